@@ -1,0 +1,47 @@
+# make demo       the main job on real data: pdfast distill --rounds 11 on the digits, about 8 minutes
+# make test       style, types and tests, under 10 minutes on 2 cores
+# make test-slow  the long tests, under 20 minutes
+# make clean      remove the environment and caches, not the runs
+#
+# All work in .venv, which any of them sets up. Where $(PYTHON) has torch already, that torch is
+# used; elsewhere $(TORCH) is installed.
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: all demo test test-slow clean
+
+all: $(READY)
+
+$(READY): setup.py pyproject.toml Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pdfast needs Python 3.11 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	@# A path file makes the torch of $(PYTHON), in a virtual environment or not, visible here.
+	@found=$$($(PYTHON) -c 'import pathlib, torch; print(pathlib.Path(torch.__file__).parents[1])' 2>/dev/null); \
+	if [ -n "$$found" ]; then \
+		echo "using the torch in $$found"; \
+		echo "$$found" > $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')/torch-of-parent.pth; \
+	else \
+		$(BIN)/python -m pip install --quiet '$(TORCH)'; \
+	fi
+	$(BIN)/python -m pip install --quiet 'setuptools>=77'
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[demo,test]'
+	touch $@
+
+demo: $(READY)
+	$(BIN)/pdfast distill --rounds 11
+
+test: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict pdfast
+	$(BIN)/python -m pytest -m "not slow and not demo" -n 2
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow
+
+clean:
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache

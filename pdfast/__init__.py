@@ -1,0 +1,54 @@
+"""pdfast: few-step diffusion sampling by progressive distillation (Salimans & Ho 2022).
+
+    student = pdfast.distill("digits", rounds=11)
+    images = pdfast.load("runs/digits/round-11-steps-0004").sample(64, steps=4, seed=0)
+
+`pdfast.reference` states the published algorithms in plain PyTorch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from pdfast.config import Config, load_config
+from pdfast.errors import PdfastError, UsageError
+from pdfast.version import __version__
+
+if TYPE_CHECKING:
+    from pdfast import reference
+    from pdfast.api import distill, evaluate, train
+    from pdfast.checkpoint import load_model as load
+    from pdfast.checkpoint import save_model as save
+    from pdfast.model import Model
+
+__all__ = [
+    "Config",
+    "Model",
+    "PdfastError",
+    "UsageError",
+    "__version__",
+    "distill",
+    "evaluate",
+    "load",
+    "load_config",
+    "reference",
+    "save",
+    "train",
+]
+
+_LAZY = {  # these import torch, which `pdfast --help` should not wait for
+    "Model": ("pdfast.model", "Model"),
+    "distill": ("pdfast.api", "distill"),
+    "evaluate": ("pdfast.api", "evaluate"),
+    "load": ("pdfast.checkpoint", "load_model"),
+    "reference": ("pdfast.reference", ""),
+    "save": ("pdfast.checkpoint", "save_model"),
+    "train": ("pdfast.api", "train"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'pdfast' has no attribute '{name}'")
+    module, attribute = _LAZY[name]
+    loaded = importlib.import_module(module)
+    return getattr(loaded, attribute) if attribute else loaded

@@ -1,0 +1,5 @@
+"""`python -m pdfast`."""
+
+from pdfast.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,117 @@
+"""The Python interface: `pdfast.train`, `pdfast.distill`, `pdfast.evaluate`, as the commands."""
+
+import dataclasses
+from pathlib import Path
+
+from pdfast.config import Config, check_distillable, load_config
+from pdfast.data import Dataset, load_dataset
+from pdfast.device import choose_device
+from pdfast.distillation import adopt_teacher, distill_rounds
+from pdfast.errors import UsageError
+from pdfast.model import Model
+from pdfast.progress import Screen
+from pdfast.report import report_model, report_run
+from pdfast.run import Run
+from pdfast.training import train_teacher
+
+
+def _config(config: Config | str | Path) -> Config:
+    return config if isinstance(config, Config) else load_config(config)
+
+
+def _open(config: Config, out: str | Path | None, quiet: bool) -> tuple[Run, Dataset]:
+    """The run directory, and the data, read before anything is written."""
+    data = load_dataset(config.data, config.model)
+    path = Path(out) if out is not None else Path("runs") / config.name
+    return Run(path, config, Screen(quiet)), data
+
+
+def train(
+    config: Config | str | Path = "digits",
+    *,
+    out: str | Path | None = None,
+    device: str = "auto",
+    threads: int = 0,
+    quiet: bool = False,
+) -> Model:
+    """Train a teacher, or go on with one, and report its distances. Returns it.
+
+    `config` is a Config, the name of one that comes with pdfast, or a TOML file; `out` is the run
+    directory, runs/<name> by default. Raises PdfastError with a sentence that names the fix.
+    """
+    config = _config(config)
+    where = choose_device(device, threads)
+    run, data = _open(config, out, quiet)
+    data = data.to(where)
+    model = train_teacher(run, data, where)
+    report_run(run, data, config.eval.steps, where)
+    return model
+
+
+def distill(
+    config: Config | str | Path = "digits",
+    *,
+    teacher: str | Path | None = None,
+    rounds: int | None = None,
+    out: str | Path | None = None,
+    device: str = "auto",
+    threads: int = 0,
+    quiet: bool = False,
+) -> Model:
+    """Distil a teacher by progressive distillation (Salimans & Ho 2022). Returns the last student.
+
+    Without `teacher`, a model directory, the config's own is trained first, or taken from the run
+    directory `out`. Finished rounds are kept: the same call resumes, and more `rounds` go on.
+    Arguments and errors otherwise as in `train`.
+    """
+    config = _config(config)
+    if rounds is not None:
+        config = dataclasses.replace(
+            config, distill=dataclasses.replace(config.distill, rounds=rounds)
+        )
+    check_distillable(config)
+    where = choose_device(device, threads)
+    run, data = _open(config, out, quiet)
+    data = data.to(where)
+    if teacher is not None:
+        model = adopt_teacher(run, Path(teacher), where)
+    else:
+        model = train_teacher(run, data, where)
+    student = distill_rounds(run, model, data)
+    report_run(run, data, config.eval.steps, where)
+    return student
+
+
+def evaluate(
+    model: str | Path,
+    *,
+    config: Config | str | Path | None = None,
+    steps: tuple[int, ...] | None = None,
+    out: str | Path | None = None,
+    device: str = "auto",
+    threads: int = 0,
+    quiet: bool = False,
+) -> None:
+    """Measure the Frechet distance of a model directory, or of a whole run directory.
+
+    A run directory gets its report.json, report.md and report.png written again. A model's
+    numbers go to `out` (eval/ beside it by default); its data come from `config`, or from the run
+    directory that the model lies in. `steps` replaces the config's step counts.
+    """
+    path = Path(model)
+    is_run = (path / "config.toml").is_file()
+    beside = path / "config.toml" if is_run else path.parent / "config.toml"
+    if config is None and not beside.is_file():
+        raise UsageError(
+            f"{path} lies in no run directory: name the data to compare with, by --config"
+        )
+    resolved = _config(config if config is not None else beside)
+    chosen = dataclasses.replace(resolved.eval, steps=tuple(steps or resolved.eval.steps))
+    where = choose_device(device, threads)
+    data = load_dataset(resolved.data, resolved.model).to(where)
+    screen = Screen(quiet)
+    if is_run:
+        report_run(Run(path, resolved, screen), data, chosen.steps, where)
+    else:
+        target = Path(out) if out is not None else path.parent / f"eval-{path.name}"
+        report_model(path, dataclasses.replace(resolved, eval=chosen), data, where, target, screen)

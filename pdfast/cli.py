@@ -1,0 +1,248 @@
+"""The command line: `pdfast train | distill | sample | eval | doctor`.
+
+The parser is tyro's, over the dataclasses below and those of config.py; every mistake is made one
+line on stderr. Nothing here imports torch before a command runs.
+"""
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal, cast
+
+import tyro
+from tyro.conf import FlagCreatePairsOff, Positional, arg, subcommand
+
+from pdfast.config import Config, check, check_distillable, load_config, nearest
+from pdfast.errors import PdfastError, UsageError
+from pdfast.version import __version__
+
+DEFAULT_CONFIG = "digits"
+Fields = Annotated[Config, arg(name="")]  # every config field as a flag, --model.ch and so on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Where to run."""
+
+    device: str = "auto"
+    """auto (the first GPU, else the CPU), cpu or cuda:k."""
+    threads: int = 0
+    """CPU threads; 0: torch's choice."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunCommand(Machine):
+    """What `train` and `distill` share."""
+
+    config: str = DEFAULT_CONFIG
+    """Name of a config that comes with pdfast, or the path of a TOML file."""
+    out: Path | None = None
+    """Run directory; runs/<name of the config> if left out. An unfinished run goes on."""
+    dry_run: FlagCreatePairsOff[bool] = False
+    """Print the resolved config, parameters, memory, disk, time and rounds, and stop."""
+    fields: Fields = field(default_factory=Config)
+
+    def forecast(self, distill: bool) -> None:
+        """`--dry-run`."""
+        from pdfast.device import choose_device
+        from pdfast.forecast import forecast
+        from pdfast.progress import Screen
+
+        forecast(self.fields, choose_device(self.device, self.threads), Screen(), distill)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(RunCommand):
+    """Train a teacher in continuous time."""
+
+    def run(self) -> None:
+        """Run the command."""
+        if self.dry_run:
+            return self.forecast(distill=False)
+        from pdfast.api import train
+
+        train(self.fields, out=self.out, device=self.device, threads=self.threads)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distill(RunCommand):
+    """Halve a teacher's sampling steps, round by round; without --teacher, train it first."""
+
+    teacher: Path | None = None
+    """Model directory of a teacher; without it the config's own is trained, or taken from --out."""
+
+    def run(self) -> None:
+        """Run the command."""
+        check_distillable(self.fields)
+        if self.dry_run:
+            return self.forecast(distill=True)
+        from pdfast.api import distill
+
+        distill(
+            self.fields,
+            teacher=self.teacher,
+            out=self.out,
+            device=self.device,
+            threads=self.threads,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample(Machine):
+    """Sample images from a model directory."""
+
+    model: Positional[Path]
+    """Model directory, such as runs/digits/round-11-steps-0004."""
+    steps: int = 0
+    """Sampling steps; 0: the number that the model was distilled to."""
+    num: int = 64
+    """Number of images."""
+    seed: int = 0
+    """Image k depends on the seed and on k alone."""
+    out: Path = Path("samples")
+    """A folder for PNG files, or an .npz (uint8 NHWC, arr_0), or a .png (a grid)."""
+    label: int | None = None
+    """Class of every image, for a class-conditional model; drawn at random if left out."""
+    sampler: Literal["ddim", "ancestral"] = "ddim"
+    """ddim is deterministic; ancestral adds noise at each step."""
+    variance: float = 1.0
+    """Variance of the ancestral sampler, from 0 (small) to 1 (large)."""
+
+    def run(self) -> None:
+        """Run the command."""
+        from pdfast.sampling import sample_to
+
+        sample_to(
+            self.model,
+            self.out,
+            num=self.num,
+            steps=self.steps,
+            seed=self.seed,
+            label=self.label,
+            sampler=self.sampler,
+            variance=self.variance,
+            device=self.device,
+            threads=self.threads,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eval(Machine):
+    """Frechet distance against sampling steps, of a model or of a run (whose report it writes)."""
+
+    model: Positional[Path]
+    """Model directory or run directory."""
+    steps: tuple[int, ...] = ()
+    """Step counts; those of the config if left out."""
+    config: str | None = None
+    """Config that names the data, for a model outside a run directory."""
+    out: Path | None = None
+    """Where a single model's numbers go; eval-<model> beside the model if left out."""
+
+    def run(self) -> None:
+        """Run the command."""
+        check(min(self.steps, default=1) >= 1, "--steps must all be at least 1")
+        from pdfast.api import evaluate
+
+        evaluate(
+            self.model,
+            config=self.config,
+            steps=self.steps,
+            out=self.out,
+            device=self.device,
+            threads=self.threads,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doctor(Machine):
+    """Say what runs where: device, number types, each op's implementation and why."""
+
+    def run(self) -> None:
+        """Run the command."""
+        from pdfast.doctor import doctor
+        from pdfast.progress import Screen
+
+        doctor(self.device, self.threads, Screen())
+
+
+AnyCommand = Train | Distill | Sample | Eval | Doctor
+COMMANDS = ("train", "distill", "sample", "eval", "doctor")
+Command = (
+    Annotated[Train, subcommand("train")]
+    | Annotated[Distill, subcommand("distill")]
+    | Annotated[Sample, subcommand("sample")]
+    | Annotated[Eval, subcommand("eval")]
+    | Annotated[Doctor, subcommand("doctor")]
+)
+
+
+def parse(args: Sequence[str]) -> AnyCommand:
+    """The command of the arguments, its defaults taken from the config that they name."""
+    word = args[0] if args else ""
+    if word and not word.startswith("-") and word not in COMMANDS:
+        known = ", ".join(COMMANDS)
+        raise UsageError(f"no command '{word}'{nearest(word, COMMANDS)} (commands: {known})")
+    kind = {"train": Train, "distill": Distill}.get(word)
+    if kind is None:
+        return cast(AnyCommand, _tyro(Command, args, "pdfast"))
+    name = _config_argument(args) or DEFAULT_CONFIG
+    default = kind(config=name, fields=load_config(name))
+    return cast(AnyCommand, _tyro(kind, args[1:], f"pdfast {word}", default))
+
+
+def _config_argument(args: Sequence[str]) -> str | None:
+    """The value of --config, found before the parser knows its defaults."""
+    for n, argument in enumerate(args):
+        if argument.startswith("--config="):
+            return argument.removeprefix("--config=")
+        if argument == "--config" and n + 1 < len(args):
+            return args[n + 1]
+    return None
+
+
+def _tyro(kind: object, args: Sequence[str], prog: str, default: object = None) -> object:
+    """Parse with tyro; a mistake becomes a `UsageError` of one sentence."""
+    keywords = {} if default is None else {"default": default}
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(kind, args=list(args), prog=prog, **keywords)  # type: ignore[call-overload]
+    except SystemExit as exit_:
+        if exit_.code == 0:  # --help
+            raise
+        raise UsageError(_one_line(errors.getvalue())) from None
+
+
+def _one_line(box: str) -> str:
+    """tyro's framed error as one sentence, with the nearest flag where it names one."""
+    lines = [line.strip("\u2502\u256d\u256e\u2570\u256f\u2500 ") for line in box.splitlines()[1:]]
+    text = " ".join(line for line in lines if line).split("For full helptext")[0].strip()
+    text = re.sub(r" Argument helptext.*| \(required\)$|^Error parsing fields[\w.]*: ", "", text)
+    text = re.sub(r"\s*Perhaps you meant:\s+(--[\w.-]+).*", r"; did you mean \1?", text)
+    return f"{text[0].lower()}{text[1:]}" if text else "the arguments cannot be read; see --help"
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Entry point of `pdfast`; returns the exit code."""
+    args = list(sys.argv[1:] if args is None else args)
+    if args == ["--version"]:
+        print(f"pdfast {__version__}")
+        return 0
+    try:
+        command = parse(args or ["--help"])
+        from pdfast import signals
+
+        signals.install()
+        command.run()
+    except PdfastError as error:
+        message = " ".join(str(error).split())
+        print(f"pdfast: {message}", file=sys.stderr)
+        return error.exit_code
+    except SystemExit as exit_:
+        return int(exit_.code or 0)
+    return 0

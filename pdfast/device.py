@@ -1,0 +1,31 @@
+"""The device that work runs on."""
+
+import torch
+
+from pdfast.errors import UsageError
+
+
+def choose_device(name: str = "auto", threads: int = 0) -> torch.device:
+    """The device of a name: "auto" (the first GPU, else the CPU), "cpu" or "cuda:k".
+
+    `threads` 0 leaves the number of CPU threads to torch.
+    Raises UsageError for a name that is none, or a GPU that is not there.
+    """
+    if threads < 0:
+        raise UsageError("threads must be 0 (torch's choice) or more")
+    if threads:
+        torch.set_num_threads(threads)
+    if name == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"no device '{name}': use auto, cpu or cuda:k")
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if (device.index or 0) >= count:
+            raise UsageError(f"no device '{name}': torch sees {count} GPUs; use --device cpu")
+        device = torch.device("cuda", device.index or 0)
+    return device

@@ -1,0 +1,131 @@
+"""Progressive distillation: rounds that halve the sampling steps (Algorithm 2)."""
+
+import copy
+import dataclasses
+import time
+from pathlib import Path
+
+import torch
+
+from pdfast import checkpoint
+from pdfast.config import to_table
+from pdfast.data import Dataset
+from pdfast.draws import index_below
+from pdfast.engine import Batch, Problem, fit
+from pdfast.errors import UsageError
+from pdfast.evaluate import EXTRACTORS, Judge
+from pdfast.method import add_noise, ddim_step, target
+from pdfast.model import Model
+from pdfast.plots import rows, sample_row
+from pdfast.run import Run
+from pdfast.signals import poll
+
+MONITOR_STEPS, MONITOR_IMAGES = 16, 256  # of the cheap distance after each round
+MONITOR_JUMP = 1.5  # a distance this many times the last round's is a jump
+
+
+class Rollout:
+    """The objective of one round: predict in one step where the teacher's two steps lead."""
+
+    def __init__(self, teacher: Model, num_steps: int) -> None:
+        """`num_steps` is N, the student's; the teacher has 2N."""
+        self.teacher, self.num_steps = teacher, num_steps
+
+    def __call__(self, student: Model, batch: Batch) -> Problem:
+        """Algorithm 2, from the draw of i to the target; see method.py for the angles."""
+        teacher, N, label = self.teacher, self.num_steps, batch.label  # noqa: N806
+        i = index_below(batch.time[:, 0], N)  # i ~ U{0 .. N-1}
+        phi_t = teacher.schedule.phi((i + 1) / N)
+        phi_mid = teacher.schedule.phi((i + 0.5) / N)
+        z_t = add_noise(batch.x, batch.eps, phi_t)
+        with torch.no_grad():  # two DDIM steps of the teacher, unclipped
+            out_t = teacher.at(z_t, phi_t, label)
+            z_mid = ddim_step(z_t, out_t, phi_t, phi_mid, teacher.head)
+            out_mid = teacher.at(z_mid, phi_mid, label)
+            y_target = target(z_t, out_t, out_mid, phi_t, phi_mid, i == 0, teacher.head)
+        return Problem(student.at(z_t, phi_t, label), y_target, phi_t)
+
+
+def distill_rounds(run: Run, teacher: Model, data: Dataset) -> Model:
+    """All rounds of the run's config; finished ones are loaded. Returns the last student."""
+    config = run.config
+    judge = Judge(data, min(MONITOR_IMAGES, len(data)), config.seed, EXTRACTORS["pixel"])
+    teacher_row = sample_row(teacher, config.eval.baseline_steps, config.seed)
+    student = without_dropout(teacher)
+    before = _distance(run, 0, student, config.distill.start_steps, judge)
+    for round_ in range(1, config.distill.rounds + 1):
+        steps, path = config.distill.steps_after(round_), run.round_dir(round_)
+        if run.has(path):
+            student = checkpoint.load_model(path, teacher.device)
+        else:
+            student = _distill_round(run, student, data, round_, steps)
+            row = sample_row(student, min(steps, MONITOR_STEPS), config.seed)
+            run.save_picture(rows([teacher_row, row]), f"{path.name}.png")
+        distance = _distance(run, round_, student, steps, judge)
+        if distance > MONITOR_JUMP * before:
+            run.screen.warn(
+                f"round {round_}: the distance jumped from {before:.3g} to {distance:.3g}; give "
+                f"this round more updates (distill.round_updates, {steps} steps)"
+            )
+        before = distance
+    return student
+
+
+def _distill_round(run: Run, teacher: Model, data: Dataset, round_: int, steps: int) -> Model:
+    """One round: the student starts as the teacher and learns its two steps in one."""
+    config, start = run.config, time.perf_counter()
+    cfg = dataclasses.replace(config.distill, updates=config.distill.updates_of(steps))
+    student = copy.deepcopy(teacher)
+    student.steps = steps
+    title = f"round {round_}/{config.distill.rounds} ({steps} steps)"
+    result = fit(student, Rollout(teacher, steps), cfg, data, run, round_, title)
+    checkpoint.save_model(student, run.round_dir(round_), round=round_, seed=config.seed)
+    run.clear_states()
+    seconds = time.perf_counter() - start
+    run.log(round=round_, steps=steps, **result.as_metrics(seconds))
+    run.screen.say(
+        f"{title}: held loss {result.loss_start:.4g} -> {result.loss_end:.4g}, "
+        f"{cfg.updates} updates in {seconds:.1f} s, saved to {run.round_dir(round_)}"
+    )
+    return student
+
+
+def _distance(run: Run, round_: int, model: Model, steps: int, judge: Judge) -> float:
+    """A cheap distance to watch the rounds by: few images, at most 16 steps; computed once."""
+    logged = [m["distance"] for m in run.metrics() if m["round"] == round_ and "distance" in m]
+    if logged:
+        return float(logged[-1])
+    distance = judge.judge(model, min(steps, MONITOR_STEPS), poll)
+    run.log(round=round_, steps=steps, distance=distance)
+    return distance
+
+
+def adopt_teacher(run: Run, path: Path, device: torch.device) -> Model:
+    """Copy a teacher from elsewhere into the run, after checking that it fits the config."""
+    model = checkpoint.load_model(path, device)
+    config = run.config
+    asked, found = to_table(config.model), to_table(model.cfg)
+    for key in asked:
+        if key != "dropout" and asked[key] != found[key]:
+            raise UsageError(
+                f"the teacher {path} has model.{key} {found[key]!r}, but the config asks for "
+                f"{asked[key]!r}: pass the config that the teacher was trained with"
+            )
+    if run.has(run.teacher_dir):
+        if checkpoint.fingerprint(run.teacher_dir) != checkpoint.fingerprint(path):
+            raise UsageError(f"{run.path} already has another teacher: choose another --out")
+    else:
+        checkpoint.save_model(model, run.teacher_dir, source=str(path))
+    start = config.distill.start_steps
+    if model.steps and model.steps != start:
+        raise UsageError(
+            f"{path} was distilled to {model.steps} steps: pass --distill.start-steps {model.steps}"
+        )
+    return model
+
+
+def without_dropout(model: Model) -> Model:
+    """The same model for distillation, which uses no dropout."""
+    bare = Model(dataclasses.replace(model.cfg, dropout=0.0), model.steps).to(model.device)
+    bare.net.load_state_dict(model.net.state_dict())
+    return bare.eval()

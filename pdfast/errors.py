@@ -1,0 +1,24 @@
+"""Errors that a user can cause, each one a sentence that names the fix."""
+
+import signal
+
+
+class PdfastError(Exception):
+    """Something the user can put right; the command line prints it as one line, exit code 1."""
+
+    exit_code = 1
+
+
+class UsageError(PdfastError, ValueError):
+    """A wrong flag, config key or argument; the command line exits with 2."""
+
+    exit_code = 2
+
+
+class Stopped(PdfastError):  # noqa: N818  # it ends a run, but is no error
+    """A signal asked the run to stop, and its state is saved; exit code 128 + signal."""
+
+    def __init__(self, signum: int, saved: str) -> None:
+        name = signal.Signals(signum).name
+        super().__init__(f"stopped by {name}; {saved}")
+        self.exit_code = 128 + signum

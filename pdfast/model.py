@@ -1,0 +1,148 @@
+"""A diffusion model: the U-Net, what its output means, and its noise schedule."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from pdfast import method
+from pdfast.config import NetConfig
+from pdfast.draws import Draws, Stream, index_below
+from pdfast.errors import UsageError
+from pdfast.samplers import Sampler, sample
+from pdfast.schedule import CosineSchedule, logsnr_of
+from pdfast.unet import UNet
+
+# Images per network call while sampling. Every call has this size, the last one filled up, so that
+# the arithmetic of image k, and with it every bit, is the same for any number of images.
+SAMPLE_BATCH = 64
+
+
+class Model(nn.Module):
+    """A network with its head and schedule.
+
+    `steps` is the number of sampling steps that the model was distilled to, 0 for a teacher.
+    Calling the model gives the network's raw output.
+    """
+
+    def __init__(self, cfg: NetConfig, steps: int = 0) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.steps = steps
+        self.head = cfg.head
+        self.logsnr_min, self.logsnr_max = cfg.logsnr_min, cfg.logsnr_max
+        self.schedule = CosineSchedule(cfg.logsnr_min, cfg.logsnr_max)
+        self.net = UNet(cfg)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image."""
+        return self.cfg.channels, self.cfg.image_size, self.cfg.image_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The parameters' floating-point type."""
+        return next(self.parameters()).dtype
+
+    def forward(self, z: Tensor, logsnr: Tensor, label: Tensor | None = None) -> Tensor:
+        """Raw output (B, C or 2C, H, W) at z (B, C, H, W), logsnr (B,), label int64 (B,)."""
+        return self.net(z, logsnr, label)  # type: ignore[no-any-return]
+
+    def at(self, z: Tensor, phi: Tensor, label: Tensor | None = None) -> Tensor:
+        """Raw output at angle phi (B,), in radians."""
+        return self(z, logsnr_of(phi), label)  # type: ignore[no-any-return]
+
+    def predict_x_at(self, z: Tensor, phi: Tensor, label: Tensor | None = None) -> Tensor:
+        """x-hat (B, C, H, W) at angle phi (B,), unclipped."""
+        return method.predict_x(z, self.at(z, phi, label), phi, self.head)
+
+    def predict_x(self, z: Tensor, logsnr: Tensor, label: Tensor | None = None) -> Tensor:
+        """x-hat (B, C, H, W), unclipped, at z (B, C, H, W) and logsnr (B,), in z's dtype."""
+        phi = torch.atan(torch.exp(-0.5 * logsnr.double()))
+        return method.predict_x(z, self(z, logsnr, label), phi, self.head)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        num: int,
+        steps: int,
+        seed: int = 0,
+        label: Tensor | None = None,
+        noise: Tensor | None = None,
+        clip: bool = True,
+        sampler: Sampler = "ddim",
+        variance: float = 1.0,
+        *,
+        on_step: Callable[[], None] = lambda: None,
+    ) -> Tensor:
+        """Images (num, C, H, W) in [-1, 1], in the model's dtype and on its device.
+
+        Image k depends on (seed, k) alone, whatever `num` is. `label`, int64 of shape (num,), is
+        for a class-conditional model; left out, classes are drawn by counter. `noise`,
+        (num, C, H, W), replaces the drawn start. `sampler` is "ddim" or "ancestral", the latter
+        with `variance` from 0 (small) to 1 (large). `on_step` is called at each network call.
+        Raises UsageError for a wrong argument.
+        """
+        if num < 1:
+            raise UsageError(f"num must be at least 1, not {num}")
+        if noise is not None and noise.shape != (num, *self.image_shape):
+            raise UsageError(
+                f"noise must have shape {(num, *self.image_shape)}, not {tuple(noise.shape)}"
+            )
+        if label is not None:
+            self._check_label(label, num)
+        draws = Draws(seed, Stream.SAMPLE, device=self.device)
+        training = self.training
+        self.eval()
+        parts = []
+        for start in range(0, num, SAMPLE_BATCH):
+            used = min(SAMPLE_BATCH, num - start)
+
+            def normal(step: int, start: int = start) -> Tensor:
+                return draws.normal(step, start, SAMPLE_BATCH, self.image_shape).to(self.dtype)
+
+            z, labels = normal(0), self._labels(draws, start)
+            if noise is not None:
+                z[:used] = noise[start : start + used].to(z)
+            if label is not None and labels is not None:
+                labels[:used] = label[start : start + used].to(labels)
+            parts.append(
+                sample(
+                    self,
+                    z,
+                    steps,
+                    clip=clip,
+                    label=labels,
+                    sampler=sampler,
+                    variance=variance,
+                    noise=normal,
+                    on_step=on_step,
+                )[:used]
+            )
+        self.train(training)
+        return torch.cat(parts)
+
+    @staticmethod
+    def calls_for(num: int) -> int:
+        """Network calls of each sampling step for `num` images."""
+        return -(-num // SAMPLE_BATCH)
+
+    def _check_label(self, label: Tensor, num: int) -> None:
+        if not self.cfg.num_classes:
+            raise UsageError("this model is unconditional: leave label out")
+        ok = label.shape == (num,) and not label.is_floating_point()
+        if not ok or label.min() < 0 or label.max() >= self.cfg.num_classes:
+            raise UsageError(
+                f"label must hold {num} whole numbers in 0 .. {self.cfg.num_classes - 1}"
+            )
+
+    def _labels(self, draws: Draws, first: int) -> Tensor | None:
+        if not self.cfg.num_classes:
+            return None
+        words = draws.words(2**40, first, SAMPLE_BATCH)[:, 0]  # no sampler has 2^40 steps
+        return index_below(words, self.cfg.num_classes)

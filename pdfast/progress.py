@@ -1,0 +1,68 @@
+"""What a run shows: a progress bar on a terminal, plain lines elsewhere."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+
+class Task:
+    """One stretch of work with a known number of steps."""
+
+    def __init__(self, bar: Progress | None, title: str, total: int, done: int = 0) -> None:
+        self.done, self.start, self._first = done, time.perf_counter(), done
+        self._bar = bar
+        self._id = bar.add_task(title, total=total, completed=done, note="") if bar else None
+
+    def advance(self, note: str | None = None) -> None:
+        """One step is done; `note` is shown behind the bar."""
+        self.done += 1
+        if self._bar is not None and self._id is not None:
+            fields = {} if note is None else {"note": note}
+            self._bar.update(self._id, advance=1, **fields)  # type: ignore[arg-type]
+
+    def rate(self) -> float:
+        """Steps per second since the task began."""
+        return (self.done - self._first) / (time.perf_counter() - self.start)
+
+
+class Screen:
+    """The run's output: `say` prints a line, `task` shows a bar while it lasts."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.console = Console(quiet=quiet, highlight=False, soft_wrap=True, markup=False)
+        self.plain = not self.console.is_terminal
+
+    def say(self, text: str) -> None:
+        """Print one line."""
+        self.console.print(text)
+
+    def warn(self, text: str) -> None:
+        """Print one line that asks for attention."""
+        self.console.print(f"warning: {text}", style="yellow")
+
+    @contextmanager
+    def task(self, title: str, total: int, done: int = 0) -> Iterator[Task]:
+        """Show a bar for `total` steps while the block runs; nothing where there is no terminal."""
+        if self.plain:
+            yield Task(None, title, total, done)
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        with Progress(*columns, console=self.console, transient=True) as bar:
+            yield Task(bar, title, total, done)

@@ -1,0 +1,166 @@
+"""Progressive distillation as published, in plain PyTorch: Algorithms 1 and 2, in x space.
+
+This file is for reading beside the paper (Salimans & Ho 2022) and for checking the fast path: it
+shares no function with it and uses no rearranged formula. Any floating-point dtype; it is
+accurate in float64 and loses digits in float32 (see README, "The method in ten lines").
+
+A model here is any callable (z, logsnr, label) -> raw output with attributes `head` ("x", "eps",
+"v" or "both") and `logsnr_min`, `logsnr_max`. z is (B, C, H, W); logsnr, u and i are (B,).
+"""
+
+import math
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from pdfast.config import LossWeight
+
+
+class Denoiser(Protocol):
+    """A network, what its output means, and the range of its cosine schedule."""
+
+    head: str
+    logsnr_min: float
+    logsnr_max: float
+
+    def __call__(self, z: Tensor, logsnr: Tensor, label: Tensor | None = None) -> Tensor:
+        """Raw output, (B, C, H, W), or (B, 2C, H, W) for the head "both"."""
+
+
+def logsnr_schedule(u: Tensor, logsnr_min: float = -20.0, logsnr_max: float = 20.0) -> Tensor:
+    """Cosine schedule: logSNR at time u in [0, 1]."""
+    b = math.atan(math.exp(-0.5 * logsnr_max))
+    a = math.atan(math.exp(-0.5 * logsnr_min)) - b
+    return -2.0 * torch.log(torch.tan(a * u + b))
+
+
+def alpha_sigma(logsnr: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    """alpha = sqrt(sigmoid(logsnr)), sigma = sqrt(sigmoid(-logsnr)), shaped to multiply z."""
+    logsnr = logsnr.reshape(-1, *[1] * (z.ndim - 1))
+    return torch.sqrt(torch.sigmoid(logsnr)), torch.sqrt(torch.sigmoid(-logsnr))
+
+
+def predict(
+    model: Denoiser, z: Tensor, logsnr: Tensor, label: Tensor | None, clip: bool = False
+) -> tuple[Tensor, Tensor]:
+    """(x-hat, eps-hat) of a model at z. With `clip`, x-hat is cut to [-1, 1] and eps-hat follows.
+
+    Section 4: for the head "both" x-hat is the mean of the direct prediction and the one through
+    eps-hat, weighted by sigma^2 and alpha^2.
+    """
+    out = model(z, logsnr, label)
+    alpha, sigma = alpha_sigma(logsnr, z)
+    if model.head == "x":
+        x_hat = out
+    elif model.head == "eps":
+        x_hat = (z - sigma * out) / alpha
+    elif model.head == "v":
+        x_hat = alpha * z - sigma * out
+    else:
+        x_direct, eps_direct = out.chunk(2, dim=1)
+        x_hat = sigma**2 * x_direct + alpha**2 * (z - sigma * eps_direct) / alpha
+    if model.head == "eps" and not clip:
+        return x_hat, out
+    if clip:
+        x_hat = x_hat.clamp(-1.0, 1.0)
+    return x_hat, (z - alpha * x_hat) / sigma
+
+
+def weighted_loss(
+    x_hat: Tensor, x_target: Tensor, z: Tensor, logsnr: Tensor, weight: LossWeight
+) -> Tensor:
+    """Loss per image, (B,): mean over pixels of w(logSNR) ||x_target - x_hat||^2.
+
+    constant: 1; snr: SNR, the error in eps; snr_trunc: max(SNR, 1); v_mse: SNR + 1,
+    the error in v (section 4).
+    """
+    alpha, sigma = alpha_sigma(logsnr, z)
+    x_mse = (x_hat - x_target).square().flatten(1).mean(1)
+    eps_hat, eps_target = (z - alpha * x_hat) / sigma, (z - alpha * x_target) / sigma
+    eps_mse = (eps_hat - eps_target).square().flatten(1).mean(1)
+    if weight == "constant":
+        return x_mse
+    if weight == "snr":
+        return eps_mse
+    if weight == "snr_trunc":
+        return torch.maximum(x_mse, eps_mse)
+    v_hat, v_target = alpha * eps_hat - sigma * x_hat, alpha * eps_target - sigma * x_target
+    return (v_hat - v_target).square().flatten(1).mean(1)
+
+
+def training_loss(
+    model: Denoiser,
+    x: Tensor,
+    eps: Tensor,
+    u: Tensor,
+    weight: LossWeight,
+    label: Tensor | None = None,
+) -> Tensor:
+    """Algorithm 1: loss per image, (B,), of a model trained on data at times u in [0, 1]."""
+    logsnr = logsnr_schedule(u, model.logsnr_min, model.logsnr_max)
+    alpha, sigma = alpha_sigma(logsnr, x)
+    z_t = alpha * x + sigma * eps
+    x_hat, _ = predict(model, z_t, logsnr, label)
+    return weighted_loss(x_hat, x, z_t, logsnr, weight)
+
+
+def distillation_loss(
+    student: Denoiser,
+    teacher: Denoiser,
+    x: Tensor,
+    eps: Tensor,
+    i: Tensor,
+    num_steps: int,
+    weight: LossWeight,
+    label: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Algorithm 2: (loss per image (B,), x_target (B, C, H, W)) of a student of `num_steps` steps.
+
+    i, int64 of shape (B,), is drawn from {0 .. num_steps - 1}. No gradient flows to the teacher.
+    """
+    u_t = (i.to(x) + 1.0) / num_steps
+    u_mid = u_t - 0.5 / num_steps
+    u_s = u_t - 1.0 / num_steps
+
+    def logsnr_at(u: Tensor) -> Tensor:
+        return logsnr_schedule(u, teacher.logsnr_min, teacher.logsnr_max)
+
+    logsnr_t, logsnr_mid, logsnr_s = logsnr_at(u_t), logsnr_at(u_mid), logsnr_at(u_s)
+    alpha_t, sigma_t = alpha_sigma(logsnr_t, x)
+    alpha_mid, sigma_mid = alpha_sigma(logsnr_mid, x)
+    alpha_s, sigma_s = alpha_sigma(logsnr_s, x)
+
+    z_t = alpha_t * x + sigma_t * eps
+    with torch.no_grad():
+        # Two DDIM steps of the teacher.
+        x_t, eps_t = predict(teacher, z_t, logsnr_t, label)
+        z_mid = alpha_mid * x_t + sigma_mid * eps_t
+        x_mid, eps_mid = predict(teacher, z_mid, logsnr_mid, label)
+        z_s = alpha_s * x_mid + sigma_s * eps_mid
+        # x-tilde: the x-hat that takes one DDIM step from z_t to z_s.
+        frac = torch.exp(0.5 * (softplus(logsnr_t) - softplus(logsnr_s)))  # sigma_s / sigma_t
+        frac = frac.reshape(-1, *[1] * (x.ndim - 1))
+        x_target = (z_s - frac * z_t) / (alpha_s - frac * alpha_t)
+        # The sampler's last step returns x-hat itself.
+        last = (i == 0).reshape(-1, *[1] * (x.ndim - 1))
+        x_target = torch.where(last, x_mid, x_target)
+
+    x_hat, _ = predict(student, z_t, logsnr_t, label)
+    return weighted_loss(x_hat, x_target, z_t, logsnr_t, weight), x_target
+
+
+@torch.no_grad()
+def ddim_sample(
+    model: Denoiser, z: Tensor, num_steps: int, clip: bool = True, label: Tensor | None = None
+) -> Tensor:
+    """DDIM from noise z (B, C, H, W) at u = 1 to x-hat, in `num_steps` steps (section 2)."""
+    for i in reversed(range(num_steps)):
+        u = torch.full((len(z),), (i + 1) / num_steps, dtype=z.dtype, device=z.device)
+        logsnr = logsnr_schedule(u, model.logsnr_min, model.logsnr_max)
+        logsnr_s = logsnr_schedule(u - 1 / num_steps, model.logsnr_min, model.logsnr_max)
+        x_hat, eps_hat = predict(model, z, logsnr, label, clip)
+        alpha_s, sigma_s = alpha_sigma(logsnr_s, z)
+        z = alpha_s * x_hat + sigma_s * eps_hat
+    return x_hat

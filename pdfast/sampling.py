@@ -1,0 +1,80 @@
+"""`pdfast sample`: images of a model as PNG files, one .npz, or a grid."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from pdfast import checkpoint
+from pdfast.data import to_uint8
+from pdfast.device import choose_device
+from pdfast.errors import UsageError
+from pdfast.model import Model
+from pdfast.plots import grid
+from pdfast.progress import Screen
+from pdfast.samplers import Sampler
+from pdfast.signals import poll
+
+
+def sample_to(
+    model_dir: Path,
+    out: Path,
+    *,
+    num: int,
+    steps: int,
+    seed: int,
+    label: int | None,
+    sampler: Sampler,
+    variance: float,
+    device: str,
+    threads: int,
+) -> None:
+    """Sample `num` images and write them to `out`, a folder, an .npz or a .png."""
+    model = checkpoint.load_model(model_dir, choose_device(device, threads))
+    steps = steps or model.steps
+    if not steps:
+        raise UsageError(f"{model_dir} is a teacher, made for any number of steps: pass --steps")
+    if not 0 <= seed < 2**32:
+        raise UsageError("--seed must be in 0 .. 4294967295")
+    if num < 1:
+        raise UsageError("--num must be at least 1")
+    if out.suffix not in ("", ".npz", ".png"):
+        raise UsageError(f"--out {out} must be a folder, an .npz or a .png")
+    labels = None if label is None else torch.full((num,), label, dtype=torch.int64)
+    screen = Screen()
+    with screen.task(f"sampling, {steps} steps", steps * Model.calls_for(num)) as task:
+
+        def on_step() -> None:
+            poll("nothing was written")
+            task.advance()
+
+        images = to_uint8(
+            model.sample(
+                num,
+                steps,
+                seed,
+                labels,
+                sampler=sampler,
+                variance=variance,
+                on_step=on_step,
+            )
+        ).cpu()
+    try:
+        _write(images, out)
+    except OSError as error:
+        raise checkpoint.cannot_write(out, error) from None
+    screen.say(f"{num} images in {steps} steps (seed {seed}): {out}")
+
+
+def _write(images: torch.Tensor, out: Path) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix == ".npz":
+        np.savez(out, images.numpy())
+    elif out.suffix == ".png":
+        grid(images, max(1, round(len(images) ** 0.5))).save(out)
+    else:
+        out.mkdir(exist_ok=True)
+        for k, image in enumerate(images.numpy()):
+            picture = image[..., 0] if image.shape[-1] == 1 else image
+            Image.fromarray(picture).save(out / f"{k:06d}.png")

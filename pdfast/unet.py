@@ -1,0 +1,202 @@
+"""The U-Net of Salimans & Ho 2022, as in the authors' released code, for any size.
+
+Residual blocks with FiLM, BigGAN-style resampling inside them, self-attention at chosen
+resolutions, GroupNorm with eps 1e-6, zero-initialised last layers. Activations are kept in
+channels-last memory order, so that a convolution's output is at once the token matrix of
+attention and the row-major input of GroupNorm.
+
+Shape letters: B batch, C channels, H height, W width, E embedding width.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F  # noqa: N812  # the name everyone knows
+from torch import Tensor, nn
+
+from pdfast.config import NetConfig
+
+LOGSNR_CLIP = 20.0  # the embedding's input range, whatever the schedule's
+TIME_SCALE = 1000.0  # the embedding's argument runs over (0, 1000)
+NORM_EPS = 1e-6
+
+
+def lecun_normal_(weight: Tensor) -> None:
+    """Fill `weight` (out, in, *kernel) with a truncated normal of variance 1 / fan_in."""
+    fan_in = weight[0].numel()
+    # The standard normal cut at two standard deviations has standard deviation 0.8796.
+    std = fan_in**-0.5 / 0.87962566103423978
+    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+
+
+def conv(in_ch: int, out_ch: int, kernel: int, zero: bool = False) -> nn.Conv2d:
+    """A stride-1, same-size convolution with the published initialisation."""
+    layer = nn.Conv2d(in_ch, out_ch, kernel, padding=kernel // 2)
+    nn.init.zeros_(layer.weight) if zero else lecun_normal_(layer.weight)
+    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]  # bias=True above
+    return layer
+
+
+def linear(in_features: int, out_features: int, zero: bool = False) -> nn.Linear:
+    """A dense layer with the published initialisation."""
+    layer = nn.Linear(in_features, out_features)
+    nn.init.zeros_(layer.weight) if zero else lecun_normal_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def logsnr_embedding(logsnr: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
+    """Sinusoidal embedding of the noise level: logsnr (B,) -> (B, dim) in `dtype`.
+
+    The published "inv_cos" input, s = atan(exp(-logsnr / 2)) / (pi / 2), is the angle of the
+    cosine schedule as a fraction of a right angle. 1000 s is rounded to float32 whatever the
+    dtype, as the published code does.
+    """
+    logsnr = logsnr.double().clamp(-LOGSNR_CLIP, LOGSNR_CLIP)
+    s = torch.atan(torch.exp(-0.5 * logsnr)) / (math.pi / 2)
+    position = (TIME_SCALE * s).float().to(dtype)
+    half = dim // 2
+    rate = math.log(10_000.0) / (half - 1)
+    freqs = torch.exp(-rate * torch.arange(half, dtype=dtype, device=logsnr.device))
+    angles = position[:, None] * freqs[None, :]
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+class GroupNormSiLU(nn.GroupNorm):
+    """GroupNorm, then optional FiLM `h (1 + scale) + shift`, then optional SiLU."""
+
+    def __init__(self, groups: int, channels: int, silu: bool = True) -> None:
+        super().__init__(groups, channels, eps=NORM_EPS)
+        self.silu = silu
+
+    def forward(self, x: Tensor, film: Tensor | None = None) -> Tensor:
+        """x (B, C, H, W), film (B, 2C) holding scale then shift -> (B, C, H, W)."""
+        h: Tensor = super().forward(x)
+        if film is not None:
+            scale, shift = film[:, :, None, None].chunk(2, dim=1)
+            h = torch.addcmul(shift, h, 1 + scale)
+        return F.silu(h) if self.silu else h
+
+
+class ResBlock(nn.Module):
+    """Residual block: norm, SiLU, resample, conv; norm, FiLM, SiLU, dropout, conv."""
+
+    def __init__(self, in_ch: int, out_ch: int, cfg: NetConfig, resample: str = "none") -> None:
+        super().__init__()
+        self.resample = resample
+        self.norm1 = GroupNormSiLU(cfg.groups, in_ch)
+        self.conv1 = conv(in_ch, out_ch, 3)
+        self.film = linear(cfg.emb_ch, 2 * out_ch)
+        self.norm2 = GroupNormSiLU(cfg.groups, out_ch)
+        self.dropout = nn.Dropout(cfg.dropout)
+        self.conv2 = conv(out_ch, out_ch, 3, zero=True)
+        self.shortcut = conv(in_ch, out_ch, 1) if in_ch != out_ch else nn.Identity()
+
+    def _resample(self, x: Tensor) -> Tensor:
+        if self.resample == "up":
+            return F.interpolate(x, scale_factor=2.0, mode="nearest")
+        return F.avg_pool2d(x, 2) if self.resample == "down" else x
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """x (B, C, H, W), emb (B, E) already through SiLU -> (B, C', H', W')."""
+        h: Tensor = self.conv1(self._resample(self.norm1(x)))
+        h = self.norm2(h, self.film(emb))
+        h = self.conv2(self.dropout(h))
+        x = self.shortcut(self._resample(x))
+        return h + x
+
+
+class Attention(nn.Module):
+    """Residual self-attention over all pixels, with one fused q/k/v projection."""
+
+    def __init__(self, ch: int, cfg: NetConfig) -> None:
+        super().__init__()
+        self.num_heads = cfg.num_heads or ch // cfg.head_dim
+        self.norm = GroupNormSiLU(cfg.groups, ch, silu=False)
+        self.qkv = linear(ch, 3 * ch)
+        self.proj = linear(ch, ch, zero=True)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """x (B, C, H, W) -> the same shape; emb is not used."""
+        b, c, height, width = x.shape
+        tokens = self.norm(x).permute(0, 2, 3, 1).reshape(b, height * width, c)
+        qkv = self.qkv(tokens).view(b, height * width, 3, self.num_heads, c // self.num_heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        h: Tensor = F.scaled_dot_product_attention(q, k, v)
+        h = self.proj(h.transpose(1, 2).reshape(b, height * width, c))
+        return x + h.view(b, height, width, c).permute(0, 3, 1, 2)
+
+
+class UNet(nn.Module):
+    """Network (z, logsnr, label) -> raw output, without a schedule or a meaning.
+
+    The result has z's dtype, which must be the parameters', and `cfg.out_channels` channels.
+    """
+
+    def __init__(self, cfg: NetConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.emb0 = linear(cfg.ch, cfg.emb_ch)
+        self.emb1 = linear(cfg.emb_ch, cfg.emb_ch)
+        self.emb_class = linear(cfg.num_classes, cfg.emb_ch) if cfg.num_classes else None
+        self.conv_in = conv(cfg.channels, cfg.ch, 3)
+
+        def attention(ch: int, size: int) -> list[nn.Module]:
+            return [Attention(ch, cfg)] if size in cfg.attn_resolutions else []
+
+        size, ch, skips = cfg.image_size, cfg.ch, [cfg.ch]
+        widths = [cfg.ch * mult for mult in cfg.ch_mult]
+
+        # Each entry of `down` ends in one skip connection; each of `up` begins by taking one.
+        self.down = nn.ModuleList()
+        for level, width in enumerate(widths):
+            for _ in range(cfg.num_res_blocks):
+                self.down.append(nn.ModuleList([ResBlock(ch, width, cfg), *attention(width, size)]))
+                ch = width
+                skips.append(ch)
+            if level < len(widths) - 1:
+                self.down.append(nn.ModuleList([ResBlock(ch, ch, cfg, "down")]))
+                size //= 2
+                skips.append(ch)
+
+        self.mid = nn.ModuleList([ResBlock(ch, ch, cfg), Attention(ch, cfg), ResBlock(ch, ch, cfg)])
+
+        self.up = nn.ModuleList()
+        for level, width in reversed(list(enumerate(widths))):
+            for block in range(cfg.num_res_blocks + 1):
+                stage = [ResBlock(ch + skips.pop(), width, cfg), *attention(width, size)]
+                ch = width
+                if level > 0 and block == cfg.num_res_blocks:
+                    stage.append(ResBlock(ch, ch, cfg, "up"))
+                    size *= 2
+                self.up.append(nn.ModuleList(stage))
+        assert not skips
+
+        self.norm_out = GroupNormSiLU(cfg.groups, ch)
+        self.conv_out = conv(ch, cfg.out_channels, 3, zero=True)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, z: Tensor, logsnr: Tensor, label: Tensor | None = None) -> Tensor:
+        """z (B, C, H, W), logsnr (B,), label int64 (B,) if class-conditional -> (B, C', H, W)."""
+        emb = logsnr_embedding(logsnr, self.cfg.ch, z.dtype)
+        emb = self.emb1(F.silu(self.emb0(emb)))
+        if self.emb_class is not None:
+            if label is None:
+                raise ValueError("this model is class-conditional: pass label, int64 of shape (B,)")
+            # A one-hot input to a dense layer is a row of its weight, plus its bias.
+            emb = emb + F.embedding(label, self.emb_class.weight.t()) + self.emb_class.bias
+        emb = F.silu(emb)
+
+        h = self.conv_in(z.contiguous(memory_format=torch.channels_last))
+        skips = [h]
+        for stage in self.down:
+            for layer in stage:  # type: ignore[attr-defined]  # a ModuleList
+                h = layer(h, emb)
+            skips.append(h)
+        for layer in self.mid:
+            h = layer(h, emb)
+        for stage in self.up:
+            h = torch.cat([h, skips.pop()], dim=1)
+            for layer in stage:  # type: ignore[attr-defined]
+                h = layer(h, emb)
+        return self.conv_out(self.norm_out(h))  # type: ignore[no-any-return]
