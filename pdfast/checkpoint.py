@@ -123,7 +123,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Model:
     table = tables[CONFIG]
     try:
         steps = table["steps"]
-        cfg = from_table(NetConfig, table["model"])
+        cfg = from_table(NetConfig, table["model"], "model.")
     except (KeyError, TypeError, UsageError) as error:
         raise PdfastError(f"{path / CONFIG} is not a model's configuration: {error}") from None
     with torch.device("meta"):

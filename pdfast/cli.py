@@ -220,8 +220,12 @@ def _tyro(kind: object, args: Sequence[str], prog: str, default: object = None) 
 
 def _one_line(box: str) -> str:
     """tyro's framed error as one sentence, with the nearest flag where it names one."""
-    lines = [line.strip("\u2502\u256d\u256e\u2570\u256f\u2500 ") for line in box.splitlines()[1:]]
-    text = " ".join(line for line in lines if line).split("For full helptext")[0].strip()
+    lines = [line.strip("\u2502| ") for line in box.splitlines()[1:]]
+    text = (
+        " ".join(line for line in lines if re.search(r"\w", line))
+        .split("For full helptext")[0]
+        .strip()
+    )
     text = re.sub(r" Argument helptext.*| \(required\)$|^Error parsing fields[\w.]*: ", "", text)
     text = re.sub(r"\s*Perhaps you meant:\s+(--[\w.-]+).*", r"; did you mean \1?", text)
     return f"{text[0].lower()}{text[1:]}" if text else "the arguments cannot be read; see --help"

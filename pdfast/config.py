@@ -337,7 +337,8 @@ def from_table(cls: type[T], table: dict[str, Any], prefix: str = "") -> T:
     """Build dataclass `cls` from a TOML or JSON table; `UsageError` names the wrong key."""
     hints = typing.get_type_hints(cls)
     for key in table:
-        check(key in hints, f"unknown key '{prefix}{key}'{nearest(key, hints)}")
+        names = [prefix + name for name in hints]
+        check(key in hints, f"unknown key '{prefix}{key}'{nearest(prefix + key, names)}")
     return cls(**{key: _convert(hints[key], table[key], prefix + key) for key in table})
 
 

@@ -13,7 +13,7 @@ from pdfast.data import Dataset
 from pdfast.draws import index_below
 from pdfast.engine import Batch, Problem, fit
 from pdfast.errors import UsageError
-from pdfast.evaluate import EXTRACTORS, Judge
+from pdfast.frechet import EXTRACTORS, Judge
 from pdfast.method import add_noise, ddim_step, target
 from pdfast.model import Model
 from pdfast.plots import rows, sample_row

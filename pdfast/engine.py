@@ -133,9 +133,11 @@ class Optimizer:
             for name, p in zip(self.names, self.params, strict=True):
                 p.copy_(files["weights.safetensors"][name])
                 moments = files["moments.safetensors"]
+                # The fused kernel walks memory, so the moments must be laid out as the weights.
                 self.adamw.state[p] = {
-                    key: moments[f"{key}.{name}"].to(p.device, copy=True)
-                    for key in ("step", "exp_avg", "exp_avg_sq")
+                    "step": moments[f"step.{name}"].to(p.device),
+                    "exp_avg": torch.empty_like(p).copy_(moments[f"exp_avg.{name}"]),
+                    "exp_avg_sq": torch.empty_like(p).copy_(moments[f"exp_avg_sq.{name}"]),
                 }
             for name, average in zip(self.names, self.ema, strict=bool(self.ema)):
                 average.copy_(files["ema.safetensors"][name])

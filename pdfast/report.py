@@ -11,7 +11,7 @@ import torch
 from pdfast import checkpoint
 from pdfast.config import Config
 from pdfast.data import Dataset
-from pdfast.evaluate import EXTRACTORS, Judge
+from pdfast.frechet import EXTRACTORS, Judge
 from pdfast.model import Model
 from pdfast.plots import NUM_SHOWN, plot_distances, rows, sample_row
 from pdfast.progress import Screen
@@ -61,7 +61,7 @@ def report_run(run: Run, data: Dataset, steps: Sequence[int], device: torch.devi
     shown = [("data", data.images[:NUM_SHOWN].cpu())]
     shown.append(sample_row(teacher, config.eval.baseline_steps, config.seed))
     for k, path in students(run.path).items():
-        if k in of_teacher:
+        if k in steps:
             student = checkpoint.load_model(path, device)
             of_student[k] = meter("student", student, k)
             shown += [sample_row(teacher, k, config.seed), sample_row(student, k, config.seed)]

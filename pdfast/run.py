@@ -34,8 +34,8 @@ class Run:
     def __init__(self, path: Path, config: Config, screen: Screen) -> None:
         """Raises UsageError if the directory holds a run of a different config."""
         self.path, self.config, self.screen = path, config, screen
-        self._refuse_other_config()
         try:
+            self._refuse_other_config()
             (path / "samples").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise checkpoint.cannot_write(path, error) from None

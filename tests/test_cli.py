@@ -1,0 +1,257 @@
+"""The command line: every mistake is one line on stderr with the right exit code."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pdfast.cli import main
+from pdfast.errors import PdfastError
+from pdfast.progress import Screen
+from pdfast.run import Run
+
+pytestmark = pytest.mark.usefixtures("handlers")
+
+
+def run(capsys, *args):
+    """(exit code, stdout, stderr) of a command line."""
+    code = main([str(a) for a in args])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def fails(capsys, expected_code, message, *args):
+    code, _, errors = run(capsys, *args)
+    assert code == expected_code
+    assert message in errors
+    assert errors.startswith("pdfast: ")
+    assert errors.count("\n") == 1
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["distil"], "no command 'distil'; did you mean 'distill'?"),
+        (["distill", "--roundz", "3"], "did you mean --rounds?"),
+        (["train", "--model.hed", "v"], "did you mean --model.head?"),
+        (["distill", "--model.ch", "x"], "--model.ch"),
+        (["distill", "--model.head", "w"], "invalid choice 'w' for argument '--model.head'"),
+        (["distill", "--config"], "--config"),
+        (["distill", "--config", "cifar"], "no config 'cifar'; did you mean 'cifar10'?"),
+        (["distill", "--config", "absent.toml"], "no config 'absent.toml'"),
+        (["distill", "--rounds", "14"], "14 rounds cannot halve 8192 steps exactly"),
+        (["distill", "--distill.start-steps", "100"], "11 rounds cannot halve 100 steps"),
+        (["distill", "--model.groups", "7"], "model.groups 7 does not divide a width of 32"),
+        (["distill", "--model.head", "eps"], "the eps head cannot be distilled"),
+        (
+            ["distill", "--rounds", "13", "--distill.loss-weight", "snr"],
+            "the snr weight is 2e-9 at the only noise level of the 1-step round",
+        ),
+        (["distill", "--model.image-size", "16"], "images of 8x8x1, but the config asks for 16x16"),
+        (["distill", "--data.source", "nowhere"], "data.source nowhere does not exist"),
+        (["distill", "--device", "tpu", "--dry-run"], "no device 'tpu': use auto, cpu or cuda:k"),
+        (["distill", "--device", "cuda:99", "--dry-run"], "no device 'cuda:99'"),
+        (["distill", "--threads", "-1", "--dry-run"], "threads must be 0"),
+        (["distill", "--seed", "-1"], "seed must be in 0 .."),
+        (["distill", "--teacher", "nowhere"], "there is no model directory nowhere"),
+        (["sample"], "missing from pdfast sample"),
+        (["sample", "nowhere"], "there is no model directory nowhere"),
+        (["eval", "nowhere"], "nowhere lies in no run directory"),
+        (["eval", "nowhere", "--steps", "0"], "--steps must all be at least 1"),
+        (["--frobnicate"], "--frobnicate"),
+    ],
+)
+def test_usage_errors(capsys, tmp_path, monkeypatch, args, message):
+    monkeypatch.chdir(tmp_path)
+    fails(capsys, 2, message, *args)
+    assert not list(tmp_path.glob("runs/*/round-*"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[model]\nchh = 3\n", "unknown key 'model.chh'; did you mean 'model.ch'?"),
+        ("[model]\nch = 'a'\n", "model.ch must be a whole number, not 'a'"),
+        ("[model\n", "is not valid TOML"),
+        ("[distill]\nrounds = 99\n", "99 rounds cannot halve"),
+    ],
+)
+def test_bad_toml(capsys, tmp_path, text, message):
+    path = tmp_path / "bad.toml"
+    path.write_text(text)
+    fails(capsys, 2, message, "distill", "--config", path)
+    fails(capsys, 2, str(path), "distill", f"--config={path}")
+
+
+def test_no_permission(tmp_path, tiny):
+    folder = tmp_path / "readonly"
+    folder.mkdir()
+    folder.chmod(0o555)
+    as_root = os.geteuid() == 0
+    if as_root:  # root may write anywhere: be somebody else for a moment
+        os.seteuid(65534)
+    try:
+        with pytest.raises(
+            PdfastError, match=r"permission denied; choose another place with --out"
+        ):
+            Run(folder / "run", tiny, Screen(quiet=True))
+    finally:
+        if as_root:
+            os.seteuid(0)
+
+
+def test_out_below_a_file(capsys, tmp_path, tiny_toml):
+    (tmp_path / "file").write_text("")
+    message = "cannot write to"
+    fails(capsys, 1, message, "distill", "--config", tiny_toml, "--out", tmp_path / "file" / "run")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run of seconds, made by the command line."""
+    from conftest import TINY
+
+    from pdfast.config import Config, dump_config, from_table
+
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "tiny.toml").write_text(dump_config(from_table(Config, TINY)))
+    command = ["distill", "--config", str(folder / "tiny.toml"), "--out", str(folder / "run")]
+    assert main([*command, "--threads", "1"]) == 0
+    return folder / "run"
+
+
+def test_damaged_model(capsys, finished, tmp_path):
+    import shutil
+
+    shutil.copytree(finished / "teacher", tmp_path / "teacher")
+    weights = tmp_path / "teacher" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-7])
+    fails(capsys, 1, "is damaged", "sample", tmp_path / "teacher", "--steps", "2")
+    weights.unlink()
+    fails(capsys, 1, "is missing", "sample", tmp_path / "teacher", "--steps", "2")
+    assert not (tmp_path / "samples").exists()
+
+
+def test_sample_is_repeatable_and_independent_of_num(capsys, finished, tmp_path):
+    model = finished / "round-02-steps-0002"
+    for name, num in (("a", 70), ("b", 70), ("c", 3), ("d", 65)):
+        out = tmp_path / f"{name}.npz"
+        assert run(capsys, "sample", model, "--num", num, "--seed", 5, "--out", out)[0] == 0
+    images = {k: np.load(tmp_path / f"{k}.npz")["arr_0"] for k in "abcd"}
+    assert images["a"].dtype == np.uint8
+    assert images["a"].shape == (70, 8, 8, 1)
+    assert np.array_equal(images["a"], images["b"])
+    assert np.array_equal(images["a"][:3], images["c"])
+    assert np.array_equal(images["a"][:65], images["d"])
+    assert run(capsys, "sample", model, "--seed", 6, "--out", tmp_path / "e.npz")[0] == 0
+    assert not np.array_equal(np.load(tmp_path / "e.npz")["arr_0"][:3], images["c"])
+
+
+def test_sample_outputs_hold_the_same_images(capsys, finished, tmp_path):
+    model = finished / "round-01-steps-0004"
+    for out in ("folder", "grid.png", "images.npz"):
+        assert run(capsys, "sample", model, "--num", 4, "--out", tmp_path / out)[0] == 0
+    images = np.load(tmp_path / "images.npz")["arr_0"]
+    files = sorted((tmp_path / "folder").iterdir())
+    assert [f.name for f in files] == [f"{k:06d}.png" for k in range(4)]
+    for image, file in zip(images, files, strict=True):
+        assert np.array_equal(np.asarray(Image.open(file)), image[..., 0])
+    sheet = np.asarray(Image.open(tmp_path / "grid.png"))
+    assert np.array_equal(sheet[2:50:6, 2:50:6], images[0][..., 0])
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--num", "0"], "--num must be at least 1"),
+        (["--seed", "-3"], "--seed must be in 0 .."),
+        (["--steps", "-1"], "steps must be at least 1"),
+        (["--label", "1"], "this model is unconditional"),
+        (["--variance", "2", "--sampler", "ancestral"], "variance must be in 0 (small)"),
+        (["--out", "x.jpg"], "must be a folder, an .npz or a .png"),
+    ],
+)
+def test_bad_sample_arguments(capsys, finished, tmp_path, monkeypatch, args, message):
+    monkeypatch.chdir(tmp_path)
+    fails(capsys, 2, message, "sample", finished / "round-01-steps-0004", *args)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_teacher_needs_steps(capsys, finished, tmp_path):
+    fails(capsys, 2, "pass --steps", "sample", finished / "teacher", "--out", tmp_path / "x")
+    code, _, _ = run(
+        capsys, "sample", finished / "teacher", "--steps", 3, "--num", 2, "--sampler", "ancestral",
+        "--variance", "0.5", "--out", tmp_path / "x",
+    )  # fmt: skip
+    assert code == 0
+    assert len(list((tmp_path / "x").iterdir())) == 2
+
+
+def test_eval_of_a_model_and_of_a_run(capsys, finished, tmp_path):
+    code, output, _ = run(
+        capsys, "eval", finished / "round-02-steps-0002", "--steps", 1, 2, "--out", tmp_path / "e"
+    )
+    assert code == 0
+    table = json.loads((tmp_path / "e" / "eval.json").read_text())
+    assert set(table["model"]) == {"1", "2"}
+    assert (tmp_path / "e" / "eval.png").is_file()
+    assert "FD-pixel" in output
+    report = json.loads((finished / "report.json").read_text())
+    assert table["model"]["2"] == report["student"]["2"]
+
+
+def test_dry_run_allocates_no_net(capsys, tmp_path, monkeypatch):
+    from pdfast import unet
+
+    monkeypatch.chdir(tmp_path)
+    real = unet.UNet.__init__
+
+    def on_meta_only(self, cfg):
+        real(self, cfg)
+        assert all(p.is_meta for p in self.parameters())
+
+    monkeypatch.setattr(unet.UNet, "__init__", on_meta_only)
+    code, output, _ = run(
+        capsys, "distill", "--config", "cifar10", "--rounds", 11, "--dry-run", "--device", "cpu"
+    )
+    assert code == 0
+    assert "parameters: 60,004,099" in output
+    assert re.search(r"memory, distillation: [\d,]+ MB", output)
+    assert re.search(r"disk: at most [\d,]+ MB", output)
+    rounds = re.findall(r"round +(\d+) +(\d+) +([\d,]+) +5\.0e-05", output)
+    expected = [(str(r), str(8192 >> r), "50,000") for r in range(1, 12)]
+    assert rounds == expected
+    assert "ch_mult = [" in output
+    assert not list(tmp_path.iterdir())
+
+
+def test_doctor_says_what_is_so(capsys):
+    code, output, _ = run(capsys, "doctor", "--device", "cpu")
+    assert code == 0
+    assert "device: cpu, because as asked" in output
+    for op in ("group_norm_silu", "add_noise", "ddim_step", "distill_loss", "adamw"):
+        assert op in output
+    assert "never run" in output
+
+
+def test_version_and_help():
+    def call(*args):
+        command = [sys.executable, "-m", "pdfast", *args]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert call("--version").stdout.startswith("pdfast 0.")
+    start = time.perf_counter()
+    helped = call("distill", "--help")
+    assert helped.returncode == 0
+    assert "--rounds" in helped.stdout
+    assert "--distill.updates" in helped.stdout
+    print(f"help took {time.perf_counter() - start:.2f} s")
+    lazy = "import sys, pdfast.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", lazy], check=False).returncode == 0

@@ -1,0 +1,76 @@
+"""The Frechet distance: closed forms, the digits' floor, and what it is sensitive to."""
+
+import pytest
+import torch
+
+from pdfast.config import DataConfig, NetConfig
+from pdfast.data import Dataset, load_dataset
+from pdfast.frechet import EXTRACTORS, Features, Gaussian, Judge, fit_gaussian, frechet_distance
+
+
+def gaussian(mean, cov):
+    return Gaussian(torch.tensor(mean).double(), torch.tensor(cov).double())
+
+
+def test_closed_forms():
+    p = gaussian([0.0, 0.0], [[1.0, 0.0], [0.0, 4.0]])
+    q = gaussian([3.0, 4.0], [[9.0, 0.0], [0.0, 16.0]])
+    assert frechet_distance(p, p) == pytest.approx(0, abs=1e-12)
+    # means 5 apart; commuting covariances: sum of (std difference)^2 = 2^2 + 2^2
+    assert frechet_distance(p, q) == pytest.approx(25 + 8)
+    assert frechet_distance(q, p) == pytest.approx(25 + 8)
+
+
+def test_covariances_that_do_not_commute_or_are_singular():
+    torch.manual_seed(0)
+    a, b = torch.randn(5, 5).double(), torch.randn(5, 3).double()
+    p, q = Gaussian(torch.zeros(5).double(), a @ a.T), Gaussian(torch.zeros(5).double(), b @ b.T)
+    # tr (C_p C_q)^1/2 by the eigenvalues of the product, another route to the same number
+    eigenvalues = torch.linalg.eigvals(p.cov @ q.cov).real.clamp(min=0)
+    expected = p.cov.trace() + q.cov.trace() - 2 * eigenvalues.sqrt().sum()
+    assert frechet_distance(p, q) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_moments():
+    x = torch.randn(100, 4, dtype=torch.float64)
+    fit = fit_gaussian(x)
+    centred = x - x.mean(0)
+    assert torch.allclose(fit.cov, centred.T @ centred / 99)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_dataset(DataConfig(), NetConfig(image_size=8, channels=1))
+
+
+def test_floor_of_the_digits(digits):
+    judge = Judge(digits, 0, 0, EXTRACTORS["pixel"])
+    assert judge.metric == "FD-pixel"
+    assert judge.num == 1797
+    mean, std = judge.floor()
+    assert mean == pytest.approx(0.070, abs=0.010)
+    assert 0.001 < std < 0.02
+    assert judge.floor() == (mean, std)
+
+
+def test_distance_grows_with_damage(digits):
+    judge = Judge(digits, 0, 0, EXTRACTORS["pixel"])
+    # Constant pixels have eigenvalues of rounding size, 1e-17, whose square roots are 3e-9.
+    assert judge.distance(digits.images) == pytest.approx(0, abs=1e-7)
+    torch.manual_seed(0)
+    distances = []
+    for amount in (8, 32, 128):
+        noise = torch.randint(-amount, amount + 1, digits.images.shape)
+        distances.append(judge.distance((digits.images.int() + noise).clamp(0, 255).byte()))
+    assert distances[0] < distances[1] < distances[2]
+
+
+def test_another_extractor_can_be_plugged_in(digits):
+    mean_and_contrast = Features(
+        "contrast",
+        lambda im: torch.stack([x(im.double().flatten(1), 1) for x in (torch.mean, torch.std)], 1),
+    )
+    judge = Judge(Dataset(digits.images, None), 100, 0, mean_and_contrast)
+    assert judge.metric == "FD-contrast"
+    assert judge.distance(digits.images) == pytest.approx(0, abs=1e-8)
+    assert judge.distance(digits.images // 2) > 100
