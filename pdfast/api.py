@@ -3,6 +3,8 @@
 import dataclasses
 from pathlib import Path
 
+import torch
+
 from pdfast.config import Config, check_distillable, load_config
 from pdfast.data import Dataset, load_dataset
 from pdfast.device import choose_device
@@ -13,17 +15,26 @@ from pdfast.progress import Screen
 from pdfast.report import report_model, report_run
 from pdfast.run import Run
 from pdfast.training import train_teacher
+from pdfast.version import __version__
 
 
 def _config(config: Config | str | Path) -> Config:
     return config if isinstance(config, Config) else load_config(config)
 
 
-def _open(config: Config, out: str | Path | None, quiet: bool) -> tuple[Run, Dataset]:
+def _open(
+    config: Config, out: str | Path | None, quiet: bool, device: torch.device
+) -> tuple[Run, Dataset]:
     """The run directory, and the data, read before anything is written."""
-    data = load_dataset(config.data, config.model)
+    data = load_dataset(config.data, config.model).to(device)
     path = Path(out) if out is not None else Path("runs") / config.name
-    return Run(path, config, Screen(quiet)), data
+    run = Run(path, config, Screen(quiet))
+    threads = f" ({torch.get_num_threads()} threads)" if device.type == "cpu" else ""
+    run.screen.say(
+        f"pdfast {__version__}: {path} on {device}{threads}, float32, ops by PyTorch "
+        f"{torch.__version__} (no compiled kernels in this version)"
+    )
+    return run, data
 
 
 def train(
@@ -41,8 +52,7 @@ def train(
     """
     config = _config(config)
     where = choose_device(device, threads)
-    run, data = _open(config, out, quiet)
-    data = data.to(where)
+    run, data = _open(config, out, quiet, where)
     model = train_teacher(run, data, where)
     report_run(run, data, config.eval.steps, where)
     return model
@@ -71,8 +81,7 @@ def distill(
         )
     check_distillable(config)
     where = choose_device(device, threads)
-    run, data = _open(config, out, quiet)
-    data = data.to(where)
+    run, data = _open(config, out, quiet, where)
     if teacher is not None:
         model = adopt_teacher(run, Path(teacher), where)
     else:

@@ -66,6 +66,30 @@ def write(
             shutil.rmtree(old, ignore_errors=True)
 
 
+def sweep(folder: Path) -> None:
+    """Clear what a killed process left half-written in `folder`, or half-replaced."""
+    for left in folder.glob(".*.*.*"):
+        name, pid, kind = left.name[1:].rsplit(".", 2)
+        if kind not in ("tmp", "old") or not pid.isdecimal() or _alive(int(pid)):
+            continue
+        if kind == "old" and not (folder / name).exists():
+            left.rename(folder / name)  # killed between the two renames: the old one still counts
+        else:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
 def read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any], dict[str, Any]]:
     """(tensors, tables, manifest) of a directory that `write` made, every file checked.
 

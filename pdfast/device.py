@@ -17,15 +17,12 @@ def choose_device(name: str = "auto", threads: int = 0) -> torch.device:
         torch.set_num_threads(threads)
     if name == "auto":
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
+    if name == "cpu":
+        return torch.device("cpu")
+    number = name.removeprefix("cuda").removeprefix(":") or "0"
+    if not name.startswith("cuda") or not number.isdecimal():
         raise UsageError(f"no device '{name}': use auto, cpu or cuda:k")
-    if device.type == "cuda":
-        count = torch.cuda.device_count()
-        if (device.index or 0) >= count:
-            raise UsageError(f"no device '{name}': torch sees {count} GPUs; use --device cpu")
-        device = torch.device("cuda", device.index or 0)
-    return device
+    count = torch.cuda.device_count()
+    if int(number) >= count:
+        raise UsageError(f"no device '{name}': torch sees {count} GPUs; use --device cpu")
+    return torch.device("cuda", int(number))

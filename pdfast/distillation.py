@@ -35,8 +35,8 @@ class Rollout:
         """Algorithm 2, from the draw of i to the target; see method.py for the angles."""
         teacher, N, label = self.teacher, self.num_steps, batch.label  # noqa: N806
         i = index_below(batch.time[:, 0], N)  # i ~ U{0 .. N-1}
-        phi_t = teacher.schedule.phi((i + 1) / N)
-        phi_mid = teacher.schedule.phi((i + 0.5) / N)
+        phi_t = teacher.schedule.phi((i.double() + 1) / N)
+        phi_mid = teacher.schedule.phi((i.double() + 0.5) / N)
         z_t = add_noise(batch.x, batch.eps, phi_t)
         with torch.no_grad():  # two DDIM steps of the teacher, unclipped
             out_t = teacher.at(z_t, phi_t, label)
@@ -49,7 +49,9 @@ class Rollout:
 def distill_rounds(run: Run, teacher: Model, data: Dataset) -> Model:
     """All rounds of the run's config; finished ones are loaded. Returns the last student."""
     config = run.config
-    judge = Judge(data, min(MONITOR_IMAGES, len(data)), config.seed, EXTRACTORS["pixel"])
+    judge = Judge(
+        data, min(MONITOR_IMAGES, len(data)), config.seed, EXTRACTORS[config.eval.features]
+    )
     teacher_row = sample_row(teacher, config.eval.baseline_steps, config.seed)
     student = without_dropout(teacher)
     before = _distance(run, 0, student, config.distill.start_steps, judge)
@@ -59,6 +61,7 @@ def distill_rounds(run: Run, teacher: Model, data: Dataset) -> Model:
             student = checkpoint.load_model(path, teacher.device)
         else:
             student = _distill_round(run, student, data, round_, steps)
+        if not run.has_picture(f"{path.name}.png"):
             row = sample_row(student, min(steps, MONITOR_STEPS), config.seed)
             run.save_picture(rows([teacher_row, row]), f"{path.name}.png")
         distance = _distance(run, round_, student, steps, judge)
@@ -79,10 +82,11 @@ def _distill_round(run: Run, teacher: Model, data: Dataset, round_: int, steps: 
     student.steps = steps
     title = f"round {round_}/{config.distill.rounds} ({steps} steps)"
     result = fit(student, Rollout(teacher, steps), cfg, data, run, round_, title)
+    seconds = time.perf_counter() - start
+    # Logged before the model is there: a run cut off in between does the round's end again.
+    run.log(round=round_, steps=steps, **result.as_metrics(seconds))
     checkpoint.save_model(student, run.round_dir(round_), round=round_, seed=config.seed)
     run.clear_states()
-    seconds = time.perf_counter() - start
-    run.log(round=round_, steps=steps, **result.as_metrics(seconds))
     run.screen.say(
         f"{title}: held loss {result.loss_start:.4g} -> {result.loss_end:.4g}, "
         f"{cfg.updates} updates in {seconds:.1f} s, saved to {run.round_dir(round_)}"
@@ -126,6 +130,9 @@ def adopt_teacher(run: Run, path: Path, device: torch.device) -> Model:
 
 def without_dropout(model: Model) -> Model:
     """The same model for distillation, which uses no dropout."""
-    bare = Model(dataclasses.replace(model.cfg, dropout=0.0), model.steps).to(model.device)
-    bare.net.load_state_dict(model.net.state_dict())
-    return bare.eval()
+    bare = copy.deepcopy(model)
+    bare.cfg = dataclasses.replace(model.cfg, dropout=0.0)
+    for module in bare.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return bare

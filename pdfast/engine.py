@@ -18,6 +18,7 @@ from pdfast.draws import Draws, Stream, index_below
 from pdfast.errors import PdfastError
 from pdfast.method import loss_and_grad
 from pdfast.model import Model
+from pdfast.progress import Task
 from pdfast.run import Run
 
 PENDING = "pending.safetensors"  # in a saved state: losses not yet logged
@@ -182,6 +183,39 @@ class FitResult:
         }
 
 
+class PhaseLog:
+    """Losses of a phase on their way to metrics.jsonl and to the screen."""
+
+    def __init__(self, run: Run, round_: int, title: str, cfg: LoopConfig, task: Task) -> None:
+        self.run, self.round, self.title, self.cfg, self.task = run, round_, title, cfg, task
+        self.pending: list[Tensor] = []  # losses since the last line, scalars on the device
+        self._since = time.perf_counter()
+
+    def write(self, done: int, norm: Tensor, lr: float, device: torch.device) -> None:
+        """One line after `done` updates; the loss is the mean since the last line."""
+        seconds, self._since = time.perf_counter() - self._since, time.perf_counter()
+        loss, grad_norm = float(torch.stack(self.pending).mean()), float(norm)
+        images_per_s = len(self.pending) * self.cfg.batch / seconds
+        self.pending, memory = [], round(memory_mb(device))
+        self.run.log(
+            round=self.round,
+            update=done,
+            loss=loss,
+            grad_norm=grad_norm,
+            lr=lr,
+            images_per_s=round(images_per_s, 1),
+            memory_mb=memory,
+        )
+        rate = self.task.rate()
+        self.task.note(f"loss {loss:.4g}  {rate:.3g} updates/s")
+        if self.run.screen.plain:
+            self.run.screen.say(
+                f"{self.title}: update {done}/{self.cfg.updates}  loss {loss:.4g}  "
+                f"grad norm {grad_norm:.3g}  lr {lr:.2e}  {images_per_s:.0f} images/s  "
+                f"{memory} MB  ETA {(self.cfg.updates - done) / rate:.0f} s"
+            )
+
+
 def fit(
     model: Model,
     objective: Objective,
@@ -196,37 +230,33 @@ def fit(
     Raises Stopped, with the state saved, when a signal came; PdfastError when the loss is no
     longer finite (the last saved state is from before).
     """
-    config = run.config
-    flip = config.data.horizontal_flip
+    config, flip = run.config, run.config.data.horizontal_flip
     held = draw_batch(data, cfg.batch, 0, config.seed, round_, flip, model.dtype, held=True)
     dropout = Draws(config.seed, Stream.DROPOUT, round_)
     optimizer = Optimizer(model, cfg)
-    losses: list[Tensor] = []  # of the updates since the last line of metrics
-    first, resumed = 0, run.load_state(round_)
-    if resumed is not None:
-        first, tensors = resumed
-        optimizer.load(tensors)
-        losses = list(tensors[PENDING]["losses"].to(model.device))
-        run.screen.say(f"{title}: going on from update {first}")
-        run.rewind_metrics(round_, first)
-        loss_start = next(
-            m["held_loss"] for m in run.metrics() if m["round"] == round_ and "held_loss" in m
-        )
-    else:
-        run.rewind_metrics(round_, -1)
-        loss_start = held_loss(model, objective, cfg, held)
+    loss_start = held_loss(model, objective, cfg, held)
+    resumed = run.load_state(round_)
+    first = 0 if resumed is None else resumed[0]
+    run.rewind_metrics(round_, first if resumed else -1)
+    if resumed is None:
         run.log(round=round_, update=0, held_loss=loss_start)
+    else:
+        run.screen.say(f"{title}: going on from update {first}")
 
-    model.train()
-    since = time.perf_counter()
     with run.screen.task(title, cfg.updates, first) as task:
+        log = PhaseLog(run, round_, title, cfg, task)
+        if resumed is not None:
+            optimizer.load(resumed[1])
+            log.pending = list(resumed[1][PENDING]["losses"].to(model.device))
+        model.train()
         for k in range(first, cfg.updates):
             if model.cfg.dropout:
                 torch.manual_seed(dropout.torch_seed(k))
             batch = draw_batch(data, cfg.batch, k, config.seed, round_, flip, model.dtype)
             loss, norm = update(model, objective, optimizer, batch, k)
-            losses.append(loss)
-            done, note, stopping = k + 1, None, signals.requested()
+            log.pending.append(loss)
+            task.advance()
+            done, stopping = k + 1, signals.requested()
             logging = done % config.log_every == 0 or done == cfg.updates
             saving = stopping or (done % config.save_every == 0 and done < cfg.updates)
             if (logging or saving) and not (math.isfinite(loss) and math.isfinite(norm)):
@@ -235,34 +265,12 @@ def fit(
                     "rate and run again (the last saved state is from before)"
                 )
             if logging:
-                seconds, since = time.perf_counter() - since, time.perf_counter()
-                mean = float(torch.stack(losses).mean())
-                metrics = {
-                    "round": round_,
-                    "update": done,
-                    "loss": mean,
-                    "grad_norm": float(norm),
-                    "lr": optimizer.lr(k),
-                    "images_per_s": round(len(losses) * cfg.batch / seconds, 1),
-                    "memory_mb": round(memory_mb(model.device)),
-                }
-                losses = []
-                run.log(**metrics)
-                note = f"loss {mean:.4g}  {task.rate():.3g} updates/s"
-                if run.screen.plain:
-                    eta = (cfg.updates - done) / task.rate() if task.rate() else 0.0
-                    run.screen.say(
-                        f"{title}: update {done}/{cfg.updates}  loss {mean:.4g}  "
-                        f"grad norm {metrics['grad_norm']:.3g}  lr {metrics['lr']:.2e}  "
-                        f"{metrics['images_per_s']:.0f} images/s  {metrics['memory_mb']} MB  "
-                        f"ETA {eta:.0f} s"
-                    )
+                log.write(done, norm, optimizer.lr(k), model.device)
             if saving:
-                pending = {"losses": torch.stack(losses) if losses else torch.empty(0)}
+                pending = {"losses": torch.stack(log.pending) if log.pending else torch.empty(0)}
                 run.save_state(round_, done, {**optimizer.state(), PENDING: pending})
             if stopping:
                 raise signals.stop(f"{title} is saved at update {done}; run it again to go on")
-            task.advance(note)
     optimizer.use_average()
     model.eval()
     return FitResult(loss_start, held_loss(model, objective, cfg, held))

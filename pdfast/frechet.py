@@ -15,6 +15,7 @@ from pdfast.draws import Draws, Stream, index_below
 from pdfast.model import Model
 
 NUM_RESAMPLES = 10
+CHUNK = 4096  # images whose features are in memory at a time
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,23 @@ class Gaussian:
     cov: Tensor
 
 
-def fit_gaussian(features: Tensor) -> Gaussian:
-    """Moments of features (N, D), N >= 2, with the unbiased covariance."""
-    return Gaussian(features.mean(0), torch.cov(features.T, correction=1))
+def fit_gaussian(features: Features, images: Tensor) -> Gaussian:
+    """Moments of the features of uint8 images (N, H, W, C), N >= 2; the covariance is unbiased.
+
+    The features of one chunk at a time are in memory; chunks are merged by Chan et al. 1979.
+    """
+    count, mean, scatter = 0, torch.zeros(()), torch.zeros(())
+    for start in range(0, len(images), CHUNK):
+        found = features.extract(images[start : start + CHUNK])
+        n, its_mean = len(found), found.mean(0)
+        centred = found - its_mean
+        if count == 0:
+            count, mean, scatter = n, its_mean, centred.T @ centred
+            continue
+        delta, total = its_mean - mean, count + n
+        scatter = scatter + centred.T @ centred + torch.outer(delta, delta) * (count * n / total)
+        count, mean = total, mean + delta * (n / total)
+    return Gaussian(mean, scatter / (count - 1))
 
 
 def frechet_distance(p: Gaussian, q: Gaussian) -> float:
@@ -66,24 +81,23 @@ class Judge:
         self.num = num or len(data)
         self.seed = seed
         self.metric = f"FD-{features.name}"
-        self._features = features
-        self._data = features.extract(data.images)
-        self._reference = fit_gaussian(self._data)
+        self._features, self._images = features, data.images
+        self._reference = fit_gaussian(features, data.images)
 
     def distance(self, images: Tensor) -> float:
         """Distance of uint8 images (N, H, W, C) from the data set."""
-        return frechet_distance(fit_gaussian(self._features.extract(images)), self._reference)
+        return frechet_distance(fit_gaussian(self._features, images), self._reference)
 
     def floor(self) -> tuple[float, float]:
         """Mean and standard deviation of the distance of bootstrap resamples of the data.
 
         A perfect sampler of the data would score this much from `num` samples.
         """
-        draws = Draws(self.seed, Stream.BOOTSTRAP, device=self._data.device)
+        draws = Draws(self.seed, Stream.BOOTSTRAP, device=self._images.device)
         distances = []
         for resample in range(NUM_RESAMPLES):
-            chosen = index_below(draws.words(resample, 0, self.num)[:, 0], len(self._data))
-            distances.append(frechet_distance(fit_gaussian(self._data[chosen]), self._reference))
+            chosen = index_below(draws.words(resample, 0, self.num)[:, 0], len(self._images))
+            distances.append(self.distance(self._images[chosen]))
         spread = torch.tensor(distances, dtype=torch.float64)
         return float(spread.mean()), float(spread.std())
 

@@ -42,7 +42,12 @@ def sample_row(model: Model, steps: int, seed: int) -> Row:
     """The first samples of a model: every row of one seed starts from the same noise."""
     name = "student" if model.steps else "teacher"
     images = to_uint8(model.sample(NUM_SHOWN, steps, seed, on_step=poll))
-    return f"{name}, {steps} step{'s' if steps > 1 else ''}", images
+    return f"{name}, {counted(steps)}", images
+
+
+def counted(steps: int) -> str:
+    """The number of steps in words: 1 step, 4 steps."""
+    return f"{steps} step{'s' if steps > 1 else ''}"
 
 
 def rows(named: Sequence[Row]) -> Image.Image:

@@ -23,12 +23,16 @@ class Task:
         self._bar = bar
         self._id = bar.add_task(title, total=total, completed=done, note="") if bar else None
 
-    def advance(self, note: str | None = None) -> None:
-        """One step is done; `note` is shown behind the bar."""
+    def advance(self) -> None:
+        """One step is done."""
         self.done += 1
         if self._bar is not None and self._id is not None:
-            fields = {} if note is None else {"note": note}
-            self._bar.update(self._id, advance=1, **fields)  # type: ignore[arg-type]
+            self._bar.update(self._id, advance=1)
+
+    def note(self, text: str) -> None:
+        """Show a text behind the bar."""
+        if self._bar is not None and self._id is not None:
+            self._bar.update(self._id, note=text)
 
     def rate(self) -> float:
         """Steps per second since the task began."""

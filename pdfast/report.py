@@ -13,7 +13,7 @@ from pdfast.config import Config
 from pdfast.data import Dataset
 from pdfast.frechet import EXTRACTORS, Judge
 from pdfast.model import Model
-from pdfast.plots import NUM_SHOWN, plot_distances, rows, sample_row
+from pdfast.plots import NUM_SHOWN, counted, plot_distances, rows, sample_row
 from pdfast.progress import Screen
 from pdfast.run import Run, students
 from pdfast.signals import poll
@@ -30,7 +30,7 @@ class Meter:
         """Distance of a model at `steps` sampling steps, with a progress bar."""
         start = time.perf_counter()
         calls = steps * model.calls_for(self.judge.num)
-        with self.screen.task(f"sampling {name}, {steps} steps", calls) as task:
+        with self.screen.task(f"sampling {name}, {counted(steps)}", calls) as task:
 
             def on_step() -> None:
                 poll()
@@ -38,7 +38,7 @@ class Meter:
 
             distance = self.judge.judge(model, steps, on_step)
         self.seconds_per_image[steps] = (time.perf_counter() - start) / self.judge.num
-        self.screen.say(f"{self.judge.metric} {distance:8.4f}  {name}, {steps} steps")
+        self.screen.say(f"{self.judge.metric} {distance:8.4f}  {name}, {counted(steps)}")
         return distance
 
 

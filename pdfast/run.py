@@ -37,6 +37,8 @@ class Run:
         try:
             self._refuse_other_config()
             (path / "samples").mkdir(parents=True, exist_ok=True)
+            for folder in (path, path / "state"):
+                checkpoint.sweep(folder)
         except OSError as error:
             raise checkpoint.cannot_write(path, error) from None
         self.write_text("config.toml", dump_config(config))
@@ -86,10 +88,16 @@ class Run:
         except OSError as error:
             raise checkpoint.cannot_write(self.path, error) from None
 
+    def has_picture(self, name: str) -> bool:
+        """Whether samples/ holds this picture."""
+        return (self.path / "samples" / name).is_file()
+
     def save_picture(self, picture: Image.Image, name: str) -> None:
-        """Write a PNG into samples/."""
+        """Write a PNG into samples/, never half of one."""
+        stage = self.path / "samples" / f".{name}"
         try:
-            picture.save(self.path / "samples" / name)
+            picture.save(stage)
+            stage.replace(self.path / "samples" / name)
         except OSError as error:
             raise checkpoint.cannot_write(self.path / "samples" / name, error) from None
 

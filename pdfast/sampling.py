@@ -11,7 +11,7 @@ from pdfast.data import to_uint8
 from pdfast.device import choose_device
 from pdfast.errors import UsageError
 from pdfast.model import Model
-from pdfast.plots import grid
+from pdfast.plots import counted, grid
 from pdfast.progress import Screen
 from pdfast.samplers import Sampler
 from pdfast.signals import poll
@@ -43,7 +43,7 @@ def sample_to(
         raise UsageError(f"--out {out} must be a folder, an .npz or a .png")
     labels = None if label is None else torch.full((num,), label, dtype=torch.int64)
     screen = Screen()
-    with screen.task(f"sampling, {steps} steps", steps * Model.calls_for(num)) as task:
+    with screen.task(f"sampling, {counted(steps)}", steps * Model.calls_for(num)) as task:
 
         def on_step() -> None:
             poll("nothing was written")
@@ -64,7 +64,7 @@ def sample_to(
         _write(images, out)
     except OSError as error:
         raise checkpoint.cannot_write(out, error) from None
-    screen.say(f"{num} images in {steps} steps (seed {seed}): {out}")
+    screen.say(f"{num} images in {counted(steps)} (seed {seed}): {out}")
 
 
 def _write(images: torch.Tensor, out: Path) -> None:

@@ -43,9 +43,9 @@ def train_teacher(run: Run, data: Dataset, device: torch.device) -> Model:
         f"{len(data)} images"
     )
     result = fit(model, data_objective, run.config.train, data, run, ROUND, "teacher")
+    run.log(round=ROUND, **result.as_metrics(time.perf_counter() - start))
     checkpoint.save_model(model, run.teacher_dir, seed=run.config.seed)
     run.clear_states()
-    run.log(round=ROUND, **result.as_metrics(time.perf_counter() - start))
     run.screen.say(
         f"teacher: held loss {result.loss_start:.4g} -> {result.loss_end:.4g}, "
         f"saved to {run.teacher_dir}"

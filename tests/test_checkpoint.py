@@ -1,6 +1,7 @@
 """Model directories: whole or absent, verified, without pickle."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -104,6 +105,20 @@ def test_weights_of_another_config_are_refused(saved):
         PdfastError, match=r"config\.json is not a model's configuration.*model\.ch"
     ):
         checkpoint.load_model(path)
+
+
+def test_sweep_clears_what_a_killed_process_left(saved):
+    _, path = saved
+    folder, dead = path.parent, 2**22 - 1  # above any process number in use here
+    (folder / f".model.{dead}.tmp").mkdir()
+    (folder / f".model.{dead}.old").mkdir()
+    (folder / f".model.{os.getppid()}.tmp").mkdir()  # of a living process
+    (folder / ".hidden.file").write_text("not ours")
+    path.with_name("gone").mkdir()
+    path.with_name("gone").rename(folder / f".gone.{dead}.old")
+    checkpoint.sweep(folder)
+    left = sorted(p.name for p in folder.iterdir())
+    assert left == sorted(["model", f".model.{os.getppid()}.tmp", ".hidden.file", "gone"])
 
 
 WRITE = """

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from pdfast import frechet
 from pdfast.config import DataConfig, NetConfig
 from pdfast.data import Dataset, load_dataset
 from pdfast.frechet import EXTRACTORS, Features, Gaussian, Judge, fit_gaussian, frechet_distance
@@ -31,11 +32,15 @@ def test_covariances_that_do_not_commute_or_are_singular():
     assert frechet_distance(p, q) == pytest.approx(float(expected), rel=1e-6)
 
 
-def test_moments():
-    x = torch.randn(100, 4, dtype=torch.float64)
-    fit = fit_gaussian(x)
-    centred = x - x.mean(0)
-    assert torch.allclose(fit.cov, centred.T @ centred / 99)
+def test_moments_do_not_depend_on_the_chunks(monkeypatch):
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (100, 2, 2, 1), dtype=torch.uint8)
+    x = images.flatten(1).double() / 127.5 - 1
+    for chunk in (4096, 50, 7, 1):
+        monkeypatch.setattr(frechet, "CHUNK", chunk)
+        fit = fit_gaussian(EXTRACTORS["pixel"], images)
+        assert torch.allclose(fit.mean, x.mean(0), atol=1e-14)
+        assert torch.allclose(fit.cov, torch.cov(x.T), atol=1e-14)
 
 
 @pytest.fixture(scope="module")
