@@ -5,10 +5,11 @@ from pathlib import Path
 
 import torch
 
+from pdfast.checkpoint import cannot_write, load_model
 from pdfast.config import Config, check_distillable, load_config
 from pdfast.data import Dataset, load_dataset
 from pdfast.device import choose_device
-from pdfast.distillation import adopt_teacher, distill_rounds
+from pdfast.distillation import adopt_teacher, check_start, distill_rounds, load_teacher
 from pdfast.errors import UsageError
 from pdfast.model import Model
 from pdfast.progress import Screen
@@ -28,7 +29,7 @@ def _open(
     """The run directory, and the data, read before anything is written."""
     data = load_dataset(config.data, config.model).to(device)
     path = Path(out) if out is not None else Path("runs") / config.name
-    run = Run(path, config, Screen(quiet))
+    run = Run.start(path, config, Screen(quiet))
     threads = f" ({torch.get_num_threads()} threads)" if device.type == "cpu" else ""
     run.screen.say(
         f"pdfast {__version__}: {path} on {device}{threads}, float32, ops by PyTorch "
@@ -81,11 +82,12 @@ def distill(
         )
     check_distillable(config)
     where = choose_device(device, threads)
+    model = None if teacher is None else load_teacher(Path(teacher), config, where)
     run, data = _open(config, out, quiet, where)
-    if teacher is not None:
-        model = adopt_teacher(run, Path(teacher), where)
-    else:
-        model = train_teacher(run, data, where)
+    if model is not None and teacher is not None:
+        adopt_teacher(run, Path(teacher), model)
+    model = train_teacher(run, data, where)
+    check_start(model, config)
     student = distill_rounds(run, model, data)
     report_run(run, data, config.eval.steps, where)
     return student
@@ -107,20 +109,29 @@ def evaluate(
     numbers go to `out` (eval/ beside it by default); its data come from `config`, or from the run
     directory that the model lies in. `steps` replaces the config's step counts.
     """
-    path = Path(model)
+    path, screen, where = Path(model).resolve(), Screen(quiet), choose_device(device, threads)
     is_run = (path / "config.toml").is_file()
     beside = path / "config.toml" if is_run else path.parent / "config.toml"
+    if not path.is_dir():
+        raise UsageError(f"there is no model or run directory {model}")
     if config is None and not beside.is_file():
         raise UsageError(
-            f"{path} lies in no run directory: name the data to compare with, by --config"
+            f"{model} lies in no run directory: name the data to compare with, by --config"
         )
     resolved = _config(config if config is not None else beside)
-    chosen = dataclasses.replace(resolved.eval, steps=tuple(steps or resolved.eval.steps))
-    where = choose_device(device, threads)
-    data = load_dataset(resolved.data, resolved.model).to(where)
-    screen = Screen(quiet)
+    chosen = tuple(steps or resolved.eval.steps)
+    resolved = dataclasses.replace(resolved, eval=dataclasses.replace(resolved.eval, steps=chosen))
     if is_run:
-        report_run(Run(path, resolved, screen), data, chosen.steps, where)
-    else:
-        target = Path(out) if out is not None else path.parent / f"eval-{path.name}"
-        report_model(path, dataclasses.replace(resolved, eval=chosen), data, where, target, screen)
+        data = load_dataset(resolved.data, resolved.model).to(where)
+        report_run(Run(path, resolved, screen), data, chosen, where)
+        return
+    loaded = load_model(path, where)
+    # The data as this model sees them; the distance needs no labels.
+    seen = dataclasses.replace(loaded.cfg, num_classes=0)
+    data = load_dataset(resolved.data, seen).to(where)
+    folder = Path(out) if out is not None else path.parent / f"eval-{path.name}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(folder, error) from None
+    report_model(path.name, loaded, resolved, data, Run(folder, resolved, screen))

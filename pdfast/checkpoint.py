@@ -120,11 +120,12 @@ def read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any], dict
     return tensors, tables, manifest
 
 
-def save_model(model: Model, path: Path, **facts: Any) -> None:
+def save_model(model: Model, path: str | Path, **facts: Any) -> None:
     """Write a model directory: config.json, model.safetensors, manifest.json."""
     config = {"model": to_table(model.cfg), "steps": model.steps}
-    weights = {name: value for name, value in model.net.state_dict().items()}
-    write(path, {WEIGHTS: weights}, {CONFIG: config}, steps=model.steps, **facts)
+    write(
+        Path(path), {WEIGHTS: model.net.state_dict()}, {CONFIG: config}, steps=model.steps, **facts
+    )
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> Model:
@@ -153,9 +154,12 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Model:
     with torch.device("meta"):
         model = Model(cfg, steps)
     weights, expected = tensors[WEIGHTS], model.net.state_dict()
-    for name, value in expected.items():
-        if name not in weights or weights[name].shape != value.shape:
+    for name in sorted(weights.keys() | expected.keys()):
+        both = name in weights and name in expected
+        if not both or weights[name].shape != expected[name].shape:
             raise PdfastError(f"{path / WEIGHTS} does not fit {CONFIG}: tensor {name}")
+        if weights[name].dtype not in (torch.float32, torch.float64):
+            raise PdfastError(f"{path / WEIGHTS} must hold float32, not {weights[name].dtype}")
     model.net.load_state_dict(weights, assign=True)
     model.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model.to(device).eval()

@@ -6,6 +6,7 @@ line on stderr. Nothing here imports torch before a command runs.
 
 import contextlib
 import io
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -196,13 +197,14 @@ def parse(args: Sequence[str]) -> AnyCommand:
 
 
 def _config_argument(args: Sequence[str]) -> str | None:
-    """The value of --config, found before the parser knows its defaults."""
+    """The value of --config, found before the parser knows its defaults; the last one counts."""
+    found = None
     for n, argument in enumerate(args):
         if argument.startswith("--config="):
-            return argument.removeprefix("--config=")
-        if argument == "--config" and n + 1 < len(args):
-            return args[n + 1]
-    return None
+            found = argument.removeprefix("--config=")
+        elif argument == "--config" and n + 1 < len(args):
+            found = args[n + 1]
+    return found
 
 
 def _tyro(kind: object, args: Sequence[str], prog: str, default: object = None) -> object:
@@ -228,6 +230,7 @@ def _one_line(box: str) -> str:
     )
     text = re.sub(r" Argument helptext.*| \(required\)$|^Error parsing fields[\w.]*: ", "", text)
     text = re.sub(r"\s*Perhaps you meant:\s+(--[\w.-]+).*", r"; did you mean \1?", text)
+    text = text.replace("did you mean --distill.rounds?", "did you mean --rounds?")  # its alias
     return f"{text[0].lower()}{text[1:]}" if text else "the arguments cannot be read; see --help"
 
 
@@ -238,6 +241,9 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"pdfast {__version__}")
         return 0
     try:
+        # By default OpenMP's threads spin while they wait, which on a machine with other work to do
+        # makes an update many times slower; this must be set before torch is imported.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         command = parse(args or ["--help"])
         from pdfast import signals
 
@@ -249,4 +255,17 @@ def main(args: Sequence[str] | None = None) -> int:
         return error.exit_code
     except SystemExit as exit_:
         return int(exit_.code or 0)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        message = "out of memory: lower train.batch and distill.batch, or the model's size"
+        print(f"pdfast: {message}; finished models are whole", file=sys.stderr)
+        return 1
     return 0
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether Python, the CPU's allocator or the GPU's says so."""
+    return isinstance(error, MemoryError) or bool(
+        re.search(r"out of memory|can't allocate memory", str(error), re.IGNORECASE)
+    )

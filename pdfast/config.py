@@ -77,7 +77,8 @@ class NetConfig:
     num_res_blocks: int = 3
     """Residual blocks per level on the way down (one more on the way up)."""
     attn_resolutions: tuple[int, ...] = (8, 16)
-    """Feature-map sizes with self-attention after each residual block."""
+    """Feature-map sizes with self-attention after each residual block; sizes that do not occur
+    count for nothing."""
     num_heads: int = 1
     """Attention heads; 0: as many as `head_dim` gives."""
     head_dim: int = 0
@@ -92,7 +93,10 @@ class NetConfig:
             check(getattr(self, name) >= 1, f"model.{name} must be at least 1")
         check(self.channels in (1, 3), "model.channels must be 1 (grey) or 3 (colour)")
         check(self.num_classes >= 0, "model.num_classes must be 0 (unconditional) or more")
-        check(self.logsnr_min < self.logsnr_max, "model.logsnr_min must be below logsnr_max")
+        check(
+            -30 <= self.logsnr_min < self.logsnr_max <= 30,
+            "model.logsnr_min must be below model.logsnr_max, and both within -30 .. 30",
+        )
         check(self.ch >= 4 and self.ch % 2 == 0, "model.ch must be even and at least 4")
         check(0.0 <= self.dropout < 1.0, "model.dropout must be in [0, 1)")
         check(
@@ -189,7 +193,9 @@ class DistillConfig(LoopConfig):
 
     start_steps: int = 8192
     """Sampling steps of the teacher of the first round."""
-    rounds: Annotated[int, tyro.conf.arg(name="rounds", prefix_name=False)] = 11
+    rounds: Annotated[
+        int, tyro.conf.arg(name="rounds", prefix_name=False, aliases=["--distill.rounds"])
+    ] = 11
     """Number of halvings: 11 take 8192 steps to 4."""
     round_updates: tuple[tuple[int, int], ...] = ()
     """Updates of single rounds: pairs of the student's steps and its updates (in TOML a table).
@@ -357,6 +363,8 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
         return tuple((int(k), _convert(int, item, f"{key}.{k}")) for k, item in value.items())
     if origin is tuple:
         check(isinstance(value, list | tuple), f"{key} must be a list")
+        if args[-1] is not Ellipsis:
+            check(len(value) == len(args), f"{key} must hold {len(args)} values")
         return tuple(_convert(args[0], item, f"{key}[{n}]") for n, item in enumerate(value))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)

@@ -5,20 +5,32 @@ found when they are read, before anything is trained.
 """
 
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from pdfast.config import DataConfig, NetConfig
 from pdfast.errors import UsageError
+from pdfast.signals import poll
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 MIN_IMAGES = 2  # a covariance needs two
+NPZ_ERRORS = (
+    OSError,
+    ValueError,
+    TypeError,
+    EOFError,
+    NotImplementedError,
+    MemoryError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 @dataclass(frozen=True)
@@ -115,9 +127,9 @@ def _npz(path: Path) -> Arrays:
                 raise UsageError(f"{path} has no array `images` (it holds {names})")
             images = file["images"]
             labels = file.get("labels")
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        if isinstance(error, UsageError):
-            raise
+    except UsageError:
+        raise
+    except NPZ_ERRORS as error:
         raise UsageError(f"{path} is not a readable .npz: {error}") from None
     if images.dtype != np.uint8 or images.ndim != 4:
         raise UsageError(
@@ -135,13 +147,15 @@ def _npz(path: Path) -> Arrays:
 
 
 def _folder(path: Path, model: NetConfig) -> Arrays:
-    classes = sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
     files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    hidden = {p for p in files if any(q.startswith(".") for q in p.relative_to(path).parts)}
+    files = [p for p in files if p not in hidden]
     if not files:
         raise UsageError(f"{path} holds no images ({', '.join(SUFFIXES)})")
     size, channels = model.image_size, model.channels
     images = np.empty((len(files), size, size, channels), np.uint8)
     for n, file in enumerate(files):
+        poll("nothing was started")
         images[n] = _read_image(file, size, channels)
     if not model.num_classes:
         return images, None
@@ -149,14 +163,26 @@ def _folder(path: Path, model: NetConfig) -> Arrays:
     stray = [file for file, parts in zip(files, inside, strict=True) if len(parts) < 2]
     if stray:
         raise UsageError(f"{stray[0]} is in no class sub-folder, but model.num_classes is not 0")
-    return images, np.array([classes.index(parts[0]) for parts in inside], np.int64)
+    classes = {name: k for k, name in enumerate(sorted({parts[0] for parts in inside}))}
+    return images, np.array([classes[parts[0]] for parts in inside], np.int64)
 
 
 def _read_image(file: Path, size: int, channels: int) -> NDArray[np.uint8]:
-    """Centre crop to a square, then antialiased resize: uint8 (size, size, channels)."""
+    """Centre crop to a square, then antialiased resize: uint8 (size, size, channels).
+
+    Turned as its EXIF tag says; transparency shows white.
+    """
     try:
         with Image.open(file) as opened:
-            image = opened.convert("L" if channels == 1 else "RGB")
+            if opened.mode.startswith(("I", "F")):
+                raise UsageError(f"{file} has more than 8 bits per channel: save it with 8")
+            image = ImageOps.exif_transpose(opened)
+            if image.has_transparency_data:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            image = image.convert("L" if channels == 1 else "RGB")
+    except UsageError:
+        raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         raise UsageError(f"{file} is not a readable image: repair or remove it") from None
     side = min(image.size)

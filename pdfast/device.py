@@ -16,12 +16,15 @@ def choose_device(name: str = "auto", threads: int = 0) -> torch.device:
     if threads:
         torch.set_num_threads(threads)
     if name == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+        name = "cuda:0" if torch.cuda.is_available() else "cpu"
     if name == "cpu":
         return torch.device("cpu")
     number = name.removeprefix("cuda").removeprefix(":") or "0"
     if not name.startswith("cuda") or not number.isdecimal():
         raise UsageError(f"no device '{name}': use auto, cpu or cuda:k")
+    # "float32" means float32: cuDNN's TF32 convolutions, on by default, keep 10 bits of mantissa.
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
     count = torch.cuda.device_count()
     if int(number) >= count:
         raise UsageError(f"no device '{name}': torch sees {count} GPUs; use --device cpu")

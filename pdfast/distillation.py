@@ -2,13 +2,12 @@
 
 import copy
 import dataclasses
-import time
 from pathlib import Path
 
 import torch
 
 from pdfast import checkpoint
-from pdfast.config import to_table
+from pdfast.config import Config, to_table
 from pdfast.data import Dataset
 from pdfast.draws import index_below
 from pdfast.engine import Batch, Problem, fit
@@ -53,11 +52,12 @@ def distill_rounds(run: Run, teacher: Model, data: Dataset) -> Model:
         data, min(MONITOR_IMAGES, len(data)), config.seed, EXTRACTORS[config.eval.features]
     )
     teacher_row = sample_row(teacher, config.eval.baseline_steps, config.seed)
-    student = without_dropout(teacher)
+    student = remove_dropout(teacher)
     before = _distance(run, 0, student, config.distill.start_steps, judge)
     for round_ in range(1, config.distill.rounds + 1):
         steps, path = config.distill.steps_after(round_), run.round_dir(round_)
         if run.has(path):
+            run.clear_states(round_)
             student = checkpoint.load_model(path, teacher.device)
         else:
             student = _distill_round(run, student, data, round_, steps)
@@ -67,8 +67,9 @@ def distill_rounds(run: Run, teacher: Model, data: Dataset) -> Model:
         distance = _distance(run, round_, student, steps, judge)
         if distance > MONITOR_JUMP * before:
             run.screen.warn(
-                f"round {round_}: the distance jumped from {before:.3g} to {distance:.3g}; give "
-                f"this round more updates (distill.round_updates, {steps} steps)"
+                f"round {round_}: the distance jumped from {before:.3g} to {distance:.3g}; to do "
+                f"it again with more updates, remove {path} and later rounds, and raise "
+                f"distill.round_updates for {steps} steps"
             )
         before = distance
     return student
@@ -76,20 +77,19 @@ def distill_rounds(run: Run, teacher: Model, data: Dataset) -> Model:
 
 def _distill_round(run: Run, teacher: Model, data: Dataset, round_: int, steps: int) -> Model:
     """One round: the student starts as the teacher and learns its two steps in one."""
-    config, start = run.config, time.perf_counter()
+    config = run.config
     cfg = dataclasses.replace(config.distill, updates=config.distill.updates_of(steps))
     student = copy.deepcopy(teacher)
     student.steps = steps
     title = f"round {round_}/{config.distill.rounds} ({steps} steps)"
     result = fit(student, Rollout(teacher, steps), cfg, data, run, round_, title)
-    seconds = time.perf_counter() - start
     # Logged before the model is there: a run cut off in between does the round's end again.
-    run.log(round=round_, steps=steps, **result.as_metrics(seconds))
+    run.log(round=round_, steps=steps, **result.as_metrics())
     checkpoint.save_model(student, run.round_dir(round_), round=round_, seed=config.seed)
-    run.clear_states()
+    run.clear_states(round_)
     run.screen.say(
         f"{title}: held loss {result.loss_start:.4g} -> {result.loss_end:.4g}, "
-        f"{cfg.updates} updates in {seconds:.1f} s, saved to {run.round_dir(round_)}"
+        f"{cfg.updates} updates in {result.seconds:.1f} s, saved to {run.round_dir(round_)}"
     )
     return student
 
@@ -104,10 +104,9 @@ def _distance(run: Run, round_: int, model: Model, steps: int, judge: Judge) -> 
     return distance
 
 
-def adopt_teacher(run: Run, path: Path, device: torch.device) -> Model:
-    """Copy a teacher from elsewhere into the run, after checking that it fits the config."""
+def load_teacher(path: Path, config: Config, device: torch.device) -> Model:
+    """A teacher from elsewhere, once it is known to fit the config."""
     model = checkpoint.load_model(path, device)
-    config = run.config
     asked, found = to_table(config.model), to_table(model.cfg)
     for key in asked:
         if key != "dropout" and asked[key] != found[key]:
@@ -115,24 +114,31 @@ def adopt_teacher(run: Run, path: Path, device: torch.device) -> Model:
                 f"the teacher {path} has model.{key} {found[key]!r}, but the config asks for "
                 f"{asked[key]!r}: pass the config that the teacher was trained with"
             )
-    if run.has(run.teacher_dir):
-        if checkpoint.fingerprint(run.teacher_dir) != checkpoint.fingerprint(path):
-            raise UsageError(f"{run.path} already has another teacher: choose another --out")
-    else:
-        checkpoint.save_model(model, run.teacher_dir, source=str(path))
-    start = config.distill.start_steps
-    if model.steps and model.steps != start:
-        raise UsageError(
-            f"{path} was distilled to {model.steps} steps: pass --distill.start-steps {model.steps}"
-        )
+    check_start(model, config)
     return model
 
 
-def without_dropout(model: Model) -> Model:
-    """The same model for distillation, which uses no dropout."""
-    bare = copy.deepcopy(model)
-    bare.cfg = dataclasses.replace(model.cfg, dropout=0.0)
-    for module in bare.modules():
+def check_start(model: Model, config: Config) -> None:
+    """Refuse a teacher that was itself distilled to another number of steps."""
+    if model.steps not in (0, config.distill.start_steps):
+        raise UsageError(
+            f"the teacher was distilled to {model.steps} steps: pass --distill.start-steps "
+            f"{model.steps}, and as many rounds as that allows"
+        )
+
+
+def adopt_teacher(run: Run, path: Path, model: Model) -> None:
+    """Copy a teacher from elsewhere into the run, unless the run has it already."""
+    if not run.has(run.teacher_dir):
+        checkpoint.save_model(model, run.teacher_dir, source=str(path))
+    elif checkpoint.fingerprint(run.teacher_dir) != checkpoint.fingerprint(path):
+        raise UsageError(f"{run.path} already has another teacher: choose another --out")
+
+
+def remove_dropout(model: Model) -> Model:
+    """The model itself, changed for distillation, which uses no dropout."""
+    model.cfg = dataclasses.replace(model.cfg, dropout=0.0)
+    for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    return bare
+    return model

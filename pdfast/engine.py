@@ -148,21 +148,17 @@ def update(
     model: Model, objective: Objective, optimizer: Optimizer, batch: Batch, k: int
 ) -> tuple[Tensor, Tensor]:
     """One whole update, number k: (mean loss, gradient norm), both scalars on the device."""
-    problem = objective(model, batch)
-    loss = loss_and_grad(*problem, model.head, optimizer.cfg.loss_weight)
-    problem.out.backward(loss.grad_out)  # type: ignore[no-untyped-call]
-    return loss.per_image.mean().detach(), optimizer.step(k)
+    out, y_target, phi = objective(model, batch)
+    loss = loss_and_grad(out.detach(), y_target, phi, model.head, optimizer.cfg.loss_weight)
+    out.backward(loss.grad_out)  # type: ignore[no-untyped-call]
+    return loss.per_image.mean(), optimizer.step(k)
 
 
 @torch.no_grad()
 def held_loss(model: Model, objective: Objective, cfg: LoopConfig, batch: Batch) -> float:
     """Mean loss of the model as it samples (no dropout) on one batch."""
-    training = model.training
-    model.eval()
-    problem = objective(model, batch)
-    loss = loss_and_grad(*problem, model.head, cfg.loss_weight)
-    model.train(training)
-    return float(loss.per_image.mean())
+    problem = objective(model.eval(), batch)
+    return float(loss_and_grad(*problem, model.head, cfg.loss_weight).per_image.mean())
 
 
 @dataclass(frozen=True)
@@ -173,13 +169,15 @@ class FitResult:
     """Loss on the held batch before the first update."""
     loss_end: float
     """The same after the last, with the averaged weights where there are any."""
+    seconds: float
+    """Time that the updates took, over all resumptions."""
 
-    def as_metrics(self, seconds: float) -> dict[str, float]:
+    def as_metrics(self) -> dict[str, float]:
         """The line of metrics that ends a phase."""
         return {
             "held_loss_start": self.loss_start,
             "held_loss_end": self.loss_end,
-            "seconds": round(seconds, 1),
+            "seconds": round(self.seconds, 1),
         }
 
 
@@ -235,15 +233,20 @@ def fit(
     dropout = Draws(config.seed, Stream.DROPOUT, round_)
     optimizer = Optimizer(model, cfg)
     loss_start = held_loss(model, objective, cfg, held)
-    resumed = run.load_state(round_)
-    first = 0 if resumed is None else resumed[0]
-    run.rewind_metrics(round_, first if resumed else -1)
+    start, first, resumed = time.perf_counter(), 0, run.load_state(round_)
     if resumed is None:
+        run.rewind_metrics(round_, -1)
         run.log(round=round_, update=0, held_loss=loss_start)
     else:
+        first, start = int(resumed[0]["update"]), start - float(resumed[0]["seconds"])
+        run.rewind_metrics(round_, first)
         run.screen.say(f"{title}: going on from update {first}")
 
-    with run.screen.task(title, cfg.updates, first) as task:
+    gpus = [model.device] if model.device.type == "cuda" else []
+    with (
+        run.screen.task(title, cfg.updates, first) as task,
+        torch.random.fork_rng(devices=gpus, enabled=model.cfg.dropout > 0),
+    ):
         log = PhaseLog(run, round_, title, cfg, task)
         if resumed is not None:
             optimizer.load(resumed[1])
@@ -268,12 +271,13 @@ def fit(
                 log.write(done, norm, optimizer.lr(k), model.device)
             if saving:
                 pending = {"losses": torch.stack(log.pending) if log.pending else torch.empty(0)}
-                run.save_state(round_, done, {**optimizer.state(), PENDING: pending})
+                seconds = time.perf_counter() - start
+                run.save_state(round_, done, seconds, {**optimizer.state(), PENDING: pending})
             if stopping:
                 raise signals.stop(f"{title} is saved at update {done}; run it again to go on")
+    seconds = time.perf_counter() - start
     optimizer.use_average()
-    model.eval()
-    return FitResult(loss_start, held_loss(model, objective, cfg, held))
+    return FitResult(loss_start, held_loss(model, objective, cfg, held), seconds)
 
 
 def memory_mb(device: torch.device) -> float:

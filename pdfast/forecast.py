@@ -88,11 +88,11 @@ def forecast(config: Config, device: torch.device, screen: Screen, distill: bool
             f"{costs.saved_bytes / MB:,.0f} MB of activations for backward (batch {cfg.batch}); "
             "workspaces and the data set come on top"
         )
-    states = 2 * (4 if config.train.ema_decay else 3)
+    states = 3 * (4 if config.train.ema_decay else 3)
     disk = (len(phases) + states) * weights
     screen.say(
         f"disk: at most {disk / MB:,.0f} MB = {len(phases)} models and {states} more copies in "
-        "two saved states"
+        "three saved states"
     )
     screen.say(
         f"time on {device}: at least the figures below, which take every counted FLOP at the rate "

@@ -6,15 +6,19 @@ no network and is meant for small images. It is not FID, whose features are Ince
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 
+from pdfast.config import Config
 from pdfast.data import Dataset, to_uint8
 from pdfast.draws import Draws, Stream, index_below
 from pdfast.model import Model
 
 NUM_RESAMPLES = 10
+PIXELS = 32  # largest size whose pixels are features
 CHUNK = 4096  # images whose features are in memory at a time
 
 
@@ -27,7 +31,14 @@ class Features:
 
 
 def pixels(images: Tensor) -> Tensor:
-    """The pixels in [-1, 1]: uint8 (N, H, W, C) -> float64 (N, H W C)."""
+    """The pixels in [-1, 1]: uint8 (N, H, W, C) -> float64 (N, H W C).
+
+    Images larger than 32 pixels are averaged down to that first: a covariance of 128x128x3 pixels
+    would take 19 GB.
+    """
+    if images.shape[1] > PIXELS:
+        channels_first = images.permute(0, 3, 1, 2).double()
+        images = adaptive_avg_pool2d(channels_first, PIXELS).permute(0, 2, 3, 1)
     return images.flatten(1).double() / 127.5 - 1.0
 
 
@@ -40,6 +51,13 @@ class Gaussian:
 
     mean: Tensor
     cov: Tensor
+
+    @cached_property
+    def root(self) -> Tensor:
+        """Symmetric square root of the covariance; eigenvalues rounded below zero are cut off."""
+        values, vectors = torch.linalg.eigh(self.cov)
+        root: Tensor = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+        return root
 
 
 def fit_gaussian(features: Features, images: Tensor) -> Gaussian:
@@ -64,11 +82,9 @@ def fit_gaussian(features: Features, images: Tensor) -> Gaussian:
 def frechet_distance(p: Gaussian, q: Gaussian) -> float:
     """||mu_p - mu_q||^2 + tr(C_p + C_q - 2 (C_p^1/2 C_q C_p^1/2)^1/2) (Dowson & Landau 1982).
 
-    The symmetric square root keeps every eigenvalue real; rounding below zero is cut off.
+    The symmetric square root keeps every eigenvalue real. p's is computed once and kept.
     """
-    values, vectors = torch.linalg.eigh(p.cov)
-    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ q.cov @ root).clamp(min=0).sqrt().sum()
+    cross = torch.linalg.eigvalsh(p.root @ q.cov @ p.root).clamp(min=0).sqrt().sum()
     distance = (p.mean - q.mean).square().sum() + p.cov.trace() + q.cov.trace() - 2 * cross
     return float(distance)
 
@@ -84,9 +100,14 @@ class Judge:
         self._features, self._images = features, data.images
         self._reference = fit_gaussian(features, data.images)
 
+    @classmethod
+    def of(cls, data: Dataset, config: Config) -> "Judge":
+        """The judge that a config asks for."""
+        return cls(data, config.eval.num, config.seed, EXTRACTORS[config.eval.features])
+
     def distance(self, images: Tensor) -> float:
         """Distance of uint8 images (N, H, W, C) from the data set."""
-        return frechet_distance(fit_gaussian(self._features, images), self._reference)
+        return frechet_distance(self._reference, fit_gaussian(self._features, images))
 
     def floor(self) -> tuple[float, float]:
         """Mean and standard deviation of the distance of bootstrap resamples of the data.
@@ -103,5 +124,5 @@ class Judge:
 
     def judge(self, model: Model, steps: int, on_step: Callable[[], None] = lambda: None) -> float:
         """Distance of `num` clipped DDIM samples of a model in `steps` steps."""
-        images = model.sample(self.num, steps, self.seed, on_step=on_step)
-        return self.distance(to_uint8(images))
+        batches = model.sample_batches(self.num, steps, self.seed, on_step=on_step)
+        return self.distance(torch.cat([to_uint8(batch) for batch in batches]))

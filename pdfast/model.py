@@ -1,6 +1,6 @@
 """A diffusion model: the U-Net, what its output means, and its noise schedule."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +66,6 @@ class Model(nn.Module):
         phi = torch.atan(torch.exp(-0.5 * logsnr.double()))
         return method.predict_x(z, self(z, logsnr, label), phi, self.head)
 
-    @torch.no_grad()
     def sample(
         self,
         num: int,
@@ -77,19 +76,35 @@ class Model(nn.Module):
         clip: bool = True,
         sampler: Sampler = "ddim",
         variance: float = 1.0,
-        *,
-        on_step: Callable[[], None] = lambda: None,
     ) -> Tensor:
         """Images (num, C, H, W) in [-1, 1], in the model's dtype and on its device.
 
         Image k depends on (seed, k) alone, whatever `num` is. `label`, int64 of shape (num,), is
         for a class-conditional model; left out, classes are drawn by counter. `noise`,
         (num, C, H, W), replaces the drawn start. `sampler` is "ddim" or "ancestral", the latter
-        with `variance` from 0 (small) to 1 (large). `on_step` is called at each network call.
-        Raises UsageError for a wrong argument.
+        with `variance` from 0 (small) to 1 (large). Raises UsageError for a wrong argument.
         """
+        batches = self.sample_batches(num, steps, seed, label, noise, clip, sampler, variance)
+        return torch.cat(list(batches))
+
+    @torch.no_grad()
+    def sample_batches(
+        self,
+        num: int,
+        steps: int,
+        seed: int = 0,
+        label: Tensor | None = None,
+        noise: Tensor | None = None,
+        clip: bool = True,
+        sampler: Sampler = "ddim",
+        variance: float = 1.0,
+        on_step: Callable[[], None] = lambda: None,
+    ) -> Iterator[Tensor]:
+        """What `sample` returns, a batch at a time; `on_step` is called at each network call."""
         if num < 1:
             raise UsageError(f"num must be at least 1, not {num}")
+        if not 0 <= seed < 2**32:
+            raise UsageError(f"seed must be in 0 .. 4294967295, not {seed}")
         if noise is not None and noise.shape != (num, *self.image_shape):
             raise UsageError(
                 f"noise must have shape {(num, *self.image_shape)}, not {tuple(noise.shape)}"
@@ -98,21 +113,20 @@ class Model(nn.Module):
             self._check_label(label, num)
         draws = Draws(seed, Stream.SAMPLE, device=self.device)
         training = self.training
-        self.eval()
-        parts = []
-        for start in range(0, num, SAMPLE_BATCH):
-            used = min(SAMPLE_BATCH, num - start)
+        try:
+            self.eval()
+            for start in range(0, num, SAMPLE_BATCH):
+                used = min(SAMPLE_BATCH, num - start)
 
-            def normal(step: int, start: int = start) -> Tensor:
-                return draws.normal(step, start, SAMPLE_BATCH, self.image_shape).to(self.dtype)
+                def normal(step: int, start: int = start) -> Tensor:
+                    return draws.normal(step, start, SAMPLE_BATCH, self.image_shape).to(self.dtype)
 
-            z, labels = normal(0), self._labels(draws, start)
-            if noise is not None:
-                z[:used] = noise[start : start + used].to(z)
-            if label is not None and labels is not None:
-                labels[:used] = label[start : start + used].to(labels)
-            parts.append(
-                sample(
+                z, labels = normal(0), self._labels(draws, start)
+                if noise is not None:
+                    z[:used] = noise[start : start + used].to(z)
+                if label is not None and labels is not None:
+                    labels[:used] = label[start : start + used].to(labels)
+                images = sample(
                     self,
                     z,
                     steps,
@@ -122,10 +136,10 @@ class Model(nn.Module):
                     variance=variance,
                     noise=normal,
                     on_step=on_step,
-                )[:used]
-            )
-        self.train(training)
-        return torch.cat(parts)
+                )
+                yield images[:used]
+        finally:
+            self.train(training)
 
     @staticmethod
     def calls_for(num: int) -> int:

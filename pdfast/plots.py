@@ -1,9 +1,9 @@
 """Pictures: grids of samples, and the report's plot."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 from torch import Tensor
 
@@ -41,8 +41,8 @@ Row = tuple[str, Tensor]  # a caption and uint8 images (N, H, W, C)
 def sample_row(model: Model, steps: int, seed: int) -> Row:
     """The first samples of a model: every row of one seed starts from the same noise."""
     name = "student" if model.steps else "teacher"
-    images = to_uint8(model.sample(NUM_SHOWN, steps, seed, on_step=poll))
-    return f"{name}, {counted(steps)}", images
+    batches = model.sample_batches(NUM_SHOWN, steps, seed, on_step=poll)
+    return f"{name}, {counted(steps)}", torch.cat([to_uint8(batch).cpu() for batch in batches])
 
 
 def counted(steps: int) -> str:
@@ -64,24 +64,16 @@ def rows(named: Sequence[Row]) -> Image.Image:
 
 
 def plot_distances(
-    path: Path,
-    metric: str,
-    floor: float | None,
-    curves: Sequence[tuple[str, dict[int, float]]],
-) -> None:
-    """Distance against sampling steps, one curve per (name, {steps: distance}), as a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    metric: str, floor: float, curves: Sequence[tuple[str, dict[int, float]]]
+) -> Figure:
+    """Distance against sampling steps, one curve per (name, {steps: distance})."""
+    figure = Figure(figsize=(6, 4), layout="constrained", dpi=150)
+    axes = figure.subplots()
     for (name, points), marker in zip(curves, "os^", strict=False):
         if points:
             steps = sorted(points)
             axes.plot(steps, [points[k] for k in steps], marker=marker, label=name)
-    if floor is not None:
-        axes.axhline(floor, color="grey", linestyle="--", label="resampled data (floor)")
+    axes.axhline(floor, color="grey", linestyle="--", label="resampled data (floor)")
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     ticks = sorted({k for _, points in curves for k in points})
@@ -90,5 +82,4 @@ def plot_distances(
     axes.set_ylabel(f"{metric} (lower is better)")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    return figure

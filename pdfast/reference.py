@@ -58,6 +58,8 @@ def predict(
         x_hat = (z - sigma * out) / alpha
     elif model.head == "v":
         x_hat = alpha * z - sigma * out
+    elif model.head != "both":
+        raise ValueError(f"no head {model.head!r}: x, eps, v or both")
     else:
         x_direct, eps_direct = out.chunk(2, dim=1)
         x_hat = sigma**2 * x_direct + alpha**2 * (z - sigma * eps_direct) / alpha
@@ -86,6 +88,8 @@ def weighted_loss(
         return eps_mse
     if weight == "snr_trunc":
         return torch.maximum(x_mse, eps_mse)
+    if weight != "v_mse":
+        raise ValueError(f"no weight {weight!r}: constant, snr, snr_trunc or v_mse")
     v_hat, v_target = alpha * eps_hat - sigma * x_hat, alpha * eps_target - sigma * x_target
     return (v_hat - v_target).square().flatten(1).mean(1)
 

@@ -3,7 +3,6 @@
 import json
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,11 +10,11 @@ import torch
 from pdfast import checkpoint
 from pdfast.config import Config
 from pdfast.data import Dataset
-from pdfast.frechet import EXTRACTORS, Judge
+from pdfast.frechet import Judge
 from pdfast.model import Model
 from pdfast.plots import NUM_SHOWN, counted, plot_distances, rows, sample_row
 from pdfast.progress import Screen
-from pdfast.run import Run, students
+from pdfast.run import Run
 from pdfast.signals import poll
 
 
@@ -25,6 +24,10 @@ class Meter:
     def __init__(self, judge: Judge, screen: Screen) -> None:
         self.judge, self.screen = judge, screen
         self.seconds_per_image: dict[int, float] = {}
+        self.floor, self.floor_std = judge.floor()
+        screen.say(
+            f"{judge.metric} {self.floor:8.4f}  resampled data (floor, +- {self.floor_std:.4f})"
+        )
 
     def __call__(self, name: str, model: Model, steps: int) -> float:
         """Distance of a model at `steps` sampling steps, with a progress bar."""
@@ -41,69 +44,64 @@ class Meter:
         self.screen.say(f"{self.judge.metric} {distance:8.4f}  {name}, {counted(steps)}")
         return distance
 
+    def table(self, **curves: dict[int, float]) -> dict[str, Any]:
+        """What report.json holds: metric, floor, and {steps: distance} by name."""
+        return {
+            "metric": self.judge.metric,
+            "floor": self.floor,
+            "floor_std": self.floor_std,
+            "images": self.judge.num,
+            **{name: {str(k): d for k, d in sorted(c.items())} for name, c in curves.items()},
+        }
+
 
 def report_run(run: Run, data: Dataset, steps: Sequence[int], device: torch.device) -> None:
     """Evaluate a run's saved models and write report.json, report.md, report.png and pictures.
 
     The teacher is sampled at each of `steps` and at the baseline's, each student whose own step
-    count is among them at that count. The numbers depend on the saved models, the data and the
-    config alone.
+    count is among `steps`, and the last student, at that count. The numbers depend on the saved
+    models, the data and the config alone.
     """
-    config = run.config
-    judge = Judge(data, config.eval.num, config.seed, EXTRACTORS[config.eval.features])
-    meter = Meter(judge, run.screen)
-    floor, spread = judge.floor()
-    run.screen.say(f"{judge.metric} {floor:8.4f}  resampled data (floor, +- {spread:.4f})")
+    config, students = run.config, run.students()
+    baseline = config.eval.baseline_steps
+    wanted = set(steps)
+    if students:
+        newest = min(students)
+        if newest <= baseline:
+            wanted |= {newest}
+        elif newest not in wanted:
+            run.screen.say(
+                f"the student of {newest} steps is not sampled at its own steps, which takes long: "
+                f"pdfast eval {run.path} --steps {newest} does it"
+            )
+    meter = Meter(Judge.of(data, config), run.screen)
     teacher = checkpoint.load_model(run.teacher_dir, device)
-    wanted = sorted({*steps, config.eval.baseline_steps})
-    of_teacher = {k: meter("teacher", teacher, k) for k in wanted}
+    of_teacher = {k: meter("teacher", teacher, k) for k in sorted({*wanted, baseline})}
     of_student: dict[int, float] = {}
-    shown = [("data", data.images[:NUM_SHOWN].cpu())]
-    shown.append(sample_row(teacher, config.eval.baseline_steps, config.seed))
-    for k, path in students(run.path).items():
-        if k in steps:
+    shown = [("data", data.images[:NUM_SHOWN].cpu()), sample_row(teacher, baseline, config.seed)]
+    for k, path in students.items():
+        if k in wanted:
             student = checkpoint.load_model(path, device)
             of_student[k] = meter("student", student, k)
             shown += [sample_row(teacher, k, config.seed), sample_row(student, k, config.seed)]
-    table = {
-        "metric": judge.metric,
-        "floor": floor,
-        "floor_std": spread,
-        "images": judge.num,
-        "teacher": {str(k): of_teacher[k] for k in sorted(of_teacher)},
-        "student": {str(k): of_student[k] for k in sorted(of_student)},
-    }
-    run.write_text("report.json", json.dumps(table, indent=1) + "\n")
+    table = meter.table(teacher=of_teacher, student=of_student)
+    curves = [("teacher", of_teacher), ("students, each at its own steps", of_student)]
+    figure = plot_distances(meter.judge.metric, meter.floor, curves)
     run.write_text("report.md", _markdown(run, table, meter.seconds_per_image))
     run.save_picture(rows(shown), "compare.png")
-    curves = [("teacher", of_teacher), ("students, each at its own steps", of_student)]
-    plot_distances(run.path / "report.png", judge.metric, floor, curves)
+    run.write("report.png", figure.savefig)
+    run.write_text("report.json", json.dumps(table, indent=1) + "\n")
     run.screen.say(f"report: {run.path / 'report.md'}, {run.path / 'samples' / 'compare.png'}")
 
 
-def report_model(
-    path: Path, config: Config, data: Dataset, device: torch.device, out: Path, screen: Screen
-) -> None:
-    """Evaluate one model directory at `config.eval.steps`: eval.json and eval.png in `out`."""
-    model = checkpoint.load_model(path, device)
-    judge = Judge(data, config.eval.num, config.seed, EXTRACTORS[config.eval.features])
-    meter = Meter(judge, screen)
-    floor, spread = judge.floor()
-    distances = {k: meter(path.name, model, k) for k in sorted(set(config.eval.steps))}
-    table = {
-        "metric": judge.metric,
-        "floor": floor,
-        "floor_std": spread,
-        "images": judge.num,
-        "model": {str(k): d for k, d in distances.items()},
-    }
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "eval.json").write_text(json.dumps(table, indent=1) + "\n", "utf-8")
-        plot_distances(out / "eval.png", judge.metric, floor, [(path.name, distances)])
-    except OSError as error:
-        raise checkpoint.cannot_write(out, error) from None
-    screen.say(f"report: {out / 'eval.json'}, {out / 'eval.png'}")
+def report_model(name: str, model: Model, config: Config, data: Dataset, out: Run) -> None:
+    """Evaluate one model at `config.eval.steps`: eval.json and eval.png in `out`."""
+    meter = Meter(Judge.of(data, config), out.screen)
+    distances = {k: meter(name, model, k) for k in sorted(set(config.eval.steps))}
+    figure = plot_distances(meter.judge.metric, meter.floor, [(name, distances)])
+    out.write("eval.png", figure.savefig)
+    out.write_text("eval.json", json.dumps(meter.table(model=distances), indent=1) + "\n")
+    out.screen.say(f"report: {out.path / 'eval.json'}, {out.path / 'eval.png'}")
 
 
 def _markdown(run: Run, table: dict[str, Any], seconds: dict[int, float]) -> str:

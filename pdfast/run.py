@@ -1,13 +1,15 @@
 """A run directory: its config, models, metrics and saved state.
 
-config.toml  metrics.jsonl  report.json  report.md  report.png
-teacher/  round-01-steps-4096/ ...   models, each whole or absent
-samples/  state/                     pictures; the phase in progress
+- config.toml, metrics.jsonl, report.json, report.md, report.png
+- teacher/, round-01-steps-4096/ ...: models, each whole or absent
+- samples/: pictures; state/: the phase in progress
 """
 
 import json
+import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,27 +23,35 @@ from pdfast.progress import Screen
 
 ROUND_DIR = re.compile(r"round-(\d+)-steps-(\d+)")
 STATES_KEPT = 2
-
-
-def round_name(round_: int, steps: int) -> str:
-    """Name of the directory of round `round_`, whose student has `steps` sampling steps."""
-    return f"round-{round_:02d}-steps-{steps:04d}"
+FREE_KEYS = ("name", "log_every", "save_every", "eval.", "distill.rounds")  # may change on resume
 
 
 class Run:
-    """An opened run directory; `Run(path, config)` starts one or goes on with it."""
+    """A run directory that exists; `Run.start` makes one or goes on with it."""
 
     def __init__(self, path: Path, config: Config, screen: Screen) -> None:
-        """Raises UsageError if the directory holds a run of a different config."""
         self.path, self.config, self.screen = path, config, screen
+
+    @classmethod
+    def start(cls, path: Path, config: Config, screen: Screen) -> "Run":
+        """Make the directory, or take it up where a run of the same config left it.
+
+        Raises UsageError if it holds a run of a different config, PdfastError if it cannot be
+        written.
+        """
+        run = cls(path, config, screen)
         try:
-            self._refuse_other_config()
+            run._refuse_other_config()
             (path / "samples").mkdir(parents=True, exist_ok=True)
-            for folder in (path, path / "state"):
+            for folder in (path, path / "samples", path / "state"):
                 checkpoint.sweep(folder)
         except OSError as error:
             raise checkpoint.cannot_write(path, error) from None
-        self.write_text("config.toml", dump_config(config))
+        run._drop_partial_line()
+        run.write_text("config.toml", dump_config(config))
+        return run
+
+    # -- models ----------------------------------------------------------------------------
 
     @property
     def teacher_dir(self) -> Path:
@@ -50,56 +60,89 @@ class Run:
 
     def round_dir(self, round_: int) -> Path:
         """Where the student of a round goes."""
-        return self.path / round_name(round_, self.config.distill.steps_after(round_))
+        steps = self.config.distill.steps_after(round_)
+        return self.path / f"round-{round_:02d}-steps-{steps:04d}"
 
     def has(self, model_dir: Path) -> bool:
         """Whether a finished model is there (a directory is renamed into place when whole)."""
         return (model_dir / checkpoint.MANIFEST).is_file()
 
+    def students(self) -> dict[int, Path]:
+        """Finished students: sampling steps -> model directory, in order of rounds."""
+        found = {}
+        for child in sorted(self.path.glob("round-*-steps-*")):
+            match = ROUND_DIR.fullmatch(child.name)
+            if match and self.has(child):
+                found[int(match[2])] = child
+        return found
+
+    # -- config ----------------------------------------------------------------------------
+
     def _refuse_other_config(self) -> None:
+        """Raise UsageError if the directory was started with values that would not be repeated."""
         if not (self.path / "config.toml").is_file():
             return
-        saved, asked = load_config(self.path / "config.toml"), self.config
-        free = {"name", "log_every", "save_every", "eval"}
-        if not any(self.path.glob("round-*")) and not any(self.path.glob("state/round-*")):
-            free |= {"distill"}
-        before, now = to_table(saved), to_table(asked)
-        before["distill"].pop("rounds")
-        now["distill"].pop("rounds")
+        saved = load_config(self.path / "config.toml")
+        free: tuple[str, ...] = FREE_KEYS
+        begun = self._rounds_begun(saved)
+        if not begun:
+            free = (*free, "distill.")
+        before, now = _flat(to_table(saved)), _flat(to_table(self.config))
+        for key in [k for k in {**before, **now} if k.startswith("distill.round_updates")]:
+            before.pop(key, None)
+            now.pop(key, None)
+        for steps in begun:
+            key = f"updates of the {steps}-step round"
+            before[key] = saved.distill.updates_of(steps)
+            now[key] = self.config.distill.updates_of(steps)
+        if len(begun) > 0:  # per round above
+            before.pop("distill.updates")
+            now.pop("distill.updates")
         changed = [
-            f"{name} {old!r} (now {now_[name]!r})"
-            for table, old_, now_ in _pairs(before, now)
-            if table not in free
-            for name, old in old_.items()
-            if now_[name] != old
+            f"{key} {value!r} (now {now[key]!r})"
+            for key, value in before.items()
+            if now[key] != value and not key.startswith(free)
         ]
         if changed:
             raise UsageError(
-                f"{self.path} was started with {', '.join(changed)}: "
-                "choose another --out, or remove it to start anew"
+                f"{self.path} was started with {', '.join(changed)}: choose another --out, or "
+                "remove what was made with the old value"
             )
 
-    def write_text(self, name: str, text: str) -> None:
-        """Write a file of the run so that it is never half there."""
-        stage = self.path / f".{name}.tmp"
+    def _rounds_begun(self, saved: Config) -> list[int]:
+        """Steps of the rounds that have a model or a saved state."""
+        steps = list(self.students())
+        for state in self.path.glob("state/round-*-update-*"):
+            round_ = int(state.name.split("-")[1])
+            if round_ and saved.distill.steps_after(round_) not in steps:
+                steps.append(saved.distill.steps_after(round_))
+        return steps
+
+    # -- files -----------------------------------------------------------------------------
+
+    def write(self, name: str, save: Callable[[Path], object]) -> None:
+        """Have `save` write a file of the run, under another name until it is whole."""
+        path = self.path / name
+        stage = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
         try:
-            stage.write_text(text, "utf-8")
-            stage.replace(self.path / name)
+            save(stage)
+            stage.replace(path)
         except OSError as error:
-            raise checkpoint.cannot_write(self.path, error) from None
+            raise checkpoint.cannot_write(path, error) from None
+        finally:
+            stage.unlink(missing_ok=True)
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text file of the run."""
+        self.write(name, lambda stage: stage.write_text(text, "utf-8"))
+
+    def save_picture(self, picture: Image.Image, name: str) -> None:
+        """Write a PNG into samples/."""
+        self.write(f"samples/{name}", picture.save)
 
     def has_picture(self, name: str) -> bool:
         """Whether samples/ holds this picture."""
         return (self.path / "samples" / name).is_file()
-
-    def save_picture(self, picture: Image.Image, name: str) -> None:
-        """Write a PNG into samples/, never half of one."""
-        stage = self.path / "samples" / f".{name}"
-        try:
-            picture.save(stage)
-            stage.replace(self.path / "samples" / name)
-        except OSError as error:
-            raise checkpoint.cannot_write(self.path / "samples" / name, error) from None
 
     # -- metrics ---------------------------------------------------------------------------
 
@@ -108,7 +151,15 @@ class Run:
         path = self.path / "metrics.jsonl"
         if not path.is_file():
             return []
-        return [json.loads(line) for line in path.read_text("utf-8").splitlines() if line]
+        lines = []
+        for number, line in enumerate(path.read_text("utf-8", "replace").splitlines(), 1):
+            try:
+                lines.append(dict(json.loads(line), round=int(json.loads(line)["round"])))
+            except (ValueError, TypeError, KeyError):
+                raise PdfastError(
+                    f"{path}, line {number}, is damaged: remove that line (it holds no weights)"
+                ) from None
+        return lines
 
     def log(self, **values: Any) -> None:
         """Append one line to metrics.jsonl."""
@@ -120,6 +171,14 @@ class Run:
                 f"cannot write {self.path / 'metrics.jsonl'}: {checkpoint.reason(error)}; "
                 "finished models and the last saved state are whole"
             ) from None
+
+    def _drop_partial_line(self) -> None:
+        """Forget a last line that a crash or a full disk cut short."""
+        path = self.path / "metrics.jsonl"
+        content = path.read_bytes() if path.is_file() else b""
+        if content and not content.endswith(b"\n"):
+            whole = content[: content.rfind(b"\n") + 1]
+            self.write("metrics.jsonl", lambda stage: stage.write_bytes(whole))
 
     def rewind_metrics(self, round_: int, update: int) -> None:
         """Drop what an interrupted phase logged after the state that it resumes from."""
@@ -134,20 +193,23 @@ class Run:
         """Saved states of a round, newest first."""
         return sorted((self.path / "state").glob(f"round-{round_:02d}-update-*"), reverse=True)
 
-    def save_state(self, round_: int, update: int, tensors: dict[str, dict[str, Tensor]]) -> None:
+    def save_state(
+        self, round_: int, update: int, seconds: float, tensors: dict[str, dict[str, Tensor]]
+    ) -> None:
         """Save a phase after `update` updates; older states go when the new one is whole."""
         path = self.path / "state" / f"round-{round_:02d}-update-{update:09d}"
-        checkpoint.write(path, tensors, {"state.json": {"round": round_, "update": update}})
+        table = {"round": round_, "update": update, "seconds": seconds}
+        checkpoint.write(path, tensors, {"state.json": table})
         for old in self._states(round_)[STATES_KEPT:]:
             shutil.rmtree(old, ignore_errors=True)
 
-    def load_state(self, round_: int) -> tuple[int, dict[str, dict[str, Tensor]]] | None:
-        """(update, tensors) of the newest whole state of a round; None if none was saved."""
+    def load_state(self, round_: int) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]] | None:
+        """(state.json, tensors) of the newest whole state of a round; None if none was saved."""
         states = self._states(round_)
         for path in states:
             try:
                 tensors, tables, _ = checkpoint.read(path)
-                return int(tables["state.json"]["update"]), tensors
+                return tables["state.json"], tensors
             except (PdfastError, KeyError) as error:
                 self.screen.warn(f"{error}; trying the state before it")
         if states:
@@ -157,30 +219,20 @@ class Run:
             )
         return None
 
-    def clear_states(self) -> None:
-        """Forget saved states: the phase's model is finished."""
-        shutil.rmtree(self.path / "state", ignore_errors=True)
+    def clear_states(self, round_: int) -> None:
+        """Forget the saved states of a round: its model is finished."""
+        for path in self._states(round_):
+            shutil.rmtree(path, ignore_errors=True)
+        if (self.path / "state").is_dir() and not any((self.path / "state").iterdir()):
+            (self.path / "state").rmdir()
 
 
-def _pairs(
-    before: dict[str, Any], now: dict[str, Any]
-) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
-    """(table, old, new) with full key names, for every table and the top-level fields."""
-    pairs = []
-    for key, old in before.items():
-        if isinstance(old, dict):
-            names = {f"{key}.{name}": value for name, value in old.items()}
-            pairs.append((key, names, {f"{key}.{name}": v for name, v in now[key].items()}))
+def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as one, with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
         else:
-            pairs.append((key, {key: old}, {key: now[key]}))
-    return pairs
-
-
-def students(path: Path) -> dict[int, Path]:
-    """Finished students of a run: sampling steps -> model directory, in order of rounds."""
-    found = {}
-    for child in sorted(path.glob("round-*-steps-*")):
-        match = ROUND_DIR.fullmatch(child.name)
-        if match and (child / checkpoint.MANIFEST).is_file():
-            found[int(match[2])] = child
-    return found
+            flat[prefix + key] = value
+    return flat

@@ -14,6 +14,7 @@ from pdfast.errors import UsageError
 from pdfast.method import combine
 from pdfast.schedule import CosineSchedule
 
+MAX_STEPS = 2**20  # beyond it neighbouring noise levels are one in float32
 Sampler = Literal["ddim", "ancestral"]
 Noise = Callable[[int], Tensor]
 
@@ -71,8 +72,8 @@ def sample(
     The ancestral sampler calls `noise(i)` for the standard normal tensor of step i.
     `on_step` is called once per network call. Raises UsageError for a bad argument.
     """
-    if num_steps < 1:
-        raise UsageError(f"steps must be at least 1, not {num_steps}")
+    if not 1 <= num_steps <= MAX_STEPS:
+        raise UsageError(f"steps must be in 1 .. {MAX_STEPS}, not {num_steps}")
     if sampler not in ("ddim", "ancestral"):
         raise UsageError(f"sampler must be 'ddim' or 'ancestral', not {sampler!r}")
     if sampler == "ancestral" and noise is None:

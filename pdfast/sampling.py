@@ -49,17 +49,10 @@ def sample_to(
             poll("nothing was written")
             task.advance()
 
-        images = to_uint8(
-            model.sample(
-                num,
-                steps,
-                seed,
-                labels,
-                sampler=sampler,
-                variance=variance,
-                on_step=on_step,
-            )
-        ).cpu()
+        batches = model.sample_batches(
+            num, steps, seed, labels, sampler=sampler, variance=variance, on_step=on_step
+        )
+        images = torch.cat([to_uint8(batch).cpu() for batch in batches])
     try:
         _write(images, out)
     except OSError as error:

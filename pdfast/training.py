@@ -1,7 +1,5 @@
 """Training a teacher: Algorithm 1 in continuous time, u ~ U(0, 1)."""
 
-import time
-
 import torch
 
 from pdfast import checkpoint
@@ -27,15 +25,15 @@ def data_objective(model: Model, batch: Batch) -> Problem:
 def new_model(config: Config, device: torch.device) -> Model:
     """A model with the initial weights of the config's seed."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(Draws(config.seed, Stream.INIT).torch_seed(0))
+        torch.default_generator.manual_seed(Draws(config.seed, Stream.INIT).torch_seed(0))
         return Model(config.model).to(device)
 
 
 def train_teacher(run: Run, data: Dataset, device: torch.device) -> Model:
     """The run's teacher: loaded if it is finished, else trained (or resumed) and saved."""
     if run.has(run.teacher_dir):
+        run.clear_states(ROUND)
         return checkpoint.load_model(run.teacher_dir, device)
-    start = time.perf_counter()
     model = new_model(run.config, device)
     num_params = sum(p.numel() for p in model.parameters())
     run.screen.say(
@@ -43,9 +41,10 @@ def train_teacher(run: Run, data: Dataset, device: torch.device) -> Model:
         f"{len(data)} images"
     )
     result = fit(model, data_objective, run.config.train, data, run, ROUND, "teacher")
-    run.log(round=ROUND, **result.as_metrics(time.perf_counter() - start))
+    # Logged before the model is there: a run cut off in between does the phase's end again.
+    run.log(round=ROUND, **result.as_metrics())
     checkpoint.save_model(model, run.teacher_dir, seed=run.config.seed)
-    run.clear_states()
+    run.clear_states(ROUND)
     run.screen.say(
         f"teacher: held loss {result.loss_start:.4g} -> {result.loss_end:.4g}, "
         f"saved to {run.teacher_dir}"

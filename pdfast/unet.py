@@ -3,7 +3,7 @@
 Residual blocks with FiLM, BigGAN-style resampling inside them, self-attention at chosen
 resolutions, GroupNorm with eps 1e-6, zero-initialised last layers. Activations are kept in
 channels-last memory order, so that a convolution's output is at once the token matrix of
-attention and the row-major input of GroupNorm.
+attention and the row-major input of GroupNorm (on CUDA, PyTorch's GroupNorm goes through NCHW).
 
 Shape letters: B batch, C channels, H height, W width, E embedding width.
 """
@@ -75,7 +75,8 @@ class GroupNormSiLU(nn.GroupNorm):
         if film is not None:
             scale, shift = film[:, :, None, None].chunk(2, dim=1)
             h = torch.addcmul(shift, h, 1 + scale)
-        return F.silu(h) if self.silu else h
+        h = F.silu(h) if self.silu else h
+        return h.contiguous(memory_format=torch.channels_last)
 
 
 class ResBlock(nn.Module):

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pdfast.checkpoint import load_model
 from pdfast.cli import main
 from pdfast.errors import PdfastError
 from pdfast.progress import Screen
@@ -63,7 +65,7 @@ def fails(capsys, expected_code, message, *args):
         (["distill", "--teacher", "nowhere"], "there is no model directory nowhere"),
         (["sample"], "missing from pdfast sample"),
         (["sample", "nowhere"], "there is no model directory nowhere"),
-        (["eval", "nowhere"], "nowhere lies in no run directory"),
+        (["eval", "nowhere"], "there is no model or run directory nowhere"),
         (["eval", "nowhere", "--steps", "0"], "--steps must all be at least 1"),
         (["--frobnicate"], "--frobnicate"),
     ],
@@ -71,7 +73,7 @@ def fails(capsys, expected_code, message, *args):
 def test_usage_errors(capsys, tmp_path, monkeypatch, args, message):
     monkeypatch.chdir(tmp_path)
     fails(capsys, 2, message, *args)
-    assert not list(tmp_path.glob("runs/*/round-*"))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -101,10 +103,38 @@ def test_no_permission(tmp_path, tiny):
         with pytest.raises(
             PdfastError, match=r"permission denied; choose another place with --out"
         ):
-            Run(folder / "run", tiny, Screen(quiet=True))
+            Run.start(folder / "run", tiny, Screen(quiet=True))
     finally:
         if as_root:
             os.seteuid(0)
+
+
+def test_a_full_disk(tiny_toml, tmp_path):
+    """The operating system refuses to write more than 20 kB into one file, as a full disk would."""
+    command = [sys.executable, "-m", "pdfast", "distill", "--config", str(tiny_toml)]
+    command += ["--out", str(tmp_path / "run"), "--threads", "1"]
+    assert subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode == 0
+    metrics = (tmp_path / "run" / "metrics.jsonl").read_text()
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    full = subprocess.run(
+        [*command, "--rounds", "3"], preexec_fn=limit, capture_output=True, text=True, check=False
+    )
+    assert full.returncode == 1
+    assert re.fullmatch(r"pdfast: could not write .*; nothing was changed\n", full.stderr)
+    assert metrics in (tmp_path / "run" / "metrics.jsonl").read_text()
+    for name in ("teacher", "round-02-steps-0002"):
+        load_model(tmp_path / "run" / name)
+    assert subprocess.run([*command, "--rounds", "3"], check=False).returncode == 0
+
+
+def test_out_of_memory(capsys, tmp_path, tiny_toml):
+    fails(
+        capsys, 1, "out of memory: lower train.batch",
+        "train", "--config", tiny_toml, "--out", tmp_path / "run", "--train.batch", 2**40,
+    )  # fmt: skip
 
 
 def test_out_below_a_file(capsys, tmp_path, tiny_toml):
@@ -172,7 +202,7 @@ def test_sample_outputs_hold_the_same_images(capsys, finished, tmp_path):
     [
         (["--num", "0"], "--num must be at least 1"),
         (["--seed", "-3"], "--seed must be in 0 .."),
-        (["--steps", "-1"], "steps must be at least 1"),
+        (["--steps", "-1"], "steps must be in 1 .. 1048576"),
         (["--label", "1"], "this model is unconditional"),
         (["--variance", "2", "--sampler", "ancestral"], "variance must be in 0 (small)"),
         (["--out", "x.jpg"], "must be a folder, an .npz or a .png"),
@@ -205,6 +235,21 @@ def test_eval_of_a_model_and_of_a_run(capsys, finished, tmp_path):
     assert "FD-pixel" in output
     report = json.loads((finished / "report.json").read_text())
     assert table["model"]["2"] == report["student"]["2"]
+
+
+def test_eval_sees_the_data_as_the_model_does(capsys, finished, tmp_path):
+    np.savez(tmp_path / "large.npz", images=np.zeros((9, 16, 16, 1), np.uint8))
+    (tmp_path / "other.toml").write_text('[data]\nsource = "large.npz"\n')
+    cwd = os.getcwd()
+    os.chdir(tmp_path)
+    try:
+        message = "large.npz has images of 16x16x1, but the config asks for 8x8x1"
+        fails(capsys, 2, message, "eval", finished / "teacher", "--config", "other.toml")
+        os.chdir(finished / "teacher")
+        args = ["eval", ".", "--steps", "1", "--out", str(tmp_path / "e")]
+        assert run(capsys, *args)[0] == 0
+    finally:
+        os.chdir(cwd)
 
 
 def test_dry_run_allocates_no_net(capsys, tmp_path, monkeypatch):

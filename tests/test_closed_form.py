@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pdfast import method
+from pdfast import method, reference
 from pdfast.samplers import ancestral_to, sample
 from pdfast.schedule import CosineSchedule, logsnr_of
 
@@ -69,6 +69,30 @@ def test_thirteen_exact_rounds_equal_8192_ddim_steps(head, dtype, tol):
     phi = SCHEDULE.phi(torch.ones(1))
     x_hat = method.predict_x(z.to(dtype), affine(table, z.to(dtype)), phi, head)
     assert ((x_hat - expected).abs().max() / expected.abs().max()) < tol
+
+
+def test_ancestral_sampler_against_the_published_loop():
+    """mean r (alpha_s / alpha_t) z + (1 - r) alpha_s x-hat, as written in the authors' dpm.py."""
+    steps, fraction = 5, 0.4
+    g = torch.Generator().manual_seed(0)
+    z = torch.randn(4, 1, 2, 2, generator=g, dtype=torch.float64)
+    noise = {i: torch.randn(4, 1, 2, 2, generator=g, dtype=torch.float64) for i in range(steps)}
+    args = {"clip": False, "sampler": "ancestral", "variance": fraction, "noise": noise.get}
+    ours = sample(Exact(), z, steps, **args)
+    for i in reversed(range(steps)):
+        u_t, u_s = (torch.tensor(u, dtype=torch.float64) for u in ((i + 1) / steps, i / steps))
+        logsnr_t, logsnr_s = (reference.logsnr_schedule(u) for u in (u_t, u_s))
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = (
+            reference.alpha_sigma(logsnr, z) for logsnr in (logsnr_t, logsnr_s)
+        )
+        x_hat = exact_x(z, SCHEDULE.phi(u_t.expand(4)))
+        if i == 0:
+            break
+        r = torch.exp(logsnr_t - logsnr_s)
+        small, large = (1 - r) * sigma_s**2, (1 - r) * sigma_t**2
+        var = torch.exp(fraction * large.log() + (1 - fraction) * small.log())
+        z = r * alpha_s / alpha_t * z + (1 - r) * alpha_s * x_hat + var.sqrt() * noise[i]
+    assert torch.allclose(ours, x_hat, rtol=1e-10)
 
 
 def test_ddim_of_gaussian_data_keeps_the_distribution():

@@ -125,6 +125,44 @@ def test_truncated_npz(tmp_path):
         load(path)
 
 
+def test_damaged_compressed_npz_and_npy(tmp_path):
+    np.savez_compressed(tmp_path / "c.npz", images=zeros(100))
+    content = bytearray((tmp_path / "c.npz").read_bytes())
+    content[60:70] = b"\xff" * 10
+    (tmp_path / "c.npz").write_bytes(content)
+    with pytest.raises(UsageError, match="is not a readable"):
+        load(tmp_path / "c.npz")
+    np.save(tmp_path / "a.npy", zeros())
+    (tmp_path / "a.npy").rename(tmp_path / "a.npz")
+    with pytest.raises(UsageError, match="is not a readable"):
+        load(tmp_path / "a.npz")
+
+
+def test_modes_of_images(tmp_path):
+    Image.new("RGBA", (8, 8), (200, 0, 0, 0)).save(tmp_path / "a.png")  # invisible: shows white
+    palette = Image.new("P", (8, 8), 1)
+    palette.putpalette([0, 0, 0, 10, 20, 30])
+    palette.save(tmp_path / "b.png")
+    turned = Image.new("RGB", (8, 8), "black")
+    turned.paste((255, 255, 255), (0, 0, 8, 4))  # bright above, until it is turned
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotate by 90 degrees clockwise
+    turned.save(tmp_path / "c.png", exif=exif)
+    (tmp_path / ".thumbs").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / ".thumbs" / "d.png")
+    images = load(tmp_path, COLOUR).images
+    assert len(images) == 3
+    assert (images[0] == 255).all()
+    assert (images[1] == torch.tensor([10, 20, 30])).all()
+    assert (images[2][:, 4:] == 255).all()
+    assert (images[2][:, :4] == 0).all()
+    Image.fromarray(np.full((8, 8), 25_600, np.uint16)).save(tmp_path / "e.png")
+    with pytest.raises(
+        UsageError, match=r"e\.png has more than 8 bits per channel: save it with 8"
+    ):
+        load(tmp_path, COLOUR)
+
+
 def test_bad_folders(tmp_path):
     with pytest.raises(UsageError, match="does not exist"):
         load(tmp_path / "absent")

@@ -82,4 +82,6 @@ def test_integers_and_uniforms():
     assert abs(u.mean() - 0.5) < 4 / math.sqrt(12 * len(u))
     ends = torch.tensor([0, 2**32 - 1])
     assert index_below(ends, 8192).tolist() == [0, 8191]
-    assert uniform_of(ends, ends)[0] > 0
+    first, last = uniform_of(ends, ends).tolist()
+    assert 0 < first < 2**-52
+    assert 1 - 2**-52 < last < 1

@@ -148,10 +148,13 @@ def test_more_rounds_go_on_and_leave_the_others(straight, tiny, tmp_path):
     assert (copy / "round-03-steps-0001" / "model.safetensors").is_file()
     assert (copy / "round-02-steps-0002" / "manifest.json").read_text() == before
     report = json.loads((copy / "report.json").read_text())
-    assert set(report["student"]) == {"2", "4"}
-    pdfast.evaluate(copy, steps=(1, 2), quiet=True)
+    assert set(report["student"]) == {"1", "2", "4"}
+    assert set(report["teacher"]) == {"1", "2", "4", "8"}
+    config = (copy / "config.toml").read_text()
+    pdfast.evaluate(copy, steps=(2,), quiet=True)
     report = json.loads((copy / "report.json").read_text())
     assert set(report["student"]) == {"1", "2"}
+    assert (copy / "config.toml").read_text() == config
 
 
 def test_another_config_is_refused(straight, tiny, tmp_path):
@@ -190,6 +193,57 @@ def make_run_with_teacher(straight, path):
     path.mkdir()
     shutil.copytree(straight / "teacher", path / "teacher")
     return path
+
+
+def test_a_refused_teacher_leaves_nothing_behind(straight, tiny, tmp_path):
+    for teacher in (straight / "round-01-steps-0004", tmp_path / "nowhere"):
+        with pytest.raises(UsageError):
+            pdfast.distill(tiny, teacher=teacher, out=tmp_path / "run", quiet=True)
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_line_of_metrics_cut_short_is_forgotten(straight, tiny, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(straight, copy)
+    with (copy / "metrics.jsonl").open("a") as file:
+        file.write('{"round": 2, "upd')
+    pdfast.distill(tiny, out=copy, quiet=True)
+    assert_same_run(straight, copy)
+    lines = (copy / "metrics.jsonl").read_text().splitlines()
+    lines[3] = "garbage"
+    (copy / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    with pytest.raises(PdfastError, match=r"metrics\.jsonl, line 4, is damaged"):
+        pdfast.distill(tiny, out=copy, quiet=True)
+
+
+def test_updates_of_rounds_not_begun_may_change(straight, tiny, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(straight, copy)
+
+    def with_updates(*pairs):
+        changed = dataclasses.replace(tiny.distill, round_updates=pairs, rounds=3)
+        return dataclasses.replace(tiny, distill=changed)
+
+    with pytest.raises(UsageError, match=r"updates of the 4-step round 6 \(now 9\)"):
+        pdfast.distill(with_updates((4, 9)), out=copy, quiet=True)
+    assert pdfast.distill(with_updates((1, 3)), out=copy, quiet=True).steps == 1
+
+
+def test_an_interrupted_teacher_does_not_fix_the_rounds(tiny, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5)
+        with pytest.raises(Stopped):
+            pdfast.distill(tiny, out=tmp_path / "run", quiet=True)
+    other = dataclasses.replace(tiny, distill=dataclasses.replace(tiny.distill, lr=2e-3, rounds=1))
+    assert pdfast.distill(other, out=tmp_path / "run", quiet=True).steps == 4
+
+
+def test_a_state_left_after_its_model_goes(straight, tiny, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(straight, copy)
+    (copy / "state" / "round-02-update-000000005").mkdir(parents=True)
+    pdfast.distill(tiny, out=copy, quiet=True)
+    assert not (copy / "state").exists()
 
 
 def test_train_alone(straight, tiny, tmp_path):
