@@ -20,7 +20,12 @@ from pdfast.version import __version__
 
 
 def _config(config: Config | str | Path) -> Config:
-    return config if isinstance(config, Config) else load_config(config)
+    """A Config whose data are found from any folder."""
+    loaded = config if isinstance(config, Config) else load_config(config)
+    if loaded.data.source == "digits":
+        return loaded
+    source = str(Path(loaded.data.source).absolute())
+    return dataclasses.replace(loaded, data=dataclasses.replace(loaded.data, source=source))
 
 
 def _open(
@@ -122,6 +127,8 @@ def evaluate(
     chosen = tuple(steps or resolved.eval.steps)
     resolved = dataclasses.replace(resolved, eval=dataclasses.replace(resolved.eval, steps=chosen))
     if is_run:
+        if out is not None:
+            raise UsageError(f"{model} is a run, whose report goes into it: leave --out away")
         data = load_dataset(resolved.data, resolved.model).to(where)
         report_run(Run(path, resolved, screen), data, chosen, where)
         return

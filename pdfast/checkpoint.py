@@ -22,6 +22,7 @@ from torch import Tensor
 from pdfast.config import NetConfig, from_table, to_table
 from pdfast.errors import PdfastError, UsageError
 from pdfast.model import Model
+from pdfast.samplers import MAX_STEPS
 from pdfast.version import __version__
 
 MANIFEST, CONFIG, WEIGHTS = "manifest.json", "config.json", "model.safetensors"
@@ -148,6 +149,8 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Model:
     table = tables[CONFIG]
     try:
         steps = table["steps"]
+        if type(steps) is not int or not 0 <= steps <= MAX_STEPS:
+            raise UsageError("steps must be a whole number, 0 for a teacher")
         cfg = from_table(NetConfig, table["model"], "model.")
     except (KeyError, TypeError, UsageError) as error:
         raise PdfastError(f"{path / CONFIG} is not a model's configuration: {error}") from None
@@ -172,7 +175,10 @@ def fingerprint(path: Path) -> str:
 
 def cannot_write(path: Path, error: OSError) -> PdfastError:
     """The error for a result that could not be written."""
-    return PdfastError(f"cannot write to {path}: {reason(error)}; choose another place with --out")
+    return PdfastError(
+        f"cannot write to {path}: {reason(error)}; put that right, or choose another place with "
+        "--out (what was there before is whole)"
+    )
 
 
 def reason(error: Exception) -> str:
@@ -186,7 +192,7 @@ def reason(error: Exception) -> str:
 def _json(path: Path) -> dict[str, Any]:
     try:
         table = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise PdfastError(f"{path} cannot be read: {reason(error)}") from None
     if not isinstance(table, dict):
         raise PdfastError(f"{path} does not hold a JSON object")

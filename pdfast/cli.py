@@ -237,6 +237,9 @@ def _one_line(box: str) -> str:
 def main(args: Sequence[str] | None = None) -> int:
     """Entry point of `pdfast`; returns the exit code."""
     args = list(sys.argv[1:] if args is None else args)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without UTF-8 shows "?"
     if args == ["--version"]:
         print(f"pdfast {__version__}")
         return 0
@@ -256,6 +259,9 @@ def main(args: Sequence[str] | None = None) -> int:
         return error.exit_code
     except SystemExit as exit_:
         return int(exit_.code or 0)
+    except OSError as error:
+        print(f"pdfast: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
+        return 1
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise

@@ -51,6 +51,10 @@ class DataConfig:
     horizontal_flip: bool = False
     """Mirror each training image with probability 1/2 (wrong for digits and text)."""
 
+    def __post_init__(self) -> None:
+        check(bool(self.source.strip("\0 ")), "data.source must name a folder or a file")
+        check("\0" not in self.source, "data.source must be a path")
+
 
 @dataclass(frozen=True, kw_only=True)
 class NetConfig:
@@ -90,7 +94,7 @@ class NetConfig:
 
     def __post_init__(self) -> None:
         for name in ("image_size", "ch", "emb_ch", "num_res_blocks", "groups"):
-            check(getattr(self, name) >= 1, f"model.{name} must be at least 1")
+            check(1 <= getattr(self, name) <= 2**16, f"model.{name} must be in 1 .. 65536")
         check(self.channels in (1, 3), "model.channels must be 1 (grey) or 3 (colour)")
         check(self.num_classes >= 0, "model.num_classes must be 0 (unconditional) or more")
         check(
@@ -205,8 +209,8 @@ class DistillConfig(LoopConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self.start_steps >= 2, "distill.start_steps must be at least 2")
-        check(self.rounds >= 1, "distill.rounds must be at least 1")
+        check(2 <= self.start_steps <= 2**20, "distill.start_steps must be in 2 .. 1048576")
+        check(1 <= self.rounds <= 20, "rounds (distill.rounds) must be in 1 .. 20")
         check(
             self.start_steps % 2**self.rounds == 0,
             f"{self.rounds} rounds cannot halve {self.start_steps} steps exactly: "
@@ -281,7 +285,7 @@ class Config:
         for name in ("log_every", "save_every"):
             check(getattr(self, name) >= 1, f"{name} must be at least 1")
         check(
-            bool(self.name) and "/" not in self.name and not self.name.startswith("."),
+            bool(self.name) and not set("/\0") & set(self.name) and not self.name.startswith("."),
             "name must be a plain folder name",
         )
 
@@ -311,8 +315,10 @@ def load_config(name_or_path: str | Path) -> Config:
         )
     try:
         table = tomllib.loads(path.read_text("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not valid TOML: {error}") from None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
     try:
         return from_table(Config, {"name": path.stem, **table})
     except UsageError as error:
@@ -366,7 +372,7 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
         if args[-1] is not Ellipsis:
             check(len(value) == len(args), f"{key} must hold {len(args)} values")
         return tuple(_convert(args[0], item, f"{key}[{n}]") for n, item in enumerate(value))
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and type(value) is int and abs(value) < 2**53:
         value = float(value)
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
     check(type(value) is hint, f"{key} must be {names[hint]}, not {value!r}")

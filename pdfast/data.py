@@ -25,6 +25,7 @@ NPZ_ERRORS = (
     OSError,
     ValueError,
     TypeError,
+    AttributeError,
     EOFError,
     NotImplementedError,
     MemoryError,
@@ -82,8 +83,13 @@ def load_dataset(data: DataConfig, model: NetConfig) -> Dataset:
     if len(images) < MIN_IMAGES:
         raise UsageError(f"{where} has {len(images)} images; at least {MIN_IMAGES} are needed")
     size, channels = model.image_size, model.channels
+    height, width, found = images.shape[1:]
+    if height != width or found not in (1, 3):
+        raise UsageError(
+            f"{where} has images of shape {(height, width, found)}: make them square, (H, H, C), "
+            "with 1 channel or 3"
+        )
     if images.shape[1:] != (size, size, channels):
-        height, width, found = images.shape[1:]
         raise UsageError(
             f"{where} has images of {height}x{width}x{found}, but the config asks for "
             f"{size}x{size}x{channels}: set model.image_size and model.channels to fit"
@@ -95,7 +101,9 @@ def load_dataset(data: DataConfig, model: NetConfig) -> Dataset:
             f"{where} has no labels, but model.num_classes is {model.num_classes}: add labels "
             "(class sub-folders, or `labels` in the .npz) or set it to 0"
         )
-    if labels.min() < 0 or labels.max() >= model.num_classes:
+    if labels.min() < 0:
+        raise UsageError(f"{where} has negative labels ({labels.min()}): number classes from 0")
+    if labels.max() >= model.num_classes:
         raise UsageError(
             f"{where} has labels from {labels.min()} to {labels.max()}, outside "
             f"0 .. {model.num_classes - 1}: set model.num_classes to {labels.max() + 1}"
@@ -130,7 +138,7 @@ def _npz(path: Path) -> Arrays:
     except UsageError:
         raise
     except NPZ_ERRORS as error:
-        raise UsageError(f"{path} is not a readable .npz: {error}") from None
+        raise UsageError(f"{path} is not a readable .npz file ({error})") from None
     if images.dtype != np.uint8 or images.ndim != 4:
         raise UsageError(
             f"{path}: `images` must be uint8 of shape (N, H, W, C), not {images.dtype} of shape "

@@ -11,8 +11,8 @@ def choose_device(name: str = "auto", threads: int = 0) -> torch.device:
     `threads` 0 leaves the number of CPU threads to torch.
     Raises UsageError for a name that is none, or a GPU that is not there.
     """
-    if threads < 0:
-        raise UsageError("threads must be 0 (torch's choice) or more")
+    if not 0 <= threads <= 1024:
+        raise UsageError("threads must be in 0 (torch's choice) .. 1024")
     if threads:
         torch.set_num_threads(threads)
     if name == "auto":

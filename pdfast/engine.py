@@ -226,7 +226,7 @@ def fit(
     """Train `model` in place for `cfg.updates` updates, resuming from the run's saved state.
 
     Raises Stopped, with the state saved, when a signal came; PdfastError when the loss is no
-    longer finite (the last saved state is from before).
+    longer finite.
     """
     config, flip = run.config, run.config.data.horizontal_flip
     held = draw_batch(data, cfg.batch, 0, config.seed, round_, flip, model.dtype, held=True)
@@ -263,10 +263,7 @@ def fit(
             logging = done % config.log_every == 0 or done == cfg.updates
             saving = stopping or (done % config.save_every == 0 and done < cfg.updates)
             if (logging or saving) and not (math.isfinite(loss) and math.isfinite(norm)):
-                raise PdfastError(
-                    f"{title}: the loss is no longer finite at update {done}; lower the learning "
-                    "rate and run again (the last saved state is from before)"
-                )
+                raise not_finite(title, done)
             if logging:
                 log.write(done, norm, optimizer.lr(k), model.device)
             if saving:
@@ -277,7 +274,18 @@ def fit(
                 raise signals.stop(f"{title} is saved at update {done}; run it again to go on")
     seconds = time.perf_counter() - start
     optimizer.use_average()
-    return FitResult(loss_start, held_loss(model, objective, cfg, held), seconds)
+    loss_end = held_loss(model, objective, cfg, held)
+    if not math.isfinite(loss_end):
+        raise not_finite(title, cfg.updates)
+    return FitResult(loss_start, loss_end, seconds)
+
+
+def not_finite(title: str, done: int) -> PdfastError:
+    """The error that ends a phase which has diverged."""
+    return PdfastError(
+        f"{title}: the loss is no longer finite at update {done}; start again with a lower "
+        "learning rate and another --out (finished models are whole)"
+    )
 
 
 def memory_mb(device: torch.device) -> float:

@@ -50,7 +50,15 @@ class Model(nn.Module):
         return next(self.parameters()).dtype
 
     def forward(self, z: Tensor, logsnr: Tensor, label: Tensor | None = None) -> Tensor:
-        """Raw output (B, C or 2C, H, W) at z (B, C, H, W), logsnr (B,), label int64 (B,)."""
+        """Raw output (B, C or 2C, H, W) at z (B, C, H, W), logsnr (B,), label int64 (B,).
+
+        Raises ValueError for a wrong shape.
+        """
+        if z.shape[1:] != self.image_shape or logsnr.shape != z.shape[:1]:
+            raise ValueError(
+                f"z must have shape (B, {', '.join(map(str, self.image_shape))}) and logsnr (B,), "
+                f"not {tuple(z.shape)} and {tuple(logsnr.shape)}"
+            )
         return self.net(z, logsnr, label)  # type: ignore[no-any-return]
 
     def at(self, z: Tensor, phi: Tensor, label: Tensor | None = None) -> Tensor:

@@ -36,12 +36,15 @@ class Run:
     def start(cls, path: Path, config: Config, screen: Screen) -> "Run":
         """Make the directory, or take it up where a run of the same config left it.
 
-        Raises UsageError if it holds a run of a different config, PdfastError if it cannot be
-        written.
+        Raises UsageError if it holds a run of a different config or files that are no run's,
+        PdfastError if it cannot be written.
         """
         run = cls(path, config, screen)
         try:
-            run._refuse_other_config()
+            if (path / "config.toml").is_file():
+                run._refuse_other_config()
+            elif path.is_dir() and any(path.iterdir()):
+                raise UsageError(f"{path} is not empty and holds no run: choose another --out")
             (path / "samples").mkdir(parents=True, exist_ok=True)
             for folder in (path, path / "samples", path / "state"):
                 checkpoint.sweep(folder)
@@ -65,7 +68,12 @@ class Run:
 
     def has(self, model_dir: Path) -> bool:
         """Whether a finished model is there (a directory is renamed into place when whole)."""
-        return (model_dir / checkpoint.MANIFEST).is_file()
+        if model_dir.is_dir() and not (model_dir / checkpoint.MANIFEST).is_file():
+            raise PdfastError(
+                f"{model_dir / checkpoint.MANIFEST} is missing: restore it, or remove {model_dir} "
+                "to have the model made again"
+            )
+        return model_dir.is_dir()
 
     def students(self) -> dict[int, Path]:
         """Finished students: sampling steps -> model directory, in order of rounds."""
@@ -80,8 +88,8 @@ class Run:
 
     def _refuse_other_config(self) -> None:
         """Raise UsageError if the directory was started with values that would not be repeated."""
-        if not (self.path / "config.toml").is_file():
-            return
+        if not (self.teacher_dir.exists() or self.students() or any(self.path.glob("state/*"))):
+            return  # nothing was made yet
         saved = load_config(self.path / "config.toml")
         free: tuple[str, ...] = FREE_KEYS
         begun = self._rounds_begun(saved)
@@ -130,7 +138,8 @@ class Run:
         except OSError as error:
             raise checkpoint.cannot_write(path, error) from None
         finally:
-            stage.unlink(missing_ok=True)
+            if stage.exists():
+                stage.unlink()
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file of the run."""

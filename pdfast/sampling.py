@@ -1,5 +1,6 @@
 """`pdfast sample`: images of a model as PNG files, one .npz, or a grid."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,10 @@ def sample_to(
         raise UsageError("--num must be at least 1")
     if out.suffix not in ("", ".npz", ".png"):
         raise UsageError(f"--out {out} must be a folder, an .npz or a .png")
+    if label is not None and not model.cfg.num_classes:
+        raise UsageError("this model is unconditional: leave --label out")
+    if label is not None and not 0 <= label < model.cfg.num_classes:
+        raise UsageError(f"--label must be in 0 .. {model.cfg.num_classes - 1}")
     labels = None if label is None else torch.full((num,), label, dtype=torch.int64)
     screen = Screen()
     with screen.task(f"sampling, {counted(steps)}", steps * Model.calls_for(num)) as task:
@@ -61,13 +66,23 @@ def sample_to(
 
 
 def _write(images: torch.Tensor, out: Path) -> None:
+    """Every file under another name until it is whole, so that a full disk destroys nothing."""
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".npz":
-        np.savez(out, images.numpy())
+        _staged(out, lambda stage: np.savez(stage, images.numpy()))
     elif out.suffix == ".png":
-        grid(images, max(1, round(len(images) ** 0.5))).save(out)
+        _staged(out, grid(images, max(1, round(len(images) ** 0.5))).save)
     else:
         out.mkdir(exist_ok=True)
         for k, image in enumerate(images.numpy()):
-            picture = image[..., 0] if image.shape[-1] == 1 else image
-            Image.fromarray(picture).save(out / f"{k:06d}.png")
+            picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+            _staged(out / f"{k:06d}.png", picture.save)
+
+
+def _staged(path: Path, save: Callable[[Path], object]) -> None:
+    stage = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    try:
+        save(stage)
+        stage.replace(path)
+    finally:
+        stage.unlink(missing_ok=True)

@@ -192,6 +192,9 @@ def test_a_teacher_from_elsewhere(straight, tiny, tmp_path):
 def make_run_with_teacher(straight, path):
     path.mkdir()
     shutil.copytree(straight / "teacher", path / "teacher")
+    text = (straight / "config.toml").read_text()
+    text = text.replace("start_steps = 8", "start_steps = 4").replace("rounds = 2", "rounds = 1")
+    (path / "config.toml").write_text(text)
     return path
 
 
@@ -244,6 +247,38 @@ def test_a_state_left_after_its_model_goes(straight, tiny, tmp_path):
     (copy / "state" / "round-02-update-000000005").mkdir(parents=True)
     pdfast.distill(tiny, out=copy, quiet=True)
     assert not (copy / "state").exists()
+
+
+def test_a_folder_with_other_things_is_not_touched(tiny, tmp_path):
+    mine = tmp_path / "project" / "teacher" / "mine.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("precious")
+    with pytest.raises(UsageError, match="is not empty and holds no run: choose another --out"):
+        pdfast.distill(tiny, out=tmp_path / "project", quiet=True)
+    assert [p for p in (tmp_path / "project").rglob("*") if p.is_file()] == [mine]
+
+
+def test_a_model_without_its_manifest_is_not_made_again(straight, tiny, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(straight, copy)
+    for name in ("round-01-steps-0004", "teacher"):
+        manifest = copy / name / "manifest.json"
+        content = manifest.read_text()
+        manifest.unlink()
+        for command in (lambda: pdfast.distill(tiny, out=copy, quiet=True),):
+            with pytest.raises(PdfastError, match=r"manifest\.json is missing: restore it"):
+                command()
+        assert (copy / name / "model.safetensors").is_file()
+        manifest.write_text(content)
+    assert_same_run(straight, copy)
+
+
+def test_weights_that_have_blown_up_are_not_saved(tiny, tmp_path):
+    train = dataclasses.replace(tiny.train, updates=1, lr=1e30, warmup=0, grad_clip=0.0)
+    with pytest.raises(PdfastError, match="no longer finite at update 1"):
+        pdfast.train(dataclasses.replace(tiny, train=train), out=tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run" / "teacher").exists()
+    pdfast.train(tiny, out=tmp_path / "run", quiet=True)  # nothing was made, so nothing is fixed
 
 
 def test_train_alone(straight, tiny, tmp_path):
@@ -314,7 +349,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny, tmp_path):
     wild = dataclasses.replace(
         tiny, train=dataclasses.replace(tiny.train, lr=1e30, grad_clip=0.0, warmup=0)
     )
-    with pytest.raises(PdfastError, match="no longer finite at update 4; lower the learning rate"):
+    with pytest.raises(PdfastError, match="no longer finite at update 4; start again with a lower"):
         pdfast.distill(wild, out=tmp_path / "run", quiet=True)
     assert not (tmp_path / "run" / "teacher").exists()
 
