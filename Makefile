@@ -27,7 +27,8 @@ $(READY): setup.py pyproject.toml Makefile
 	else \
 		$(BIN)/python -m pip install --quiet '$(TORCH)'; \
 	fi
-	$(BIN)/python -m pip install --quiet 'setuptools>=77'
+	@# Tools that are run from .venv/bin must lie there, whatever $(PYTHON) has beside its torch.
+	$(BIN)/python -m pip install --quiet --ignore-installed --no-deps 'setuptools>=77' ruff
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[demo,test]'
 	touch $@
 
@@ -37,7 +38,7 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy --strict pdfast
+	$(BIN)/python -m mypy --strict pdfast
 	$(BIN)/python -m pytest -m "not slow and not demo" -n 2
 
 test-slow: $(READY)
