@@ -111,7 +111,7 @@ def evaluate(
     """Measure the Frechet distance of a model directory, or of a whole run directory.
 
     A run directory gets its report.json, report.md and report.png written again. A model's
-    numbers go to `out` (eval/ beside it by default); its data come from `config`, or from the run
+    numbers go to `out` (eval-<model> beside it); its data come from `config`, or from the run
     directory that the model lies in. `steps` replaces the config's step counts.
     """
     path, screen, where = Path(model).resolve(), Screen(quiet), choose_device(device, threads)
