@@ -41,8 +41,7 @@ struct Backward {
   Types type;
   const void *dy, *x, *mean, *rstd, *weight, *bias, *film;
   void *dx, *dweight, *dbias, *dfilm;  // dfilm: null without FiLM
-  // (n, 2, c): sums over one image's pixels of du and of du * xhat, du = dL/du. The gradients of
-  // weight, bias and film follow from them, summed over images in order.
+  // Scratch, (n, 2, c): what each image adds to dbias and dweight, to be summed in their order.
   void* sums;
   int32_t silu;
 };

@@ -15,6 +15,7 @@ import torch.nn.functional as F  # noqa: N812  # the name everyone knows
 from torch import Tensor, nn
 
 from pdfast.config import NetConfig
+from pdfast.kernels.group_norm_silu import group_norm_silu
 
 LOGSNR_CLIP = 20.0  # the embedding's input range, whatever the schedule's
 TIME_SCALE = 1000.0  # the embedding's argument runs over (0, 1000)
@@ -70,13 +71,16 @@ class GroupNormSiLU(nn.GroupNorm):
         self.silu = silu
 
     def forward(self, x: Tensor, film: Tensor | None = None) -> Tensor:
-        """x (B, C, H, W), film (B, 2C) holding scale then shift -> (B, C, H, W)."""
-        h: Tensor = super().forward(x)
-        if film is not None:
-            scale, shift = film[:, :, None, None].chunk(2, dim=1)
-            h = torch.addcmul(shift, h, 1 + scale)
-        h = F.silu(h) if self.silu else h
-        return h.contiguous(memory_format=torch.channels_last)
+        """x (B, C, H, W), film (B, 2C) holding scale then shift -> (B, C, H, W), channels-last."""
+        return group_norm_silu(
+            x,
+            self.weight,
+            self.bias,
+            film,
+            groups=self.num_groups,
+            eps=self.eps,
+            silu=self.silu,
+        )
 
 
 class ResBlock(nn.Module):

@@ -1,0 +1,506 @@
+// The CPU kernels of group_norm_silu, once for every instruction set: each including file defines
+// PDFAST_ISA (a namespace) and PDFAST_VECTOR_BYTES. Vectors are the compiler's own extension, so
+// one source serves all; lanes are channels, which channels-last memory holds side by side, and
+// any number of channels per group works alike.
+//
+// Forward: two passes for exact statistics, one to apply them; x comes from memory once, later
+// passes find the slab in L2. Backward: one pass for du and its sums, one for dx. A pass sums 64
+// pixels in the working type, then in double, so that large images lose no digits. Nothing
+// depends on the number of threads.
+
+#include "group_norm_silu_simd_head.h"
+
+namespace pdfast::cpu {
+namespace PDFAST_ISA {
+
+struct bf16 {
+  uint16_t bits;
+};
+struct f16 {
+  uint16_t bits;
+};
+
+// Working type A: float, or double for double data. L lanes; I the integers of A's width.
+template <typename A>
+struct Lanes;
+template <>
+struct Lanes<float> {
+  static constexpr int L = PDFAST_VECTOR_BYTES / 4;
+  typedef float V __attribute__((vector_size(PDFAST_VECTOR_BYTES)));
+  typedef int32_t I __attribute__((vector_size(PDFAST_VECTOR_BYTES)));
+  typedef uint32_t U __attribute__((vector_size(PDFAST_VECTOR_BYTES)));
+  typedef uint16_t H __attribute__((vector_size(PDFAST_VECTOR_BYTES / 2)));
+};
+template <>
+struct Lanes<double> {
+  static constexpr int L = PDFAST_VECTOR_BYTES / 8;
+  typedef double V __attribute__((vector_size(PDFAST_VECTOR_BYTES)));
+  typedef int64_t I __attribute__((vector_size(PDFAST_VECTOR_BYTES)));
+};
+template <typename T>
+using Work = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+using VF = Lanes<float>::V;
+using IF = Lanes<float>::I;
+using UF = Lanes<float>::U;
+using HF = Lanes<float>::H;
+
+// ---- 16-bit types. Rounding to nearest even; NaN stays NaN.
+
+inline VF widen(UF h, bf16) { return (VF)(h << 16); }
+
+inline VF widen(UF h, f16) {
+  const UF magnitude = h & 0x7fff;
+  const UF normal = (magnitude << 13) + (112u << 23);
+  const VF subnormal = __builtin_convertvector((IF)magnitude, VF) * 0x1p-24f;
+  UF bits = magnitude < 0x400u ? (UF)subnormal : normal;
+  bits = magnitude >= 0x7c00u ? normal + (112u << 23) : bits;
+  return (VF)(bits | ((h & 0x8000) << 16));
+}
+
+inline UF narrow(VF x, bf16) {
+  const UF u = (UF)x;
+  const UF rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+  return x != x ? (u >> 16) | 0x40 : rounded;
+}
+
+inline UF narrow(VF x, f16) {
+  const UF u = (UF)x, magnitude = u & 0x7fffffff;
+  const UF shifted = magnitude - (112u << 23);
+  const UF normal = (shifted + 0xfff + ((shifted >> 13) & 1)) >> 13;
+  // Adding 0.5 rounds to multiples of 2^-24, the step of float16's subnormal numbers.
+  const UF subnormal = (UF)((VF)magnitude + 0.5f) - 0x3f000000u;
+  const UF infinite = magnitude > 0x7f800000u ? UF{} + 0x7e00u : UF{} + 0x7c00u;
+  UF bits = magnitude < 0x38800000u ? subnormal : normal;
+  bits = magnitude >= 0x47800000u ? infinite : bits;
+  return bits | ((u >> 16) & 0x8000);
+}
+
+// ---- loads and stores of the first `count` of L lanes; the others are zero, or not written.
+
+template <typename T>
+inline auto load(const T* p, int count) {
+  using A = Work<T>;
+  using V = typename Lanes<A>::V;
+  if constexpr (std::is_same_v<T, A>) {
+    V v{};
+    if (count == Lanes<A>::L) {
+      std::memcpy(&v, p, sizeof v);
+    } else {
+      std::memcpy(&v, p, count * sizeof(T));
+    }
+    return v;
+  } else {
+    HF h{};
+    if (count == Lanes<A>::L) {
+      std::memcpy(&h, p, sizeof h);
+    } else {
+      std::memcpy(&h, p, count * sizeof(T));
+    }
+    return widen(__builtin_convertvector(h, UF), T{});
+  }
+}
+
+template <typename T>
+inline void store(T* p, typename Lanes<Work<T>>::V v, int count) {
+  using A = Work<T>;
+  if constexpr (std::is_same_v<T, A>) {
+    if (count == Lanes<A>::L) {
+      std::memcpy(p, &v, sizeof v);
+    } else {
+      std::memcpy(p, &v, count * sizeof(T));
+    }
+  } else {
+    const HF h = __builtin_convertvector(narrow(v, T{}), HF);
+    if (count == Lanes<A>::L) {
+      std::memcpy(p, &h, sizeof h);
+    } else {
+      std::memcpy(p, &h, count * sizeof(T));
+    }
+  }
+}
+
+// ---- Arithmetic that the vector extension leaves to the instruction set.
+
+template <typename V>
+inline V clamp(V x, V low, V high) {  // NaN stays NaN
+  x = x < low ? low : x;
+  return x > high ? high : x;
+}
+template <typename V>
+inline V reciprocal(V x) {
+  return 1 / x;
+}
+#if PDFAST_VECTOR_BYTES == 64
+inline VF clamp(VF x, VF low, VF high) {  // of two, these return the second if either is NaN
+  return (VF)_mm512_min_ps((__m512)high, _mm512_max_ps((__m512)low, (__m512)x));
+}
+// Newton's step squares the estimate's error of 2^-14; half of a division's time.
+inline VF reciprocal(VF x) {
+  const VF r = (VF)_mm512_rcp14_ps((__m512)x);
+  return r + r * (1 - x * r);
+}
+#elif PDFAST_VECTOR_BYTES == 32
+inline VF clamp(VF x, VF low, VF high) {
+  return (VF)_mm256_min_ps((__m256)high, _mm256_max_ps((__m256)low, (__m256)x));
+}
+#elif defined(__SSE2__)
+inline VF clamp(VF x, VF low, VF high) {
+  return (VF)_mm_min_ps((__m128)high, _mm_max_ps((__m128)low, (__m128)x));
+}
+#endif
+
+// exp(x) = 2^n exp(r), |r| <= ln 2 / 2, by Taylor's series to the type's precision (the next term
+// is below 1e-8, 1e-17), x clamped to where 2^n and 1 / (1 + exp(x)) are normal numbers.
+template <typename A, int Degree>
+struct Series {
+  A term[Degree + 1];
+  constexpr Series() : term() {
+    double factorial = 1;
+    for (int k = 0; k <= Degree; ++k) {
+      term[k] = static_cast<A>(1 / factorial);
+      factorial *= k + 1;
+    }
+  }
+};
+template <typename A>
+struct ExpConstants;
+template <>
+struct ExpConstants<float> {
+  // Adding `shift` leaves n + 127 in the low bits: the exponent of 2^n.
+  static constexpr float limit = 87.0f, shift = 0x1.8p23f + 127, log2e = 0x1.715476p0f;
+  static constexpr float ln2_high = 0x1.62e4p-1f, ln2_low = 0x1.7f7d1cp-20f;  // sum: ln 2
+  static constexpr int mantissa = 23, degree = 7;
+  static constexpr Series<float, degree> series{};
+};
+template <>
+struct ExpConstants<double> {
+  static constexpr double limit = 708.0, shift = 0x1.8p52 + 1023, log2e = 0x1.71547652b82fep0;
+  static constexpr double ln2_high = 0x1.62e42fefa38p-1, ln2_low = 0x1.ef35793c7673p-45;
+  static constexpr int mantissa = 52, degree = 13;
+  static constexpr Series<double, degree> series{};
+};
+
+template <typename A>
+inline typename Lanes<A>::V exp(typename Lanes<A>::V x) {
+  using V = typename Lanes<A>::V;
+  using K = ExpConstants<A>;
+  x = clamp(x, V{} - K::limit, V{} + K::limit);
+  const V shifted = x * K::log2e + K::shift;
+  const V n = shifted - K::shift;
+  const V r = (x - n * K::ln2_high) - n * K::ln2_low;
+  V p = V{} + K::series.term[K::degree];
+  for (int k = K::degree - 1; k >= 0; --k) p = p * r + K::series.term[k];
+  return p * (V)((typename Lanes<A>::I)shifted << K::mantissa);
+}
+
+template <typename A>
+inline typename Lanes<A>::V sigmoid(typename Lanes<A>::V u) {
+  return reciprocal(1 + exp<A>(-u));
+}
+
+// ---- one task
+
+constexpr int64_t kBlock = 64;  // pixels summed in the working type
+
+// A slab of one image, as a task sees it; `data` points at its first pixel's first channel.
+struct Slab {
+  int64_t image, c0, channels, offset;
+};
+
+inline Slab slab_of(const Sizes& size, const Tasks& tasks, int64_t task) {
+  const int64_t image = task / tasks.per_image, c0 = task % tasks.per_image * tasks.slab;
+  const int64_t left = size.c - c0;
+  return {image, c0, left < tasks.slab ? left : tasks.slab, image * size.hw * size.c + c0};
+}
+
+// Arrays of one number per channel of a slab, padded to whole vectors.
+template <typename A>
+class Scratch {
+ public:
+  Scratch(int64_t channels, int arrays)
+      : stride_((channels + 63) / 64 * 64), memory_(new A[stride_ * arrays]()) {}
+  A* operator[](int k) { return memory_.get() + k * stride_; }
+
+ private:
+  int64_t stride_;
+  std::unique_ptr<A[]> memory_;
+};
+
+// Calls body(first channel, lanes) for the vectors of one pixel; the last may be part of one.
+template <int L, typename F>
+inline void each_vector(int64_t channels, F body) {
+  int64_t j = 0;
+  for (; j + L <= channels; j += L) body(j, L);
+  if (j < channels) body(j, static_cast<int>(channels - j));
+}
+
+// Sums per channel over all pixels: term(pixel, j, lanes, s1, s2) adds to two accumulators.
+template <typename A, typename F>
+inline void sum_pixels(int64_t hw, int64_t channels, Scratch<double>& total, F term) {
+  using V = typename Lanes<A>::V;
+  constexpr int L = Lanes<A>::L;
+  double *t1 = total[0], *t2 = total[1];
+  std::memset(t1, 0, channels * sizeof(double));
+  std::memset(t2, 0, channels * sizeof(double));
+  for (int64_t begin = 0; begin < hw; begin += kBlock) {
+    const int64_t end = begin + kBlock < hw ? begin + kBlock : hw;
+    each_vector<L>(channels, [&](int64_t j, int lanes) {
+      V s1[4] = {}, s2[4] = {};  // four chains, for an addition takes four cycles
+      int64_t p = begin;
+      for (; p + 4 <= end; p += 4) {
+        for (int k = 0; k < 4; ++k) term(p + k, j, lanes, s1[k], s2[k]);
+      }
+      for (; p < end; ++p) term(p, j, lanes, s1[0], s2[0]);
+      A sum1[L], sum2[L];
+      store(sum1, (s1[0] + s1[1]) + (s1[2] + s1[3]), L);
+      store(sum2, (s2[0] + s2[1]) + (s2[2] + s2[3]), L);
+      for (int k = 0; k < L; ++k) t1[j + k] += sum1[k], t2[j + k] += sum2[k];
+    });
+  }
+}
+
+// Channels c0 .. of a tensor whose type is known at run time only, in the working type.
+template <typename T>
+inline void widen_row(Work<T>* out, const void* p, int64_t begin, int64_t channels) {
+  constexpr int L = Lanes<Work<T>>::L;
+  const T* row = static_cast<const T*>(p) + begin;
+  each_vector<L>(channels, [&](int64_t j, int n) { store(out + j, load(row + j, n), L); });
+}
+inline void fill(double* out, const void* p, Dtype, int64_t begin, int64_t channels) {
+  widen_row<double>(out, p, begin, channels);
+}
+inline void fill(float* out, const void* p, Dtype type, int64_t begin, int64_t channels) {
+  if (type == Dtype::f32) return widen_row<float>(out, p, begin, channels);
+  if (type == Dtype::bf16) return widen_row<bf16>(out, p, begin, channels);
+  widen_row<f16>(out, p, begin, channels);
+}
+template <typename T>
+inline void narrow_row(void* p, const Work<T>* in, int64_t begin, int64_t channels) {
+  constexpr int L = Lanes<Work<T>>::L;
+  T* row = static_cast<T*>(p) + begin;
+  each_vector<L>(channels, [&](int64_t j, int n) { store(row + j, load(in + j, L), n); });
+}
+inline void drain(void* p, const double* in, Dtype, int64_t begin, int64_t channels) {
+  narrow_row<double>(p, in, begin, channels);
+}
+inline void drain(void* p, const float* in, Dtype type, int64_t begin, int64_t channels) {
+  if (type == Dtype::f32) return narrow_row<float>(p, in, begin, channels);
+  if (type == Dtype::bf16) return narrow_row<bf16>(p, in, begin, channels);
+  narrow_row<f16>(p, in, begin, channels);
+}
+
+// Per-channel parameters of a slab: u = xhat * (weight * scale) + (bias * scale + shift), where
+// scale includes FiLM's 1.
+template <typename A>
+struct Params {
+  A *weight, *bias, *scale, *shift;
+
+  template <typename Problem>
+  Params(const Problem& p, const Slab& slab, Scratch<A>& work, int first)
+      : weight(work[first]), bias(work[first + 1]), scale(work[first + 2]), shift(work[first + 3]) {
+    fill(weight, p.weight, p.type.param, slab.c0, slab.channels);
+    fill(bias, p.bias, p.type.param, slab.c0, slab.channels);
+    if (p.film) {
+      const int64_t row = slab.image * 2 * p.size.c + slab.c0;
+      fill(scale, p.film, p.type.film, row, slab.channels);
+      fill(shift, p.film, p.type.film, row + p.size.c, slab.channels);
+    }
+    for (int64_t k = 0; k < slab.channels; ++k) scale[k] = p.film ? 1 + scale[k] : 1;
+    if (!p.film) std::memset(shift, 0, slab.channels * sizeof(A));
+  }
+};
+
+template <typename F>
+inline double sum_of(F term, int64_t begin, int64_t count) {
+  double sum = 0;
+  for (int64_t k = begin; k < begin + count; ++k) sum += term(k);
+  return sum;
+}
+
+constexpr int kArrays = 11;  // per-channel arrays of a task
+
+// flatten: all that a task calls becomes part of it, so that its loops stay in registers.
+template <typename T>
+__attribute__((flatten)) void forward_task(const Forward& p, const Slab& slab, Scratch<Work<T>>& work,
+                  Scratch<double>& total) {
+  using A = Work<T>;
+  using V = typename Lanes<A>::V;
+  constexpr int L = Lanes<A>::L;
+  const int64_t hw = p.size.hw, c = p.size.c, per_group = c / p.size.groups;
+  const int64_t first_group = slab.image * p.size.groups + slab.c0 / per_group;
+  const double count = static_cast<double>(hw) * per_group;
+  const T* x = static_cast<const T*>(p.x) + slab.offset;
+  T* y = static_cast<T*>(p.y) + slab.offset;
+  const Params<A> params(p, slab, work, 0);
+  A *center = work[4], *rstd = work[5], *rest = work[6], *a = work[7], *b = work[8];
+  const auto total1 = [&](int64_t k) { return total[0][k]; };
+  const auto total2 = [&](int64_t k) { return total[1][k]; };
+
+  sum_pixels<A>(hw, slab.channels, total, [&](int64_t q, int64_t j, int n, V& s1, V&) {
+    s1 += load(x + q * c + j, n);
+  });
+  for (int64_t g = 0; g < slab.channels; g += per_group) {
+    const A mean = static_cast<A>(sum_of(total1, g, per_group) / count);
+    for (int64_t k = g; k < g + per_group; ++k) center[k] = mean;
+  }
+
+  sum_pixels<A>(hw, slab.channels, total, [&](int64_t q, int64_t j, int n, V& s1, V& s2) {
+    const V d = load(x + q * c + j, n) - load(center + j, L);
+    s1 += d;
+    s2 += d * d;
+  });
+  for (int64_t g = 0; g < slab.channels; g += per_group) {
+    const double missed = sum_of(total1, g, per_group) / count;  // by the rounded mean
+    const double variance = sum_of(total2, g, per_group) / count - missed * missed;
+    const double inverse = 1 / std::sqrt(variance + p.eps);
+    static_cast<A*>(p.mean)[first_group + g / per_group] = static_cast<A>(center[g] + missed);
+    static_cast<A*>(p.rstd)[first_group + g / per_group] = static_cast<A>(inverse);
+    for (int64_t k = g; k < g + per_group; ++k) {
+      rstd[k] = static_cast<A>(inverse);
+      rest[k] = static_cast<A>(missed);
+    }
+  }
+  for (int64_t k = 0; k < slab.channels; ++k) {
+    a[k] = params.weight[k] * params.scale[k] * rstd[k];
+    b[k] = params.bias[k] * params.scale[k] + params.shift[k] - rest[k] * a[k];
+  }
+
+  const auto apply = [&](auto silu) {
+    for (int64_t q = 0; q < hw; ++q) {
+      each_vector<L>(slab.channels, [&](int64_t j, int n) {
+        const V d = load(x + q * c + j, n) - load(center + j, L);
+        const V u = d * load(a + j, L) + load(b + j, L);
+        if constexpr (decltype(silu)::value) {
+          store(y + q * c + j, u * sigmoid<A>(u), n);
+        } else {
+          store(y + q * c + j, u, n);
+        }
+      });
+    }
+  };
+  p.silu ? apply(std::true_type{}) : apply(std::false_type{});
+}
+
+template <typename T>
+__attribute__((flatten)) void backward_task(const Backward& p, const Slab& slab, Scratch<Work<T>>& work,
+                   Scratch<double>& total) {
+  using A = Work<T>;
+  using V = typename Lanes<A>::V;
+  constexpr int L = Lanes<A>::L;
+  // dx holds du between the passes where that loses no digits; elsewhere du is computed again.
+  constexpr bool keep = std::is_same_v<T, A>;
+  const int64_t hw = p.size.hw, c = p.size.c, per_group = c / p.size.groups;
+  const int64_t first_group = slab.image * p.size.groups + slab.c0 / per_group;
+  const double count = static_cast<double>(hw) * per_group;
+  const T* x = static_cast<const T*>(p.x) + slab.offset;
+  const T* dy = static_cast<const T*>(p.dy) + slab.offset;
+  T* dx = static_cast<T*>(p.dx) + slab.offset;
+  const Params<A> params(p, slab, work, 0);
+  A *mean = work[4], *rstd = work[5], *gain = work[6], *offset = work[7];
+  for (int64_t g = 0; g < slab.channels; g += per_group) {
+    for (int64_t k = g; k < g + per_group; ++k) {
+      mean[k] = static_cast<const A*>(p.mean)[first_group + g / per_group];
+      rstd[k] = static_cast<const A*>(p.rstd)[first_group + g / per_group];
+    }
+  }
+  for (int64_t k = 0; k < slab.channels; ++k) {
+    gain[k] = params.weight[k] * params.scale[k];
+    offset[k] = params.bias[k] * params.scale[k] + params.shift[k];
+  }
+
+  const auto passes = [&](auto silu) {
+    const auto du_of = [&](int64_t q, int64_t j, int n, V xhat) {
+      const V du = load(dy + q * c + j, n);
+      if constexpr (!decltype(silu)::value) return du;
+      const V u = xhat * load(gain + j, L) + load(offset + j, L);
+      const V s = sigmoid<A>(u);
+      return du * (s * (1 + u * (1 - s)));
+    };
+    sum_pixels<A>(hw, slab.channels, total, [&](int64_t q, int64_t j, int n, V& s1, V& s2) {
+      const V xhat = (load(x + q * c + j, n) - load(mean + j, L)) * load(rstd + j, L);
+      const V du = du_of(q, j, n, xhat);
+      if constexpr (keep) store(dx + q * c + j, du, n);
+      s1 += du;
+      s2 += du * xhat;
+    });
+
+    A *constant = work[8], *slope = work[9], *factor = work[10];
+    for (int64_t g = 0; g < slab.channels; g += per_group) {
+      const double r = rstd[g];
+      const A mean1 = static_cast<A>(
+          r * sum_of([&](int64_t k) { return gain[k] * total[0][k]; }, g, per_group) / count);
+      const A mean2 = static_cast<A>(
+          r * r * sum_of([&](int64_t k) { return gain[k] * total[1][k]; }, g, per_group) / count);
+      for (int64_t k = g; k < g + per_group; ++k) constant[k] = mean1, slope[k] = mean2;
+    }
+    A* terms = static_cast<A*>(p.sums) + slab.image * 2 * c + slab.c0;  // of dbias, then dweight
+    for (int64_t k = 0; k < slab.channels; ++k) {
+      terms[k] = params.scale[k] * static_cast<A>(total[0][k]);
+      terms[c + k] = params.scale[k] * static_cast<A>(total[1][k]);
+      factor[k] = gain[k] * rstd[k];
+    }
+
+    for (int64_t q = 0; q < hw; ++q) {
+      each_vector<L>(slab.channels, [&](int64_t j, int n) {
+        const V d = load(x + q * c + j, n) - load(mean + j, L);
+        V du;
+        if constexpr (keep) {
+          du = load(dx + q * c + j, n);
+        } else {
+          du = du_of(q, j, n, d * load(rstd + j, L));
+        }
+        const V rest = load(constant + j, L) + d * load(slope + j, L);
+        store(dx + q * c + j, du * load(factor + j, L) - rest, n);
+      });
+    }
+  };
+  p.silu ? passes(std::true_type{}) : passes(std::false_type{});
+
+  if (p.dfilm) {
+    A *dscale = work[8], *dshift = work[9];
+    for (int64_t k = 0; k < slab.channels; ++k) {
+      dshift[k] = static_cast<A>(total[0][k]);
+      dscale[k] = static_cast<A>(params.weight[k] * total[1][k] + params.bias[k] * total[0][k]);
+    }
+    const int64_t row = slab.image * 2 * c + slab.c0;
+    drain(p.dfilm, dscale, p.type.film, row, slab.channels);
+    drain(p.dfilm, dshift, p.type.film, row + c, slab.channels);
+  }
+}
+
+template <typename T, typename Problem, typename Task>
+inline void run(const Problem& p, const Tasks& tasks, int64_t begin, int64_t end, Task task) {
+  Scratch<Work<T>> work(tasks.slab, kArrays);
+  Scratch<double> total(tasks.slab, 2);
+  for (int64_t k = begin; k < end; ++k) task(p, slab_of(p.size, tasks, k), work, total);
+}
+
+inline void forward(const Forward& p, const Tasks& tasks, int64_t begin, int64_t end) {
+  switch (p.type.x) {
+    case Dtype::f32: return run<float>(p, tasks, begin, end, forward_task<float>);
+    case Dtype::f64: return run<double>(p, tasks, begin, end, forward_task<double>);
+    case Dtype::bf16: return run<bf16>(p, tasks, begin, end, forward_task<bf16>);
+    case Dtype::f16: return run<f16>(p, tasks, begin, end, forward_task<f16>);
+  }
+}
+
+inline void backward(const Backward& p, const Tasks& tasks, int64_t begin, int64_t end) {
+  switch (p.type.x) {
+    case Dtype::f32: return run<float>(p, tasks, begin, end, backward_task<float>);
+    case Dtype::f64: return run<double>(p, tasks, begin, end, backward_task<double>);
+    case Dtype::bf16: return run<bf16>(p, tasks, begin, end, backward_task<bf16>);
+    case Dtype::f16: return run<f16>(p, tasks, begin, end, backward_task<f16>);
+  }
+}
+
+}  // namespace PDFAST_ISA
+
+#define PDFAST_PASTE(isa) isa##_kernels
+#define PDFAST_NAME(isa) PDFAST_PASTE(isa)
+const Kernels* PDFAST_NAME(PDFAST_ISA)() {
+  static const Kernels kernels{PDFAST_ISA::forward, PDFAST_ISA::backward};
+  return &kernels;
+}
+
+}  // namespace pdfast::cpu

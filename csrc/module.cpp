@@ -1,0 +1,81 @@
+// The Python module pdfast._C. Importing it registers the ops; its functions tell how it was built.
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "group_norm_silu_cpu.h"
+
+namespace pdfast {
+extern cpu::Isa cpu_isa;  // in group_norm_silu_op.cpp
+}
+
+namespace {
+
+namespace py = pybind11;
+using pdfast::cpu::Isa;
+
+#define PDFAST_TEXT_OF(x) #x
+#define PDFAST_TEXT(x) PDFAST_TEXT_OF(x)
+
+py::dict build_facts() {
+  py::dict facts;
+#if defined(__clang__)
+  facts["compiler"] = "clang " __clang_version__;
+#else
+  facts["compiler"] = "gcc " __VERSION__;
+#endif
+#ifdef PDFAST_CUDA
+  facts["cuda"] = PDFAST_TEXT(PDFAST_CUDA);
+  facts["cuda_architectures"] = PDFAST_TEXT(PDFAST_CUDA_ARCHITECTURES);
+#else
+  facts["cuda"] = py::none();
+  facts["cuda_architectures"] = py::none();
+#endif
+  return facts;
+}
+
+std::vector<std::string> cpu_isas() {
+  std::vector<std::string> names;
+  for (const Isa isa : {Isa::portable, Isa::avx2, Isa::avx512}) {
+    if (pdfast::cpu::supported(isa)) names.emplace_back(pdfast::cpu::name_of(isa));
+  }
+  return names;
+}
+
+void use_cpu_isa(const std::string& name) {
+  for (const Isa isa : {Isa::portable, Isa::avx2, Isa::avx512}) {
+    if (name == pdfast::cpu::name_of(isa) && pdfast::cpu::supported(isa)) {
+      pdfast::cpu_isa = isa;
+      return;
+    }
+  }
+  throw std::invalid_argument("this machine or build has no CPU instruction set '" + name + "'");
+}
+
+py::dict cpu_plan(int64_t n, int64_t hw, int64_t c, int64_t groups) {
+  if (n < 1 || hw < 1 || c < 1 || groups < 1 || c % groups != 0) {
+    throw std::invalid_argument("n, hw, c and groups must be at least 1, and groups divide c");
+  }
+  const auto tasks = pdfast::cpu::tasks_of({n, hw, c, groups}, pdfast::Dtype::f32);
+  py::dict plan;
+  plan["slab"] = tasks.slab;
+  plan["tasks"] = tasks.total;
+  plan["grain"] = tasks.grain;
+  return plan;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Compiled ops of pdfast: registers torch.ops.pdfast.group_norm_silu.";
+  m.def("build_facts", build_facts, "Compiler, CUDA version and architectures (None: no CUDA).");
+  m.def("cpu_isas", cpu_isas, "Instruction sets that this machine can run, the widest last.");
+  m.def("cpu_isa", [] { return pdfast::cpu::name_of(pdfast::cpu_isa); }, "The one in use.");
+  m.def("use_cpu_isa", use_cpu_isa, "Choose one, for tests and benchmarks. ValueError if absent.");
+  m.def("cpu_plan", cpu_plan, "How float32 images [n][hw][c] are cut into tasks.", py::arg("n"),
+        py::arg("hw"), py::arg("c"), py::arg("groups"));
+}
