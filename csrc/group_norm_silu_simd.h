@@ -318,7 +318,7 @@ inline double sum_of(F term, int64_t begin, int64_t count) {
   return sum;
 }
 
-constexpr int kArrays = 11;  // per-channel arrays of a task
+constexpr int kArrays = 9, kDoubles = 4;  // per-channel arrays of a task
 
 // flatten: all that a task calls becomes part of it, so that its loops stay in registers.
 template <typename T>
@@ -333,7 +333,8 @@ __attribute__((flatten)) void forward_task(const Forward& p, const Slab& slab, S
   const T* x = static_cast<const T*>(p.x) + slab.offset;
   T* y = static_cast<T*>(p.y) + slab.offset;
   const Params<A> params(p, slab, work, 0);
-  A *center = work[4], *rstd = work[5], *rest = work[6], *a = work[7], *b = work[8];
+  A *center = work[4], *a = work[5], *b = work[6];
+  double *rstd = total[2], *missed = total[3];
   const auto total1 = [&](int64_t k) { return total[0][k]; };
   const auto total2 = [&](int64_t k) { return total[1][k]; };
 
@@ -351,19 +352,18 @@ __attribute__((flatten)) void forward_task(const Forward& p, const Slab& slab, S
     s2 += d * d;
   });
   for (int64_t g = 0; g < slab.channels; g += per_group) {
-    const double missed = sum_of(total1, g, per_group) / count;  // by the rounded mean
-    const double variance = sum_of(total2, g, per_group) / count - missed * missed;
+    const double rest = sum_of(total1, g, per_group) / count;  // what the rounded mean missed
+    const double variance = sum_of(total2, g, per_group) / count - rest * rest;
     const double inverse = 1 / std::sqrt(variance + p.eps);
-    static_cast<A*>(p.mean)[first_group + g / per_group] = static_cast<A>(center[g] + missed);
+    static_cast<A*>(p.mean)[first_group + g / per_group] = static_cast<A>(center[g] + rest);
     static_cast<A*>(p.rstd)[first_group + g / per_group] = static_cast<A>(inverse);
-    for (int64_t k = g; k < g + per_group; ++k) {
-      rstd[k] = static_cast<A>(inverse);
-      rest[k] = static_cast<A>(missed);
-    }
+    for (int64_t k = g; k < g + per_group; ++k) rstd[k] = inverse, missed[k] = rest;
   }
   for (int64_t k = 0; k < slab.channels; ++k) {
-    a[k] = params.weight[k] * params.scale[k] * rstd[k];
-    b[k] = params.bias[k] * params.scale[k] + params.shift[k] - rest[k] * a[k];
+    const double gain = double(params.weight[k]) * params.scale[k] * rstd[k];
+    a[k] = static_cast<A>(gain);
+    b[k] = static_cast<A>(double(params.bias[k]) * params.scale[k] + params.shift[k] -
+                          missed[k] * gain);
   }
 
   const auto apply = [&](auto silu) {
@@ -397,7 +397,8 @@ __attribute__((flatten)) void backward_task(const Backward& p, const Slab& slab,
   const T* dy = static_cast<const T*>(p.dy) + slab.offset;
   T* dx = static_cast<T*>(p.dx) + slab.offset;
   const Params<A> params(p, slab, work, 0);
-  A *mean = work[4], *rstd = work[5], *gain = work[6], *offset = work[7];
+  A *mean = work[4], *a = work[5], *b = work[6];
+  double* rstd = total[2];
   for (int64_t g = 0; g < slab.channels; g += per_group) {
     for (int64_t k = g; k < g + per_group; ++k) {
       mean[k] = static_cast<const A*>(p.mean)[first_group + g / per_group];
@@ -405,40 +406,40 @@ __attribute__((flatten)) void backward_task(const Backward& p, const Slab& slab,
     }
   }
   for (int64_t k = 0; k < slab.channels; ++k) {
-    gain[k] = params.weight[k] * params.scale[k];
-    offset[k] = params.bias[k] * params.scale[k] + params.shift[k];
+    a[k] = static_cast<A>(double(params.weight[k]) * params.scale[k] * rstd[k]);
+    b[k] = static_cast<A>(double(params.bias[k]) * params.scale[k] + params.shift[k]);
   }
 
   const auto passes = [&](auto silu) {
-    const auto du_of = [&](int64_t q, int64_t j, int n, V xhat) {
+    const auto du_of = [&](int64_t q, int64_t j, int n, V d) {
       const V du = load(dy + q * c + j, n);
       if constexpr (!decltype(silu)::value) return du;
-      const V u = xhat * load(gain + j, L) + load(offset + j, L);
+      const V u = d * load(a + j, L) + load(b + j, L);
       const V s = sigmoid<A>(u);
       return du * (s * (1 + u * (1 - s)));
     };
     sum_pixels<A>(hw, slab.channels, total, [&](int64_t q, int64_t j, int n, V& s1, V& s2) {
-      const V xhat = (load(x + q * c + j, n) - load(mean + j, L)) * load(rstd + j, L);
-      const V du = du_of(q, j, n, xhat);
+      const V d = load(x + q * c + j, n) - load(mean + j, L);
+      const V du = du_of(q, j, n, d);
       if constexpr (keep) store(dx + q * c + j, du, n);
       s1 += du;
-      s2 += du * xhat;
+      s2 += du * d;
     });
+    for (int64_t k = 0; k < slab.channels; ++k) total[1][k] *= rstd[k];  // now of du * xhat
 
-    A *constant = work[8], *slope = work[9], *factor = work[10];
+    // dx = a du - constant - (x - mean) slope
+    A *constant = work[7], *slope = work[8];
     for (int64_t g = 0; g < slab.channels; g += per_group) {
-      const double r = rstd[g];
-      const A mean1 = static_cast<A>(
-          r * sum_of([&](int64_t k) { return gain[k] * total[0][k]; }, g, per_group) / count);
-      const A mean2 = static_cast<A>(
-          r * r * sum_of([&](int64_t k) { return gain[k] * total[1][k]; }, g, per_group) / count);
-      for (int64_t k = g; k < g + per_group; ++k) constant[k] = mean1, slope[k] = mean2;
+      const A of_1 = static_cast<A>(
+          sum_of([&](int64_t k) { return a[k] * total[0][k]; }, g, per_group) / count);
+      const A of_xhat = static_cast<A>(
+          sum_of([&](int64_t k) { return a[k] * total[1][k]; }, g, per_group) * rstd[g] / count);
+      for (int64_t k = g; k < g + per_group; ++k) constant[k] = of_1, slope[k] = of_xhat;
     }
     A* terms = static_cast<A*>(p.sums) + slab.image * 2 * c + slab.c0;  // of dbias, then dweight
     for (int64_t k = 0; k < slab.channels; ++k) {
-      terms[k] = params.scale[k] * static_cast<A>(total[0][k]);
-      terms[c + k] = params.scale[k] * static_cast<A>(total[1][k]);
-      factor[k] = gain[k] * rstd[k];
+      terms[k] = static_cast<A>(params.scale[k] * total[0][k]);
+      terms[c + k] = static_cast<A>(params.scale[k] * total[1][k]);
     }
 
     for (int64_t q = 0; q < hw; ++q) {
@@ -448,17 +449,17 @@ __attribute__((flatten)) void backward_task(const Backward& p, const Slab& slab,
         if constexpr (keep) {
           du = load(dx + q * c + j, n);
         } else {
-          du = du_of(q, j, n, d * load(rstd + j, L));
+          du = du_of(q, j, n, d);
         }
         const V rest = load(constant + j, L) + d * load(slope + j, L);
-        store(dx + q * c + j, du * load(factor + j, L) - rest, n);
+        store(dx + q * c + j, du * load(a + j, L) - rest, n);
       });
     }
   };
   p.silu ? passes(std::true_type{}) : passes(std::false_type{});
 
   if (p.dfilm) {
-    A *dscale = work[8], *dshift = work[9];
+    A *dscale = work[7], *dshift = work[8];
     for (int64_t k = 0; k < slab.channels; ++k) {
       dshift[k] = static_cast<A>(total[0][k]);
       dscale[k] = static_cast<A>(params.weight[k] * total[1][k] + params.bias[k] * total[0][k]);
@@ -472,7 +473,7 @@ __attribute__((flatten)) void backward_task(const Backward& p, const Slab& slab,
 template <typename T, typename Problem, typename Task>
 inline void run(const Problem& p, const Tasks& tasks, int64_t begin, int64_t end, Task task) {
   Scratch<Work<T>> work(tasks.slab, kArrays);
-  Scratch<double> total(tasks.slab, 2);
+  Scratch<double> total(tasks.slab, kDoubles);
   for (int64_t k = begin; k < end; ++k) task(p, slab_of(p.size, tasks, k), work, total);
 }
 
