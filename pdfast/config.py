@@ -18,9 +18,8 @@ import tomli_w
 import tyro
 
 from pdfast.errors import UsageError
-
-Head = Literal["x", "eps", "v", "both"]
-LossWeight = Literal["constant", "snr", "snr_trunc", "v_mse"]
+from pdfast.kernels.names import Head as Head
+from pdfast.kernels.names import LossWeight as LossWeight
 
 CONFIG_DIR = Path(__file__).parent / "configs"
 T = TypeVar("T")

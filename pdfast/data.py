@@ -50,11 +50,6 @@ class Dataset:
         return Dataset(self.images.to(device), labels)
 
 
-def to_float(images: Tensor) -> Tensor:
-    """uint8 (N, H, W, C) -> float32 (N, C, H, W) in [-1, 1], channels-last in memory."""
-    return images.permute(0, 3, 1, 2).float() / 127.5 - 1.0
-
-
 def to_uint8(images: Tensor) -> Tensor:
     """Float (N, C, H, W) in [-1, 1] -> uint8 (N, H, W, C), rounded to nearest."""
     scaled = (images.permute(0, 2, 3, 1).float() + 1.0) * 127.5

@@ -7,13 +7,12 @@ from pathlib import Path
 import torch
 
 from pdfast import checkpoint
-from pdfast.config import Config, to_table
+from pdfast.config import Config, LossWeight, to_table
 from pdfast.data import Dataset
-from pdfast.draws import index_below
 from pdfast.engine import Batch, Problem, fit
 from pdfast.errors import UsageError
 from pdfast.frechet import EXTRACTORS, Judge
-from pdfast.method import add_noise, ddim_step, target
+from pdfast.method import ddim_step, distill_loss
 from pdfast.model import Model
 from pdfast.plots import rows, sample_row
 from pdfast.run import Run
@@ -26,23 +25,22 @@ MONITOR_JUMP = 1.5  # a distance this many times the last round's is a jump
 class Rollout:
     """The objective of one round: predict in one step where the teacher's two steps lead."""
 
-    def __init__(self, teacher: Model, num_steps: int) -> None:
+    def __init__(self, teacher: Model, num_steps: int, weight: LossWeight) -> None:
         """`num_steps` is N, the student's; the teacher has 2N."""
-        self.teacher, self.num_steps = teacher, num_steps
+        self.teacher, self.num_steps, self.weight = teacher, num_steps, weight
 
     def __call__(self, student: Model, batch: Batch) -> Problem:
-        """Algorithm 2, from the draw of i to the target; see method.py for the angles."""
-        teacher, N, label = self.teacher, self.num_steps, batch.label  # noqa: N806
-        i = index_below(batch.time[:, 0], N)  # i ~ U{0 .. N-1}
-        phi_t = teacher.schedule.phi((i.double() + 1) / N)
-        phi_mid = teacher.schedule.phi((i.double() + 0.5) / N)
-        z_t = add_noise(batch.x, batch.eps, phi_t)
+        """Algorithm 2, from the draw of i ~ U{0 .. N-1} to the loss; see method.py."""
+        teacher, N, head = self.teacher, self.num_steps, self.teacher.head  # noqa: N806
+        draw, label = batch.noised(teacher.schedule, N)
+        z_t, phi_t, phi_mid = draw.z_t, draw.phi_t, draw.phi_mid
         with torch.no_grad():  # two DDIM steps of the teacher, unclipped
-            out_t = teacher.at(z_t, phi_t, label)
-            z_mid = ddim_step(z_t, out_t, phi_t, phi_mid, teacher.head)
-            out_mid = teacher.at(z_mid, phi_mid, label)
-            y_target = target(z_t, out_t, out_mid, phi_t, phi_mid, i == 0, teacher.head)
-        return Problem(student.at(z_t, phi_t, label), y_target, phi_t)
+            out_t = teacher.at(draw.z_in, phi_t, label)
+            z_mid = ddim_step(z_t, out_t, phi_t, phi_mid, head, batch.dtype)
+            out_mid = teacher.at(z_mid.z_in, phi_mid, label)
+        out = student.at(draw.z_in, phi_t, label)
+        args = (z_t, out_t, out_mid, phi_t, phi_mid, draw.last, head, self.weight)
+        return Problem(out, distill_loss(out, *args))
 
 
 def distill_rounds(run: Run, teacher: Model, data: Dataset) -> Model:
@@ -82,7 +80,8 @@ def _distill_round(run: Run, teacher: Model, data: Dataset, round_: int, steps: 
     student = copy.deepcopy(teacher)
     student.steps = steps
     title = f"round {round_}/{config.distill.rounds} ({steps} steps)"
-    result = fit(student, Rollout(teacher, steps), cfg, data, run, round_, title)
+    objective = Rollout(teacher, steps, cfg.loss_weight)
+    result = fit(student, objective, cfg, data, run, round_, title)
     # Logged before the model is there: a run cut off in between does the round's end again.
     run.log(round=round_, steps=steps, **result.as_metrics())
     checkpoint.save_model(student, run.round_dir(round_), round=round_, seed=config.seed)

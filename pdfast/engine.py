@@ -1,5 +1,6 @@
 """The optimizer loop that `train` and `distill` share; only the objective differs."""
 
+import dataclasses
 import math
 import resource
 import sys
@@ -12,81 +13,98 @@ import torch
 from torch import Tensor
 
 from pdfast import signals
-from pdfast.config import LoopConfig
-from pdfast.data import Dataset, to_float
-from pdfast.draws import Draws, Stream, index_below
+from pdfast.config import Head, LoopConfig
+from pdfast.data import Dataset
+from pdfast.draws import Draws, Stream
 from pdfast.errors import PdfastError
-from pdfast.method import loss_and_grad
+from pdfast.method import Loss, Noised, adamw, add_noise
 from pdfast.model import Model
 from pdfast.progress import Task
 from pdfast.run import Run
+from pdfast.schedule import CosineSchedule
 
 PENDING = "pending.safetensors"  # in a saved state: losses not yet logged
 
 
-class Batch(NamedTuple):
-    """One batch of draws."""
+@dataclass(frozen=True)
+class Batch:
+    """Which batch of images and draws; an objective makes it with `noised`."""
 
-    x: Tensor
-    """Images, float (B, C, H, W) in [-1, 1]."""
-    label: Tensor | None
-    """Classes, int64 (B,), of a class-conditional model."""
-    eps: Tensor
-    """Standard normal, like x."""
-    time: Tensor
-    """Two random 32-bit words per image, int64 (B, 2), from which the objective draws its time."""
+    data: Dataset
+    size: int
+    seed: int
+    round_: int
+    flip: bool
+    dtype: torch.dtype
+    """The networks'."""
+    update: int = 0
+    held: bool = False
+    """Of the streams of the held batch."""
+
+    def noised(
+        self, schedule: CosineSchedule, num_steps: int, head: Head | None = None
+    ) -> tuple[Noised, Tensor | None]:
+        """The batch at N times (0: continuous), and its labels; `head`: with the data's target."""
+        noised = add_noise(
+            self.data.images.permute(0, 3, 1, 2),
+            (schedule.a, schedule.b),
+            num_steps,
+            seed=self.seed,
+            round_=self.round_,
+            update=self.update,
+            num=self.size,
+            flip=self.flip,
+            head=head,
+            net_dtype=self.dtype,
+            held=self.held,
+        )
+        return noised, None if self.data.labels is None else self.data.labels[noised.chosen]
 
 
 class Problem(NamedTuple):
-    """What an objective asks of one batch: `out` should predict `y_target`."""
+    """What an objective makes of one batch."""
 
     out: Tensor
     """Raw output of the model in training, with its graph."""
-    y_target: Tensor
-    """In the space of the head; see method.py."""
-    phi: Tensor
-    """Angles, float64 (B,)."""
+    loss: Loss
+    """Its loss, and the gradient to start from."""
 
 
 Objective = Callable[[Model, Batch], Problem]
 
 
-def draw_batch(
-    data: Dataset,
-    size: int,
-    update: int,
-    seed: int,
-    round_: int,
-    flip: bool,
-    dtype: torch.dtype = torch.float32,
-    held: bool = False,
-) -> Batch:
-    """The batch of one update, a function of its arguments alone; `held`: of another stream."""
-    device = data.images.device
-    streams = (Stream.HELD, Stream.HELD_NOISE) if held else (Stream.BATCH, Stream.NOISE)
-    words = Draws(seed, streams[0], round_, device).words(update, 0, size)
-    index = index_below(words[:, 0], len(data))
-    x = to_float(data.images[index]).to(dtype)
-    if flip:
-        mirrored = (words[:, 1] & 1).bool()[:, None, None, None]
-        x = torch.where(mirrored, x.flip(3), x)
-    noise = Draws(seed, streams[1], round_, device)
-    eps = noise.normal(update, 0, size, (x.shape[1], x.shape[2], x.shape[3])).to(dtype)
-    label = None if data.labels is None else data.labels[index]
-    return Batch(x, label, eps, words[:, 2:4])
-
-
 class Optimizer:
-    """AdamW with gradient clipping, the learning-rate schedule, and averaged weights."""
+    """AdamW with gradient clipping, the learning-rate schedule, and averaged weights.
+
+    Weights, gradients, moments and averages are one buffer each; the model's parameters and their
+    gradients become views of theirs.
+    """
+
+    ALIGN = 16  # numbers that a parameter's place is a multiple of, for wide loads and stores
 
     def __init__(self, model: Model, cfg: LoopConfig) -> None:
         self.cfg = cfg
-        self.names = [name for name, _ in model.net.named_parameters()]
-        self.params: list[Tensor] = list(model.net.parameters())
-        self.adamw = torch.optim.AdamW(
-            self.params, lr=cfg.lr, betas=(0.9, 0.999), weight_decay=cfg.weight_decay, fused=True
-        )
-        self.ema = [p.detach().clone() for p in self.params] if cfg.ema_decay else []
+        self._params = dict(model.net.named_parameters())
+        self._starts, end = [], 0
+        for p in self._params.values():
+            self._starts.append(end)
+            end += -(-p.numel() // self.ALIGN) * self.ALIGN
+        zeros = torch.zeros(end, dtype=model.dtype, device=model.device)
+        self.weights, self.grads = zeros, torch.zeros_like(zeros)
+        self.exp_avg, self.exp_avg_sq = torch.zeros_like(zeros), torch.zeros_like(zeros)
+        grads = self._views(self.grads)
+        for name, view in self._views(self.weights).items():
+            p = self._params[name]
+            view.copy_(p.detach())
+            p.data, p.grad = view, grads[name]
+        self.ema = self.weights.clone() if cfg.ema_decay else None
+        self.rate = torch.zeros(1, dtype=torch.float64, device=model.device)
+        self.steps = torch.zeros(1, dtype=torch.int64, device=model.device)
+
+    def _views(self, buffer: Tensor) -> dict[str, Tensor]:
+        """A buffer's parts by name, each in the shape and strides of its parameter."""
+        parts = zip(self._params.items(), self._starts, strict=True)
+        return {name: buffer.as_strided(p.shape, p.stride(), at) for (name, p), at in parts}
 
     def lr(self, update: int) -> float:
         """Learning rate of update 0, 1, ..."""
@@ -96,69 +114,64 @@ class Optimizer:
 
     def step(self, update: int) -> Tensor:
         """Apply the gradients; returns their norm before clipping."""
-        norm = torch.nn.utils.clip_grad_norm_(
-            self.params, self.cfg.grad_clip or float("inf"), foreach=True
+        self.rate.fill_(self.lr(update))
+        self.steps.add_(1)
+        norm = adamw(
+            self.weights,
+            self.grads,
+            self.exp_avg,
+            self.exp_avg_sq,
+            self.ema,
+            None,
+            self.rate,
+            self.steps,
+            max_norm=self.cfg.grad_clip,
+            weight_decay=self.cfg.weight_decay,
+            ema_decay=self.cfg.ema_decay,
         )
-        self.adamw.param_groups[0]["lr"] = self.lr(update)
-        self.adamw.step()
-        self.adamw.zero_grad(set_to_none=True)
-        if self.ema:
-            decay = self.cfg.ema_decay if update else 0.0  # the first average is the weights
-            with torch.no_grad():
-                torch._foreach_lerp_(self.ema, self.params, 1.0 - decay)
+        self.grads.zero_()
         return norm
 
-    def use_average(self) -> None:
-        """Replace the weights by their average, where one is kept."""
-        with torch.no_grad():
-            for p, average in zip(self.params, self.ema, strict=bool(self.ema)):
-                p.copy_(average)
+    def finish(self) -> None:
+        """Leave the model with its averaged weights, where they are kept, and no gradients."""
+        if self.ema is not None:
+            self.weights.copy_(self.ema)
+        for p in self._params.values():
+            p.grad = None
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """All tensors of the optimizer and of the weights, by file."""
-        moments = {}
-        for name, p in zip(self.names, self.params, strict=True):
-            for key, value in self.adamw.state[p].items():
-                moments[f"{key}.{name}"] = value
+        moments = {"step": self.steps}
+        for key, buffer in (("exp_avg", self.exp_avg), ("exp_avg_sq", self.exp_avg_sq)):
+            moments |= {f"{key}.{name}": view for name, view in self._views(buffer).items()}
         files = {
-            "weights.safetensors": dict(zip(self.names, self.params, strict=True)),
+            "weights.safetensors": self._views(self.weights),
             "moments.safetensors": moments,
         }
-        if self.ema:
-            files["ema.safetensors"] = dict(zip(self.names, self.ema, strict=True))
+        if self.ema is not None:
+            files["ema.safetensors"] = self._views(self.ema)
         return files
 
     def load(self, files: dict[str, dict[str, Tensor]]) -> None:
         """Take over what `state` gave."""
-        with torch.no_grad():
-            for name, p in zip(self.names, self.params, strict=True):
-                p.copy_(files["weights.safetensors"][name])
-                moments = files["moments.safetensors"]
-                # The fused kernel walks memory, so the moments must be laid out as the weights.
-                self.adamw.state[p] = {
-                    "step": moments[f"step.{name}"].to(p.device),
-                    "exp_avg": torch.empty_like(p).copy_(moments[f"exp_avg.{name}"]),
-                    "exp_avg_sq": torch.empty_like(p).copy_(moments[f"exp_avg_sq.{name}"]),
-                }
-            for name, average in zip(self.names, self.ema, strict=bool(self.ema)):
-                average.copy_(files["ema.safetensors"][name])
+        for file, tensors in self.state().items():
+            for name, tensor in tensors.items():
+                tensor.copy_(files[file][name])
 
 
 def update(
     model: Model, objective: Objective, optimizer: Optimizer, batch: Batch, k: int
 ) -> tuple[Tensor, Tensor]:
     """One whole update, number k: (mean loss, gradient norm), both scalars on the device."""
-    out, y_target, phi = objective(model, batch)
-    loss = loss_and_grad(out.detach(), y_target, phi, model.head, optimizer.cfg.loss_weight)
+    out, loss = objective(model, batch)
     out.backward(loss.grad_out)  # type: ignore[no-untyped-call]
     return loss.per_image.mean(), optimizer.step(k)
 
 
 @torch.no_grad()
-def held_loss(model: Model, objective: Objective, cfg: LoopConfig, batch: Batch) -> float:
+def held_loss(model: Model, objective: Objective, batch: Batch) -> float:
     """Mean loss of the model as it samples (no dropout) on one batch."""
-    problem = objective(model.eval(), batch)
-    return float(loss_and_grad(*problem, model.head, cfg.loss_weight).per_image.mean())
+    return float(objective(model.eval(), batch).loss.per_image.mean())
 
 
 @dataclass(frozen=True)
@@ -229,10 +242,10 @@ def fit(
     longer finite.
     """
     config, flip = run.config, run.config.data.horizontal_flip
-    held = draw_batch(data, cfg.batch, 0, config.seed, round_, flip, model.dtype, held=True)
+    held = Batch(data, cfg.batch, config.seed, round_, flip, model.dtype, held=True)
     dropout = Draws(config.seed, Stream.DROPOUT, round_)
     optimizer = Optimizer(model, cfg)
-    loss_start = held_loss(model, objective, cfg, held)
+    loss_start = held_loss(model, objective, held)
     start, first, resumed = time.perf_counter(), 0, run.load_state(round_)
     if resumed is None:
         run.rewind_metrics(round_, -1)
@@ -255,7 +268,7 @@ def fit(
         for k in range(first, cfg.updates):
             if model.cfg.dropout:
                 torch.manual_seed(dropout.torch_seed(k))
-            batch = draw_batch(data, cfg.batch, k, config.seed, round_, flip, model.dtype)
+            batch = dataclasses.replace(held, update=k, held=False)
             loss, norm = update(model, objective, optimizer, batch, k)
             log.pending.append(loss)
             task.advance()
@@ -273,8 +286,8 @@ def fit(
             if stopping:
                 raise signals.stop(f"{title} is saved at update {done}; run it again to go on")
     seconds = time.perf_counter() - start
-    optimizer.use_average()
-    loss_end = held_loss(model, objective, cfg, held)
+    optimizer.finish()
+    loss_end = held_loss(model, objective, held)
     if not math.isfinite(loss_end):
         raise not_finite(title, cfg.updates)
     return FitResult(loss_start, loss_end, seconds)

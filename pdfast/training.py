@@ -3,23 +3,29 @@
 import torch
 
 from pdfast import checkpoint
-from pdfast.config import Config
+from pdfast.config import Config, LossWeight
 from pdfast.data import Dataset
-from pdfast.draws import Draws, Stream, uniform_of
+from pdfast.draws import Draws, Stream
 from pdfast.engine import Batch, Problem, fit
-from pdfast.method import add_noise, data_target
+from pdfast.method import data_loss
 from pdfast.model import Model
 from pdfast.run import Run
 
 ROUND = 0  # the teacher's number in the metrics and in the draws
 
 
-def data_objective(model: Model, batch: Batch) -> Problem:
+class DataObjective:
     """Predict the clean image from z_t = alpha x + sigma eps (Algorithm 1)."""
-    phi = model.schedule.phi(uniform_of(batch.time[:, 0], batch.time[:, 1]))
-    z_t = add_noise(batch.x, batch.eps, phi)
-    y_target = data_target(batch.x, batch.eps, phi, model.head)
-    return Problem(model.at(z_t, phi, batch.label), y_target, phi)
+
+    def __init__(self, weight: LossWeight) -> None:
+        self.weight = weight
+
+    def __call__(self, model: Model, batch: Batch) -> Problem:
+        """Algorithm 1, from the draw of u ~ U(0, 1) to the loss."""
+        draw, label = batch.noised(model.schedule, 0, model.head)
+        assert draw.y is not None
+        out = model.at(draw.z_in, draw.phi_t, label)
+        return Problem(out, data_loss(out, draw.y, draw.phi_t, model.head, self.weight))
 
 
 def new_model(config: Config, device: torch.device) -> Model:
@@ -40,7 +46,9 @@ def train_teacher(run: Run, data: Dataset, device: torch.device) -> Model:
         f"teacher: {num_params:,} parameters, {run.config.train.updates} updates, "
         f"{len(data)} images"
     )
-    result = fit(model, data_objective, run.config.train, data, run, ROUND, "teacher")
+    cfg = run.config.train
+    objective = DataObjective(cfg.loss_weight)
+    result = fit(model, objective, cfg, data, run, ROUND, "teacher")
     # Logged before the model is there: a run cut off in between does the phase's end again.
     run.log(round=ROUND, **result.as_metrics())
     checkpoint.save_model(model, run.teacher_dir, seed=run.config.seed)

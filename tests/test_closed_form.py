@@ -45,7 +45,7 @@ def exact_round(table, head, dtype):
     phi_t, phi_mid = SCHEDULE.phi((i + 1) / num_steps), SCHEDULE.phi((i + 0.5) / num_steps)
     z_t = torch.tensor([0.0, 1.0], dtype=dtype).expand(num_steps, 1, 1, 2)
     out_t = affine(table[1::2], z_t)
-    z_mid = method.ddim_step(z_t, out_t, phi_t, phi_mid, head)
+    z_mid = method.ddim_step(z_t, out_t, phi_t, phi_mid, head).z
     out_mid = affine(table[0::2], z_mid)
     return slope_offset(method.target(z_t, out_t, out_mid, phi_t, phi_mid, i == 0, head))
 

@@ -6,8 +6,9 @@ import torch
 from PIL import Image
 
 from pdfast.config import DataConfig, NetConfig
-from pdfast.data import load_dataset, to_float, to_uint8
+from pdfast.data import load_dataset, to_uint8
 from pdfast.errors import UsageError
+from pdfast.kernels.add_noise import to_float
 
 GREY = NetConfig(image_size=8, channels=1)
 COLOUR = NetConfig(image_size=8, channels=3)
@@ -36,8 +37,9 @@ def test_digits():
 
 def test_float_and_back():
     images = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1)
-    assert (to_float(images).min(), to_float(images).max()) == (-1, 1)
-    assert torch.equal(to_uint8(to_float(images)), images)
+    scaled = to_float(images.permute(0, 3, 1, 2))
+    assert (scaled.min(), scaled.max()) == (-1, 1)
+    assert torch.equal(to_uint8(scaled), images)
     assert to_uint8(torch.tensor([[[[-3.0, 3.0]]]])).flatten().tolist() == [0, 255]
 
 

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from pdfast.draws import Draws, Stream, index_below, philox, uniform_of
+from pdfast.draws import Draws, Stream, index_below, uniform_of
+from pdfast.kernels.philox import philox
 
 
 def scalar(value):

@@ -47,9 +47,9 @@ def check(head, weight, log2_steps, odd, where, logsnr_max, draw):
 
     phi_t = teacher.schedule.phi((i.double() + 1) / num_steps)
     phi_mid = teacher.schedule.phi((i.double() + 0.5) / num_steps)
-    z_t = method.add_noise(x, eps, phi_t)
+    z_t = method.diffuse(x, eps, phi_t)
     out_t = teacher(z_t, None)
-    out_mid = teacher(method.ddim_step(z_t, out_t, phi_t, phi_mid, head), None)
+    out_mid = teacher(method.ddim_step(z_t, out_t, phi_t, phi_mid, head).z, None)
     y_target = method.target(z_t, out_t, out_mid, phi_t, phi_mid, i == 0, head)
     plain = "v" if head == "both" else head
     # The published target divides by alpha_s - (sigma_s / sigma_t) alpha_t, 1e-4 at N = 8192, and
@@ -87,11 +87,11 @@ def test_one_student_step_lands_where_two_teacher_steps_do(head):
         phi_t, phi_mid, phi_s = phi(u), phi(u - 0.5 / num_steps), phi(u - 1 / num_steps)
         z_t = torch.randn(len(i), *SHAPE, generator=g, dtype=torch.float64)
         out_t = teacher(z_t, None)
-        z_mid = method.ddim_step(z_t, out_t, phi_t, phi_mid, head)
+        z_mid = method.ddim_step(z_t, out_t, phi_t, phi_mid, head).z
         out_mid = teacher(z_mid, None)
-        z_s = method.ddim_step(z_mid, out_mid, phi_mid, phi_s, head)
+        z_s = method.ddim_step(z_mid, out_mid, phi_mid, phi_s, head).z
         y = method.target(z_t, out_t, out_mid, phi_t, phi_mid, i == 0, head)
-        assert torch.allclose(method.ddim_step(z_t, y, phi_t, phi_s, head), z_s, atol=1e-12)
+        assert torch.allclose(method.ddim_step(z_t, y, phi_t, phi_s, head).z, z_s, atol=1e-12)
         x_hat = method.predict_x(z_t, y, phi_t, head)
         assert torch.allclose(ddim_to(z_t, x_hat, phi_t, phi_s), z_s, atol=1e-11)
 

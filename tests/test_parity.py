@@ -39,10 +39,10 @@ class Case:
         phi = self.teacher.schedule.phi
         self.phi_t = phi((self.i + 1) / num_steps)
         self.phi_mid = phi((self.i + 0.5) / num_steps)
-        self.z_t = method.add_noise(self.x, self.eps, self.phi_t)
+        self.z_t = method.diffuse(self.x, self.eps, self.phi_t)
         with torch.no_grad():
             self.out_t = self.teacher.at(self.z_t, self.phi_t)
-            self.z_mid = method.ddim_step(self.z_t, self.out_t, self.phi_t, self.phi_mid, head)
+            self.z_mid = method.ddim_step(self.z_t, self.out_t, self.phi_t, self.phi_mid, head).z
             self.out_mid = self.teacher.at(self.z_mid, self.phi_mid)
         self.y_target = method.target(
             self.z_t, self.out_t, self.out_mid, self.phi_t, self.phi_mid, self.i == 0, head
@@ -138,7 +138,7 @@ def test_continuous_time_loss(head, weight):
     loss = reference.training_loss(student, x, eps, u, weight)
     assert ((loss - expected).abs() / expected).max() < TOL
     phi = student.schedule.phi(u)
-    out = student.at(method.add_noise(x, eps, phi), phi)
+    out = student.at(method.diffuse(x, eps, phi), phi)
     y_target = method.data_target(x, eps, phi, head)
     fast = method.loss_and_grad(out, y_target, phi, head, weight).per_image
     assert ((fast - expected).abs() / expected).max() < TOL
@@ -154,10 +154,10 @@ def test_first_and_last_i_against_reference(head, num_steps):
     loss, x_target = reference.distillation_loss(student, teacher, x, eps, i, num_steps, "v_mse")
     phi_t = teacher.schedule.phi((i + 1) / num_steps)
     phi_mid = teacher.schedule.phi((i + 0.5) / num_steps)
-    z_t = method.add_noise(x, eps, phi_t)
+    z_t = method.diffuse(x, eps, phi_t)
     with torch.no_grad():
         out_t = teacher.at(z_t, phi_t)
-        out_mid = teacher.at(method.ddim_step(z_t, out_t, phi_t, phi_mid, head), phi_mid)
+        out_mid = teacher.at(method.ddim_step(z_t, out_t, phi_t, phi_mid, head).z, phi_mid)
     y_target = method.target(z_t, out_t, out_mid, phi_t, phi_mid, i == 0, head)
     assert golden.relative_per_image(x_of(y_target, z_t, phi_t, head), x_target).max() < TOL
     fast = method.loss_and_grad(student.at(z_t, phi_t), y_target, phi_t, head, "v_mse").per_image

@@ -20,7 +20,7 @@ def angles(model, i, num_steps):
 def rollout(teacher, z_t, phi_t, phi_mid):
     with torch.no_grad():
         out_t = teacher.at(z_t, phi_t)
-        z_mid = method.ddim_step(z_t, out_t, phi_t, phi_mid, teacher.head)
+        z_mid = method.ddim_step(z_t, out_t, phi_t, phi_mid, teacher.head).z
         return out_t, teacher.at(z_mid, phi_mid)
 
 
@@ -55,7 +55,7 @@ def test_target_from_rounded_outputs(head, num_steps):
     teacher = golden.model("teacher", head)
     x, eps, i = draws(head, num_steps)
     phi_t, phi_mid = angles(teacher, i, num_steps)
-    z_t = method.add_noise(x, eps, phi_t).float()
+    z_t = method.diffuse(x, eps, phi_t).float()
     out_t, out_mid = (out.float() for out in rollout(teacher, z_t.double(), phi_t, phi_mid))
     fast = method.target(z_t, out_t, out_mid, phi_t, phi_mid, i == 0, head)
     assert fast.dtype == torch.float32
@@ -79,14 +79,14 @@ def test_target_with_float32_nets(head, num_steps):
     phi_t, phi_mid = angles(teacher, i, num_steps)
     targets = []
     for model, dtype in ((exact_teacher, torch.float64), (teacher, torch.float32)):
-        z_t = method.add_noise(x.to(dtype), eps.to(dtype), phi_t)
+        z_t = method.diffuse(x.to(dtype), eps.to(dtype), phi_t)
         out_t, out_mid = rollout(model, z_t, phi_t, phi_mid)
         targets.append(method.target(z_t, out_t, out_mid, phi_t, phi_mid, i == 0, head))
     error = golden.relative_per_image(targets[1], targets[0])
     _, published = reference.distillation_loss(
         teacher, teacher, x.float(), eps.float(), i, num_steps, "constant"
     )
-    x_exact = x_of(targets[0], method.add_noise(x, eps, phi_t), phi_t, head)
+    x_exact = x_of(targets[0], method.diffuse(x, eps, phi_t), phi_t, head)
     published_x = golden.relative_per_image(published, x_exact)
     print(f"\n{head} N={num_steps} i={i.tolist()}: ours {error.tolist()}, in x", end=" ")
     print(f"as published {published_x.tolist()}")
@@ -99,7 +99,7 @@ def test_published_formula_loses_digits_where_ours_does_not():
     x, eps = golden.value("data/x"), golden.value("distill/x/N8192/eps")
     i = torch.tensor([2000, 4000, 6000])
     phi_t, phi_mid = angles(teacher, i, num_steps)
-    z_t = method.add_noise(x, eps, phi_t).float()
+    z_t = method.diffuse(x, eps, phi_t).float()
     out_t, out_mid = (out.float() for out in rollout(teacher, z_t.double(), phi_t, phi_mid))
     exact = method.target(
         z_t.double(), out_t.double(), out_mid.double(), phi_t, phi_mid, i == 0, "x"

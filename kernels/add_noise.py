@@ -1,0 +1,350 @@
+"""add_noise: from the data set to z_t and the network's input, with every draw of a batch.
+
+Fused: the batch's Philox words (which image, mirrored or not, which time), the gather and its
+scaling to [-1, 1], the noise (Philox, Box-Muller), z_t = alpha x + sigma eps, the rounding to the
+network's dtype, and the target of training on data. Bytes per element: 1 (uint8) + 4 (z_t) + s
+(z_in, unless s is 4) + 4 (y, in training alone); eager PyTorch moves some 300, int64 words and
+float64 normals among them. Bound: float64 arithmetic, about 50 operations per normal: where a GPU
+has much of it (data centre) a few microseconds a batch, elsewhere tens. Loses: to noise drawn
+ahead by another stream, if such a launch were ever in the way.
+
+Float streams go in 16-byte accesses when H W C divides by 16. The uint8 pixels, gathered and
+perhaps mirrored, are read one by one.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pdfast.kernels import philox, runtime
+from pdfast.kernels.angles import combine, sincos
+from pdfast.kernels.names import Head
+from pdfast.kernels.philox import Stream, normal_pair, scaled_word, uniform_from, words_at
+from pdfast.kernels.runtime import tl, triton
+
+BLOCK = 1024
+
+
+class Noised(NamedTuple):
+    """Result of `add_noise`: a batch of B images, diffused."""
+
+    z_t: Tensor
+    """(B, C, H, W), float32, or float64 where the network is."""
+    z_in: Tensor
+    """The same as the network's input, in its dtype; the same tensor where the dtypes are one."""
+    phi_t: Tensor
+    """Angles of z_t, float64 (B,)."""
+    phi_mid: Tensor
+    """Angles half a step earlier, float64 (B,); phi_t again in continuous time."""
+    last: Tensor
+    """bool (B,): i = 0, the sampler's last step; false in continuous time."""
+    chosen: Tensor
+    """Which images, int64 (B,)."""
+    y: Tensor | None
+    """What a network should predict of the data, in the head's space, like z_t; or None."""
+
+
+def add_noise(
+    images: Tensor,
+    schedule: tuple[float, float],
+    num_steps: int,
+    *,
+    seed: int,
+    round_: int,
+    update: int | Tensor,
+    num: int,
+    first: int = 0,
+    flip: bool = False,
+    head: Head | None = None,
+    net_dtype: torch.dtype = torch.float32,
+    held: bool = False,
+) -> Noised:
+    """Draw `num` images and times, and diffuse: z_t = alpha x + sigma eps (section 2).
+
+    images uint8 (M, C, H, W); `schedule` is (a, b) of phi = a u + b. Times are u = (i + 1) / N
+    with i ~ U{0 .. N-1} for `num_steps` N > 0, and u ~ U(0, 1) for 0. The draws are those of
+    positions first .. first + num - 1 in the batch of `update`, an int or an int64 tensor of one
+    element on the device of the images; `held`: of the held batch's streams. With a `head`, y is
+    made. net_dtype float64 makes everything float64. Raises ValueError or TypeError otherwise.
+    """
+    runtime.check_tensor("images", images, (torch.uint8,))
+    if isinstance(update, int):
+        update = torch.tensor([update], device=images.device)
+    runtime.check_tensor("update", update, (torch.int64,), (1,), images)
+    if head is not None:
+        runtime.check_choice("head", head, Head)
+    if net_dtype not in runtime.FLOATS:
+        raise TypeError(f"net_dtype must be a floating-point type, not {net_dtype}")
+    limits = {"seed": (seed, 2**32), "round_": (round_, 2**24), "num_steps": (num_steps, 2**31)}
+    for name, (value, end) in (limits | {"first": (first, 2**31)}).items():
+        if not 0 <= value < end:
+            raise ValueError(f"{name} must be in 0 .. {end - 1}, not {value}")
+    if num < 1:
+        raise ValueError(f"num must be at least 1, not {num}")
+    z_t, z_in, phi_t, phi_mid, last, chosen, y = add_noise_op(
+        images, *schedule, num_steps, seed, round_, update, first, num, flip, head, net_dtype, held
+    )
+    same = net_dtype == z_t.dtype
+    return Noised(z_t, z_t if same else z_in, phi_t, phi_mid, last, chosen, y if head else None)
+
+
+# ------------------------------------------------------------------------------------------
+# Reference
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 -> float32 in [-1, 1]."""
+    return images.float() / 127.5 - 1.0
+
+
+def diffuse(x: Tensor, eps: Tensor, phi: Tensor) -> Tensor:
+    """z_t = alpha x + sigma eps (section 2)."""
+    return combine((phi.cos(), x), (phi.sin(), eps))
+
+
+def data_target(x: Tensor, eps: Tensor, phi: Tensor, head: Head) -> Tensor:
+    """The y of clean data, for training a teacher: x, eps, or v = alpha eps - sigma x."""
+    if head == "x":
+        return x
+    if head == "eps":
+        return eps
+    return combine((phi.cos(), eps), (-phi.sin(), x))
+
+
+def _keys(seed: int, round_: int, held: bool) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Keys of the batch's words and of its noise."""
+    streams = (Stream.HELD, Stream.HELD_NOISE) if held else (Stream.BATCH, Stream.NOISE)
+    return philox.key_of(seed, streams[0], round_), philox.key_of(seed, streams[1], round_)
+
+
+def add_noise_reference(
+    images: Tensor,
+    a: float,
+    b: float,
+    num_steps: int,
+    seed: int,
+    round_: int,
+    update: Tensor,
+    first: int,
+    num: int,
+    flip: bool,
+    head: Head | None,
+    dtype: torch.dtype,
+    held: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """(z_t, phi_t, phi_mid, last, chosen, y) in plain PyTorch, with z_t and y in `dtype`."""
+    batch_key, noise_key = _keys(seed, round_, held)
+    words = philox.words(batch_key, update, first, num)
+    chosen = philox.index_below(words[:, 0], len(images))
+    x = to_float(images[chosen]).to(dtype)
+    if flip:
+        x = torch.where((words[:, 1] & 1).bool()[:, None, None, None], x.flip(3), x)
+    _, c, h, w = x.shape
+    eps = philox.normal(noise_key, update, first, num, (c, h, w)).to(dtype)
+    if num_steps:
+        i = philox.index_below(words[:, 2], num_steps)
+        phi_t = a * ((i.double() + 1) / num_steps) + b
+        phi_mid = a * ((i.double() + 0.5) / num_steps) + b
+        last = i == 0
+    else:
+        phi_t = a * philox.uniform_of(words[:, 2], words[:, 3]) + b
+        phi_mid, last = phi_t.clone(), torch.zeros_like(chosen, dtype=torch.bool)
+    y = None if head is None else data_target(x, eps, phi_t, head)
+    return diffuse(x, eps, phi_t), phi_t, phi_mid, last, chosen, y
+
+
+# ------------------------------------------------------------------------------------------
+# Registered op
+
+
+@torch.library.custom_op("pdfast::add_noise", mutates_args=())
+def add_noise_op(
+    images: Tensor,
+    a: float,
+    b: float,
+    num_steps: int,
+    seed: int,
+    round_: int,
+    update: Tensor,
+    first: int,
+    num: int,
+    flip: bool,
+    head: str | None,
+    net_dtype: torch.dtype,
+    held: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """`add_noise` of arguments known to be right; z_in and y are empty where there are none."""
+    outputs = _outputs(images, num, head, net_dtype)
+    z_t, z_in, phi_t, phi_mid, last, chosen, y = outputs
+    if not runtime.uses_triton(images.device, net_dtype):
+        results = add_noise_reference(
+            images, a, b, num_steps, seed, round_, update, first, num, flip,
+            head, z_t.dtype, held,  # type: ignore[arg-type]
+        )  # fmt: skip
+        for output, result in zip((z_t, phi_t, phi_mid, last, chosen, y), results, strict=True):
+            if result is not None:
+                output.copy_(result)
+        if z_in.numel():
+            z_in.copy_(z_t)
+        return outputs
+    batch_key, noise_key = _keys(seed, round_, held)
+    size = images[0].numel()
+    runtime.launch(
+        add_noise_kernel,
+        (num, runtime.cdiv(size, BLOCK)),
+        images.device,
+        runtime.channels_last(images),
+        update,
+        z_t,
+        z_in,
+        y,
+        phi_t,
+        phi_mid,
+        last.view(torch.uint8),
+        chosen,
+        size,
+        len(images),
+        num_steps,
+        first,
+        seed,
+        batch_key[1],
+        noise_key[1],
+        a=a,
+        b=b,
+        width=images.shape[3],
+        channels=images.shape[1],
+        flip=flip,
+        continuous=num_steps == 0,
+        head=head or "none",
+        writes_z_in=z_in.numel() > 0,
+        block=BLOCK,
+    )
+    return outputs
+
+
+@add_noise_op.register_fake
+def _fake_outputs(
+    images: Tensor,
+    a: float,
+    b: float,
+    num_steps: int,
+    seed: int,
+    round_: int,
+    update: Tensor,
+    first: int,
+    num: int,
+    flip: bool,
+    head: str | None,
+    net_dtype: torch.dtype,
+    held: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return _outputs(images, num, head, net_dtype)
+
+
+def _outputs(
+    images: Tensor, num: int, head: str | None, net_dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    state = torch.float64 if net_dtype == torch.float64 else torch.float32
+
+    def empty(dtype: torch.dtype, needed: bool = True) -> Tensor:
+        if not needed:
+            return images.new_empty(0, dtype=dtype)
+        shape, layout = (num, *images.shape[1:]), torch.channels_last
+        return torch.empty(shape, dtype=dtype, device=images.device, memory_format=layout)
+
+    def vector(dtype: torch.dtype) -> Tensor:
+        return images.new_empty(num, dtype=dtype)
+
+    return (
+        empty(state),
+        empty(net_dtype, net_dtype != state),
+        vector(torch.float64),
+        vector(torch.float64),
+        vector(torch.bool),
+        vector(torch.int64),
+        empty(state, head is not None),
+    )
+
+
+# ------------------------------------------------------------------------------------------
+# Triton
+
+
+@triton.jit(
+    do_not_specialize=["num_images", "num_steps", "first", "seed", "batch_key", "noise_key"]
+)
+def add_noise_kernel(
+    images,
+    update,
+    z_t,
+    z_in,
+    y,
+    phi_t,
+    phi_mid,
+    last,
+    index,
+    size,
+    num_images,
+    num_steps,
+    first,
+    seed,
+    batch_key,
+    noise_key,
+    a: tl.constexpr,
+    b: tl.constexpr,
+    width: tl.constexpr,
+    channels: tl.constexpr,
+    flip: tl.constexpr,
+    continuous: tl.constexpr,
+    head: tl.constexpr,
+    writes_z_in: tl.constexpr,
+    block: tl.constexpr,
+):
+    """Program (n, tile): `block` elements, in (H, W, C) order, of image n; see `add_noise`."""
+    n, tile = tl.program_id(0), tl.program_id(1)
+    number, position = tl.load(update), n + first
+    w_0, w_1, w_2, w_3 = words_at(number, position, n * 0, seed, batch_key)
+    chosen, mirrored = scaled_word(w_0, num_images), (w_1 & 1) != 0
+    if continuous:
+        angle = a * uniform_from(w_2, w_3) + b
+        angle_mid, is_last = angle, w_2 != w_2
+    else:
+        i = scaled_word(w_2, num_steps)
+        angle = a * ((i.to(tl.float64) + 1.0) / num_steps) + b
+        angle_mid = a * ((i.to(tl.float64) + 0.5) / num_steps) + b
+        is_last = i == 0
+    if tile == 0:
+        tl.store(phi_t + n, angle)
+        tl.store(phi_mid + n, angle_mid)
+        tl.store(last + n, is_last.to(tl.uint8))
+        tl.store(index + n, chosen)
+
+    fourth: tl.constexpr = block // 4
+    quads = tile * fourth + tl.arange(0, fourth)
+    w_0, w_1, w_2, w_3 = words_at(number, position, quads, seed, noise_key)
+    e_0, e_1 = normal_pair(w_0, w_1)
+    e_2, e_3 = normal_pair(w_2, w_3)
+    eps = tl.interleave(tl.interleave(e_0, e_2), tl.interleave(e_1, e_3))
+
+    element = tile * block + tl.arange(0, block)
+    mask = element < size
+    pixel = element
+    if flip:
+        column = element // channels % width
+        pixel = tl.where(mirrored, element + (width - 1 - 2 * column) * channels, element)
+    level = tl.load(images + chosen * size + pixel, mask=mask, other=0).to(tl.float32)
+    x = tl.div_rn(level, 127.5) - 1.0
+    sin, cos = sincos(angle)
+    sin, cos = sin.to(tl.float32), cos.to(tl.float32)
+    z = cos * x + sin * eps
+    out = n.to(tl.int64) * size + element
+    tl.store(z_t + out, z, mask=mask)
+    if writes_z_in:
+        tl.store(z_in + out, z.to(z_in.dtype.element_ty), mask=mask)
+    if head == "x":
+        tl.store(y + out, x, mask=mask)
+    elif head == "eps":
+        tl.store(y + out, eps, mask=mask)
+    elif head != "none":
+        tl.store(y + out, cos * eps - sin * x, mask=mask)

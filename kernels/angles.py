@@ -1,0 +1,95 @@
+"""What the ops share: combinations of images with one coefficient per image, and its angles.
+
+alpha = cos(phi), sigma = sin(phi); coefficients are computed in float64 and rounded once to the
+dtype that they multiply. In the kernels each program computes those of its image: a few dozen
+float64 operations, without the slow path (and stack) of library trigonometry.
+"""
+
+import torch
+from torch import Tensor
+
+from pdfast.kernels.names import Head
+from pdfast.kernels.runtime import tl, triton
+
+# ------------------------------------------------------------------------------------------
+# PyTorch
+
+
+def per_image(coefficient: Tensor, like: Tensor) -> Tensor:
+    """(B,) -> (B, 1, 1, ...) in the dtype and on the device of `like`."""
+    return coefficient.to(like).reshape(-1, *[1] * (like.ndim - 1))
+
+
+def combine(*terms: tuple[Tensor, Tensor]) -> Tensor:
+    """Sum of coefficient (B,) times image (B, ...) over the terms."""
+    total = per_image(terms[0][0], terms[0][1]) * terms[0][1]
+    for coefficient, image in terms[1:]:
+        total = torch.addcmul(total, per_image(coefficient, image), image)
+    return total
+
+
+def prediction(out: Tensor, phi: Tensor, head: Head) -> Tensor:
+    """Raw network output -> y in the head's space: x-hat, eps-hat, or v-hat (v and both)."""
+    if head == "both":
+        x_hat, eps_hat = out.chunk(2, dim=1)
+        return combine((phi.cos(), eps_hat), (-phi.sin(), x_hat))
+    return out
+
+
+# ------------------------------------------------------------------------------------------
+# Triton
+
+# pi/2 = HIGH + LOW with 33 bits in HIGH: a few quarter turns times HIGH are exact (Cody and Waite).
+QUARTER_HIGH = tl.constexpr(1.5707963267341256)
+QUARTER_LOW = tl.constexpr(6.077100506506192e-11)
+QUARTERS_PER_RADIAN = tl.constexpr(0.6366197723675814)
+
+
+@triton.jit
+def sincos(angle):
+    """(sin, cos) of a float64 angle in radians, 0 <= angle < 100, to a few 1e-16 relative.
+
+    Reduced to |r| <= pi/4, then Taylor polynomials of degrees 17 and 16.
+    """
+    quarters = tl.floor(angle * QUARTERS_PER_RADIAN + 0.5)
+    r = (angle - quarters * QUARTER_HIGH) - quarters * QUARTER_LOW
+    s = r * r
+    odd = s * (1.0 / 355687428096000.0) - 1.0 / 1307674368000.0
+    odd = odd * s + 1.0 / 6227020800.0
+    odd = odd * s - 1.0 / 39916800.0
+    odd = odd * s + 1.0 / 362880.0
+    odd = odd * s - 1.0 / 5040.0
+    odd = odd * s + 1.0 / 120.0
+    odd = odd * s - 1.0 / 6.0
+    sin_r = r + r * (s * odd)
+    even = s * (1.0 / 20922789888000.0) - 1.0 / 87178291200.0
+    even = even * s + 1.0 / 479001600.0
+    even = even * s - 1.0 / 3628800.0
+    even = even * s + 1.0 / 40320.0
+    even = even * s - 1.0 / 720.0
+    even = even * s + 1.0 / 24.0
+    cos_r = 1.0 - (0.5 * s - s * s * even)
+    turn = quarters.to(tl.int32)
+    swapped = (turn & 1) != 0
+    sin = tl.where(swapped, cos_r, sin_r)
+    cos = tl.where(swapped, sin_r, cos_r)
+    sin = tl.where((turn & 2) != 0, -sin, sin)
+    cos = tl.where(((turn + 1) & 2) != 0, -cos, cos)
+    return sin, cos
+
+
+@triton.jit
+def load_prediction(out, element, mask, cos, sin, channels: tl.constexpr, head: tl.constexpr):
+    """y, float32, of elements of one image's raw output (H, W, C or 2C); see `prediction`.
+
+    cos and sin are float32, of the image's angle. Two streams of "both" interleave pixel by
+    pixel, so its loads are narrow.
+    """
+    if head == "both":
+        x_hat = out + element // channels * (2 * channels) + element % channels
+        x_part = tl.load(x_hat, mask=mask, other=0.0).to(tl.float32)
+        eps_part = tl.load(x_hat + channels, mask=mask, other=0.0).to(tl.float32)
+        y = cos * eps_part - sin * x_part
+    else:
+        y = tl.load(out + element, mask=mask, other=0.0).to(tl.float32)
+    return y

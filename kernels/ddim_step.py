@@ -1,0 +1,155 @@
+"""ddim_step: a DDIM step along a network's raw output, and the next network's input.
+
+Fused: the head's prediction, the rotation, the rounding to the network's dtype. For D elements
+per image, the bytes per element in one pass are 4 (z) + s (out; 2s for "both") + 4 (z_next) + s
+(z_in, unless s is 4), s being the size of the networks' dtype. The eager chain of the v head
+reads and writes 28 in float32 (product 8, addcmul 12, casts of `out` and of z_next 2 s + 12) for
+the kernel's 12. Bound: memory, above a few hundred kB; below it, the launch. Coefficients, per
+image, are float64: on GPUs with little of it (consumer cards) they cost microseconds a launch.
+Loses: nothing known; one launch is the least that any version needs. Rejects gradients: it serves
+a frozen teacher.
+
+Float streams go in 16-byte accesses when H W C divides by 16, but for the raw output of "both".
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pdfast.kernels import runtime
+from pdfast.kernels.angles import combine, load_prediction, prediction, sincos
+from pdfast.kernels.names import Head
+from pdfast.kernels.runtime import tl, triton
+
+BLOCK = 1024
+
+
+class Step(NamedTuple):
+    """Result of `ddim_step`."""
+
+    z: Tensor
+    """The state at the next angle, (B, C, H, W), in the dtype of the state before."""
+    z_in: Tensor
+    """The same as a network's input, in its dtype; the same tensor where the dtypes are one."""
+
+
+def ddim_step(
+    z: Tensor,
+    out: Tensor,
+    phi: Tensor,
+    phi_next: Tensor,
+    head: Head,
+    net_dtype: torch.dtype | None = None,
+) -> Step:
+    """z at angle phi -> z at phi_next < phi along the network's prediction (DDIM, section 2).
+
+    z float32 (or float64), (B, C, H, W); out the raw output at z, any float, (B, C or 2C, H, W);
+    phi and phi_next float64 (B,), radians; net_dtype the next network's, by default that of z.
+    Raises ValueError or TypeError for other shapes, dtypes or devices.
+    """
+    runtime.check_choice("head", head, Head)
+    runtime.check_tensor("z", z, runtime.STATES)
+    batch, channels, *size = z.shape
+    copies = 2 if head == "both" else 1
+    runtime.check_tensor("out", out, runtime.FLOATS, (batch, copies * channels, *size), z)
+    runtime.check_tensor("phi", phi, (torch.float64,), (batch,), z)
+    runtime.check_tensor("phi_next", phi_next, (torch.float64,), (batch,), z)
+    net_dtype = net_dtype or z.dtype
+    z_next, z_in = ddim_step_op(z, out.detach(), phi, phi_next, head, net_dtype)
+    return Step(z_next, z_in if net_dtype != z.dtype else z_next)
+
+
+def ddim_step_reference(
+    z: Tensor, out: Tensor, phi: Tensor, phi_next: Tensor, head: Head
+) -> Tensor:
+    """The step in plain PyTorch, in the dtype of z; differentiable."""
+    y = prediction(out.to(z.dtype), phi, head)
+    d = phi - phi_next
+    if head == "x":
+        return combine((phi_next.sin() / phi.sin(), z), (d.sin() / phi.sin(), y))
+    if head == "eps":
+        return combine((phi_next.cos() / phi.cos(), z), (-d.sin() / phi.cos(), y))
+    return combine((d.cos(), z), (-d.sin(), y))
+
+
+@torch.library.custom_op("pdfast::ddim_step", mutates_args=())
+def ddim_step_op(
+    z: Tensor, out: Tensor, phi: Tensor, phi_next: Tensor, head: str, net_dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """`ddim_step` of arguments known to be right; z_in is empty where it would repeat z."""
+    z_next, z_in = _outputs(z, net_dtype)
+    if not runtime.uses_triton(z.device, z.dtype, out.dtype, net_dtype):
+        z_next.copy_(ddim_step_reference(z, out, phi, phi_next, head))  # type: ignore[arg-type]
+        return z_next, z_in.copy_(z_next) if z_in.numel() else z_in
+    batch, channels, size = len(z), z.shape[1], z[0].numel()
+    runtime.launch(
+        ddim_step_kernel,
+        (batch, runtime.cdiv(size, BLOCK)),
+        z.device,
+        runtime.channels_last(z),
+        runtime.channels_last(out),
+        phi.contiguous(),
+        phi_next.contiguous(),
+        z_next,
+        z_in,
+        size,
+        channels=channels,
+        head=head,
+        writes_z_in=z_in.numel() > 0,
+        block=BLOCK,
+    )
+    return z_next, z_in
+
+
+@ddim_step_op.register_fake
+def _outputs_of(
+    z: Tensor, out: Tensor, phi: Tensor, phi_next: Tensor, head: str, net_dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    return _outputs(z, net_dtype)
+
+
+def _outputs(z: Tensor, net_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    z_next = runtime.empty_images(z, z.dtype)
+    return z_next, z.new_empty(0) if net_dtype == z.dtype else runtime.empty_images(z, net_dtype)
+
+
+@triton.jit
+def ddim_step_kernel(
+    z,
+    out,
+    phi,
+    phi_next,
+    z_next,
+    z_in,
+    size,
+    channels: tl.constexpr,
+    head: tl.constexpr,
+    writes_z_in: tl.constexpr,
+    block: tl.constexpr,
+):
+    """Program (b, tile): `block` elements, in (H, W, C) order, of image b; see `ddim_step`."""
+    b = tl.program_id(0).to(tl.int64)
+    angle, angle_next = tl.load(phi + b), tl.load(phi_next + b)
+    sin, cos = sincos(angle)
+    sin_d, cos_d = sincos(angle - angle_next)
+    if head == "x":
+        sin_next, _ = sincos(angle_next)
+        c_z, c_y = sin_next / sin, sin_d / sin
+    elif head == "eps":
+        _, cos_next = sincos(angle_next)
+        c_z, c_y = cos_next / cos, -sin_d / cos
+    else:
+        c_z, c_y = cos_d, -sin_d
+
+    element = tl.program_id(1) * block + tl.arange(0, block)
+    mask = element < size
+    copies: tl.constexpr = 2 if head == "both" else 1
+    raw = out + b * size * copies
+    y = load_prediction(raw, element, mask, cos.to(tl.float32), sin.to(tl.float32), channels, head)
+    z_here = tl.load(z + b * size + element, mask=mask, other=0.0)
+    result = c_z.to(tl.float32) * z_here + c_y.to(tl.float32) * y
+    tl.store(z_next + b * size + element, result, mask=mask)
+    if writes_z_in:
+        in_net = result.to(z_in.dtype.element_ty)
+        tl.store(z_in + b * size + element, in_net, mask=mask)

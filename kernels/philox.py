@@ -1,0 +1,141 @@
+"""Random numbers by counter: Philox4x32-10 (Salmon et al. 2011, Random123) and Box-Muller.
+
+A draw is a function of (seed, stream, round, update, position in the global batch, element) and
+of nothing else. Integers are the same on every device and in both versions here; normals,
+Box-Muller in float64 rounded once to float32, differ by at most one unit in the last place.
+"""
+
+import enum
+import math
+
+import torch
+from torch import Tensor
+
+from pdfast.kernels.angles import sincos
+from pdfast.kernels.runtime import tl, triton
+
+_MASK = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+
+
+class Stream(enum.IntEnum):
+    """What a draw is for; streams never share a counter."""
+
+    BATCH = 0  # which image, flipped or not, which time
+    NOISE = 1  # eps of an update
+    HELD = 2  # which images and times make the held batch
+    HELD_NOISE = 7  # its eps
+    SAMPLE = 3  # the sampler's noise
+    BOOTSTRAP = 4  # resampling of a data set
+    INIT = 5  # initial weights (through torch's generator)
+    DROPOUT = 6  # dropout masks (through torch's generator)
+
+
+# ------------------------------------------------------------------------------------------
+# PyTorch
+
+
+def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> Tensor:
+    """Four 32-bit words per counter: four broadcastable int64 tensors -> (..., 4) int64."""
+    c0, c1, c2, c3 = torch.broadcast_tensors(*counter)  # type: ignore[no-untyped-call]
+    k0, k1 = key
+    for _ in range(10):
+        # The 64-bit product wraps, but as a bit pattern it is the unsigned one.
+        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1, c2, c3 = (
+            ((p1 >> 32) & _MASK) ^ c1 ^ k0,
+            p1 & _MASK,
+            ((p0 >> 32) & _MASK) ^ c3 ^ k1,
+            p0 & _MASK,
+        )
+        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+    return torch.stack([c0, c1, c2, c3], dim=-1)
+
+
+def key_of(seed: int, stream: Stream, round_: int) -> tuple[int, int]:
+    """The key of a stream's draws."""
+    return seed, (round_ << 8) | int(stream)
+
+
+def words(key: tuple[int, int], update: Tensor, first: int, num: int, blocks: int = 1) -> Tensor:
+    """32-bit words (num, 4 blocks), int64, for positions first .. first + num - 1.
+
+    update is int64 of one element; the words lie on its device.
+    """
+    update = update.reshape(())
+    position = torch.arange(first, first + num, device=update.device)[:, None]
+    block = torch.arange(blocks, device=update.device)[None, :]
+    counter = (block, position, update & _MASK, update >> 32)
+    return philox(counter, key).reshape(num, 4 * blocks)
+
+
+def normal_of(words: Tensor) -> Tensor:
+    """Words (B, 4 n) -> standard normal float32 (B, 4 n), two from each pair of words."""
+    uniform = (words.double() + 0.5) / 2**32
+    radius = torch.sqrt(-2.0 * torch.log(uniform[:, 0::2]))
+    angle = 2.0 * math.pi * uniform[:, 1::2]
+    pair = torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], dim=-1)
+    return pair.flatten(1).float()
+
+
+def normal(
+    key: tuple[int, int], update: Tensor, first: int, num: int, shape: tuple[int, int, int]
+) -> Tensor:
+    """Standard normal float32 (num, C, H, W), channels-last; `shape` is (C, H, W).
+
+    Element e of an image, counted in (H, W, C) order, comes from block e // 4, lane e % 4.
+    """
+    c, h, w = shape
+    size = c * h * w
+    values = normal_of(words(key, update, first, num, -(-size // 4)))[:, :size].contiguous()
+    return values.view(num, h, w, c).permute(0, 3, 1, 2)
+
+
+def index_below(words: Tensor, n: int) -> Tensor:
+    """32-bit words -> integers in 0 .. n - 1 (bias below n / 2^32), int64."""
+    return (words * n) >> 32
+
+
+def uniform_of(high: Tensor, low: Tensor) -> Tensor:
+    """Two 32-bit words -> float64 in (0, 1), the middle of one of 2^52 equal cells."""
+    return (((high << 20) | (low >> 12)).double() + 0.5) / 2**52
+
+
+# ------------------------------------------------------------------------------------------
+# Triton
+
+TWO_PI = tl.constexpr(2.0 * math.pi)
+
+
+@triton.jit
+def words_at(update, position, block, seed, key):
+    """Four uint32 words of each block (any shape); the other arguments are scalar integers."""
+    zeros = block.to(tl.uint32) * 0
+    low, high = zeros + update.to(tl.uint32), zeros + (update >> 32).to(tl.uint32)
+    here = zeros + position.to(tl.uint32)
+    return tl.philox_impl(
+        block.to(tl.uint32), here, low, high, zeros + seed.to(tl.uint32), zeros + key.to(tl.uint32)
+    )
+
+
+@triton.jit
+def normal_pair(word_0, word_1):
+    """Two float32 normals per two uint32 words; `normal_of` says which."""
+    radius = tl.sqrt(-2.0 * tl.log((word_0.to(tl.float64) + 0.5) / 4294967296.0))
+    # As PyTorch rounds it, so that sin and cos near their zeros are of the same angle.
+    sin, cos = sincos((word_1.to(tl.float64) + 0.5) / 4294967296.0 * TWO_PI)
+    return (radius * cos).to(tl.float32), (radius * sin).to(tl.float32)
+
+
+@triton.jit
+def scaled_word(word, n):
+    """One uint32 word -> int64 in 0 .. n - 1; see `index_below`."""
+    return (word.to(tl.int64) * n) >> 32
+
+
+@triton.jit
+def uniform_from(high, low):
+    """Two uint32 words -> float64 in (0, 1); see `uniform_of`."""
+    cell = (high.to(tl.int64) << 20) | (low.to(tl.int64) >> 12)
+    return (cell.to(tl.float64) + 0.5) / 4503599627370496.0
