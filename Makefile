@@ -1,6 +1,7 @@
 # make demo       the main job on real data: pdfast distill --rounds 11 on the digits, about 8 minutes
 # make test       style, types and tests, under 10 minutes on 2 cores
 # make test-slow  the long tests, under 20 minutes
+# make bench      print speeds: every op, and the digits update, beside PyTorch's own ops
 # make clean      remove the environment and caches, not the runs
 #
 # All work in .venv, which any of them sets up. Where $(PYTHON) has torch already, that torch is
@@ -12,11 +13,11 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: all demo test test-slow clean
+.PHONY: all demo test test-slow bench clean
 
 all: $(READY)
 
-$(READY): setup.py pyproject.toml Makefile
+$(READY): setup.py pyproject.toml Makefile $(wildcard csrc/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pdfast needs Python 3.11 or newer: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 	@# A path file makes the torch of $(PYTHON), in a virtual environment or not, visible here.
@@ -28,21 +29,27 @@ $(READY): setup.py pyproject.toml Makefile
 		$(BIN)/python -m pip install --quiet '$(TORCH)'; \
 	fi
 	@# Tools that are run from .venv/bin must lie there, whatever $(PYTHON) has beside its torch.
-	$(BIN)/python -m pip install --quiet --ignore-installed --no-deps 'setuptools>=77' ruff
+	$(BIN)/python -m pip install --quiet --ignore-installed --no-deps 'setuptools>=77' ninja ruff
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[demo,test]'
 	touch $@
 
 demo: $(READY)
 	$(BIN)/pdfast distill --rounds 11
 
+# Triton's kernels are tested in a process of their own, which interprets them.
 test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m mypy --strict pdfast
 	$(BIN)/python -m pytest -m "not slow and not demo" -n 2
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels -m "not slow" -n 2
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels -m slow -n 2
+
+bench: $(READY)
+	$(BIN)/python -m pytest benchmarks --benchmark-only
 
 clean:
-	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv build *.egg-info pdfast/*.so .mypy_cache .ruff_cache .pytest_cache

@@ -18,6 +18,7 @@ __all__ = [
     "check_choice",
     "check_tensor",
     "empty_images",
+    "implementation",
     "launch",
     "tl",
     "triton",
@@ -55,6 +56,15 @@ def uses_triton(device: torch.device, *dtypes: torch.dtype) -> bool:
     the kernels are imported). float64, and any place without Triton, take the reference.
     """
     return HAVE_TRITON and (device.type == "cuda" or INTERPRETING) and torch.float64 not in dtypes
+
+
+def implementation(device: torch.device) -> str:
+    """What the ops of kernels/*.py run as on float32 tensors of `device`, and why, for people."""
+    if uses_triton(device, torch.float32):
+        return f"Triton {triton.__version__}" + (", interpreted" if INTERPRETING else "")
+    if device.type == "cuda":
+        return "PyTorch reference: Triton 3.4 or newer is not installed"
+    return "PyTorch reference: Triton compiles for GPUs"
 
 
 def launch(

@@ -11,6 +11,7 @@ from pdfast.data import Dataset, load_dataset
 from pdfast.device import choose_device
 from pdfast.distillation import adopt_teacher, check_start, distill_rounds, load_teacher
 from pdfast.errors import UsageError
+from pdfast.kernels import group_norm_silu, runtime
 from pdfast.model import Model
 from pdfast.progress import Screen
 from pdfast.report import report_model, report_run
@@ -37,8 +38,9 @@ def _open(
     run = Run.start(path, config, Screen(quiet))
     threads = f" ({torch.get_num_threads()} threads)" if device.type == "cpu" else ""
     run.screen.say(
-        f"pdfast {__version__}: {path} on {device}{threads}, float32, ops by PyTorch "
-        f"{torch.__version__} (no compiled kernels in this version)"
+        f"pdfast {__version__}: {path} on {device}{threads}, float32, PyTorch {torch.__version__}; "
+        f"group_norm_silu: {group_norm_silu.implementation(device)}; "
+        f"other ops: {runtime.implementation(device)}"
     )
     return run, data
 

@@ -5,18 +5,18 @@ import platform
 import torch
 
 from pdfast.device import choose_device
+from pdfast.kernels import group_norm_silu, runtime
 from pdfast.progress import Screen
 from pdfast.version import __version__
 
-# What each op runs on, in the order of an update.
-OPS = (
-    ("network", "PyTorch (convolutions channels-last; attention by SDPA)"),
-    ("group_norm_silu", "PyTorch: group_norm, then FiLM and SiLU"),
-    ("add_noise", "PyTorch: pdfast.method.add_noise, draws by pdfast.draws (Philox)"),
-    ("ddim_step", "PyTorch: pdfast.method.ddim_step"),
-    ("distill_loss", "PyTorch: pdfast.method.target and loss_and_grad"),
-    ("adamw", "PyTorch: torch.optim.AdamW(fused=True), clip_grad_norm_, EMA by foreach"),
-)
+def implementations(device: torch.device) -> dict[str, str]:
+    """What each op runs as on this device, and why, in the order of an update."""
+    triton = runtime.implementation(device)
+    return {
+        "network": "PyTorch (convolutions channels-last; attention by SDPA)",
+        "group_norm_silu": group_norm_silu.implementation(device),
+        **dict.fromkeys(("add_noise", "ddim_step", "distill_loss", "adamw"), triton),
+    }
 
 
 def doctor(device_name: str, threads: int, screen: Screen) -> None:
@@ -34,7 +34,10 @@ def doctor(device_name: str, threads: int, screen: Screen) -> None:
             f"{torch.backends.cpu.get_cpu_capability()}"
         )
     screen.say("dtype: float32 throughout; per-image coefficients in float64")
-    for name, implementation in OPS:
+    for name, implementation in implementations(device).items():
         screen.say(f"  {name:<16} {implementation}")
-    screen.say("  no compiled kernels in this version: every op is the PyTorch one on any device")
+    if group_norm_silu.HAS_CPU:
+        facts = group_norm_silu._C.build_facts()
+        cuda = f"CUDA {facts['cuda']} for {facts['cuda_architectures']}" if facts["cuda"] else ""
+        screen.say(f"extension: {facts['compiler']}, {cuda or 'without CUDA'}")
     screen.say("pdfast's developers have never run this version on a GPU")
