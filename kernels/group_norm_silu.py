@@ -21,8 +21,15 @@ except ImportError as error:
         f"pip install --no-build-isolation --force-reinstall --no-deps on pdfast ({error})"
     ) from error
 
+
+def build_facts() -> dict[str, str | None]:
+    """Compiler, CUDA version and architectures of the extension; empty if it was not built."""
+    facts: dict[str, str | None] = _C.build_facts() if _C else {}
+    return facts
+
+
 HAS_CPU = _C is not None
-HAS_CUDA = _C is not None and _C.build_facts()["cuda"] is not None
+HAS_CUDA = build_facts().get("cuda") is not None
 
 
 def reference(
@@ -51,7 +58,7 @@ def implementation(device: torch.device) -> str:
     if _C is None:
         return "PyTorch reference: pdfast was built without a C++ compiler"
     if device.type == "cuda":
-        return f"compiled CUDA op, built for {_C.build_facts()['cuda_architectures']}"
+        return f"compiled CUDA op, built for {build_facts()['cuda_architectures']}"
     return f"compiled CPU op, {_C.cpu_isa()}"
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from pdfast import peers
 from pdfast.checkpoint import cannot_write, load_model
 from pdfast.config import Config, check_distillable, load_config
 from pdfast.data import Dataset, load_dataset
@@ -60,6 +61,7 @@ def train(
     """
     config = _config(config)
     where = choose_device(device, threads)
+    peers.check(config, where)
     run, data = _open(config, out, quiet, where)
     model = train_teacher(run, data, where)
     report_run(run, data, config.eval.steps, where)
@@ -89,6 +91,7 @@ def distill(
         )
     check_distillable(config)
     where = choose_device(device, threads)
+    peers.check(config, where)
     model = None if teacher is None else load_teacher(Path(teacher), config, where)
     run, data = _open(config, out, quiet, where)
     if model is not None and teacher is not None:

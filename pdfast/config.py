@@ -262,6 +262,18 @@ class EvalConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PeersConfig:
+    """[peers]: other libraries' kernels in place of pdfast's own, where they are installed."""
+
+    group_norm: Literal["pdfast", "apex"] = "pdfast"
+    """GroupNorm: pdfast's group_norm_silu, or NVIDIA apex's contrib.group_norm."""
+    optimizer: Literal["pdfast", "apex"] = "pdfast"
+    """Optimizer: pdfast's adamw, or the kernel of NVIDIA apex's FusedAdam."""
+    attention: Literal["torch", "xformers"] = "torch"
+    """Attention: PyTorch's scaled_dot_product_attention, or xformers'."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """Everything that decides what a run computes."""
 
@@ -278,6 +290,7 @@ class Config:
     train: TrainConfig = TrainConfig()
     distill: DistillConfig = DistillConfig()
     eval: EvalConfig = EvalConfig()
+    peers: PeersConfig = PeersConfig()
 
     def __post_init__(self) -> None:
         check(0 <= self.seed < 2**32, "seed must be in 0 .. 4294967295")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from pdfast import checkpoint
+from pdfast import checkpoint, peers
 from pdfast.config import Config, LossWeight, to_table
 from pdfast.data import Dataset
 from pdfast.engine import Batch, Problem, fit
@@ -56,7 +56,7 @@ def distill_rounds(run: Run, teacher: Model, data: Dataset) -> Model:
         steps, path = config.distill.steps_after(round_), run.round_dir(round_)
         if run.has(path):
             run.clear_states(round_)
-            student = checkpoint.load_model(path, teacher.device)
+            student = peers.select(checkpoint.load_model(path, teacher.device), config.peers)
         else:
             student = _distill_round(run, student, data, round_, steps)
         if not run.has_picture(f"{path.name}.png"):

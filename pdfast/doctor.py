@@ -9,6 +9,7 @@ from pdfast.kernels import group_norm_silu, runtime
 from pdfast.progress import Screen
 from pdfast.version import __version__
 
+
 def implementations(device: torch.device) -> dict[str, str]:
     """What each op runs as on this device, and why, in the order of an update."""
     triton = runtime.implementation(device)
@@ -36,8 +37,7 @@ def doctor(device_name: str, threads: int, screen: Screen) -> None:
     screen.say("dtype: float32 throughout; per-image coefficients in float64")
     for name, implementation in implementations(device).items():
         screen.say(f"  {name:<16} {implementation}")
-    if group_norm_silu.HAS_CPU:
-        facts = group_norm_silu._C.build_facts()
+    if facts := group_norm_silu.build_facts():
         cuda = f"CUDA {facts['cuda']} for {facts['cuda_architectures']}" if facts["cuda"] else ""
         screen.say(f"extension: {facts['compiler']}, {cuda or 'without CUDA'}")
     screen.say("pdfast's developers have never run this version on a GPU")

@@ -19,6 +19,7 @@ from pdfast.draws import Draws, Stream
 from pdfast.errors import PdfastError
 from pdfast.method import Loss, Noised, adamw, add_noise
 from pdfast.model import Model
+from pdfast.peers import apex_adamw
 from pdfast.progress import Task
 from pdfast.run import Run
 from pdfast.schedule import CosineSchedule
@@ -82,8 +83,10 @@ class Optimizer:
 
     ALIGN = 16  # numbers that a parameter's place is a multiple of, for wide loads and stores
 
-    def __init__(self, model: Model, cfg: LoopConfig) -> None:
+    def __init__(self, model: Model, cfg: LoopConfig, implementation: str = "pdfast") -> None:
+        """`implementation`: as PeersConfig.optimizer."""
         self.cfg = cfg
+        self._adamw = apex_adamw if implementation == "apex" else adamw
         self._params = dict(model.net.named_parameters())
         self._starts, end = [], 0
         for p in self._params.values():
@@ -116,7 +119,7 @@ class Optimizer:
         """Apply the gradients; returns their norm before clipping."""
         self.rate.fill_(self.lr(update))
         self.steps.add_(1)
-        norm = adamw(
+        norm = self._adamw(
             self.weights,
             self.grads,
             self.exp_avg,
@@ -244,7 +247,7 @@ def fit(
     config, flip = run.config, run.config.data.horizontal_flip
     held = Batch(data, cfg.batch, config.seed, round_, flip, model.dtype, held=True)
     dropout = Draws(config.seed, Stream.DROPOUT, round_)
-    optimizer = Optimizer(model, cfg)
+    optimizer = Optimizer(model, cfg, config.peers.optimizer)
     loss_start = held_loss(model, objective, held)
     start, first, resumed = time.perf_counter(), 0, run.load_state(round_)
     if resumed is None:

@@ -2,7 +2,7 @@
 
 import torch
 
-from pdfast import checkpoint
+from pdfast import checkpoint, peers
 from pdfast.config import Config, LossWeight
 from pdfast.data import Dataset
 from pdfast.draws import Draws, Stream
@@ -39,8 +39,8 @@ def train_teacher(run: Run, data: Dataset, device: torch.device) -> Model:
     """The run's teacher: loaded if it is finished, else trained (or resumed) and saved."""
     if run.has(run.teacher_dir):
         run.clear_states(ROUND)
-        return checkpoint.load_model(run.teacher_dir, device)
-    model = new_model(run.config, device)
+        return peers.select(checkpoint.load_model(run.teacher_dir, device), run.config.peers)
+    model = peers.select(new_model(run.config, device), run.config.peers)
     num_params = sum(p.numel() for p in model.parameters())
     run.screen.say(
         f"teacher: {num_params:,} parameters, {run.config.train.updates} updates, "

@@ -9,6 +9,7 @@ Shape letters: B batch, C channels, H height, W width, E embedding width.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F  # noqa: N812  # the name everyone knows
@@ -69,10 +70,11 @@ class GroupNormSiLU(nn.GroupNorm):
     def __init__(self, groups: int, channels: int, silu: bool = True) -> None:
         super().__init__(groups, channels, eps=NORM_EPS)
         self.silu = silu
+        self.op: Callable[..., Tensor] = group_norm_silu  # peers.py may choose another
 
     def forward(self, x: Tensor, film: Tensor | None = None) -> Tensor:
         """x (B, C, H, W), film (B, 2C) holding scale then shift -> (B, C, H, W), channels-last."""
-        return group_norm_silu(
+        return self.op(
             x,
             self.weight,
             self.bias,
@@ -117,6 +119,8 @@ class Attention(nn.Module):
     def __init__(self, ch: int, cfg: NetConfig) -> None:
         super().__init__()
         self.num_heads = cfg.num_heads or ch // cfg.head_dim
+        # peers.py may choose another.
+        self.attend: Callable[[Tensor, Tensor, Tensor], Tensor] = F.scaled_dot_product_attention
         self.norm = GroupNormSiLU(cfg.groups, ch, silu=False)
         self.qkv = linear(ch, 3 * ch)
         self.proj = linear(ch, ch, zero=True)
@@ -127,7 +131,7 @@ class Attention(nn.Module):
         tokens = self.norm(x).permute(0, 2, 3, 1).reshape(b, height * width, c)
         qkv = self.qkv(tokens).view(b, height * width, 3, self.num_heads, c // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        h: Tensor = F.scaled_dot_product_attention(q, k, v)
+        h: Tensor = self.attend(q, k, v)
         h = self.proj(h.transpose(1, 2).reshape(b, height * width, c))
         return x + h.view(b, height, width, c).permute(0, 3, 1, 2)
 
