@@ -2,8 +2,6 @@
 
 #pragma once
 
-#include <type_traits>
-
 #include "group_norm_silu_parts.cuh"
 
 namespace pdfast {
@@ -13,7 +11,7 @@ namespace pdfast {
 // dx = slope * du - k1 - d * k2.
 template <class T, int V, bool Resident, bool Silu>
 struct BackwardBody {
-  static constexpr int kBlocksPerSm = 1;  // of kMaxThreads: at most 128 registers
+  static constexpr int kBlocksPerSm = 2;  // at most 128 registers
   static constexpr int kTogether = Resident ? 1 : 2;  // vectors of x and dy in registers at a time
   using Call = Backward;
   struct State {};
@@ -51,6 +49,7 @@ struct BackwardBody {
     const auto stat = [&](int j, int k) { return g.stat + 2 * j + k; };
 
     const auto load_channels = [&](const Lane& lane, int chunk) {
+#pragma unroll 1
       for (int e = lane.tid; e < g.width; e += g.threads) {
         const int in_slab = chunk * g.width + e;
         if (in_slab >= g.slab) break;
@@ -80,6 +79,7 @@ struct BackwardBody {
     // Calls use(i, du, d) for the vectors [begin, end) of a walk.
     const auto visit = [&](const Lane& lane, const Channels& ch, const Walk& walk, int begin,
                            int end, auto use) {
+#pragma unroll 1
       for (int i = begin; i < end; i += kTogether) {
         Pack<T, V> x_raw[kTogether], dy_raw[kTogether];
 #pragma unroll
@@ -125,16 +125,12 @@ struct BackwardBody {
           for (int v = 0; v < V; ++v) sum[v] += du[v], sum[V + v] += du[v] * d[v];
         };
         if constexpr (Resident) {
-          const auto stage = [&](auto number) {
-            constexpr int k = decltype(number)::value;
-            arrived<kStages - 1 - k>();
-            const int end = (k + 1) * g.stage;
-            visit(lane, ch, walk, k * g.stage, end < walk.count ? end : walk.count, add);
-          };
-          stage(std::integral_constant<int, 0>{});
-          stage(std::integral_constant<int, 1>{});
-          stage(std::integral_constant<int, 2>{});
-          stage(std::integral_constant<int, 3>{});
+#pragma unroll 1
+          for (int stage = 0; stage < kStages; ++stage) {
+            arrived(kStages - 1 - stage);
+            const int end = (stage + 1) * g.stage;
+            visit(lane, ch, walk, stage * g.stage, end < walk.count ? end : walk.count, add);
+          }
         } else {
           visit(lane, ch, walk, 0, walk.count, add);
         }
@@ -155,6 +151,7 @@ struct BackwardBody {
       team.sync_cluster();
 
       team.each([&](const Lane& lane, State&) {
+#pragma unroll 1
         for (int e = lane.tid; e < g.width; e += g.threads) {
           const int in_slab = chunk * g.width + e;
           if (in_slab >= g.slab) break;

@@ -117,9 +117,15 @@ PDFAST_DEVICE void copy_async(void* to, const void* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(there), "l"(from) : "memory");
 }
 PDFAST_DEVICE void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int Pending>
-PDFAST_DEVICE void arrived() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
+// Waits until at most `pending` commit groups are under way.
+PDFAST_DEVICE void arrived(int pending) {
+  static_assert(kStages == 4);
+  switch (pending) {
+    case 0: asm volatile("cp.async.wait_group 0;" ::: "memory"); break;
+    case 1: asm volatile("cp.async.wait_group 1;" ::: "memory"); break;
+    case 2: asm volatile("cp.async.wait_group 2;" ::: "memory"); break;
+    default: asm volatile("cp.async.wait_group 3;" ::: "memory");
+  }
 }
 
 template <class State>

@@ -2,15 +2,13 @@
 
 #pragma once
 
-#include <type_traits>
-
 #include "group_norm_silu_parts.cuh"
 
 namespace pdfast {
 
 template <class T, int V, bool Resident, bool Silu>
 struct ForwardBody {
-  static constexpr int kBlocksPerSm = 2;  // of kMaxThreads: at most 64 registers
+  static constexpr int kBlocksPerSm = 3;  // as many as 64 KB slabs fit: at most 80 registers
   using Call = Forward;
   struct State {
     float count, mean[V], square[V];
@@ -19,9 +17,10 @@ struct ForwardBody {
   // Merges the vectors [begin, end) of a walk into the thread's statistics, kUnroll at a time.
   PDFAST_DEVICE static void merge(const Geometry& g, const Lane& lane, State& s, const T* x,
                                   const Walk& walk, const float (&pivot)[V], int begin, int end) {
+#pragma unroll 1
     for (int i = begin; i < end; i += kUnroll) {
       Pack<T, V> raw[kUnroll];
-      float mean[V] = {}, square[V] = {}, value[V];
+      float mean[V] = {}, value[V];
 #pragma unroll
       for (int k = 0; k < kUnroll; ++k) {
         if (i + k < end) raw[k] = vector_at<T, V, Resident>(g, lane, x, walk, i + k, 0);
@@ -41,14 +40,14 @@ struct ForwardBody {
         unpack(raw[k], value);
         for (int v = 0; v < V; ++v) {
           const float d = value[v] - pivot[v] - mean[v];
-          square[v] += d * d;
+          s.square[v] += d * d;
         }
       }
       const float ratio = quotient(count, s.count + count);
       for (int v = 0; v < V; ++v) {
         const float d = mean[v] - s.mean[v];
         s.mean[v] += d * ratio;
-        s.square[v] += square[v] + d * d * (s.count * ratio);
+        s.square[v] += d * d * (s.count * ratio);
       }
       s.count += count;
     }
@@ -79,6 +78,7 @@ struct ForwardBody {
 
     // The affine part of a chunk's channels; each is finished later by the thread that loads it.
     const auto load_affine = [&](const Lane& lane, int chunk) {
+#pragma unroll 1
       for (int e = lane.tid; e < g.width; e += g.threads) {
         const int in_slab = chunk * g.width + e;
         if (in_slab >= g.slab) break;
@@ -119,16 +119,12 @@ struct ForwardBody {
       for (int chunk = 0; chunk < g.chunks; ++chunk) {
         const Walk walk(g, lane, V, chunk);
         if constexpr (Resident) {
-          const auto stage = [&](auto number) {
-            constexpr int k = decltype(number)::value;
-            arrived<kStages - 1 - k>();
-            const int end = (k + 1) * g.stage;
-            merge(g, lane, s, x, walk, pivot, k * g.stage, end < walk.count ? end : walk.count);
-          };
-          stage(std::integral_constant<int, 0>{});
-          stage(std::integral_constant<int, 1>{});
-          stage(std::integral_constant<int, 2>{});
-          stage(std::integral_constant<int, 3>{});
+#pragma unroll 1
+          for (int stage = 0; stage < kStages; ++stage) {
+            arrived(kStages - 1 - stage);
+            const int end = (stage + 1) * g.stage;
+            merge(g, lane, s, x, walk, pivot, stage * g.stage, end < walk.count ? end : walk.count);
+          }
         } else {
           merge(g, lane, s, x, walk, pivot, 0, walk.count);
         }
@@ -184,6 +180,7 @@ struct ForwardBody {
       team.each([&](const Lane& lane, State&) {
         if (chunk > 0) load_affine(lane, chunk);
         const float total = float(g.hw) * float(g.per_group);
+#pragma unroll 1
         for (int e = lane.tid; e < g.width; e += g.threads) {
           const int in_slab = chunk * g.width + e, j = in_slab / g.per_group;
           if (in_slab >= g.slab) break;
@@ -219,6 +216,7 @@ struct ForwardBody {
           pivot[v] = lane.at(pivots + e), slope[v] = lane.at(slopes + e);
           offset[v] = lane.at(offsets + e);
         }
+#pragma unroll 1
         for (int i = 0; i < walk.count; i += kUnroll) {
           Pack<T, V> raw[kUnroll];
 #pragma unroll

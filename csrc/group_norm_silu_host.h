@@ -114,8 +114,7 @@ inline void copy_async(void* to, const void* from) {
   std::memcpy(to, from, 16);
 }
 inline void commit() {}
-template <int Pending>
-void arrived() {}
+inline void arrived(int) {}
 
 template <class State>
 struct Team {

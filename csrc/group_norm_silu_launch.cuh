@@ -46,7 +46,7 @@ inline Limits limits(bool aligned) {
 }
 
 template <class Body>
-__global__ void __launch_bounds__(kMaxThreads, Body::kBlocksPerSm)
+__global__ void __launch_bounds__(kThreads, Body::kBlocksPerSm)
     group_norm_silu_kernel(const __grid_constant__ typename Body::Call call,
                            const __grid_constant__ Geometry g) {
   Team<typename Body::State> team(g);

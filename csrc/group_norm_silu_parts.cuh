@@ -103,6 +103,7 @@ template <class State>
 PDFAST_DEVICE void sum_rows(Team<State>& team, int stride, int entries) {
   const Geometry& g = team.g;
   team.each([&](const Lane& lane, State&) {
+#pragma unroll 1
     for (int j = lane.tid; j < g.segments * entries; j += g.threads) {
       const int s = j / entries, entry = j - s * entries;
       float sum = 0.0f;

@@ -11,8 +11,7 @@
 
 namespace pdfast {
 
-constexpr int kMaxThreads = 512;  // what the kernels are compiled for
-constexpr int kThreads = 256;     // what a full block takes; 3 such blocks fit an SM's registers
+constexpr int kThreads = 256;     // of a full block; what the kernels are compiled for
 constexpr int kMaxCols = 128;     // vectors side by side; bounds the streaming kernels' shared memory
 constexpr int kMaxCluster = 8;    // the largest portable cluster
 constexpr int kUnroll = 4;        // vectors a thread has in registers at a time
