@@ -29,7 +29,7 @@ struct BackwardBody {
       d[v] -= ch.mean[v];
       if constexpr (Silu) {
         const float u = d[v] * ch.slope[v] + ch.offset[v];
-        const float s = sigmoid(u);
+        const float s = sigmoid<T>(u);
         du[v] *= s * (1.0f + u * (1.0f - s));
       }
     }

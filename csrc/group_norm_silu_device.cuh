@@ -36,11 +36,13 @@ PDFAST_DEVICE uint32_t join(float low, float high, F16) {
 PDFAST_DEVICE float float_of(uint32_t bits) { return __uint_as_float(bits); }
 PDFAST_DEVICE uint32_t bits_of(float x) { return __float_as_uint(x); }
 
-// ex2.approx: 2 ulp (2^-22) for float32 results; rcp.approx: 1 ulp; PTX ISA, "Floating Point
-// Instructions". The exponent's own rounding adds |u| 2^-24, damped by 1 - sigmoid(u). Together
-// under 4e-7 of y where |y| counts, in the mean a third of that; the host build adds the documented
-// bounds to every call, so the tests hold them to the acceptance rule.
+// For 16-bit types ex2.approx and rcp.approx: off by 2^-22 and 2^-23 at most (PTX ISA, "Floating
+// Point Instructions"), a thousandth of what rounding y costs. float32 takes expf (1 ulp) and an
+// exactly rounded reciprocal: half as many elements a byte, so there is time. The host build adds
+// the documented bounds to every call, and the tests hold them to the acceptance rule.
+template <class T>
 PDFAST_DEVICE float sigmoid(float u) {
+  if constexpr (sizeof(T) == 4) return __frcp_rn(1.0f + expf(-u));
   float e, s;
   asm("ex2.approx.f32 %0, %1;" : "=f"(e) : "f"(u * -1.4426950408889634f));
   asm("rcp.approx.f32 %0, %1;" : "=f"(s) : "f"(1.0f + e));

@@ -53,14 +53,16 @@ struct ForwardBody {
     }
   }
 
-  // Sum of group `j`'s partial sums in this block; sum_rows has run.
-  PDFAST_DEVICE static float sum_group(const Geometry& g, const Lane& lane, int j, int entries) {
+  // Sum of group `j`'s partial sums of a kind in this block; sum_rows has run.
+  PDFAST_DEVICE static float sum_group(const Geometry& g, const Lane& lane, int j, int kind) {
+    const int entries = g.fold ? g.cols : g.width;
     const int wide = g.chunks > 1 ? g.cols : g.fold ? g.per_group / V : g.per_group;
     float sum = 0.0f;
     for (int s = 0; s < g.segments; ++s) {
       for (int k = 0; k < wide; ++k) {
         const int e = j * wide + k;
-        sum += lane.at(g.partial + s * entries + (g.fold ? e : e % V * g.cols + e / V));
+        const int at = g.fold ? e : e % V * g.cols + e / V;
+        sum += lane.at(g.partial + (2 * s + kind) * entries + at);
       }
     }
     return sum;
@@ -141,17 +143,18 @@ struct ForwardBody {
       if (!lane.active) return;
       for (int v = 0; v < V; ++v) {
         if (v < per_thread) {
-          lane.at(g.partial + lane.row * entries + v * g.cols + lane.col) = s.count * s.mean[v];
+          const int at = g.partial + 2 * lane.row * entries + v * g.cols + lane.col;
+          lane.at(at) = s.count * s.mean[v];
         }
       }
     });
     team.sync();
-    sum_rows(team, entries, entries);
+    sum_rows(team, 2 * entries, entries);
     const auto stat = [&](int j, int k) { return g.stat + 2 * j + k; };
     team.each([&](const Lane& lane, State&) {
       const float count = float(pixels_of(g, lane.rank)) * float(g.per_group);
       for (int j = lane.tid; j < groups; j += g.threads) {
-        lane.at(stat(j, 0)) = count > 0.0f ? sum_group(g, lane, j, entries) / count : 0.0f;
+        lane.at(stat(j, 0)) = count > 0.0f ? sum_group(g, lane, j, 0) / count : 0.0f;
       }
     });
     team.sync();
@@ -162,16 +165,21 @@ struct ForwardBody {
         if (v < per_thread) {
           const int j = g.chunks > 1 ? 0 : (lane.col * V + v) / g.per_group;
           const float d = s.mean[v] - lane.at(stat(j, 0));
-          lane.at(g.partial + lane.row * entries + v * g.cols + lane.col) =
-              s.square[v] + s.count * (d * d);
+          const int at = g.partial + 2 * lane.row * entries + v * g.cols + lane.col;
+          lane.at(at) = s.count * d;
+          lane.at(at + entries) = s.square[v] + s.count * (d * d);
         }
       }
     });
     team.sync();
-    sum_rows(team, entries, entries);
+    sum_rows(team, 2 * entries, 2 * entries);
     team.each([&](const Lane& lane, State&) {
+      const float count = float(pixels_of(g, lane.rank)) * float(g.per_group);
       for (int j = lane.tid; j < groups; j += g.threads) {
-        lane.at(stat(j, 1)) = sum_group(g, lane, j, entries);
+        // What the deviations add up to is the rounding of the first mean.
+        const float rest = sum_group(g, lane, j, 0), shift = count > 0.0f ? rest / count : 0.0f;
+        lane.at(stat(j, 0)) += shift;
+        lane.at(stat(j, 1)) = sum_group(g, lane, j, 1) - rest * shift;
       }
     });
     team.sync_cluster();
@@ -195,15 +203,19 @@ struct ForwardBody {
             square += lane.remote(rank, stat(j, 1)) + count * (d * d);
           }
           const float rstd = 1.0f / sqrtf(square / total + float(f.eps));
+          // From the pivot to the mean itself: what rounding it leaves over goes into the offset
+          // (Knuth's exact sum), so u = (x - mean) * slope + offset cancels in x - mean alone.
+          const float pivot = lane.at(pivots + e), rounded = pivot + mean, part = rounded - pivot;
+          const float rest = (pivot - (rounded - part)) + (mean - part);
+          const float slope = rstd * lane.at(slopes + e);
+          lane.at(pivots + e) = rounded;
+          lane.at(slopes + e) = slope;
+          lane.at(offsets + e) -= rest * slope;
           if (lane.rank == 0 && in_slab % g.per_group == 0) {
             const int64_t group = image * g.groups + channel0 / g.per_group + j;
-            static_cast<float*>(f.mean)[group] = lane.at(pivots + e) + mean;
+            static_cast<float*>(f.mean)[group] = rounded;
             static_cast<float*>(f.rstd)[group] = rstd;
           }
-          // u = (x - pivot) * slope + offset: where the mean is large, nothing cancels but x - pivot.
-          const float slope = rstd * lane.at(slopes + e);
-          lane.at(slopes + e) = slope;
-          lane.at(offsets + e) -= mean * slope;
         }
       });
       if (chunk == 0) team.depart();
@@ -230,7 +242,7 @@ struct ForwardBody {
             unpack(raw[k], value);
             for (int v = 0; v < V; ++v) {
               const float u = (value[v] - pivot[v]) * slope[v] + offset[v];
-              value[v] = Silu ? u * sigmoid(u) : u;
+              value[v] = Silu ? u * sigmoid<T>(u) : u;
             }
             store<T, V>(y + walk.first + (i + k) * walk.step, packed<T, V>(value));
           }

@@ -63,7 +63,9 @@ uint32_t join(float low, float high, T) {
 }
 
 // The device's approximations at the worst that their documentation allows.
-inline float sigmoid(float u) {
+template <class T>
+float sigmoid(float u) {
+  if constexpr (sizeof(T) == 4) return 1.0f / (1.0f + std::exp(-u) * (1.0f + 0x1p-23f));
   const float e = std::exp2(u * -1.4426950408889634f) * (1.0f + 0x1p-22f);
   return 1.0f / (1.0f + e) * (1.0f - 0x1p-23f);
 }

@@ -85,7 +85,7 @@ inline Geometry lay_out(const Sizes& s, int size, bool backward, int64_t slab, i
   g.resident_bytes = int64_t{g.per_thread} * g.rows * g.cols * vector * size * (backward ? 2 : 1);
 
   // Two levels of about the same depth, as far as there are threads for the first.
-  const int entries = backward ? 2 * g.width : g.fold ? g.cols : g.width;
+  const int entries = 2 * (backward || !g.fold ? g.width : g.cols);
   for (g.segments = 1; g.segments * g.segments < g.rows; g.segments *= 2) {
     if (2 * g.segments * entries > g.threads) break;
   }
