@@ -11,7 +11,7 @@
 // A cluster of blocks owns one image's slab of channels; its part of the slab stays in each block's
 // shared memory as an extension of its threads' registers: every thread reads there only what it
 // copied itself. Statistics are two-pass: per thread over four vectors at a time, relative to a
-// pivot (the group's first element) and merged by Chan, Golub and LeVeque's formula ("Updating
+// pivot (the median of three of the group's values) and merged by Chan, Golub and LeVeque's formula ("Updating
 // formulae", 1979); over threads the mean first, then the squares about it. Partial sums meet in
 // shared memory, cluster mates read each other's (distributed shared memory), always in the same
 // order: no atomics, and results do not depend on what runs when.

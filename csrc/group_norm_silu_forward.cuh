@@ -14,6 +14,11 @@ struct ForwardBody {
     float count, mean[V], square[V];
   };
 
+  // One outlier among the three does not become the pivot; a NaN only where all are.
+  PDFAST_DEVICE static float median(float a, float b, float c) {
+    return fmaxf(fminf(a, b), fminf(fmaxf(a, b), c));
+  }
+
   // Merges the vectors [begin, end) of a walk into the thread's statistics, kUnroll at a time.
   PDFAST_DEVICE static void merge(const Geometry& g, const Lane& lane, State& s, const T* x,
                                   const Walk& walk, const float (&pivot)[V], int begin, int end) {
@@ -88,7 +93,11 @@ struct ForwardBody {
         const Affine affine = film<T>({load_param<T>(f.weight, f.type.param, channel),
                                        load_param<T>(f.bias, f.type.param, channel)},
                                       f.film, f.type.film, image, g.c, channel);
-        lane.at(pivots + e) = g.hw ? to_float(x[in_slab / g.per_group * g.per_group]) : 0.0f;
+        if (g.hw) {
+          const T* group = x + in_slab / g.per_group * g.per_group;
+          lane.at(pivots + e) = median(to_float(group[0]), to_float(group[g.hw / 2 * g.c]),
+                                       to_float(group[(g.hw - 1) * g.c]));
+        }
         lane.at(slopes + e) = affine.weight;
         lane.at(offsets + e) = affine.bias;
       }
