@@ -26,20 +26,14 @@ namespace {
 template <template <class, int, bool, bool> class Body, class T, class Call>
 void run_typed(const Call& call, const Geometry& g, Where where) {
   constexpr int kVector = 16 / sizeof(T);
-  const auto go = [&](auto silu) {
-    constexpr bool kSilu = decltype(silu)::value;
-    if (g.vector == 1) {
-      run<Body<T, 1, false, kSilu>>(call, g, where);
-    } else if (g.resident) {
-      run<Body<T, kVector, true, kSilu>>(call, g, where);
-    } else {
-      run<Body<T, kVector, false, kSilu>>(call, g, where);
-    }
-  };
-  if (call.silu) {
-    go(std::true_type{});
+  if (g.vector == 1) {
+    run<Body<T, 1, false, false>>(call, g, where);
+  } else if (!g.resident) {
+    run<Body<T, kVector, false, false>>(call, g, where);
+  } else if (call.silu) {
+    run<Body<T, kVector, true, true>>(call, g, where);
   } else {
-    go(std::false_type{});
+    run<Body<T, kVector, true, false>>(call, g, where);
   }
 }
 

@@ -21,13 +21,13 @@ struct BackwardBody {
   };
 
   // dL/du and d of one pixel's vector.
-  PDFAST_DEVICE static void backprop(const Channels& ch, const Pack<T, V>& x_raw,
+  PDFAST_DEVICE static void backprop(bool act, const Channels& ch, const Pack<T, V>& x_raw,
                                      const Pack<T, V>& dy_raw, float (&du)[V], float (&d)[V]) {
     unpack(x_raw, d);
     unpack(dy_raw, du);
     for (int v = 0; v < V; ++v) {
       d[v] -= ch.mean[v];
-      if constexpr (Silu) {
+      if (act) {
         const float u = d[v] * ch.slope[v] + ch.offset[v];
         const float s = sigmoid<T>(u);
         du[v] *= s * (1.0f + u * (1.0f - s));
@@ -37,6 +37,7 @@ struct BackwardBody {
 
   PDFAST_DEVICE static void run(Team<State>& team, const Backward& b, int64_t image, int slab) {
     const Geometry& g = team.g;
+    const int chunks = Resident ? 1 : g.chunks;
     const int64_t channel0 = int64_t{slab} * g.slab;
     const int64_t base = image * g.hw * g.c + channel0;
     const T* x = static_cast<const T*>(b.x) + base;
@@ -46,6 +47,7 @@ struct BackwardBody {
     const int means = g.coef, slopes = means + g.width, offsets = slopes + g.width;
     const int rstds = offsets + g.width, weights = rstds + g.width, biases = weights + g.width;
     const int stride = (2 * V + 1) * g.cols;  // one column of padding: rows start in other banks
+    const bool act = Resident ? Silu : b.silu != 0;
     const auto stat = [&](int j, int k) { return g.stat + 2 * j + k; };
 
     const auto load_channels = [&](const Lane& lane, int chunk) {
@@ -92,13 +94,13 @@ struct BackwardBody {
         for (int k = 0; k < kTogether; ++k) {
           if (i + k >= end) continue;
           float du[V], d[V];
-          backprop(ch, x_raw[k], dy_raw[k], du, d);
+          backprop(act, ch, x_raw[k], dy_raw[k], du, d);
           use(i + k, du, d);
         }
       }
     };
 
-    for (int chunk = 0; chunk < g.chunks; ++chunk) {
+    for (int chunk = 0; chunk < chunks; ++chunk) {
       team.each([&](const Lane& lane, State&) {
         if constexpr (Resident) {
           const Walk walk(g, lane, V, 0);
@@ -179,7 +181,7 @@ struct BackwardBody {
       team.sync();
       team.each([&](const Lane& lane, State&) {
         const int left = g.slab - chunk * g.width, width = left < g.width ? left : g.width;
-        const int each = g.chunks > 1 ? width : g.per_group;
+        const int each = chunks > 1 ? width : g.per_group;
         for (int j = lane.tid; j < groups; j += g.threads) {
           float k1 = chunk ? lane.at(stat(j, 0)) : 0.0f, k2 = chunk ? lane.at(stat(j, 1)) : 0.0f;
           for (int e = j * each; e < (j + 1) * each; ++e) {
@@ -191,8 +193,8 @@ struct BackwardBody {
       team.sync();
     }
 
-    for (int chunk = 0; chunk < g.chunks; ++chunk) {
-      if (g.chunks > 1) {
+    for (int chunk = 0; chunk < chunks; ++chunk) {
+      if (chunks > 1) {
         team.each([&](const Lane& lane, State&) { load_channels(lane, chunk); });
         team.sync();
       }
@@ -203,7 +205,7 @@ struct BackwardBody {
         const float share = 1.0f / (float(g.hw) * float(g.per_group));
         float k1[V], k2[V];
         for (int v = 0; v < V; ++v) {
-          const int j = g.chunks > 1 ? 0 : (lane.col * V + v) / g.per_group;
+          const int j = chunks > 1 ? 0 : (lane.col * V + v) / g.per_group;
           k1[v] = lane.at(stat(j, 0)) * share;
           k2[v] = lane.at(stat(j, 1)) * share * lane.at(rstds + lane.col * V + v);
         }
@@ -212,7 +214,7 @@ struct BackwardBody {
           store<T, V>(dx + walk.first + i * walk.step, packed<T, V>(du));
         });
       });
-      if (chunk + 1 < g.chunks) team.sync();
+      if (chunk + 1 < chunks) team.sync();
     }
     team.await();
   }

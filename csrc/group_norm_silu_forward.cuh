@@ -6,9 +6,12 @@
 
 namespace pdfast {
 
+// Silu counts for resident slabs only; the others ask the call, to keep the kernels few.
 template <class T, int V, bool Resident, bool Silu>
 struct ForwardBody {
   static constexpr int kBlocksPerSm = 3;  // as many as 64 KB slabs fit: at most 80 registers
+  // Vectors in a thread's registers at a time; more would spill.
+  static constexpr int kMerged = V == 8 ? 2 : 4, kApplied = Resident ? 1 : kMerged;
   using Call = Forward;
   struct State {
     float count, mean[V], square[V];
@@ -19,28 +22,28 @@ struct ForwardBody {
     return fmaxf(fminf(a, b), fminf(fmaxf(a, b), c));
   }
 
-  // Merges the vectors [begin, end) of a walk into the thread's statistics, kUnroll at a time.
+  // Merges the vectors [begin, end) of a walk into the thread's statistics, kMerged at a time.
   PDFAST_DEVICE static void merge(const Geometry& g, const Lane& lane, State& s, const T* x,
                                   const Walk& walk, const float (&pivot)[V], int begin, int end) {
 #pragma unroll 1
-    for (int i = begin; i < end; i += kUnroll) {
-      Pack<T, V> raw[kUnroll];
+    for (int i = begin; i < end; i += kMerged) {
+      Pack<T, V> raw[kMerged];
       float mean[V] = {}, value[V];
 #pragma unroll
-      for (int k = 0; k < kUnroll; ++k) {
+      for (int k = 0; k < kMerged; ++k) {
         if (i + k < end) raw[k] = vector_at<T, V, Resident>(g, lane, x, walk, i + k, 0);
       }
 #pragma unroll
-      for (int k = 0; k < kUnroll; ++k) {
+      for (int k = 0; k < kMerged; ++k) {
         if (i + k >= end) continue;
         unpack(raw[k], value);
         for (int v = 0; v < V; ++v) mean[v] += value[v] - pivot[v];
       }
-      const float count = end - i < kUnroll ? float(end - i) : float(kUnroll);
+      const float count = end - i < kMerged ? float(end - i) : float(kMerged);
       const float share = quotient(1.0f, count);
       for (int v = 0; v < V; ++v) mean[v] *= share;
 #pragma unroll
-      for (int k = 0; k < kUnroll; ++k) {
+      for (int k = 0; k < kMerged; ++k) {
         if (i + k >= end) continue;
         unpack(raw[k], value);
         for (int v = 0; v < V; ++v) {
@@ -61,7 +64,7 @@ struct ForwardBody {
   // Sum of group `j`'s partial sums of a kind in this block; sum_rows has run.
   PDFAST_DEVICE static float sum_group(const Geometry& g, const Lane& lane, int j, int kind) {
     const int entries = g.fold ? g.cols : g.width;
-    const int wide = g.chunks > 1 ? g.cols : g.fold ? g.per_group / V : g.per_group;
+    const int wide = !Resident && g.chunks > 1 ? g.cols : g.fold ? g.per_group / V : g.per_group;
     float sum = 0.0f;
     for (int s = 0; s < g.segments; ++s) {
       for (int k = 0; k < wide; ++k) {
@@ -75,6 +78,7 @@ struct ForwardBody {
 
   PDFAST_DEVICE static void run(Team<State>& team, const Forward& f, int64_t image, int slab) {
     const Geometry& g = team.g;
+    const int chunks = Resident ? 1 : g.chunks;
     const int64_t channel0 = int64_t{slab} * g.slab;
     const T* x = static_cast<const T*>(f.x) + image * g.hw * g.c + channel0;
     T* y = static_cast<T*>(f.y) + image * g.hw * g.c + channel0;
@@ -82,6 +86,7 @@ struct ForwardBody {
     const int pivots = g.coef, slopes = g.coef + g.width, offsets = g.coef + 2 * g.width;
     const int entries = g.fold ? g.cols : g.width;
     const int per_thread = g.fold ? 1 : V;
+    const bool act = Resident ? Silu : f.silu != 0;
 
     // The affine part of a chunk's channels; each is finished later by the thread that loads it.
     const auto load_affine = [&](const Lane& lane, int chunk) {
@@ -107,6 +112,7 @@ struct ForwardBody {
       if constexpr (Resident) {
         const Walk walk(g, lane, V, 0);
         for (int stage = 0, i = 0; stage < kStages; ++stage) {
+#pragma unroll 1
           for (int end = i + g.stage; i < end; ++i) {
             if (i < walk.count) {
               copy_async(lane.slot(i * g.rows * g.cols + lane.tid),
@@ -127,7 +133,7 @@ struct ForwardBody {
         s.mean[v] = s.square[v] = 0.0f;
         pivot[v] = lane.at(pivots + lane.col * V + v);
       }
-      for (int chunk = 0; chunk < g.chunks; ++chunk) {
+      for (int chunk = 0; chunk < chunks; ++chunk) {
         const Walk walk(g, lane, V, chunk);
         if constexpr (Resident) {
 #pragma unroll 1
@@ -172,7 +178,7 @@ struct ForwardBody {
       if (!lane.active) return;
       for (int v = 0; v < V; ++v) {
         if (v < per_thread) {
-          const int j = g.chunks > 1 ? 0 : (lane.col * V + v) / g.per_group;
+          const int j = chunks > 1 ? 0 : (lane.col * V + v) / g.per_group;
           const float d = s.mean[v] - lane.at(stat(j, 0));
           const int at = g.partial + 2 * lane.row * entries + v * g.cols + lane.col;
           lane.at(at) = s.count * d;
@@ -193,7 +199,7 @@ struct ForwardBody {
     });
     team.sync_cluster();
 
-    for (int chunk = 0; chunk < g.chunks; ++chunk) {
+    for (int chunk = 0; chunk < chunks; ++chunk) {
       team.each([&](const Lane& lane, State&) {
         if (chunk > 0) load_affine(lane, chunk);
         const float total = float(g.hw) * float(g.per_group);
@@ -202,10 +208,12 @@ struct ForwardBody {
           const int in_slab = chunk * g.width + e, j = in_slab / g.per_group;
           if (in_slab >= g.slab) break;
           float mean = 0.0f, square = 0.0f;  // the mean is relative to the pivot
+#pragma unroll 1
           for (int rank = 0; rank < g.cluster; ++rank) {
             const float count = float(pixels_of(g, rank)) * float(g.per_group);
             mean += count / total * lane.remote(rank, stat(j, 0));
           }
+#pragma unroll 1
           for (int rank = 0; rank < g.cluster; ++rank) {
             const float count = float(pixels_of(g, rank)) * float(g.per_group);
             const float d = lane.remote(rank, stat(j, 0)) - mean;
@@ -238,26 +246,26 @@ struct ForwardBody {
           offset[v] = lane.at(offsets + e);
         }
 #pragma unroll 1
-        for (int i = 0; i < walk.count; i += kUnroll) {
-          Pack<T, V> raw[kUnroll];
+        for (int i = 0; i < walk.count; i += kApplied) {
+          Pack<T, V> raw[kApplied];
 #pragma unroll
-          for (int k = 0; k < kUnroll; ++k) {
+          for (int k = 0; k < kApplied; ++k) {
             if (i + k < walk.count) raw[k] = vector_at<T, V, Resident>(g, lane, x, walk, i + k, 0);
           }
 #pragma unroll
-          for (int k = 0; k < kUnroll; ++k) {
+          for (int k = 0; k < kApplied; ++k) {
             if (i + k >= walk.count) continue;
             float value[V];
             unpack(raw[k], value);
             for (int v = 0; v < V; ++v) {
               const float u = (value[v] - pivot[v]) * slope[v] + offset[v];
-              value[v] = Silu ? u * sigmoid<T>(u) : u;
+              value[v] = act ? u * sigmoid<T>(u) : u;
             }
             store<T, V>(y + walk.first + (i + k) * walk.step, packed<T, V>(value));
           }
         }
       });
-      if (chunk + 1 < g.chunks) team.sync();
+      if (chunk + 1 < chunks) team.sync();
     }
     team.await();
   }
