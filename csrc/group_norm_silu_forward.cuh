@@ -9,9 +9,11 @@ namespace pdfast {
 // Silu counts for resident slabs only; the others ask the call, to keep the kernels few.
 template <class T, int V, bool Resident, bool Silu>
 struct ForwardBody {
-  static constexpr int kBlocksPerSm = 3;  // as many as 64 KB slabs fit: at most 80 registers
-  // Vectors in a thread's registers at a time; more would spill.
-  static constexpr int kMerged = V == 8 ? 2 : 4, kApplied = Resident ? 1 : kMerged;
+  // As many blocks as 64 KB slabs fit an SM, so at most 80 registers; streaming wants loads in
+  // flight rather than blocks.
+  static constexpr int kBlocksPerSm = Resident ? 3 : 2;
+  static constexpr int kMerged = Resident && V == 8 ? 2 : 4;  // vectors in registers at a time
+  static constexpr int kApplied = Resident ? 1 : 4;
   using Call = Forward;
   struct State {
     float count, mean[V], square[V];
