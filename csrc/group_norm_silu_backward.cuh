@@ -11,8 +11,9 @@ namespace pdfast {
 // dx = slope * du - k1 - d * k2.
 template <class T, int V, bool Resident, bool Silu>
 struct BackwardBody {
-  static constexpr int kBlocksPerSm = 2;  // at most 128 registers
+  static constexpr int kBlocksPerSm = Resident ? 3 : 2;  // at most 80 and 128 registers
   static constexpr int kTogether = Resident ? 1 : 2;  // vectors of x and dy in registers at a time
+  static constexpr bool kResident = Resident;
   using Call = Backward;
   struct State {};
 
@@ -224,6 +225,7 @@ struct BackwardBody {
 template <class T>
 struct ParamBody {
   static constexpr int kBlocksPerSm = 1;
+  static constexpr bool kResident = false;
   using Call = Backward;
   struct State {};
 

@@ -155,12 +155,12 @@ struct Team {
   // await before the end.
   PDFAST_DEVICE void depart() {
 #if __CUDA_ARCH__ >= 900
-    if (g.cluster > 1) asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+    if (g.cluster > 1) asm volatile("barrier.cluster.arrive.release;" ::: "memory");
 #endif
   }
   PDFAST_DEVICE void await() {
 #if __CUDA_ARCH__ >= 900
-    if (g.cluster > 1) asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+    if (g.cluster > 1) asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
 #endif
   }
 };

@@ -14,6 +14,7 @@ struct ForwardBody {
   static constexpr int kBlocksPerSm = Resident ? 3 : 2;
   static constexpr int kMerged = Resident && V == 8 ? 2 : 4;  // vectors in registers at a time
   static constexpr int kApplied = Resident ? 1 : 4;
+  static constexpr bool kResident = Resident;
   using Call = Forward;
   struct State {
     float count, mean[V], square[V];

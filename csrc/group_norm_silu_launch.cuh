@@ -68,6 +68,11 @@ void run(const typename Body::Call& call, const Geometry& g, Where stream) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                limits(true).shared_limit),
           "raising the shared memory limit");
+    if (Body::kResident) {
+      check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                 cudaSharedmemCarveoutMaxShared),
+            "preferring shared memory");
+    }
   });
   cudaLaunchAttribute cluster{};
   cluster.id = cudaLaunchAttributeClusterDimension;

@@ -125,19 +125,19 @@ inline Geometry choose(const Sizes& s, const Types& t, bool backward, const Limi
   const bool wide_mix = unit / vector > kMaxCols && unit != per_group;
   if (!l.aligned || s.c % vector || wide_mix) vector = 1, unit = per_group;
   const bool wide = unit / vector > kMaxCols;
-  const int most = l.cluster ? l.cluster : l.clusters && !wide ? kMaxCluster : 1;
-  const int least = l.cluster ? l.cluster : 1;
+  const int most = wide ? 1 : l.cluster ? l.cluster : l.clusters ? kMaxCluster : 1;
+  const int least = wide || !l.cluster ? 1 : l.cluster;
   const auto make = [&](int64_t slab, int cluster, bool resident) {
     return lay_out(s, size, backward, slab, vector, cluster, resident);
   };
   const auto clusters_of = [&](int64_t slab) { return s.n * (s.c / slab); };
 
-  // 64 bytes of every pixel are two whole sectors, and one access of the memory; 32 bytes are one
-  // sector: worth it where only that fits. Resident slabs are for 16-byte copies alone.
+  // 64 bytes of every pixel are one access of the memory; 32 bytes are one sector: worth it where
+  // only that leaves room for two blocks on an SM. Resident slabs are for 16-byte copies alone.
   if (vector > 1 && !wide) {
-    for (int64_t bytes : {64, 32}) {
-      int64_t slab = slab_of(bytes, unit, s.c, size, vector);
-      for (int64_t room : {half_of(l.shared_limit), int64_t{l.shared_limit}}) {
+    for (int64_t room : {half_of(l.shared_limit), int64_t{l.shared_limit}}) {
+      for (int64_t bytes : {64, 32}) {
+        int64_t slab = slab_of(bytes, unit, s.c, size, vector);
         for (int cluster = least; cluster <= most; cluster *= 2) {
           Geometry g = make(slab, cluster, true);
           if (g.shared_bytes() > room) continue;

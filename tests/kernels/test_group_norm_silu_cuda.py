@@ -1,12 +1,11 @@
-"""group_norm_silu's CUDA kernels without a GPU: their host build against float64, nvcc's machine code.
+"""group_norm_silu's CUDA kernels without a GPU: their host build against float64.
 
-The host build runs the kernels' own source with blocks and threads as loops, and the device's
+That build runs the kernels' own source with blocks and threads as loops, and the device's
 approximate instructions at their documented worst.
 """
 
 import ctypes
 import pathlib
-import re
 import shutil
 import subprocess
 
@@ -321,3 +320,51 @@ def test_empty_batch(lib):
     got = run(lib, draw(0, 16, 64, torch.bfloat16), 16)
     assert (got["dweight"] == 0).all()
     assert (got["dbias"] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("hw", "c", "backward", "dtype", "want"),
+    [
+        # slab, cluster, threads, blocks, resident, elements an access; batch 128 on an H100
+        (1024, 256, False, torch.bfloat16, (32, 1, 256, 1024, True, 8)),
+        (1024, 512, False, torch.bfloat16, (32, 1, 256, 2048, True, 8)),
+        (1024, 256, True, torch.bfloat16, (32, 2, 256, 2048, True, 8)),
+        (1024, 256, True, torch.float32, (16, 2, 256, 4096, True, 4)),
+        (256, 256, False, torch.bfloat16, (32, 1, 256, 1024, True, 8)),
+        (64, 256, False, torch.bfloat16, (64, 1, 128, 512, True, 8)),
+        (16384, 256, False, torch.bfloat16, (16, 8, 256, 16384, True, 8)),
+        (65536, 256, False, torch.bfloat16, (32, 8, 256, 8192, False, 8)),
+        (1024, 257, False, torch.bfloat16, None),
+    ],
+)
+def test_plan(lib, hw, c, backward, dtype, want):
+    if want is None:
+        assert plan(lib, 128, hw, c, 1, dtype).vector == 1
+        return
+    p = plan(lib, 128, hw, c, 32, dtype, backward)
+    assert (p.slab, p.cluster, p.threads, p.grid, p.resident, p.vector) == want
+    if hw == 1024:
+        assert p.shared_bytes < (75 if not backward else 113) * 1024  # 3 or 2 blocks on an SM
+    assert not plan(lib, 128, hw, c, 32, dtype, backward, aligned=False).resident
+
+
+def test_plan_of_every_size_fits(lib):
+    for c, groups in [(32, 32), (64, 4), (96, 32), (256, 32), (1280, 32), (33, 11), (5000, 1)]:
+        for hw in (1, 7, 64, 1000, 4096, 65536, 1 << 22):
+            for machine in (H100, A100, STREAM):
+                for dtype in DTYPES:
+                    for backward in (False, True):
+                        p = plan(lib, 3, hw, c, groups, dtype, backward, machine=machine)
+                        roof = machine["shared_limit"] if p.resident else 64 * 1024
+                        assert p.shared_bytes <= roof
+                        assert p.cluster in ((1, 2, 4, 8) if machine["clusters"] else (1,))
+                        assert p.threads <= 256
+                        assert p.threads % 32 == c % p.slab == p.slab % (c // groups) == 0
+                        assert p.grid == 3 * (c // p.slab) * p.cluster
+
+
+def test_refusals(lib):
+    with pytest.raises(RuntimeError, match="groups must divide"):
+        plan(lib, 1, 64, 30, 4)
+    with pytest.raises(RuntimeError, match="float64 runs on the CPU only"):
+        plan(lib, 1, 64, 32, 4, torch.float64)
