@@ -1,0 +1,277 @@
+// The forward kernel of group_norm_silu; group_norm_silu.cu says how it works.
+
+#pragma once
+
+#include "group_norm_silu_parts.cuh"
+
+namespace pdfast {
+
+// Silu counts for resident slabs only; the others ask the call, to keep the kernels few.
+template <class T, int V, bool Resident, bool Silu>
+struct ForwardBody {
+  // As many blocks as 64 KB slabs fit an SM, so at most 80 registers; streaming wants loads in
+  // flight rather than blocks.
+  static constexpr int kBlocksPerSm = Resident ? 3 : 2;
+  static constexpr int kMerged = Resident && V == 8 ? 2 : 4;  // vectors in registers at a time
+  static constexpr int kApplied = Resident ? 1 : 4;
+  static constexpr bool kResident = Resident;
+  using Call = Forward;
+  struct State {
+    float count, mean[V], square[V];
+  };
+
+  // One outlier among the three does not become the pivot; a NaN only where all are.
+  PDFAST_DEVICE static float median(float a, float b, float c) {
+    return fmaxf(fminf(a, b), fminf(fmaxf(a, b), c));
+  }
+
+  // Merges the vectors [begin, end) of a walk into the thread's statistics, kMerged at a time.
+  PDFAST_DEVICE static void merge(const Geometry& g, const Lane& lane, State& s, const T* x,
+                                  const Walk& walk, const float (&pivot)[V], int begin, int end) {
+#pragma unroll 1
+    for (int i = begin; i < end; i += kMerged) {
+      Pack<T, V> raw[kMerged];
+      float mean[V] = {}, value[V];
+#pragma unroll
+      for (int k = 0; k < kMerged; ++k) {
+        if (i + k < end) raw[k] = vector_at<T, V, Resident>(g, lane, x, walk, i + k, 0);
+      }
+#pragma unroll
+      for (int k = 0; k < kMerged; ++k) {
+        if (i + k >= end) continue;
+        unpack(raw[k], value);
+        for (int v = 0; v < V; ++v) mean[v] += value[v] - pivot[v];
+      }
+      const float count = end - i < kMerged ? float(end - i) : float(kMerged);
+      const float share = quotient(1.0f, count);
+      for (int v = 0; v < V; ++v) mean[v] *= share;
+#pragma unroll
+      for (int k = 0; k < kMerged; ++k) {
+        if (i + k >= end) continue;
+        unpack(raw[k], value);
+        for (int v = 0; v < V; ++v) {
+          const float d = value[v] - pivot[v] - mean[v];
+          s.square[v] += d * d;
+        }
+      }
+      const float ratio = quotient(count, s.count + count);
+      for (int v = 0; v < V; ++v) {
+        const float d = mean[v] - s.mean[v];
+        s.mean[v] += d * ratio;
+        s.square[v] += d * d * (s.count * ratio);
+      }
+      s.count += count;
+    }
+  }
+
+  // Sum of group `j`'s partial sums of a kind in this block; sum_rows has run.
+  PDFAST_DEVICE static float sum_group(const Geometry& g, const Lane& lane, int j, int kind) {
+    const int entries = g.fold ? g.cols : g.width;
+    const int wide = !Resident && g.chunks > 1 ? g.cols : g.fold ? g.per_group / V : g.per_group;
+    float sum = 0.0f;
+    for (int s = 0; s < g.segments; ++s) {
+      for (int k = 0; k < wide; ++k) {
+        const int e = j * wide + k;
+        const int at = g.fold ? e : e % V * g.cols + e / V;
+        sum += lane.at(g.partial + (2 * s + kind) * entries + at);
+      }
+    }
+    return sum;
+  }
+
+  PDFAST_DEVICE static void run(Team<State>& team, const Forward& f, int64_t image, int slab) {
+    const Geometry& g = team.g;
+    const int chunks = Resident ? 1 : g.chunks;
+    const int64_t channel0 = int64_t{slab} * g.slab;
+    const T* x = static_cast<const T*>(f.x) + image * g.hw * g.c + channel0;
+    T* y = static_cast<T*>(f.y) + image * g.hw * g.c + channel0;
+    const int groups = g.slab < g.per_group ? 1 : g.slab / g.per_group;
+    const int pivots = g.coef, slopes = g.coef + g.width, offsets = g.coef + 2 * g.width;
+    const int entries = g.fold ? g.cols : g.width;
+    const int per_thread = g.fold ? 1 : V;
+    const bool act = Resident ? Silu : f.silu != 0;
+
+    // The affine part of a chunk's channels; each is finished later by the thread that loads it.
+    const auto load_affine = [&](const Lane& lane, int chunk) {
+#pragma unroll 1
+      for (int e = lane.tid; e < g.width; e += g.threads) {
+        const int in_slab = chunk * g.width + e;
+        if (in_slab >= g.slab) break;
+        const int64_t channel = channel0 + in_slab;
+        const Affine affine = film<T>({load_param<T>(f.weight, f.type.param, channel),
+                                       load_param<T>(f.bias, f.type.param, channel)},
+                                      f.film, f.type.film, image, g.c, channel);
+        if (g.hw) {
+          const T* group = x + in_slab / g.per_group * g.per_group;
+          lane.at(pivots + e) = median(to_float(group[0]), to_float(group[g.hw / 2 * g.c]),
+                                       to_float(group[(g.hw - 1) * g.c]));
+        }
+        lane.at(slopes + e) = affine.weight;
+        lane.at(offsets + e) = affine.bias;
+      }
+    };
+
+    team.each([&](const Lane& lane, State&) {
+      if constexpr (Resident) {
+        const Walk walk(g, lane, V, 0);
+        for (int stage = 0, i = 0; stage < kStages; ++stage) {
+#pragma unroll 1
+          for (int end = i + g.stage; i < end; ++i) {
+            if (i < walk.count) {
+              copy_async(lane.slot(i * g.rows * g.cols + lane.tid),
+                         x + walk.first + i * walk.step);
+            }
+          }
+          commit();
+        }
+      }
+      load_affine(lane, 0);
+    });
+    team.sync();
+
+    team.each([&](const Lane& lane, State& s) {
+      s.count = 0.0f;
+      float pivot[V];
+      for (int v = 0; v < V; ++v) {
+        s.mean[v] = s.square[v] = 0.0f;
+        pivot[v] = lane.at(pivots + lane.col * V + v);
+      }
+      for (int chunk = 0; chunk < chunks; ++chunk) {
+        const Walk walk(g, lane, V, chunk);
+        if constexpr (Resident) {
+#pragma unroll 1
+          for (int stage = 0; stage < kStages; ++stage) {
+            arrived(kStages - 1 - stage);
+            const int end = (stage + 1) * g.stage;
+            merge(g, lane, s, x, walk, pivot, stage * g.stage, end < walk.count ? end : walk.count);
+          }
+        } else {
+          merge(g, lane, s, x, walk, pivot, 0, walk.count);
+        }
+      }
+      if (g.fold) {  // one group: one mean
+        float mean = 0.0f, square = 0.0f;
+        for (int v = 0; v < V; ++v) mean += s.mean[v] * (1.0f / V);
+        for (int v = 0; v < V; ++v) {
+          const float d = s.mean[v] - mean;
+          square += s.square[v] + s.count * (d * d);
+        }
+        s.count *= V, s.mean[0] = mean, s.square[0] = square;
+      }
+      if (!lane.active) return;
+      for (int v = 0; v < V; ++v) {
+        if (v < per_thread) {
+          const int at = g.partial + 2 * lane.row * entries + v * g.cols + lane.col;
+          lane.at(at) = s.count * s.mean[v];
+        }
+      }
+    });
+    team.sync();
+    sum_rows(team, 2 * entries, entries);
+    const auto stat = [&](int j, int k) { return g.stat + 2 * j + k; };
+    team.each([&](const Lane& lane, State&) {
+      const float count = float(pixels_of(g, lane.rank)) * float(g.per_group);
+      for (int j = lane.tid; j < groups; j += g.threads) {
+        lane.at(stat(j, 0)) = count > 0.0f ? sum_group(g, lane, j, 0) / count : 0.0f;
+      }
+    });
+    team.sync();
+
+    team.each([&](const Lane& lane, State& s) {
+      if (!lane.active) return;
+      for (int v = 0; v < V; ++v) {
+        if (v < per_thread) {
+          const int j = chunks > 1 ? 0 : (lane.col * V + v) / g.per_group;
+          const float d = s.mean[v] - lane.at(stat(j, 0));
+          const int at = g.partial + 2 * lane.row * entries + v * g.cols + lane.col;
+          lane.at(at) = s.count * d;
+          lane.at(at + entries) = s.square[v] + s.count * (d * d);
+        }
+      }
+    });
+    team.sync();
+    sum_rows(team, 2 * entries, 2 * entries);
+    team.each([&](const Lane& lane, State&) {
+      const float count = float(pixels_of(g, lane.rank)) * float(g.per_group);
+      for (int j = lane.tid; j < groups; j += g.threads) {
+        // What the deviations add up to is the rounding of the first mean.
+        const float rest = sum_group(g, lane, j, 0), shift = count > 0.0f ? rest / count : 0.0f;
+        lane.at(stat(j, 0)) += shift;
+        lane.at(stat(j, 1)) = sum_group(g, lane, j, 1) - rest * shift;
+      }
+    });
+    team.sync_cluster();
+
+    for (int chunk = 0; chunk < chunks; ++chunk) {
+      team.each([&](const Lane& lane, State&) {
+        if (chunk > 0) load_affine(lane, chunk);
+        const float total = float(g.hw) * float(g.per_group);
+#pragma unroll 1
+        for (int e = lane.tid; e < g.width; e += g.threads) {
+          const int in_slab = chunk * g.width + e, j = in_slab / g.per_group;
+          if (in_slab >= g.slab) break;
+          float mean = 0.0f, square = 0.0f;  // the mean is relative to the pivot
+#pragma unroll 1
+          for (int rank = 0; rank < g.cluster; ++rank) {
+            const float count = float(pixels_of(g, rank)) * float(g.per_group);
+            mean += count / total * lane.remote(rank, stat(j, 0));
+          }
+#pragma unroll 1
+          for (int rank = 0; rank < g.cluster; ++rank) {
+            const float count = float(pixels_of(g, rank)) * float(g.per_group);
+            const float d = lane.remote(rank, stat(j, 0)) - mean;
+            square += lane.remote(rank, stat(j, 1)) + count * (d * d);
+          }
+          const float rstd = 1.0f / sqrtf(square / total + float(f.eps));
+          // From the pivot to the mean itself: what rounding it leaves over goes into the offset
+          // (Knuth's exact sum), so u = (x - mean) * slope + offset cancels in x - mean alone.
+          const float pivot = lane.at(pivots + e), rounded = pivot + mean, part = rounded - pivot;
+          const float rest = (pivot - (rounded - part)) + (mean - part);
+          const float slope = rstd * lane.at(slopes + e);
+          lane.at(pivots + e) = rounded;
+          lane.at(slopes + e) = slope;
+          lane.at(offsets + e) -= rest * slope;
+          if (lane.rank == 0 && in_slab % g.per_group == 0) {
+            const int64_t group = image * g.groups + channel0 / g.per_group + j;
+            static_cast<float*>(f.mean)[group] = rounded;
+            static_cast<float*>(f.rstd)[group] = rstd;
+          }
+        }
+      });
+      if (chunk == 0) team.depart();
+      team.sync();
+      team.each([&](const Lane& lane, State&) {
+        const Walk walk(g, lane, V, chunk);
+        float pivot[V], slope[V], offset[V];
+        for (int v = 0; v < V; ++v) {
+          const int e = lane.col * V + v;
+          pivot[v] = lane.at(pivots + e), slope[v] = lane.at(slopes + e);
+          offset[v] = lane.at(offsets + e);
+        }
+#pragma unroll 1
+        for (int i = 0; i < walk.count; i += kApplied) {
+          Pack<T, V> raw[kApplied];
+#pragma unroll
+          for (int k = 0; k < kApplied; ++k) {
+            if (i + k < walk.count) raw[k] = vector_at<T, V, Resident>(g, lane, x, walk, i + k, 0);
+          }
+#pragma unroll
+          for (int k = 0; k < kApplied; ++k) {
+            if (i + k >= walk.count) continue;
+            float value[V];
+            unpack(raw[k], value);
+            for (int v = 0; v < V; ++v) {
+              const float u = (value[v] - pivot[v]) * slope[v] + offset[v];
+              value[v] = act ? u * sigmoid<T>(u) : u;
+            }
+            store<T, V>(y + walk.first + (i + k) * walk.step, packed<T, V>(value));
+          }
+        }
+      });
+      if (chunk + 1 < chunks) team.sync();
+    }
+    team.await();
+  }
+};
+
+}  // namespace pdfast

@@ -1,0 +1,152 @@
+// The machine under group_norm_silu.cu as loops on the host, for machines without a GPU.
+//
+// The threads of a phase run one after another, forward or backward as the caller asks, over shared
+// memory that is filled with NaN first and checked at every access: a missing barrier or a wrong
+// index shows. Results differ from the device's by rounding alone.
+
+#pragma once
+
+#include <cassert>
+#include <memory>
+#include <vector>
+
+#include "group_norm_silu_types.cuh"
+
+namespace pdfast {
+
+inline float float_of(uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
+inline uint32_t bits_of(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  return bits;
+}
+
+inline float to_float(float x) { return x; }
+inline float to_float(Bf16 x) { return float_of(uint32_t{x.bits} << 16); }
+inline float to_float(F16 x) {
+  const uint32_t sign = (x.bits & 0x8000u) << 16, rest = x.bits & 0x7fffu;
+  if (rest >= 0x7c00) return float_of(sign | 0x7f800000u | (rest & 0x3ff) << 13);
+  // As a float32 the same bits are 2^-112 of the value, subnormals included.
+  return float_of(sign | bits_of(float_of(rest << 13) * 0x1p112f));
+}
+
+inline void from_float(float x, float& y) { y = x; }
+inline void from_float(float x, Bf16& y) {
+  const uint32_t bits = bits_of(x);
+  y.bits = x != x ? 0x7fff : uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+inline void from_float(float x, F16& y) {
+  const uint16_t sign = bits_of(x) >> 16 & 0x8000;
+  const float size = std::fabs(x);
+  if (x != x) {
+    y.bits = 0x7fff;
+  } else if (size >= 65520.0f) {
+    y.bits = sign | 0x7c00;
+  } else if (size < 0x1p-14f) {  // subnormal: adding 2^-1 rounds at 2^-24
+    y.bits = sign | uint16_t(bits_of(size + 0.5f) - bits_of(0.5f));
+  } else {
+    const uint32_t bits = bits_of(size);
+    y.bits = sign | uint16_t((bits + 0xfff + (bits >> 13 & 1) - (112u << 23)) >> 13);
+  }
+}
+
+template <class T>
+uint32_t join(float low, float high, T) {
+  T two[2];
+  from_float(low, two[0]);
+  from_float(high, two[1]);
+  return uint32_t{two[0].bits} | uint32_t{two[1].bits} << 16;
+}
+
+// The device's approximations at the worst that their documentation allows.
+template <class T>
+float sigmoid(float u) {
+  if constexpr (sizeof(T) == 4) return 1.0f / (1.0f + std::exp(-u) * (1.0f + 0x1p-23f));
+  const float e = std::exp2(u * -1.4426950408889634f) * (1.0f + 0x1p-22f);
+  return 1.0f / (1.0f + e) * (1.0f - 0x1p-23f);
+}
+
+inline float quotient(float a, float b) { return a / b; }
+
+template <class T, int V>
+Pack<T, V> load(const T* from) {
+  Pack<T, V> pack;
+  assert(reinterpret_cast<uintptr_t>(from) % sizeof(pack) == 0);
+  std::memcpy(&pack, from, sizeof(pack));
+  return pack;
+}
+template <class T, int V>
+void store(T* to, const Pack<T, V>& pack) {
+  assert(reinterpret_cast<uintptr_t>(to) % sizeof(pack) == 0);
+  std::memcpy(to, &pack, sizeof(pack));
+}
+
+// A block's shared memory.
+struct Shared {
+  std::unique_ptr<unsigned char[]> resident;
+  std::vector<float> floats;
+};
+
+struct Lane {
+  int tid, rank, row, col;
+  bool active;
+  const Geometry& g;
+  std::vector<Shared>& cluster;
+
+  float& at(int index) const { return cluster[rank].floats.at(index); }
+  float remote(int other, int index) const { return cluster.at(other).floats.at(index); }
+  unsigned char* slot(int index) const {
+    assert(index >= 0 && (index + 1) * int64_t{16} <= g.resident_bytes);
+    return cluster[rank].resident.get() + 16 * int64_t{index};
+  }
+  template <class P>
+  P held(int index) const {
+    P pack;
+    std::memcpy(&pack, slot(index), sizeof(pack));
+    return pack;
+  }
+};
+
+inline void copy_async(void* to, const void* from) {
+  assert(reinterpret_cast<uintptr_t>(from) % 16 == 0);
+  std::memcpy(to, from, 16);
+}
+inline void commit() {}
+inline void arrived(int) {}
+
+template <class State>
+struct Team {
+  const Geometry& g;
+  bool backwards;
+  std::vector<Shared> cluster;
+  std::vector<State> states;
+
+  Team(const Geometry& geometry, bool order)
+      : g(geometry), backwards(order), cluster(g.cluster), states(g.cluster * g.threads) {
+    for (Shared& block : cluster) {
+      block.resident.reset(new unsigned char[g.resident_bytes]);
+      std::memset(block.resident.get(), 0xff, g.resident_bytes);
+      block.floats.assign(g.floats, NAN);
+    }
+  }
+
+  template <class Phase>
+  void each(Phase phase) {
+    const int count = g.cluster * g.threads;
+    for (int k = 0; k < count; ++k) {
+      const int j = backwards ? count - 1 - k : k, tid = j % g.threads;
+      const int row = tid / g.cols;
+      phase(Lane{tid, j / g.threads, row, tid % g.cols, row < g.rows, g, cluster}, states[j]);
+    }
+  }
+  void sync() {}
+  void sync_cluster() {}
+  void depart() {}
+  void await() {}
+};
+
+}  // namespace pdfast

@@ -1,0 +1,106 @@
+// How a body of group_norm_silu gets onto its machine: launches on the device, loops on the host.
+
+#pragma once
+
+#include <initializer_list>
+#include <mutex>
+#include <string>
+#include <type_traits>
+
+#include "group_norm_silu_parts.cuh"
+
+namespace pdfast {
+
+#ifdef __CUDACC__
+
+inline void check(cudaError_t code, const char* doing) {
+  if (code == cudaSuccess) return;
+  cudaGetLastError();  // so that the next call does not report this one's error
+  refuse(std::string(doing) + " failed: " + cudaGetErrorString(code) + ".");
+}
+
+constexpr int kMaxDevices = 64;
+
+inline int current_device() {
+  int device = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  if (device >= kMaxDevices) refuse("more than 64 devices are not expected.");
+  return device;
+}
+
+inline Limits limits(bool aligned) {
+  static std::once_flag known[kMaxDevices];
+  static int values[kMaxDevices][3];
+  const int device = current_device();
+  std::call_once(known[device], [&] {
+    const cudaDeviceAttr wanted[3] = {cudaDevAttrMaxSharedMemoryPerBlockOptin,
+                                      cudaDevAttrMultiProcessorCount,
+                                      cudaDevAttrComputeCapabilityMajor};
+    for (int k = 0; k < 3; ++k) {
+      check(cudaDeviceGetAttribute(&values[device][k], wanted[k], device),
+            "cudaDeviceGetAttribute");
+    }
+  });
+  const int* v = values[device];
+  return {v[0], v[1], v[2] >= 9, aligned, 0};
+}
+
+template <class Body>
+__global__ void __launch_bounds__(kThreads, Body::kBlocksPerSm)
+    group_norm_silu_kernel(const __grid_constant__ typename Body::Call call,
+                           const __grid_constant__ Geometry g) {
+  Team<typename Body::State> team(g);
+  const int64_t slab = blockIdx.x / g.cluster;
+  Body::run(team, call, slab / g.slabs, int(slab % g.slabs));
+}
+
+using Where = cudaStream_t;
+
+template <class Body>
+void run(const typename Body::Call& call, const Geometry& g, Where stream) {
+  if (g.grid == 0) return;
+  if (g.grid > 0x7fffffff) refuse("the batch needs more than 2^31 blocks; split it.");
+  const auto kernel = group_norm_silu_kernel<Body>;
+  static std::once_flag granted[kMaxDevices];
+  const int device = current_device();
+  std::call_once(granted[device], [&] {
+    // Once to the most any plan asks for: the attribute is the kernel's, not the launch's.
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               limits(true).shared_limit),
+          "raising the shared memory limit");
+    if (Body::kResident) {
+      check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                 cudaSharedmemCarveoutMaxShared),
+            "preferring shared memory");
+    }
+  });
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim.x = unsigned(g.cluster);
+  cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(unsigned(g.grid));
+  config.blockDim = dim3(unsigned(g.threads));
+  config.dynamicSmemBytes = size_t(g.shared_bytes());
+  config.stream = stream;
+  config.attrs = &cluster;
+  config.numAttrs = g.cluster > 1 ? 1 : 0;
+  check(cudaLaunchKernelEx(&config, kernel, call, g), "a launch");
+  check(cudaGetLastError(), "a launch");
+}
+
+#else
+
+using Where = bool;  // whether a phase's threads run from the last to the first
+
+template <class Body>
+void run(const typename Body::Call& call, const Geometry& g, Where backwards) {
+  for (int64_t slab = 0; slab < g.grid / g.cluster; ++slab) {
+    Team<typename Body::State> team(g, backwards);
+    Body::run(team, call, slab / g.slabs, int(slab % g.slabs));
+  }
+}
+
+#endif
+
+}  // namespace pdfast

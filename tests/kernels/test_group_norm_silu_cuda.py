@@ -1,0 +1,370 @@
+"""group_norm_silu's CUDA kernels without a GPU: their host build against float64.
+
+That build runs the kernels' own source with blocks and threads as loops, and the device's
+approximate instructions at their documented worst.
+"""
+
+import ctypes
+import pathlib
+import shutil
+import subprocess
+
+import pytest
+import torch
+from torch.nn.functional import group_norm, silu
+
+CSRC = pathlib.Path(__file__).parents[2] / "csrc"
+DTYPES = {torch.float32: 0, torch.bfloat16: 2, torch.float16: 3}
+EPS = 1e-6
+H100 = {"shared_limit": 232448, "sms": 132, "clusters": True}
+A100 = {"shared_limit": 166912, "sms": 108, "clusters": False}
+STREAM = {"shared_limit": 64, "sms": 132, "clusters": True}  # nothing fits: x is read twice
+
+
+class Sizes(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int64) for name in ("n", "hw", "c", "groups")]
+
+
+class Types(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int32) for name in ("x", "param", "film")]
+
+
+def pointers(names):
+    return [(name, ctypes.c_void_p) for name in names.split()]
+
+
+class Forward(ctypes.Structure):
+    _fields_ = [
+        ("size", Sizes),
+        ("type", Types),
+        *pointers("x weight bias film y mean rstd"),
+        ("eps", ctypes.c_double),
+        ("silu", ctypes.c_int32),
+    ]
+
+
+class Backward(ctypes.Structure):
+    _fields_ = [
+        ("size", Sizes),
+        ("type", Types),
+        *pointers("dy x mean rstd weight bias film dx dweight dbias dfilm sums"),
+        ("silu", ctypes.c_int32),
+    ]
+
+
+class Limits(ctypes.Structure):
+    _fields_ = [
+        ("shared_limit", ctypes.c_int),
+        ("sms", ctypes.c_int),
+        ("clusters", ctypes.c_bool),
+        ("aligned", ctypes.c_bool),
+        ("cluster", ctypes.c_int),
+    ]
+
+
+class Plan(ctypes.Structure):
+    _fields_ = [
+        *[(name, ctypes.c_int) for name in ("slab", "cluster", "threads")],
+        *[(name, ctypes.c_int64) for name in ("grid", "shared_bytes")],
+        ("resident", ctypes.c_bool),
+        ("vector", ctypes.c_int),
+    ]
+
+
+def compile_host(out, *flags):
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    command = [compiler, "-std=c++17", *flags, "-x", "c++", "-DPDFAST_HOST"]
+    subprocess.run([*command, str(CSRC / "group_norm_silu.cu"), "-o", str(out)], check=True)
+    return out
+
+
+@pytest.fixture(scope="session")
+def lib(tmp_path_factory):
+    out = tmp_path_factory.mktemp("host") / "group_norm_silu.so"
+    built = ctypes.CDLL(str(compile_host(out, "-O2", "-shared", "-fPIC")))
+    for name in ("host_forward", "host_backward", "host_plan"):
+        getattr(built, name).restype = ctypes.c_char_p
+    return built
+
+
+def limits(machine, cluster=0, aligned=True):
+    return Limits(**machine, aligned=aligned, cluster=cluster)
+
+
+def plan(lib, n, hw, c, groups, dtype=torch.bfloat16, backward=False, **kwargs):
+    out, kind = Plan(), DTYPES.get(dtype, 1)
+    given = limits(kwargs.pop("machine", H100), **kwargs)
+    types = Types(kind, kind, kind)
+    error = lib.host_plan(
+        ctypes.byref(Sizes(n, hw, c, groups)), ctypes.byref(types), backward, given,
+        ctypes.byref(out),
+    )  # fmt: skip
+    if error:
+        raise RuntimeError(error.decode())
+    return out
+
+
+def draw(n, hw, c, dtype, param=None, film=True, mean=0.0, std=1.0, seed=0):
+    """Inputs as the op takes them: x and dy (n, hw, c)."""
+    g = torch.Generator().manual_seed(seed)
+    normal = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64)  # noqa: E731
+    param = param or dtype
+    return {
+        "x": (normal(n, hw, c) * std + mean + 0.5 * normal(1, 1, c)).to(dtype),
+        "dy": normal(n, hw, c).to(dtype),
+        "weight": (1 + 0.5 * normal(c)).to(param),
+        "bias": (0.5 * normal(c)).to(param),
+        "film": (0.5 * normal(n, 2 * c)).to(param) if film else None,
+    }
+
+
+def aside(tensor, offset):
+    """A copy of a tensor that starts `offset` elements after a multiple of 16 bytes."""
+    whole = torch.empty(tensor.numel() + 64, dtype=tensor.dtype)
+    start = -whole.data_ptr() % 16 // tensor.element_size() + offset
+    return whole[start : start + tensor.numel()].view(tensor.shape).copy_(tensor)
+
+
+def run(lib, t, groups, act=True, machine=H100, cluster=0, order=0, offset=0):
+    """All outputs of the host build."""
+    n, hw, c = t["x"].shape
+    f32 = torch.float32
+    t = {k: v if v is None else aside(v, offset) for k, v in t.items()}
+    like = lambda v: None if v is None else aside(torch.full_like(v, torch.nan), offset)  # noqa: E731
+    out = {"y": like(t["x"]), "dx": like(t["x"]), "dweight": like(t["weight"])}
+    out |= {"dbias": like(t["bias"]), "dfilm": like(t["film"])}
+    out |= {"mean": torch.full((n, groups), torch.nan), "rstd": torch.full((n, groups), torch.nan)}
+    out["sums"] = torch.full((n, 2, c), torch.nan, dtype=f32)
+    film_type = DTYPES[t["x" if t["film"] is None else "film"].dtype]
+    size = Sizes(n, hw, c, groups)
+    kind = Types(DTYPES[t["x"].dtype], DTYPES[t["weight"].dtype], film_type)
+    at = {k: v if v is None else v.data_ptr() for k, v in {**t, **out}.items()}
+    given = limits(machine, cluster)
+
+    def fill(struct, **scalars):
+        names = [name for name, kind in struct._fields_ if kind is ctypes.c_void_p]
+        return struct(size=size, type=kind, silu=act, **{k: at[k] for k in names}, **scalars)
+
+    for call, function in [
+        (fill(Forward, eps=EPS), lib.host_forward),
+        (fill(Backward), lib.host_backward),
+    ]:
+        error = function(ctypes.byref(call), given, order)
+        if error:
+            raise RuntimeError(error.decode())
+    return out
+
+
+def eager(t, groups, act, dtype=None):
+    """The same by PyTorch, in the inputs' dtypes or all in `dtype`."""
+    t = {k: v if v is None else v.to(dtype or v.dtype) for k, v in t.items()}
+    leaves = {k: v.clone().requires_grad_() for k, v in t.items() if k != "dy" and v is not None}
+    c = t["x"].shape[2]
+    h = group_norm(leaves["x"].mT, groups, leaves["weight"], leaves["bias"], EPS).mT
+    if t["film"] is not None:
+        h = h * (1 + leaves["film"][:, None, :c]) + leaves["film"][:, None, c:]
+    y = (silu(h) if act else h).to(t["x"].dtype)
+    y.backward(t["dy"])
+    return {"y": y.detach(), **{"d" + k: v.grad for k, v in leaves.items()}}
+
+
+def distance(a, b):
+    return float((a.double() - b).norm() / b.norm().clamp_min(1e-300))
+
+
+def check(lib, t, groups, act=True, **kwargs):
+    """The acceptance rule: at most twice eager PyTorch's error, plus 1 ulp."""
+    got = run(lib, t, groups, act, **kwargs)
+    exact, peer = eager(t, groups, act, torch.float64), eager(t, groups, act)
+    for name, want in exact.items():
+        error, allowed = distance(got[name], want), 2 * distance(peer[name], want)
+        assert error <= allowed + torch.finfo(got[name].dtype).eps, (name, error, allowed)
+    n, hw, c = t["x"].shape
+    x = t["x"].double().reshape(n, hw, groups, c // groups)
+    var, mean = torch.var_mean(x, dim=(1, 3), correction=0)
+    size = (mean**2 + var).sqrt()
+    assert ((got["mean"] - mean).abs() <= 3e-7 * size + 1e-12).all()
+    assert distance(got["rstd"], (var + EPS).rsqrt()) < 1e-6
+    return got
+
+
+def same(a, b):
+    return all(
+        v is None or torch.equal(v.view(torch.uint8), b[k].view(torch.uint8)) for k, v in a.items()
+    )
+
+
+@pytest.mark.parametrize("act", [True, False])
+@pytest.mark.parametrize("film", [True, False])
+@pytest.mark.parametrize("dtype", list(DTYPES))
+@pytest.mark.parametrize(
+    ("c", "hw"), [(c, hw) for c in (256, 512) for hw in (1024, 256, 64)]
+)  # fmt: skip
+def test_census(lib, c, hw, dtype, film, act):
+    n = 1 if c * hw > 300000 else 2
+    check(lib, draw(n, hw, c, dtype, film=film), 32, act)
+
+
+@pytest.mark.parametrize("dtype", list(DTYPES))
+@pytest.mark.parametrize("machine", [H100, A100, STREAM], ids=["h100", "a100", "stream"])
+@pytest.mark.parametrize(
+    ("hw", "c", "groups"),
+    [
+        (1, 6, 3), (15, 6, 1), (49, 12, 4), (15, 33, 33), (49, 40, 5), (1, 40, 40), (49, 40, 1),
+        (130, 24, 6), (15, 48, 16), (49, 128, 32), (64, 64, 64), (7, 1200, 2), (3, 4000, 1),
+        (5, 1332, 1), (2, 5000, 5),
+    ],
+)  # fmt: skip
+def test_odd_sizes(lib, hw, c, groups, machine, dtype):
+    t = draw(3 if hw > 1 else 24, hw, c, dtype)
+    if hw * c > groups:
+        check(lib, t, groups, machine=machine)
+    else:  # one value a group: xhat and dx are 0, where eager has rounding alone
+        got = run(lib, t, groups, machine=machine)
+        assert (got["dx"] == 0).all()
+        assert torch.equal(got["mean"], t["x"][:, 0].float())
+        assert torch.allclose(got["rstd"], torch.full_like(got["rstd"], EPS**-0.5))
+
+
+@pytest.mark.parametrize("hw", [64, 100, 1024, 5])
+@pytest.mark.parametrize("cluster", [1, 2, 4, 8])
+@pytest.mark.parametrize("machine", [H100, STREAM], ids=["resident", "stream"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_clusters(lib, hw, cluster, machine, dtype):
+    made = plan(lib, 2, hw, 64, 16, dtype, machine=machine, cluster=cluster)
+    assert made.cluster == cluster
+    assert made.resident == (machine is H100)
+    check(lib, draw(2, hw, 64, dtype), 16, machine=machine, cluster=cluster)
+
+
+@pytest.mark.parametrize("machine", [H100, STREAM], ids=["resident", "stream"])
+@pytest.mark.parametrize("mean", [1e3, -1e5, 3e6])
+def test_mean_far_above_std(lib, mean, machine):
+    t = draw(2, 256, 64, torch.float32, mean=mean)
+    got = check(lib, t, 16, machine=machine)
+    # Better than eager: what is left is the rounding of y, as nothing but x - mean cancels.
+    exact = eager(t, 16, True, torch.float64)
+    assert distance(got["y"], exact["y"]) < 3e-7
+
+
+@pytest.mark.parametrize("machine", [H100, STREAM], ids=["resident", "stream"])
+@pytest.mark.parametrize("outlier", [1e2, 1e4])
+def test_outliers_where_statistics_start(lib, outlier, machine):
+    t = draw(2, 256, 64, torch.float32)
+    t["x"][:, 0] += outlier
+    check(lib, t, 16, machine=machine)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("film", "act"), [(True, True), (False, False)])
+def test_float32_parameters(lib, dtype, film, act):
+    check(lib, draw(2, 64, 64, dtype, torch.float32, film), 16, act)
+    t = draw(2, 64, 64, dtype, torch.float32)
+    t["film"] = t["film"].to(dtype)
+    check(lib, t, 16, act)
+
+
+@pytest.mark.parametrize("dtype", list(DTYPES))
+@pytest.mark.parametrize("offset", [1, 3])
+def test_unaligned(lib, dtype, offset):
+    check(lib, draw(2, 49, 48, dtype), 6, offset=offset)
+
+
+@pytest.mark.parametrize("machine", [H100, A100, STREAM], ids=["h100", "a100", "stream"])
+@pytest.mark.parametrize(("c", "groups"), [(64, 16), (40, 5), (12, 12), (1200, 2)])
+def test_bits_do_not_depend_on_order(lib, c, groups, machine):
+    """A race would show between threads run forward and backward; so would memory left unset."""
+    for dtype in (torch.float32, torch.bfloat16):
+        t = draw(2, 100, c, dtype)
+        first = run(lib, t, groups, machine=machine)
+        assert same(first, run(lib, t, groups, machine=machine))
+        assert same(first, run(lib, t, groups, machine=machine, order=1))
+        # An image's bits do not depend on the batch it is in, where both are cut up alike.
+        alone = {k: v[1:] if v is not None and v.shape[0] == 2 else v for k, v in t.items()}
+        if machine is not H100:
+            one = run(lib, alone, groups, machine=machine)
+            assert torch.equal(one["y"][0], first["y"][1])
+            assert torch.equal(one["dx"][0], first["dx"][1])
+
+
+@pytest.mark.parametrize("machine", [H100, STREAM], ids=["resident", "stream"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("pixel", [0, 77])
+def test_not_finite_stays_in_its_group(lib, bad, pixel, machine):
+    for c, groups in [(64, 16), (64, 4)]:
+        t = draw(2, 100, c, torch.float32)
+        per_group = c // groups
+        clean = run(lib, t, groups, machine=machine)
+        t["x"][1, pixel, 3 * per_group] = bad
+        got = run(lib, t, groups, machine=machine)
+        hit = torch.zeros(2, groups, dtype=torch.bool)
+        hit[1, 3] = True
+        assert torch.equal(got["rstd"].isnan(), hit)
+        hit = hit.repeat_interleave(per_group, 1)[:, None].expand_as(got["y"])
+        for name in ("y", "dx"):
+            assert torch.equal(got[name].isnan(), hit)
+            assert torch.equal(got[name][~hit], clean[name][~hit])
+        assert got["dweight"].isnan().sum() == got["dbias"].isnan().sum() == per_group
+
+
+@pytest.mark.parametrize("dtype", list(DTYPES))
+def test_extreme_values_of_u(lib, dtype):
+    t = draw(1, 64, 64, dtype)
+    t["weight"] *= 300
+    got = check(lib, t, 8)
+    assert got["y"].isfinite().all()
+    assert got["dx"].isfinite().all()
+
+
+def test_empty_batch(lib):
+    got = run(lib, draw(0, 16, 64, torch.bfloat16), 16)
+    assert (got["dweight"] == 0).all()
+    assert (got["dbias"] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("hw", "c", "backward", "dtype", "want"),
+    [
+        # slab, cluster, threads, blocks, resident, elements an access; batch 128 on an H100
+        (1024, 256, False, torch.bfloat16, (32, 1, 256, 1024, True, 8)),
+        (1024, 512, False, torch.bfloat16, (32, 1, 256, 2048, True, 8)),
+        (1024, 256, True, torch.bfloat16, (32, 2, 256, 2048, True, 8)),
+        (1024, 256, True, torch.float32, (16, 2, 256, 4096, True, 4)),
+        (256, 256, False, torch.bfloat16, (32, 1, 256, 1024, True, 8)),
+        (64, 256, False, torch.bfloat16, (64, 1, 128, 512, True, 8)),
+        (16384, 256, False, torch.bfloat16, (16, 8, 256, 16384, True, 8)),
+        (65536, 256, False, torch.bfloat16, (32, 8, 256, 8192, False, 8)),
+        (1024, 257, False, torch.bfloat16, None),
+    ],
+)
+def test_plan(lib, hw, c, backward, dtype, want):
+    if want is None:
+        assert plan(lib, 128, hw, c, 1, dtype).vector == 1
+        return
+    p = plan(lib, 128, hw, c, 32, dtype, backward)
+    assert (p.slab, p.cluster, p.threads, p.grid, p.resident, p.vector) == want
+    if hw == 1024:
+        assert p.shared_bytes < (75 if not backward else 113) * 1024  # 3 or 2 blocks on an SM
+    assert not plan(lib, 128, hw, c, 32, dtype, backward, aligned=False).resident
+
+
+def test_plan_of_every_size_fits(lib):
+    for c, groups in [(32, 32), (64, 4), (96, 32), (256, 32), (1280, 32), (33, 11), (5000, 1)]:
+        for hw in (1, 7, 64, 1000, 4096, 65536, 1 << 22):
+            for machine in (H100, A100, STREAM):
+                for dtype in DTYPES:
+                    for backward in (False, True):
+                        p = plan(lib, 3, hw, c, groups, dtype, backward, machine=machine)
+                        roof = machine["shared_limit"] if p.resident else 64 * 1024
+                        assert p.shared_bytes <= roof
+                        assert p.cluster in ((1, 2, 4, 8) if machine["clusters"] else (1,))
+                        assert p.threads <= 256
+                        assert p.threads % 32 == c % p.slab == p.slab % (c // groups) == 0
+                        assert p.grid == 3 * (c // p.slab) * p.cluster
+
+
+def test_refusals(lib):
+    with pytest.raises(RuntimeError, match="groups must divide"):
+        plan(lib, 1, 64, 30, 4)
+    with pytest.raises(RuntimeError, match="float64 runs on the CPU only"):
+        plan(lib, 1, 64, 32, 4, torch.float64)

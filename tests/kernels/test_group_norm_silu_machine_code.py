@@ -1,0 +1,95 @@
+"""What nvcc makes of group_norm_silu: no spills, no stack, 16-byte accesses. Needs no GPU."""
+
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+
+import pytest
+
+SOURCE = pathlib.Path(__file__).parents[2] / "csrc" / "group_norm_silu.cu"
+ARCHITECTURES = ["sm_80", "sm_90a", "sm_100"]
+ENTRY = re.compile(
+    r"Compiling entry function '(?P<name>\S+)' for '(?P<arch>\S+)'.*?"
+    r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, "
+    r"(?P<loads>\d+) bytes spill loads.*?Used (?P<registers>\d+) registers",
+    re.DOTALL,
+)
+KERNEL = re.compile(
+    r"(?P<pass>Forward|Backward|Param)BodyI(?P<type>f|NS_3F16|NS_4Bf16)"
+    r"(?:Li(?P<vector>\d)ELb(?P<resident>\d)ELb(?P<silu>\d))?E"
+)
+
+
+def find_nvcc():
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    return shutil.which("nvcc") or shutil.which(str(pathlib.Path(home) / "bin" / "nvcc"))
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """ptxas's report and the PTX."""
+    nvcc = find_nvcc()
+    if not nvcc:
+        pytest.skip("no nvcc")
+    out = tmp_path_factory.mktemp("nvcc")
+    targets = [f"-gencode=arch={a.replace('sm', 'compute')},code={a}" for a in ARCHITECTURES]
+    # PyTorch's extension builds switch these conversions off.
+    off = [f"-D__CUDA_NO_{name}__" for name in ("HALF_OPERATORS", "HALF_CONVERSIONS")]
+    done = subprocess.run(
+        [
+            *[nvcc, "-std=c++17", "-O3", "--threads", "2", "-Xptxas", "-v", "-fatbin"],
+            *[*targets, "-gencode=arch=compute_90,code=compute_90", *off],
+            *["-D__CUDA_NO_BFLOAT16_CONVERSIONS__", "--expt-relaxed-constexpr"],
+            *["-Xcompiler", "-Wall", "--keep", "--keep-dir", str(out)],
+            *["-o", str(out / "all.fatbin"), str(SOURCE)],
+        ],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    report = done.stdout + done.stderr
+    assert "warning" not in report.lower(), report
+    (ptx,) = out.glob("*compute_90.ptx")
+    return [entry.groupdict() for entry in ENTRY.finditer(report)], ptx.read_text()
+
+
+def label(name):
+    found = KERNEL.search(name)
+    assert found, name
+    return found.groupdict()
+
+
+@pytest.mark.gpu
+def test_registers(built):
+    entries, _ = built
+    assert len(entries) == 27 * len(ARCHITECTURES)
+    for entry in entries:
+        kernel, registers = label(entry["name"]), int(entry["registers"])
+        print(entry["arch"], *kernel.values(), "registers:", registers)
+        assert entry["stack"] == entry["stores"] == entry["loads"] == "0", entry
+        # Blocks of 256 threads on an SM's 65536 registers: 3 where the slab is resident, else 2.
+        assert registers <= (80 if kernel["resident"] == "1" else 128), entry
+
+
+@pytest.mark.gpu
+def test_accesses_of_16_bytes(built):
+    _, ptx = built
+    bodies = re.split(r"\.entry\s+", ptx)[1:]
+    assert len(bodies) == 27
+    for body in bodies:
+        kernel = label(body.split("(")[0])
+        if kernel["vector"] not in ("4", "8"):
+            continue
+        assert re.search(r"st\.global\.v4\.[buf]32", body)
+        copies = re.findall(r"cp\.async\.cg\.shared\.global \[\S+\], \[\S+\], 16", body)
+        loads = re.findall(r"ld\.global\.nc\.v4\.[buf]32", body)
+        if kernel["resident"] == "1":
+            assert copies
+            assert not loads
+        else:
+            assert loads
+            assert not copies
+        # Nothing of the tensors moves in smaller pieces: other stores are statistics and sums.
+        assert not re.search(r"ld\.local|st\.local|atom\.|red\.", body)
