@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "group_norm_silu_cpu.h"
+#include "group_norm_silu_plan.h"
 
 namespace pdfast {
 extern cpu::Isa cpu_isa;  // in group_norm_silu_op.cpp
@@ -68,6 +69,22 @@ py::dict cpu_plan(int64_t n, int64_t hw, int64_t c, int64_t groups) {
   return plan;
 }
 
+py::dict cuda_plan(int64_t n, int64_t hw, int64_t c, int64_t groups, bool sixteen_bit,
+                   bool backward, int shared_limit, bool clusters, int sms) {
+  const auto type = sixteen_bit ? pdfast::Dtype::bf16 : pdfast::Dtype::f32;
+  const auto plan = pdfast::summarize(pdfast::choose(
+      {n, hw, c, groups}, {type, type, type}, backward, {shared_limit, sms, clusters, true, 0}));
+  py::dict facts;
+  facts["slab"] = plan.slab;
+  facts["cluster"] = plan.cluster;
+  facts["threads"] = plan.threads;
+  facts["blocks"] = plan.grid;
+  facts["shared_bytes"] = plan.shared_bytes;
+  facts["resident"] = plan.resident;
+  facts["vector"] = plan.vector;
+  return facts;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -78,4 +95,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("use_cpu_isa", use_cpu_isa, "Choose one, for tests and benchmarks. ValueError if absent.");
   m.def("cpu_plan", cpu_plan, "How float32 images [n][hw][c] are cut into tasks.", py::arg("n"),
         py::arg("hw"), py::arg("c"), py::arg("groups"));
+  m.def("cuda_plan", cuda_plan,
+        "How a GPU would be used; defaults: an H100. RuntimeError where no kernel takes the call.",
+        py::arg("n"), py::arg("hw"), py::arg("c"), py::arg("groups"),
+        py::arg("sixteen_bit") = true, py::arg("backward") = false,
+        py::arg("shared_limit") = 227 * 1024, py::arg("clusters") = true, py::arg("sms") = 132);
 }

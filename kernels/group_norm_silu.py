@@ -7,19 +7,28 @@ On a CPU the slab that a core works on stays in its L2 cache; on a GPU, in share
 It loses where an image's slab fits neither (then x is read twice), and nowhere else known.
 """
 
+import importlib
+from typing import Any
+
 import torch
 import torch.nn.functional as F  # noqa: N812  # the name everyone knows
 from torch import Tensor
 
-try:
-    from pdfast import _C
-except ModuleNotFoundError:  # not built: setup.py said why
-    _C = None
-except ImportError as error:
-    raise ImportError(
-        "pdfast's extension does not fit the PyTorch that is installed; build it again with "
-        f"pip install --no-build-isolation --force-reinstall --no-deps on pdfast ({error})"
-    ) from error
+
+def _load() -> Any:
+    """The compiled module, which registers the ops; None where setup.py could not build it."""
+    try:
+        return importlib.import_module("pdfast._C")
+    except ModuleNotFoundError:
+        return None
+    except ImportError as error:
+        raise ImportError(
+            "pdfast's extension does not fit the PyTorch that is installed; build it again with "
+            f"pip install --no-build-isolation --force-reinstall --no-deps on pdfast ({error})"
+        ) from error
+
+
+_C = _load()
 
 
 def build_facts() -> dict[str, str | None]:

@@ -18,8 +18,8 @@ from pdfast.model import Model
 from pdfast.unet import Attention, GroupNormSiLU
 
 APEX_GROUPS = (16, 32)
-APEX_CHANNELS = (128, 256, 320, 448, 512, 640, 768, 896, 960, 1024, 1280, 1344, 1536, 1792, 1920)
-APEX_CHANNELS += (2048, 2240, 2560, 2688, 3072, 3136, 3584, 4096)
+APEX_CHANNELS = {128, 256, 320, 448, 512, 640, 768, 896, 960, 1024, 1280, 1344, 1536, 1792, 1920}
+APEX_CHANNELS |= {2048, 2240, 2560, 2688, 3072, 3136, 3584, 4096}
 APEX_ONE_PASS = 1024  # pixels up to which its one-pass kernel is meant for sm_80 and up
 
 
@@ -57,7 +57,7 @@ def check(config: Config, device: torch.device) -> None:
         if chosen == own:
             continue
         reason = why_not(name) or ("" if device.type == "cuda" else f"{chosen} needs a GPU")
-        widths = config.model.norm_widths() - set(APEX_CHANNELS)
+        widths = config.model.norm_widths() - APEX_CHANNELS
         if name == "group_norm" and not reason and (config.model.groups not in APEX_GROUPS):
             reason = f"apex normalises in {APEX_GROUPS[0]} or {APEX_GROUPS[1]} groups"
         if name == "group_norm" and not reason and widths:
