@@ -16,6 +16,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SCHEDULE = CosineSchedule()
 FEW = settings(max_examples=50, deadline=None, derandomize=True, database=None)
 MANY = settings(FEW, max_examples=500)
+FEW_NUMBERS = 64  # elements of an image
 
 SIDES = st.sampled_from([1, 5, 7, 12])
 SHAPES = st.tuples(st.integers(1, 3), st.sampled_from([1, 3]), SIDES, SIDES)
@@ -32,9 +33,7 @@ def images(shape, dtype, layout, generator):
         return wide[..., ::2]
     tensor = torch.randn(shape, generator=generator).to(DEVICE, dtype)
     last = layout == "channels last"
-    return tensor.contiguous(
-        memory_format=torch.channels_last if last else torch.contiguous_format
-    )
+    return tensor.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 def angles(num_steps, batch, generator):
@@ -51,8 +50,11 @@ def relative(tensor, exact):
     return float(difference / exact.norm().clamp(min=1e-300))
 
 
-def assert_accepted(ours, eager, exact):
+def assert_accepted(ours, eager, exact, terms=None):
     """Relative L2 error at most twice that of eager PyTorch in the same dtype, plus one ulp.
+
+    Of very few numbers, PyTorch's error is a matter of luck: there `terms` gives the size of what
+    was subtracted for each, and a float32 ulp of that is allowed as well.
 
     bfloat16 under the interpreter is cut off instead of rounded, which may cost that ulp. float16
     may overflow, but then as eager PyTorch does.
@@ -64,4 +66,6 @@ def assert_accepted(ours, eager, exact):
     assert torch.equal(ours.isfinite(), finite)
     ours, eager, exact = (t.double().where(finite, 0.0) for t in (ours, eager, exact))
     found, allowed = relative(ours, exact), relative(eager, exact)
+    if terms is not None:
+        ulp += torch.finfo(torch.float32).eps * float(terms.norm() / exact.norm())
     assert found <= 2 * allowed + ulp, f"{found:.3g} against {allowed:.3g} of eager PyTorch"

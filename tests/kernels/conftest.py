@@ -8,6 +8,8 @@ from pdfast.kernels import runtime
 TRITON = ("add_noise", "adamw", "ddim_step", "distill_loss", "launches")
 RUNS = runtime.HAVE_TRITON and (runtime.INTERPRETING or torch.cuda.is_available())
 collect_ignore = [] if RUNS else [f"test_{name}.py" for name in TRITON]
+if not runtime.INTERPRETING:
+    collect_ignore.append("test_bytes.py")  # counts at the interpreter
 
 
 @pytest.fixture
