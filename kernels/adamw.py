@@ -50,9 +50,8 @@ def adamw(
     (Loshchilov & Hutter 2019). ema = ema_decay ema + (1 - ema_decay) params, and params at step 1.
     Raises ValueError or TypeError for other shapes, dtypes or devices.
     """
-    runtime.check_tensor("params", params, runtime.STATES, params.shape)
-    if params.ndim != 1 or not len(params):
-        raise ValueError(f"params must be (P,), P at least 1, not {tuple(params.shape)}")
+    size = max(1, params.numel()) if isinstance(params, Tensor) else 1
+    runtime.check_tensor("params", params, runtime.STATES, (size,))
     flat = {"params": params, "grads": grads, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
     flat |= {} if ema is None else {"ema": ema}
     for name, buffer in (flat if copy is None else flat | {"copy": copy}).items():
@@ -249,7 +248,10 @@ def adamw_kernel(
         tl.store(params + element, weight, mask=mask)
         if ema is not None:
             average = tl.load(ema + element, mask=mask, other=0.0)
-            average = average + (weight - average) * (1.0 - ema_decay)
+            if ema_decay < 0.5:  # exactly the weights at 0
+                average = weight - (weight - average) * ema_decay
+            else:
+                average = average + (weight - average) * (1.0 - ema_decay)
             average = tl.where(count == 1.0, weight, average)  # the first is the weights
             tl.store(ema + element, average, mask=mask)
         if copy is not None:

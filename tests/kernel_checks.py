@@ -1,0 +1,71 @@
+"""What the tests of the Triton kernels share: inputs, and the rule of acceptance."""
+
+import typing
+
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+
+from pdfast.kernels import runtime
+from pdfast.kernels.names import Head, LossWeight
+from pdfast.schedule import CosineSchedule
+
+DEVICE = torch.device("cpu" if runtime.INTERPRETING else "cuda")
+HEADS, WEIGHTS = typing.get_args(Head), typing.get_args(LossWeight)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+SCHEDULE = CosineSchedule()
+FEW = settings(max_examples=50, deadline=None, derandomize=True, database=None)
+MANY = settings(FEW, max_examples=500)
+FEW_NUMBERS = 64  # elements of an image
+
+SIDES = st.sampled_from([1, 5, 7, 12])
+SHAPES = st.tuples(st.integers(1, 3), st.sampled_from([1, 3]), SIDES, SIDES)
+LAYOUTS = st.sampled_from(["channels last", "channels first", "every other column"])
+STEPS = st.sampled_from([1, 2, 3, 64, 8192])
+SEEDS = st.integers(0, 2**31 - 1)
+
+
+def images(shape, dtype, layout, generator):
+    """Standard normal images, laid out in memory in one of three ways."""
+    b, c, h, w = shape
+    if layout == "every other column":
+        wide = torch.randn(b, c, h, 2 * w, generator=generator).to(DEVICE, dtype)
+        return wide[..., ::2]
+    tensor = torch.randn(shape, generator=generator).to(DEVICE, dtype)
+    last = layout == "channels last"
+    return tensor.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
+def angles(num_steps, batch, generator):
+    """i = 0, N - 1, then any; their phi_t and phi_mid, and where i is 0."""
+    i = torch.randint(0, num_steps, (batch,), generator=generator)
+    i[: min(batch, 2)] = torch.tensor([0, num_steps - 1])[:batch]
+    phi_t, phi_mid = SCHEDULE.phi((i + 1.0) / num_steps), SCHEDULE.phi((i + 0.5) / num_steps)
+    return phi_t.to(DEVICE), phi_mid.to(DEVICE), (i == 0).to(DEVICE)
+
+
+def relative(tensor, exact):
+    """||tensor - exact|| / ||exact||, in float64."""
+    difference = (tensor.double() - exact).norm()
+    return float(difference / exact.norm().clamp(min=1e-300))
+
+
+def assert_accepted(ours, eager, exact, terms=None):
+    """Relative L2 error at most twice that of eager PyTorch in the same dtype, plus one ulp.
+
+    Of very few numbers, PyTorch's error is a matter of luck: there `terms` gives the size of what
+    was subtracted for each, and a float32 ulp of that is allowed as well.
+
+    bfloat16 under the interpreter is cut off instead of rounded, which may cost that ulp. float16
+    may overflow, but then as eager PyTorch does.
+    """
+    assert ours.dtype == eager.dtype
+    assert ours.shape == eager.shape
+    ulp = torch.finfo(ours.dtype).eps
+    finite = eager.isfinite()
+    assert torch.equal(ours.isfinite(), finite)
+    ours, eager, exact = (t.double().where(finite, 0.0) for t in (ours, eager, exact))
+    found, allowed = relative(ours, exact), relative(eager, exact)
+    if terms is not None:
+        ulp += torch.finfo(torch.float32).eps * float(terms.norm() / exact.norm())
+    assert found <= 2 * allowed + ulp, f"{found:.3g} against {allowed:.3g} of eager PyTorch"

@@ -1,0 +1,25 @@
+"""Triton kernels are tested under Triton's interpreter, or on a GPU."""
+
+import pytest
+import torch
+
+from pdfast.kernels import runtime
+
+TRITON = ("add_noise", "adamw", "ddim_step", "distill_loss", "launches")
+RUNS = runtime.HAVE_TRITON and (runtime.INTERPRETING or torch.cuda.is_available())
+collect_ignore = [] if RUNS else [f"test_{name}.py" for name in TRITON]
+if not runtime.INTERPRETING:
+    collect_ignore.append("test_bytes.py")  # counts at the interpreter
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """Names of the kernels launched during the test, in order."""
+    names, real = [], runtime.launch
+
+    def counted(kernel, *args, **kwargs):
+        names.append(kernel.fn.__name__)
+        real(kernel, *args, **kwargs)
+
+    monkeypatch.setattr(runtime, "launch", counted)
+    return names

@@ -1,0 +1,184 @@
+"""adamw against float64, and against torch.optim.AdamW with clipping and averaging."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from kernel_checks import DEVICE, FEW, MANY, SEEDS, assert_accepted
+from torch.library import opcheck
+
+from pdfast.kernels import adamw as file
+from pdfast.kernels.adamw import adamw, adamw_op, adamw_reference
+
+CASE = {
+    "size": st.sampled_from([101, 1000, 1024, 5003]),
+    "max_norm": st.sampled_from([0.0, 0.01, 1.0, 1e6]),
+    "weight_decay": st.sampled_from([0.0, 0.01, 0.3]),
+    "ema_decay": st.sampled_from([None, 0.0, 0.9, 0.9999]),
+    "lr": st.sampled_from([0.0, 1e-4, 0.1]),
+    "betas": st.sampled_from([(0.9, 0.999), (0.5, 0.99)]),
+    "scale": st.sampled_from([1e-6, 1.0, 1e4]),
+    "first_step": st.sampled_from([1, 2, 50_000]),
+    "draw": SEEDS,
+}
+NAMES = ("params", "exp_avg", "exp_avg_sq", "ema")
+
+
+def start(size, ema, copy, generator):
+    """Buffers before an update: params, grads, exp_avg, exp_avg_sq, ema, copy."""
+    draw = [torch.randn(size, generator=generator).to(DEVICE) for _ in range(5)]
+    params, grads, exp_avg, exp_avg_sq, average = draw
+    copies = None if copy is None else torch.empty(size, dtype=copy, device=DEVICE)
+    return params, grads, exp_avg / 10, exp_avg_sq.square(), average if ema else None, copies
+
+
+def to(buffers, dtype):
+    return [None if b is None else b.clone().to(dtype) for b in buffers[:5]] + [None]
+
+
+def check(copy, size, max_norm, weight_decay, ema_decay, lr, betas, scale, first_step, draw):
+    g = torch.Generator().manual_seed(draw)
+    ours = start(size, ema_decay is not None, copy, g)
+    if first_step == 1:
+        ours[2].zero_(), ours[3].zero_()
+    exact, eager = to(ours, torch.float64), to(ours, torch.float32)
+    numbers = (max_norm, *betas, 1e-8, weight_decay, ema_decay or 0.0)
+    names = ("max_norm", "beta1", "beta2", "eps", "weight_decay", "ema_decay")
+    for step in range(first_step, first_step + 2):
+        grads = scale * torch.randn(size, generator=g).to(DEVICE)
+        ours[1].copy_(grads), exact[1].copy_(grads), eager[1].copy_(grads)
+        counters = torch.tensor([lr], device=DEVICE), torch.tensor([step], device=DEVICE)
+        norm = adamw(*ours, *counters, **dict(zip(names, numbers, strict=True)))
+        norm_exact = adamw_reference(*exact, *counters, *numbers)
+        norm_eager = adamw_reference(*eager, *counters, *numbers)
+        assert_accepted(norm, norm_eager, norm_exact)
+    for mine, theirs, truth in zip(ours[:5], eager, exact, strict=False):
+        if mine is not None:
+            assert_accepted(mine, theirs, truth)
+    if copy is not None:
+        assert_accepted(ours[5], eager[0].to(copy), exact[0])
+    if ema_decay is not None and first_step + 1 == step and ema_decay == 0.0:
+        assert torch.equal(ours[4], ours[0])
+
+
+@pytest.mark.parametrize("copy", [None, torch.bfloat16, torch.float16], ids=str)
+def test_random_cases(copy):
+    FEW(given(**CASE)(lambda **case: check(copy, **case)))()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("copy", [None, torch.bfloat16, torch.float16], ids=str)
+def test_many_random_cases(copy):
+    MANY(given(**CASE)(lambda **case: check(copy, **case)))()
+
+
+@pytest.mark.parametrize("max_norm", [0.0, 1.0, 1e6])
+@pytest.mark.parametrize("kernel", [True, False])
+def test_torch_adamw_with_clipping_and_averaging(kernel, max_norm, monkeypatch):
+    """Each update from the same state: at most 1e-6 apart, relative to each buffer."""
+    monkeypatch.setattr(file.runtime, "uses_triton", lambda *_: kernel)
+    g = torch.Generator().manual_seed(0)
+    ours = start(3001, True, None, g)
+    ours[2].zero_(), ours[3].zero_()
+    theirs = torch.nn.Parameter(ours[0].clone())
+    optimizer = torch.optim.AdamW([theirs], lr=0.1, weight_decay=0.1)
+    average = ours[4].clone()
+    for step in range(1, 6):
+        ours[1].copy_(torch.randn(3001, generator=g))
+        theirs.grad = ours[1].clone()
+        norm = torch.nn.utils.clip_grad_norm_([theirs], max_norm or float("inf"))
+        optimizer.param_groups[0]["lr"] = 0.1 / step
+        optimizer.step()
+        average.lerp_(theirs.detach(), 1.0 if step == 1 else 0.01)
+        counters = torch.tensor([0.1 / step], device=DEVICE), torch.tensor([step], device=DEVICE)
+        got = adamw(*ours, *counters, max_norm=max_norm, weight_decay=0.1, ema_decay=0.99)
+        state = optimizer.state[theirs]
+        pairs = [(got, norm), (ours[0], theirs.detach()), (ours[4], average)]
+        pairs += [(ours[2], state["exp_avg"]), (ours[3], state["exp_avg_sq"])]
+        for mine, expected in pairs:
+            assert (mine - expected).norm() <= 1e-6 * expected.norm()
+            mine.copy_(expected)  # the next update starts from the same state
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+def test_a_norm_that_is_not_finite_does_as_in_torch(bad):
+    ours = start(50, False, None, torch.Generator().manual_seed(0))
+    ours[1][7] = bad
+    theirs = torch.nn.Parameter(ours[0].clone())
+    theirs.grad = ours[1].clone()
+    expected = torch.nn.utils.clip_grad_norm_([theirs], 1.0)
+    counters = torch.tensor([0.1], device=DEVICE), torch.tensor([1], device=DEVICE)
+    ours[2].zero_(), ours[3].zero_()
+    assert torch.equal(adamw(*ours, *counters, max_norm=1.0).isnan(), expected.isnan())
+    torch.optim.AdamW([theirs], lr=0.1, weight_decay=0.0).step()
+    assert torch.equal(ours[0].isnan(), theirs.isnan())
+    assert torch.allclose(ours[0], theirs.detach(), rtol=1e-6, equal_nan=True)
+
+
+def test_the_same_bits_again_with_several_blocks_per_program(monkeypatch):
+    monkeypatch.setattr(file, "PROGRAMS", 4)
+    check(torch.bfloat16, 10 * file.BLOCK + 3, 0.1, 0.1, 0.9, 0.1, (0.9, 0.999), 1.0, 1, 0)
+    counters = torch.tensor([0.1], device=DEVICE), torch.tensor([1], device=DEVICE)
+    runs = []
+    for _ in range(2):
+        buffers = start(10 * file.BLOCK + 3, True, None, torch.Generator().manual_seed(0))
+        norm = adamw(*buffers, *counters, max_norm=0.1, ema_decay=0.9)
+        runs.append((norm, buffers[0], *buffers[2:5]))
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+@pytest.mark.parametrize("size", [1, 2, 17])
+def test_short_buffers_are_the_beginning_of_long_ones(size):
+    whole = start(100, True, torch.bfloat16, torch.Generator().manual_seed(0))
+    part = [buffer[:size].clone() for buffer in whole]
+    counters = torch.tensor([0.1], device=DEVICE), torch.tensor([3], device=DEVICE)
+    for buffers in (whole, part):
+        norm = adamw(*buffers, *counters, max_norm=0.0, weight_decay=0.1, ema_decay=0.9)
+    assert all(torch.equal(a, b[:size]) for a, b in zip(part, whole, strict=True))
+    assert torch.allclose(norm, part[1].norm(), rtol=1e-6)
+
+
+def test_gradients_that_overflow_when_squared():
+    buffers = start(100, False, None, torch.Generator().manual_seed(0))
+    buffers[1].fill_(1e25)
+    counters = torch.tensor([0.1], device=DEVICE), torch.tensor([1], device=DEVICE)
+    norm = adamw(*buffers, *counters, max_norm=1.0)
+    if file.runtime.uses_triton(DEVICE):  # torch's own norm of float32 overflows
+        assert float(norm) == pytest.approx(1e26, rel=1e-6)
+
+
+def arguments():
+    buffers = start(33, True, torch.bfloat16, torch.Generator().manual_seed(0))
+    rate, step = torch.tensor([0.1], device=DEVICE), torch.tensor([1], device=DEVICE)
+    names = ("params", "grads", "exp_avg", "exp_avg_sq", "ema", "copy", "lr", "step")
+    return dict(zip(names, (*buffers, rate, step), strict=True))
+
+
+def test_registered():
+    numbers = (1.0, 0.9, 0.999, 1e-8, 0.1, 0.9)
+    opcheck(adamw_op, (*arguments().values(), *numbers))
+    opcheck(adamw_op, (*(arguments() | {"ema": None, "copy": None}).values(), *numbers))
+
+
+@pytest.mark.parametrize(
+    ("name", "bad", "message"),
+    [
+        ("params", lambda t: t.half(), "params must be float32 or float64, not float16"),
+        ("params", lambda t: t[None], r"params must have shape \(33,\), not \(1, 33\)"),
+        ("params", lambda t: t[:0], r"params must have shape \(1,\), not \(0,\)"),
+        ("params", lambda t: [1.0], "params must be a tensor, not list"),
+        ("grads", lambda t: t.double(), "grads must be float32, not float64"),
+        ("exp_avg", lambda t: t[:3], r"exp_avg must have shape \(33,\), not \(3,\)"),
+        ("exp_avg_sq", lambda t: t.to("meta"), "exp_avg_sq must be on .*, not on meta"),
+        ("ema", lambda t: torch.empty(66, device=DEVICE)[::2], "ema must be contiguous"),
+        ("copy", lambda t: t.float(), "copy must be bfloat16 or float16, not float32"),
+        ("lr", lambda t: 0.1, "lr must be a tensor, not float"),
+        ("lr", lambda t: t[0], r"lr must have shape \(1,\), not \(\)"),
+        ("step", lambda t: t.float(), "step must be int64, not float32"),
+    ],
+)
+def test_bad_arguments(name, bad, message):
+    args = arguments()
+    args[name] = bad(args[name])
+    with pytest.raises((TypeError, ValueError), match=message):
+        adamw(**args, max_norm=1.0)

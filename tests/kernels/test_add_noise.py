@@ -1,0 +1,176 @@
+"""add_noise against its reference: integers to the bit, normals to an ulp, images in float64."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from kernel_checks import (
+    DEVICE,
+    DTYPES,
+    FEW,
+    HEADS,
+    LAYOUTS,
+    MANY,
+    SCHEDULE,
+    SEEDS,
+    SIDES,
+    assert_accepted,
+)
+from torch.library import opcheck
+
+from pdfast.kernels import philox, runtime
+from pdfast.kernels.add_noise import BLOCK, add_noise, add_noise_op, add_noise_reference
+from pdfast.kernels.philox import normal_pair
+from pdfast.kernels.runtime import tl, triton
+
+CASE = {
+    "shape": st.tuples(st.integers(1, 9), st.sampled_from([1, 3]), SIDES, SIDES),
+    "layout": LAYOUTS,
+    "num_steps": st.sampled_from([0, 1, 2, 3, 64, 8192]),
+    "seed": st.sampled_from([0, 1, 2**31, 2**32 - 1]),
+    "round_": st.sampled_from([0, 1, 13]),
+    "update": st.sampled_from([0, 1, 49_999, 2**32 - 1, 2**32, 2**40 + 3]),
+    "first": st.sampled_from([0, 1, 1000]),
+    "num": st.integers(1, 4),
+    "flip": st.booleans(),
+    "head": st.sampled_from([None, *HEADS]),
+    "held": st.booleans(),
+    "draw": SEEDS,
+}
+
+
+def data(shape, layout, draw):
+    m, c, h, w = shape
+    g = torch.Generator().manual_seed(draw)
+    pixels = torch.randint(0, 256, (m, c, h, 2 * w), generator=g, dtype=torch.uint8).to(DEVICE)
+    if layout == "every other column":
+        return pixels[..., ::2]
+    last = layout == "channels last"
+    return pixels[..., :w].contiguous(
+        memory_format=torch.channels_last if last else torch.contiguous_format
+    )
+
+
+def check(dtype, shape, layout, draw, num_steps, **case):
+    pixels = data(shape, layout, draw)
+    got = add_noise(pixels, (SCHEDULE.a, SCHEDULE.b), num_steps, net_dtype=dtype, **case)
+    case["update"] = torch.tensor([case["update"]], device=DEVICE)
+    args = {"a": SCHEDULE.a, "b": SCHEDULE.b, "num_steps": num_steps, **case}
+    exact, phi_t, phi_mid, last, chosen, y_exact = add_noise_reference(
+        pixels, dtype=torch.float64, **args
+    )
+    eager, *_, y = add_noise_reference(pixels, dtype=torch.float32, **args)
+    assert torch.equal(got.chosen, chosen)
+    assert torch.equal(got.last, last)
+    assert torch.equal(got.phi_t, phi_t)
+    assert torch.equal(got.phi_mid, phi_mid)
+    assert_accepted(got.z_t, eager, exact)
+    assert_accepted(got.z_in, eager.to(dtype), exact)
+    assert (got.z_in is got.z_t) == (dtype == torch.float32)
+    assert (got.y is None) == (case["head"] is None)
+    if got.y is not None:
+        assert_accepted(got.y, y, y_exact)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_random_cases(dtype):
+    FEW(given(**CASE)(lambda **case: check(dtype, **case)))()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_many_random_cases(dtype):
+    MANY(given(**CASE)(lambda **case: check(dtype, **case)))()
+
+
+ARGS = {
+    "images": data((9, 3, 5, 7), "channels last", 0),
+    "schedule": (SCHEDULE.a, SCHEDULE.b),
+    "num_steps": 64,
+    "seed": 7,
+    "round_": 3,
+    "update": 11,
+    "num": 4,
+}
+
+
+def test_the_same_bits_again_and_by_position():
+    first, second = (add_noise(**ARGS, flip=True, head="v") for _ in range(2))
+    part = add_noise(**ARGS | {"first": 1, "num": 2}, flip=True, head="v")
+    for name in ("z_t", "phi_t", "phi_mid", "last", "chosen", "y"):
+        assert torch.equal(getattr(first, name), getattr(second, name))
+        assert torch.equal(getattr(first, name)[1:3], getattr(part, name))
+
+
+def test_an_update_on_the_device_is_the_same_as_a_number():
+    here = torch.tensor([11], device=DEVICE)
+    assert torch.equal(add_noise(**ARGS).z_t, add_noise(**ARGS | {"update": here}).z_t)
+
+
+def test_more_elements_than_a_block():
+    pixels = data((3, 3, 31, 29), "channels last", 0)
+    args = {"update": 1, "first": 0, "num": 2, "flip": True, "head": "v", "held": False}
+    assert pixels[0].numel() > BLOCK
+    for num_steps in (0, 8):
+        case = {"num_steps": num_steps, "seed": 5, "round_": 0, **args}
+        check(torch.bfloat16, (3, 3, 31, 29), "channels last", 0, **case)
+
+
+@triton.jit
+def normals_kernel(words, out, block: tl.constexpr):
+    pair = 2 * (tl.program_id(0) * block + tl.arange(0, block))
+    word_0, word_1 = tl.load(words + pair).to(tl.uint32), tl.load(words + pair + 1).to(tl.uint32)
+    normal_0, normal_1 = normal_pair(word_0, word_1)
+    tl.store(out + pair, normal_0)
+    tl.store(out + pair + 1, normal_1)
+
+
+def test_normals_are_those_of_pytorch_to_an_ulp():
+    """A million of random words, and all pairs of words about quarter turns and the ends."""
+    g = torch.Generator().manual_seed(0)
+    near = [turn * 2**30 + d for turn in range(5) for d in (-2, -1, 0, 1, 2)]
+    near = torch.tensor([w for w in near if 0 <= w < 2**32])
+    extreme = torch.cartesian_prod(near, near).flatten()
+    words = torch.randint(0, 2**32, (2**20,), generator=g)
+    words[: len(extreme)] = extreme
+    expected = philox.normal_of(words[None])[0]
+    got, block = torch.empty(2**20, device=DEVICE), 2**13
+    grid = (len(words) // 2 // block,)
+    runtime.launch(normals_kernel, grid, DEVICE, words.to(DEVICE), got, block=block)
+    ulps = (got.cpu().view(torch.int32).long() - expected.view(torch.int32).long()).abs()
+    same = got.cpu() == expected  # 0 and -0 are
+    differ, most = int((~same).sum()), int(ulps.where(~same, 0).max())
+    print(f"\n{differ} normals of {len(same)} differ, by at most {most} ulp")
+    assert (same | (ulps <= 1)).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("head", [None, "v"])
+def test_registered(dtype, head):
+    update = torch.tensor([3], device=DEVICE)
+    draws = (64, 7, 3, update, 0, 4, True, head, dtype, False)
+    opcheck(add_noise_op, (ARGS["images"], SCHEDULE.a, SCHEDULE.b, *draws))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"images": ARGS["images"].float()}, "images must be uint8, not float32"),
+        ({"images": ARGS["images"][0]}, r"images must be \(B, C, H, W\).*not \(3, 5, 7\)"),
+        ({"images": ARGS["images"][:0]}, "images must be .*none of them 0"),
+        ({"images": None}, "images must be a tensor, not NoneType"),
+        ({"update": torch.zeros(2, dtype=torch.int64)}, r"update must have shape \(1,\)"),
+        ({"update": torch.zeros(1, device=DEVICE)}, "update must be int64, not float32"),
+        ({"update": torch.zeros(1, dtype=torch.int64, device="meta")}, "update must be on"),
+        ({"head": "w"}, "head must be one of x, eps, v, both, not 'w'"),
+        ({"net_dtype": torch.int32}, "net_dtype must be a floating-point type"),
+        ({"num_steps": -1}, "num_steps must be in 0"),
+        ({"seed": 2**32}, r"seed must be in 0 .. 4294967295, not 4294967296"),
+        ({"round_": -1}, "round_ must be in 0"),
+        ({"first": -1}, "first must be in 0"),
+        ({"num": 0}, "num must be at least 1, not 0"),
+    ],
+)
+def test_bad_arguments(changed, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        add_noise(**ARGS | changed)

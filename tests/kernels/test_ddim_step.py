@@ -1,0 +1,111 @@
+"""ddim_step against its reference in float64."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from kernel_checks import (
+    DTYPES,
+    FEW,
+    HEADS,
+    LAYOUTS,
+    MANY,
+    SEEDS,
+    SHAPES,
+    STEPS,
+    angles,
+    assert_accepted,
+    images,
+)
+from torch.library import opcheck
+
+from pdfast.kernels.ddim_step import ddim_step, ddim_step_op, ddim_step_reference
+
+CASE = {
+    "head": st.sampled_from(HEADS),
+    "shape": SHAPES,
+    "layout": LAYOUTS,
+    "num_steps": STEPS,
+    "draw": SEEDS,
+}
+
+
+def inputs(head, shape, layout, num_steps, draw, dtype):
+    g = torch.Generator().manual_seed(draw)
+    b, c, h, w = shape
+    z = images(shape, torch.float32, layout, g)
+    out = images((b, 2 * c if head == "both" else c, h, w), dtype, layout, g)
+    phi, phi_next, _ = angles(num_steps, b, g)
+    return z, out, phi, phi_next, head
+
+
+def check(dtype, **case):
+    z, out, phi, phi_next, head = inputs(**case, dtype=dtype)
+    exact = ddim_step_reference(z.double(), out.double(), phi, phi_next, head)
+    eager = ddim_step_reference(z, out.float(), phi, phi_next, head)
+    step = ddim_step(z, out, phi, phi_next, head, dtype)
+    assert_accepted(step.z, eager, exact)
+    assert_accepted(step.z_in, eager.to(dtype), exact)
+    assert (step.z_in is step.z) == (dtype == torch.float32)
+    assert step.z.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_random_cases(dtype):
+    FEW(given(**CASE)(lambda **case: check(dtype, **case)))()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_many_random_cases(dtype):
+    MANY(given(**CASE)(lambda **case: check(dtype, **case)))()
+
+
+ARGS = {
+    "head": "v",
+    "shape": (3, 3, 5, 7),
+    "layout": "channels last",
+    "num_steps": 64,
+    "draw": 0,
+    "dtype": torch.bfloat16,
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_the_same_bits_again(head):
+    args = inputs(**ARGS | {"head": head})
+    first, second = (ddim_step(*args, torch.bfloat16) for _ in range(2))
+    assert torch.equal(first.z, second.z)
+    assert torch.equal(first.z_in, second.z_in)
+
+
+def test_more_elements_than_a_block():
+    check(**ARGS | {"shape": (2, 3, 31, 29)})
+
+
+@pytest.mark.parametrize("net_dtype", [torch.float32, torch.bfloat16])
+def test_registered(net_dtype):
+    opcheck(ddim_step_op, (*inputs(**ARGS), net_dtype))
+
+
+@pytest.mark.parametrize(
+    ("position", "bad", "message"),
+    [
+        (0, lambda t: t.half(), "z must be float32 or float64, not float16"),
+        (0, lambda t: t[0], r"z must be \(B, C, H, W\), none of them 0, not \(3, 5, 7\)"),
+        (0, lambda t: t[:0], "z must be .*none of them 0"),
+        (0, lambda t: 1.0, "z must be a tensor, not float"),
+        (1, lambda t: t[:2], r"out must have shape \(3, 3, 5, 7\), not \(2, 3, 5, 7\)"),
+        (1, lambda t: t.long(), "out must be float32 or bfloat16 or float16 or float64"),
+        (2, lambda t: t.float(), "phi must be float64, not float32"),
+        (3, lambda t: t[:1], r"phi_next must have shape \(3,\), not \(1,\)"),
+        (3, lambda t: t.to("meta"), "phi_next must be on .*, not on meta"),
+        (4, lambda t: "both", r"out must have shape \(3, 6, 5, 7\)"),
+        (4, lambda t: "w", "head must be one of x, eps, v, both, not 'w'"),
+    ],
+)
+def test_bad_arguments(position, bad, message):
+    args = list(inputs(**ARGS))
+    args[position] = bad(args[position])
+    with pytest.raises((TypeError, ValueError), match=message):
+        ddim_step(*args)

@@ -1,0 +1,152 @@
+"""distill_loss and data_loss against their references in float64."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from kernel_checks import (
+    DTYPES,
+    FEW,
+    FEW_NUMBERS,
+    HEADS,
+    LAYOUTS,
+    MANY,
+    SEEDS,
+    SHAPES,
+    STEPS,
+    WEIGHTS,
+    angles,
+    assert_accepted,
+    images,
+)
+from torch.library import opcheck
+
+from pdfast.kernels.angles import prediction
+from pdfast.kernels.distill_loss import (
+    data_loss,
+    data_loss_op,
+    distill_loss,
+    distill_loss_op,
+    loss_and_grad,
+    loss_weight,
+    target,
+)
+
+CASE = {
+    "head": st.sampled_from(HEADS),
+    "weight": st.sampled_from(WEIGHTS),
+    "shape": SHAPES,
+    "layout": LAYOUTS,
+    "num_steps": STEPS,
+    "draw": SEEDS,
+}
+
+
+def inputs(head, weight, shape, layout, num_steps, draw, dtype):
+    g = torch.Generator().manual_seed(draw)
+    b, c, h, w = shape
+    raw = (b, 2 * c if head == "both" else c, h, w)
+    out, out_t, out_mid = (images(raw, dtype, layout, g) for _ in range(3))
+    z_t = images(shape, torch.float32, layout, g)
+    return out, z_t, out_t, out_mid, *angles(num_steps, b, g), head, weight
+
+
+def assert_loss_accepted(loss, args, y, y_rounded):
+    """A loss of args[0] against the float64 target y; `y_rounded` is the float32 one."""
+    out, phi, head, weight = args
+    exact = loss_and_grad(out.double(), y, phi, head, weight)
+    eager = loss_and_grad(out.float(), y_rounded, phi, head, weight)
+    per_image_terms, grad_terms = None, None
+    if y[0].numel() < FEW_NUMBERS:  # y-hat - y: the gradient is linear in it, the loss quadratic
+        found = prediction(out.double(), phi, head)
+        amplified = (found.abs() + y.abs()) / (found - y).abs().clamp(min=1e-200)
+        k = loss_weight(phi, head, weight)
+        per_image_terms = 2 * k * ((found - y).square() * amplified).flatten(1).mean(1)
+        copies = exact.grad_out.shape[1] // y.shape[1]
+        grad_terms = exact.grad_out * torch.cat([amplified] * copies, 1)
+    assert_accepted(loss.per_image, eager.per_image, exact.per_image, per_image_terms)
+    assert_accepted(loss.grad_out, eager.grad_out.to(out.dtype), exact.grad_out, grad_terms)
+    assert loss.grad_out.is_contiguous(memory_format=torch.channels_last)
+
+
+def target_in(dtype, z_t, out_t, out_mid, phi_t, phi_mid, last, head):
+    return target(z_t.to(dtype), out_t.to(dtype), out_mid.to(dtype), phi_t, phi_mid, last, head)
+
+
+def check(dtype, **case):
+    args = inputs(**case, dtype=dtype)
+    out, z_t, *teacher, head, weight = args
+    phi = teacher[2]
+    y, y_rounded = (target_in(d, z_t, *teacher, head) for d in (torch.float64, torch.float32))
+    rest = (out, phi, head, weight)
+    assert_loss_accepted(distill_loss(*args), rest, y, y_rounded)
+    assert_loss_accepted(data_loss(out, z_t, phi, head, weight), rest, z_t.double(), z_t)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_random_cases(dtype):
+    FEW(given(**CASE)(lambda **case: check(dtype, **case)))()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_many_random_cases(dtype):
+    MANY(given(**CASE)(lambda **case: check(dtype, **case)))()
+
+
+ARGS = {
+    "head": "v",
+    "weight": "snr_trunc",
+    "shape": (3, 3, 5, 7),
+    "layout": "channels last",
+    "num_steps": 64,
+    "draw": 0,
+    "dtype": torch.float32,
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("head", HEADS)
+def test_every_weight_and_the_same_bits_again(head, dtype):
+    for weight in WEIGHTS:
+        case = ARGS | {"head": head, "weight": weight, "dtype": dtype}
+        check(**case)
+        args = inputs(**case)
+        first, second = distill_loss(*args), distill_loss(*args)
+        assert torch.equal(first.per_image, second.per_image)
+        assert torch.equal(first.grad_out, second.grad_out)
+
+
+def test_more_elements_than_a_block():
+    check(**ARGS | {"shape": (2, 3, 31, 29)})
+
+
+def test_registered():
+    args = inputs(**ARGS)
+    opcheck(distill_loss_op, args)
+    opcheck(data_loss_op, (args[0], args[1], args[4], "v", "snr"))
+
+
+@pytest.mark.parametrize(
+    ("position", "bad", "message"),
+    [
+        (0, lambda t: t.double().long(), "out must be float32 or bfloat16 or float16 or float64"),
+        (0, lambda t: t[:2], r"out must have shape \(3, 3, 5, 7\)"),
+        (1, lambda t: t.half(), "z_t must be float32 or float64, not float16"),
+        (1, lambda t: t[0], r"z_t must be \(B, C, H, W\), none of them 0, not \(3, 5, 7\)"),
+        (1, lambda t: t[:0], "z_t must be .*none of them 0"),
+        (2, lambda t: None, "out_t must be a tensor, not NoneType"),
+        (3, lambda t: t[:, :1], "out_mid must have shape"),
+        (4, lambda t: t.float(), "phi_t must be float64, not float32"),
+        (5, lambda t: t[:1], r"phi_mid must have shape \(3,\), not \(1,\)"),
+        (5, lambda t: t.to("meta"), "phi_mid must be on .*, not on meta"),
+        (6, lambda t: t.long(), "last must be bool, not int64"),
+        (7, lambda t: "w", "head must be one of x, eps, v, both, not 'w'"),
+        (8, lambda t: "min_snr", "weight must be one of constant, snr, snr_trunc, v_mse"),
+    ],
+)
+def test_bad_arguments(position, bad, message):
+    args = list(inputs(**ARGS))
+    args[position] = bad(args[position])
+    with pytest.raises((TypeError, ValueError), match=message):
+        distill_loss(*args)
