@@ -49,7 +49,7 @@ test-slow: $(READY)
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels -m slow -n 2
 
 bench: $(READY)
-	$(BIN)/python -m pytest benchmarks --benchmark-only
+	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds
 
 clean:
 	rm -rf .venv build *.egg-info pdfast/*.so .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,55 @@
+"""adamw: clipping, AdamW, averaged weights and their bfloat16 copy."""
+
+import pytest
+import torch
+from harness import COPY
+
+from pdfast import peers
+from pdfast.config import load_config
+from pdfast.kernels.adamw import adamw
+from pdfast.unet import UNet
+
+CASES = ["cifar10", "digits"] if torch.cuda.is_available() else ["digits"]
+
+
+@pytest.mark.parametrize("who", ["pdfast", "eager", "torch fused", "apex", COPY])
+def test_adamw(case, who, measure, device):
+    """All parameters of a config's net, with averaged weights; eager: AdamW(foreach=True)."""
+    absent = peers.why_not("optimizer") if who == "apex" else ""
+    with torch.device("meta"):
+        shapes = [p.shape for p in UNet(load_config(case).model).parameters()]
+    size = -(-sum(s.numel() for s in shapes) // 16) * 16
+    moved = size * (4 + 16 + 12 + 8 + 2)
+    options = {"max_norm": 1.0, "weight_decay": 0.01, "ema_decay": 0.9999}
+    lr = torch.full((1,), 1e-4, dtype=torch.float64, device=device)
+    step = torch.full((1,), 7, dtype=torch.int64, device=device)
+
+    if who in ("pdfast", "apex"):
+        flat = [torch.randn(size, device=device) for _ in range(2)]
+        flat += [torch.zeros(size, device=device) for _ in range(2)] + [flat[0].clone()]
+        copy = torch.empty(size, dtype=torch.bfloat16, device=device)
+        function = adamw if who == "pdfast" else peers.apex_adamw
+        run = lambda: function(*flat, copy, lr, step, **options)  # noqa: E731
+    elif who == COPY:
+        source = torch.empty(moved // 2, dtype=torch.uint8, device=device)
+        target = torch.empty_like(source)
+        run = lambda: target.copy_(source)  # noqa: E731
+    else:
+        params = [torch.randn(s, device=device).requires_grad_() for s in shapes]
+        averages = [p.detach().clone() for p in params]
+        copies = [p.detach().bfloat16() for p in params]
+        for p in params:
+            p.grad = torch.randn_like(p)
+        kind = {"fused": True} if who == "torch fused" else {"foreach": True}
+        on_gpu = {"capturable": True} if device.type == "cuda" else {}
+        optimizer = torch.optim.AdamW(params, lr=1e-4, weight_decay=0.01, **kind, **on_gpu)
+
+        def run():
+            torch.nn.utils.clip_grad_norm_(params, 1.0, foreach=True)
+            optimizer.step()
+            with torch.no_grad():
+                torch._foreach_lerp_(averages, params, 1e-4)
+                torch._foreach_copy_(copies, params)
+
+    name = f"{case}, {size:,} parameters"
+    measure(run, op="adamw", shape=name, who=who, moved=moved, absent=absent)

@@ -1,0 +1,95 @@
+"""How the benchmarks measure, and the table that they end with.
+
+Each test times one implementation of an op on one shape and reports it with `measure`. On a GPU a
+call is captured in a CUDA graph and replayed, as training does, so that launch overhead in Python
+does not count. GB/s are those of the bytes that the op must move, whatever an implementation does.
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from harness import PER_GRAPH, ROWS, capture, table
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="one round of the smallest shapes")
+    parser.addoption("--rows", type=Path, help="also write the measured rows to this JSON file")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[ROWS] = []
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`case`: of the module's CASES, or with --quick the last, its smallest."""
+    if "case" in metafunc.fixturenames:
+        cases = metafunc.module.CASES
+        cases = cases[-1:] if metafunc.config.getoption("--quick") else cases
+        metafunc.parametrize("case", cases, ids=str)
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """The GPU, if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture
+def measure(benchmark: Any, device: torch.device, request: pytest.FixtureRequest) -> Callable:
+    """measure(function, op=, shape=, who=, moved=): time a call that moves `moved` bytes.
+
+    Where the implementation is not installed, `absent` is the reason, which the table shows.
+    """
+    quick = request.config.getoption("--quick")
+
+    def run(
+        function: Callable[[], object],
+        *,
+        op: str,
+        shape: object,
+        who: str,
+        moved: int = 0,
+        absent: str = "",
+    ) -> None:
+        row = {"op": op, "shape": str(shape), "who": who, "seconds": None, "bytes": moved}
+        request.config.stash[ROWS].append(row)
+        if absent:
+            row["absent"] = absent
+            pytest.skip(absent)
+        benchmark.group = f"{op} {shape}"
+        calls, target = 1, function
+        if device.type == "cuda":
+            graph = capture(function)
+            calls = PER_GRAPH
+
+            def target() -> None:
+                graph.replay()
+                torch.cuda.synchronize()
+
+        target()
+        if quick:
+            benchmark.pedantic(target, rounds=1)
+        else:
+            start = time.perf_counter()
+            target()
+            rounds = max(9, min(200, int(0.4 / (time.perf_counter() - start))))
+            benchmark.pedantic(target, rounds=rounds, warmup_rounds=3)
+        times = [t / calls for t in benchmark.stats.stats.data]
+        row |= {"seconds": statistics.median(times), "rounds": len(times)}
+
+    return run
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    rows = config.stash[ROWS]
+    if rows:
+        terminalreporter.write_line("")
+        terminalreporter.write_line(table(rows))
+    if path := config.getoption("--rows"):
+        path.write_text(json.dumps(rows, indent=1) + "\n")

@@ -1,0 +1,134 @@
+"""Everything that needs a GPU, in one command: build, test, time; one JSON and one Markdown file.
+
+    python benchmarks/gpu_suite.py --out DIR                      about 20 minutes on one GPU
+    python benchmarks/gpu_suite.py --out DIR --parts build,tests  some of it
+    python benchmarks/gpu_suite.py --out DIR --dry-run            on a CPU: that it would run
+
+Every part has a time limit and leaves its results even when it fails or runs out of time. The
+Python that runs this needs torch, triton, pytest, pytest-benchmark, ninja and pybind11.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from harness import table
+
+ROOT = Path(__file__).parents[1]
+LIMITS = {"build": 180, "tests": 300, "kernels": 300, "update": 480}  # seconds
+
+
+def command(part: str, rows: Path, dry: bool) -> list[str]:
+    """What a part runs; the timed ones write their rows to `rows`."""
+    python = [sys.executable, "-m"]
+    bench = [*python, "pytest", "-q", "--benchmark-only", "--rows", str(rows)]
+    bench += ["--benchmark-columns=median,iqr,rounds", *(["--quick"] if dry else [])]
+    kernels = [str(p) for p in sorted(ROOT.glob("benchmarks/bench_*.py")) if "update" not in p.name]
+    gpu_tests = ["tests/gpu", "tests/kernels", "tests/test_peers.py", "-m", "not slow", "-rs"]
+    return {
+        "build": [*python, "pip", "install", "--no-build-isolation", "--no-deps", "-e", "."],
+        "tests": [*python, "pytest", "-q", *(["tests/test_peers.py"] if dry else gpu_tests)],
+        "kernels": [*bench, *kernels],
+        "update": [*bench, "benchmarks/bench_update.py"],
+    }[part]
+
+
+def run(part: str, out: Path, dry: bool) -> dict[str, object]:
+    """One part under its limit: exit status, seconds, the log's end, and the measured rows."""
+    rows, log = out / f"{part}.rows.json", out / f"{part}.log"
+    environment = dict(os.environ, **({"TRITON_INTERPRET": "1"} if dry else {}))
+    start = time.perf_counter()
+    with log.open("w") as file:
+        try:
+            done = subprocess.run(
+                command(part, rows, dry),
+                cwd=ROOT,
+                env=environment,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                timeout=LIMITS[part],
+                check=False,
+            )
+            status = f"exit {done.returncode}"
+        except subprocess.TimeoutExpired:
+            status = f"stopped after {LIMITS[part]} s"
+    seconds = round(time.perf_counter() - start, 1)
+    print(f"{part}: {status}, {seconds} s", flush=True)
+    measured = json.loads(rows.read_text()) if rows.exists() else []
+    rows.unlink(missing_ok=True)
+    tail = log.read_text().splitlines()[-12:]
+    return {"status": status, "seconds": seconds, "tail": tail, "rows": measured}
+
+
+def output_of(*words: str) -> str:
+    """What a program prints, or why it could not run."""
+    try:
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+        return done.stdout.strip() or done.stderr.strip()
+    except OSError as error:
+        return str(error)
+
+
+def facts() -> dict[str, str]:
+    """Where this ran."""
+    try:
+        import triton
+
+        triton_version = triton.__version__
+    except ImportError:
+        triton_version = "none"
+    there = torch.cuda.is_available()
+    query = ["nvidia-smi", "--query-gpu=name,driver_version,clocks.max.sm", "--format=csv,noheader"]
+    return {
+        "gpu": torch.cuda.get_device_name(0) if there else "none",
+        "driver": output_of(*query) if there else "none",
+        "torch": torch.__version__,
+        "triton": triton_version,
+        "nvcc": output_of("nvcc", "--version").splitlines()[-1],
+        "python": platform.python_version(),
+        "commit": output_of("git", "rev-parse", "--short", "HEAD"),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def markdown(report: dict[str, dict]) -> str:
+    """The report for people."""
+    lines = ["# GPU suite", ""] + [f"- {key}: {value}" for key, value in report["facts"].items()]
+    lines += ["", "| part | result | seconds |", "|---|---|---:|"]
+    parts = report["parts"]
+    lines += [f"| {name} | {p['status']} | {p['seconds']} |" for name, p in parts.items()]
+    lines += ["", table([row for p in parts.values() for row in p["rows"]])]
+    for name, part in parts.items():
+        lines += [f"### end of {name}'s log", "", "```", *part["tail"], "```", ""]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Run the chosen parts; 0 if all ended well."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--parts", default=",".join(LIMITS), help="of " + ", ".join(LIMITS))
+    parser.add_argument("--dry-run", action="store_true", help="tiny, on a CPU, interpreted")
+    args = parser.parse_args()
+    chosen = args.parts.split(",")
+    if unknown := set(chosen) - set(LIMITS):
+        parser.error(f"no part {', '.join(unknown)}: choose from {', '.join(LIMITS)}")
+    if not args.dry_run and not torch.cuda.is_available():
+        parser.error("torch sees no CUDA device; --dry-run tries the suite on a CPU")
+    args.out.mkdir(parents=True, exist_ok=True)
+    report: dict[str, dict] = {"facts": facts(), "parts": {}}
+    for part in chosen:
+        report["parts"][part] = run(part, args.out, args.dry_run)
+        (args.out / "gpu_suite.json").write_text(json.dumps(report, indent=1) + "\n")
+        (args.out / "gpu_suite.md").write_text(markdown(report))
+    return int(any(p["status"] != "exit 0" for p in report["parts"].values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
