@@ -3,7 +3,7 @@
 Fused: the batch's Philox words (which image, mirrored or not, which time), the gather and its
 scaling to [-1, 1], the noise (Philox, Box-Muller), z_t = alpha x + sigma eps, the rounding to the
 network's dtype, and the target of training on data. Bytes per element: 1 (uint8) + 4 (z_t) + s
-(z_in, unless s is 4) + 4 (y, in training alone); eager PyTorch moves some 300, int64 words and
+(z_in, unless s is 4) + 4 (y, in training alone); eager PyTorch moves 730, int64 words and
 float64 normals among them. Bound: float64 arithmetic, about 50 operations per normal: where a GPU
 has much of it (data centre) a few microseconds a batch, elsewhere tens. Loses: to noise drawn
 ahead by another stream, if such a launch were ever in the way.
@@ -271,9 +271,10 @@ def _outputs(
 # Triton
 
 
-@triton.jit(
-    do_not_specialize=["num_images", "num_steps", "first", "seed", "batch_key", "noise_key"]
-)
+DRAWN_BY = ["num_images", "num_steps", "first", "seed", "batch_key", "noise_key"]
+
+
+@triton.jit(do_not_specialize=DRAWN_BY)  # their values change, the code does not
 def add_noise_kernel(
     images,
     update,

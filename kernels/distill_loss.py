@@ -5,8 +5,8 @@ its closed-form gradient. One program per image loops over its elements and adds
 fixed order; each input is read once, each output written once. Bytes per element with networks of
 size s: 3 s (out_t, out_mid, out) + 4 (z_t, not read for the heads x and eps, whose target does not
 need it) + s (gradient); "both" doubles every s. That is 20 in float32 for v; the eager chain moves
-76 (the test of this file counts both). Bound: memory; with one image per program it needs about as
-many images as the GPU has multiprocessors, and loses to a split over elements below that.
+73 (tests/kernels/test_bytes.py counts both). Bound: memory; with one image per program it needs
+about as many images as the GPU has multiprocessors, and loses to a split over elements below that.
 float16 gradients of a mean over a batch underflow (a student in float16 wants a scaled loss, which
 nothing here does); bfloat16 ones do not.
 
@@ -26,7 +26,9 @@ from pdfast.kernels.angles import combine, load_prediction, per_image, predictio
 from pdfast.kernels.names import Head, LossWeight
 from pdfast.kernels.runtime import tl, triton
 
-BLOCK, WARPS = 2048, 8
+BLOCK = 2048
+# Few programs, so registers are there: left alone, the assembler spills to fit more programs.
+OPTIONS = {"num_warps": 8, "maxnreg": 96}
 
 
 class Loss(NamedTuple):
@@ -226,6 +228,11 @@ def _reference(
     return per_image_loss.copy_(loss.per_image), grad.copy_(loss.grad_out)
 
 
+def block_of(head: str) -> int:
+    """Elements per iteration: twice as many streams leave registers for half."""
+    return BLOCK // 2 if head == "both" else BLOCK
+
+
 def _launch(
     out: Tensor,
     teacher: tuple[Tensor | None, Tensor | None, Tensor | None],
@@ -257,8 +264,8 @@ def _launch(
         head=head,
         weight=weight,
         y_given=y is not None,
-        block=BLOCK,
-        num_warps=WARPS,
+        block=block_of(head),
+        **OPTIONS,
     )
     return loss, grad
 
@@ -276,13 +283,15 @@ def target_coefficients(phi_t, phi_mid, last, sin_t, cos_t, head: tl.constexpr):
         c_2 = tl.where(last, 1.0, sin_t / (2 * sin_mid * cos_d))
         c_1, c_z = 1.0 - c_2, 0.0 * c_2
     elif head == "eps":
-        at_last = (sin_mid * cos_t) / (cos_mid * sin_t)
-        c_2 = tl.where(last, at_last, cos_t / (2 * cos_mid * cos_d))
+        below = cos_mid * tl.where(last, sin_t, 2 * cos_d)
+        c_2 = cos_t * tl.where(last, sin_mid, 1.0) / below
         c_1, c_z = 1.0 - c_2, 0.0 * c_2
     else:
-        c_1 = tl.where(last, sin_d * cos_mid / sin_t, 0.5)
-        c_2 = tl.where(last, sin_mid / sin_t, 0.5 / cos_d)
-        c_z = tl.where(last, -sin_d * sin_mid / sin_t, -0.5 * sin_d / cos_d)
+        # One division: each takes registers, of which the loop below leaves few.
+        per = 1.0 / tl.where(last, sin_t, 2 * cos_d)
+        c_1 = tl.where(last, sin_d * cos_mid * per, 0.5)
+        c_2 = tl.where(last, sin_mid, 1.0) * per
+        c_z = -sin_d * tl.where(last, sin_mid, 1.0) * per
     return c_1, c_2, c_z
 
 
@@ -329,7 +338,8 @@ def distill_loss_kernel(
     angle = tl.load(phi_t + b)
     sin_t, cos_t = sincos(angle)
     k = weight_of(sin_t, cos_t, head, weight)
-    c = 2 * k / size / tl.num_programs(0)
+    k = k / size
+    c = 2 * k / tl.num_programs(0)
     sin, cos = sin_t.to(tl.float32), cos_t.to(tl.float32)
     copies: tl.constexpr = 2 if head == "both" else 1
     image, raw = b * size, b * size * copies
@@ -364,5 +374,4 @@ def distill_loss_kernel(
             tl.store(pair + channels, (g_eps * error).to(grad.dtype.element_ty), mask=mask)
         else:
             tl.store(grad + raw + element, (g * error).to(grad.dtype.element_ty), mask=mask)
-    mean = tl.sum(total).to(tl.float64) / size
-    tl.store(loss + b, (k * mean).to(tl.float32))
+    tl.store(loss + b, (k * tl.sum(total)).to(tl.float32))

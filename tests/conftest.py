@@ -6,7 +6,11 @@ import pytest
 import torch
 
 from pdfast.config import Config, from_table
+from pdfast.kernels import runtime
 
+# Needs Triton's compiler, which its interpreter replaces.
+COMPILES = runtime.HAVE_TRITON and not runtime.INTERPRETING
+collect_ignore = [] if COMPILES else ["test_machine_code.py"]
 MAY_SKIP = {"gpu", "apex", "xformers"}
 
 
