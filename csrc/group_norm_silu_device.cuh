@@ -1,4 +1,4 @@
-// The machine under group_norm_silu.cu: CUDA's. Its twin, group_norm_silu_host.h, has the same names.
+// The machine under group_norm_silu.cu: CUDA's. group_norm_silu_host.h has the same names.
 
 #pragma once
 
