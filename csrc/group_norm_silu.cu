@@ -2,19 +2,20 @@
 //
 // Fused: mean, variance, normalization, weight and bias, scale and shift, SiLU; backward: SiLU
 // recomputed, both group sums, dx, dscale, dshift, and the sums behind dweight and dbias.
-// Bytes, in tensors of x's size: eager PyTorch moves about 9 forward (statistics 1, apply 2, FiLM 4,
-// SiLU 2); this moves 2 forward (read x, write y) and 3 backward (read x, dy, write dx), besides
-// float32 statistics of 8 bytes a group. Bound: memory. It loses to nothing on traffic, but where a
-// slab fits no cluster's shared memory x is read twice (and dy), channels that are no multiple of
-// 16 bytes go one element at a time, and for few small images the launch is the cost.
+// Bytes, in tensors of x's size: eager PyTorch moves about 9 forward (statistics 1, apply 2, FiLM
+// 4, SiLU 2); this moves 2 forward (read x, write y) and 3 backward (read x and dy, write dx),
+// besides float32 statistics of 8 bytes a group. Bound: memory. Where it loses: a slab that fits no
+// cluster's shared memory is read twice; channels that are no multiple of 16 bytes go one element
+// at a time; for few small images the launch is the cost.
 //
-// A cluster of blocks owns one image's slab of channels; its part of the slab stays in each block's
-// shared memory as an extension of its threads' registers: every thread reads there only what it
-// copied itself. Statistics are two-pass: per thread over four vectors at a time, relative to a
-// pivot (the median of three of the group's values) and merged by Chan, Golub and LeVeque's formula ("Updating
-// formulae", 1979); over threads the mean first, then the squares about it. Partial sums meet in
-// shared memory, cluster mates read each other's (distributed shared memory), always in the same
-// order: no atomics, and results do not depend on what runs when.
+// A cluster of blocks owns one image's slab of channels. Each block's part of it stays in shared
+// memory as an extension of its threads' registers: a thread reads there only what it copied
+// itself. Statistics are two-pass: in a thread over a few vectors at a time, relative to a pivot
+// (the median of three of the group's values), merged as in Chan, Golub and LeVeque, "Updating
+// Formulae and a Pairwise Algorithm for Computing Sample Variances", 1979; over threads the mean
+// first, then deviations and squares about it. Partial sums meet in shared memory, blocks of a
+// cluster read each other's (distributed shared memory), always in the same order: no atomics, and
+// no result depends on what runs when.
 
 #include "group_norm_silu_backward.cuh"
 #include "group_norm_silu_forward.cuh"
@@ -92,8 +93,8 @@ void backward_cuda(const Backward& call, void* stream) {
 
 #ifdef PDFAST_HOST
 
-// For ctypes. `order`: run each phase's threads from the last to the first. The alignment bit of the
-// limits is taken together with the pointers' own. Returns the error, or null.
+// For ctypes. `order`: run each phase's threads from the last to the first. The limits' alignment
+// bit is taken together with the pointers' own. Returns the error, or null.
 namespace {
 
 thread_local std::string error;

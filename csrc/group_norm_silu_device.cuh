@@ -1,4 +1,4 @@
-// The machine under group_norm_silu.cu: CUDA's. Its twin, group_norm_silu_host.h, has the same names.
+// The machine under group_norm_silu.cu: CUDA's. group_norm_silu_host.h has the same names.
 
 #pragma once
 
@@ -64,8 +64,11 @@ PDFAST_DEVICE Pack<T, V> load(const T* from) {
 template <class T, int V>
 PDFAST_DEVICE void store(T* to, const Pack<T, V>& pack) {
   if constexpr (V > 1) {
+    // Said outright: nvcc 13.0 makes four stores of 4 bytes out of a uint4's.
     const uint32_t* w = pack.word;
-    *reinterpret_cast<uint4*>(to) = make_uint4(w[0], w[1], w[2], w[3]);
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
+                 "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3])
+                 : "memory");
   } else {
     *to = pack.value;
   }

@@ -1,8 +1,9 @@
 // The machine under group_norm_silu.cu as loops on the host, for machines without a GPU.
 //
-// The threads of a phase run one after another, forward or backward as the caller asks, over shared
-// memory that is filled with NaN first and checked at every access: a missing barrier or a wrong
-// index shows. Results differ from the device's by rounding alone.
+// The threads of a phase run one after another, forward or backward as the caller asks, so a race
+// within a phase changes results. Phases must be parted by barriers, and reads of other blocks
+// follow a barrier of the cluster: both are asserted. Shared memory is filled with NaN first and
+// every access to it checked. Results differ from the device's by rounding alone.
 
 #pragma once
 
@@ -96,9 +97,13 @@ struct Lane {
   bool active;
   const Geometry& g;
   std::vector<Shared>& cluster;
+  bool met;  // all blocks of the cluster were at the barrier before this phase
 
   float& at(int index) const { return cluster[rank].floats.at(index); }
-  float remote(int other, int index) const { return cluster.at(other).floats.at(index); }
+  float remote(int other, int index) const {
+    assert(met);
+    return cluster.at(other).floats.at(index);
+  }
   unsigned char* slot(int index) const {
     assert(index >= 0 && (index + 1) * int64_t{16} <= g.resident_bytes);
     return cluster[rank].resident.get() + 16 * int64_t{index};
@@ -122,6 +127,7 @@ template <class State>
 struct Team {
   const Geometry& g;
   bool backwards;
+  bool parted = true, met = false, gone = false;
   std::vector<Shared> cluster;
   std::vector<State> states;
 
@@ -136,17 +142,30 @@ struct Team {
 
   template <class Phase>
   void each(Phase phase) {
+    assert(parted);
+    parted = false;
     const int count = g.cluster * g.threads;
     for (int k = 0; k < count; ++k) {
       const int j = backwards ? count - 1 - k : k, tid = j % g.threads;
       const int row = tid / g.cols;
-      phase(Lane{tid, j / g.threads, row, tid % g.cols, row < g.rows, g, cluster}, states[j]);
+      phase(Lane{tid, j / g.threads, row, tid % g.cols, row < g.rows, g, cluster,
+                 met || g.cluster == 1},
+            states[j]);
     }
   }
-  void sync() {}
-  void sync_cluster() {}
-  void depart() {}
-  void await() {}
+  void sync() { parted = true, met = false; }
+  void sync_cluster() {
+    assert(!gone || g.cluster == 1);
+    parted = met = true;
+  }
+  void depart() {
+    assert(!gone || g.cluster == 1);
+    gone = true;
+  }
+  void await() {
+    assert(gone);
+    gone = false;
+  }
 };
 
 }  // namespace pdfast

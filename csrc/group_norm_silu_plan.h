@@ -11,11 +11,11 @@
 
 namespace pdfast {
 
-constexpr int kThreads = 256;     // of a full block; what the kernels are compiled for
-constexpr int kMaxCols = 128;     // vectors side by side; bounds the streaming kernels' shared memory
-constexpr int kMaxCluster = 8;    // the largest portable cluster
-constexpr int kUnroll = 4;        // vectors a thread has in registers at a time
-constexpr int kStages = 4;        // commit groups of asynchronous copies
+constexpr int kThreads = 256;   // of a full block; what the kernels are compiled for
+constexpr int kMaxCols = 128;   // vectors side by side; bounds what streaming keeps on chip
+constexpr int kMaxCluster = 8;  // the largest portable cluster
+constexpr int kUnroll = 4;      // vectors a thread should have, at least
+constexpr int kStages = 4;      // commit groups of asynchronous copies
 
 struct Limits {
   int shared_limit, sms;
@@ -24,8 +24,8 @@ struct Limits {
 };
 
 // A block's threads form `rows` x `cols`: column q holds vector q of every pixel it visits, row r
-// visits the pixels r, r + rows, ... of the block's share. A slab wider than kMaxCols vectors is one
-// group and is walked in `chunks`.
+// visits the pixels r, r + rows, ... of the block's share. A slab wider than kMaxCols vectors is
+// one group and is walked in `chunks`.
 struct Geometry {
   int64_t hw, c, groups;
   int64_t pixels;  // per block; the last blocks of a cluster may have fewer, or none
@@ -48,7 +48,7 @@ struct Geometry {
 
 inline int size_of(Dtype type) { return type == Dtype::f32 ? 4 : type == Dtype::f64 ? 8 : 2; }
 
-// The smallest slab of at least `bytes` that is made of whole units and divides c; else the largest.
+// The smallest slab of at least `bytes` made of whole units that divides c; else the largest.
 inline int64_t slab_of(int64_t bytes, int64_t unit, int64_t c, int size, int vector) {
   int64_t best = unit;
   for (int64_t m = 1; m <= c / unit; ++m) {
@@ -103,11 +103,11 @@ inline Geometry lay_out(const Sizes& s, int size, bool backward, int64_t slab, i
   return g;
 }
 
-// Two blocks on an SM overlap one's copies with the other's arithmetic; 1 KB of each is the system's.
+// Two blocks on an SM: one's copies overlap the other's arithmetic. 1 KB of each is the system's.
 inline int64_t half_of(int shared_limit) { return (int64_t{shared_limit} + 1024) / 2 - 1024; }
 
 inline Geometry choose(const Sizes& s, const Types& t, bool backward, const Limits& l) {
-  if (t.x == Dtype::f64) refuse("float64 runs on the CPU only; give it float32, bfloat16, float16.");
+  if (t.x == Dtype::f64) refuse("float64 runs on the CPU only.");
   for (Dtype other : {t.param, t.film}) {
     if (other != t.x && other != Dtype::f32) refuse("weights are of the input's type or float32.");
   }

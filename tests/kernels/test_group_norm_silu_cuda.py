@@ -4,155 +4,27 @@ That build runs the kernels' own source with blocks and threads as loops, and th
 approximate instructions at their documented worst.
 """
 
-import ctypes
-import pathlib
-import shutil
-import subprocess
-
 import pytest
 import torch
+from group_norm_silu_host import (
+    A100,
+    DTYPES,
+    EPS,
+    H100,
+    STREAM,
+    compile_host,
+    draw,
+    load_host,
+    plan,
+    run,
+)
 from torch.nn.functional import group_norm, silu
-
-CSRC = pathlib.Path(__file__).parents[2] / "csrc"
-DTYPES = {torch.float32: 0, torch.bfloat16: 2, torch.float16: 3}
-EPS = 1e-6
-H100 = {"shared_limit": 232448, "sms": 132, "clusters": True}
-A100 = {"shared_limit": 166912, "sms": 108, "clusters": False}
-STREAM = {"shared_limit": 64, "sms": 132, "clusters": True}  # nothing fits: x is read twice
-
-
-class Sizes(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_int64) for name in ("n", "hw", "c", "groups")]
-
-
-class Types(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_int32) for name in ("x", "param", "film")]
-
-
-def pointers(names):
-    return [(name, ctypes.c_void_p) for name in names.split()]
-
-
-class Forward(ctypes.Structure):
-    _fields_ = [
-        ("size", Sizes),
-        ("type", Types),
-        *pointers("x weight bias film y mean rstd"),
-        ("eps", ctypes.c_double),
-        ("silu", ctypes.c_int32),
-    ]
-
-
-class Backward(ctypes.Structure):
-    _fields_ = [
-        ("size", Sizes),
-        ("type", Types),
-        *pointers("dy x mean rstd weight bias film dx dweight dbias dfilm sums"),
-        ("silu", ctypes.c_int32),
-    ]
-
-
-class Limits(ctypes.Structure):
-    _fields_ = [
-        ("shared_limit", ctypes.c_int),
-        ("sms", ctypes.c_int),
-        ("clusters", ctypes.c_bool),
-        ("aligned", ctypes.c_bool),
-        ("cluster", ctypes.c_int),
-    ]
-
-
-class Plan(ctypes.Structure):
-    _fields_ = [
-        *[(name, ctypes.c_int) for name in ("slab", "cluster", "threads")],
-        *[(name, ctypes.c_int64) for name in ("grid", "shared_bytes")],
-        ("resident", ctypes.c_bool),
-        ("vector", ctypes.c_int),
-    ]
-
-
-def compile_host(out, *flags):
-    compiler = shutil.which("g++") or shutil.which("clang++")
-    command = [compiler, "-std=c++17", *flags, "-x", "c++", "-DPDFAST_HOST"]
-    subprocess.run([*command, str(CSRC / "group_norm_silu.cu"), "-o", str(out)], check=True)
-    return out
 
 
 @pytest.fixture(scope="session")
 def lib(tmp_path_factory):
     out = tmp_path_factory.mktemp("host") / "group_norm_silu.so"
-    built = ctypes.CDLL(str(compile_host(out, "-O2", "-shared", "-fPIC")))
-    for name in ("host_forward", "host_backward", "host_plan"):
-        getattr(built, name).restype = ctypes.c_char_p
-    return built
-
-
-def limits(machine, cluster=0, aligned=True):
-    return Limits(**machine, aligned=aligned, cluster=cluster)
-
-
-def plan(lib, n, hw, c, groups, dtype=torch.bfloat16, backward=False, **kwargs):
-    out, kind = Plan(), DTYPES.get(dtype, 1)
-    given = limits(kwargs.pop("machine", H100), **kwargs)
-    types = Types(kind, kind, kind)
-    error = lib.host_plan(
-        ctypes.byref(Sizes(n, hw, c, groups)), ctypes.byref(types), backward, given,
-        ctypes.byref(out),
-    )  # fmt: skip
-    if error:
-        raise RuntimeError(error.decode())
-    return out
-
-
-def draw(n, hw, c, dtype, param=None, film=True, mean=0.0, std=1.0, seed=0):
-    """Inputs as the op takes them: x and dy (n, hw, c)."""
-    g = torch.Generator().manual_seed(seed)
-    normal = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64)  # noqa: E731
-    param = param or dtype
-    return {
-        "x": (normal(n, hw, c) * std + mean + 0.5 * normal(1, 1, c)).to(dtype),
-        "dy": normal(n, hw, c).to(dtype),
-        "weight": (1 + 0.5 * normal(c)).to(param),
-        "bias": (0.5 * normal(c)).to(param),
-        "film": (0.5 * normal(n, 2 * c)).to(param) if film else None,
-    }
-
-
-def aside(tensor, offset):
-    """A copy of a tensor that starts `offset` elements after a multiple of 16 bytes."""
-    whole = torch.empty(tensor.numel() + 64, dtype=tensor.dtype)
-    start = -whole.data_ptr() % 16 // tensor.element_size() + offset
-    return whole[start : start + tensor.numel()].view(tensor.shape).copy_(tensor)
-
-
-def run(lib, t, groups, act=True, machine=H100, cluster=0, order=0, offset=0):
-    """All outputs of the host build."""
-    n, hw, c = t["x"].shape
-    f32 = torch.float32
-    t = {k: v if v is None else aside(v, offset) for k, v in t.items()}
-    like = lambda v: None if v is None else aside(torch.full_like(v, torch.nan), offset)  # noqa: E731
-    out = {"y": like(t["x"]), "dx": like(t["x"]), "dweight": like(t["weight"])}
-    out |= {"dbias": like(t["bias"]), "dfilm": like(t["film"])}
-    out |= {"mean": torch.full((n, groups), torch.nan), "rstd": torch.full((n, groups), torch.nan)}
-    out["sums"] = torch.full((n, 2, c), torch.nan, dtype=f32)
-    film_type = DTYPES[t["x" if t["film"] is None else "film"].dtype]
-    size = Sizes(n, hw, c, groups)
-    kind = Types(DTYPES[t["x"].dtype], DTYPES[t["weight"].dtype], film_type)
-    at = {k: v if v is None else v.data_ptr() for k, v in {**t, **out}.items()}
-    given = limits(machine, cluster)
-
-    def fill(struct, **scalars):
-        names = [name for name, kind in struct._fields_ if kind is ctypes.c_void_p]
-        return struct(size=size, type=kind, silu=act, **{k: at[k] for k in names}, **scalars)
-
-    for call, function in [
-        (fill(Forward, eps=EPS), lib.host_forward),
-        (fill(Backward), lib.host_backward),
-    ]:
-        error = function(ctypes.byref(call), given, order)
-        if error:
-            raise RuntimeError(error.decode())
-    return out
+    return load_host(compile_host(out, "-O2", "-shared", "-fPIC"))
 
 
 def eager(t, groups, act, dtype=None):

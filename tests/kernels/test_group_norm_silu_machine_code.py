@@ -17,7 +17,7 @@ ENTRY = re.compile(
     re.DOTALL,
 )
 KERNEL = re.compile(
-    r"(?P<pass>Forward|Backward|Param)BodyI(?P<type>f|NS_3F16|NS_4Bf16)"
+    r"(?P<pass>Forward|Backward|Param)BodyI(?:NS_\d)?(?P<type>f|F16|Bf16)E?"
     r"(?:Li(?P<vector>\d)ELb(?P<resident>\d)ELb(?P<silu>\d))?E"
 )
 
@@ -82,7 +82,7 @@ def test_accesses_of_16_bytes(built):
         kernel = label(body.split("(")[0])
         if kernel["vector"] not in ("4", "8"):
             continue
-        assert re.search(r"st\.global\.v4\.[buf]32", body)
+        assert re.search(r"st\.global\.v4\.u32", body)
         copies = re.findall(r"cp\.async\.cg\.shared\.global \[\S+\], \[\S+\], 16", body)
         loads = re.findall(r"ld\.global\.nc\.v4\.[buf]32", body)
         if kernel["resident"] == "1":
@@ -92,4 +92,4 @@ def test_accesses_of_16_bytes(built):
             assert loads
             assert not copies
         # Nothing of the tensors moves in smaller pieces: other stores are statistics and sums.
-        assert not re.search(r"ld\.local|st\.local|atom\.|red\.", body)
+        assert not re.search(r"ld\.local|st\.local|\batom\.|\bred\.", body)
