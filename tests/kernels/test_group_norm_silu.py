@@ -1,8 +1,4 @@
-"""The compiled CPU op against float64, on every instruction set that this machine has.
-
-Acceptance: the L2 error of each output is at most twice that of PyTorch's own ops in the same type,
-plus one unit in the last place (half of one for 16-bit outputs) of the terms that it is a sum of.
-"""
+"""The compiled CPU op against float64, on every instruction set that this machine has."""
 
 import itertools
 import os
@@ -11,6 +7,7 @@ import subprocess
 
 import pytest
 import torch
+from group_norm_checks import CENSUS, DTYPES, check, make, outputs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -21,22 +18,6 @@ from pdfast.kernels.group_norm_silu import group_norm_silu, reference
 from pdfast.unet import GroupNormSiLU, UNet
 
 ROOT = pathlib.Path(__file__).parents[2]
-NAMES = ("y", "dx", "dweight", "dbias", "dfilm")
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# The norms of the paper's CIFAR-10 net: channels, size, FiLM, SiLU.
-CENSUS = [
-    (256, 32, False, True),
-    (512, 32, False, True),
-    (256, 32, True, True),
-    (256, 16, False, True),
-    (512, 16, False, True),
-    (256, 16, True, True),
-    (256, 16, False, False),
-    (256, 8, False, True),
-    (512, 8, False, True),
-    (256, 8, True, True),
-    (256, 8, False, False),
-]
 
 
 @pytest.fixture(params=module._C.cpu_isas())
@@ -46,78 +27,6 @@ def isa(request):
     module._C.use_cpu_isa(request.param)
     yield request.param
     module._C.use_cpu_isa(before)
-
-
-def make(shape, dtype, film=True, mean=0.0, std=1.0, param=None, seed=0):
-    """x, weight, bias, film (or None) and dy; values representable in their types."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*size):
-        return torch.randn(*size, generator=generator, dtype=torch.float64)
-
-    n, c = shape[:2]
-    x = (normal(*shape) * std + mean).to(dtype).contiguous(memory_format=torch.channels_last)
-    dy = normal(*shape).to(dtype).contiguous(memory_format=torch.channels_last)
-    small = [(1 + 0.5 * normal(c)), normal(c), *([0.5 * normal(n, 2 * c)] if film else [])]
-    weight, bias, *modulation = [t.to(param or dtype) for t in small]
-    return x, weight, bias, (modulation or [None])[0], dy
-
-
-def outputs(function, x, weight, bias, film, dy, dtype=None, **options):
-    """y and the gradients of <y, dy>, all detached; `dtype` converts every tensor first."""
-    tensors = [t if t is None else t.to(dtype or t.dtype) for t in (x, weight, bias, film)]
-    leaves = [t if t is None else t.clone().requires_grad_() for t in tensors]
-    y = function(*leaves, **options)
-    wanted = [t for t in leaves if t is not None]
-    grads = torch.autograd.grad(y, wanted, dy.to(y.dtype))
-    return [y.detach(), *grads]
-
-
-def largest_terms(x, weight, bias, film, dy, groups, silu, eps):
-    """For y and each gradient, the norm of the sum of its terms' magnitudes, in float64.
-
-    The gradients are sums that may cancel; no arithmetic can round them better than their terms.
-    """
-    x, weight, bias, dy = (t.double() for t in (x, weight, bias, dy))
-    n, c = x.shape[:2]
-    modulation = x.new_zeros(n, 2 * c) if film is None else film.double()
-    scale, shift = modulation[:, :, None, None].chunk(2, dim=1)
-    xhat = torch.group_norm(x, groups, None, None, eps)
-    h = xhat * weight.view(1, c, 1, 1) + bias.view(1, c, 1, 1)
-    u = (h * (1 + scale) + shift).requires_grad_()
-    y = torch.nn.functional.silu(u) if silu else u * 1
-    (du,) = torch.autograd.grad(y, u, dy)
-    du = du.abs()
-    rstd = (x.reshape(n, groups, -1).var(2, unbiased=False) + eps).rsqrt()
-    rstd = rstd.repeat_interleave(c // groups, 1)[:, :, None, None]
-    gain = (1 + scale).abs()
-    dfilm = torch.cat([(du * h.abs()).sum((2, 3)), du.sum((2, 3))], dim=1)
-    dweight = (du * xhat.abs() * gain).sum((0, 2, 3))
-    dbias = (du * gain).sum((0, 2, 3))
-    dx = du * gain * weight.view(1, c, 1, 1).abs() * rstd
-    return [t.norm() for t in (y.detach(), dx, dweight, dbias, dfilm)]
-
-
-def check(draws, groups, silu, eps=1e-6):
-    """The acceptance rule for y and all gradients, errors taken over all draws of one shape."""
-    options = {"groups": groups, "silu": silu, "eps": eps}
-    sums = {}
-    for tensors in draws:
-        dtype = tensors[0].dtype
-        exact = outputs(reference, *tensors, dtype=torch.float64, **options)
-        eager = outputs(reference, *tensors, dtype=dtype, **options)  # eager wants one type
-        ours = outputs(group_norm_silu, *tensors, **options)
-        largest = largest_terms(*tensors, groups, silu, eps)
-        for name, e, p, o, scale in zip(NAMES, exact, eager, ours, largest, strict=False):
-            squares = (o.double() - e).square().sum(), (p.double() - e).square().sum(), scale**2
-            sums[name] = sums.get(name, 0) + torch.stack(squares)
-            # The arithmetic is float32: 16-bit outputs are rounded once, half a unit at most.
-            unit = torch.finfo(o.dtype).eps * (1 if o.dtype == torch.float32 else 0.5)
-            sums[name, "unit"] = unit
-    for name in NAMES[: len(exact)]:
-        error, eager_error, scale = sums[name].sqrt()
-        allowed = 2 * eager_error + sums[name, "unit"] * scale
-        assert error <= allowed, f"{name}: {error:.3g} > {allowed:.3g}"
 
 
 shapes = st.tuples(

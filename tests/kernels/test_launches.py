@@ -1,18 +1,33 @@
-"""Which kernels one whole update launches: each op once, the optimizer twice."""
+"""Which kernels one whole update launches: each op once, the optimizer twice, every norm by csrc."""
 
 import dataclasses
 
 import pytest
 import torch
 from kernel_checks import DEVICE
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pdfast.data import Dataset
 from pdfast.distillation import Rollout
 from pdfast.engine import Batch, Optimizer, update
 from pdfast.model import Model
 from pdfast.training import DataObjective
+from pdfast.unet import GroupNormSiLU
 
 OPTIMIZER = ["sum_of_squares_kernel", "adamw_kernel"]
+
+
+class Norms(TorchDispatchMode):
+    """Counts the compiled op's forward and backward calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.forward = self.backward = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.forward += func is torch.ops.pdfast.group_norm_silu.default
+        self.backward += func is torch.ops.pdfast.group_norm_silu_backward.default
+        return func(*args, **(kwargs or {}))
 
 
 @pytest.fixture
@@ -32,8 +47,11 @@ def test_distillation(tiny, model, batch, launched):
     optimizer = Optimizer(student, tiny.distill)
     objective = Rollout(model, 4, "snr_trunc")
     launched.clear()
+    layers = sum(isinstance(m, GroupNormSiLU) for m in student.modules())
     for k in range(2):
-        update(student, objective, optimizer, dataclasses.replace(batch, update=k), k)
+        with Norms() as norms:
+            update(student, objective, optimizer, dataclasses.replace(batch, update=k), k)
+        assert (norms.forward, norms.backward) == (3 * layers, layers)  # two of the teacher's
         assert launched == [
             "add_noise_kernel",
             "ddim_step_kernel",
@@ -46,7 +64,10 @@ def test_distillation(tiny, model, batch, launched):
 def test_training(tiny, model, batch, launched):
     optimizer = Optimizer(model, tiny.train)
     launched.clear()
-    update(model, DataObjective("snr_trunc"), optimizer, batch, 0)
+    layers = sum(isinstance(m, GroupNormSiLU) for m in model.modules())
+    with Norms() as norms:
+        update(model, DataObjective("snr_trunc"), optimizer, batch, 0)
+    assert (norms.forward, norms.backward) == (layers, layers)
     assert launched == ["add_noise_kernel", "distill_loss_kernel", *OPTIMIZER]
 
 
