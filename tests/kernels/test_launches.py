@@ -1,4 +1,4 @@
-"""Which kernels one whole update launches: each op once, the optimizer twice, every norm by csrc."""
+"""Which kernels one update launches: each op once, the optimizer two, every norm in csrc."""
 
 import dataclasses
 
