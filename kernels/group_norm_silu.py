@@ -14,21 +14,24 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # the name everyone knows
 from torch import Tensor
 
+from pdfast.errors import PdfastError
 
-def _load() -> Any:
-    """The compiled module, which registers the ops; None where setup.py could not build it."""
+
+def _load() -> tuple[Any, str]:
+    """The compiled module, which registers the ops, or None, and what is wrong with it."""
     try:
-        return importlib.import_module("pdfast._C")
-    except ModuleNotFoundError:
-        return None
+        return importlib.import_module("pdfast._C"), ""
+    except ModuleNotFoundError:  # setup.py could not build it, and said why
+        return None, ""
     except ImportError as error:
-        raise ImportError(
-            "pdfast's extension does not fit the PyTorch that is installed; build it again with "
-            f"pip install --no-build-isolation --force-reinstall --no-deps on pdfast ({error})"
-        ) from error
+        return None, (
+            f"pdfast's extension does not fit PyTorch {torch.__version__}, which is installed: "
+            "build it again with pip install --no-build-isolation --force-reinstall --no-deps "
+            f"on pdfast ({error})"
+        )
 
 
-_C = _load()
+_C, UNFIT = _load()
 
 
 def build_facts() -> dict[str, str | None]:
@@ -61,7 +64,12 @@ def reference(
 
 
 def implementation(device: torch.device) -> str:
-    """What runs on tensors of this device, and why, for people to read."""
+    """What runs on tensors of this device, and why, for people to read.
+
+    Raises PdfastError where the extension was built for another PyTorch.
+    """
+    if UNFIT:
+        raise PdfastError(UNFIT)
     if device.type == "cuda" and not HAS_CUDA:
         return "PyTorch reference: pdfast was built without nvcc"
     if _C is None:
@@ -92,6 +100,8 @@ def group_norm_silu(
         op = torch.ops.pdfast.group_norm_silu
         y: Tensor = op(x, weight, bias, film, groups, eps, silu)[0]
         return y
+    if UNFIT:
+        raise PdfastError(UNFIT)
     return reference(x, weight, bias, film, groups=groups, eps=eps, silu=silu)
 
 

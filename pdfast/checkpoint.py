@@ -21,6 +21,7 @@ from torch import Tensor
 
 from pdfast.config import NetConfig, from_table, to_table
 from pdfast.errors import PdfastError, UsageError
+from pdfast.kernels import group_norm_silu
 from pdfast.model import Model
 from pdfast.samplers import MAX_STEPS
 from pdfast.version import __version__
@@ -220,4 +221,5 @@ def _versions() -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
+        "group_norm_silu": group_norm_silu.implementation(torch.device("cpu")),
     }

@@ -1,6 +1,7 @@
 """The package as an engineer meets it: layout, import names, build."""
 
 import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -47,3 +48,70 @@ def test_building_without_torch_is_one_sentence(tmp_path):
     assert done.returncode == 1
     assert "--no-build-isolation" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_building_without_a_compiler_says_so_and_goes_on():
+    done = subprocess.run(
+        [sys.executable, "setup.py", "--version"],
+        cwd=ROOT,
+        env=os.environ | {"CXX": "no-such-compiler"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert "no C++ compiler ('no-such-compiler' is not on the PATH)" in done.stderr
+    assert "references" in done.stderr
+
+
+WITHOUT_EXTENSION = """
+import sys
+sys.modules["pdfast._C"] = None  # as where it was not built
+from pdfast.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_without_the_extension_the_reference_runs_and_is_named(tiny_toml, tmp_path):
+    def call(*args):
+        done = subprocess.run(
+            [sys.executable, "-c", WITHOUT_EXTENSION, *args],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    why = "PyTorch reference: pdfast was built without a C++ compiler"
+    assert why in call("doctor", "--device", "cpu")
+    out = call("train", "--config", str(tiny_toml), "--out", "run", "--device", "cpu")
+    assert f"group_norm_silu: {why}" in " ".join(out.split())
+
+
+UNFIT_EXTENSION = """
+import importlib, sys
+real = importlib.import_module
+def fail(name, *rest):
+    if name == "pdfast._C":
+        raise ImportError("undefined symbol: at::_ops")
+    return real(name, *rest)
+importlib.import_module = fail
+from pdfast.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_an_extension_of_another_torch_is_one_sentence_that_names_the_fix(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", UNFIT_EXTENSION, "doctor"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 1
+    assert "does not fit PyTorch" in done.stderr
+    assert "--no-build-isolation" in done.stderr
+    assert "Traceback" not in done.stderr
