@@ -12,10 +12,10 @@ from pdfast.version import __version__
 OPS = (
     ("network", "PyTorch (convolutions channels-last; attention by SDPA)"),
     ("group_norm_silu", "PyTorch: group_norm, then FiLM and SiLU"),
-    ("add_noise", "PyTorch: pdfast.method.add_noise, draws by pdfast.draws (Philox)"),
-    ("ddim_step", "PyTorch: pdfast.method.ddim_step"),
-    ("distill_loss", "PyTorch: pdfast.method.target and loss_and_grad"),
-    ("adamw", "PyTorch: torch.optim.AdamW(fused=True), clip_grad_norm_, EMA by foreach"),
+    ("add_noise", "PyTorch, draws by Philox; Triton on a GPU"),
+    ("ddim_step", "PyTorch; Triton on a GPU"),
+    ("distill_loss", "PyTorch; Triton on a GPU"),
+    ("adamw", "PyTorch, on flat buffers; Triton on a GPU"),
 )
 
 
