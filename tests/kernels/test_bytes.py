@@ -40,8 +40,8 @@ class Traffic:
         counts = []
         for log in (self.read, self.written):
             count = np.zeros(tensor.numel(), int)
-            for addresses, size in log:
-                place = (addresses.astype(np.int64) - start) // size
+            for addresses, _ in log:
+                place = (addresses.astype(np.int64) - start) // tensor.itemsize
                 inside = place[(place >= 0) & (place < len(count))]
                 np.add.at(count, inside, 1)
             counts.append(count)
