@@ -130,12 +130,14 @@ def adamw_op(
     programs = min(PROGRAMS, runtime.cdiv(size, BLOCK))
     partials = torch.empty(programs, dtype=torch.float64, device=params.device)
     norm = params.new_empty(())
-    grid = (programs,)
-    runtime.launch(sum_of_squares_kernel, grid, params.device, grads, partials, size, block=BLOCK)
+    # Known when compiled: a count known at run time stops Triton 3.6's interpreter.
+    turns = runtime.cdiv(size, programs * BLOCK)
+    loop = {"turns": turns, "programs": programs, "block": BLOCK}
+    where = ((programs,), params.device)
+    runtime.launch(sum_of_squares_kernel, *where, grads, partials, size, **loop)
     runtime.launch(
         adamw_kernel,
-        grid,
-        params.device,
+        *where,
         *buffers,
         lr,
         step,
@@ -151,28 +153,13 @@ def adamw_op(
         weight_decay=weight_decay,
         ema_decay=ema_decay,
         most=PROGRAMS,
-        block=BLOCK,
+        **loop,
     )
     return norm
 
 
 @adamw_op.register_fake
-def _norm_of(
-    params: Tensor,
-    grads: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    ema: Tensor | None,
-    copy: Tensor | None,
-    lr: Tensor,
-    step: Tensor,
-    max_norm: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-    ema_decay: float,
-) -> Tensor:
+def _norm_of(params: Tensor, *_: object) -> Tensor:
     return params.new_empty(())
 
 
@@ -181,12 +168,14 @@ def _norm_of(
 
 
 @triton.jit
-def sum_of_squares_kernel(grads, partials, size, block: tl.constexpr):
+def sum_of_squares_kernel(
+    grads, partials, size, turns: tl.constexpr, programs: tl.constexpr, block: tl.constexpr
+):
     """Program p adds up the squares of blocks p, p + programs, ... and writes partial p."""
     total = tl.zeros([block], tl.float64)
-    stride = tl.num_programs(0).to(tl.int64) * block
-    for start in range(tl.program_id(0).to(tl.int64) * block, size, stride):
-        element = start + tl.arange(0, block)
+    program = tl.program_id(0).to(tl.int64)
+    for turn in range(turns):
+        element = (turn * programs + program) * block + tl.arange(0, block)
         grad = tl.load(grads + element, mask=element < size, other=0.0).to(tl.float64)
         total += grad * grad
     tl.store(partials + tl.program_id(0), tl.sum(total))
@@ -213,12 +202,14 @@ def adamw_kernel(
     eps: tl.constexpr,
     weight_decay: tl.constexpr,
     ema_decay: tl.constexpr,
+    turns: tl.constexpr,
+    programs: tl.constexpr,
     most: tl.constexpr,
     block: tl.constexpr,
 ):
     """Program p updates blocks p, p + programs, ...; per launch each finds the same clip factor."""
     p = tl.arange(0, most)
-    squares = tl.load(partials + p, mask=p < tl.num_programs(0), other=0.0)
+    squares = tl.load(partials + p, mask=p < programs, other=0.0)
     length = tl.sqrt(tl.sum(squares)).to(tl.float32)
     if tl.program_id(0) == 0:
         tl.store(norm, length)
@@ -230,9 +221,9 @@ def adamw_kernel(
         clip = tl.div_rn(tl.full((), max_norm, tl.float32), length + 1e-6)
         clip = tl.where(clip > 1.0, 1.0, clip)  # not minimum(): NaN must stay
 
-    stride = tl.num_programs(0).to(tl.int64) * block
-    for start in range(tl.program_id(0).to(tl.int64) * block, size, stride):
-        element = start + tl.arange(0, block)
+    program = tl.program_id(0).to(tl.int64)
+    for turn in range(turns):
+        element = (turn * programs + program) * block + tl.arange(0, block)
         mask = element < size
         grad = tl.load(grads + element, mask=mask, other=0.0)
         if max_norm > 0:

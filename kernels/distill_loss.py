@@ -185,17 +185,7 @@ def distill_loss_op(
 
 
 @distill_loss_op.register_fake
-def _distill_outputs(
-    out: Tensor,
-    z_t: Tensor,
-    out_t: Tensor,
-    out_mid: Tensor,
-    phi_t: Tensor,
-    phi_mid: Tensor,
-    last: Tensor,
-    head: str,
-    weight: str,
-) -> tuple[Tensor, Tensor]:
+def _distill_outputs(out: Tensor, z_t: Tensor, *_: object) -> tuple[Tensor, Tensor]:
     return _outputs(out, z_t)
 
 
@@ -210,9 +200,7 @@ def data_loss_op(
 
 
 @data_loss_op.register_fake
-def _data_outputs(
-    out: Tensor, y: Tensor, phi: Tensor, head: str, weight: str
-) -> tuple[Tensor, Tensor]:
+def _data_outputs(out: Tensor, y: Tensor, *_: object) -> tuple[Tensor, Tensor]:
     return _outputs(out, y)
 
 
@@ -264,6 +252,7 @@ def _launch(
         head=head,
         weight=weight,
         y_given=y is not None,
+        blocks=runtime.cdiv(out[0].numel() // copies, block_of(head)),
         block=block_of(head),
         **OPTIONS,
     )
@@ -331,6 +320,7 @@ def distill_loss_kernel(
     head: tl.constexpr,
     weight: tl.constexpr,
     y_given: tl.constexpr,
+    blocks: tl.constexpr,  # of an image; a count known at run time stops Triton 3.6's interpreter
     block: tl.constexpr,
 ):
     """Program b: image b, `size` elements in (H, W, C) order; see `distill_loss`."""
@@ -355,8 +345,8 @@ def distill_loss_kernel(
         g = c.to(tl.float32)
 
     total = tl.zeros([block], tl.float32)
-    for start in range(0, size, block):
-        element = start + tl.arange(0, block)
+    for turn in range(blocks):
+        element = turn * block + tl.arange(0, block)
         mask = element < size
         if y_given:
             goal = tl.load(y + image + element, mask=mask, other=0.0)

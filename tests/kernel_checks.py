@@ -16,7 +16,6 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SCHEDULE = CosineSchedule()
 FEW = settings(max_examples=50, deadline=None, derandomize=True, database=None)
 MANY = settings(FEW, max_examples=500)
-FEW_NUMBERS = 64  # elements of an image
 
 SIDES = st.sampled_from([1, 5, 7, 12])
 SHAPES = st.tuples(st.integers(1, 3), st.sampled_from([1, 3]), SIDES, SIDES)
@@ -53,8 +52,8 @@ def relative(tensor, exact):
 def assert_accepted(ours, eager, exact, terms=None):
     """Relative L2 error at most twice that of eager PyTorch in the same dtype, plus one ulp.
 
-    Of very few numbers, PyTorch's error is a matter of luck: there `terms` gives the size of what
-    was subtracted for each, and a float32 ulp of that is allowed as well.
+    Where numbers are sums that may cancel, `terms` are the magnitudes of what is summed for each,
+    and the float32 ulp is one of these: below it, PyTorch's own error is a matter of luck.
 
     bfloat16 under the interpreter is cut off instead of rounded, which may cost that ulp. float16
     may overflow, but then as eager PyTorch does.

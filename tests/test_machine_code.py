@@ -83,15 +83,17 @@ LOSSES += [(90, head, weight, "bf16") for head in HEADS for weight in WEIGHTS[:2
 LOSSES += [(arch, head, "snr_trunc", "bf16") for arch in (80, 100) for head in ("v", "both")]
 
 
+@pytest.mark.parametrize("blocks", [1, 6])  # 8x8x1 and 64x64x3 images
 @pytest.mark.parametrize("y_given", [False, True])
 @pytest.mark.parametrize(("arch", "head", "weight", "dtype"), LOSSES)
-def test_distill_loss(check, arch, head, weight, dtype, y_given):
+def test_distill_loss(check, arch, head, weight, dtype, y_given, blocks):
     raw = f"*{dtype}"
     types = {"out": raw, "phi_t": "*fp64", "loss": "*fp32", "grad": raw, "size": "i32"}
     teacher = {"z_t": "*fp32", "out_t": raw, "out_mid": raw, "phi_mid": "*fp64", "last": "*u8"}
     types |= {"y": "*fp32"} if y_given else teacher
     block = distill_loss.block_of(head)
-    constants = {"channels": 3, "head": head, "weight": weight, "y_given": y_given, "block": block}
+    constants = {"channels": 3, "head": head, "weight": weight, "y_given": y_given}
+    constants |= {"block": block, "blocks": blocks}
     constants |= dict.fromkeys(teacher if y_given else ["y"])
     flat = 0 if head == "both" else SIZE[dtype]
     loads = flat + 4 if y_given else 3 * flat + (4 if head in ("v", "both") else 0)
@@ -118,10 +120,13 @@ def test_add_noise(check, arch, head, dtype, flip, continuous):
     check(kernel, types, constants, arch, 0, stores * block, plain=add_noise.DRAWN_BY)
 
 
+LOOP = {"turns": 58, "programs": adamw.PROGRAMS, "block": adamw.BLOCK}  # 60 million parameters
+
+
 @pytest.mark.parametrize("arch", [80, 90, 100])
 def test_sum_of_squares(check, arch):
     types, block = {"grads": "*fp32", "partials": "*fp64", "size": "i64"}, adamw.BLOCK
-    check(adamw.sum_of_squares_kernel, types, {"block": block}, arch, 4 * block, 0)
+    check(adamw.sum_of_squares_kernel, types, LOOP, arch, 4 * block, 0)
 
 
 ADAMWS = [(90, ema, copy, n) for ema in (0, 1) for copy in (None, "bf16", "fp16") for n in (0, 1)]
@@ -136,8 +141,9 @@ def test_adamw(check, arch, ema, copy, max_norm):
     types |= {"copy": f"*{copy}"} if copy else {}
     numbers = {"beta1": 0.9, "beta2": 0.999, "log_beta1": -0.1, "log_beta2": -0.001, "eps": 1e-8}
     numbers |= {"weight_decay": 0.1, "ema_decay": 0.999, "max_norm": float(max_norm)}
-    constants = numbers | {"most": adamw.PROGRAMS, "block": adamw.BLOCK}
+    constants = numbers | LOOP | {"most": adamw.PROGRAMS}
     constants |= {name: None for name in ("ema", "copy") if name not in types}
     loads, stores = 4 * len(flat), 4 * (len(flat) - 1) + (2 if copy else 0)
     block = adamw.BLOCK
-    check(adamw.adamw_kernel, types, constants, arch, loads * block, stores * block)
+    partials = 8 * adamw.PROGRAMS
+    check(adamw.adamw_kernel, types, constants, arch, loads * block + partials, stores * block)

@@ -64,12 +64,19 @@ def check(dtype, shape, layout, draw, num_steps, **case):
     assert torch.equal(got.last, last)
     assert torch.equal(got.phi_t, phi_t)
     assert torch.equal(got.phi_mid, phi_mid)
-    assert_accepted(got.z_t, eager, exact)
-    assert_accepted(got.z_in, eager.to(dtype), exact)
+    x, eps = (
+        add_noise_reference(pixels, dtype=torch.float64, **(args | {"head": head}))[-1].abs()
+        for head in ("x", "eps")
+    )
+    cos, sin = (f(phi_t).reshape(-1, 1, 1, 1) for f in (torch.cos, torch.sin))
+    z_terms = cos * x + sin * eps
+    assert_accepted(got.z_t, eager, exact, z_terms)
+    assert_accepted(got.z_in, eager.to(dtype), exact, z_terms)
     assert (got.z_in is got.z_t) == (dtype == torch.float32)
     assert (got.y is None) == (case["head"] is None)
     if got.y is not None:
-        assert_accepted(got.y, y, y_exact)
+        y_terms = {"x": x, "eps": eps}.get(case["head"], cos * eps + sin * x)
+        assert_accepted(got.y, y, y_exact, y_terms)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
