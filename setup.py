@@ -6,7 +6,9 @@ Ampere, Hopper and Blackwell); MAX_JOBS limits the parallel compilations.
 
 import os
 import pathlib
+import re
 import shutil
+import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator
@@ -22,7 +24,6 @@ except ImportError:
         "install PyTorch first, then run pip install --no-build-isolation on pdfast."
     )
 
-DEFAULT_ARCHITECTURES = "8.0;9.0;10.0+PTX"
 CPP_SOURCES = [
     "csrc/module.cpp",
     "csrc/group_norm_silu_op.cpp",
@@ -49,43 +50,59 @@ def why_nothing_is_compiled() -> str:
     return ""
 
 
-def has_nvcc() -> bool:
-    """Whether CUDA sources can be compiled: a CUDA build of torch, and a toolkit."""
-    home = cpp_extension.CUDA_HOME
-    return bool(torch.version.cuda and home and (pathlib.Path(home) / "bin" / "nvcc").exists())
+def why_no_cuda() -> str:
+    """Why CUDA sources cannot be compiled here; empty if they can."""
+    if not torch.version.cuda:
+        return "this PyTorch is a CPU build"
+    nvcc = pathlib.Path(cpp_extension.CUDA_HOME or "", "bin", "nvcc")
+    if not cpp_extension.CUDA_HOME or not nvcc.exists():
+        return "no nvcc"
+    told = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False).stdout
+    found = re.search(r"release (\d+)\.", told)
+    if not found or found[1] != torch.version.cuda.split(".")[0]:
+        return f"nvcc is of CUDA {found[1] if found else '?'}, PyTorch of {torch.version.cuda}"
+    if not architectures():
+        return "the GPUs here are older than Ampere (sm_80)"
+    return ""
+
+
+def architectures() -> str:
+    """What to compile for, as TORCH_CUDA_ARCH_LIST has it; empty if only older GPUs are there."""
+    if asked := os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        return asked
+    if torch.cuda.is_available():
+        count = torch.cuda.device_count()
+        found = {torch.cuda.get_device_capability(k) for k in range(count)}
+        return ";".join(f"{major}.{minor}" for major, minor in sorted(found) if major >= 8)
+    cuda = tuple(int(part) for part in torch.version.cuda.split(".")[:2])
+    return "8.0;9.0;10.0+PTX" if cuda >= (12, 8) else "8.0;9.0+PTX"
 
 
 def extensions() -> Iterator[object]:
     """The extension module, for what this machine can compile."""
-    flags = ["-O3", "-g0", "-fopenmp"]
+    # Without OpenMP, which Apple's compiler lacks, the CPU op runs on one thread.
+    openmp = ["-fopenmp"] if sys.platform == "linux" else []
+    flags = ["-O3", "-g0", *openmp]
     if lacking := why_nothing_is_compiled():
         print(f"pdfast: {lacking}: ops run as their PyTorch references", file=sys.stderr)
         return
-    if not has_nvcc():
+    if lacking := why_no_cuda():
+        print(f"pdfast: {lacking}: building the CPU op alone", file=sys.stderr)
         yield cpp_extension.CppExtension(
-            "pdfast._C", CPP_SOURCES, extra_compile_args=flags, extra_link_args=["-fopenmp"]
+            "pdfast._C", CPP_SOURCES, extra_compile_args=flags, extra_link_args=openmp
         )
         return
-    if not torch.cuda.is_available():
-        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHITECTURES)
-    architectures = os.environ.get("TORCH_CUDA_ARCH_LIST") or " ".join(
-        sorted(
-            {
-                "{}.{}".format(*torch.cuda.get_device_capability(k))
-                for k in range(torch.cuda.device_count())
-            }
-        )
-    )
+    os.environ["TORCH_CUDA_ARCH_LIST"] = architectures()
     macros = [
         ("PDFAST_CUDA", torch.version.cuda),
-        ("PDFAST_CUDA_ARCHITECTURES", architectures.replace(";", " ")),
+        ("PDFAST_CUDA_ARCHITECTURES", architectures().replace(";", " ")),
     ]
     yield cpp_extension.CUDAExtension(
         "pdfast._C",
         CPP_SOURCES + CUDA_SOURCES,
         define_macros=macros,
         extra_compile_args={"cxx": flags, "nvcc": ["-O3", "--threads", "2"]},
-        extra_link_args=["-fopenmp"],
+        extra_link_args=openmp,
     )
 
 
@@ -102,7 +119,7 @@ setup(
     ext_modules=list(extensions()),
     cmdclass={"build_ext": cpp_extension.BuildExtension},
     install_requires=[
-        "torch>=2.6",
+        "torch>=2.8",
         "triton>=3.4; sys_platform == 'linux'",
         "numpy>=2.0",
         "safetensors>=0.5",

@@ -28,6 +28,8 @@ inline int current_device() {
   return device;
 }
 
+__global__ void group_norm_silu_built_for() {}  // asked what its code was compiled for, never run
+
 inline Limits limits(bool aligned) {
   static std::once_flag known[kMaxDevices];
   static int values[kMaxDevices][3];
@@ -40,6 +42,10 @@ inline Limits limits(bool aligned) {
       check(cudaDeviceGetAttribute(&values[device][k], wanted[k], device),
             "cudaDeviceGetAttribute");
     }
+    // PTX for compute_80 runs on later devices too, but knows no clusters.
+    cudaFuncAttributes code{};
+    check(cudaFuncGetAttributes(&code, group_norm_silu_built_for), "cudaFuncGetAttributes");
+    if (code.ptxVersion < 90) values[device][2] = 0;
   });
   const int* v = values[device];
   return {v[0], v[1], v[2] >= 9, aligned, 0};

@@ -2,6 +2,7 @@
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <torch/version.h>
 
 #include <stdexcept>
 #include <string>
@@ -24,6 +25,7 @@ using pdfast::cpu::Isa;
 
 py::dict build_facts() {
   py::dict facts;
+  facts["torch"] = TORCH_VERSION;
 #if defined(__clang__)
   facts["compiler"] = "clang " __clang_version__;
 #else
@@ -89,7 +91,7 @@ py::dict cuda_plan(int64_t n, int64_t hw, int64_t c, int64_t groups, bool sixtee
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled ops of pdfast: registers torch.ops.pdfast.group_norm_silu.";
-  m.def("build_facts", build_facts, "Compiler, CUDA version and architectures (None: no CUDA).");
+  m.def("build_facts", build_facts, "PyTorch, compiler, CUDA version and architectures (None: no CUDA).");
   m.def("cpu_isas", cpu_isas, "Instruction sets that this machine can run, the widest last.");
   m.def("cpu_isa", [] { return pdfast::cpu::name_of(pdfast::cpu_isa); }, "The one in use.");
   m.def("use_cpu_isa", use_cpu_isa, "Choose one, for tests and benchmarks. ValueError if absent.");

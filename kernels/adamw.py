@@ -12,6 +12,7 @@ stay zeros); sums of squares are float64 lanes. Elements beyond 2^31 are reached
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,6 +60,13 @@ def adamw(
         runtime.check_tensor(name, buffer, dtypes, params.shape, params)
         if not buffer.is_contiguous():
             raise ValueError(f"{name} must be contiguous")
+    for name, value in (("beta1", beta1), ("beta2", beta2)):
+        if not 0.0 < value < 1.0:
+            raise ValueError(f"{name} must be between 0 and 1, not {value}")
+    others = {"max_norm": max_norm, "eps": eps, "weight_decay": weight_decay}
+    for name, value in (others | {"ema_decay": ema_decay}).items():
+        if not 0.0 <= value < math.inf:
+            raise ValueError(f"{name} must be finite and at least 0, not {value}")
     runtime.check_tensor("lr", lr, runtime.STATES, (1,), params)
     runtime.check_tensor("step", step, (torch.int64,), (1,), params)
     numbers = (max_norm, beta1, beta2, eps, weight_decay, ema_decay)
@@ -132,12 +140,13 @@ def adamw_op(
     norm = params.new_empty(())
     # Known when compiled: a count known at run time stops Triton 3.6's interpreter.
     turns = runtime.cdiv(size, programs * BLOCK)
-    loop = {"turns": turns, "programs": programs, "block": BLOCK}
-    where = ((programs,), params.device)
-    runtime.launch(sum_of_squares_kernel, *where, grads, partials, size, **loop)
+    loop: dict[str, Any] = {"turns": turns, "programs": programs, "block": BLOCK}
+    grid, device = (programs,), params.device
+    runtime.launch(sum_of_squares_kernel, grid, device, grads, partials, size, **loop)
     runtime.launch(
         adamw_kernel,
-        *where,
+        grid,
+        device,
         *buffers,
         lr,
         step,

@@ -6,8 +6,8 @@ per image, the bytes per element in one pass are 4 (z) + s (out; 2s for "both") 
 reads and writes 28 in float32 (product 8, addcmul 12, casts of `out` and of z_next 2 s + 12) for
 the kernel's 12. Bound: memory, above a few hundred kB; below it, the launch. Coefficients, per
 image, are float64: on GPUs with little of it (consumer cards) they cost microseconds a launch.
-Loses: nothing known; one launch is the least that any version needs. Rejects gradients: it serves
-a frozen teacher.
+Loses: nothing known; one launch is the least that any version needs. Its inputs are constants:
+it serves a frozen teacher.
 
 Float streams go in 16-byte accesses when H W C divides by 16, but for the raw output of "both".
 """

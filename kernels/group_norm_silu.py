@@ -8,6 +8,7 @@ It loses where an image's slab fits neither (then x is read twice), and nowhere 
 """
 
 import importlib
+import math
 from typing import Any
 
 import torch
@@ -15,20 +16,26 @@ import torch.nn.functional as F  # noqa: N812  # the name everyone knows
 from torch import Tensor
 
 from pdfast.errors import PdfastError
+from pdfast.kernels import runtime
 
 
 def _load() -> tuple[Any, str]:
     """The compiled module, which registers the ops, or None, and what is wrong with it."""
+    here = torch.__version__.split("+")[0]
     try:
-        return importlib.import_module("pdfast._C"), ""
+        module = importlib.import_module("pdfast._C")
+        built = module.build_facts().get("torch")
+        reason = "" if built == here else f"was built for PyTorch {built}"
     except ModuleNotFoundError:  # setup.py could not build it, and said why
         return None, ""
     except ImportError as error:
-        return None, (
-            f"pdfast's extension does not fit PyTorch {torch.__version__}, which is installed: "
-            "build it again with pip install --no-build-isolation --force-reinstall --no-deps "
-            f"on pdfast ({error})"
+        module, reason = None, f"does not load: {error}"
+    if reason:
+        reason = (
+            f"pdfast's extension {reason}, and PyTorch {here} is installed: build it again with "
+            "pip install --no-build-isolation --force-reinstall --no-deps on pdfast"
         )
+    return module, reason
 
 
 _C, UNFIT = _load()
@@ -54,26 +61,29 @@ def reference(
     eps: float = 1e-6,
     silu: bool = True,
 ) -> Tensor:
-    """The same in PyTorch's own ops; arguments as for `group_norm_silu`."""
-    h = torch.group_norm(x, groups, weight, bias, eps)
+    """The same in PyTorch's own ops, which want one type; arguments as for `group_norm_silu`."""
+    h = torch.group_norm(x, groups, weight.to(x.dtype), bias.to(x.dtype), eps)
     if film is not None:
-        scale, shift = film[:, :, None, None].chunk(2, dim=1)
+        scale, shift = film.to(x.dtype)[:, :, None, None].chunk(2, dim=1)
         h = torch.addcmul(shift, h, 1 + scale)
     h = F.silu(h) if silu else h
     return h.contiguous(memory_format=torch.channels_last)
 
 
+COMPILED_FOR = ("cpu", "meta") * HAS_CPU + ("cuda",) * HAS_CUDA  # kinds of devices
+
+
 def implementation(device: torch.device) -> str:
-    """What runs on tensors of this device, and why, for people to read.
+    """What runs on float32 tensors of this device, and why, for people to read.
 
     Raises PdfastError where the extension was built for another PyTorch.
     """
     if UNFIT:
         raise PdfastError(UNFIT)
-    if device.type == "cuda" and not HAS_CUDA:
-        return "PyTorch reference: pdfast was built without nvcc"
-    if _C is None:
-        return "PyTorch reference: pdfast was built without a C++ compiler"
+    if not HAS_CPU:
+        return "PyTorch reference: pdfast was built without a C++ compiler or Python's headers"
+    if device.type not in COMPILED_FOR:
+        return f"PyTorch reference: pdfast was built without code for {device.type}"
     if device.type == "cuda":
         return f"compiled CUDA op, built for {build_facts()['cuda_architectures']}"
     return f"compiled CPU op, {_C.cpu_isa()}"
@@ -91,18 +101,40 @@ def group_norm_silu(
 ) -> Tensor:
     """GroupNorm over `groups`, then FiLM if `film` is given, then SiLU if `silu`.
 
-    x (N, C, H, W) float32, bfloat16, float16 or, on a CPU, float64, in any memory layout; weight
-    and bias (C,) and film (N, 2C), scale then shift, in x's type or float32. Returns (N, C, H, W),
-    channels-last, in x's type. Differentiable once, in all four tensors; gradients are the same
-    bits from run to run. Raises ValueError or TypeError, naming the argument.
+    x (N, C, H, W) float32, bfloat16, float16 or float64, in any memory layout; weight and bias (C,)
+    and film (N, 2C), scale then shift, in x's type or float32. Returns (N, C, H, W), channels-last,
+    in x's type. Differentiable once, in all four tensors; the compiled op's gradients are the same
+    bits from run to run. float64 on a GPU takes the reference. Raises ValueError or TypeError,
+    naming the argument.
     """
-    if HAS_CUDA or (HAS_CPU and x.device.type != "cuda"):
+    if UNFIT:
+        raise PdfastError(UNFIT)
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a tensor, not {type(x).__name__}")
+    wide_on_gpu = x.device.type == "cuda" and x.dtype == torch.float64
+    if x.device.type in COMPILED_FOR and not wide_on_gpu:
         op = torch.ops.pdfast.group_norm_silu
         y: Tensor = op(x, weight, bias, film, groups, eps, silu)[0]
         return y
-    if UNFIT:
-        raise PdfastError(UNFIT)
+    _check(x, weight, bias, film, groups, eps)
     return reference(x, weight, bias, film, groups=groups, eps=eps, silu=silu)
+
+
+def _check(
+    x: Tensor, weight: Tensor, bias: Tensor, film: Tensor | None, groups: int, eps: float
+) -> None:
+    """What csrc/group_norm_silu_op.cpp checks, for the reference."""
+    runtime.check_tensor("x", x, runtime.FLOATS)
+    n, c = x.shape[:2]
+    types = tuple({x.dtype, x.dtype if x.dtype == torch.float64 else torch.float32})
+    if groups < 1 or c % groups:
+        raise ValueError(f"groups must divide the {c} channels of x, and {groups} does not")
+    runtime.check_tensor("weight", weight, types, (c,), x)
+    runtime.check_tensor("bias", bias, (weight.dtype,), (c,), x)
+    if film is not None:
+        runtime.check_tensor("film", film, types, (n, 2 * c), x)
+    if not (math.isfinite(eps) and eps >= 0):
+        raise ValueError(f"eps must be finite and at least 0, not {eps}")
 
 
 if HAS_CPU:
@@ -135,5 +167,5 @@ if HAS_CPU:
         silu: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         dx = torch.empty_like(x, memory_format=torch.channels_last)
-        dfilm = weight.new_empty(0) if film is None else torch.empty_like(film)
-        return dx, torch.empty_like(weight), torch.empty_like(bias), dfilm
+        dfilm = weight.new_empty(0) if film is None else film.new_empty(film.shape)
+        return dx, weight.new_empty(weight.shape), bias.new_empty(bias.shape), dfilm

@@ -125,9 +125,9 @@ def read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any], dict
 def save_model(model: Model, path: str | Path, **facts: Any) -> None:
     """Write a model directory: config.json, model.safetensors, manifest.json."""
     config = {"model": to_table(model.cfg), "steps": model.steps}
-    write(
-        Path(path), {WEIGHTS: model.net.state_dict()}, {CONFIG: config}, steps=model.steps, **facts
-    )
+    facts["steps"] = model.steps
+    facts["group_norm_silu"] = group_norm_silu.implementation(model.device)
+    write(Path(path), {WEIGHTS: model.net.state_dict()}, {CONFIG: config}, **facts)
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> Model:
@@ -221,5 +221,4 @@ def _versions() -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
-        "group_norm_silu": group_norm_silu.implementation(torch.device("cpu")),
     }

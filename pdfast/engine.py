@@ -159,6 +159,12 @@ class Optimizer:
         """Take over what `state` gave."""
         for file, tensors in self.state().items():
             for name, tensor in tensors.items():
+                if name not in files.get(file, {}):
+                    raise PdfastError(
+                        f"the saved state has no {name} in {file}: another version of pdfast "
+                        "wrote it; go on with that one, or remove the state/ folder of the run to "
+                        "begin the phase again"
+                    )
                 tensor.copy_(files[file][name])
 
 

@@ -1,7 +1,8 @@
 """What the tests of group_norm_silu share: inputs, and the rule of acceptance.
 
 The L2 error of each output is at most twice that of PyTorch's own ops in the same type, plus one
-unit in the last place (half of one for 16-bit outputs) of the terms that it is a sum of.
+unit in the last place (half of one for 16-bit outputs), plus one of float32 of the terms that it is
+a sum of, which decides where few terms cancel.
 """
 
 import torch
@@ -76,23 +77,28 @@ def largest_terms(x, weight, bias, film, dy, groups, silu, eps):
     return [t.norm() for t in (y.detach(), dx, dweight, dbias, dfilm)]
 
 
-def check(draws, groups, silu, eps=1e-6):
-    """The acceptance rule for y and all gradients, errors taken over all draws of one shape."""
+def check(draws, groups, silu, eps=1e-6, ours=None):
+    """The acceptance rule for y and all gradients, errors taken over all draws of one shape.
+
+    `ours` maps (tensors, groups, silu, eps) to the outputs; by default the op itself.
+    """
     options = {"groups": groups, "silu": silu, "eps": eps}
     sums = {}
     for tensors in draws:
         dtype = tensors[0].dtype
         exact = outputs(reference, *tensors, dtype=torch.float64, **options)
         eager = outputs(reference, *tensors, dtype=dtype, **options)  # eager wants one type
-        ours = outputs(group_norm_silu, *tensors, **options)
+        found = ours(tensors, **options) if ours else outputs(group_norm_silu, *tensors, **options)
         largest = largest_terms(*tensors, groups, silu, eps)
-        for name, e, p, o, scale in zip(NAMES, exact, eager, ours, largest, strict=False):
-            squares = (o.double() - e).square().sum(), (p.double() - e).square().sum(), scale**2
-            sums[name] = sums.get(name, 0) + torch.stack(squares)
-            # The arithmetic is float32: 16-bit outputs are rounded once, half a unit at most.
-            unit = torch.finfo(o.dtype).eps * (1 if o.dtype == torch.float32 else 0.5)
-            sums[name, "unit"] = unit
+        for name, e, p, o, terms in zip(NAMES, exact, eager, found, largest, strict=False):
+            errors = (o.double() - e).square().sum(), (p.double() - e).square().sum()
+            sums[name] = sums.get(name, 0) + torch.stack([*errors, e.square().sum(), terms**2])
+            sums[name, "dtype"] = o.dtype
     for name in NAMES[: len(exact)]:
-        error, eager_error, scale = sums[name].sqrt()
-        allowed = 2 * eager_error + sums[name, "unit"] * scale
+        error, eager_error, size, terms = sums[name].sqrt()
+        # The arithmetic is float32 at least; 16-bit outputs are rounded once, at the end.
+        ulp = torch.finfo(sums[name, "dtype"]).eps / (1 if sums[name, "dtype"].itemsize > 2 else 2)
+        allowed = 2 * eager_error + ulp * size + torch.finfo(torch.float32).eps * terms
+        if dtype == torch.float64:  # PyTorch's own error is what would be measured
+            allowed = 1e-9 * (terms + 1)
         assert error <= allowed, f"{name}: {error:.3g} > {allowed:.3g}"

@@ -123,5 +123,11 @@ def test_tensors_on_two_devices():
         group_norm_silu(x, weight.cpu(), bias, film, groups=4)
     with pytest.raises(ValueError, match="film is on cpu, but x on cuda:0"):
         group_norm_silu(x, weight, bias, film.cpu(), groups=4)
+
+
+def test_float64_takes_the_reference():
+    doubles = [t.double() for t in on_gpu((2, 16, 3, 5), torch.float32)[:4]]
     with pytest.raises(TypeError, match="x may be float64 on a CPU only"):
-        group_norm_silu(*(t.double() for t in (x, weight, bias, film)), groups=4)
+        torch.ops.pdfast.group_norm_silu(*doubles, 4, 1e-6, True)
+    same = module.reference(*doubles, groups=4)
+    assert torch.equal(group_norm_silu(*doubles, groups=4), same)

@@ -1,11 +1,15 @@
 """Triton kernels are tested under Triton's interpreter, or on a GPU."""
 
+import os
+
 import pytest
 import torch
 
 from pdfast.kernels import runtime
 
 TRITON = ("add_noise", "adamw", "ddim_step", "distill_loss", "launches")
+if os.environ.get("TRITON_INTERPRET") == "1" and not runtime.HAVE_TRITON:
+    raise pytest.UsageError("TRITON_INTERPRET=1 needs Triton 3.4 or newer: pip install triton")
 RUNS = runtime.HAVE_TRITON and (runtime.INTERPRETING or torch.cuda.is_available())
 collect_ignore = [] if RUNS else [f"test_{name}.py" for name in TRITON]
 if runtime.INTERPRETING:  # the compiled op needs no second run

@@ -36,6 +36,7 @@ shapes = st.tuples(
 
 def example(dtype, shape, film, silu, mean, mixed, layout, seed):
     n, groups, per_group, h, w = shape
+    mixed = mixed and dtype != torch.float64  # which goes with itself alone
     param, draws = torch.float32 if mixed else dtype, []
     for k in range(8):  # small tensors have few errors to average
         full = (n, groups * per_group, h, w)
@@ -63,7 +64,7 @@ arguments = {
 common = {"derandomize": True, "deadline": None, "suppress_health_check": list(HealthCheck)}
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
 @settings(max_examples=60, **common)
 @given(**arguments)
 def test_accuracy(dtype, shape, film, silu, mean, mixed, layout, seed):
@@ -71,7 +72,7 @@ def test_accuracy(dtype, shape, film, silu, mean, mixed, layout, seed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
 @settings(max_examples=500, **common)
 @given(**arguments)
 def test_accuracy_at_length(dtype, shape, film, silu, mean, mixed, layout, seed):
@@ -155,10 +156,10 @@ def test_sixteen_bit_conversions(dtype, isa):
     x = torch.zeros(1, 2**16, 1, 1, dtype=dtype)
     y = group_norm_silu(x, torch.ones_like(every), every, groups=2**16, silu=False).flatten()
     assert torch.equal(y.isnan(), every.isnan())
-    assert torch.equal(y.nan_to_num(0, 1, -1), every.nan_to_num(0, 1, -1))
+    assert torch.equal(y[~y.isnan()], every[~every.isnan()])
     # Float32 values between, at, and halfway between 16-bit neighbours, over the whole range.
     bits = torch.arange(0, 2**32, 65521, dtype=torch.int64)
-    ties = torch.arange(0, 2**16, dtype=torch.int64) * 2**16 + (2**15 if dtype.itemsize else 0)
+    ties = torch.arange(0, 2**16, dtype=torch.int64) * 2**16 + 2**15
     half_ties = torch.arange(0, 2**16, dtype=torch.int64) * 2**13 + 0x38000000 + 2**12
     words = torch.cat([bits, ties, half_ties])
     value = (words - (words >= 2**31) * 2**32).to(torch.int32).view(torch.float32)
@@ -167,7 +168,7 @@ def test_sixteen_bit_conversions(dtype, isa):
     y = group_norm_silu(x, torch.ones(c), value, groups=c, silu=False).flatten()
     want = value.to(dtype)
     assert torch.equal(y.isnan(), want.isnan())
-    assert torch.equal(y.nan_to_num(0, 1e4, -1e4), want.nan_to_num(0, 1e4, -1e4))
+    assert torch.equal(y[~y.isnan()], want[~want.isnan()])
 
 
 def test_silu_over_its_range(isa):
@@ -177,9 +178,9 @@ def test_silu_over_its_range(isa):
     y = group_norm_silu(torch.zeros(1, c, 1, 1), torch.ones(c), u, groups=c).flatten()
     exact = torch.nn.functional.silu(u.double())
     assert ((y.double() - exact).abs() <= 2 * 2**-23 * exact.abs()).all()
-    far = torch.tensor([-90.0, -1e4, -3e38])
-    y = group_norm_silu(torch.zeros(1, 3, 1, 1), torch.ones(3), far, groups=3).flatten()
-    assert torch.all((y <= 0) & (y > -20))
+    far = torch.tensor([-90.0, -1e4, -3e38, 3e38, float("inf")])
+    y = group_norm_silu(torch.zeros(1, 5, 1, 1), torch.ones(5), far, groups=5).flatten()
+    assert y.tolist() == [0.0, 0.0, 0.0, far[3], float("inf")]
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
@@ -203,6 +204,8 @@ def test_opcheck(film, dtype):
     with torch.no_grad():
         _, mean, rstd = torch.ops.pdfast.group_norm_silu(*leaves, 4, 1e-6, True)
     detached = [t if t is None else t.detach() for t in leaves]
+    if film:  # strides of a gradient are its own
+        detached[3] = detached[3].t().contiguous().t()
     torch.library.opcheck(
         torch.ops.pdfast.group_norm_silu_backward,
         (dy, detached[0], mean, rstd, *detached[1:], 4, True),
@@ -219,11 +222,8 @@ def test_only_the_first_derivative():
         grad.sum().backward()
 
 
-def meta(t):
-    return t.to("meta")
-
-
 BAD = [  # argument, how it is spoilt, error, what the message names
+    ("x", lambda _: None, TypeError, "x must be a tensor"),
     ("x", lambda t: t[0], ValueError, "x must have shape"),
     ("x", lambda t: t[:0], ValueError, "x is empty"),
     ("x", lambda t: t.int(), TypeError, "x must be float32"),
@@ -248,11 +248,14 @@ BAD = [  # argument, how it is spoilt, error, what the message names
 
 
 @pytest.mark.parametrize(("name", "spoil", "error", "message"), BAD)
-def test_bad_input(name, spoil, error, message):
+def test_bad_input(name, spoil, error, message, monkeypatch):
     x, weight, bias, film, _ = make((2, 8, 3, 3), torch.float32)
     arguments = {"x": x, "weight": weight, "bias": bias, "film": film, "groups": 4, "eps": 1e-6}
     arguments[name] = spoil(arguments[name])
     with pytest.raises(error, match=message):
+        group_norm_silu(**arguments)
+    monkeypatch.setattr(module, "COMPILED_FOR", ())  # the reference names the argument as well
+    with pytest.raises(error, match=f"^{name} "):
         group_norm_silu(**arguments)
 
 

@@ -91,5 +91,5 @@ def test_accesses_of_16_bytes(built):
         else:
             assert loads
             assert not copies
-        # Nothing of the tensors moves in smaller pieces: other stores are statistics and sums.
+        # No array in local memory, and nothing that depends on who comes first.
         assert not re.search(r"ld\.local|st\.local|\batom\.|\bred\.", body)
