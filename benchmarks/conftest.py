@@ -86,10 +86,14 @@ def measure(benchmark: Any, device: torch.device, request: pytest.FixtureRequest
     return run
 
 
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """The rows so far, for a run that is cut off."""
+    if path := item.config.getoption("--rows"):
+        path.write_text(json.dumps(item.config.stash[ROWS], indent=1) + "\n")
+
+
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     rows = config.stash[ROWS]
     if rows:
         terminalreporter.write_line("")
         terminalreporter.write_line(table(rows))
-    if path := config.getoption("--rows"):
-        path.write_text(json.dumps(rows, indent=1) + "\n")

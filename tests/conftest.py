@@ -28,6 +28,21 @@ def pytest_runtest_makereport(item, call):
         report.longrepr = f"{item.nodeid} was skipped, which only {sorted(MAY_SKIP)} may be"
 
 
+def pytest_terminal_summary(terminalreporter):
+    """What the compilers made of the kernels: registers and static shared memory, by kernel."""
+    made = {}
+    for report in terminalreporter.getreports("passed"):
+        for key, value in report.user_properties:
+            if key == "machine code":
+                made.setdefault(value[0], []).append(value[1:])
+    for name, usages in sorted(made.items()):
+        registers, shared = zip(*usages, strict=True)
+        terminalreporter.write_line(
+            f"{name}: {min(registers)}-{max(registers)} registers, "
+            f"at most {max(shared)} bytes of static shared memory, no spills"
+        )
+
+
 @pytest.fixture
 def handlers():
     """Restore signal handlers and the stop flag after a test that runs the command line."""

@@ -1,7 +1,7 @@
 """Every Triton kernel compiled ahead of time, without a GPU: no stack, no spills, wide accesses.
 
 Not under Triton's interpreter, which replaces the compiler. Registers and shared memory are
-printed; nothing here says how fast the code is.
+printed at the end of the run; nothing here says how fast the code is.
 """
 
 import re
@@ -45,7 +45,7 @@ def compiled(kernel, types, constants, arch, plain=(), num_warps=4, **options):
 
 
 @pytest.fixture
-def check(tmp_path, request):
+def check(tmp_path, record_property):
     def check(kernel, types, constants, arch, loads, stores, plain=(), num_warps=4, **options):
         """`loads` and `stores`: bytes per program of the streams that must be wide."""
         options["num_warps"] = num_warps
@@ -55,7 +55,9 @@ def check(tmp_path, request):
         command = [TOOL, "--dump-resource-usage", file]
         usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         usage = re.search(r"REG:\d+ STACK:\d+ SHARED:\d+ LOCAL:\d+", usage)[0]
-        print(f"{request.node.name}: {usage}")
+        registers, shared = re.search(r"REG:(\d+) .*SHARED:(\d+)", usage).groups()
+        name = f"{kernel.fn.__name__} sm_{arch}"
+        record_property("machine code", (name, int(registers), int(shared)))
         assert "STACK:0 " in usage
         assert usage.endswith("LOCAL:0")
         threads = 32 * num_warps

@@ -4,6 +4,7 @@ That build runs the kernels' own source with blocks and threads as loops, and th
 approximate instructions at their documented worst.
 """
 
+import group_norm_checks
 import pytest
 import torch
 from group_norm_silu_host import (
@@ -18,6 +19,8 @@ from group_norm_silu_host import (
     plan,
     run,
 )
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch.nn.functional import group_norm, silu
 
 
@@ -64,6 +67,57 @@ def same(a, b):
     return all(
         v is None or torch.equal(v.view(torch.uint8), b[k].view(torch.uint8)) for k, v in a.items()
     )
+
+
+def by_host(lib, machine):
+    """As group_norm_checks.check takes it: channels-last images in, y and the gradients out."""
+
+    def ours(tensors, groups, silu, eps):
+        assert eps == EPS
+        x, weight, bias, film, dy = tensors
+        n, c, h, w = x.shape
+        t = {k: v.permute(0, 2, 3, 1).reshape(n, h * w, c) for k, v in (("x", x), ("dy", dy))}
+        t |= {"weight": weight, "bias": bias, "film": film}
+        out = run(lib, t, groups, silu, machine=machine)
+        for name in ("y", "dx"):
+            out[name] = out[name].reshape(n, h, w, c).permute(0, 3, 1, 2)
+        return [out[k] for k in group_norm_checks.NAMES if out[k] is not None]
+
+    return ours
+
+
+def random_case(lib, dtype, machine, shape, film, silu, mean, mixed, seed):
+    n, groups, per_group, h, w = shape
+    param, full = torch.float32 if mixed else dtype, (n, groups * per_group, h, w)
+    draws = [
+        group_norm_checks.make(full, dtype, film, mean, 1.0, param, 8 * seed + k) for k in range(8)
+    ]
+    group_norm_checks.check(draws, groups, silu, EPS, by_host(lib, machine))
+
+
+RANDOM = {
+    "machine": st.sampled_from([H100, A100, STREAM]),
+    "shape": st.tuples(*[st.integers(1, top) for top in (3, 6, 9, 7, 7)]),
+    "film": st.booleans(),
+    "silu": st.booleans(),
+    "mean": st.sampled_from([0.0, 3.0, 100.0]),
+    "mixed": st.booleans(),
+    "seed": st.integers(0, 1000),
+}
+COMMON = {"derandomize": True, "deadline": None, "suppress_health_check": list(HealthCheck)}
+
+
+@pytest.mark.parametrize("dtype", list(DTYPES))
+def test_random_cases(lib, dtype):
+    rule = settings(max_examples=50, **COMMON)
+    rule(given(**RANDOM)(lambda **case: random_case(lib, dtype, **case)))()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", list(DTYPES))
+def test_many_random_cases(lib, dtype):
+    rule = settings(max_examples=500, **COMMON)
+    rule(given(**RANDOM)(lambda **case: random_case(lib, dtype, **case)))()
 
 
 @pytest.mark.parametrize("act", [True, False])
