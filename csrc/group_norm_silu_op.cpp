@@ -47,6 +47,10 @@ Dtype dtype_of(const Tensor& t, const char* name) {
   }
 }
 
+at::ScalarType statistics_of(const Tensor& x) {
+  return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+
 void check_like(const Tensor& t, const Tensor& x, const char* name, at::IntArrayRef shape) {
   TORCH_CHECK_VALUE(t.device() == x.device(), name, " is on ", t.device(), ", but x on ",
                     x.device());
@@ -90,8 +94,8 @@ Outputs forward(const Tensor& x_, const Tensor& weight_, const Tensor& bias_, co
   const Tensor x = x_.contiguous(kChannelsLast), weight = weight_.contiguous(),
                bias = bias_.contiguous();
   const Film film = contiguous(film_);
-  const auto statistics = x.options().dtype(x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat)
-                              .memory_format(at::MemoryFormat::Contiguous);
+  const auto statistics =
+      x.options().dtype(statistics_of(x)).memory_format(at::MemoryFormat::Contiguous);
   Tensor y = at::empty_like(x, kChannelsLast), mean = at::empty({size.n, groups}, statistics),
          rstd = at::empty({size.n, groups}, statistics);
   const Types type{dtype_of(x, "x"), dtype_of(weight, "weight"),
@@ -122,15 +126,16 @@ Gradients backward(const Tensor& dy_, const Tensor& x_, const Tensor& mean, cons
                    " as x, not ", dy_.scalar_type());
   for (const auto& [t, name] : {std::pair(&mean, "mean"), std::pair(&rstd, "rstd")}) {
     check_like(*t, x_, name, {size.n, groups});
-    TORCH_CHECK_TYPE(t->scalar_type() == (x_.scalar_type() == at::kDouble ? at::kDouble : at::kFloat),
-                     name, " must be as group_norm_silu returned it, not ", t->scalar_type());
+    TORCH_CHECK_TYPE(t->scalar_type() == statistics_of(x_), name,
+                     " must be as group_norm_silu returned it, not ", t->scalar_type());
     TORCH_CHECK_VALUE(t->is_contiguous(), name, " must be contiguous");
   }
   const Tensor dy = dy_.contiguous(kChannelsLast), x = x_.contiguous(kChannelsLast),
                weight = weight_.contiguous(), bias = bias_.contiguous();
   const Film film = contiguous(film_);
   Tensor dx = at::empty_like(x, kChannelsLast), dweight = at::empty_like(weight),
-         dbias = at::empty_like(bias), dfilm = film ? at::empty_like(*film) : at::empty({0}, weight.options()),
+         dbias = at::empty_like(bias),
+         dfilm = film ? at::empty_like(*film) : at::empty({0}, weight.options()),
          sums = at::empty({size.n, 2, size.c}, mean.options());
   const Types type{dtype_of(x, "x"), dtype_of(weight, "weight"),
                    film ? dtype_of(*film, "film") : dtype_of(x, "x")};

@@ -134,8 +134,8 @@ constexpr int kArrays = 9, kDoubles = 4;  // per-channel arrays of a task
 
 // flatten: all that a task calls becomes part of it, so that its loops stay in registers.
 template <typename T>
-__attribute__((flatten)) void forward_task(const Forward& p, const Slab& slab, Scratch<Work<T>>& work,
-                  Scratch<double>& total) {
+__attribute__((flatten)) void forward_task(const Forward& p, const Slab& slab,
+                                            Scratch<Work<T>>& work, Scratch<double>& total) {
   using A = Work<T>;
   using V = typename Lanes<A>::V;
   constexpr int L = Lanes<A>::L;
@@ -195,8 +195,8 @@ __attribute__((flatten)) void forward_task(const Forward& p, const Slab& slab, S
 }
 
 template <typename T>
-__attribute__((flatten)) void backward_task(const Backward& p, const Slab& slab, Scratch<Work<T>>& work,
-                   Scratch<double>& total) {
+__attribute__((flatten)) void backward_task(const Backward& p, const Slab& slab,
+                                             Scratch<Work<T>>& work, Scratch<double>& total) {
   using A = Work<T>;
   using V = typename Lanes<A>::V;
   constexpr int L = Lanes<A>::L;
