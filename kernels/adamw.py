@@ -103,7 +103,8 @@ def adamw_reference(
     params.mul_(1 - lr * weight_decay)
     params.addcdiv_(exp_avg * -step_size, denominator)
     if ema is not None:
-        new = torch.where(step == 1, 1.0, 1.0 - ema_decay)  # the first average is the weights
+        # The first average is the weights.
+        new = torch.where(step == 1, torch.ones_like(step), 1.0 - ema_decay)
         ema.lerp_(params, new.to(ema.dtype))
     if copy is not None:
         copy.copy_(params)

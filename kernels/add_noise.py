@@ -59,6 +59,7 @@ def add_noise(
     head: Head | None = None,
     net_dtype: torch.dtype = torch.float32,
     held: bool = False,
+    population: int = 0,
 ) -> Noised:
     """Draw `num` images and times, and diffuse: z_t = alpha x + sigma eps (section 2).
 
@@ -67,6 +68,9 @@ def add_noise(
     positions first .. first + num - 1 in the batch of `update`, an int or an int64 tensor of one
     element on the device of the images; `held`: of the held batch's streams. With a `head`, y is
     made. net_dtype float64 makes everything float64. Raises ValueError or TypeError otherwise.
+
+    For sets that lie elsewhere, `population` is the set's size where it is not 0, and the images
+    are the `num` that `draw_indices` draws from it, in order; all results are as of the whole set.
     """
     runtime.check_tensor("images", images, (torch.uint8,))
     if isinstance(update, int):
@@ -77,16 +81,35 @@ def add_noise(
     if net_dtype not in runtime.FLOATS:
         raise TypeError(f"net_dtype must be a floating-point type, not {net_dtype}")
     limits = {"seed": (seed, 2**32), "round_": (round_, 2**24), "num_steps": (num_steps, 2**31)}
-    for name, (value, end) in (limits | {"first": (first, 2**31)}).items():
+    limits |= {"first": (first, 2**31), "population": (population, 2**31)}
+    for name, (value, end) in limits.items():
         if not 0 <= value < end:
             raise ValueError(f"{name} must be in 0 .. {end - 1}, not {value}")
     if num < 1:
         raise ValueError(f"num must be at least 1, not {num}")
+    if population and len(images) != num:
+        raise ValueError(f"with a population, images must be the {num} drawn, not {len(images)}")
     z_t, z_in, phi_t, phi_mid, last, chosen, y = add_noise_op(
-        images, *schedule, num_steps, seed, round_, update, first, num, flip, head, net_dtype, held
-    )
+        images, *schedule, num_steps, seed, round_, update, first, num, flip, head, net_dtype, held,
+        population,
+    )  # fmt: skip
     same = net_dtype == z_t.dtype
     return Noised(z_t, z_t if same else z_in, phi_t, phi_mid, last, chosen, y if head else None)
+
+
+def draw_indices(
+    seed: int,
+    round_: int,
+    update: int,
+    first: int,
+    num: int,
+    population: int,
+    held: bool = False,
+) -> Tensor:
+    """Which images of a set `add_noise` takes: int64 (num,) in 0 .. population - 1, on the CPU."""
+    key, _ = _keys(seed, round_, held)
+    words = philox.words(key, torch.tensor(update), first, num)
+    return philox.index_below(words[:, 0], population)
 
 
 # ------------------------------------------------------------------------------------------
@@ -132,21 +155,24 @@ def add_noise_reference(
     head: Head | None,
     dtype: torch.dtype,
     held: bool,
+    population: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
     """(z_t, phi_t, phi_mid, last, chosen, y) in plain PyTorch, with z_t and y in `dtype`."""
-    batch_key, noise_key = _keys(seed, round_, held)
-    words = philox.words(batch_key, update, first, num)
-    chosen = philox.index_below(words[:, 0], len(images))
-    x = to_float(images[chosen]).to(dtype)
+    shape = (images.shape[1], images.shape[2], images.shape[3])
+    (_, batch_key), (_, noise_key) = _keys(seed, round_, held)
+    block = torch.arange(-1, philox.blocks_of(shape), device=update.device)  # -1: of the batch
+    key = seed, torch.where(block < 0, batch_key, noise_key)
+    words = philox.words_of(key, update, first, num, block.clamp_(min=0))
+    chosen = philox.index_below(words[:, 0], population or len(images))
+    x = to_float(images if population else images[chosen]).to(dtype)
     if flip:
         x = torch.where((words[:, 1] & 1).bool()[:, None, None, None], x.flip(3), x)
-    _, c, h, w = x.shape
-    eps = philox.normal(noise_key, update, first, num, (c, h, w)).to(dtype)
+    eps = philox.normal_images(words[:, 4:], shape).to(dtype)
     if num_steps:
         i = philox.index_below(words[:, 2], num_steps)
-        phi_t = a * ((i.double() + 1) / num_steps) + b
-        phi_mid = a * ((i.double() + 0.5) / num_steps) + b
-        last = i == 0
+        last, i = i == 0, i.double()
+        phi_t = a * ((i + 1) / num_steps) + b
+        phi_mid = a * ((i + 0.5) / num_steps) + b
     else:
         phi_t = a * philox.uniform_of(words[:, 2], words[:, 3]) + b
         phi_mid, last = phi_t.clone(), torch.zeros_like(chosen, dtype=torch.bool)
@@ -173,6 +199,7 @@ def add_noise_op(
     head: str | None,
     net_dtype: torch.dtype,
     held: bool,
+    population: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`add_noise` of arguments known to be right; z_in and y are empty where there are none."""
     outputs = _outputs(images, num, head, net_dtype)
@@ -180,7 +207,7 @@ def add_noise_op(
     if not runtime.uses_triton(images.device, net_dtype):
         results = add_noise_reference(
             images, a, b, num_steps, seed, round_, update, first, num, flip,
-            head, z_t.dtype, held,  # type: ignore[arg-type]
+            head, z_t.dtype, held, population,  # type: ignore[arg-type]
         )  # fmt: skip
         for output, result in zip((z_t, phi_t, phi_mid, last, chosen, y), results, strict=True):
             if result is not None:
@@ -204,7 +231,7 @@ def add_noise_op(
         last.view(torch.uint8),
         chosen,
         size,
-        len(images),
+        population or len(images),
         num_steps,
         first,
         seed,
@@ -214,6 +241,7 @@ def add_noise_op(
         b=b,
         width=images.shape[3],
         channels=images.shape[1],
+        gathered=population > 0,
         flip=flip,
         continuous=num_steps == 0,
         head=head or "none",
@@ -238,6 +266,7 @@ def _fake_outputs(
     head: str | None,
     net_dtype: torch.dtype,
     held: bool,
+    population: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     return _outputs(images, num, head, net_dtype)
 
@@ -296,6 +325,7 @@ def add_noise_kernel(
     b: tl.constexpr,
     width: tl.constexpr,
     channels: tl.constexpr,
+    gathered: tl.constexpr,
     flip: tl.constexpr,
     continuous: tl.constexpr,
     head: tl.constexpr,
@@ -334,7 +364,8 @@ def add_noise_kernel(
     if flip:
         column = element // channels % width
         pixel = tl.where(mirrored, element + (width - 1 - 2 * column) * channels, element)
-    level = tl.load(images + chosen * size + pixel, mask=mask, other=0).to(tl.float32)
+    source = n.to(tl.int64) if gathered else chosen
+    level = tl.load(images + source * size + pixel, mask=mask, other=0).to(tl.float32)
     x = tl.div_rn(level, 127.5) - 1.0
     sin, cos = sincos(angle)
     sin, cos = sin.to(tl.float32), cos.to(tl.float32)

@@ -29,27 +29,38 @@ class Stream(enum.IntEnum):
     SAMPLE = 3  # the sampler's noise
     BOOTSTRAP = 4  # resampling of a data set
     INIT = 5  # initial weights (through torch's generator)
-    DROPOUT = 6  # dropout masks (through torch's generator)
+    DROPOUT = 6  # dropout masks
 
 
 # ------------------------------------------------------------------------------------------
 # PyTorch
 
 
-def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> Tensor:
-    """Four 32-bit words per counter: four broadcastable int64 tensors -> (..., 4) int64."""
+def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int | Tensor]) -> Tensor:
+    """Four 32-bit words per counter: four broadcastable int64 tensors -> (..., 4) int64.
+
+    A tensor in the key is int64 too, of a shape that the counters' broadcasts to.
+    """
     c0, c1, c2, c3 = torch.broadcast_tensors(*counter)  # type: ignore[no-untyped-call]
-    k0, k1 = key
+    # Two rows a tensor, in place, numbers as tensors (on the CPU for any device): on small batches
+    # a CPU's time goes into calls of PyTorch.
+    m0, m1, mask, half = torch.tensor([*_MULTIPLIERS, _MASK, 32], device="cpu").unbind()
+    even, odd = torch.stack([c2, c0]), torch.stack([c3, c1])
+    product = torch.empty_like(odd)
+    c2, c0 = even.unbind()
+    (c3, c1), (p0, p1), (k0, k1) = odd.unbind(), product.unbind(), key
     for _ in range(10):
-        # The 64-bit product wraps, but as a bit pattern it is the unsigned one.
-        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0, c1, c2, c3 = (
-            ((p1 >> 32) & _MASK) ^ c1 ^ k0,
-            p1 & _MASK,
-            ((p0 >> 32) & _MASK) ^ c3 ^ k1,
-            p0 & _MASK,
-        )
-        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+        # The 64-bit product wraps, but as a bit pattern it is the unsigned one. Of c1, c3 and the
+        # key the low 32 bits count, which the masks keep.
+        torch.mul(c0, m0, out=p0)
+        torch.mul(c2, m1, out=p1)
+        torch.bitwise_right_shift(product, half, out=even).bitwise_xor_(odd)
+        c0.bitwise_xor_(k0)
+        c2.bitwise_xor_(k1)
+        even.bitwise_and_(mask)
+        odd, product, c3, c1, p0, p1 = product, odd, p0, p1, c3, c1
+        k0, k1 = k0 + _WEYL[0], k1 + _WEYL[1]
+    odd.bitwise_and_(mask)
     return torch.stack([c0, c1, c2, c3], dim=-1)
 
 
@@ -58,24 +69,32 @@ def key_of(seed: int, stream: Stream, round_: int) -> tuple[int, int]:
     return seed, (round_ << 8) | int(stream)
 
 
-def words(key: tuple[int, int], update: Tensor, first: int, num: int, blocks: int = 1) -> Tensor:
+def words(
+    key: tuple[int, int], update: Tensor, first: int, num: int, blocks: int = 1, skip: int = 0
+) -> Tensor:
     """32-bit words (num, 4 blocks), int64, for positions first .. first + num - 1.
 
-    update is int64 of one element; the words lie on its device.
+    update is int64 of one element; the words lie on its device. `skip`: blocks before the first.
     """
+    block = torch.arange(skip, skip + blocks, device=update.device)
+    return words_of(key, update, first, num, block)
+
+
+def words_of(
+    key: tuple[int, int | Tensor], update: Tensor, first: int, num: int, block: Tensor
+) -> Tensor:
+    """`words` of any blocks, an int64 tensor (n,); the key may hold another such tensor."""
     update = update.reshape(())
     position = torch.arange(first, first + num, device=update.device)[:, None]
-    block = torch.arange(blocks, device=update.device)[None, :]
-    counter = (block, position, update & _MASK, update >> 32)
-    return philox(counter, key).reshape(num, 4 * blocks)
+    return philox((block, position, update & _MASK, update >> 32), key).flatten(1)
 
 
 def normal_of(words: Tensor) -> Tensor:
     """Words (B, 4 n) -> standard normal float32 (B, 4 n), two from each pair of words."""
-    uniform = (words.double() + 0.5) / 2**32
-    radius = torch.sqrt(-2.0 * torch.log(uniform[:, 0::2]))
+    uniform = words.double().add_(0.5).div_(2**32)
+    radius = uniform[:, 0::2].log().mul_(-2.0).sqrt_()
     angle = 2.0 * math.pi * uniform[:, 1::2]
-    pair = torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], dim=-1)
+    pair = torch.stack([angle.cos().mul_(radius), angle.sin().mul_(radius)], dim=-1)
     return pair.flatten(1).float()
 
 
@@ -86,10 +105,19 @@ def normal(
 
     Element e of an image, counted in (H, W, C) order, comes from block e // 4, lane e % 4.
     """
+    return normal_images(words(key, update, first, num, blocks_of(shape)), shape)
+
+
+def blocks_of(shape: tuple[int, int, int]) -> int:
+    """Blocks of words for the normals of an image."""
+    return -(-math.prod(shape) // 4)
+
+
+def normal_images(words: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """Words (num, 4 `blocks_of(shape)`) -> the images of `normal`."""
     c, h, w = shape
-    size = c * h * w
-    values = normal_of(words(key, update, first, num, -(-size // 4)))[:, :size].contiguous()
-    return values.view(num, h, w, c).permute(0, 3, 1, 2)
+    values = normal_of(words)[:, : c * h * w].contiguous()
+    return values.view(-1, h, w, c).permute(0, 3, 1, 2)
 
 
 def index_below(words: Tensor, n: int) -> Tensor:

@@ -13,7 +13,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from pdfast.kernels import adamw, add_noise, ddim_step, distill_loss
+from pdfast.kernels import adamw, add_noise, ddim_step, distill_loss, dropout
 
 TOOL = next(Path(triton.__file__).parent.rglob("bin/cuobjdump"))
 SIZE = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -106,20 +106,33 @@ def test_distill_loss(check, arch, head, weight, dtype, y_given, blocks):
 NOISES = [(90, "none", dtype, flip, n) for dtype in SIZE for flip in (0, 1) for n in (0, 1)]
 NOISES += [(90, head, dtype, True, True) for head in HEADS for dtype in ("fp32", "bf16")]
 NOISES += [(arch, head, "bf16", True, head == "v") for arch in (80, 100) for head in ("none", "v")]
+NOISES = [(*case, False) for case in NOISES] + [(*case, True) for case in NOISES[::5]]
 
 
-@pytest.mark.parametrize(("arch", "head", "dtype", "flip", "continuous"), NOISES)
-def test_add_noise(check, arch, head, dtype, flip, continuous):
+@pytest.mark.parametrize(("arch", "head", "dtype", "flip", "continuous", "gathered"), NOISES)
+def test_add_noise(check, arch, head, dtype, flip, continuous, gathered):
     types = {"images": "*u8", "update": "*i64", "z_t": "*fp32", "z_in": f"*{dtype}", "y": "*fp32"}
     types |= {"phi_t": "*fp64", "phi_mid": "*fp64", "last": "*u8", "index": "*i64", "size": "i32"}
     types |= {name: "i32" for name in add_noise.DRAWN_BY} | {"seed": "i64"}
     block, second = add_noise.BLOCK, dtype != "fp32"
     constants = {"a": 1.57, "b": 4.5e-5, "width": 32, "channels": 3, "flip": bool(flip)}
     constants |= {"continuous": bool(continuous), "head": head, "writes_z_in": second}
+    constants["gathered"] = gathered
     stores = 4 + (SIZE[dtype] if second else 0) + (4 if head != "none" else 0)
     kernel = add_noise.add_noise_kernel
     constants["block"] = block
     check(kernel, types, constants, arch, 0, stores * block, plain=add_noise.DRAWN_BY)
+
+
+@pytest.mark.parametrize("dtype", SIZE)
+@pytest.mark.parametrize("arch", [80, 90, 100])
+def test_dropout(check, arch, dtype):
+    types = {"x": f"*{dtype}", "update": "*i64", "out": f"*{dtype}", "size": "i32"}
+    types |= {name: "i32" for name in dropout.DRAWN_BY} | {"seed": "i64"}
+    block, plain = dropout.BLOCK, dropout.DRAWN_BY
+    constants = {"threshold": 6554, "scale": 65536 / (65536 - 6554), "block": block}
+    moved = SIZE[dtype] * block
+    check(dropout.dropout_kernel, types, constants, arch, moved, moved, plain=plain)
 
 
 LOOP = {"turns": 58, "programs": adamw.PROGRAMS, "block": adamw.BLOCK}  # 60 million parameters

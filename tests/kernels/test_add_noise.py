@@ -19,7 +19,13 @@ from kernel_checks import (
 from torch.library import opcheck
 
 from pdfast.kernels import philox, runtime
-from pdfast.kernels.add_noise import BLOCK, add_noise, add_noise_op, add_noise_reference
+from pdfast.kernels.add_noise import (
+    BLOCK,
+    add_noise,
+    add_noise_op,
+    add_noise_reference,
+    draw_indices,
+)
 from pdfast.kernels.philox import normal_pair
 from pdfast.kernels.runtime import tl, triton
 
@@ -123,6 +129,28 @@ def test_more_elements_than_a_block():
         check(torch.bfloat16, (3, 3, 31, 29), "channels last", 0, **case)
 
 
+@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize(("num_steps", "net_dtype"), [(64, torch.bfloat16), (0, torch.float64)])
+def test_images_gathered_elsewhere_are_those_of_the_whole_set(num_steps, net_dtype, flip, held):
+    """Also first > 0, and a set that is not resident anywhere: only its size is known."""
+    changed = {"num_steps": num_steps, "update": 2**32 + 11, "first": 2}
+    case = ARGS | changed | {"flip": flip, "held": held, "net_dtype": net_dtype, "head": "v"}
+    whole = add_noise(**case)
+    index = draw_indices(7, 3, 2**32 + 11, 2, 4, len(ARGS["images"]), held)
+    assert index.device.type == "cpu"
+    assert torch.equal(index, whole.chosen.cpu())
+    gathered = ARGS["images"].cpu()[index].to(DEVICE)
+    part = add_noise(**case | {"images": gathered, "population": len(ARGS["images"])})
+    for name, expected in whole._asdict().items():
+        assert torch.equal(getattr(part, name), expected), name
+    other = add_noise(**case | {"images": gathered, "population": 2**31 - 1})
+    index = draw_indices(7, 3, 2**32 + 11, 2, 4, 2**31 - 1, held)
+    assert torch.equal(other.chosen.cpu(), index)
+    assert index.max() > 2**20
+    assert torch.equal(other.z_t, whole.z_t)
+
+
 @triton.jit
 def normals_kernel(words, out, block: tl.constexpr):
     pair = 2 * (tl.program_id(0) * block + tl.arange(0, block))
@@ -152,11 +180,12 @@ def test_normals_are_those_of_pytorch_to_an_ulp():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("head", [None, "v"])
-def test_registered(dtype, head):
+@pytest.mark.parametrize(("head", "population"), [(None, 0), ("v", 0), ("v", 100)])
+def test_registered(dtype, head, population):
     update = torch.tensor([3], device=DEVICE)
-    draws = (64, 7, 3, update, 0, 4, True, head, dtype, False)
-    opcheck(add_noise_op, (ARGS["images"], SCHEDULE.a, SCHEDULE.b, *draws))
+    draws = (64, 7, 3, update, 0, 4, True, head, dtype, False, population)
+    images = ARGS["images"][: 4 if population else None]
+    opcheck(add_noise_op, (images, SCHEDULE.a, SCHEDULE.b, *draws))
 
 
 @pytest.mark.parametrize(
@@ -176,6 +205,8 @@ def test_registered(dtype, head):
         ({"round_": -1}, "round_ must be in 0"),
         ({"first": -1}, "first must be in 0"),
         ({"num": 0}, "num must be at least 1, not 0"),
+        ({"population": -1}, "population must be in 0"),
+        ({"population": 100}, "with a population, images must be the 4 drawn, not 9"),
     ],
 )
 def test_bad_arguments(changed, message):

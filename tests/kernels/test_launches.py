@@ -8,11 +8,12 @@ from kernel_checks import DEVICE
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pdfast.data import Dataset
-from pdfast.distillation import Rollout
-from pdfast.engine import Batch, Optimizer, update
+from pdfast.engine import open_batch, update
 from pdfast.model import Model
+from pdfast.optimizer import Optimizer
+from pdfast.rollout import Rollout
 from pdfast.training import DataObjective
-from pdfast.unet import GroupNormSiLU
+from pdfast.unet import GroupNormSiLU, ResBlock
 
 OPTIMIZER = ["sum_of_squares_kernel", "adamw_kernel"]
 
@@ -36,21 +37,22 @@ def model(tiny):
     return Model(tiny.model).to(DEVICE)
 
 
-@pytest.fixture
-def batch(model):
+def batch_of(tiny, model, optimizer):
     pixels = torch.randint(0, 256, (20, 8, 8, 1), dtype=torch.uint8)
-    return Batch(Dataset(pixels, None).to(DEVICE), 4, 0, 1, False, model.dtype)
+    data = Dataset(pixels, None).to(DEVICE)
+    return open_batch(tiny, tiny.train, data, model, 1, optimizer.done)[0]
 
 
-def test_distillation(tiny, model, batch, launched):
+def test_distillation(tiny, model, launched):
     student = Model(tiny.model).to(DEVICE)
     optimizer = Optimizer(student, tiny.distill)
     objective = Rollout(model, 4, "snr_trunc")
+    batch = batch_of(tiny, student, optimizer)
     launched.clear()
     layers = sum(isinstance(m, GroupNormSiLU) for m in student.modules())
-    for k in range(2):
+    for _ in range(2):
         with Norms() as norms:
-            update(student, objective, optimizer, dataclasses.replace(batch, update=k), k)
+            update(student, objective, optimizer, batch)
         assert (norms.forward, norms.backward) == (3 * layers, layers)  # two of the teacher's
         assert launched == [
             "add_noise_kernel",
@@ -61,20 +63,37 @@ def test_distillation(tiny, model, batch, launched):
         launched.clear()
 
 
-def test_training(tiny, model, batch, launched):
+def test_training(tiny, model, launched):
     optimizer = Optimizer(model, tiny.train)
+    batch = batch_of(tiny, model, optimizer)
     launched.clear()
     layers = sum(isinstance(m, GroupNormSiLU) for m in model.modules())
     with Norms() as norms:
-        update(model, DataObjective("snr_trunc"), optimizer, batch, 0)
+        update(model, DataObjective("snr_trunc"), optimizer, batch)
     assert (norms.forward, norms.backward) == (layers, layers)
     assert launched == ["add_noise_kernel", "distill_loss_kernel", *OPTIMIZER]
 
 
-def test_a_float64_model_launches_nothing(tiny, model, batch, launched):
+def test_training_with_dropout(tiny, launched):
+    """Each residual block's twice: the mask is drawn again in the backward."""
+    cfg = dataclasses.replace(tiny.model, dropout=0.25)
+    model = Model(cfg).to(DEVICE).train()
+    with torch.no_grad():  # the last layers start at zero, and their inputs' gradients with them
+        for p in model.parameters():
+            p.add_(0.01)
+    optimizer = Optimizer(model, tiny.train)
+    batch = batch_of(tiny, model, optimizer)
+    launched.clear()
+    blocks = sum(isinstance(m, ResBlock) for m in model.modules())
+    update(model, DataObjective("snr_trunc"), optimizer, batch)
+    masks = ["dropout_kernel"] * blocks
+    assert launched == ["add_noise_kernel", *masks, "distill_loss_kernel", *masks, *OPTIMIZER]
+
+
+def test_a_float64_model_launches_nothing(tiny, model, launched):
     model.double()
     optimizer = Optimizer(model, tiny.train)
-    batch = dataclasses.replace(batch, dtype=torch.float64)
-    loss, norm = update(model, DataObjective("snr_trunc"), optimizer, batch, 0)
+    batch = batch_of(tiny, model, optimizer)
+    loss, norm = update(model, DataObjective("snr_trunc"), optimizer, batch)
     assert loss.dtype == norm.dtype == torch.float64
     assert launched == []
