@@ -196,11 +196,13 @@ class Forward_ : public torch::autograd::Function<Forward_> {
     ctx->saved_data["groups"] = groups;
     ctx->saved_data["silu"] = silu;
     ctx->mark_non_differentiable({mean, rstd});
+    ctx->set_materialize_grads(false);  // no zeros for those two
     return {y, mean, rstd};
   }
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
                                                  const torch::autograd::variable_list& grads) {
+    if (!grads[0].defined()) return torch::autograd::variable_list(7);
     const auto saved = ctx->get_saved_variables();
     const Film film = saved[3].defined() ? Film(saved[3]) : Film();
     auto [dx, dweight, dbias, dfilm] = backward_op().call(
