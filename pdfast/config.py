@@ -23,6 +23,7 @@ from pdfast.kernels.names import LossWeight as LossWeight
 
 CONFIG_DIR = Path(__file__).parent / "configs"
 T = TypeVar("T")
+Precision = Literal["auto", "bf16", "tf32", "fp32"]
 
 
 def check(condition: bool, message: str) -> None:
@@ -170,11 +171,20 @@ class LoopConfig:
     """Largest norm of the whole gradient; 0: not clipped."""
     loss_weight: LossWeight = "snr_trunc"
     """Weight of the loss over noise levels: on ||x - x-hat||^2 it is 1, SNR, max(SNR, 1), SNR+1."""
+    accumulate: int = 1
+    """Parts that a batch is computed in, one after another, to save memory; divides the batch."""
+    checkpoint: bool = False
+    """Keep only the blocks' inputs for the backward pass and compute the rest again, to save
+    memory: a third more work for the net in training."""
 
     def __post_init__(self) -> None:
         table = "distill" if isinstance(self, DistillConfig) else "train"
-        for name in ("updates", "batch"):
+        for name in ("updates", "batch", "accumulate"):
             check(getattr(self, name) >= 1, f"{table}.{name} must be at least 1")
+        check(
+            self.batch % self.accumulate == 0,
+            f"{table}.accumulate {self.accumulate} does not divide {table}.batch {self.batch}",
+        )
         for name in ("lr", "warmup", "weight_decay", "grad_clip"):
             value = getattr(self, name)
             check(0 <= value < math.inf, f"{table}.{name} must be 0 or more, and finite")
@@ -274,6 +284,25 @@ class PeersConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """[engine]: how the updates are run. What is computed stays the same but for rounding."""
+
+    data: Literal["auto", "device", "stream"] = "auto"
+    """Where the images lie: on the device, or in host memory, each batch gathered ahead of its
+    update; auto: on the device where they take at most a quarter of its free memory."""
+    pipeline_teacher: bool = False
+    """Evaluate the teacher at t_mid of one batch and at t of the next in one call, of twice the
+    batch."""
+    tabulate_film: bool = False
+    """Compute the teacher's FiLM parameters once per round for each of its steps, where it has at
+    most 1024 of them and no classes."""
+    teacher_stream: bool = False
+    """Evaluate the teacher on a CUDA stream of its own, beside the student's forward pass."""
+    compile: bool = False
+    """torch.compile the networks around pdfast's ops."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """Everything that decides what a run computes."""
 
@@ -285,17 +314,27 @@ class Config:
     """Updates between two lines of metrics."""
     save_every: int = 1000
     """Updates between two saved states, from which the same command resumes."""
+    precision: Precision = "auto"
+    """Of the networks' convolutions and linear layers: bfloat16 (auto on a GPU), float32 products
+    rounded to TF32, or float32 (auto on a CPU). All else is float32 always."""
+    deterministic: bool = False
+    """On a GPU, only algorithms that repeat to the bit, which are slower; a CPU's always do."""
     data: DataConfig = DataConfig()
     model: NetConfig = NetConfig()
     train: TrainConfig = TrainConfig()
     distill: DistillConfig = DistillConfig()
     eval: EvalConfig = EvalConfig()
+    engine: EngineConfig = EngineConfig()
     peers: PeersConfig = PeersConfig()
 
     def __post_init__(self) -> None:
         check(0 <= self.seed < 2**32, "seed must be in 0 .. 4294967295")
         for name in ("log_every", "save_every"):
             check(getattr(self, name) >= 1, f"{name} must be at least 1")
+        check(
+            not (self.engine.pipeline_teacher and self.distill.accumulate > 1),
+            "engine.pipeline_teacher joins whole batches: set distill.accumulate to 1",
+        )
         check(
             bool(self.name) and not set("/\0") & set(self.name) and not self.name.startswith("."),
             "name must be a plain folder name",

@@ -1,5 +1,8 @@
 """The device that work runs on."""
 
+import functools
+from typing import Literal
+
 import torch
 
 from pdfast.errors import UsageError
@@ -22,10 +25,16 @@ def choose_device(name: str = "auto", threads: int = 0) -> torch.device:
     number = name.removeprefix("cuda").removeprefix(":") or "0"
     if not name.startswith("cuda") or not number.isdecimal():
         raise UsageError(f"no device '{name}': use auto, cpu or cuda:k")
-    # "float32" means float32: cuDNN's TF32 convolutions, on by default, keep 10 bits of mantissa.
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
     count = torch.cuda.device_count()
     if int(number) >= count:
         raise UsageError(f"no device '{name}': torch sees {count} GPUs; use --device cpu")
     return torch.device("cuda", int(number))
+
+
+@functools.cache
+def side_stream(device: torch.device, use: Literal["update", "teacher"]) -> torch.cuda.Stream:
+    """The stream of a GPU that has this use, the same throughout the process.
+
+    For every stream that it has seen, cuBLAS keeps a workspace of tens of MB.
+    """
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

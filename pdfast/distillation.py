@@ -2,67 +2,58 @@
 
 import copy
 import dataclasses
+from contextlib import closing
 from pathlib import Path
 
 import torch
 
-from pdfast import checkpoint, peers
-from pdfast.config import Config, LossWeight, to_table
+from pdfast import checkpoint, distributed, numerics, peers
+from pdfast.config import Config, to_table
 from pdfast.data import Dataset
-from pdfast.engine import Batch, Problem, fit
+from pdfast.engine import fit, open_batch
 from pdfast.errors import UsageError
 from pdfast.frechet import EXTRACTORS, Judge
-from pdfast.method import ddim_step, distill_loss
 from pdfast.model import Model
 from pdfast.plots import rows, sample_row
+from pdfast.rollout import rollout
+from pdfast.rounding import Signal, measure
 from pdfast.run import Run
 from pdfast.signals import poll
+from pdfast.training import train_teacher
 
 MONITOR_STEPS, MONITOR_IMAGES = 16, 256  # of the cheap distance after each round
+MEASURED_IMAGES = 64  # at most, for a round's signal and rounding
 MONITOR_JUMP = 1.5  # a distance this many times the last round's is a jump
 
 
-class Rollout:
-    """The objective of one round: predict in one step where the teacher's two steps lead."""
+def distill_rounds(run: Run, data: Dataset, device: torch.device) -> Model:
+    """All rounds of the run's config; finished ones are loaded. Returns the last student.
 
-    def __init__(self, teacher: Model, num_steps: int, weight: LossWeight) -> None:
-        """`num_steps` is N, the student's; the teacher has 2N."""
-        self.teacher, self.num_steps, self.weight = teacher, num_steps, weight
-
-    def __call__(self, student: Model, batch: Batch) -> Problem:
-        """Algorithm 2, from the draw of i ~ U{0 .. N-1} to the loss; see method.py."""
-        teacher, N, head = self.teacher, self.num_steps, self.teacher.head  # noqa: N806
-        draw, label = batch.noised(teacher.schedule, N)
-        z_t, phi_t, phi_mid = draw.z_t, draw.phi_t, draw.phi_mid
-        with torch.no_grad():  # two DDIM steps of the teacher, unclipped
-            out_t = teacher.at(draw.z_in, phi_t, label)
-            z_mid = ddim_step(z_t, out_t, phi_t, phi_mid, head, batch.dtype)
-            out_mid = teacher.at(z_mid.z_in, phi_mid, label)
-        out = student.at(draw.z_in, phi_t, label)
-        args = (z_t, out_t, out_mid, phi_t, phi_mid, draw.last, head, self.weight)
-        return Problem(out, distill_loss(out, *args))
-
-
-def distill_rounds(run: Run, teacher: Model, data: Dataset) -> Model:
-    """All rounds of the run's config; finished ones are loaded. Returns the last student."""
+    The run's teacher is trained first, unless it is there.
+    """
     config = run.config
     judge = Judge(
         data, min(MONITOR_IMAGES, len(data)), config.seed, EXTRACTORS[config.eval.features]
     )
-    teacher_row = sample_row(teacher, config.eval.baseline_steps, config.seed)
-    student = remove_dropout(teacher)
-    before = _distance(run, 0, student, config.distill.start_steps, judge)
+    student = train_teacher(run, data, device)
+    check_start(student, config)
+    precision = numerics.precision_of(config.precision, device)
+    student = remove_dropout(student)
+    low = numerics.lowered(student, precision)  # cast once a round
+    teacher_row = sample_row(low, config.eval.baseline_steps, config.seed)
+    before = _distance(run, 0, low, config.distill.start_steps, judge)
     for round_ in range(1, config.distill.rounds + 1):
         steps, path = config.distill.steps_after(round_), run.round_dir(round_)
         if run.has(path):
             run.clear_states(round_)
-            student = peers.select(checkpoint.load_model(path, teacher.device), config.peers)
+            student = peers.select(checkpoint.load_model(path, device), config.peers)
         else:
-            student = _distill_round(run, student, data, round_, steps)
+            student = _distill_round(run, student, low, data, round_, steps)
+        low = numerics.lowered(student, precision)
         if not run.has_picture(f"{path.name}.png"):
-            row = sample_row(student, min(steps, MONITOR_STEPS), config.seed)
+            row = sample_row(low, min(steps, MONITOR_STEPS), config.seed)
             run.save_picture(rows([teacher_row, row]), f"{path.name}.png")
-        distance = _distance(run, round_, student, steps, judge)
+        distance = _distance(run, round_, low, steps, judge)
         if distance > MONITOR_JUMP * before:
             run.screen.warn(
                 f"round {round_}: the distance jumped from {before:.3g} to {distance:.3g}; to do "
@@ -73,24 +64,60 @@ def distill_rounds(run: Run, teacher: Model, data: Dataset) -> Model:
     return student
 
 
-def _distill_round(run: Run, teacher: Model, data: Dataset, round_: int, steps: int) -> Model:
-    """One round: the student starts as the teacher and learns its two steps in one."""
+def _distill_round(
+    run: Run, teacher: Model, low: Model, data: Dataset, round_: int, steps: int
+) -> Model:
+    """One round: the student starts as the teacher and learns its two steps in one.
+
+    `low` is the teacher in the networks' precision.
+    """
     config = run.config
     cfg = dataclasses.replace(config.distill, updates=config.distill.updates_of(steps))
-    student = copy.deepcopy(teacher)
-    student.steps = steps
     title = f"round {round_}/{config.distill.rounds} ({steps} steps)"
-    objective = Rollout(teacher, steps, cfg.loss_weight)
+    signal = _signal(run, teacher, low, data, round_, steps)
+    # A rounded copy teaches while the original learns; where nothing is rounded, a copy learns.
+    student = copy.deepcopy(teacher) if low is teacher else teacher
+    student.steps = steps
+    if config.engine.compile:
+        low.net.compile(dynamic=False)
+    objective = rollout(low, steps, cfg, config.engine)
     result = fit(student, objective, cfg, data, run, round_, title)
     # Logged before the model is there: a run cut off in between does the round's end again.
-    run.log(round=round_, steps=steps, **result.as_metrics())
-    checkpoint.save_model(student, run.round_dir(round_), round=round_, seed=config.seed)
+    run.log(round=round_, steps=steps, **result.as_metrics(), **signal)
+    run.save_model(student, run.round_dir(round_), round=round_, seed=config.seed)
     run.clear_states(round_)
     run.screen.say(
         f"{title}: held loss {result.loss_start:.4g} -> {result.loss_end:.4g}, "
         f"{cfg.updates} updates in {result.seconds:.1f} s, saved to {run.round_dir(round_)}"
     )
     return student
+
+
+def _signal(
+    run: Run, teacher: Model, low: Model, data: Dataset, round_: int, steps: int
+) -> dict[str, float]:
+    """Signal and rounding of a round, for the metrics; warns where rounding is the larger."""
+    config = run.config
+    few = dataclasses.replace(
+        config.distill, batch=min(MEASURED_IMAGES, config.distill.batch), accumulate=1
+    )
+
+    def by_the_first() -> list[float]:
+        batch, source = open_batch(config, few, data, low, round_, held=True)
+        with closing(source):
+            source.load(0)
+        return list(measure(teacher, low, steps, batch))
+
+    found = Signal(*distributed.from_first(by_the_first))
+    if found.ratio < 1:
+        precision = numerics.precision_of(config.precision, teacher.device)
+        run.screen.warn(
+            f"round {round_}: what there is to learn, {found.signal:.2g} in v, is less than the "
+            f"rounding of {precision} networks, {found.rounding:.2g}: start from fewer steps "
+            "(--distill.start-steps), or distil the first rounds with --precision "
+            + {"bf16": "tf32 or fp32", "tf32": "fp32"}.get(precision, "fp32")
+        )
+    return found._asdict()
 
 
 def _distance(run: Run, round_: int, model: Model, steps: int, judge: Judge) -> float:
@@ -129,15 +156,12 @@ def check_start(model: Model, config: Config) -> None:
 def adopt_teacher(run: Run, path: Path, model: Model) -> None:
     """Copy a teacher from elsewhere into the run, unless the run has it already."""
     if not run.has(run.teacher_dir):
-        checkpoint.save_model(model, run.teacher_dir, source=str(path))
+        run.save_model(model, run.teacher_dir, source=str(path))
     elif checkpoint.fingerprint(run.teacher_dir) != checkpoint.fingerprint(path):
         raise UsageError(f"{run.path} already has another teacher: choose another --out")
 
 
 def remove_dropout(model: Model) -> Model:
-    """The model itself, changed for distillation, which uses no dropout."""
+    """The model itself, its config changed for distillation, which uses no dropout."""
     model.cfg = dataclasses.replace(model.cfg, dropout=0.0)
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
     return model

@@ -1,11 +1,14 @@
 """`pdfast doctor`: what runs where, in which type, by which implementation, and why."""
 
+import os
 import platform
 
 import torch
 
+from pdfast import distributed
 from pdfast.device import choose_device
 from pdfast.kernels import group_norm_silu, runtime
+from pdfast.numerics import precision_of
 from pdfast.progress import Screen
 from pdfast.version import __version__
 
@@ -16,13 +19,13 @@ def implementations(device: torch.device) -> dict[str, str]:
     return {
         "network": "PyTorch (convolutions channels-last; attention by SDPA)",
         "group_norm_silu": group_norm_silu.implementation(device),
-        **dict.fromkeys(("add_noise", "ddim_step", "distill_loss", "adamw"), triton),
+        **dict.fromkeys(("add_noise", "ddim_step", "dropout", "distill_loss", "adamw"), triton),
     }
 
 
 def doctor(device_name: str, threads: int, screen: Screen) -> None:
     """Print the device, versions, number types and implementation of every op."""
-    device = choose_device(device_name, threads)
+    device = choose_device(distributed.device_name(device_name), threads)
     python = platform.python_version()
     screen.say(f"pdfast {__version__}, torch {torch.__version__}, Python {python}")
     if device.type == "cuda":
@@ -34,7 +37,14 @@ def doctor(device_name: str, threads: int, screen: Screen) -> None:
             f"device: cpu, because {why}; {torch.get_num_threads()} threads, "
             f"{torch.backends.cpu.get_cpu_capability()}"
         )
-    screen.say("dtype: float32 throughout; per-image coefficients in float64")
+    if distributed.launched():
+        by = "nccl" if device.type == "cuda" else "gloo"
+        screen.say(f"processes: {os.environ['WORLD_SIZE']}, joined by {by}; this is the first")
+    low = "bfloat16" if precision_of("auto", device) == "bf16" else "float32"
+    screen.say(
+        f"dtype: convolutions and linear layers {low}, unless --precision says otherwise; master "
+        "weights, moments, norms, z_t, target and loss float32; per-image coefficients float64"
+    )
     for name, implementation in implementations(device).items():
         screen.say(f"  {name:<16} {implementation}")
     if facts := group_norm_silu.build_facts():

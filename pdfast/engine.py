@@ -1,65 +1,94 @@
-"""The optimizer loop that `train` and `distill` share; only the objective differs."""
+"""The update that `train` and `distill` share, and the loop around it; only the objective differs.
 
+An update is one function of tensors that stay where they are. On a CPU it is called; on a GPU it
+is captured once per phase as a CUDA graph and replayed, with the learning rate as its only input.
+"""
+
+import contextlib
 import dataclasses
+import functools
 import math
-import resource
-import sys
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from pdfast import signals
-from pdfast.config import Head, LoopConfig
+from pdfast import distributed, numerics, signals
+from pdfast.config import Config, Head, LoopConfig
 from pdfast.data import Dataset
-from pdfast.draws import Draws, Stream
-from pdfast.errors import PdfastError
-from pdfast.method import Loss, Noised, adamw, add_noise
+from pdfast.device import side_stream
+from pdfast.errors import UsageError
+from pdfast.method import Loss, Noised, add_noise
 from pdfast.model import Model
-from pdfast.peers import apex_adamw
-from pdfast.progress import Task
+from pdfast.optimizer import Optimizer
+from pdfast.phase_log import PhaseLog, not_finite
 from pdfast.run import Run
 from pdfast.schedule import CosineSchedule
-
-PENDING = "pending.safetensors"  # in a saved state: losses not yet logged
+from pdfast.streaming import Resident, Streamed, open_source
+from pdfast.unet import Dropped
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Which batch of images and draws; an objective makes it with `noised`."""
+    """Which images and draws; an objective makes a batch of them with `noised`."""
 
-    data: Dataset
+    images: Tensor
+    """uint8 (M, H, W, C): the whole set, or, with a population, those of this process."""
+    labels: Tensor | None
+    """int64, of the whole set."""
+    population: int
+    """Size of the set, where `images` holds the batch's alone; otherwise 0."""
     size: int
+    first: int
+    """Position of the first image in the global batch."""
+    update: Tensor
+    """Number of the update: int64, one element, on the device."""
     seed: int
     round_: int
     flip: bool
     dtype: torch.dtype
     """The networks'."""
-    update: int = 0
     held: bool = False
     """Of the streams of the held batch."""
+
+    def part(self, n: int, parts: int) -> "Batch":
+        """The n-th of equal parts."""
+        size = self.size // parts
+        images = self.images[n * size : (n + 1) * size] if self.population else self.images
+        return dataclasses.replace(self, images=images, size=size, first=self.first + n * size)
+
+    def next(self) -> "Batch":
+        """That of the next update."""
+        return dataclasses.replace(self, update=self.update + 1)
 
     def noised(
         self, schedule: CosineSchedule, num_steps: int, head: Head | None = None
     ) -> tuple[Noised, Tensor | None]:
         """The batch at N times (0: continuous), and its labels; `head`: with the data's target."""
         noised = add_noise(
-            self.data.images.permute(0, 3, 1, 2),
+            self.images.permute(0, 3, 1, 2),
             (schedule.a, schedule.b),
             num_steps,
             seed=self.seed,
             round_=self.round_,
             update=self.update,
             num=self.size,
+            first=self.first,
+            population=self.population,
             flip=self.flip,
             head=head,
             net_dtype=self.dtype,
             held=self.held,
         )
-        return noised, None if self.data.labels is None else self.data.labels[noised.chosen]
+        return noised, None if self.labels is None else self.labels[noised.chosen]
+
+    def dropped(self) -> Dropped:
+        """The draws of dropout."""
+        return Dropped(self.seed, self.round_, self.update, self.first)
 
 
 class Problem(NamedTuple):
@@ -71,116 +100,97 @@ class Problem(NamedTuple):
     """Its loss, and the gradient to start from."""
 
 
-Objective = Callable[[Model, Batch], Problem]
+class Objective(Protocol):
+    """What a phase minimises."""
 
+    ahead: int
+    """How many updates ahead it draws its batches."""
 
-class Optimizer:
-    """AdamW with gradient clipping, the learning-rate schedule, and averaged weights.
+    carried: Sequence[Tensor]
+    """What one call leaves for the next."""
 
-    Weights, gradients, moments and averages are one buffer each; the model's parameters and their
-    gradients become views of theirs.
-    """
+    def begin(self, batch: Batch) -> None:
+        """Before the first update of this process, whose batch is given."""
 
-    ALIGN = 16  # numbers that a parameter's place is a multiple of, for wide loads and stores
-
-    def __init__(self, model: Model, cfg: LoopConfig, implementation: str = "pdfast") -> None:
-        """`implementation`: as PeersConfig.optimizer."""
-        self.cfg = cfg
-        self._adamw = apex_adamw if implementation == "apex" else adamw
-        self._params = dict(model.net.named_parameters())
-        self._starts, end = [], 0
-        for p in self._params.values():
-            self._starts.append(end)
-            end += -(-p.numel() // self.ALIGN) * self.ALIGN
-        zeros = torch.zeros(end, dtype=model.dtype, device=model.device)
-        self.weights, self.grads = zeros, torch.zeros_like(zeros)
-        self.exp_avg, self.exp_avg_sq = torch.zeros_like(zeros), torch.zeros_like(zeros)
-        grads = self._views(self.grads)
-        for name, view in self._views(self.weights).items():
-            p = self._params[name]
-            view.copy_(p.detach())
-            p.data, p.grad = view, grads[name]
-        self.ema = self.weights.clone() if cfg.ema_decay else None
-        self.rate = torch.zeros(1, dtype=torch.float64, device=model.device)
-        self.steps = torch.zeros(1, dtype=torch.int64, device=model.device)
-
-    def _views(self, buffer: Tensor) -> dict[str, Tensor]:
-        """A buffer's parts by name, each in the shape and strides of its parameter."""
-        parts = zip(self._params.items(), self._starts, strict=True)
-        return {name: buffer.as_strided(p.shape, p.stride(), at) for (name, p), at in parts}
-
-    def lr(self, update: int) -> float:
-        """Learning rate of update 0, 1, ..."""
-        rise = min(1.0, (update + 1) / self.cfg.warmup) if self.cfg.warmup else 1.0
-        fall = 1.0 - update / self.cfg.updates if self.cfg.anneal == "linear" else 1.0
-        return self.cfg.lr * rise * fall
-
-    def step(self, update: int) -> Tensor:
-        """Apply the gradients; returns their norm before clipping."""
-        self.rate.fill_(self.lr(update))
-        self.steps.add_(1)
-        norm = self._adamw(
-            self.weights,
-            self.grads,
-            self.exp_avg,
-            self.exp_avg_sq,
-            self.ema,
-            None,
-            self.rate,
-            self.steps,
-            max_norm=self.cfg.grad_clip,
-            weight_decay=self.cfg.weight_decay,
-            ema_decay=self.cfg.ema_decay,
-        )
-        self.grads.zero_()
-        return norm
-
-    def finish(self) -> None:
-        """Leave the model with its averaged weights, where they are kept, and no gradients."""
-        if self.ema is not None:
-            self.weights.copy_(self.ema)
-        for p in self._params.values():
-            p.grad = None
-
-    def state(self) -> dict[str, dict[str, Tensor]]:
-        """All tensors of the optimizer and of the weights, by file."""
-        moments = {"step": self.steps}
-        for key, buffer in (("exp_avg", self.exp_avg), ("exp_avg_sq", self.exp_avg_sq)):
-            moments |= {f"{key}.{name}": view for name, view in self._views(buffer).items()}
-        files = {
-            "weights.safetensors": self._views(self.weights),
-            "moments.safetensors": moments,
-        }
-        if self.ema is not None:
-            files["ema.safetensors"] = self._views(self.ema)
-        return files
-
-    def load(self, files: dict[str, dict[str, Tensor]]) -> None:
-        """Take over what `state` gave."""
-        for file, tensors in self.state().items():
-            for name, tensor in tensors.items():
-                if name not in files.get(file, {}):
-                    raise PdfastError(
-                        f"the saved state has no {name} in {file}: another version of pdfast "
-                        "wrote it; go on with that one, or remove the state/ folder of the run to "
-                        "begin the phase again"
-                    )
-                tensor.copy_(files[file][name])
+    def __call__(self, model: Model, batch: Batch, /) -> Problem:
+        """The model's output and its loss."""
 
 
 def update(
-    model: Model, objective: Objective, optimizer: Optimizer, batch: Batch, k: int
+    model: Model, objective: Objective, optimizer: Optimizer, batch: Batch
 ) -> tuple[Tensor, Tensor]:
-    """One whole update, number k: (mean loss, gradient norm), both scalars on the device."""
-    out, loss = objective(model, batch)
-    out.backward(loss.grad_out)  # type: ignore[no-untyped-call]
-    return loss.per_image.mean(), optimizer.step(k)
+    """One whole update: (mean loss, gradient norm before clipping), both 0-d on the device."""
+    parts = optimizer.cfg.accumulate
+    share = 1 / (parts * distributed.size())
+    for n in range(parts):
+        out, loss = objective(model, batch.part(n, parts))
+        grad_out = loss.grad_out if share == 1 else loss.grad_out * share
+        optimizer.backward(out, grad_out, loss.per_image.mean() * share, first=n == 0)
+    optimizer.step()
+    return optimizer.loss, optimizer.norm
 
 
 @torch.no_grad()
-def held_loss(model: Model, objective: Objective, batch: Batch) -> float:
+def held_loss(model: Model, objective: Objective, batch: Batch, parts: int) -> float:
     """Mean loss of the model as it samples (no dropout) on one batch."""
-    return float(objective(model.eval(), batch).loss.per_image.mean())
+    model.eval()
+    losses = [objective(model, batch.part(n, parts)).loss.per_image.mean() for n in range(parts)]
+    mean = torch.stack(losses).mean() / distributed.size()
+    distributed.all_reduce(mean)
+    return float(mean)
+
+
+class Replay:
+    """Work to be done again and again: called on a CPU, a replayed CUDA graph on a GPU."""
+
+    WARM_UPS = 3  # cuDNN chooses algorithms, Triton compiles
+    AHEAD = 2  # replays that may wait in the stream, so that the host hears of a signal in time
+
+    def __init__(
+        self, work: Callable[[], object], state: Iterable[Tensor], device: torch.device
+    ) -> None:
+        """`state`: the tensors that `work` changes and reads again; they are left as they were."""
+        self._work, self._graph = work, None
+        if device.type != "cuda":
+            return
+        saved = [(tensor, tensor.to("cpu", copy=True)) for tensor in state]
+        # Of the capture too: what a stream is given once, workspaces and the nodes that autograd
+        # sums gradients in, is then there, and no part of the graph's memory.
+        side = side_stream(device, "update")
+        here = torch.cuda.current_stream(device)
+        side.wait_stream(here)
+        with torch.cuda.stream(side):
+            for _ in range(self.WARM_UPS):
+                work()
+        here.wait_stream(side)
+        for tensor, before in saved:
+            tensor.copy_(before)
+        self._graph = torch.cuda.CUDAGraph()
+        # A replay allocates nothing: the peak is that of the capture.
+        torch.cuda.reset_peak_memory_stats(device)
+        # Other threads may use the device meanwhile: NCCL's, and the one that gathers images.
+        with torch.cuda.graph(self._graph, stream=side, capture_error_mode="thread_local"):
+            work()
+        self._waiting: deque[torch.cuda.Event] = deque()
+
+    def __call__(self) -> None:
+        """Do it once more; on a GPU, enqueue it."""
+        if self._graph is None:
+            self._work()
+            return
+        if len(self._waiting) == self.AHEAD:
+            self._waiting.popleft().synchronize()
+        self._graph.replay()
+        self._waiting.append(torch.cuda.Event())  # type: ignore[no-untyped-call]
+        self._waiting[-1].record()
+
+    def close(self) -> None:
+        """Give the graph's memory back."""
+        self._graph, self._work = None, _closed
+
+
+def _closed() -> None:
+    raise RuntimeError("this work is closed")
 
 
 @dataclass(frozen=True)
@@ -203,37 +213,10 @@ class FitResult:
         }
 
 
-class PhaseLog:
-    """Losses of a phase on their way to metrics.jsonl and to the screen."""
-
-    def __init__(self, run: Run, round_: int, title: str, cfg: LoopConfig, task: Task) -> None:
-        self.run, self.round, self.title, self.cfg, self.task = run, round_, title, cfg, task
-        self.pending: list[Tensor] = []  # losses since the last line, scalars on the device
-        self._since = time.perf_counter()
-
-    def write(self, done: int, norm: Tensor, lr: float, device: torch.device) -> None:
-        """One line after `done` updates; the loss is the mean since the last line."""
-        seconds, self._since = time.perf_counter() - self._since, time.perf_counter()
-        loss, grad_norm = float(torch.stack(self.pending).mean()), float(norm)
-        images_per_s = len(self.pending) * self.cfg.batch / seconds
-        self.pending, memory = [], round(memory_mb(device))
-        self.run.log(
-            round=self.round,
-            update=done,
-            loss=loss,
-            grad_norm=grad_norm,
-            lr=lr,
-            images_per_s=round(images_per_s, 1),
-            memory_mb=memory,
-        )
-        rate = self.task.rate()
-        self.task.note(f"loss {loss:.4g}  {rate:.3g} updates/s")
-        if self.run.screen.plain:
-            self.run.screen.say(
-                f"{self.title}: update {done}/{self.cfg.updates}  loss {loss:.4g}  "
-                f"grad norm {grad_norm:.3g}  lr {lr:.2e}  {images_per_s:.0f} images/s  "
-                f"{memory} MB  ETA {(self.cfg.updates - done) / rate:.0f} s"
-            )
+def check(config: Config, device: torch.device) -> None:
+    """Raise UsageError for options of [engine] that the device has no use for."""
+    if config.engine.teacher_stream and device.type != "cuda":
+        raise UsageError("engine.teacher_stream needs a GPU: leave it off")
 
 
 def fit(
@@ -247,14 +230,20 @@ def fit(
 ) -> FitResult:
     """Train `model` in place for `cfg.updates` updates, resuming from the run's saved state.
 
-    Raises Stopped, with the state saved, when a signal came; PdfastError when the loss is no
-    longer finite.
+    Images that are not on the model's device are streamed to it. Raises Stopped, with the state
+    saved, when a signal came; PdfastError when the loss is no longer finite.
     """
-    config, flip = run.config, run.config.data.horizontal_flip
-    held = Batch(data, cfg.batch, config.seed, round_, flip, model.dtype, held=True)
-    dropout = Draws(config.seed, Stream.DROPOUT, round_)
-    optimizer = Optimizer(model, cfg, config.peers.optimizer)
-    loss_start = held_loss(model, objective, held)
+    config, device = run.config, model.device
+    dtype = numerics.net_dtype(numerics.precision_of(config.precision, device))
+    optimizer = Optimizer(model, cfg, dtype, config.peers.optimizer)
+    model.net.checkpoint = cfg.checkpoint
+    if config.engine.compile:
+        model.net.compile(dynamic=False)
+    batch, source = open_batch(config, cfg, data, model, round_, optimizer.done)
+    held, held_source = open_batch(config, cfg, data, model, round_, held=True)
+    with contextlib.closing(held_source):
+        held_source.load(0)
+    loss_start = held_loss(model, objective, held, cfg.accumulate)
     start, first, resumed = time.perf_counter(), 0, run.load_state(round_)
     if resumed is None:
         run.rewind_metrics(round_, -1)
@@ -263,56 +252,75 @@ def fit(
         first, start = int(resumed[0]["update"]), start - float(resumed[0]["seconds"])
         run.rewind_metrics(round_, first)
         run.screen.say(f"{title}: going on from update {first}")
+        optimizer.load(resumed[1])
+    distributed.broadcast(optimizer.tensors())
 
-    gpus = [model.device] if model.device.type == "cuda" else []
-    with (
-        run.screen.task(title, cfg.updates, first) as task,
-        torch.random.fork_rng(devices=gpus, enabled=model.cfg.dropout > 0),
-    ):
-        log = PhaseLog(run, round_, title, cfg, task)
-        if resumed is not None:
-            optimizer.load(resumed[1])
-            log.pending = list(resumed[1][PENDING]["losses"].to(model.device))
+    with contextlib.ExitStack() as stack:
+        task = stack.enter_context(run.screen.task(title, cfg.updates, first))
+        stack.enter_context(contextlib.closing(source))
         model.train()
+        source.load(first)
+        objective.begin(batch)
+        work = functools.partial(update, model, objective, optimizer, batch)
+        state = [*optimizer.tensors(), *objective.carried]
+        repeat = stack.enter_context(contextlib.closing(Replay(work, state, device)))
+        log = PhaseLog(run, round_, title, optimizer, first, task)
         for k in range(first, cfg.updates):
-            if model.cfg.dropout:
-                torch.manual_seed(dropout.torch_seed(k))
-            batch = dataclasses.replace(held, update=k, held=False)
-            loss, norm = update(model, objective, optimizer, batch, k)
-            log.pending.append(loss)
+            source.load(k + objective.ahead)
+            optimizer.rate.fill_(optimizer.lr(k))
+            repeat()
             task.advance()
             done, stopping = k + 1, signals.requested()
-            logging = done % config.log_every == 0 or done == cfg.updates
-            saving = stopping or (done % config.save_every == 0 and done < cfg.updates)
-            if (logging or saving) and not (math.isfinite(loss) and math.isfinite(norm)):
-                raise not_finite(title, done)
-            if logging:
-                log.write(done, norm, optimizer.lr(k), model.device)
-            if saving:
-                pending = {"losses": torch.stack(log.pending) if log.pending else torch.empty(0)}
-                seconds = time.perf_counter() - start
-                run.save_state(round_, done, seconds, {**optimizer.state(), PENDING: pending})
+            if done % config.log_every == 0 or done == cfg.updates:
+                log.take(done)
+            log.write(done, wait=done == cfg.updates)
+            if stopping or (done % config.save_every == 0 and done < cfg.updates):
+                log.check(done)
+                run.save_state(round_, done, time.perf_counter() - start, optimizer.state())
             if stopping:
                 raise signals.stop(f"{title} is saved at update {done}; run it again to go on")
     seconds = time.perf_counter() - start
-    optimizer.finish()
-    loss_end = held_loss(model, objective, held)
+    optimizer.average()
+    loss_end = held_loss(model, objective, held, cfg.accumulate)
+    optimizer.release()
     if not math.isfinite(loss_end):
         raise not_finite(title, cfg.updates)
     return FitResult(loss_start, loss_end, seconds)
 
 
-def not_finite(title: str, done: int) -> PdfastError:
-    """The error that ends a phase which has diverged."""
-    return PdfastError(
-        f"{title}: the loss is no longer finite at update {done}; start again with a lower "
-        "learning rate and another --out (finished models are whole)"
+def open_batch(
+    config: Config,
+    cfg: LoopConfig,
+    data: Dataset,
+    model: Model,
+    round_: int,
+    number: Tensor | None = None,
+    held: bool = False,
+) -> tuple[Batch, Resident | Streamed]:
+    """This process's part of the batch of update `number` (0), and what brings its images."""
+    size, stream = cfg.batch // distributed.size(), config.engine.data == "stream"
+    first = distributed.rank() * size
+    source = open_source(
+        data,
+        model.device,
+        num=size,
+        first=first,
+        seed=config.seed,
+        round_=round_,
+        held=held,
+        stream=stream,
     )
-
-
-def memory_mb(device: torch.device) -> float:
-    """Peak memory in MB: allocated on the GPU, or resident of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak / 1e3
+    batch = Batch(
+        images=source.images,
+        labels=None if data.labels is None else data.labels.to(model.device),
+        population=source.population,
+        size=size,
+        update=torch.zeros(1, dtype=torch.int64, device=model.device) if number is None else number,
+        flip=config.data.horizontal_flip,
+        dtype=model.net_dtype,
+        first=first,
+        seed=config.seed,
+        round_=round_,
+        held=held,
+    )
+    return batch, source

@@ -19,7 +19,7 @@ Shapes: phi (B,), images (B, C, H, W), raw outputs (B, C or 2C, H, W).
 from torch import Tensor
 
 from pdfast.kernels.adamw import adamw
-from pdfast.kernels.add_noise import Noised, add_noise, data_target, diffuse
+from pdfast.kernels.add_noise import Noised, add_noise, data_target, diffuse, draw_indices
 from pdfast.kernels.angles import combine, per_image, prediction
 from pdfast.kernels.ddim_step import ddim_step
 from pdfast.kernels.distill_loss import (
@@ -43,6 +43,7 @@ __all__ = [
     "ddim_step",
     "diffuse",
     "distill_loss",
+    "draw_indices",
     "loss_and_grad",
     "loss_weight",
     "per_image",

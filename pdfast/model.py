@@ -1,17 +1,18 @@
 """A diffusion model: the U-Net, what its output means, and its noise schedule."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from pdfast import method
+from pdfast import distributed, method
 from pdfast.config import NetConfig
+from pdfast.data import to_uint8
 from pdfast.draws import Draws, Stream, index_below
 from pdfast.errors import UsageError
-from pdfast.samplers import Sampler, sample
+from pdfast.samplers import Sampler, check_arguments, sample
 from pdfast.schedule import CosineSchedule, logsnr_of
-from pdfast.unet import UNet
+from pdfast.unet import Dropped, UNet
 
 # Images per network call while sampling. Every call has this size, the last one filled up, so that
 # the arithmetic of image k, and with it every bit, is the same for any number of images.
@@ -46,33 +47,57 @@ class Model(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The parameters' floating-point type."""
-        return next(self.parameters()).dtype
+        """Of images and of the parameters that are never rounded: float32 or float64."""
+        return self.net.emb0.weight.dtype
 
-    def forward(self, z: Tensor, logsnr: Tensor, label: Tensor | None = None) -> Tensor:
+    @property
+    def net_dtype(self) -> torch.dtype:
+        """Of the convolutions, their input and the raw output: `dtype`, or bfloat16."""
+        return self.net.conv_in.weight.dtype
+
+    def forward(
+        self,
+        z: Tensor,
+        logsnr: Tensor,
+        label: Tensor | None = None,
+        dropped: Dropped | None = None,
+        films: Sequence[Tensor] | None = None,
+    ) -> Tensor:
         """Raw output (B, C or 2C, H, W) at z (B, C, H, W), logsnr (B,), label int64 (B,).
 
-        Raises ValueError for a wrong shape.
+        `dropped` and `films` as for UNet. Raises ValueError for a wrong shape.
         """
         if z.shape[1:] != self.image_shape or logsnr.shape != z.shape[:1]:
             raise ValueError(
                 f"z must have shape (B, {', '.join(map(str, self.image_shape))}) and logsnr (B,), "
                 f"not {tuple(z.shape)} and {tuple(logsnr.shape)}"
             )
-        return self.net(z, logsnr, label)  # type: ignore[no-any-return]
+        z = z.to(self.net_dtype)
+        return self.net(z, logsnr, label, dropped, films)  # type: ignore[no-any-return]
 
-    def at(self, z: Tensor, phi: Tensor, label: Tensor | None = None) -> Tensor:
-        """Raw output at angle phi (B,), in radians."""
-        return self(z, logsnr_of(phi), label)  # type: ignore[no-any-return]
+    def at(
+        self,
+        z: Tensor,
+        phi: Tensor,
+        label: Tensor | None = None,
+        dropped: Dropped | None = None,
+        films: Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        """Raw output at angle phi (B,), in radians; the rest as for `forward`."""
+        return self(z, logsnr_of(phi), label, dropped, films)  # type: ignore[no-any-return]
+
+    def films_at(self, phi: Tensor, label: Tensor | None = None) -> list[Tensor]:
+        """FiLM parameters (B, 2C) of every residual block at angle phi (B,)."""
+        return self.net.films(logsnr_of(phi), label)
 
     def predict_x_at(self, z: Tensor, phi: Tensor, label: Tensor | None = None) -> Tensor:
         """x-hat (B, C, H, W) at angle phi (B,), unclipped."""
-        return method.predict_x(z, self.at(z, phi, label), phi, self.head)
+        return method.predict_x(z, self.at(z, phi, label).to(z), phi, self.head)
 
     def predict_x(self, z: Tensor, logsnr: Tensor, label: Tensor | None = None) -> Tensor:
         """x-hat (B, C, H, W), unclipped, at z (B, C, H, W) and logsnr (B,), in z's dtype."""
         phi = torch.atan(torch.exp(-0.5 * logsnr.double()))
-        return method.predict_x(z, self(z, logsnr, label), phi, self.head)
+        return method.predict_x(z, self(z, logsnr, label).to(z), phi, self.head)
 
     def sample(
         self,
@@ -107,8 +132,13 @@ class Model(nn.Module):
         sampler: Sampler = "ddim",
         variance: float = 1.0,
         on_step: Callable[[], None] = lambda: None,
+        batches: range | None = None,
     ) -> Iterator[Tensor]:
-        """What `sample` returns, a batch at a time; `on_step` is called at each network call."""
+        """What `sample` returns, a batch at a time; `on_step` is called at each network call.
+
+        `batches` chooses some of the batches 0, 1, ... of SAMPLE_BATCH images; all if left out.
+        """
+        check_arguments(steps, sampler, variance)
         if num < 1:
             raise UsageError(f"num must be at least 1, not {num}")
         if not 0 <= seed < 2**32:
@@ -123,7 +153,8 @@ class Model(nn.Module):
         training = self.training
         try:
             self.eval()
-            for start in range(0, num, SAMPLE_BATCH):
+            for k in range(-(-num // SAMPLE_BATCH)) if batches is None else batches:
+                start = k * SAMPLE_BATCH
                 used = min(SAMPLE_BATCH, num - start)
 
                 def normal(step: int, start: int = start) -> Tensor:
@@ -149,10 +180,35 @@ class Model(nn.Module):
         finally:
             self.train(training)
 
+    def sample_images(
+        self,
+        num: int,
+        steps: int,
+        seed: int = 0,
+        label: Tensor | None = None,
+        *,
+        sampler: Sampler = "ddim",
+        variance: float = 1.0,
+        on_step: Callable[[], None] = lambda: None,
+    ) -> Tensor:
+        """What `sample` returns, as uint8 (num, H, W, C); the processes of a run share the work.
+
+        Every process gets all images, and their bits do not depend on how many processes there
+        are. `on_step` is called steps * calls_for(num) times on each.
+        """
+        mine = distributed.dealt(-(-num // SAMPLE_BATCH))
+        made = self.sample_batches(
+            num, steps, seed, label, None, True, sampler, variance, on_step, mine
+        )
+        images = [to_uint8(batch) for batch in made]
+        for _ in range(steps * (self.calls_for(num) - len(images))):
+            on_step()  # in which processes may wait for one another
+        return distributed.gather(images, num, SAMPLE_BATCH).to(self.device)
+
     @staticmethod
     def calls_for(num: int) -> int:
-        """Network calls of each sampling step for `num` images."""
-        return -(-num // SAMPLE_BATCH)
+        """Network calls of each sampling step for `num` images: those of the first process."""
+        return -(-num // (SAMPLE_BATCH * distributed.size()))
 
     def _check_label(self, label: Tensor, num: int) -> None:
         if not self.cfg.num_classes:

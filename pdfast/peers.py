@@ -123,20 +123,22 @@ def apex_adamw(
     weight_decay: float = 0.0,
     ema_decay: float = 0.0,
 ) -> Tensor:
-    """As `adamw`: FusedAdam's kernel on the flat buffers; the rest in PyTorch; grads are scaled."""
+    """As `adamw`: FusedAdam's kernel on the flat buffers; the rest in PyTorch; grads are scaled.
+
+    The kernel is the one that reads its numbers on the device, so that a CUDA graph can hold it.
+    """
     norm: Tensor = torch.linalg.vector_norm(grads)
     if max_norm:
         grads.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
-    number = int(step)
     apply = importlib.import_module("apex.multi_tensor_apply").multi_tensor_applier
     overflow = torch.zeros(1, dtype=torch.int32, device=params.device)
     lists = [[grads], [params], [exp_avg], [exp_avg_sq]]
-    adam = importlib.import_module("amp_C").multi_tensor_adam
-    decoupled, corrected = 1, 1
-    rates = (float(lr), beta1, beta2, eps, number, decoupled, corrected, weight_decay)
-    apply(adam, overflow, lists, *rates)
+    adam = importlib.import_module("amp_C").multi_tensor_adam_capturable
+    decoupled, corrected, inverse_scale = 1, 1, params.new_ones(1)
+    rates = (lr.float(), beta1, beta2, eps, step.int(), decoupled, corrected, weight_decay)
+    apply(adam, overflow, lists, *rates, inverse_scale)
     if ema is not None:
-        ema.lerp_(params, 1.0 if number == 1 else 1.0 - ema_decay)
+        ema.lerp_(params, torch.where(step == 1, 1.0, 1.0 - ema_decay).to(ema.dtype).reshape(()))
     if copy is not None:
         copy.copy_(params)
     return norm

@@ -53,6 +53,16 @@ def ancestral_to(
     )
 
 
+def check_arguments(num_steps: int, sampler: Sampler, variance: float) -> None:
+    """Raise UsageError for arguments that `sample` refuses."""
+    if not 1 <= num_steps <= MAX_STEPS:
+        raise UsageError(f"steps must be in 1 .. {MAX_STEPS}, not {num_steps}")
+    if sampler not in ("ddim", "ancestral"):
+        raise UsageError(f"sampler must be 'ddim' or 'ancestral', not {sampler!r}")
+    if not 0.0 <= variance <= 1.0:
+        raise UsageError(f"variance must be in 0 (small) .. 1 (large), not {variance}")
+
+
 @torch.no_grad()
 def sample(
     model: Denoiser,
@@ -72,14 +82,9 @@ def sample(
     The ancestral sampler calls `noise(i)` for the standard normal tensor of step i.
     `on_step` is called once per network call. Raises UsageError for a bad argument.
     """
-    if not 1 <= num_steps <= MAX_STEPS:
-        raise UsageError(f"steps must be in 1 .. {MAX_STEPS}, not {num_steps}")
-    if sampler not in ("ddim", "ancestral"):
-        raise UsageError(f"sampler must be 'ddim' or 'ancestral', not {sampler!r}")
+    check_arguments(num_steps, sampler, variance)
     if sampler == "ancestral" and noise is None:
         raise UsageError("the ancestral sampler needs noise, one tensor per step")
-    if not 0.0 <= variance <= 1.0:
-        raise UsageError(f"variance must be in 0 (small) .. 1 (large), not {variance}")
     grid = torch.arange(num_steps + 1, dtype=torch.float64, device=z.device) / num_steps
     phis = model.schedule.phi(grid)
     for i in reversed(range(num_steps)):

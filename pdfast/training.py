@@ -1,6 +1,9 @@
 """Training a teacher: Algorithm 1 in continuous time, u ~ U(0, 1)."""
 
+from collections.abc import Sequence
+
 import torch
+from torch import Tensor
 
 from pdfast import checkpoint, peers
 from pdfast.config import Config, LossWeight
@@ -17,14 +20,21 @@ ROUND = 0  # the teacher's number in the metrics and in the draws
 class DataObjective:
     """Predict the clean image from z_t = alpha x + sigma eps (Algorithm 1)."""
 
+    ahead = 0
+    carried: Sequence[Tensor] = ()
+
     def __init__(self, weight: LossWeight) -> None:
         self.weight = weight
+
+    def begin(self, batch: Batch) -> None:
+        """Nothing is carried from update to update."""
 
     def __call__(self, model: Model, batch: Batch) -> Problem:
         """Algorithm 1, from the draw of u ~ U(0, 1) to the loss."""
         draw, label = batch.noised(model.schedule, 0, model.head)
         assert draw.y is not None
-        out = model.at(draw.z_in, draw.phi_t, label)
+        dropped = batch.dropped() if model.training else None
+        out = model.at(draw.z_in, draw.phi_t, label, dropped)
         return Problem(out, data_loss(out, draw.y, draw.phi_t, model.head, self.weight))
 
 
@@ -51,7 +61,7 @@ def train_teacher(run: Run, data: Dataset, device: torch.device) -> Model:
     result = fit(model, objective, cfg, data, run, ROUND, "teacher")
     # Logged before the model is there: a run cut off in between does the phase's end again.
     run.log(round=ROUND, **result.as_metrics())
-    checkpoint.save_model(model, run.teacher_dir, seed=run.config.seed)
+    run.save_model(model, run.teacher_dir, seed=run.config.seed)
     run.clear_states(ROUND)
     run.screen.say(
         f"teacher: held loss {result.loss_start:.4g} -> {result.loss_end:.4g}, "

@@ -9,13 +9,16 @@ Shape letters: B batch, C channels, H height, W width, E embedding width.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812  # the name everyone knows
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from pdfast.config import NetConfig
+from pdfast.kernels.dropout import dropout
 from pdfast.kernels.group_norm_silu import group_norm_silu
 
 LOGSNR_CLIP = 20.0  # the embedding's input range, whatever the schedule's
@@ -45,6 +48,17 @@ def linear(in_features: int, out_features: int, zero: bool = False) -> nn.Linear
     nn.init.zeros_(layer.weight) if zero else lecun_normal_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
+
+
+class Dropped(NamedTuple):
+    """Which draws the dropout masks of a batch are."""
+
+    seed: int
+    round_: int
+    update: Tensor
+    """int64, one element, on the device."""
+    first: int
+    """Position of the first image in the global batch."""
 
 
 def logsnr_embedding(logsnr: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
@@ -95,7 +109,8 @@ class ResBlock(nn.Module):
         self.conv1 = conv(in_ch, out_ch, 3)
         self.film = linear(cfg.emb_ch, 2 * out_ch)
         self.norm2 = GroupNormSiLU(cfg.groups, out_ch)
-        self.dropout = nn.Dropout(cfg.dropout)
+        self.layer = 0  # of dropout, numbered by the net
+        self.dropout = cfg.dropout
         self.conv2 = conv(out_ch, out_ch, 3, zero=True)
         self.shortcut = conv(in_ch, out_ch, 1) if in_ch != out_ch else nn.Identity()
 
@@ -104,11 +119,13 @@ class ResBlock(nn.Module):
             return F.interpolate(x, scale_factor=2.0, mode="nearest")
         return F.avg_pool2d(x, 2) if self.resample == "down" else x
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """x (B, C, H, W), emb (B, E) already through SiLU -> (B, C', H', W')."""
+    def forward(self, x: Tensor, film: Tensor, dropped: Dropped | None = None) -> Tensor:
+        """x (B, C, H, W), film (B, 2C') -> (B, C', H', W'); with dropout if `dropped`."""
         h: Tensor = self.conv1(self._resample(self.norm1(x)))
-        h = self.norm2(h, self.film(emb))
-        h = self.conv2(self.dropout(h))
+        h = self.norm2(h, film)
+        if dropped is not None and self.dropout:
+            h = dropout(h, self.dropout, layer=self.layer, **dropped._asdict())
+        h = self.conv2(h)
         x = self.shortcut(self._resample(x))
         return h + x
 
@@ -125,8 +142,8 @@ class Attention(nn.Module):
         self.qkv = linear(ch, 3 * ch)
         self.proj = linear(ch, ch, zero=True)
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """x (B, C, H, W) -> the same shape; emb is not used."""
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, H, W) -> the same shape."""
         b, c, height, width = x.shape
         tokens = self.norm(x).permute(0, 2, 3, 1).reshape(b, height * width, c)
         qkv = self.qkv(tokens).view(b, height * width, 3, self.num_heads, c // self.num_heads)
@@ -136,15 +153,39 @@ class Attention(nn.Module):
         return x + h.view(b, height, width, c).permute(0, 3, 1, 2)
 
 
+class Stage(nn.ModuleList):
+    """Layers between two skip connections: residual blocks and attention."""
+
+    def forward(
+        self,
+        h: Tensor,
+        skip: Tensor | None,
+        films: Sequence[Tensor],
+        dropped: Dropped | None,
+    ) -> Tensor:
+        """h, after it the skip connection's channels, if any, through all layers."""
+        h = h if skip is None else torch.cat([h, skip], dim=1)
+        film = iter(films)
+        for layer in self:
+            h = layer(h, next(film), dropped) if isinstance(layer, ResBlock) else layer(h)
+        return h
+
+    def blocks(self) -> list[ResBlock]:
+        """The residual blocks, in order."""
+        return [layer for layer in self if isinstance(layer, ResBlock)]
+
+
 class UNet(nn.Module):
     """Network (z, logsnr, label) -> raw output, without a schedule or a meaning.
 
-    The result has z's dtype, which must be the parameters', and `cfg.out_channels` channels.
+    The result has z's dtype, which must be that of the convolutions, and `cfg.out_channels`
+    channels.
     """
 
     def __init__(self, cfg: NetConfig) -> None:
         super().__init__()
         self.cfg = cfg
+        self.checkpoint = False  # keep the stages' inputs alone for the backward pass
         self.emb0 = linear(cfg.ch, cfg.emb_ch)
         self.emb1 = linear(cfg.emb_ch, cfg.emb_ch)
         self.emb_class = linear(cfg.num_classes, cfg.emb_ch) if cfg.num_classes else None
@@ -160,15 +201,15 @@ class UNet(nn.Module):
         self.down = nn.ModuleList()
         for level, width in enumerate(widths):
             for _ in range(cfg.num_res_blocks):
-                self.down.append(nn.ModuleList([ResBlock(ch, width, cfg), *attention(width, size)]))
+                self.down.append(Stage([ResBlock(ch, width, cfg), *attention(width, size)]))
                 ch = width
                 skips.append(ch)
             if level < len(widths) - 1:
-                self.down.append(nn.ModuleList([ResBlock(ch, ch, cfg, "down")]))
+                self.down.append(Stage([ResBlock(ch, ch, cfg, "down")]))
                 size //= 2
                 skips.append(ch)
 
-        self.mid = nn.ModuleList([ResBlock(ch, ch, cfg), Attention(ch, cfg), ResBlock(ch, ch, cfg)])
+        self.mid = Stage([ResBlock(ch, ch, cfg), Attention(ch, cfg), ResBlock(ch, ch, cfg)])
 
         self.up = nn.ModuleList()
         for level, width in reversed(list(enumerate(widths))):
@@ -178,34 +219,67 @@ class UNet(nn.Module):
                 if level > 0 and block == cfg.num_res_blocks:
                     stage.append(ResBlock(ch, ch, cfg, "up"))
                     size *= 2
-                self.up.append(nn.ModuleList(stage))
+                self.up.append(Stage(stage))
         assert not skips
 
         self.norm_out = GroupNormSiLU(cfg.groups, ch)
         self.conv_out = conv(ch, cfg.out_channels, 3, zero=True)
+        for layer, res_block in enumerate(b for stage in self._stages() for b in stage.blocks()):
+            res_block.layer = layer
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def forward(self, z: Tensor, logsnr: Tensor, label: Tensor | None = None) -> Tensor:
-        """z (B, C, H, W), logsnr (B,), label int64 (B,) if class-conditional -> (B, C', H, W)."""
-        emb = logsnr_embedding(logsnr, self.cfg.ch, z.dtype)
+    def _stages(self) -> list[Stage]:
+        return [*self.down, self.mid, *self.up]
+
+    def precise(self) -> Iterator[nn.Module]:
+        """The modules that stay in float32 when the others compute in less."""
+        yield from (self.emb0, self.emb1)
+        if self.emb_class is not None:
+            yield self.emb_class
+        yield from (module for module in self.modules() if isinstance(module, GroupNormSiLU))
+
+    def films(self, logsnr: Tensor, label: Tensor | None = None) -> list[Tensor]:
+        """FiLM parameters (B, 2C) of every residual block, at logsnr (B,), label int64 (B,)."""
+        emb = logsnr_embedding(logsnr, self.cfg.ch, self.emb0.weight.dtype)
         emb = self.emb1(F.silu(self.emb0(emb)))
         if self.emb_class is not None:
             if label is None:
                 raise ValueError("this model is class-conditional: pass label, int64 of shape (B,)")
             # A one-hot input to a dense layer is a row of its weight, plus its bias.
             emb = emb + F.embedding(label, self.emb_class.weight.t()) + self.emb_class.bias
-        emb = F.silu(emb)
+        emb = F.silu(emb).to(self.conv_in.weight.dtype)
+        return [block.film(emb) for stage in self._stages() for block in stage.blocks()]
+
+    def forward(
+        self,
+        z: Tensor,
+        logsnr: Tensor,
+        label: Tensor | None = None,
+        dropped: Dropped | None = None,
+        films: Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        """z (B, C, H, W), logsnr (B,), label int64 (B,) if class-conditional -> (B, C', H, W).
+
+        `dropped`: with dropout, by these draws. `films`: of `self.films`, in place of logsnr's and
+        label's.
+        """
+        film = iter(self.films(logsnr, label) if films is None else films)
+
+        def run(stage: Stage, h: Tensor, skip: Tensor | None = None) -> Tensor:
+            args = (h, skip, [next(film) for _ in stage.blocks()], dropped)
+            if self.checkpoint and torch.is_grad_enabled():
+                # Dropout is by counter: no generator's state to keep.
+                out = checkpoint(stage, *args, use_reentrant=False, preserve_rng_state=False)
+            else:
+                out = stage(*args)
+            return out  # type: ignore[no-any-return]
 
         h = self.conv_in(z.contiguous(memory_format=torch.channels_last))
         skips = [h]
         for stage in self.down:
-            for layer in stage:  # type: ignore[attr-defined]  # a ModuleList
-                h = layer(h, emb)
+            h = run(stage, h)  # type: ignore[arg-type]  # a ModuleList of them
             skips.append(h)
-        for layer in self.mid:
-            h = layer(h, emb)
+        h = run(self.mid, h)
         for stage in self.up:
-            h = torch.cat([h, skips.pop()], dim=1)
-            for layer in stage:  # type: ignore[attr-defined]
-                h = layer(h, emb)
+            h = run(stage, h, skips.pop())  # type: ignore[arg-type]
         return self.conv_out(self.norm_out(h))  # type: ignore[no-any-return]

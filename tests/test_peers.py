@@ -58,8 +58,9 @@ def stand_ins(monkeypatch):
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         return torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
-    def adam(overflow, lists, lr, beta1, beta2, eps, step, decoupled, corrected, decay):
-        assert (decoupled, corrected) == (1, 1)
+    def adam(overflow, lists, lr, beta1, beta2, eps, step, decoupled, corrected, decay, inverse):
+        assert (decoupled, corrected, inverse) == (1, 1, 1)
+        assert (lr.dtype, step.dtype) == (torch.float32, torch.int32)
         (g,), (p,), (m,), (v,) = lists
         m.lerp_(g, 1 - beta1)
         v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
@@ -75,7 +76,7 @@ def stand_ins(monkeypatch):
         "apex.multi_tensor_apply": {
             "multi_tensor_applier": lambda op, overflow, lists, *args: op(overflow, lists, *args)
         },
-        "amp_C": {"multi_tensor_adam": adam},
+        "amp_C": {"multi_tensor_adam_capturable": adam},
         "xformers": {},
         "xformers.ops": {"memory_efficient_attention": attention},
     }

@@ -5,7 +5,7 @@ import torch
 
 from pdfast.config import NetConfig, load_config
 from pdfast.model import Model
-from pdfast.unet import GroupNormSiLU, UNet, logsnr_embedding
+from pdfast.unet import Dropped, GroupNormSiLU, ResBlock, UNet, logsnr_embedding
 
 
 @pytest.mark.parametrize(
@@ -82,12 +82,17 @@ def test_class_labels():
         model(z, logsnr)
 
 
-def test_dropout_only_while_training():
+def test_dropout_is_by_counter():
     model = randomised(Model(NetConfig(**SMALL, dropout=0.5)))
     z, logsnr = torch.randn(2, 1, 8, 8), torch.zeros(2)
-    assert torch.equal(model(z, logsnr), model(z, logsnr))
-    model.train()
-    assert not torch.equal(model(z, logsnr), model(z, logsnr))
+    blocks = [m for m in model.modules() if isinstance(m, ResBlock)]
+    assert [block.layer for block in blocks] == list(range(len(blocks)))
+    one, other = (Dropped(0, 0, torch.tensor([k]), 0) for k in (1, 2))
+    assert torch.equal(model(z, logsnr, dropped=one), model(z, logsnr, dropped=one))
+    assert not torch.equal(model(z, logsnr, dropped=one), model(z, logsnr, dropped=other))
+    assert not torch.equal(model(z, logsnr, dropped=one), model(z, logsnr))
+    second = model(z[1:], logsnr[1:], dropped=one._replace(first=1))
+    assert torch.allclose(second, model(z, logsnr, dropped=one)[1:], atol=1e-5)
 
 
 def test_embedding_tells_neighbouring_steps_apart():

@@ -1,0 +1,60 @@
+"""Runs of the engine's loop that its tests share."""
+
+import dataclasses
+
+import torch
+
+from pdfast import engine
+from pdfast.data import Dataset
+from pdfast.model import Model
+from pdfast.progress import Screen
+from pdfast.rollout import Rollout
+from pdfast.run import Run
+from pdfast.training import DataObjective
+
+UPDATES, STEPS, ROUND = 50, 8, 1
+
+
+def set_of(config, phase, **options):
+    """The config with options of a phase, and dropout of the model, set."""
+    dropout = options.pop("dropout", 0.0) if phase == "train" else 0.0
+    options.pop("dropout", None)  # distillation has none
+    defaults = {"updates": UPDATES, "batch": 8, "ema_decay": 0.0, "warmup": 5, "anneal": "linear"}
+    loop = dataclasses.replace(getattr(config, phase), **(defaults | options))
+    model = dataclasses.replace(config.model, dropout=dropout)
+    data = dataclasses.replace(config.data, horizontal_flip=True)
+    return dataclasses.replace(config, data=data, model=model, **{phase: loop})
+
+
+def random_model(cfg, seed, dtype):
+    """A model whose every weight counts: the last layers start at zero."""
+    torch.manual_seed(seed)
+    model = Model(cfg).to(dtype)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.05)
+    return model
+
+
+def digits(num=50):
+    generator = torch.Generator().manual_seed(1)
+    return Dataset(
+        torch.randint(0, 256, (num, 8, 8, 1), dtype=torch.uint8, generator=generator), None
+    )
+
+
+def objective_of(phase, cfg, teacher):
+    return (
+        DataObjective(cfg.loss_weight)
+        if phase == "train"
+        else Rollout(teacher, STEPS, cfg.loss_weight)
+    )
+
+
+def run_engine(config, phase, objective, model, data, path):
+    run = Run.start(path, config, Screen(quiet=True))
+    return engine.fit(model, objective, getattr(config, phase), data, run, ROUND, phase)
+
+
+def flat(model):
+    return torch.cat([p.detach().double().flatten() for p in model.parameters()])

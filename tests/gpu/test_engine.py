@@ -1,0 +1,368 @@
+"""The engine on a GPU: graphs replay what calls compute, and nothing waits, allocates or leaks.
+
+Skipped where there is none.
+"""
+
+import copy
+import dataclasses
+import functools
+import gc
+import itertools
+
+import pytest
+import torch
+from test_engine import (
+    ROUND,
+    STEPS,
+    apart,
+    digits,
+    distilled,
+    flat,
+    random_model,
+    run_engine,
+    set_of,
+)
+
+import pdfast
+from pdfast import distillation, engine, numerics
+from pdfast.config import EngineConfig, NetConfig
+from pdfast.data import Dataset
+from pdfast.kernels.dropout import dropout
+from pdfast.optimizer import Optimizer
+from pdfast.rollout import Pipelined, Rollout
+from pdfast.training import DataObjective
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+CPU, DEVICE, UPDATES = torch.device("cpu"), torch.device("cuda", 0), 20
+NET = NetConfig(
+    image_size=16,
+    ch=32,
+    emb_ch=64,
+    ch_mult=(1, 2),
+    num_res_blocks=1,
+    attn_resolutions=(8,),
+    groups=8,
+    num_classes=10,
+)
+
+
+@pytest.fixture
+def deterministic():
+    numerics.set_up("fp32", DEVICE, deterministic=True)
+    yield
+    numerics.set_up("fp32", CPU)
+
+
+@pytest.fixture
+def fast():
+    """As a run sets torch up that does not ask for repeatable bits."""
+    numerics.set_up("fp32", DEVICE)
+    yield
+    numerics.set_up("fp32", CPU)
+
+
+@pytest.fixture
+def small(tiny):
+    """Two levels, colour, classes; with averages, clipping, mirroring, and a rate that changes."""
+    config = dataclasses.replace(tiny, model=NET, save_every=10_000)
+    options = {"updates": UPDATES, "grad_clip": 0.05, "ema_decay": 0.9, "weight_decay": 0.01}
+    return set_of(set_of(config, "distill", **options), "train", **options, dropout=0.25)
+
+
+def coloured(num=50):
+    generator = torch.Generator().manual_seed(1)
+    shape = (num, NET.image_size, NET.image_size, NET.channels)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    return Dataset(images, torch.arange(num) % NET.num_classes)
+
+
+class Phase:
+    """What `engine.fit` makes for its loop, and the loop's work on the device."""
+
+    def __init__(self, config, phase, precision="fp32", kind=Rollout, data=None, **loop):
+        cfg = dataclasses.replace(getattr(config, phase), **loop)
+        self.model = random_model(config.model, 0, torch.float32).to(DEVICE)
+        self.objective = DataObjective(cfg.loss_weight)
+        if phase == "distill":
+            teacher = numerics.lowered(copy.deepcopy(self.model), precision)
+            self.objective = kind(teacher, STEPS, cfg.loss_weight, config.engine)
+        self.optimizer = Optimizer(self.model, cfg, numerics.net_dtype(precision))
+        self.model.net.checkpoint = cfg.checkpoint
+        data = data or coloured()
+        data = data if config.engine.data == "stream" else data.to(DEVICE)
+        batch, self.source = engine.open_batch(
+            config, cfg, data, self.model, ROUND, self.optimizer.done
+        )
+        self.model.train()
+        self.source.load(0)
+        self.objective.begin(batch)
+        self.calls, self.k, self.losses = 0, 0, []
+        self.update = functools.partial(
+            engine.update, self.model, self.objective, self.optimizer, batch
+        )
+
+    def work(self):
+        self.calls += 1
+        self.update()
+
+    def state(self):
+        return [*self.optimizer.tensors(), *self.objective.carried]
+
+    def ready(self, graph=True):
+        self.repeat = engine.Replay(self.work, self.state(), DEVICE if graph else CPU)
+        return self
+
+    def once(self):
+        self.source.load(self.k + self.objective.ahead)
+        self.optimizer.rate.fill_(self.optimizer.lr(self.k))
+        self.repeat()
+        self.k += 1
+
+    def run(self, updates=UPDATES):
+        for _ in range(updates):
+            self.once()
+            self.losses += [self.optimizer.loss.clone(), self.optimizer.norm.clone()]
+        return self
+
+    def result(self):
+        """All that the updates changed, and the losses and norms on the way."""
+        self.source.close()
+        return [*(t.clone() for t in self.state()), torch.stack(self.losses)]
+
+
+def with_engine(config, **options):
+    return dataclasses.replace(config, engine=EngineConfig(**options))
+
+
+# Options of [engine], of the loop, and the objective, by phase.
+CASES = {
+    "train": {},
+    "train streamed": {"data": "stream"},
+    "train accumulate": {"accumulate": 2},
+    "train checkpoint": {"checkpoint": True},
+    "distill": {},
+    "distill streamed": {"data": "stream"},
+    "distill accumulate": {"accumulate": 2, "data": "stream", "teacher_stream": True},
+    "distill checkpoint": {"checkpoint": True},
+    "distill tabulated": {"tabulate_film": True},
+    "distill teacher-stream": {"teacher_stream": True},
+    "distill pipelined": {"kind": Pipelined},
+    "distill pipelined, all": {
+        "kind": Pipelined,
+        "teacher_stream": True,
+        "tabulate_film": True,
+        "data": "stream",
+        "checkpoint": True,
+    },
+}
+LOOP = ("accumulate", "checkpoint", "kind")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("case", CASES)
+def test_replays_are_calls_bit_for_bit(small, deterministic, case, precision):
+    """Those of resident images and one stream, whatever the case."""
+    options, phase = CASES[case], case.split()[0]
+    loop = {key: value for key, value in options.items() if key in LOOP}
+    ours = {key: value for key, value in options.items() if key not in LOOP}
+    data = coloured()
+    if ours.get("tabulate_film"):  # of a model without classes
+        model = dataclasses.replace(small.model, num_classes=0)
+        small, data = dataclasses.replace(small, model=model), Dataset(data.images, None)
+    plain = {key: value for key, value in ours.items() if key == "tabulate_film"}
+    called = Phase(with_engine(small, **plain), phase, precision, data=data, **loop)
+    start = [t.clone() for t in called.optimizer.tensors()]
+    expected = called.ready(graph=False).run().result()
+    replayed = Phase(with_engine(small, **ours), phase, precision, data=data, **loop).ready().run()
+    assert (called.calls, replayed.calls) == (UPDATES, engine.Replay.WARM_UPS + 1)
+    found = replayed.result()
+    assert not any(torch.equal(a, b) for a, b in zip(start, expected, strict=False))
+    assert expected[-1].isfinite().all()
+    assert [torch.equal(a, b) for a, b in zip(expected, found, strict=True)] == [True] * len(found)
+
+
+@pytest.mark.parametrize("kind", [Rollout, Pipelined])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_warming_up_leaves_all_as_it_was(small, fast, kind, precision):
+    phase = Phase(small, "distill", precision, kind)
+    phase.optimizer.rate.fill_(1e-2)
+    parts = [*phase.state(), *phase.model.parameters()]
+    before = [t.detach().clone() for t in parts]
+    phase.ready()
+    assert phase.calls == engine.Replay.WARM_UPS + 1
+    assert all(torch.equal(a, b) for a, b in zip(before, parts, strict=True))
+    phase.repeat()
+    assert not any(
+        torch.equal(a, b) for a, b in zip(before, phase.optimizer.tensors(), strict=False)
+    )
+
+
+@pytest.mark.parametrize("kind", [Rollout, Pipelined])
+@pytest.mark.parametrize("place", ["device", "stream"])
+def test_no_replay_allocates(small, fast, kind, place):
+    phase = Phase(with_engine(small, data=place, teacher_stream=True), "distill", "bf16", kind)
+    phase.ready()
+    held = torch.cuda.memory_allocated()
+    assert torch.cuda.max_memory_allocated() > held  # the peak is the captured update's
+    phase.once()
+    before = torch.cuda.memory_stats()["allocation.all.allocated"]
+    for _ in range(UPDATES):
+        phase.once()
+    torch.cuda.synchronize()
+    assert torch.cuda.memory_stats()["allocation.all.allocated"] == before
+    phase.source.close()
+
+
+def test_two_graphs_take_turns(small, deterministic):
+    def phases():
+        return Phase(small, "train", "bf16"), Phase(small, "distill", "fp32", Pipelined)
+
+    alone = [phase.ready().run().result() for phase in phases()]
+    together = [phase.ready() for phase in phases()]
+    for _ in range(UPDATES):
+        for phase in together:
+            phase.run(1)
+    for expected, phase in zip(alone, together, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(expected, phase.result(), strict=True))
+
+
+# ------------------------------------------------------------------------------------------
+# The loop itself
+
+
+@pytest.mark.parametrize("kind", [Rollout, Pipelined])
+@pytest.mark.parametrize("place", ["device", "stream"])
+def test_the_loop_never_waits_for_the_device(tiny, fast, kind, place, tmp_path, monkeypatch):
+    """Of its last update all but the line of metrics, for which it does."""
+    seen = []
+
+    class Strict(engine.Replay):
+        def __init__(self, *args):
+            super().__init__(*args)
+            torch.cuda.set_sync_debug_mode("error")
+            with pytest.raises(RuntimeError, match="synchroniz"):
+                self_check.item()
+
+        def __call__(self):
+            super().__call__()
+            seen.append(torch.cuda.get_sync_debug_mode())
+            if len(seen) == UPDATES:
+                torch.cuda.set_sync_debug_mode("default")
+
+    self_check = torch.ones(1, device=DEVICE)
+    monkeypatch.setattr(engine, "Replay", Strict)
+    config = dataclasses.replace(tiny, save_every=10_000, log_every=3)
+    config = set_of(config, "distill", updates=UPDATES)
+    try:
+        distilled(config, tmp_path, kind, precision="bf16", place=place, device=DEVICE)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert seen == [2] * UPDATES  # error
+
+
+@pytest.mark.parametrize("place", ["device", "stream"])
+def test_memory_is_flat_over_2000_updates(tiny, fast, place, tmp_path, monkeypatch):
+    used, number = {}, itertools.count(1)
+
+    class Watched(engine.Replay):
+        def __call__(self):
+            super().__call__()
+            k = next(number)
+            if k % 200 == 0:
+                used[k] = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+
+    monkeypatch.setattr(engine, "Replay", Watched)
+    config = dataclasses.replace(tiny, save_every=10_000, log_every=7)
+    config = set_of(config, "distill", updates=2000)
+    distilled(config, tmp_path, precision="bf16", place=place, device=DEVICE)
+    assert len(used) == 10
+    assert len(set(used.values())) == 1, used
+
+
+def test_rounds_leave_nothing_behind(tiny, fast, tmp_path, monkeypatch):
+    """The same is allocated after the second round and every later one."""
+    used, one_round = [], distillation._distill_round
+
+    def watched(*args):
+        student = one_round(*args)
+        gc.collect()
+        torch.cuda.synchronize()
+        used.append(torch.cuda.memory_allocated())
+        return student
+
+    monkeypatch.setattr(distillation, "_distill_round", watched)
+    rounds = dataclasses.replace(tiny.distill, start_steps=16, rounds=4)
+    config = dataclasses.replace(tiny, distill=rounds)
+    config = with_engine(config, teacher_stream=True)
+    pdfast.distill(config, out=tmp_path, device="cuda:0", quiet=True)
+    assert len(used) == 4
+    assert len(set(used[1:])) == 1, used
+
+
+def test_a_streamed_run(tiny, fast, tmp_path):
+    config = with_engine(tiny, data="stream", pipeline_teacher=True)
+    student = pdfast.distill(config, out=tmp_path, device="cuda:0", quiet=True)
+    assert all(p.isfinite().all() for p in student.parameters())
+
+
+# ------------------------------------------------------------------------------------------
+# What is computed
+
+
+@pytest.mark.parametrize("kind", [Rollout, Pipelined])
+def test_streamed_images_are_the_resident_ones(tiny, deterministic, kind, tmp_path):
+    config = set_of(tiny, "distill", updates=UPDATES)
+    options = {"kind": kind, "precision": "bf16", "device": DEVICE}
+    start, resident = distilled(config, tmp_path / "a", place="device", **options)
+    _, streamed = distilled(config, tmp_path / "b", place="stream", **options)
+    assert not torch.equal(flat(start), flat(resident))
+    assert torch.equal(flat(resident), flat(streamed))
+
+
+def test_bf16_learns_what_float32_learns(tiny, fast, tmp_path):
+    config = set_of(tiny, "distill")
+    start, exact = distilled(config, tmp_path / "a", device=DEVICE)
+    _, rounded = distilled(config, tmp_path / "b", precision="bf16", device=DEVICE)
+    ways = (flat(exact) - flat(start), flat(rounded) - flat(start))
+    towards = torch.nn.functional.cosine_similarity(*ways, dim=0)
+    print(f"cosine of the two ways: {towards:.3f}")
+    assert towards > 0.9
+    assert not torch.equal(*ways)
+
+
+def test_a_gpu_distils_what_a_cpu_does(tiny, fast, tmp_path):
+    config = set_of(tiny, "distill", grad_clip=0.05, ema_decay=0.9)
+    start, on_cpu = distilled(config, tmp_path / "a")
+    _, on_gpu = distilled(config, tmp_path / "b", device=DEVICE)
+    found = apart(start, on_cpu, on_gpu.cpu())
+    print(f"weights apart by {found:.2e} of the way")
+    assert found <= 0.01
+
+
+def test_a_gpu_trains_what_a_cpu_does(tiny, fast, tmp_path):
+    """With dropout, whose masks are the same."""
+    config = set_of(tiny, "train", grad_clip=0.05, ema_decay=0.9, dropout=0.25)
+    config = dataclasses.replace(config, precision="fp32")
+    start = random_model(config.model, 1, torch.float32)
+    trained = {}
+    for device in (CPU, DEVICE):
+        model = trained[device] = copy.deepcopy(start).to(device)
+        objective = DataObjective(config.train.loss_weight)
+        data, path = digits().to(device), tmp_path / device.type
+        run_engine(config, "train", objective, model, data, path)
+    found = apart(start, trained[CPU], trained[DEVICE].cpu())
+    print(f"weights apart by {found:.2e} of the way")
+    assert found <= 0.01
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_masks_are_a_cpus(dtype):
+    x = torch.randn(3, 20, 7, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    draws = {"seed": 5, "round_": 2, "update": 2**33 + 7, "layer": 9, "first": 11}
+    on_cpu = dropout(x, 0.3, **draws)
+    assert 0.6 < (on_cpu != 0).float().mean() < 0.8
+    assert torch.equal(dropout(x.cuda(), 0.3, **draws).cpu(), on_cpu)
