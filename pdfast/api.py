@@ -5,18 +5,19 @@ from pathlib import Path
 
 import torch
 
-from pdfast import peers
+from pdfast import distributed, numerics, peers
 from pdfast.checkpoint import cannot_write, load_model
 from pdfast.config import Config, check_distillable, load_config
 from pdfast.data import Dataset, load_dataset
-from pdfast.device import choose_device
-from pdfast.distillation import adopt_teacher, check_start, distill_rounds, load_teacher
+from pdfast.distillation import adopt_teacher, distill_rounds, load_teacher
+from pdfast.engine import check
 from pdfast.errors import UsageError
 from pdfast.kernels import group_norm_silu, runtime
 from pdfast.model import Model
 from pdfast.progress import Screen
 from pdfast.report import report_model, report_run
 from pdfast.run import Run
+from pdfast.signals import poll
 from pdfast.training import train_teacher
 from pdfast.version import __version__
 
@@ -34,16 +35,38 @@ def _open(
     config: Config, out: str | Path | None, quiet: bool, device: torch.device
 ) -> tuple[Run, Dataset]:
     """The run directory, and the data, read before anything is written."""
-    data = load_dataset(config.data, config.model).to(device)
-    path = Path(out) if out is not None else Path("runs") / config.name
-    run = Run.start(path, config, Screen(quiet))
+    precision = numerics.set_up(config.precision, device, config.deterministic)
+    config = dataclasses.replace(config, precision=precision)  # what "auto" means here
+    check(config, device)
+    read = distributed.together(lambda: load_dataset(config.data, config.model))
+    data = _place(read, config, device)
+    run = Run.start(_path(config, out), config, Screen(quiet))
     threads = f" ({torch.get_num_threads()} threads)" if device.type == "cpu" else ""
+    processes = distributed.size()
+    on = f"{processes} processes, each on {device.type}" if processes > 1 else f"on {device}"
     run.screen.say(
-        f"pdfast {__version__}: {path} on {device}{threads}, float32, PyTorch {torch.__version__}; "
+        f"pdfast {__version__}: {run.path} {on}{threads}, networks in "
+        f"{numerics.LONG[precision]}, PyTorch {torch.__version__}; "
         f"group_norm_silu: {group_norm_silu.implementation(device)}; "
         f"other ops: {runtime.implementation(device)}"
     )
     return run, data
+
+
+def _place(data: Dataset, config: Config, device: torch.device) -> Dataset:
+    """The set on the device, or left in host memory to be streamed; see EngineConfig.data."""
+    place = config.engine.data
+    if place == "auto":
+        fits = device.type == "cpu" or (
+            data.images.nbytes <= torch.cuda.mem_get_info(device)[0] // 4
+        )
+        place = "device" if fits else "stream"
+    return data.to(device) if place == "device" else data
+
+
+def _path(config: Config, out: str | Path | None) -> Path:
+    """The run directory."""
+    return Path(out) if out is not None else Path("runs") / config.name
 
 
 def train(
@@ -60,11 +83,13 @@ def train(
     directory, runs/<name> by default. Raises PdfastError with a sentence that names the fix.
     """
     config = _config(config)
-    where = choose_device(device, threads)
-    peers.check(config, where)
-    run, data = _open(config, out, quiet, where)
-    model = train_teacher(run, data, where)
-    report_run(run, data, config.eval.steps, where)
+    with distributed.session(device, threads, poll) as where:
+        peers.check(config, where)
+        if not _has_teacher(config, out):
+            distributed.check_batch(config, "train")
+        run, data = _open(config, out, quiet, where)
+        model = train_teacher(run, data, where)
+        report_run(run, data, config.eval.steps, where)
     return model
 
 
@@ -90,17 +115,25 @@ def distill(
             config, distill=dataclasses.replace(config.distill, rounds=rounds)
         )
     check_distillable(config)
-    where = choose_device(device, threads)
-    peers.check(config, where)
-    model = None if teacher is None else load_teacher(Path(teacher), config, where)
-    run, data = _open(config, out, quiet, where)
-    if model is not None and teacher is not None:
-        adopt_teacher(run, Path(teacher), model)
-    model = train_teacher(run, data, where)
-    check_start(model, config)
-    student = distill_rounds(run, model, data)
-    report_run(run, data, config.eval.steps, where)
+    with distributed.session(device, threads, poll) as where:
+        peers.check(config, where)
+        given = None
+        if teacher is not None:
+            path = Path(teacher)
+            given = distributed.together(lambda: load_teacher(path, config, where))
+        trains = given is None and not _has_teacher(config, out)
+        distributed.check_batch(config, "distill", *(["train"] if trains else []))
+        run, data = _open(config, out, quiet, where)
+        if given is not None and teacher is not None:
+            adopt_teacher(run, Path(teacher), given)
+        student = distill_rounds(run, data, where)
+        report_run(run, data, config.eval.steps, where)
     return student
+
+
+def _has_teacher(config: Config, out: str | Path | None) -> bool:
+    """Whether the run has its teacher already, so that [train] is not used."""
+    return distributed.from_first((_path(config, out) / "teacher").is_dir)
 
 
 def evaluate(
@@ -112,38 +145,68 @@ def evaluate(
     device: str = "auto",
     threads: int = 0,
     quiet: bool = False,
+    precision: str | None = None,
 ) -> None:
     """Measure the Frechet distance of a model directory, or of a whole run directory.
 
     A run directory gets its report.json, report.md and report.png written again. A model's
     numbers go to `out` (eval-<model> beside it); its data come from `config`, or from the run
-    directory that the model lies in. `steps` replaces the config's step counts.
+    directory that the model lies in. `steps` and `precision` replace the config's.
     """
-    path, screen, where = Path(model).resolve(), Screen(quiet), choose_device(device, threads)
-    is_run = (path / "config.toml").is_file()
-    beside = path / "config.toml" if is_run else path.parent / "config.toml"
-    if not path.is_dir():
+    with distributed.session(device, threads, poll) as where:
+        _evaluate(model, config, steps, out, where, Screen(quiet), precision)
+
+
+def _evaluate(
+    model: str | Path,
+    config: Config | str | Path | None,
+    steps: tuple[int, ...] | None,
+    out: str | Path | None,
+    where: torch.device,
+    screen: Screen,
+    precision: str | None,
+) -> None:
+    path = Path(model).resolve()
+    is_dir, is_run, lies_in_run = distributed.from_first(
+        lambda: [
+            path.is_dir(),
+            (path / "config.toml").is_file(),
+            (path.parent / "config.toml").is_file(),
+        ]
+    )
+    if not is_dir:
         raise UsageError(f"there is no model or run directory {model}")
-    if config is None and not beside.is_file():
+    if config is None and not (is_run or lies_in_run):
         raise UsageError(
             f"{model} lies in no run directory: name the data to compare with, by --config"
         )
-    resolved = _config(config if config is not None else beside)
+    beside = (path if is_run else path.parent) / "config.toml"
+    resolved = distributed.together(lambda: _config(config if config is not None else beside))
     chosen = tuple(steps or resolved.eval.steps)
-    resolved = dataclasses.replace(resolved, eval=dataclasses.replace(resolved.eval, steps=chosen))
+    own = dataclasses.replace(resolved.eval, steps=chosen)
+    resolved = dataclasses.replace(
+        resolved,
+        eval=own,
+        precision=precision or resolved.precision,  # type: ignore[arg-type]
+    )
+    found = numerics.set_up(resolved.precision, where, resolved.deterministic)
     if is_run:
         if out is not None:
             raise UsageError(f"{model} is a run, whose report goes into it: leave --out away")
-        data = load_dataset(resolved.data, resolved.model).to(where)
+        data = distributed.together(lambda: load_dataset(resolved.data, resolved.model).to(where))
         report_run(Run(path, resolved, screen), data, chosen, where)
         return
-    loaded = load_model(path, where)
+    loaded = numerics.lowered(distributed.together(lambda: load_model(path, where)), found)
     # The data as this model sees them; the distance needs no labels.
     seen = dataclasses.replace(loaded.cfg, num_classes=0)
-    data = load_dataset(resolved.data, seen).to(where)
+    data = distributed.together(lambda: load_dataset(resolved.data, seen).to(where))
     folder = Path(out) if out is not None else path.parent / f"eval-{path.name}"
+    distributed.from_first(lambda: _make(folder))
+    report_model(path.name, loaded, resolved, data, Run(folder, resolved, screen))
+
+
+def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise cannot_write(folder, error) from None
-    report_model(path.name, loaded, resolved, data, Run(folder, resolved, screen))

@@ -17,7 +17,7 @@ from typing import Annotated, Literal, cast
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, arg, subcommand
 
-from pdfast.config import Config, check, check_distillable, load_config, nearest
+from pdfast.config import Config, Precision, check, check_distillable, load_config, nearest
 from pdfast.errors import PdfastError, UsageError
 from pdfast.version import __version__
 
@@ -30,7 +30,7 @@ class Machine:
     """Where to run."""
 
     device: str = "auto"
-    """auto (the first GPU, else the CPU), cpu or cuda:k."""
+    """auto (the first GPU, else the CPU; under torchrun each process's own GPU), cpu or cuda:k."""
     threads: int = 0
     """CPU threads; 0: torch's choice."""
 
@@ -50,10 +50,12 @@ class RunCommand(Machine):
     def forecast(self, distill: bool) -> None:
         """`--dry-run`."""
         from pdfast.device import choose_device
+        from pdfast.distributed import device_name
         from pdfast.forecast import forecast
         from pdfast.progress import Screen
 
-        forecast(self.fields, choose_device(self.device, self.threads), Screen(), distill)
+        where = choose_device(device_name(self.device), self.threads)
+        forecast(self.fields, where, Screen(), distill)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +114,9 @@ class Sample(Machine):
     """ddim is deterministic; ancestral adds noise at each step."""
     variance: float = 1.0
     """Variance of the ancestral sampler, from 0 (small) to 1 (large)."""
+    precision: Precision = "auto"
+    """Of the network's convolutions and linear layers: bf16 (auto on a GPU), tf32, or fp32 (auto on
+    a CPU)."""
 
     def run(self) -> None:
         """Run the command."""
@@ -126,6 +131,7 @@ class Sample(Machine):
             label=self.label,
             sampler=self.sampler,
             variance=self.variance,
+            precision=self.precision,
             device=self.device,
             threads=self.threads,
         )
@@ -143,6 +149,8 @@ class Eval(Machine):
     """Config that names the data, for a model outside a run directory."""
     out: Path | None = None
     """Where a single model's numbers go; eval-<model> beside the model if left out."""
+    precision: Precision | None = None
+    """As for sample; that of the config if left out."""
 
     def run(self) -> None:
         """Run the command."""
@@ -156,6 +164,7 @@ class Eval(Machine):
             out=self.out,
             device=self.device,
             threads=self.threads,
+            precision=self.precision,
         )
 
 
@@ -236,39 +245,70 @@ def _one_line(box: str) -> str:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Entry point of `pdfast`; returns the exit code."""
-    args = list(sys.argv[1:] if args is None else args)
+    code = _run(list(sys.argv[1:] if args is None else args))
+    if code and "RANK" in os.environ:
+        from pdfast.distributed import launched
+
+        if launched():  # an orderly end could wait for another process, which waits for this one
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    return code
+
+
+def _run(args: list[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without UTF-8 shows "?"
-    if args == ["--version"]:
-        print(f"pdfast {__version__}")
-        return 0
     try:
         # Let OpenMP's threads wait for work by spinning for some 50 us, not its default of 15 ms,
         # which beside any other busy process makes an update ten times slower. It must be set
         # before torch is imported.
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-        command = parse(args or ["--help"])
+        with contextlib.ExitStack() as stack:
+            if os.environ.get("RANK", "0") != "0":  # the first of several processes says it
+                stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+            if args == ["--version"]:
+                print(f"pdfast {__version__}")
+                return 0
+            command = parse(args or ["--help"])
         from pdfast import signals
 
         signals.install()
         command.run()
     except PdfastError as error:
-        message = " ".join(str(error).split())
-        print(f"pdfast: {message}", file=sys.stderr)
-        return error.exit_code
+        return _fail(str(error), error.exit_code)
     except SystemExit as exit_:
         return int(exit_.code or 0)
     except OSError as error:
-        print(f"pdfast: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
-        return 1
+        return _fail(f"{error.filename or 'output'}: {error.strerror}", 1)
     except (MemoryError, RuntimeError) as error:
+        if type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+            return _fail(
+                f"engine.compile: {str(error).splitlines()[0]}; leave it off, or install what "
+                "torch.compile needs, a C++ compiler first",
+                1,
+            )
         if not _is_out_of_memory(error):
             raise
-        message = "out of memory: lower train.batch and distill.batch, or the model's size"
-        print(f"pdfast: {message}; finished models are whole", file=sys.stderr)
-        return 1
+        return _fail(
+            "out of memory: raise accumulate or set checkpoint, in [train] and [distill], or lower "
+            "the batch or the model's size; finished models are whole",
+            1,
+        )
     return 0
+
+
+def _fail(message: str, code: int) -> int:
+    """Print one line on stderr, of several processes once; returns the code."""
+    message = " ".join(message.split())
+    if "RANK" in os.environ:
+        from pdfast.distributed import first_to_say
+
+        if not first_to_say(message):
+            return code
+    print(f"pdfast: {message}", file=sys.stderr)
+    return code
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
+from pdfast import distributed
 from pdfast.config import Config
-from pdfast.data import Dataset, to_uint8
+from pdfast.data import Dataset
 from pdfast.draws import Draws, Stream, index_below
 from pdfast.model import Model
 
@@ -98,16 +99,21 @@ class Judge:
         self.seed = seed
         self.metric = f"FD-{features.name}"
         self._features, self._images = features, data.images
-        self._reference = fit_gaussian(features, data.images)
 
     @classmethod
     def of(cls, data: Dataset, config: Config) -> "Judge":
         """The judge that a config asks for."""
         return cls(data, config.eval.num, config.seed, EXTRACTORS[config.eval.features])
 
+    @cached_property
+    def _reference(self) -> Gaussian:
+        """Of the data; only the process that computes distances needs it."""
+        return fit_gaussian(self._features, self._images)
+
     def distance(self, images: Tensor) -> float:
         """Distance of uint8 images (N, H, W, C) from the data set."""
-        return frechet_distance(self._reference, fit_gaussian(self._features, images))
+        found = fit_gaussian(self._features, images.to(self._images.device))
+        return frechet_distance(self._reference, found)
 
     def floor(self) -> tuple[float, float]:
         """Mean and standard deviation of the distance of bootstrap resamples of the data.
@@ -124,5 +130,5 @@ class Judge:
 
     def judge(self, model: Model, steps: int, on_step: Callable[[], None] = lambda: None) -> float:
         """Distance of `num` clipped DDIM samples of a model in `steps` steps."""
-        batches = model.sample_batches(self.num, steps, self.seed, on_step=on_step)
-        return self.distance(torch.cat([to_uint8(batch) for batch in batches]))
+        images = model.sample_images(self.num, steps, self.seed, on_step=on_step)
+        return distributed.from_first(lambda: self.distance(images))

@@ -7,7 +7,6 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from pdfast.data import to_uint8
 from pdfast.model import Model
 from pdfast.signals import poll
 
@@ -41,8 +40,8 @@ Row = tuple[str, Tensor]  # a caption and uint8 images (N, H, W, C)
 def sample_row(model: Model, steps: int, seed: int) -> Row:
     """The first samples of a model: every row of one seed starts from the same noise."""
     name = "student" if model.steps else "teacher"
-    batches = model.sample_batches(NUM_SHOWN, steps, seed, on_step=poll)
-    return f"{name}, {counted(steps)}", torch.cat([to_uint8(batch).cpu() for batch in batches])
+    images = model.sample_images(NUM_SHOWN, steps, seed, on_step=poll)
+    return f"{name}, {counted(steps)}", images.cpu()
 
 
 def counted(steps: int) -> str:

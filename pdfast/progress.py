@@ -13,6 +13,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from pdfast import distributed
+
 
 class Task:
     """One stretch of work with a known number of steps."""
@@ -39,11 +41,15 @@ class Task:
 
 
 class Screen:
-    """The run's output: `say` prints a line, `task` shows a bar while it lasts."""
+    """The run's output: `say` prints a line, `task` shows a bar while it lasts.
+
+    Of several processes the first alone has one; the others' is quiet.
+    """
 
     def __init__(self, quiet: bool = False) -> None:
+        quiet = quiet or not distributed.speaks()
         self.console = Console(quiet=quiet, highlight=False, soft_wrap=True, markup=False)
-        self.plain = not self.console.is_terminal
+        self.plain = quiet or not self.console.is_terminal
 
     def say(self, text: str) -> None:
         """Print one line."""

@@ -3,11 +3,12 @@
 import json
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from pdfast import checkpoint
+from pdfast import checkpoint, distributed, numerics
 from pdfast.config import Config
 from pdfast.data import Dataset
 from pdfast.frechet import Judge
@@ -24,7 +25,7 @@ class Meter:
     def __init__(self, judge: Judge, screen: Screen) -> None:
         self.judge, self.screen = judge, screen
         self.seconds_per_image: dict[int, float] = {}
-        self.floor, self.floor_std = judge.floor()
+        self.floor, self.floor_std = distributed.from_first(judge.floor)
         screen.say(
             f"{judge.metric} {self.floor:8.4f}  resampled data (floor, +- {self.floor_std:.4f})"
         )
@@ -74,23 +75,32 @@ def report_run(run: Run, data: Dataset, steps: Sequence[int], device: torch.devi
                 f"the student of {newest} steps is not sampled at its own steps, which takes long: "
                 f"pdfast eval {run.path} --steps {newest} does it"
             )
+    precision = numerics.precision_of(config.precision, device)
+
+    def load(path: Path) -> Model:
+        return numerics.lowered(checkpoint.load_model(path, device), precision)
+
     meter = Meter(Judge.of(data, config), run.screen)
-    teacher = checkpoint.load_model(run.teacher_dir, device)
+    teacher = load(run.teacher_dir)
     of_teacher = {k: meter("teacher", teacher, k) for k in sorted({*wanted, baseline})}
     of_student: dict[int, float] = {}
     shown = [("data", data.images[:NUM_SHOWN].cpu()), sample_row(teacher, baseline, config.seed)]
     for k, path in students.items():
         if k in wanted:
-            student = checkpoint.load_model(path, device)
+            student = load(path)
             of_student[k] = meter("student", student, k)
             shown += [sample_row(teacher, k, config.seed), sample_row(student, k, config.seed)]
-    table = meter.table(teacher=of_teacher, student=of_student)
-    curves = [("teacher", of_teacher), ("students, each at its own steps", of_student)]
-    figure = plot_distances(meter.judge.metric, meter.floor, curves)
-    run.write_text("report.md", _markdown(run, table, meter.seconds_per_image))
-    run.save_picture(rows(shown), "compare.png")
-    run.write("report.png", figure.savefig)
-    run.write_text("report.json", json.dumps(table, indent=1) + "\n")
+
+    def write() -> None:
+        table = meter.table(teacher=of_teacher, student=of_student)
+        curves = [("teacher", of_teacher), ("students, each at its own steps", of_student)]
+        figure = plot_distances(meter.judge.metric, meter.floor, curves)
+        run.write_text("report.md", _markdown(run, table, meter.seconds_per_image))
+        run.save_picture(rows(shown), "compare.png")
+        run.write("report.png", figure.savefig)
+        run.write_text("report.json", json.dumps(table, indent=1) + "\n")
+
+    distributed.from_first(write)
     run.screen.say(f"report: {run.path / 'report.md'}, {run.path / 'samples' / 'compare.png'}")
 
 
@@ -98,9 +108,13 @@ def report_model(name: str, model: Model, config: Config, data: Dataset, out: Ru
     """Evaluate one model at `config.eval.steps`: eval.json and eval.png in `out`."""
     meter = Meter(Judge.of(data, config), out.screen)
     distances = {k: meter(name, model, k) for k in sorted(set(config.eval.steps))}
-    figure = plot_distances(meter.judge.metric, meter.floor, [(name, distances)])
-    out.write("eval.png", figure.savefig)
-    out.write_text("eval.json", json.dumps(meter.table(model=distances), indent=1) + "\n")
+
+    def write() -> None:
+        figure = plot_distances(meter.judge.metric, meter.floor, [(name, distances)])
+        out.write("eval.png", figure.savefig)
+        out.write_text("eval.json", json.dumps(meter.table(model=distances), indent=1) + "\n")
+
+    distributed.from_first(write)
     out.screen.say(f"report: {out.path / 'eval.json'}, {out.path / 'eval.png'}")
 
 
@@ -127,8 +141,9 @@ def _markdown(run: Run, table: dict[str, Any], seconds: dict[int, float]) -> str
         "Rounds (round 0 is the teacher's training); the distance is a quick one, 256 images in "
         "at most 16 steps, for comparing rounds only.",
         "",
-        "| round | steps | updates | held loss, start | end | distance | updates/s |",
-        "| --: | --: | --: | --: | --: | --: | --: |",
+        "| round | steps | updates | held loss, start | end | distance | updates/s "
+        "| signal / rounding |",
+        "| --: | --: | --: | --: | --: | --: | --: | --: |",
     ]
     for m in rounds:
         r, steps = m["round"], m.get("steps", "")
@@ -136,6 +151,20 @@ def _markdown(run: Run, table: dict[str, Any], seconds: dict[int, float]) -> str
         rate = updates / m["seconds"] if m["seconds"] else 0.0
         lines.append(
             f"| {r} | {steps} | {updates} | {m['held_loss_start']:.3g} | {m['held_loss_end']:.3g} "
-            f"| {distances.get(r, float('nan')):.3f} | {rate:.3g} |"
+            f"| {distances.get(r, float('nan')):.3f} | {rate:.3g} | {_learnable(m)} |"
         )
+    lines += [
+        "",
+        "Signal / rounding: how far the target is from the student when a round begins, in v, over "
+        "what the networks' rounding changes in that (medians over a held batch). A round where it "
+        "is not well above 1 teaches little at this precision.",
+    ]
     return "\n".join(lines) + "\n"
+
+
+def _learnable(m: dict[str, Any]) -> str:
+    """A round's signal, its rounding, and their ratio."""
+    if "signal" not in m:
+        return ""
+    ratio = f"{m['signal'] / m['rounding']:.3g}" if m["rounding"] else "exact"
+    return f"{m['signal']:.2g} / {m['rounding']:.2g} = {ratio}"

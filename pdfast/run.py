@@ -3,6 +3,9 @@
 - config.toml, metrics.jsonl, report.json, report.md, report.png
 - teacher/, round-01-steps-4096/ ...: models, each whole or absent
 - samples/: pictures; state/: the phase in progress
+
+Of several processes the first alone writes, and answers what is there; every method that reads or
+writes is reached by all. The others read models and states, so they need the same file system.
 """
 
 import json
@@ -16,14 +19,23 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from pdfast import checkpoint
+from pdfast import checkpoint, distributed
 from pdfast.config import Config, dump_config, load_config, to_table
 from pdfast.errors import PdfastError, UsageError
+from pdfast.model import Model
 from pdfast.progress import Screen
 
 ROUND_DIR = re.compile(r"round-(\d+)-steps-(\d+)")
 STATES_KEPT = 2
-FREE_KEYS = ("name", "log_every", "save_every", "eval.", "distill.rounds")  # may change on resume
+State = tuple[dict[str, Any], dict[str, dict[str, Tensor]]]  # state.json, and tensors by file
+FREE_KEYS = (
+    "name",
+    "log_every",
+    "save_every",
+    "eval.",
+    "engine.data",
+    "distill.rounds",
+)  # may change on resume
 
 
 class Run:
@@ -40,9 +52,14 @@ class Run:
         PdfastError if it cannot be written.
         """
         run = cls(path, config, screen)
+        distributed.from_first(run._take_up)
+        return run
+
+    def _take_up(self) -> None:
+        path = self.path
         try:
             if (path / "config.toml").is_file():
-                run._refuse_other_config()
+                self._refuse_other_config()
             elif path.is_dir() and any(path.iterdir()):
                 raise UsageError(f"{path} is not empty and holds no run: choose another --out")
             (path / "samples").mkdir(parents=True, exist_ok=True)
@@ -50,9 +67,8 @@ class Run:
                 checkpoint.sweep(folder)
         except OSError as error:
             raise checkpoint.cannot_write(path, error) from None
-        run._drop_partial_line()
-        run.write_text("config.toml", dump_config(config))
-        return run
+        self._drop_partial_line()
+        self.write_text("config.toml", dump_config(self.config))
 
     # -- models ----------------------------------------------------------------------------
 
@@ -68,21 +84,33 @@ class Run:
 
     def has(self, model_dir: Path) -> bool:
         """Whether a finished model is there (a directory is renamed into place when whole)."""
-        if model_dir.is_dir() and not (model_dir / checkpoint.MANIFEST).is_file():
-            raise PdfastError(
-                f"{model_dir / checkpoint.MANIFEST} is missing: restore it, or remove {model_dir} "
-                "to have the model made again"
-            )
-        return model_dir.is_dir()
+
+        def whole() -> bool:
+            if model_dir.is_dir() and not (model_dir / checkpoint.MANIFEST).is_file():
+                raise PdfastError(
+                    f"{model_dir / checkpoint.MANIFEST} is missing: restore it, or remove "
+                    f"{model_dir} to have the model made again"
+                )
+            return model_dir.is_dir()
+
+        return distributed.from_first(whole)
+
+    def save_model(self, model: Model, model_dir: Path, **facts: Any) -> None:
+        """Write a model of the run; `facts` go into its manifest."""
+        distributed.from_first(lambda: checkpoint.save_model(model, model_dir, **facts))
 
     def students(self) -> dict[int, Path]:
         """Finished students: sampling steps -> model directory, in order of rounds."""
-        found = {}
-        for child in sorted(self.path.glob("round-*-steps-*")):
-            match = ROUND_DIR.fullmatch(child.name)
-            if match and self.has(child):
-                found[int(match[2])] = child
-        return found
+
+        def find() -> list[tuple[int, str]]:
+            found = []
+            for child in sorted(self.path.glob("round-*-steps-*")):
+                match = ROUND_DIR.fullmatch(child.name)
+                if match and self.has(child):
+                    found.append((int(match[2]), child.name))
+            return found
+
+        return {steps: self.path / name for steps, name in distributed.from_first(find)}
 
     # -- config ----------------------------------------------------------------------------
 
@@ -132,14 +160,18 @@ class Run:
         """Have `save` write a file of the run, under another name until it is whole."""
         path = self.path / name
         stage = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
-        try:
-            save(stage)
-            stage.replace(path)
-        except OSError as error:
-            raise checkpoint.cannot_write(path, error) from None
-        finally:
-            if stage.exists():
-                stage.unlink()
+
+        def write() -> None:
+            try:
+                save(stage)
+                stage.replace(path)
+            except OSError as error:
+                raise checkpoint.cannot_write(path, error) from None
+            finally:
+                if stage.exists():
+                    stage.unlink()
+
+        distributed.from_first(write)
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file of the run."""
@@ -151,12 +183,15 @@ class Run:
 
     def has_picture(self, name: str) -> bool:
         """Whether samples/ holds this picture."""
-        return (self.path / "samples" / name).is_file()
+        return distributed.from_first((self.path / "samples" / name).is_file)
 
     # -- metrics ---------------------------------------------------------------------------
 
     def metrics(self) -> list[dict[str, Any]]:
         """All lines of metrics.jsonl."""
+        return distributed.from_first(self._read_metrics)
+
+    def _read_metrics(self) -> list[dict[str, Any]]:
         path = self.path / "metrics.jsonl"
         if not path.is_file():
             return []
@@ -171,15 +206,19 @@ class Run:
         return lines
 
     def log(self, **values: Any) -> None:
-        """Append one line to metrics.jsonl."""
-        try:
-            with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(values) + "\n")
-        except OSError as error:
-            raise PdfastError(
-                f"cannot write {self.path / 'metrics.jsonl'}: {checkpoint.reason(error)}; "
-                "finished models and the last saved state are whole"
-            ) from None
+        """Append one line to metrics.jsonl: the first process's `values`."""
+
+        def append() -> None:
+            try:
+                with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(values) + "\n")
+            except OSError as error:
+                raise PdfastError(
+                    f"cannot write {self.path / 'metrics.jsonl'}: {checkpoint.reason(error)}; "
+                    "finished models and the last saved state are whole"
+                ) from None
+
+        distributed.from_first(append)
 
     def _drop_partial_line(self) -> None:
         """Forget a last line that a crash or a full disk cut short."""
@@ -191,10 +230,14 @@ class Run:
 
     def rewind_metrics(self, round_: int, update: int) -> None:
         """Drop what an interrupted phase logged after the state that it resumes from."""
-        lines = self.metrics()
-        kept = [m for m in lines if m["round"] != round_ or 0 <= m.get("update", -1) <= update]
-        if len(kept) < len(lines):
-            self.write_text("metrics.jsonl", "".join(json.dumps(m) + "\n" for m in kept))
+
+        def rewind() -> None:
+            lines = self.metrics()
+            kept = [m for m in lines if m["round"] != round_ or 0 <= m.get("update", -1) <= update]
+            if len(kept) < len(lines):
+                self.write_text("metrics.jsonl", "".join(json.dumps(m) + "\n" for m in kept))
+
+        distributed.from_first(rewind)
 
     # -- state -----------------------------------------------------------------------------
 
@@ -206,34 +249,55 @@ class Run:
         self, round_: int, update: int, seconds: float, tensors: dict[str, dict[str, Tensor]]
     ) -> None:
         """Save a phase after `update` updates; older states go when the new one is whole."""
-        path = self.path / "state" / f"round-{round_:02d}-update-{update:09d}"
-        table = {"round": round_, "update": update, "seconds": seconds}
-        checkpoint.write(path, tensors, {"state.json": table})
-        for old in self._states(round_)[STATES_KEPT:]:
-            shutil.rmtree(old, ignore_errors=True)
 
-    def load_state(self, round_: int) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]] | None:
+        def save() -> None:
+            path = self.path / "state" / f"round-{round_:02d}-update-{update:09d}"
+            table = {"round": round_, "update": update, "seconds": seconds}
+            checkpoint.write(path, tensors, {"state.json": table})
+            for old in self._states(round_)[STATES_KEPT:]:
+                shutil.rmtree(old, ignore_errors=True)
+
+        distributed.from_first(save)
+
+    def load_state(self, round_: int) -> State | None:
         """(state.json, tensors) of the newest whole state of a round; None if none was saved."""
-        states = self._states(round_)
-        for path in states:
-            try:
-                tensors, tables, _ = checkpoint.read(path)
-                return tables["state.json"], tensors
-            except (PdfastError, KeyError) as error:
-                self.screen.warn(f"{error}; trying the state before it")
-        if states:
-            raise PdfastError(
-                f"no saved state in {self.path / 'state'} is whole: remove that folder to start "
-                "this phase anew"
-            )
-        return None
+        read: list[State] = []
+
+        def newest() -> str | None:
+            states = self._states(round_)
+            for path in states:
+                try:
+                    read.append(_read_state(path))
+                    return path.name
+                except (PdfastError, KeyError) as error:
+                    self.screen.warn(f"{error}; trying the state before it")
+            if states:
+                raise PdfastError(
+                    f"no saved state in {self.path / 'state'} is whole: remove that folder to "
+                    "start this phase anew"
+                )
+            return None
+
+        name = distributed.from_first(newest)
+        if name is None:
+            return None
+        return read[0] if read else _read_state(self.path / "state" / name)
 
     def clear_states(self, round_: int) -> None:
         """Forget the saved states of a round: its model is finished."""
-        for path in self._states(round_):
-            shutil.rmtree(path, ignore_errors=True)
-        if (self.path / "state").is_dir() and not any((self.path / "state").iterdir()):
-            (self.path / "state").rmdir()
+
+        def clear() -> None:
+            for path in self._states(round_):
+                shutil.rmtree(path, ignore_errors=True)
+            if (self.path / "state").is_dir() and not any((self.path / "state").iterdir()):
+                (self.path / "state").rmdir()
+
+        distributed.from_first(clear)
+
+
+def _read_state(path: Path) -> State:
+    tensors, tables, _ = checkpoint.read(path)
+    return tables["state.json"], tensors
 
 
 def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:

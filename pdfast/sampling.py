@@ -7,9 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pdfast import checkpoint
-from pdfast.data import to_uint8
-from pdfast.device import choose_device
+from pdfast import checkpoint, distributed, numerics
 from pdfast.errors import UsageError
 from pdfast.model import Model
 from pdfast.plots import counted, grid
@@ -30,9 +28,27 @@ def sample_to(
     variance: float,
     device: str,
     threads: int,
+    precision: str,
 ) -> None:
     """Sample `num` images and write them to `out`, a folder, an .npz or a .png."""
-    model = checkpoint.load_model(model_dir, choose_device(device, threads))
+    with distributed.session(device, threads, poll) as where:
+        found = numerics.set_up(precision, where)
+        model = distributed.together(lambda: checkpoint.load_model(model_dir, where))
+        model = numerics.lowered(model, found)
+        _sample_to(model, model_dir, out, num, steps, seed, label, sampler, variance)
+
+
+def _sample_to(
+    model: Model,
+    model_dir: Path,
+    out: Path,
+    num: int,
+    steps: int,
+    seed: int,
+    label: int | None,
+    sampler: Sampler,
+    variance: float,
+) -> None:
     steps = steps or model.steps
     if not steps:
         raise UsageError(f"{model_dir} is a teacher, made for any number of steps: pass --steps")
@@ -54,29 +70,28 @@ def sample_to(
             poll("nothing was written")
             task.advance()
 
-        batches = model.sample_batches(
+        images = model.sample_images(
             num, steps, seed, labels, sampler=sampler, variance=variance, on_step=on_step
         )
-        images = torch.cat([to_uint8(batch).cpu() for batch in batches])
-    try:
-        _write(images, out)
-    except OSError as error:
-        raise checkpoint.cannot_write(out, error) from None
+    distributed.from_first(lambda: _write(images.cpu(), out))
     screen.say(f"{num} images in {counted(steps)} (seed {seed}): {out}")
 
 
 def _write(images: torch.Tensor, out: Path) -> None:
     """Every file under another name until it is whole, so that a full disk destroys nothing."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if out.suffix == ".npz":
-        _staged(out, lambda stage: np.savez(stage, images.numpy()))
-    elif out.suffix == ".png":
-        _staged(out, grid(images, max(1, round(len(images) ** 0.5))).save)
-    else:
-        out.mkdir(exist_ok=True)
-        for k, image in enumerate(images.numpy()):
-            picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-            _staged(out / f"{k:06d}.png", picture.save)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if out.suffix == ".npz":
+            _staged(out, lambda stage: np.savez(stage, images.numpy()))
+        elif out.suffix == ".png":
+            _staged(out, grid(images, max(1, round(len(images) ** 0.5))).save)
+        else:
+            out.mkdir(exist_ok=True)
+            for k, image in enumerate(images.numpy()):
+                picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+                _staged(out / f"{k:06d}.png", picture.save)
+    except OSError as error:
+        raise checkpoint.cannot_write(out, error) from None
 
 
 def _staged(path: Path, save: Callable[[Path], object]) -> None:

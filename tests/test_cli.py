@@ -132,7 +132,7 @@ def test_a_full_disk(tiny_toml, tmp_path):
 
 def test_out_of_memory(capsys, tmp_path, tiny_toml):
     fails(
-        capsys, 1, "out of memory: lower train.batch",
+        capsys, 1, "out of memory: raise accumulate or set checkpoint",
         "train", "--config", tiny_toml, "--out", tmp_path / "run", "--train.batch", 2**40,
     )  # fmt: skip
 
@@ -281,7 +281,7 @@ def test_doctor_says_what_is_so(capsys):
     code, output, _ = run(capsys, "doctor", "--device", "cpu")
     assert code == 0
     assert "device: cpu, because as asked" in output
-    for op in ("group_norm_silu", "add_noise", "ddim_step", "distill_loss", "adamw"):
+    for op in ("group_norm_silu", "add_noise", "ddim_step", "dropout", "distill_loss", "adamw"):
         assert op in output
     assert "never run" in output
 

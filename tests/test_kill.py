@@ -36,10 +36,14 @@ pathlib.Path.rename = counted(pathlib.Path.rename)
 sys.exit(main(sys.argv[2:]))
 """
 # In the teacher's updates, inside its saves, between the two; then in the rounds.
-MOMENTS = (3, 7, 9, 12, 14, 16, 18, 24, 31, 38, 45)
+MOMENTS = (3, 7, 9, 12, 14, 16, 18, 24, 31, 38, 30)
 
 
-def test_killed_again_and_again(tiny_toml, tmp_path):
+@pytest.mark.parametrize("pipeline", ["false", "true"])
+def test_killed_again_and_again(tiny_toml, tmp_path, pipeline):
+    tiny_toml.write_text(
+        tiny_toml.read_text().replace("pipeline_teacher = false", f"pipeline_teacher = {pipeline}")
+    )
     pdfast.distill(tiny_toml, out=tmp_path / "straight", threads=1, quiet=True)
     args = ["distill", "--config", str(tiny_toml), "--out", str(tmp_path / "run"), "--threads", "1"]
     for moment in MOMENTS:

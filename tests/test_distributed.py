@@ -1,0 +1,384 @@
+"""Two processes by torchrun: the same bits as one, one writer, one voice, and one end."""
+
+import json
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+from torchrun import finish, lost, run, start
+
+import pdfast
+from pdfast import distributed, signals
+from pdfast.config import Config, from_table
+from pdfast.errors import UsageError
+from pdfast.model import Model
+from pdfast.progress import Screen
+from pdfast.run import Run
+
+pytestmark = pytest.mark.timeout(100)
+
+# The command line in a process that leaves a note when it begins to sample.
+WATCHED = """
+import os, pathlib, signal, sys
+from pdfast import model
+from pdfast.cli import main
+
+signal.alarm(90)  # the end, should torchrun be killed without a chance to pass it on
+
+def noted(*args, real=model.sample, **kwargs):
+    note = pathlib.Path("sampling-" + os.environ["RANK"])
+    note.with_suffix(".tmp").write_text(str(os.getpid()))
+    note.with_suffix(".tmp").rename(note)
+    return real(*args, **kwargs)
+
+model.sample = noted
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    """A run with a report, whose teacher and student are as they were born."""
+    from conftest import TINY
+
+    table = dict(TINY, eval={"steps": [4], "baseline_steps": 2, "num": 150})
+    table["distill"] = dict(TINY["distill"], rounds=1)
+    config = from_table(Config, table)
+    made = Run.start(tmp_path_factory.mktemp("one") / "run", config, Screen(quiet=True))
+    torch.manual_seed(0)
+    made.save_model(Model(config.model), made.teacher_dir)
+    made.save_model(Model(config.model, steps=4), made.round_dir(1))
+    pdfast.evaluate(made.path, threads=1, quiet=True)
+    return made.path
+
+
+# ------------------------------------------------------------------------------------------
+# One process
+
+
+def test_alone_nothing_happens():
+    tensor = torch.ones(3)
+    with distributed.session("cpu", 0) as device:
+        assert device == torch.device("cpu")
+        distributed.all_reduce(tensor)
+        distributed.broadcast([tensor])
+        distributed.barrier()
+        assert (distributed.rank(), distributed.size()) == (0, 1)
+        assert distributed.agree(True)
+        assert not distributed.agree(False)
+        assert distributed.from_first(lambda: (1, 2)) == (1, 2)
+        assert distributed.together(lambda: "x") == "x"
+        assert list(distributed.dealt(3)) == [0, 1, 2]
+    assert torch.equal(tensor, torch.ones(3))
+
+
+@pytest.fixture
+def as_one_of(monkeypatch):
+    """Act as if torchrun had started this process as one of several."""
+
+    def act(size, local=0):
+        values = ("1", str(size), str(local), "localhost", "1")
+        for name, value in zip(distributed.VARIABLES, values, strict=True):
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(size))
+
+    return act
+
+
+def test_the_device_of_each_process(monkeypatch, as_one_of):
+    assert distributed.device_name("cuda:3") == "cuda:3"
+    as_one_of(4, local=2)
+    assert distributed.device_name("cpu") == "cpu"
+    assert distributed.device_name("tpu") == "tpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert distributed.device_name("auto") == "auto"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert distributed.device_name("auto") == distributed.device_name("cuda") == "cuda:2"
+    with pytest.raises(UsageError, match=r"--device cuda:0 is one GPU for all processes"):
+        distributed.device_name("cuda:0")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UsageError, match=r"4 processes on this machine, but torch sees 2 GPUs"):
+        distributed.device_name("auto")
+
+
+def test_a_batch_that_cannot_be_shared(monkeypatch, tiny):
+    distributed.check_batch(tiny, "train", "distill")
+    monkeypatch.setattr(distributed, "size", lambda: 3)
+    message = r"train\.batch 4 cannot be shared evenly by 3 processes: use 3"
+    with pytest.raises(UsageError, match=message):
+        distributed.check_batch(tiny, "train")
+    monkeypatch.setattr(distributed, "size", lambda: 8)
+    with pytest.raises(UsageError, match=r"distill\.batch 4 .* use 8"):
+        distributed.check_batch(tiny, "distill")
+
+
+# ------------------------------------------------------------------------------------------
+# Two processes
+
+FUNCTIONS = """
+import json, os, sys, time, torch
+from pdfast import distributed as d
+from pdfast.errors import PdfastError, Stopped, UsageError
+
+def error_of(function, *args):
+    try:
+        return function(*args)
+    except PdfastError as error:
+        return [type(error).__name__, str(error), error.exit_code]
+
+def fail():
+    raise UsageError("the first does not like it")
+
+def fail_on_1():
+    if os.environ["RANK"] == "1":
+        raise Stopped(15, "kept")
+    time.sleep(0.2)
+
+for session in range(2):  # one after the other
+    with d.session("auto", 1) as device:
+        rank, out = d.rank(), {}
+        out["size"] = d.size()
+        total = torch.tensor([1.0, 10.0]) * (rank + 1)
+        d.all_reduce(total)
+        out["total"] = total.tolist()
+        mixed = [
+            torch.full((2, 3, 4, 4), float(rank + 1)).to(memory_format=torch.channels_last),
+            torch.arange(4) * (rank + 1),
+            torch.arange(6.0).reshape(2, 3).T + rank,
+            torch.full((5,), rank + 1, dtype=torch.bfloat16),
+        ]
+        d.broadcast(mixed)
+        out["broadcast"] = [float(t.sum()) for t in mixed]
+        out["agree"] = [d.agree(rank == 1), d.agree(False), d.largest(15 * rank)]
+        # Process 0 works alone: what it calls waits for nobody.
+        out["first"] = d.from_first(lambda: [rank, d.size(), d.agree(True), "\\u00e9"])
+        out["none"] = d.from_first(lambda: None)
+        out["nested"] = d.from_first(lambda: d.from_first(lambda: 0.1))
+        out["error"] = error_of(d.from_first, fail)
+        out["together"] = d.together(lambda: rank)
+        out["error of 1"] = error_of(d.together, fail_on_1)
+        whole = torch.randint(0, 256, (11, 2, 2, 3), generator=torch.manual_seed(0)).byte()
+        mine = [whole[4 * k : 4 * k + 4] for k in d.dealt(3)]
+        out["gather"] = torch.equal(d.gather(mine, 11, 4), whole)
+        few = [whole[:3]] if rank == 0 else []
+        out["few"] = torch.equal(d.gather(few, 3, 4), whole[:3])
+        d.barrier()
+    out["after"] = [d.rank(), d.size()]
+    open(f"{session}-{rank}.json", "w").write(json.dumps(out))
+"""
+
+
+def test_the_functions(tmp_path):
+    (tmp_path / "functions.py").write_text(FUNCTIONS)
+    _, _, codes, errors = run(tmp_path, "functions.py")
+    assert codes == {}, errors
+    for session in range(2):
+        for rank in range(2):
+            out = json.loads((tmp_path / f"{session}-{rank}.json").read_text())
+            assert out == {
+                "size": 2,
+                "total": [3.0, 30.0],
+                "broadcast": [96.0, 6.0, 15.0, 5.0],
+                "agree": [True, False, 15],
+                "first": [0, 1, True, "\u00e9"],
+                "none": None,
+                "nested": 0.1,
+                "error": ["UsageError", "the first does not like it", 2],
+                "together": rank,
+                "error of 1": ["Stopped", "stopped by SIGTERM; kept", 143],
+                "gather": True,
+                "few": True,
+                "after": [0, 1],
+            }
+
+
+COMMANDS = """
+import sys
+from pdfast.cli import main
+
+sample = ["sample", sys.argv[1] + "/teacher", "--steps=3", "--num=150", "--threads=1"]
+sys.exit(main([*sample, "--out=two.npz"]) or main(["eval", sys.argv[1], "--threads=1"]))
+"""
+
+
+def test_samples_and_distances_are_the_same(run_dir, tmp_path):
+    (tmp_path / "commands.py").write_text(COMMANDS)
+    report = json.loads((run_dir / "report.json").read_text())
+    for name in ("report.json", "report.md", "report.png"):
+        (run_dir / name).unlink()
+    output, _, codes, errors = run(tmp_path, "commands.py", run_dir)
+    assert codes == {}, errors
+    assert output.startswith("150 images in 3 steps (seed 0): two.npz\n")
+    two = np.load(tmp_path / "two.npz")["arr_0"]
+    one = pdfast.load(run_dir / "teacher").sample_images(150, 3)
+    assert two.shape == (150, 8, 8, 1)
+    assert np.array_equal(two, one.numpy())
+    assert json.loads((run_dir / "report.json").read_text()) == report
+    assert (run_dir / "report.md").is_file()
+    assert (run_dir / "report.png").is_file()
+    assert output.count("resampled data (floor") == output.count("report: ") == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["commands.py", "two.npz"]
+    assert not list(run_dir.rglob(".*"))
+
+
+WRITES = """
+import os, sys, time
+from pathlib import Path
+from PIL import Image
+import torch
+from pdfast import distributed, signals
+from pdfast.api import _open
+from pdfast.config import load_config
+from pdfast.model import Model
+
+config = load_config("tiny.toml")
+with distributed.session("cpu", 1) as device:
+    run, data = _open(config, "run", False, device)
+    model = Model(config.model)
+    assert not run.has(run.teacher_dir)
+    run.save_model(model, run.teacher_dir, seed=0)
+    assert run.has(run.teacher_dir)
+    for update in (4, 8, 12):
+        run.log(round=0, update=update, loss=float(distributed.rank()))
+    for update in (3, 5, 8):
+        tensors = {"weights.safetensors": {"w": torch.full((3,), 10.0 * update)}}
+        run.save_state(0, update, 1.0, tensors)
+    newest = run.path / "state" / "round-00-update-000000008"
+    distributed.from_first((newest / "state.json").unlink)
+    table, tensors = run.load_state(0)
+    assert table["update"] == 5 and tensors["weights.safetensors"]["w"].tolist() == [50.0] * 3
+    run.rewind_metrics(0, 8)
+    run.save_picture(Image.new("L", (4, 4)), "one.png")
+    assert run.has_picture("one.png") and not run.has_picture("two.png")
+    assert [m["update"] for m in run.metrics()] == [4, 8]
+    assert run.load_state(1) is None and run.students() == {}
+    run.clear_states(0)
+    run.screen.say(f"pids {os.getpid()}")
+"""
+
+
+def test_only_the_first_writes_and_speaks(tmp_path, tiny_toml):
+    (tmp_path / "writes.py").write_text(WRITES)
+    output, _, codes, errors = run(tmp_path, "writes.py")
+    assert codes == {}, errors
+    assert output.count("2 processes, each on cpu (1 threads)") == 1
+    assert output.count("pids ") == 1
+    assert output.count("state.json is missing; copy the whole directory again; trying") == 1
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"round": 0, "update": update, "loss": 0.0} for update in (4, 8)
+    ]
+    made = {str(p.relative_to(tmp_path / "run")) for p in (tmp_path / "run").rglob("*")}
+    assert made == {
+        "config.toml",
+        "metrics.jsonl",
+        "samples",
+        "samples/one.png",
+        "teacher",
+        "teacher/config.json",
+        "teacher/manifest.json",
+        "teacher/model.safetensors",
+    }
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["distill", "--roundz", "3"], "unrecognized"),  # before the processes meet
+        (["distill", "--config=tiny.toml", "--train.batch=5"], "train.batch 5 cannot be shared"),
+    ],
+)
+def test_a_mistake_is_told_once(tmp_path, tiny_toml, args, message):
+    output, said, codes, errors = run(tmp_path, "-m", "--", "pdfast", *args)
+    assert len(said) == 1, errors
+    assert message in said[0]
+    assert 2 in codes.values()  # torchrun may end the other while it still starts
+    assert set(codes.values()) <= {2, -signal.SIGTERM}
+    assert output == ""
+    assert errors.count("Traceback") == 1  # torchrun's own
+    assert not (tmp_path / "runs").exists()
+
+
+def end_one(run_dir, tmp_path, rank, signum):
+    """Send a signal to one process while both sample: (what was said, exit statuses, seconds)."""
+    (tmp_path / "watched.py").write_text(WATCHED)
+    args = ["sample", run_dir / "teacher", "--steps=1000000", "--num=128", "--threads=1"]
+    running = start(tmp_path, "watched.py", "--", *args, "--out=never.npz")
+    notes = [tmp_path / f"sampling-{n}" for n in range(2)]
+    try:
+        deadline = time.monotonic() + 60
+        while not all(note.is_file() for note in notes):
+            assert running.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.kill(int(notes[rank].read_text()), signum)
+    except BaseException:
+        running.terminate()
+        raise
+    start_of_end = time.monotonic()
+    _, said, codes, _ = finish(running)
+    assert not (tmp_path / "never.npz").exists()
+    return said, codes, time.monotonic() - start_of_end
+
+
+@pytest.mark.parametrize(
+    ("rank", "signum"),
+    [(1, signal.SIGTERM), pytest.param(0, signal.SIGINT, marks=pytest.mark.slow)],
+)
+def test_a_signal_to_one_stops_both(run_dir, tmp_path, rank, signum):
+    said, codes, seconds = end_one(run_dir, tmp_path, rank, signum)
+    assert codes == {0: 128 + signum, 1: 128 + signum}
+    assert said == [f"pdfast: stopped by {signum.name}; nothing was written"]
+    assert seconds < 20
+
+
+def test_a_killed_process_ends_the_other(run_dir, tmp_path):
+    said, codes, seconds = end_one(run_dir, tmp_path, 0, signal.SIGKILL)
+    assert codes == {0: -signal.SIGKILL, 1: 1}
+    assert said == [lost(1)]
+    assert seconds < 20
+
+
+HELD_UP = """
+import os, signal, sys, time
+from pdfast import distributed, signals
+
+signal.alarm(90)
+distributed.GRACE = 1.0
+signal.signal(signal.SIGTERM, lambda *_: None)
+with distributed.session("cpu", 1):
+    if distributed.rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    while True:  # as if waiting for a GPU that waits for the other's
+        time.sleep(1)
+"""
+
+
+def test_a_process_that_cannot_notice_is_ended(tmp_path):
+    (tmp_path / "held_up.py").write_text(HELD_UP)
+    begin = time.monotonic()
+    _, said, codes, errors = run(tmp_path, "held_up.py")
+    assert codes == {0: 1, 1: -signal.SIGKILL}, errors
+    assert said == [lost(0)]
+    assert time.monotonic() - begin < 30
+
+
+def test_a_signal_while_waiting_is_not_lost(monkeypatch, handlers):
+    """It may come while this process waits for the others' word, which is still no."""
+    signals.install()
+    words = [0, None]
+
+    def largest(number):
+        word = words.pop(0)
+        if word is None:
+            return number
+        signal.raise_signal(signal.SIGTERM)
+        return word
+
+    monkeypatch.setattr(distributed, "largest", largest)
+    assert not signals.requested()
+    assert signals.requested()

@@ -1,0 +1,126 @@
+"""Two processes that train: one process's updates, and an end that loses nothing."""
+
+import copy
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from engine_cases import digits, flat, objective_of, random_model, run_engine, set_of
+from torchrun import lost, run
+
+from pdfast import checkpoint
+
+pytestmark = pytest.mark.timeout(200)
+
+CASES = [
+    (phase, dtype) for phase in ("train", "distill") for dtype in (torch.float32, torch.float64)
+]
+OPTIONS = {"grad_clip": 0.05, "ema_decay": 0.9, "accumulate": 2, "dropout": 0.25}
+
+
+def trained(tiny, phase, dtype, path):
+    """(weights at the start, weights after 50 updates) with every option that averages."""
+    config = set_of(tiny, phase, **OPTIONS)
+    teacher = random_model(config.model, 0, dtype)
+    start = random_model(config.model, 1, dtype) if phase == "train" else teacher
+    model = copy.deepcopy(start)
+    objective = objective_of(phase, getattr(config, phase), teacher)
+    run_engine(config, phase, objective, model, digits(), path)
+    return flat(start), flat(model)
+
+
+TOGETHER = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import torch
+from conftest import TINY
+from pdfast import distributed
+from pdfast.config import Config, from_table
+from test_distributed_training import CASES, trained
+
+with distributed.session("cpu", 1):
+    for n, (phase, dtype) in enumerate(CASES):
+        path = Path(f"case-{n}")
+        weights = trained(from_table(Config, TINY), phase, dtype, path)[1]
+        torch.save(weights, f"weights-{n}-{distributed.rank()}.pt")
+"""
+
+
+def test_two_processes_train_as_one(tiny, tmp_path):
+    (tmp_path / "together.py").write_text(TOGETHER)
+    ended = run(tmp_path, "together.py", Path(__file__).parent)
+    assert ended.codes == {}, ended.errors
+    for n, (phase, dtype) in enumerate(CASES):
+        start, alone = trained(tiny, phase, dtype, tmp_path / f"alone-{n}")
+        first, second = (torch.load(tmp_path / f"weights-{n}-{rank}.pt") for rank in range(2))
+        assert torch.equal(first, second)
+        apart = (first - alone).norm() / (alone - start).norm()
+        print(f"{phase} {dtype} apart {apart:.3g}")
+        assert apart <= {torch.float32: 1e-2, torch.float64: 1e-7}[dtype]
+        one, two = (tmp_path / f / "metrics.jsonl" for f in (f"alone-{n}", f"case-{n}"))
+        assert len(one.read_text().splitlines()) == len(two.read_text().splitlines())
+
+
+# The command line, in a process that sends itself a signal after so many of its updates.
+STOPPED = """
+import os, signal, sys
+from pdfast import engine
+from pdfast.cli import main
+
+rank, number, left = map(int, sys.argv[1:4])
+signal.alarm(150)  # the end, should torchrun be killed without a chance to pass it on
+
+def counted(*args, real=engine.update):
+    global left
+    left -= 1
+    if left == 0 and int(os.environ["RANK"]) == rank:
+        os.kill(os.getpid(), number)
+    return real(*args)
+
+engine.update = counted
+sys.exit(main(sys.argv[4:]))
+"""
+NEVER = 10**6
+
+
+def test_a_run_that_loses_processes_ends_at_the_same_bits(tiny_toml, tmp_path):
+    """SIGTERM to one: saved once, both 143. SIGKILL of either: no save, exit 1. Then the end."""
+    (tmp_path / "stopped.py").write_text(STOPPED)
+
+    def distill(out, rank, number, after):
+        arguments = ("distill", "--config", tiny_toml, "--rounds=1", "--threads=1", "--out", out)
+        return run(tmp_path, "stopped.py", rank, int(number), after, *arguments)
+
+    straight = distill("straight", 0, 0, NEVER)
+    assert straight.codes == {}, straight.errors
+    stopped = distill("run", 1, signal.SIGTERM, 3)
+    assert set(stopped.codes.values()) == {143}, stopped.errors
+    states = tmp_path / "run" / "state"
+    assert [p.name for p in states.iterdir()] == ["round-00-update-000000003"]
+    assert len(stopped.said) == 1
+    assert "teacher is saved at update 3" in stopped.said[0]
+    # In update 7 and 9 of the teacher's 12, and in 3 of the student's.
+    for rank, after, newest in ((0, 4, "00-update-000000005"), (1, 4, None), (0, 10, None)):
+        begun = time.monotonic()
+        killed = distill("run", rank, signal.SIGKILL, after)
+        assert time.monotonic() - begun < 60
+        assert killed.codes == {rank: -signal.SIGKILL, 1 - rank: 1}, killed.errors
+        assert lost(1 - rank) in killed.said, killed.errors
+        left = sorted(p.name for p in states.iterdir()) if states.is_dir() else []
+        assert newest is None or left[-1] == f"round-{newest}"
+        assert {name[-1] for name in left} <= {"3", "5", "0"}  # none where it was killed
+        for name in left:
+            checkpoint.read(states / name)
+    ended = distill("run", 0, 0, NEVER)
+    assert ended.codes == {}, ended.errors
+    for name in ("teacher", "round-01-steps-0004"):
+        expected, got = (
+            checkpoint.load_model(tmp_path / run_ / name).state_dict()
+            for run_ in ("straight", "run")
+        )
+        assert all(torch.equal(got[key], expected[key]) for key in expected)
+    report = (tmp_path / "run" / "report.json").read_text()
+    assert report == (tmp_path / "straight" / "report.json").read_text()
