@@ -1,56 +1,51 @@
-"""`--dry-run`: what a run will take, from the network's graph alone; no weight is allocated."""
+"""`--dry-run`: what a run will take, counted from its updates; no weight is allocated."""
 
 import time
+import zipfile
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
-from pdfast.config import Config, dump_config
-from pdfast.model import Model
+from pdfast import numerics
+from pdfast.config import Config, DataConfig, dump_config
+from pdfast.counting import Count, count_update
+from pdfast.data import NPZ_ERRORS, SUFFIXES, load_dataset
 from pdfast.progress import Screen
 
 MB = 1e6
 
 
-class Costs:
-    """Counts for one model and batch size, on meta tensors."""
-
-    def __init__(self, config: Config, batch: int) -> None:
-        with torch.device("meta"):
-            model = Model(config.model)
-            z = torch.empty(batch, *model.image_shape)
-            logsnr = torch.empty(batch)
-            classes = config.model.num_classes
-            label = torch.zeros(batch, dtype=torch.int64) if classes else None
-        self.params = sum(p.numel() for p in model.parameters())
-        self.saved_bytes = 0
-        seen: set[int] = {p.untyped_storage()._cdata for p in model.parameters()}
-        held: list[Tensor] = []  # keeps the storages alive, so that no address is used twice
-
-        def pack(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage._cdata not in seen:
-                seen.add(storage._cdata)
-                held.append(tensor)
-                self.saved_bytes += storage.nbytes()
-            return tensor
-
-        hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
-        with FlopCounterMode(display=False) as forward, hooks:
-            out = model(z, logsnr, label)
-        self.forward_flops = forward.get_total_flops()
-        with FlopCounterMode(display=False) as backward:
-            out.sum().backward()
-        self.backward_flops = backward.get_total_flops()
+def num_images(config: Config) -> int | None:
+    """Images of the config's data set, found without reading them; None where it is not there."""
+    if config.data.source == "digits":
+        return len(load_dataset(config.data, replace(config.model, num_classes=0)))
+    return _in_folder(config.data) or _in_archive(config.data)
 
 
-def matmul_rate(device: torch.device) -> float:
-    """float32 matrix-multiply FLOP/s of the device, the best of a few short runs."""
+def _in_folder(data: DataConfig) -> int | None:
+    files = Path(data.source).rglob("*")
+    return sum(file.suffix.lower() in SUFFIXES for file in files) or None
+
+
+def _in_archive(data: DataConfig) -> int | None:
+    try:
+        with zipfile.ZipFile(data.source) as archive, archive.open("images.npy") as file:
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0
+            if version >= (2, 0):
+                read = np.lib.format.read_array_header_2_0
+            return int(read(file)[0][0])
+    except (*NPZ_ERRORS, KeyError, IndexError):
+        return None
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Matrix-multiply FLOP/s of the device, the best of a few short runs."""
     n = 1024 if device.type == "cpu" else 4096
-    a = torch.ones(n, n, device=device)
+    a = torch.ones(n, n, device=device, dtype=dtype)
     best = 0.0
     for _ in range(5):
         start = time.perf_counter()
@@ -59,50 +54,62 @@ def matmul_rate(device: torch.device) -> float:
     return best
 
 
+def memory_line(phase: str, count: Count, batch: int, device: torch.device, data: bool) -> str:
+    """What an update of a phase holds at its peak; `data`: the data set's size is known."""
+    memory = count.memory
+    state = dict(memory.state) if data else {**memory.state, "data set": 0}
+    sizes = state | {"activations and temporaries": memory.activations}
+    on_top = [] if data else ["the data set (not found here)"]
+    if device.type == "cuda":
+        on_top.append("cuDNN's workspace and CUDA's context")
+    else:
+        on_top.append("the process itself")
+    return (
+        f"memory, {phase}: {sum(sizes.values()) / MB:,.0f} MB in an update of batch {batch} = "
+        + " + ".join(f"{size / MB:,.1f} {name}" for name, size in sizes.items() if size)
+        + f"; on top of that: {' and '.join(on_top)}"
+    )
+
+
 def forecast(config: Config, device: torch.device, screen: Screen, distill: bool) -> None:
     """Print the resolved config, parameters, memory, disk, time, and the table of rounds."""
     screen.say(dump_config(config).rstrip())
-    train = Costs(config, config.train.batch)
-    phases: list[tuple[str, Any, Costs, int, float]] = [
-        ("teacher", config.train, train, 0, train.forward_flops + train.backward_flops)
-    ]
+    images = num_images(config)
+    precision = numerics.set_up(config.precision, device)
+
+    def count(phase: Any) -> Count:
+        return count_update(config, phase, device, num_images=images or 0)
+
+    train = count("train")
+    counts = {"training": (train, config.train.batch)}
+    phases: list[tuple[str, Any, Count, int]] = [("teacher", config.train, train, 0)]
     if distill:
-        plain = replace(config, model=replace(config.model, dropout=0.0))
-        costs = Costs(plain, config.distill.batch)
-        per_update = 3 * costs.forward_flops + costs.backward_flops
+        rollout = count("distill")
+        counts["distillation"] = (rollout, config.distill.batch)
         for round_ in range(1, config.distill.rounds + 1):
             steps = config.distill.steps_after(round_)
             cfg = replace(config.distill, updates=config.distill.updates_of(steps))
-            phases.append((f"round {round_}", cfg, costs, steps, per_update))
-    rate = matmul_rate(device)
-    weights = 4 * train.params
+            phases.append((f"round {round_}", cfg, rollout, steps))
     screen.say("")
     screen.say(f"parameters: {train.params:,}")
-    for name, cfg, costs, _, _ in phases[:2]:
-        # Weights, gradients and two moments; averaged weights; the teacher beside its student.
-        copies = 4 + bool(cfg.ema_decay) + (name != "teacher")
-        total = copies * weights + costs.saved_bytes
-        screen.say(
-            f"memory, {'training' if name == 'teacher' else 'distillation'}: {total / MB:,.0f} MB "
-            f"= {copies} x {weights / MB:,.1f} MB of float32 weights, gradients and moments + "
-            f"{costs.saved_bytes / MB:,.0f} MB of activations for backward (batch {cfg.batch}); "
-            "workspaces and the data set come on top"
-        )
+    for name, (counted, batch) in counts.items():
+        screen.say(memory_line(name, counted, batch, device, images is not None))
     states = 3 * (4 if config.train.ema_decay else 3)
-    disk = (len(phases) + states) * weights
+    disk = (len(phases) + states) * 4 * train.params
     screen.say(
         f"disk: at most {disk / MB:,.0f} MB = {len(phases)} models and {states} more copies in "
         "three saved states"
     )
+    rate = matmul_rate(device, numerics.net_dtype(precision))
     screen.say(
         f"time on {device}: at least the figures below, which take every counted FLOP at the rate "
-        f"of a large float32 matrix product here ({rate / 1e9:,.0f} GFLOP/s)"
+        f"of a large {precision} matrix product here ({rate / 1e9:,.0f} GFLOP/s)"
     )
     screen.say("")
     screen.say(f"{'':>9} {'steps':>6} {'updates':>9} {'lr':>8} {'images':>12} {'hours':>9}")
     hours = 0.0
-    for name, cfg, _, steps, flops in phases:
-        phase = cfg.updates * flops / rate / 3600
+    for name, cfg, counted, steps in phases:
+        phase = cfg.updates * counted.total.flops / rate / 3600
         hours += phase
         screen.say(
             f"{name:>9} {steps or '':>6} {cfg.updates:>9,} {cfg.lr:>8.1e} "
