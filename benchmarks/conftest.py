@@ -19,6 +19,7 @@ from harness import PER_GRAPH, ROWS, capture, table
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="one round of the smallest shapes")
+    parser.addoption("--compile", action="store_true", help="compiled updates on a CPU too")
     parser.addoption("--rows", type=Path, help="also write the measured rows to this JSON file")
 
 

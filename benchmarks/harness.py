@@ -1,10 +1,14 @@
-"""What the benchmarks share: how a call is timed on a GPU, and the table of results."""
+"""What the benchmarks share: how a call is timed on a GPU, and the tables of results."""
 
+import statistics
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from parts import GAPS, gpu_hours
+
+from pdfast.counting import PARTS, Amount
 
 PER_GRAPH = 20  # calls captured in one graph
 ROWS = pytest.StashKey[list]()  # what was measured, for the table
@@ -27,7 +31,10 @@ def capture(function: Callable[[], object]) -> torch.cuda.CUDAGraph:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: per op and shape, each implementation's time, rate, and ratios."""
+    """Markdown: per op and shape, each implementation's time, rate, and ratios; then updates."""
+    kinds = {"update": update_tables, "count": count_tables, "options": options_tables}
+    others = [row for row in rows if row.get("kind") in kinds]
+    rows = [row for row in rows if row not in others]
     lines: list[str] = []
     for op in dict.fromkeys(row["op"] for row in rows):
         lines += [f"### {op}", ""]
@@ -48,4 +55,104 @@ def table(rows: list[dict[str, Any]]) -> str:
                     cells.append(form.format(ratio) if ratio else "")
                 lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
+    for kind, tables in kinds.items():
+        lines += tables([row for row in others if row["kind"] == kind])
     return "\n".join(lines)
+
+
+def update_tables(rows: list[dict[str, Any]]) -> list[str]:
+    """Per update, each implementation's time, ratios, utilisation, memory; then time by part."""
+    lines: list[str] = []
+    for op, shape in dict.fromkeys((row["op"], row["shape"]) for row in rows):
+        group = [row for row in rows if (row["op"], row["shape"]) == (op, shape)]
+        done = [row for row in group if row["seconds"]]
+        times = {row["who"][:3]: row["times"] for row in done}
+        lines += [f"### {op}: {shape}", ""]
+        lines.append(
+            "| | ms | middle half | images/s | against (a) | against (c) | of the datasheet's "
+            "FLOP/s | of a matmul's | peak MB | GPU-hours for 11 rounds |"
+        )
+        lines.append("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
+        for row in group:
+            if not row["seconds"]:
+                lines.append(f"| {row['who']} | {row['absent']} |" + " |" * 8)
+                continue
+            seconds, rate = row["seconds"], row["flops"] / row["seconds"]
+            cells = [row["who"], f"{seconds * 1e3:.4g}"]
+            middle = statistics.quantiles(row["times"] * 2, n=4)[::2]
+            cells += [" to ".join(f"{q * 1e3:.4g}" for q in middle), f"{row['images_per_s']:,.0f}"]
+            cells += [ratio(times.get(who), row["times"]) for who in ("(a)", "(c)")]
+            cells += [f"{rate / row[of]:.1%}" if row[of] else "" for of in ("datasheet", "matmul")]
+            cells.append(f"{row['memory'] / 1e6:,.0f}" if row.get("memory") else "")
+            cells.append(f"{gpu_hours(row['config'], seconds):,.1f}" if row.get("config") else "")
+            lines.append("| " + " | ".join(cells) + " |")
+        lines += [
+            "",
+            "Time by part, under torch.profiler: of kernels, on a CPU of ops. FiLM and SiLU are in "
+            "other where they are not fused; gaps are wall time that nothing ran in. Ratios above "
+            "are medians over repeats, in each of which all ran in turn.",
+            "",
+        ]
+        lines.append("| | " + " | ".join(row["who"] for row in done) + " |")
+        lines.append("|---|" + "---:|" * len(done))
+        for part in (*PARTS, GAPS):
+            shares = [row["parts"].get(part, 0.0) / sum(row["parts"].values()) for row in done]
+            lines.append(f"| {part} | " + " | ".join(f"{share:.1%}" for share in shares) + " |")
+        lines.append("")
+    return lines
+
+
+def ratio(others: list[float] | None, times: list[float]) -> str:
+    """How many times as fast: the median over repeats, in each of which both ran."""
+    if others is None:
+        return ""
+    return f"{statistics.median(a / b for a, b in zip(others, times, strict=True)):.2f}x"
+
+
+def count_tables(rows: list[dict[str, Any]]) -> list[str]:
+    """What an update takes by count, and the floors that an H100's datasheet puts under that."""
+    lines: list[str] = []
+    for row in rows:
+        lines += [f"### {row['shape']}: a count, not a measurement", ""]
+        lines += [
+            "FLOPs, bytes of every kernel's inputs and outputs, and kernels of one update of "
+            "distillation, from the real graph of its ops. The last column is a floor: the counts "
+            "at an H100's 989 TFLOP/s (bf16) and 3.35 TB/s, part after part.",
+            "",
+        ]
+        lines.append("| part | GFLOP | GB moved | kernels | ms at least |")
+        lines.append("|---|---:|---:|---:|---:|")
+        amounts = {name: Amount(*numbers) for name, numbers in row["parts"].items()}
+        total = 0.0
+        for name, amount in amounts.items():
+            least = amount.seconds(989e12, 3.35e12) * 1e3
+            total += least
+            lines.append(
+                f"| {name} | {amount.flops / 1e9:,.0f} | {amount.bytes / 1e9:,.2f} | "
+                f"{amount.launches:,} | {least:.2f} |"
+            )
+        both = sum(amounts.values(), Amount())
+        lines.append(
+            f"| together | {both.flops / 1e9:,.0f} | {both.bytes / 1e9:,.2f} | {both.launches:,} | "
+            f"{total:.2f} |"
+        )
+        lines += ["", f"Peak of live tensors, by the same count: {row['peak'] / 1e6:,.0f} MB.", ""]
+    return lines
+
+
+def options_tables(rows: list[dict[str, Any]]) -> list[str]:
+    """Each option's time beside that of the config without it, measured in turns."""
+    lines: list[str] = []
+    for op, shape in dict.fromkeys((row["op"], row["shape"]) for row in rows):
+        lines += [f"### {op}: {shape}", ""]
+        lines += ["| option | ms | without, ms | speed-up |", "|---|---:|---:|---:|"]
+        for row in rows:
+            if (row["op"], row["shape"]) != (op, shape):
+                continue
+            cells = [row["who"], row.get("absent", ""), "", ""]
+            if row["seconds"]:
+                own, base = row["seconds"], row["base"]
+                cells[1:] = f"{own * 1e3:.4g}", f"{base * 1e3:.4g}", f"{base / own:.2f}x"
+            lines.append("| " + " | ".join(cells) + " |")
+        lines.append("")
+    return lines

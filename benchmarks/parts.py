@@ -1,0 +1,120 @@
+"""Where an update's time goes, by the parts of pdfast/counting.py; rates to compare; the price."""
+
+import functools
+import re
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+from pdfast.config import load_config
+from pdfast.counting import ATTENTION, NETS, NORMS, OPTIMIZER, OTHER, STEPS
+
+GAPS = "gaps"  # wall time in which no kernel (on a CPU: no op) ran
+# Dense bf16 FLOP/s of the datasheets, by torch.cuda.get_device_name.
+DATASHEET = {"H100 80GB HBM3": 989e12, "H200": 989e12, "A100": 312e12}
+
+# Names of ops and kernels, of PyTorch, cuDNN, cuBLAS, Inductor and pdfast; the first match counts.
+# Inductor names a fused pointwise kernel after all that is in it: that is no convolution.
+PATTERNS = {
+    OPTIMIZER: r"^optimizer$|adamw|sum_of_squares|multi_tensor|lpnorm",
+    STEPS: r"add_noise|ddim_step|distill_loss|data_loss",
+    NORMS: r"group_?norm|pdfast::|rowwisemoments|fusedparams|internalgradients|gammabeta",
+    OTHER: r"^triton_(poi|per|red)",
+    ATTENTION: r"scaled_dot|flash|fmha|attention",
+    NETS: r"conv|gemm|cutlass|cudnn|xmma|nvjet|cublas|[wd]grad|splitk|triton_tem|addmm|::b?mm\b",
+}
+
+
+def part_of(name: str) -> str | None:
+    """The part that an op or a kernel of this name belongs to, or None."""
+    for part, pattern in PATTERNS.items():
+        if re.search(pattern, name, re.IGNORECASE):
+            return part
+    return None
+
+
+def time_by_part(
+    update: Callable[[], object], times: int, device: torch.device
+) -> dict[str, float]:
+    """Seconds of an update by part, and the gaps, under torch.profiler: of kernels, or of ops."""
+    on_gpu = device.type == "cuda"
+    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    with profile(activities=kinds) as done:
+        start = time.perf_counter()
+        for _ in range(times):
+            update()
+        if on_gpu:
+            torch.cuda.synchronize(device)
+        wall = time.perf_counter() - start
+    spent = kernel_times(done) if on_gpu else op_times(done)
+    spent[GAPS] = max(0.0, wall - sum(spent.values()))
+    return {part: seconds / times for part, seconds in spent.items()}
+
+
+def kernel_times(done: profile) -> dict[str, float]:
+    """Seconds of the GPU's kernels by part."""
+    events = done.profiler.kineto_results.events()
+    ranges = {e.name() for e in events if e.device_type() == DeviceType.CPU}  # shown on both
+    spent: dict[str, float] = {}
+    for event in events:
+        if event.device_type() == DeviceType.CUDA and event.name() not in ranges:
+            part = part_of(event.name()) or OTHER
+            spent[part] = spent.get(part, 0.0) + event.duration_ns() / 1e9
+    return spent
+
+
+def op_times(done: profile) -> dict[str, float]:
+    """Seconds of a CPU's ops by part: each op's own time goes to the nearest caller with a part."""
+    spent: dict[str, float] = {}
+    for event in done.events():
+        part, caller = part_of(event.name), event.cpu_parent
+        while part is None and caller is not None:
+            part, caller = part_of(caller.name), caller.cpu_parent
+        part = part or OTHER
+        spent[part] = spent.get(part, 0.0) + event.self_cpu_time_total / 1e6
+    return spent
+
+
+def peak_rate(device: torch.device) -> float:
+    """Dense bf16 FLOP/s of a known GPU's datasheet, else 0."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return next((rate for known, rate in DATASHEET.items() if known in name), 0.0)
+
+
+@functools.cache
+def matmul_rate(device: torch.device) -> float:
+    """FLOP/s measured of a matrix product: bf16, 8192 wide, on a GPU; float32, 1024, on a CPU."""
+    n, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (1024, torch.float32)
+    a, b = (torch.randn(n, n, dtype=dtype, device=device) for _ in range(2))
+    times = []
+    for _ in range(10):
+        start = time.perf_counter()
+        for _ in range(5):
+            a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append((time.perf_counter() - start) / 5)
+    return 2 * n**3 / statistics.median(times[3:])
+
+
+def cpu_peak(make: Callable) -> int:
+    """The most bytes of tensors alive at once while `make` makes a trainer and it updates once."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as done:
+        make().update()
+    events = done.profiler.kineto_results.events()
+    live = peak = 0
+    for _, change in sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"):
+        live += change
+        peak = max(peak, live)
+    return peak
+
+
+def gpu_hours(case: str, seconds: float) -> float:
+    """GPU-hours of a config's whole distillation at so many seconds per update, sampling apart."""
+    cfg = load_config(case).distill
+    rounds = range(1, cfg.rounds + 1)
+    return sum(cfg.updates_of(cfg.steps_after(r)) for r in rounds) * seconds / 3600
