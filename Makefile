@@ -41,8 +41,8 @@ test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m mypy --strict pdfast
-	$(BIN)/python -m pytest -m "not slow and not demo" -n 2
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels -m "not slow" -n 2
+	$(BIN)/python -m pytest -m "not slow and not demo" -n 2 --dist worksteal
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels -m "not slow" -n 2 --dist worksteal
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow

@@ -1,6 +1,6 @@
 """Everything that needs a GPU, in one command: build, test, time; one JSON and one Markdown file.
 
-    python benchmarks/gpu_suite.py --out DIR                      about 25 minutes on one GPU
+    python benchmarks/gpu_suite.py --out DIR                      about 35 minutes on one GPU
     python benchmarks/gpu_suite.py --out DIR --parts build,tests  some of it
     python benchmarks/gpu_suite.py --out DIR --dry-run            on a CPU: that it would run
 

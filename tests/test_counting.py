@@ -219,8 +219,8 @@ def test_flops_are_those_of_pytorch_s_counter():
         ("digits", 64, {"grad_clip": 0.0}),
         ("digits", 64, {"precision": "bf16"}),
         ("digits", 64, {"engine": EngineConfig(pipeline_teacher=True)}),
-        ("medium", 16, {}),
-        ("medium", 16, {"accumulate": 4}),
+        pytest.param("medium", 16, {}, marks=pytest.mark.slow),
+        pytest.param("medium", 16, {"accumulate": 4}, marks=pytest.mark.slow),
         ("medium", 16, {"checkpoint": True}),
     ],
 )

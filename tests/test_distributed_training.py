@@ -86,6 +86,7 @@ sys.exit(main(sys.argv[4:]))
 NEVER = 10**6
 
 
+@pytest.mark.slow
 def test_a_run_that_loses_processes_ends_at_the_same_bits(tiny_toml, tmp_path):
     """SIGTERM to one: saved once, both 143. SIGKILL of either: no save, exit 1. Then the end."""
     (tmp_path / "stopped.py").write_text(STOPPED)

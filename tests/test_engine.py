@@ -235,6 +235,7 @@ def masters(optimizer, model):
     return torch.cat([views[name].double().flatten() for name, _ in model.net.named_parameters()])
 
 
+@pytest.mark.slow
 def test_bf16_learns_what_float32_learns(tiny, tmp_path):
     config = set_of(tiny, "distill")
     start, exact = distilled(config, tmp_path / "a")
