@@ -193,13 +193,15 @@ def _evaluate(
     if is_run:
         if out is not None:
             raise UsageError(f"{model} is a run, whose report goes into it: leave --out away")
-        data = distributed.together(lambda: load_dataset(resolved.data, resolved.model).to(where))
+        read = distributed.together(lambda: load_dataset(resolved.data, resolved.model))
+        data = _place(read, resolved, where)
         report_run(Run(path, resolved, screen), data, chosen, where)
         return
     loaded = numerics.lowered(distributed.together(lambda: load_model(path, where)), found)
     # The data as this model sees them; the distance needs no labels.
     seen = dataclasses.replace(loaded.cfg, num_classes=0)
-    data = distributed.together(lambda: load_dataset(resolved.data, seen).to(where))
+    read = distributed.together(lambda: load_dataset(resolved.data, seen))
+    data = _place(read, resolved, where)
     folder = Path(out) if out is not None else path.parent / f"eval-{path.name}"
     distributed.from_first(lambda: _make(folder))
     report_model(path.name, loaded, resolved, data, Run(folder, resolved, screen))

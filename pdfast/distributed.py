@@ -3,7 +3,7 @@
 Outside a `session`, and with one process, `size()` is 1 and every function does nothing more than
 its one process needs. Inside, all processes must reach the same functions in the same order.
 
-- Words of the host (`agree`, `from_first`, ...) go by gloo and never touch the GPU's queue; tensors
+- Words of the host (`largest`, `from_first`) go by gloo and never touch the GPU's queue; tensors
   of the device (`all_reduce`, `broadcast`) go by nccl on CUDA, by gloo on a CPU.
 - Waiting has no limit of its own, for process 0 may work alone for long. A process that has ended
   is noticed by its closed connection: a waiting one raises `ProcessLost` at once, and one that is
@@ -307,11 +307,6 @@ def largest(number: int) -> int:
     with _peers():
         dist.all_reduce(word, op=dist.ReduceOp.MAX)
     return int(word)
-
-
-def agree(flag: bool) -> bool:
-    """Whether the flag is true on any process."""
-    return bool(largest(int(flag)))
 
 
 def dealt(count: int) -> range:

@@ -67,8 +67,7 @@ def test_alone_nothing_happens():
         distributed.broadcast([tensor])
         distributed.barrier()
         assert (distributed.rank(), distributed.size()) == (0, 1)
-        assert distributed.agree(True)
-        assert not distributed.agree(False)
+        assert distributed.largest(7) == 7
         assert distributed.from_first(lambda: (1, 2)) == (1, 2)
         assert distributed.together(lambda: "x") == "x"
         assert list(distributed.dealt(3)) == [0, 1, 2]
@@ -153,9 +152,9 @@ for session in range(2):  # one after the other
         ]
         d.broadcast(mixed)
         out["broadcast"] = [float(t.sum()) for t in mixed]
-        out["agree"] = [d.agree(rank == 1), d.agree(False), d.largest(15 * rank)]
+        out["largest"] = [d.largest(int(rank == 1)), d.largest(0), d.largest(15 * rank)]
         # Process 0 works alone: what it calls waits for nobody.
-        out["first"] = d.from_first(lambda: [rank, d.size(), d.agree(True), "\\u00e9"])
+        out["first"] = d.from_first(lambda: [rank, d.size(), d.largest(1), "\\u00e9"])
         out["none"] = d.from_first(lambda: None)
         out["nested"] = d.from_first(lambda: d.from_first(lambda: 0.1))
         out["error"] = error_of(d.from_first, fail)
@@ -183,8 +182,8 @@ def test_the_functions(tmp_path):
                 "size": 2,
                 "total": [3.0, 30.0],
                 "broadcast": [96.0, 6.0, 15.0, 5.0],
-                "agree": [True, False, 15],
-                "first": [0, 1, True, "\u00e9"],
+                "largest": [1, 0, 15],
+                "first": [0, 1, 1, "\u00e9"],
                 "none": None,
                 "nested": 0.1,
                 "error": ["UsageError", "the first does not like it", 2],
