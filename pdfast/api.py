@@ -1,56 +1,73 @@
 """The Python interface: `pdfast.train`, `pdfast.distill`, `pdfast.evaluate`, as the commands."""
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, get_args
 
 import torch
 
 from pdfast import distributed, numerics, peers
-from pdfast.checkpoint import cannot_write, load_model
-from pdfast.config import Config, check_distillable, load_config
+from pdfast.checkpoint import load_model
+from pdfast.config import Config, check_distillable, from_table, load_config, to_table
 from pdfast.data import Dataset, load_dataset
 from pdfast.distillation import adopt_teacher, distill_rounds, load_teacher
 from pdfast.engine import check
 from pdfast.errors import UsageError
+from pdfast.files import cannot_write
 from pdfast.kernels import group_norm_silu, runtime
 from pdfast.model import Model
 from pdfast.progress import Screen
 from pdfast.report import report_model, report_run
-from pdfast.run import Run
+from pdfast.run import Resume, Run
 from pdfast.signals import poll
 from pdfast.training import train_teacher
 from pdfast.version import __version__
 
 
+def _loaded(config: Config | str | Path, changes: dict[str, Any] | None = None) -> Config:
+    """A Config with some values replaced, as TOML has them, and of the types that it must have."""
+    table = to_table(config if isinstance(config, Config) else load_config(config))
+    for key, value in (changes or {}).items():
+        table[key] = table[key] | value if isinstance(value, dict) else value
+    return from_table(Config, table)
+
+
 def _config(config: Config | str | Path) -> Config:
-    """A Config whose data are found from any folder."""
-    loaded = config if isinstance(config, Config) else load_config(config)
-    if loaded.data.source == "digits":
-        return loaded
-    source = str(Path(loaded.data.source).absolute())
-    return dataclasses.replace(loaded, data=dataclasses.replace(loaded.data, source=source))
+    """A Config of the right types whose data and teacher are found from any folder."""
+    loaded = _loaded(config)
+    data, distill = loaded.data, loaded.distill
+    if data.source != "digits":
+        data = dataclasses.replace(data, source=str(Path(data.source).absolute()))
+    if distill.teacher:
+        distill = dataclasses.replace(distill, teacher=str(Path(distill.teacher).absolute()))
+    return dataclasses.replace(loaded, data=data, distill=distill)
 
 
-def _open(
-    config: Config, out: str | Path | None, quiet: bool, device: torch.device
-) -> tuple[Run, Dataset]:
-    """The run directory, and the data, read before anything is written."""
+@contextlib.contextmanager
+def _opened(
+    config: Config, out: str | Path | None, quiet: bool, resume: Resume, device: torch.device
+) -> Iterator[tuple[Run, Dataset]]:
+    """The run directory, ours for the block, and the data, read before anything is written."""
+    if resume not in get_args(Resume):
+        raise UsageError(f"resume must be auto, strict or never, not {resume!r}")
     precision = numerics.set_up(config.precision, device, config.deterministic)
     config = dataclasses.replace(config, precision=precision)  # what "auto" means here
     check(config, device)
     read = distributed.together(lambda: load_dataset(config.data, config.model))
     data = _place(read, config, device)
-    run = Run.start(_path(config, out), config, Screen(quiet))
     threads = f" ({torch.get_num_threads()} threads)" if device.type == "cpu" else ""
     processes = distributed.size()
     on = f"{processes} processes, each on {device.type}" if processes > 1 else f"on {device}"
-    run.screen.say(
-        f"pdfast {__version__}: {run.path} {on}{threads}, networks in "
-        f"{numerics.LONG[precision]}, PyTorch {torch.__version__}; "
-        f"group_norm_silu: {group_norm_silu.implementation(device)}; "
-        f"other ops: {runtime.implementation(device)}"
-    )
-    return run, data
+    with Run.start(_path(config, out), config, Screen(quiet), resume) as run:
+        run.screen.say(
+            f"pdfast {__version__}: {run.path} {on}{threads}, networks in "
+            f"{numerics.LONG[precision]}, PyTorch {torch.__version__}; "
+            f"group_norm_silu: {group_norm_silu.implementation(device)}; "
+            f"other ops: {runtime.implementation(device)}"
+        )
+        yield run, data
 
 
 def _place(data: Dataset, config: Config, device: torch.device) -> Dataset:
@@ -66,6 +83,8 @@ def _place(data: Dataset, config: Config, device: torch.device) -> Dataset:
 
 def _path(config: Config, out: str | Path | None) -> Path:
     """The run directory."""
+    if not isinstance(out, str | Path | None) or out == "" or "\0" in str(out):
+        raise UsageError(f"out {out!r} is no path: name a folder, or leave it away")
     return Path(out) if out is not None else Path("runs") / config.name
 
 
@@ -76,20 +95,22 @@ def train(
     device: str = "auto",
     threads: int = 0,
     quiet: bool = False,
+    resume: Resume = "auto",
 ) -> Model:
     """Train a teacher, or go on with one, and report its distances. Returns it.
 
     `config` is a Config, the name of one that comes with pdfast, or a TOML file; `out` is the run
-    directory, runs/<name> by default. Raises PdfastError with a sentence that names the fix.
+    directory, runs/<name> by default. `resume` says what becomes of a run that is there; see
+    `Run.start`. Raises PdfastError with a sentence that names the fix.
     """
     config = _config(config)
     with distributed.session(device, threads, poll) as where:
         peers.check(config, where)
         if not _has_teacher(config, out):
             distributed.check_batch(config, "train")
-        run, data = _open(config, out, quiet, where)
-        model = train_teacher(run, data, where)
-        report_run(run, data, config.eval.steps, where)
+        with _opened(config, out, quiet, resume, where) as (run, data):
+            model = train_teacher(run, data, where)
+            report_run(run, data, config.eval.steps, where)
     return model
 
 
@@ -102,6 +123,7 @@ def distill(
     device: str = "auto",
     threads: int = 0,
     quiet: bool = False,
+    resume: Resume = "auto",
 ) -> Model:
     """Distil a teacher by progressive distillation (Salimans & Ho 2022). Returns the last student.
 
@@ -109,25 +131,21 @@ def distill(
     directory `out`. Finished rounds are kept: the same call resumes, and more `rounds` go on.
     Arguments and errors otherwise as in `train`.
     """
-    config = _config(config)
-    if rounds is not None:
-        config = dataclasses.replace(
-            config, distill=dataclasses.replace(config.distill, rounds=rounds)
-        )
+    asked: dict[str, Any] = {} if rounds is None else {"rounds": rounds}
+    asked |= {} if teacher is None else {"teacher": str(teacher)}
+    config = _config(_loaded(config, {"distill": asked}))
     check_distillable(config)
     with distributed.session(device, threads, poll) as where:
         peers.check(config, where)
-        given = None
-        if teacher is not None:
-            path = Path(teacher)
-            given = distributed.together(lambda: load_teacher(path, config, where))
-        trains = given is None and not _has_teacher(config, out)
+        given, had = None, _has_teacher(config, out)
+        if config.distill.teacher and not had:
+            given = distributed.together(lambda: load_teacher(config, where))
+        trains = given is None and not had
         distributed.check_batch(config, "distill", *(["train"] if trains else []))
-        run, data = _open(config, out, quiet, where)
-        if given is not None and teacher is not None:
-            adopt_teacher(run, Path(teacher), given)
-        student = distill_rounds(run, data, where)
-        report_run(run, data, config.eval.steps, where)
+        with _opened(config, out, quiet, resume, where) as (run, data):
+            adopt_teacher(run, given)
+            student = distill_rounds(run, data, where)
+            report_run(run, data, config.eval.steps, where)
     return student
 
 
@@ -181,28 +199,25 @@ def _evaluate(
             f"{model} lies in no run directory: name the data to compare with, by --config"
         )
     beside = (path if is_run else path.parent) / "config.toml"
-    resolved = distributed.together(lambda: _config(config if config is not None else beside))
-    chosen = tuple(steps or resolved.eval.steps)
-    own = dataclasses.replace(resolved.eval, steps=chosen)
-    resolved = dataclasses.replace(
-        resolved,
-        eval=own,
-        precision=precision or resolved.precision,  # type: ignore[arg-type]
-    )
+    asked: dict[str, Any] = {"eval": {"steps": steps}} if steps else {}
+    asked |= {"precision": precision} if precision else {}
+    named = config if config is not None else beside
+    resolved = distributed.together(lambda: _config(_loaded(named, asked)))
     found = numerics.set_up(resolved.precision, where, resolved.deterministic)
     if is_run:
         if out is not None:
             raise UsageError(f"{model} is a run, whose report goes into it: leave --out away")
         read = distributed.together(lambda: load_dataset(resolved.data, resolved.model))
         data = _place(read, resolved, where)
-        report_run(Run(path, resolved, screen), data, chosen, where)
+        with Run.open(path, resolved, screen) as run:
+            report_run(run, data, resolved.eval.steps, where)
         return
     loaded = numerics.lowered(distributed.together(lambda: load_model(path, where)), found)
     # The data as this model sees them; the distance needs no labels.
     seen = dataclasses.replace(loaded.cfg, num_classes=0)
     read = distributed.together(lambda: load_dataset(resolved.data, seen))
     data = _place(read, resolved, where)
-    folder = Path(out) if out is not None else path.parent / f"eval-{path.name}"
+    folder = path.parent / f"eval-{path.name}" if out is None else _path(resolved, out)
     distributed.from_first(lambda: _make(folder))
     report_model(path.name, loaded, resolved, data, Run(folder, resolved, screen))
 

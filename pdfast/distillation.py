@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from pdfast import checkpoint, distributed, numerics, peers
+from pdfast import checkpoint, distributed, files, numerics, peers
 from pdfast.config import Config, to_table
 from pdfast.data import Dataset
 from pdfast.engine import fit, open_batch
@@ -111,11 +111,12 @@ def _signal(
     found = Signal(*distributed.from_first(by_the_first))
     if found.ratio < 1:
         precision = numerics.precision_of(config.precision, teacher.device)
+        finer = {"bf16": "tf32 or fp32", "tf32": "fp32"}.get(precision)
+        better = f", or distil the first rounds with --precision {finer}" if finer else ""
         run.screen.warn(
             f"round {round_}: what there is to learn, {found.signal:.2g} in v, is less than the "
             f"rounding of {precision} networks, {found.rounding:.2g}: start from fewer steps "
-            "(--distill.start-steps), or distil the first rounds with --precision "
-            + {"bf16": "tf32 or fp32", "tf32": "fp32"}.get(precision, "fp32")
+            "(--distill.start-steps)" + better
         )
     return found._asdict()
 
@@ -130,8 +131,9 @@ def _distance(run: Run, round_: int, model: Model, steps: int, judge: Judge) -> 
     return distance
 
 
-def load_teacher(path: Path, config: Config, device: torch.device) -> Model:
-    """A teacher from elsewhere, once it is known to fit the config."""
+def load_teacher(config: Config, device: torch.device) -> Model:
+    """The config's teacher from elsewhere, once it is known to fit."""
+    path = Path(config.distill.teacher)
     model = checkpoint.load_model(path, device)
     asked, found = to_table(config.model), to_table(model.cfg)
     for key in asked:
@@ -153,11 +155,27 @@ def check_start(model: Model, config: Config) -> None:
         )
 
 
-def adopt_teacher(run: Run, path: Path, model: Model) -> None:
-    """Copy a teacher from elsewhere into the run, unless the run has it already."""
-    if not run.has(run.teacher_dir):
-        run.save_model(model, run.teacher_dir, source=str(path))
-    elif checkpoint.fingerprint(run.teacher_dir) != checkpoint.fingerprint(path):
+def adopt_teacher(run: Run, given: Model | None) -> None:
+    """Copy the teacher from elsewhere, if one is given, into the run that has none yet.
+
+    Raises UsageError if the run has one, or something made by one, and the config names another.
+    """
+    path = Path(run.config.distill.teacher)
+    if given is not None and not run.has(run.teacher_dir):
+        if run.students() or run.begun():
+            raise UsageError(
+                f"{run.path} has rounds or saved states, but not of {path}: leave --teacher away, "
+                f"having put back {run.teacher_dir} if it was there, or choose another --out"
+            )
+        run.save_model(given, run.teacher_dir, source=str(path))
+        return
+
+    def differs() -> bool:
+        if not run.config.distill.teacher or not (path / files.MANIFEST).is_file():
+            return False  # the run's own copy is what counts
+        return checkpoint.fingerprint(run.teacher_dir) != checkpoint.fingerprint(path)
+
+    if run.has(run.teacher_dir) and distributed.from_first(differs):
         raise UsageError(f"{run.path} already has another teacher: choose another --out")
 
 

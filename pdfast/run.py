@@ -1,74 +1,153 @@
-"""A run directory: its config, models, metrics and saved state.
+"""A run directory: its config, models, metrics and saved states.
 
 - config.toml, metrics.jsonl, report.json, report.md, report.png
 - teacher/, round-01-steps-4096/ ...: models, each whole or absent
-- samples/: pictures; state/: the phase in progress
+- samples/: pictures; state/: the phase in progress; .lock: whose it is at the moment
+- not-finite-round-00-update-000000123/ ...: what an update began from that would not be finite
+- round-01-steps-4096.damaged/ ...: what was found damaged, and made again
 
-Of several processes the first alone writes, and answers what is there; every method that reads or
-writes is reached by all. The others read models and states, so they need the same file system.
+`Run.start` takes it up: alone, and with what is damaged in it put aside or refused. Of several
+processes the first alone writes, and answers what is there; every method that reads or writes is
+reached by all. The others read models and states, so they need the same file system.
 """
 
-import json
-import os
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from PIL import Image
 from torch import Tensor
 
-from pdfast import checkpoint, distributed
-from pdfast.config import Config, dump_config, load_config, to_table
+from pdfast import checkpoint, damage, distributed, files, states
+from pdfast.config import Config, dump_config, load_config
+from pdfast.damage import Finding
 from pdfast.errors import PdfastError, UsageError
+from pdfast.lock import LOCK, Lock
+from pdfast.metrics import Metrics
 from pdfast.model import Model
 from pdfast.progress import Screen
+from pdfast.states import State
 
 ROUND_DIR = re.compile(r"round-(\d+)-steps-(\d+)")
-STATES_KEPT = 2
-State = tuple[dict[str, Any], dict[str, dict[str, Tensor]]]  # state.json, and tensors by file
-FREE_KEYS = (
-    "name",
-    "log_every",
-    "save_every",
-    "eval.",
-    "engine.data",
-    "distill.rounds",
-)  # may change on resume
+Resume = Literal["auto", "strict", "never"]
 
 
 class Run:
-    """A run directory that exists; `Run.start` makes one or goes on with it."""
+    """A run directory that exists; `start` makes one or goes on with it, `open` reports on it.
+
+    As a context manager it lets other processes in at the end of the block.
+    """
 
     def __init__(self, path: Path, config: Config, screen: Screen) -> None:
+        """Use a folder as it is, without its lock."""
         self.path, self.config, self.screen = path, config, screen
+        self._metrics = Metrics(path / "metrics.jsonl")
+        self._lock: Lock | None = None
 
     @classmethod
-    def start(cls, path: Path, config: Config, screen: Screen) -> "Run":
+    def start(cls, path: Path, config: Config, screen: Screen, resume: Resume = "auto") -> "Run":
         """Make the directory, or take it up where a run of the same config left it.
 
+        `resume` says what becomes of a run that is there. auto: it is gone on with; a damaged
+        model of a round, or saved state, is put aside under another name, and what it held is
+        done again. strict: whatever is damaged is refused. never: the run is refused.
+
         Raises UsageError if it holds a run of a different config or files that are no run's,
-        PdfastError if it cannot be written.
+        PdfastError if it cannot be written, another process works in it, or what is damaged
+        could only be made again from nothing.
         """
         run = cls(path, config, screen)
-        distributed.from_first(run._take_up)
+        distributed.from_first(lambda: run._locked(lambda: run._take_up(resume), resume))
         return run
 
-    def _take_up(self) -> None:
-        path = self.path
+    @classmethod
+    def open(cls, path: Path, config: Config, screen: Screen) -> "Run":
+        """Use a run that is there, alone; it is left as it is."""
+        run = cls(path, config, screen)
+        distributed.from_first(lambda: run._locked(lambda: None))
+        return run
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._lock is not None:
+            self._lock.release()
+
+    # -- taking it up ----------------------------------------------------------------------
+
+    def _locked(self, work: Callable[[], None], resume: Resume = "auto") -> None:
+        """Take the lock, and do the work; without the lock again if it fails."""
         try:
-            if (path / "config.toml").is_file():
-                self._refuse_other_config()
-            elif path.is_dir() and any(path.iterdir()):
-                raise UsageError(f"{path} is not empty and holds no run: choose another --out")
-            (path / "samples").mkdir(parents=True, exist_ok=True)
-            for folder in (path, path / "samples", path / "state"):
-                checkpoint.sweep(folder)
+            self._refuse(resume)  # before anything is made there
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = Lock(self.path, self.screen.warn)
+            try:
+                self._refuse(resume)
+                work()
+            except BaseException:
+                self._lock.release()
+                raise
         except OSError as error:
-            raise checkpoint.cannot_write(path, error) from None
-        self._drop_partial_line()
+            raise files.cannot_write(self.path, error) from None
+
+    def _refuse(self, resume: Resume) -> None:
+        """Raise UsageError for a folder of other things, or a run where none may be."""
+        is_run = (self.path / "config.toml").is_file()
+        if is_run and resume == "never":
+            raise UsageError(
+                f"{self.path} holds a run, which --resume never does not go on with: choose "
+                "another --out, or leave --resume away"
+            )
+        if not is_run and self.path.is_dir():
+            theirs = (p.name for p in self.path.iterdir())
+            if any(name != LOCK and not files.LEFT.fullmatch(name) for name in theirs):
+                raise UsageError(f"{self.path} is not empty and holds no run: choose another --out")
+
+    def _take_up(self, resume: Resume) -> None:
+        if (self.path / "config.toml").is_file():
+            self._refuse_other_config()
+        for folder in (self.path, self.path / "samples", self._states):
+            files.sweep(folder)
+        if resume == "strict" and self._round_dirs() and not self.teacher_dir.is_dir():
+            raise PdfastError(
+                f"{self.teacher_dir}, the teacher of the rounds that are there, is gone: put it "
+                "back, or pass --resume auto to have it made again"
+            )
+        self._put_aside(damage.of_models(self.teacher_dir, self._round_dirs()), resume)
+        self._put_aside(damage.of_states(self._states, self.config, self._is_finished), resume)
+        self._metrics.drop_partial_line()
         self.write_text("config.toml", dump_config(self.config))
+        files.make_folder(self.path / "samples")
+
+    def _put_aside(self, found: list[Finding], resume: Resume) -> None:
+        """Give what is damaged another name; where --resume is strict, refuse it."""
+        for path, error, then in found:
+            if resume == "strict":
+                raise PdfastError(f"{error}, or pass --resume auto: {then}")
+            name = files.set_aside(path).name
+            self.screen.warn(f"{error.what}: {path.name} is put aside as {name}, and {then}")
+
+    def _refuse_other_config(self) -> None:
+        """Raise UsageError if the directory was started with values that would not be repeated."""
+        begun = states.rounds(self._states)
+        if not (self.teacher_dir.exists() or self._round_dirs() or begun):
+            return  # nothing was made yet
+        try:
+            saved = load_config(self.path / "config.toml")
+        except UsageError as error:
+            raise UsageError(
+                f"{error}; put back the config that the run was started with"
+            ) from None
+        steps = {int(match[2]): None for match in self._round_dirs().values()}
+        steps |= {states.steps_of(saved, round_): None for round_ in begun if round_}
+        changed = states.differences(saved, self.config, list(steps))
+        if changed:
+            raise UsageError(
+                f"{self.path} was started with {', '.join(changed)}: choose another --out, or "
+                "remove what was made with the old value"
+            )
 
     # -- models ----------------------------------------------------------------------------
 
@@ -82,94 +161,46 @@ class Run:
         steps = self.config.distill.steps_after(round_)
         return self.path / f"round-{round_:02d}-steps-{steps:04d}"
 
+    def _is_finished(self, round_: int) -> bool:
+        return (self.round_dir(round_) if round_ else self.teacher_dir).is_dir()
+
     def has(self, model_dir: Path) -> bool:
         """Whether a finished model is there (a directory is renamed into place when whole)."""
-
-        def whole() -> bool:
-            if model_dir.is_dir() and not (model_dir / checkpoint.MANIFEST).is_file():
-                raise PdfastError(
-                    f"{model_dir / checkpoint.MANIFEST} is missing: restore it, or remove "
-                    f"{model_dir} to have the model made again"
-                )
-            return model_dir.is_dir()
-
-        return distributed.from_first(whole)
+        return distributed.from_first(model_dir.is_dir)
 
     def save_model(self, model: Model, model_dir: Path, **facts: Any) -> None:
         """Write a model of the run; `facts` go into its manifest."""
-        distributed.from_first(lambda: checkpoint.save_model(model, model_dir, **facts))
+
+        def save() -> None:
+            self._check_there()
+            self._sync_metrics()
+            checkpoint.save_model(model, model_dir, **facts)
+
+        distributed.from_first(save)
 
     def students(self) -> dict[int, Path]:
         """Finished students: sampling steps -> model directory, in order of rounds."""
+        found = distributed.from_first(
+            lambda: [(int(match[2]), path.name) for path, match in self._round_dirs().items()]
+        )
+        return {steps: self.path / name for steps, name in found}
 
-        def find() -> list[tuple[int, str]]:
-            found = []
-            for child in sorted(self.path.glob("round-*-steps-*")):
-                match = ROUND_DIR.fullmatch(child.name)
-                if match and self.has(child):
-                    found.append((int(match[2]), child.name))
-            return found
+    def begun(self) -> list[int]:
+        """Rounds (0: the teacher) that have a saved state."""
+        return distributed.from_first(lambda: states.rounds(self._states))
 
-        return {steps: self.path / name for steps, name in distributed.from_first(find)}
-
-    # -- config ----------------------------------------------------------------------------
-
-    def _refuse_other_config(self) -> None:
-        """Raise UsageError if the directory was started with values that would not be repeated."""
-        if not (self.teacher_dir.exists() or self.students() or any(self.path.glob("state/*"))):
-            return  # nothing was made yet
-        saved = load_config(self.path / "config.toml")
-        free: tuple[str, ...] = FREE_KEYS
-        begun = self._rounds_begun(saved)
-        if not begun:
-            free = (*free, "distill.")
-        before, now = _flat(to_table(saved)), _flat(to_table(self.config))
-        for key in [k for k in {**before, **now} if k.startswith("distill.round_updates")]:
-            before.pop(key, None)
-            now.pop(key, None)
-        for steps in begun:
-            key = f"updates of the {steps}-step round"
-            before[key] = saved.distill.updates_of(steps)
-            now[key] = self.config.distill.updates_of(steps)
-        if len(begun) > 0:  # per round above
-            before.pop("distill.updates")
-            now.pop("distill.updates")
-        changed = [
-            f"{key} {value!r} (now {now[key]!r})"
-            for key, value in before.items()
-            if now[key] != value and not key.startswith(free)
-        ]
-        if changed:
-            raise UsageError(
-                f"{self.path} was started with {', '.join(changed)}: choose another --out, or "
-                "remove what was made with the old value"
-            )
-
-    def _rounds_begun(self, saved: Config) -> list[int]:
-        """Steps of the rounds that have a model or a saved state."""
-        steps = list(self.students())
-        for state in self.path.glob("state/round-*-update-*"):
-            round_ = int(state.name.split("-")[1])
-            if round_ and saved.distill.steps_after(round_) not in steps:
-                steps.append(saved.distill.steps_after(round_))
-        return steps
+    def _round_dirs(self) -> dict[Path, re.Match[str]]:
+        matches = {p: ROUND_DIR.fullmatch(p.name) for p in sorted(self.path.glob("round-*"))}
+        return {path: match for path, match in matches.items() if match and path.is_dir()}
 
     # -- files -----------------------------------------------------------------------------
 
     def write(self, name: str, save: Callable[[Path], object]) -> None:
         """Have `save` write a file of the run, under another name until it is whole."""
-        path = self.path / name
-        stage = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
 
         def write() -> None:
-            try:
-                save(stage)
-                stage.replace(path)
-            except OSError as error:
-                raise checkpoint.cannot_write(path, error) from None
-            finally:
-                if stage.exists():
-                    stage.unlink()
+            self._check_there()
+            files.write_file(self.path / name, save)
 
         distributed.from_first(write)
 
@@ -185,65 +216,54 @@ class Run:
         """Whether samples/ holds this picture."""
         return distributed.from_first((self.path / "samples" / name).is_file)
 
+    def _check_there(self) -> None:
+        """Raise PdfastError if the directory is not the one that was locked."""
+        if self._lock is not None and not self._lock.is_ours():
+            raise PdfastError(
+                f"{self.path} is gone: it, or the {LOCK} in it, was removed or replaced while this "
+                "process was at work in it, which ends here"
+            )
+
     # -- metrics ---------------------------------------------------------------------------
 
     def metrics(self) -> list[dict[str, Any]]:
         """All lines of metrics.jsonl."""
-        return distributed.from_first(self._read_metrics)
-
-    def _read_metrics(self) -> list[dict[str, Any]]:
-        path = self.path / "metrics.jsonl"
-        if not path.is_file():
-            return []
-        lines = []
-        for number, line in enumerate(path.read_text("utf-8", "replace").splitlines(), 1):
-            try:
-                lines.append(dict(json.loads(line), round=int(json.loads(line)["round"])))
-            except (ValueError, TypeError, KeyError):
-                raise PdfastError(
-                    f"{path}, line {number}, is damaged: remove that line (it holds no weights)"
-                ) from None
-        return lines
+        return distributed.from_first(self._metrics.read)
 
     def log(self, **values: Any) -> None:
         """Append one line to metrics.jsonl: the first process's `values`."""
 
         def append() -> None:
-            try:
-                with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(values) + "\n")
-            except OSError as error:
-                raise PdfastError(
-                    f"cannot write {self.path / 'metrics.jsonl'}: {checkpoint.reason(error)}; "
-                    "finished models and the last saved state are whole"
-                ) from None
+            self._check_there()
+            self._metrics.append(values)
 
         distributed.from_first(append)
-
-    def _drop_partial_line(self) -> None:
-        """Forget a last line that a crash or a full disk cut short."""
-        path = self.path / "metrics.jsonl"
-        content = path.read_bytes() if path.is_file() else b""
-        if content and not content.endswith(b"\n"):
-            whole = content[: content.rfind(b"\n") + 1]
-            self.write("metrics.jsonl", lambda stage: stage.write_bytes(whole))
 
     def rewind_metrics(self, round_: int, update: int) -> None:
         """Drop what an interrupted phase logged after the state that it resumes from."""
 
         def rewind() -> None:
-            lines = self.metrics()
-            kept = [m for m in lines if m["round"] != round_ or 0 <= m.get("update", -1) <= update]
-            if len(kept) < len(lines):
-                self.write_text("metrics.jsonl", "".join(json.dumps(m) + "\n" for m in kept))
+            lost = self._metrics.rewind(round_, update)
+            if lost:
+                self.screen.warn(
+                    f"round {round_}: {lost} updates came after the last saved state, and are "
+                    "done again"
+                )
 
         distributed.from_first(rewind)
 
-    # -- state -----------------------------------------------------------------------------
+    def _sync_metrics(self) -> None:
+        """So that a loss of power leaves no gap before a state or model that is there."""
+        try:
+            self._metrics.sync()
+        except OSError as error:
+            raise files.cannot_write(self._metrics.path, error) from None
 
-    def _states(self, round_: int) -> list[Path]:
-        """Saved states of a round, newest first."""
-        return sorted((self.path / "state").glob(f"round-{round_:02d}-update-*"), reverse=True)
+    # -- states ----------------------------------------------------------------------------
+
+    @property
+    def _states(self) -> Path:
+        return self.path / "state"
 
     def save_state(
         self, round_: int, update: int, seconds: float, tensors: dict[str, dict[str, Tensor]]
@@ -251,61 +271,58 @@ class Run:
         """Save a phase after `update` updates; older states go when the new one is whole."""
 
         def save() -> None:
-            path = self.path / "state" / f"round-{round_:02d}-update-{update:09d}"
-            table = {"round": round_, "update": update, "seconds": seconds}
-            checkpoint.write(path, tensors, {"state.json": table})
-            for old in self._states(round_)[STATES_KEPT:]:
-                shutil.rmtree(old, ignore_errors=True)
+            self._check_there()
+            self._sync_metrics()
+            try:
+                files.make_folder(self._states)
+            except OSError as error:
+                raise files.cannot_write(self._states, error) from None
+            states.save(self._states, self.config, round_, update, seconds, tensors)
 
         distributed.from_first(save)
 
-    def load_state(self, round_: int) -> State | None:
-        """(state.json, tensors) of the newest whole state of a round; None if none was saved."""
-        read: list[State] = []
+    def save_failure(
+        self,
+        round_: int,
+        update: int,
+        seconds: float,
+        tensors: dict[str, dict[str, Tensor]],
+        table: dict[str, Any],
+    ) -> Path:
+        """Write a phase that cannot go on as it was after `update` updates; gives where it lies.
 
-        def newest() -> str | None:
-            states = self._states(round_)
-            for path in states:
-                try:
-                    read.append(_read_state(path))
-                    return path.name
-                except (PdfastError, KeyError) as error:
-                    self.screen.warn(f"{error}; trying the state before it")
-            if states:
-                raise PdfastError(
-                    f"no saved state in {self.path / 'state'} is whole: remove that folder to "
-                    "start this phase anew"
-                )
-            return None
+        It has the form of a state, and `table` beside it in not-finite.json.
+        """
+        path = self.path / f"not-finite-round-{round_:02d}-update-{update:09d}"
+
+        def save() -> None:
+            self._check_there()
+            state = states.describe(self.config, round_, update, seconds)
+            files.write(path, tensors, {states.TABLE: state, "not-finite.json": table})
+
+        distributed.from_first(save)
+        return path
+
+    def load_state(self, round_: int) -> State | None:
+        """(state.json, tensors) of a round's newest state; None if none was saved.
+
+        Raises Damaged, or UsageError if it is of another config.
+        """
+
+        def newest() -> str:
+            return next((path.name for path in states.found(self._states, round_)), "")
 
         name = distributed.from_first(newest)
-        if name is None:
+        if not name:
             return None
-        return read[0] if read else _read_state(self.path / "state" / name)
+        state, moved = distributed.together(lambda: states.load(self._states / name, self.config))
+        if moved:
+            self.screen.warn(
+                f"{self._states / name} was saved with {moved}: the run goes on, but not to the "
+                "bits of an undisturbed one"
+            )
+        return state
 
     def clear_states(self, round_: int) -> None:
         """Forget the saved states of a round: its model is finished."""
-
-        def clear() -> None:
-            for path in self._states(round_):
-                shutil.rmtree(path, ignore_errors=True)
-            if (self.path / "state").is_dir() and not any((self.path / "state").iterdir()):
-                (self.path / "state").rmdir()
-
-        distributed.from_first(clear)
-
-
-def _read_state(path: Path) -> State:
-    tensors, tables, _ = checkpoint.read(path)
-    return tables["state.json"], tensors
-
-
-def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as one, with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in table.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
+        distributed.from_first(lambda: states.clear(self._states, round_))

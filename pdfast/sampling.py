@@ -1,13 +1,12 @@
 """`pdfast sample`: images of a model as PNG files, one .npz, or a grid."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
-from pdfast import checkpoint, distributed, numerics
+from pdfast import checkpoint, distributed, files, numerics
 from pdfast.errors import UsageError
 from pdfast.model import Model
 from pdfast.plots import counted, grid
@@ -62,6 +61,7 @@ def _sample_to(
         raise UsageError("this model is unconditional: leave --label out")
     if label is not None and not 0 <= label < model.cfg.num_classes:
         raise UsageError(f"--label must be in 0 .. {model.cfg.num_classes - 1}")
+    distributed.from_first(lambda: _refuse_mixing(out, num))
     labels = None if label is None else torch.full((num,), label, dtype=torch.int64)
     screen = Screen()
     with screen.task(f"sampling, {counted(steps)}", steps * Model.calls_for(num)) as task:
@@ -77,27 +77,34 @@ def _sample_to(
     screen.say(f"{num} images in {counted(steps)} (seed {seed}): {out}")
 
 
+def _refuse_mixing(out: Path, num: int) -> None:
+    """Raise UsageError for a folder with pictures of another set, which would stay."""
+    ours = {_name(k) for k in range(num)}
+    others = sorted(path.name for path in out.glob("*.png") if path.name not in ours)
+    if others and not out.suffix:
+        raise UsageError(
+            f"{out} holds pictures that are not of these {num}, {others[0]} first of "
+            f"{len(others)}: choose another --out, or remove them"
+        )
+
+
+def _name(k: int) -> str:
+    return f"{k:06d}.png"
+
+
 def _write(images: torch.Tensor, out: Path) -> None:
-    """Every file under another name until it is whole, so that a full disk destroys nothing."""
+    """Every file is whole or absent, so that a full disk destroys nothing."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        if out.suffix == ".npz":
-            _staged(out, lambda stage: np.savez(stage, images.numpy()))
-        elif out.suffix == ".png":
-            _staged(out, grid(images, max(1, round(len(images) ** 0.5))).save)
-        else:
+        if not out.suffix:
             out.mkdir(exist_ok=True)
-            for k, image in enumerate(images.numpy()):
-                picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-                _staged(out / f"{k:06d}.png", picture.save)
     except OSError as error:
-        raise checkpoint.cannot_write(out, error) from None
-
-
-def _staged(path: Path, save: Callable[[Path], object]) -> None:
-    stage = path.with_name(f".{path.stem}.tmp{path.suffix}")
-    try:
-        save(stage)
-        stage.replace(path)
-    finally:
-        stage.unlink(missing_ok=True)
+        raise files.cannot_write(out, error) from None
+    if out.suffix == ".npz":
+        files.write_file(out, lambda stage: np.savez(stage, images.numpy()))
+    elif out.suffix == ".png":
+        files.write_file(out, grid(images, max(1, round(len(images) ** 0.5))).save)
+    else:
+        for k, image in enumerate(images.numpy()):
+            picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+            files.write_file(out / _name(k), picture.save, sync=False)  # they are many

@@ -51,6 +51,11 @@ def train_teacher(run: Run, data: Dataset, device: torch.device) -> Model:
         run.clear_states(ROUND)
         return peers.select(checkpoint.load_model(run.teacher_dir, device), run.config.peers)
     model = peers.select(new_model(run.config, device), run.config.peers)
+    if run.students():
+        run.screen.warn(
+            f"{run.teacher_dir}, the teacher of the rounds that are there, is gone: it is trained "
+            "again; stop here to put it back"
+        )
     num_params = sum(p.numel() for p in model.parameters())
     run.screen.say(
         f"teacher: {num_params:,} parameters, {run.config.train.updates} updates, "

@@ -48,7 +48,7 @@ def handlers():
     """Restore signal handlers and the stop flag after a test that runs the command line."""
     from pdfast import signals
 
-    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    before = {s: signal.getsignal(s) for s in signals.CAUGHT}
     yield
     for signum, handler in before.items():
         signal.signal(signum, handler)
@@ -81,6 +81,16 @@ def tiny() -> Config:
     return from_table(Config, TINY)
 
 
+@pytest.fixture(scope="session")
+def straight(tmp_path_factory):
+    """One undisturbed run of it; to be copied, not changed."""
+    import pdfast
+
+    path = tmp_path_factory.mktemp("straight") / "run"
+    pdfast.distill(from_table(Config, TINY), out=path, quiet=True)
+    return path
+
+
 @pytest.fixture
 def tiny_toml(tmp_path, tiny):
     """The same as a TOML file."""
@@ -89,3 +99,19 @@ def tiny_toml(tmp_path, tiny):
     path = tmp_path / "tiny.toml"
     path.write_text(dump_config(tiny))
     return path
+
+
+@pytest.fixture
+def write_state(tmp_path):
+    """Write a training state of `flax_files.net()`, some of its parameters changed; the path."""
+    import flax_files as ff
+
+    def write(changes=None, **keys):
+        state = ff.state(ff.net(), **keys)
+        for path, change in (changes or {}).items():
+            old = None if change is ... else ff.get(state["ema_params"], path)
+            ff.put(state["ema_params"], path, change if change is ... else change(old))
+        (tmp_path / "state.flax").write_bytes(ff.pack(state))
+        return tmp_path / "state.flax"
+
+    return write

@@ -52,8 +52,8 @@ def objective_of(phase, cfg, teacher):
 
 
 def run_engine(config, phase, objective, model, data, path):
-    run = Run.start(path, config, Screen(quiet=True))
-    return engine.fit(model, objective, getattr(config, phase), data, run, ROUND, phase)
+    with Run.start(path, config, Screen(quiet=True)) as run:
+        return engine.fit(model, objective, getattr(config, phase), data, run, ROUND, phase)
 
 
 def flat(model):

@@ -10,41 +10,12 @@ import time
 
 import pytest
 import torch
+from run_cases import assert_same_run, metrics, stop_after, weights
 
 import pdfast
-from pdfast import checkpoint, engine, signals
+from pdfast import checkpoint, engine, files, signals
 from pdfast.errors import PdfastError, Stopped, UsageError
-
-TIMING = {"images_per_s", "memory_mb", "seconds"}
-
-
-def metrics(path):
-    lines = (path / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in TIMING} for line in lines]
-
-
-def weights(path):
-    return checkpoint.load_model(path).state_dict()
-
-
-def assert_same_run(a, b):
-    assert metrics(a) == metrics(b)
-    for name in ("teacher", "round-01-steps-0004", "round-02-steps-0002"):
-        theirs = weights(b / name)
-        assert all(torch.equal(v, theirs[k]) for k, v in weights(a / name).items())
-    assert (a / "report.json").read_text() == (b / "report.json").read_text()
-
-
-@pytest.fixture(scope="module")
-def straight(tmp_path_factory):
-    """One undisturbed run."""
-    from conftest import TINY
-
-    from pdfast.config import Config, from_table
-
-    path = tmp_path_factory.mktemp("straight") / "run"
-    pdfast.distill(from_table(Config, TINY), out=path, quiet=True)
-    return path
+from pdfast.progress import Screen
 
 
 def test_run_directory(straight):
@@ -90,18 +61,6 @@ def test_report_is_the_same_when_eval_writes_it_again(straight, tmp_path):
     assert (copy / "report.json").read_text() == (straight / "report.json").read_text()
     assert (copy / "report.md").is_file()
     assert (copy / "report.png").is_file()
-
-
-def stop_after(monkeypatch, updates):
-    """Ask the run to stop after so many updates, as a signal would."""
-    real, count = engine.update, iter(range(1, 1000))
-
-    def counted(*args):
-        if next(count) == updates:
-            monkeypatch.setattr(signals, "_requested", signal.SIGTERM)
-        return real(*args)
-
-    monkeypatch.setattr(engine, "update", counted)
 
 
 @pytest.mark.parametrize("updates", [1, 5, 7, 13, 15, 24])
@@ -258,21 +217,6 @@ def test_a_folder_with_other_things_is_not_touched(tiny, tmp_path):
     assert [p for p in (tmp_path / "project").rglob("*") if p.is_file()] == [mine]
 
 
-def test_a_model_without_its_manifest_is_not_made_again(straight, tiny, tmp_path):
-    copy = tmp_path / "run"
-    shutil.copytree(straight, copy)
-    for name in ("round-01-steps-0004", "teacher"):
-        manifest = copy / name / "manifest.json"
-        content = manifest.read_text()
-        manifest.unlink()
-        for command in (lambda: pdfast.distill(tiny, out=copy, quiet=True),):
-            with pytest.raises(PdfastError, match=r"manifest\.json is missing: restore it"):
-                command()
-        assert (copy / name / "model.safetensors").is_file()
-        manifest.write_text(content)
-    assert_same_run(straight, copy)
-
-
 def test_weights_that_have_blown_up_are_not_saved(tiny, tmp_path):
     train = dataclasses.replace(tiny.train, updates=1, lr=1e30, warmup=0, grad_clip=0.0)
     with pytest.raises(PdfastError, match="no longer finite at update 1"):
@@ -317,39 +261,12 @@ def test_dropout_and_flip_and_classes_resume_too(tiny, tmp_path, monkeypatch):
     assert checkpoint.load_model(tmp_path / "a" / "teacher").cfg.dropout == 0.3
 
 
-def test_a_damaged_state_falls_back_to_the_one_before(
-    straight, tiny, tmp_path, monkeypatch, capsys
-):
-    with monkeypatch.context() as patch:
-        stop_after(patch, 11)  # states at 5, 10 and 11; two are kept
-        with pytest.raises(Stopped):
-            pdfast.distill(tiny, out=tmp_path / "run", quiet=True)
-    states = sorted((tmp_path / "run" / "state").iterdir())
-    assert [s.name for s in states] == [f"round-00-update-{n:09d}" for n in (10, 11)]
-    (states[1] / "weights.safetensors").write_bytes(b"cut")
-    pdfast.distill(tiny, out=tmp_path / "run")
-    output = capsys.readouterr().out
-    assert "weights.safetensors is damaged" in output
-    assert "going on from update 10" in output
-    assert_same_run(straight, tmp_path / "run")
-
-
-def test_no_whole_state_is_an_error_not_a_new_start(tiny, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        stop_after(patch, 3)
-        with pytest.raises(Stopped):
-            pdfast.distill(tiny, out=tmp_path / "run", quiet=True)
-    (state,) = (tmp_path / "run" / "state").iterdir()
-    (state / "manifest.json").unlink()
-    with pytest.raises(PdfastError, match=r"no saved state .* is whole: remove that folder"):
-        pdfast.distill(tiny, out=tmp_path / "run", quiet=True)
-
-
 def test_a_loss_that_is_not_finite_stops_the_run(tiny, tmp_path):
     wild = dataclasses.replace(
         tiny, train=dataclasses.replace(tiny.train, lr=1e30, grad_clip=0.0, warmup=0)
     )
-    with pytest.raises(PdfastError, match="no longer finite at update 4; start again with a lower"):
+    message = "after update 1 the loss or the gradient was not finite 10 times in a row; .*a lower"
+    with pytest.raises(PdfastError, match=message):
         pdfast.distill(wild, out=tmp_path / "run", quiet=True)
     assert not (tmp_path / "run" / "teacher").exists()
 
@@ -381,7 +298,7 @@ def test_a_real_signal_saves_and_exits(tiny_toml, tmp_path, signum):
     assert errors.count("\n") == 1
     assert f"pdfast: stopped by {signum.name}; teacher is saved at update" in errors
     (newest, *_) = sorted((tmp_path / "run" / "state").iterdir(), reverse=True)
-    tensors, tables, _ = checkpoint.read(newest)
+    tensors, tables, _ = files.read(newest)
     assert tables["state.json"]["update"] > 0
     assert set(tensors) >= {"weights.safetensors", "moments.safetensors", "ema.safetensors"}
 
@@ -395,3 +312,58 @@ def test_a_signal_while_sampling_ends_the_report(straight, tmp_path, monkeypatch
         pdfast.evaluate(copy, quiet=True)
     assert stopped.value.exit_code == 130
     assert (copy / "report.json").read_text() == before
+
+
+def test_the_types_of_arguments_are_checked_before_anything_is_made(tiny, straight, tmp_path):
+    out = tmp_path / "run"
+    for arguments, message in (
+        ({"rounds": 2.0}, "distill.rounds must be a whole number, not 2.0"),
+        ({"rounds": "2"}, "distill.rounds must be a whole number, not '2'"),
+        ({"out": 3}, "out 3 is no path"),
+        ({"out": "a\0b"}, "is no path"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            pdfast.distill(tiny, **({"out": out} | arguments), quiet=True)
+    for arguments, message in (
+        ({"steps": 4}, "eval.steps must be a list"),
+        ({"steps": (2.5,)}, r"eval.steps\[0\] must be a whole number"),
+        ({"precision": "fp8"}, "precision must be one of"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            pdfast.evaluate(straight, **arguments, quiet=True)
+    assert not out.exists()
+
+
+def test_a_teacher_does_not_come_into_a_run_that_another_one_began(
+    tiny, straight, tmp_path, monkeypatch
+):
+    message = "has rounds or saved states, but not of .*: leave --teacher away"
+    begun = tmp_path / "begun"
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5)
+        with pytest.raises(Stopped):
+            pdfast.distill(tiny, out=begun, quiet=True)
+    states = sorted(p.name for p in (begun / "state").iterdir())
+    with pytest.raises(UsageError, match=message):
+        pdfast.distill(tiny, teacher=straight / "teacher", out=begun, quiet=True)
+    assert sorted(p.name for p in (begun / "state").iterdir()) == states
+    bereft = tmp_path / "bereft"
+    shutil.copytree(straight, bereft)
+    shutil.rmtree(bereft / "teacher")
+    with pytest.raises(UsageError, match=message):
+        pdfast.distill(tiny, teacher=straight / "teacher", out=bereft, quiet=True)
+    assert not (bereft / "teacher").exists()
+
+
+def test_who_asked_for_quiet_is_warned_on_stderr(capsys):
+    screen = Screen(quiet=True)
+    screen.say("all is well")
+    screen.warn("it is not")
+    assert capsys.readouterr() == ("", "warning: it is not\n")
+
+
+def test_samples_that_are_not_finite_are_no_pictures(straight):
+    model = pdfast.load(straight / "teacher")
+    model.net.conv_out.bias.data.fill_(float("nan"))
+    with pytest.raises(PdfastError, match="samples hold numbers that are not finite"):
+        model.sample_images(2, 2)

@@ -1,0 +1,354 @@
+"""Files, and directories of tensors and JSON, that are either whole or absent.
+
+- `write_file` makes one file, `write` a directory: under another name, synced, then renamed.
+- A directory's manifest has the size and SHA-256 of every file in it, and its own; `verify` and
+  `read` believe nothing before it is checked, so a single altered byte is found and named.
+
+Model directories (`pdfast.checkpoint`) and saved states (`pdfast.states`) are both of this kind.
+No pickle anywhere, and nothing in a file is trusted: names, sizes and headers are bounded.
+"""
+
+import hashlib
+import json
+import math
+import os
+import platform
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from pdfast.errors import PdfastError
+from pdfast.version import __version__
+
+MANIFEST = "manifest.json"
+MAX_JSON = 2**20  # bytes
+MAX_HEADER = 2**23  # bytes of a safetensors file's JSON
+HEAD = b'{\n "manifest_sha256": "'  # how a manifest begins; then its digest, taken with zeros there
+DIGITS = 64
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")  # of a file in a manifest
+LEFT = re.compile(r"\.(\d+)\.(tmp|old)\.(.+)")  # process, kind, final name: see `_beside`
+
+
+class Damaged(PdfastError):  # noqa: N818  # what a directory is found to be
+    """A file is missing, cut short or altered; `what` says so without naming the fix."""
+
+    def __init__(self, file: Path, how: str) -> None:
+        self.what = f"{file} {how}"
+        super().__init__(f"{self.what}; put a whole copy of {file.parent} in its place")
+
+
+class Contents(NamedTuple):
+    """What a directory holds."""
+
+    tensors: dict[str, dict[str, Tensor]]
+    """By file, by name; on the CPU."""
+    tables: dict[str, dict[str, Any]]
+    """JSON objects by file."""
+    manifest: dict[str, Any]
+
+
+# ------------------------------------------------------------------------------------------
+# Writing
+
+
+def write_file(path: Path, save: Callable[[Path], object], sync: bool = True) -> None:
+    """Have `save` write a file under another name of the same suffix; rename it when whole.
+
+    `sync`: so that it outlasts a loss of power, for which the disk is waited for. Raises
+    PdfastError, and leaves `path` as it was, when writing fails.
+    """
+    stage = _beside(path, "tmp")
+    try:
+        save(stage)
+        if sync:
+            fsync(stage)
+        stage.replace(path)
+        if sync:
+            fsync(path.parent)
+    except OSError as error:
+        raise cannot_write(path, error) from None
+    finally:
+        stage.unlink(missing_ok=True)
+
+
+def write(
+    path: Path, tensors: dict[str, dict[str, Tensor]], tables: dict[str, Any], **facts: Any
+) -> None:
+    """Write `path/`: one safetensors file per entry of `tensors`, one JSON per entry of `tables`.
+
+    `facts` go into the manifest. A directory that was there stays whole until the new one is, and
+    is then replaced. The folder that it lies in must be there. Raises PdfastError, and leaves
+    `path` as it was, when writing fails.
+    """
+
+    def fill(stage: Path) -> None:
+        for name, group in tensors.items():
+            contiguous = {key: value.detach().cpu().contiguous() for key, value in group.items()}
+            safetensors.torch.save_file(contiguous, stage / name)
+        for name, table in tables.items():
+            text = json.dumps(table, indent=1, allow_nan=False)
+            (stage / name).write_text(text + "\n", "utf-8")
+        seal(stage, **facts)
+
+    write_folder(path, fill)
+
+
+def write_folder(path: Path, fill: Callable[[Path], object]) -> None:
+    """Have `fill` write files and folders into a new directory; it becomes `path` when whole.
+
+    As for `write`, which is this for a directory with a manifest.
+    """
+    stage, old = _beside(path, "tmp"), _beside(path, "old")
+    try:
+        stage.mkdir()
+        fill(stage)
+        mode = stage.stat().st_mode & 0o666
+        for file in stage.rglob("*"):
+            if file.is_file():
+                file.chmod(mode)  # safetensors' own are for the owner alone, whatever the umask
+            fsync(file)
+        fsync(stage)
+        if path.exists():
+            path.rename(old)
+        stage.rename(path)
+        fsync(path.parent)
+    except (OSError, safetensors.SafetensorError) as error:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        raise PdfastError(f"could not write {path}: {reason(error)}; nothing was changed") from None
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def seal(path: Path, **facts: Any) -> None:
+    """Write the manifest of a directory, from the files that are in it now."""
+    listed = {
+        file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)}
+        for file in sorted(path.iterdir())
+        if file.name != MANIFEST
+    }
+    blank = {"manifest_sha256": "0" * DIGITS}
+    manifest = {**blank, "files": listed, "versions": versions(), **facts, **blank}
+    text = (json.dumps(manifest, indent=1, allow_nan=False) + "\n").encode()
+    digest = hashlib.sha256(text).hexdigest().encode()
+    (path / MANIFEST).write_bytes(HEAD + digest + text[len(HEAD) + DIGITS :])
+
+
+def remove(path: Path) -> None:
+    """Remove a directory; a process killed meanwhile leaves none that looks damaged."""
+    stage = _beside(path, "tmp")
+    try:
+        path.rename(stage)
+    except OSError:
+        return  # what cannot be removed may stay
+    shutil.rmtree(stage, ignore_errors=True)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged directory, to a name that is free and says so; returns that."""
+    aside, count = path.with_name(f"{path.name}.damaged"), 1
+    while aside.exists():
+        count += 1
+        aside = path.with_name(f"{path.name}.damaged-{count}")
+    path.rename(aside)
+    fsync(path.parent)
+    return aside
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder in one that is there, to last."""
+    if not path.is_dir():
+        path.mkdir()
+        fsync(path.parent)
+
+
+def sweep(folder: Path) -> None:
+    """Clear what a killed process left half-written in `folder`, or half-replaced."""
+    for left in folder.glob(".*"):
+        match = LEFT.fullmatch(left.name)
+        if match is None:
+            continue
+        if match[2] == "old" and not (folder / match[3]).exists():
+            left.rename(folder / match[3])  # killed between two renames: the old one still counts
+        elif _alive(int(match[1])):
+            continue
+        elif left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
+def _beside(path: Path, kind: str) -> Path:
+    """A name in the same folder, of the same suffix, that `sweep` knows."""
+    return path.with_name(f".{os.getpid()}.{kind}.{path.name}")
+
+
+def _alive(pid: int) -> bool:
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+# ------------------------------------------------------------------------------------------
+# Reading
+
+
+def read(path: Path) -> Contents:
+    """The contents of a directory that `write` made, every file checked first.
+
+    Files that its manifest does not list are ignored. Raises Damaged naming the file that is
+    missing, cut short or altered.
+    """
+    manifest = verify(path)
+    contents = Contents({}, {}, manifest)
+    for name in manifest["files"]:
+        if name.endswith(".json"):
+            contents.tables[name] = _object(path / name, _bounded(path / name))
+        elif name.endswith(".safetensors"):
+            contents.tensors[name] = _tensors(path / name)
+    return contents
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """The manifest of a directory, every file checked against it; raises Damaged as `read` does."""
+    manifest = read_manifest(path)
+    for name, entry in manifest["files"].items():
+        file = path / name
+        if not file.is_file():
+            raise Damaged(file, "is missing")
+        try:
+            size = file.stat().st_size
+            if size != entry["bytes"]:
+                raise Damaged(
+                    file, f"is damaged: it has {size} bytes, not the manifest's {entry['bytes']}"
+                )
+            if sha256(file) != entry["sha256"]:
+                raise Damaged(file, "is damaged: its SHA-256 is not the manifest's")
+        except OSError as error:
+            raise Damaged(file, f"cannot be read: {reason(error)}") from None
+    return manifest
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a directory, checked against its own digest, with plain file names only."""
+    file = path / MANIFEST
+    if not file.is_file():
+        raise Damaged(file, "is missing")
+    content = _bounded(file)
+    digest, rest = content[len(HEAD) : len(HEAD) + DIGITS], content[len(HEAD) + DIGITS :]
+    blank = HEAD + b"0" * DIGITS + rest
+    if not content.startswith(HEAD) or hashlib.sha256(blank).hexdigest().encode() != digest:
+        raise Damaged(file, "is damaged: its SHA-256 is not the one in it")
+    manifest = _object(file, content)
+    listed = manifest.get("files")
+    if not isinstance(listed, dict) or not isinstance(manifest.get("versions"), dict):
+        raise Damaged(file, "lists no files or no versions")
+    for name, entry in listed.items():
+        if not NAME.fullmatch(name) or name == MANIFEST:
+            raise Damaged(file, f"lists {name!r}, which is no plain file name")
+        if not isinstance(entry, dict) or not {"bytes", "sha256"} <= entry.keys():
+            raise Damaged(file, f"has no size or no SHA-256 for {name}")
+    return manifest
+
+
+def _tensors(file: Path) -> dict[str, Tensor]:
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+    if length > MAX_HEADER:
+        raise Damaged(file, f"has a header of {length} bytes, where {MAX_HEADER} is the most")
+    try:
+        return safetensors.torch.load_file(file)
+    except Exception as error:  # of whatever type: the parser's word on what the file holds
+        raise Damaged(file, f"cannot be read: {reason(error)}") from None
+
+
+def _bounded(file: Path) -> bytes:
+    """The content of a JSON file."""
+    try:
+        with file.open("rb") as opened:
+            content = opened.read(MAX_JSON + 1)
+    except OSError as error:
+        raise Damaged(file, f"cannot be read: {reason(error)}") from None
+    if len(content) > MAX_JSON:
+        raise Damaged(file, f"is longer than {MAX_JSON} bytes, the most for a JSON file")
+    return content
+
+
+def _object(file: Path, content: bytes) -> dict[str, Any]:
+    """A JSON object of finite numbers."""
+    try:
+        table = json.loads(content.decode(), parse_float=_finite, parse_constant=_finite)
+    except RecursionError:
+        raise Damaged(file, "cannot be read: it is nested too deeply") from None
+    except ValueError as error:
+        raise Damaged(file, f"cannot be read: {reason(error)}") from None
+    if not isinstance(table, dict):
+        raise Damaged(file, "does not hold a JSON object")
+    return table
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text} is not a finite number")
+    return value
+
+
+# ------------------------------------------------------------------------------------------
+# Both
+
+
+def cannot_write(path: Path, error: OSError) -> PdfastError:
+    """The error for a result that could not be written."""
+    return PdfastError(
+        f"cannot write to {path}: {reason(error)}; put that right, or choose another place with "
+        "--out (what was there before is whole)"
+    )
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, without the errno and the repeated file name, on one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror[0].lower() + error.strerror[1:]
+    text = " ".join(str(error).split())
+    return "no space left on device" if "No space left" in text else text
+
+
+def sha256(path: Path) -> str:
+    """Of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fsync(path: Path) -> None:
+    """Have a file, or the names in a folder, outlast a loss of power."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def versions() -> dict[str, Any]:
+    """What a bit-for-bit repetition depends on."""
+    return {
+        "pdfast": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+    }

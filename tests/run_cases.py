@@ -1,0 +1,59 @@
+"""What the tests of whole runs share; the undisturbed run is the fixture `straight`."""
+
+import json
+import signal
+
+from pdfast import checkpoint, engine, signals
+
+TIMING = {"images_per_s", "memory_mb", "seconds"}
+
+
+def metrics(path):
+    lines = (path / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in TIMING} for line in lines]
+
+
+def weights(path):
+    return checkpoint.load_model(path).state_dict()
+
+
+def assert_same_tensors(a, b):
+    """Two states or models: the same files of tensors, byte for byte."""
+    names = sorted(p.name for p in a.iterdir())
+    assert names == sorted(p.name for p in b.iterdir())
+    tensors = [name for name in names if name.endswith(".safetensors")]
+    assert tensors
+    for name in tensors:
+        assert (a / name).read_bytes() == (b / name).read_bytes(), name
+
+
+def kept(run, pattern):
+    """Names of the directories with such a file, but for what was put aside."""
+    names = sorted(path.parent.name for path in run.glob(pattern))
+    return [name for name in names if ".damaged" not in name]
+
+
+def assert_same_run(a, b):
+    """Two finished runs: metrics, models, report; and nothing that a finished run has not."""
+    assert metrics(a) == metrics(b)
+    models = kept(a, "*/config.json")
+    assert models == kept(b, "*/config.json")
+    assert "teacher" in models
+    for name in models:
+        assert_same_tensors(a / name, b / name)
+    assert (a / "report.json").read_text() == (b / "report.json").read_text()
+    for run in (a, b):
+        assert not kept(run, "state/*/state.json")
+        assert not list(run.rglob(".*"))
+
+
+def stop_after(monkeypatch, updates):
+    """Ask the run to stop after so many updates, as a signal would."""
+    real, count = engine.update, iter(range(1, 1000))
+
+    def counted(*args):
+        if next(count) == updates:
+            monkeypatch.setattr(signals, "_requested", signal.SIGTERM)
+        return real(*args)
+
+    monkeypatch.setattr(engine, "update", counted)
