@@ -1,5 +1,17 @@
-"""`python -m pdfast`."""
+"""The command `pdfast`, and `python -m pdfast`."""
 
-from pdfast.cli import main
+from collections.abc import Sequence
 
-raise SystemExit(main())
+from pdfast import signals
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line, of sys.argv if left out; returns the exit code."""
+    signals.install()  # before all that takes time to import
+    from pdfast import cli
+
+    return cli.main(args)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

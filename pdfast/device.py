@@ -1,19 +1,23 @@
 """The device that work runs on."""
 
 import functools
+import os
 from typing import Literal
 
 import torch
 
 from pdfast.errors import UsageError
+from pdfast.launch import launched
 
 
 def choose_device(name: str = "auto", threads: int = 0) -> torch.device:
     """The device of a name: "auto" (the first GPU, else the CPU), "cpu" or "cuda:k".
 
-    `threads` 0 leaves the number of CPU threads to torch.
-    Raises UsageError for a name that is none, or a GPU that is not there.
+    Under torchrun "auto" and "cuda" are this process's own GPU. `threads` 0 leaves the number of
+    CPU threads to torch. Raises UsageError for a name that is none, a GPU that is not there, one
+    GPU named for all processes, or more processes than GPUs on this machine.
     """
+    name = _own(name) if launched() else name
     if not 0 <= threads <= 1024:
         raise UsageError("threads must be in 0 (torch's choice) .. 1024")
     if threads:
@@ -29,6 +33,25 @@ def choose_device(name: str = "auto", threads: int = 0) -> torch.device:
     if int(number) >= count:
         raise UsageError(f"no device '{name}': torch sees {count} GPUs; use --device cpu")
     return torch.device("cuda", int(number))
+
+
+def _own(name: str) -> str:
+    """The device for this process of several."""
+    if name.startswith("cuda:"):
+        raise UsageError(
+            f"--device {name} is one GPU for all processes: leave --device away, and each takes "
+            "its own"
+        )
+    if name not in ("auto", "cuda"):
+        return name
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+    if 0 < gpus < processes:
+        raise UsageError(
+            f"{processes} processes on this machine, but torch sees {gpus} "
+            f"GPU{'s' if gpus > 1 else ''}: start {gpus} (--nproc-per-node), or pass --device cpu"
+        )
+    return f"cuda:{os.environ['LOCAL_RANK']}" if gpus else name
 
 
 @functools.cache

@@ -35,9 +35,9 @@ from torch.distributed.rendezvous import rendezvous
 from pdfast.config import Config
 from pdfast.device import choose_device
 from pdfast.errors import PdfastError, Stopped, UsageError
+from pdfast.launch import launched
 
 T = TypeVar("T")
-VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 GRACE = 10.0  # seconds that a process has to notice, in its own work, that another one has ended
 JOIN_LIMIT = 600.0  # seconds for all processes to start
 FOREVER = timedelta(days=365)
@@ -68,41 +68,6 @@ class _Session:
 
 _session: _Session | None = None
 _sessions = itertools.count()
-
-# ------------------------------------------------------------------------------------------
-# What torchrun says
-
-
-def launched() -> bool:
-    """Whether torchrun started this process as one of several."""
-    return all(name in os.environ for name in VARIABLES) and int(os.environ["WORLD_SIZE"]) > 1
-
-
-def speaks() -> bool:
-    """Whether this process prints what all of them would."""
-    return not launched() or os.environ["RANK"] == "0"
-
-
-def device_name(name: str) -> str:
-    """The device for this process: under torchrun, "auto" and "cuda" are its own GPU.
-
-    Raises UsageError for one GPU named for all, or for more processes than GPUs on this machine.
-    """
-    if not launched() or (name not in ("auto", "cuda") and not name.startswith("cuda:")):
-        return name
-    if name.startswith("cuda:"):
-        raise UsageError(
-            f"--device {name} is one GPU for all processes: leave --device away, and each takes "
-            "its own"
-        )
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
-    if 0 < gpus < processes:
-        raise UsageError(
-            f"{processes} processes on this machine, but torch sees {gpus} "
-            f"GPU{'s' if gpus > 1 else ''}: start {gpus} (--nproc-per-node), or pass --device cpu"
-        )
-    return f"cuda:{os.environ['LOCAL_RANK']}" if gpus else name
 
 
 def first_to_say(text: str) -> bool:
@@ -136,13 +101,14 @@ def session(
     """Work together with the other processes while the block runs; gives this process's device.
 
     `device` and `threads` are those of `choose_device`. All leave the block together; one that
-    leaves it by an exception ends the others. `poll` is called while processes are waited for.
-    Raises UsageError as `device_name` and `choose_device` do, ProcessLost if not all come.
+    leaves it by an exception ends the others. `poll` is called first, and while processes are
+    waited for. Raises UsageError as `choose_device` does, ProcessLost if not all come.
     """
-    where = choose_device(device_name(device), threads)
+    where = choose_device(device, threads)
     if where.type == "cuda":
         torch.cuda.set_device(where)  # whose streams, events and graphs are meant from here on
     if not launched():
+        poll()
         yield where
         return
     global _session

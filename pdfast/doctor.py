@@ -5,9 +5,9 @@ import platform
 
 import torch
 
-from pdfast import distributed
 from pdfast.device import choose_device
 from pdfast.kernels import group_norm_silu, runtime
+from pdfast.launch import launched
 from pdfast.numerics import precision_of
 from pdfast.progress import Screen
 from pdfast.version import __version__
@@ -25,7 +25,7 @@ def implementations(device: torch.device) -> dict[str, str]:
 
 def doctor(device_name: str, threads: int, screen: Screen) -> None:
     """Print the device, versions, number types and implementation of every op."""
-    device = choose_device(distributed.device_name(device_name), threads)
+    device = choose_device(device_name, threads)
     python = platform.python_version()
     screen.say(f"pdfast {__version__}, torch {torch.__version__}, Python {python}")
     if device.type == "cuda":
@@ -37,7 +37,7 @@ def doctor(device_name: str, threads: int, screen: Screen) -> None:
             f"device: cpu, because {why}; {torch.get_num_threads()} threads, "
             f"{torch.backends.cpu.get_cpu_capability()}"
         )
-    if distributed.launched():
+    if launched():
         by = "nccl" if device.type == "cuda" else "gloo"
         screen.say(f"processes: {os.environ['WORLD_SIZE']}, joined by {by}; this is the first")
     low = "bfloat16" if precision_of("auto", device) == "bf16" else "float32"

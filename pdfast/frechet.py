@@ -17,6 +17,7 @@ from pdfast.config import Config
 from pdfast.data import Dataset
 from pdfast.draws import Draws, Stream, index_below
 from pdfast.model import Model
+from pdfast.signals import poll
 
 NUM_RESAMPLES = 10
 PIXELS = 32  # largest size whose pixels are features
@@ -68,6 +69,7 @@ def fit_gaussian(features: Features, images: Tensor) -> Gaussian:
     """
     count, mean, scatter = 0, torch.zeros(()), torch.zeros(())
     for start in range(0, len(images), CHUNK):
+        poll()
         found = features.extract(images[start : start + CHUNK])
         n, its_mean = len(found), found.mean(0)
         centred = found - its_mean

@@ -1,8 +1,11 @@
 """What a run shows: a progress bar on a terminal, plain lines elsewhere."""
 
+import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -13,7 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from pdfast import distributed
+from pdfast.launch import speaks
 
 
 class Task:
@@ -40,6 +43,18 @@ class Task:
         return (self.done - self._first) / (time.perf_counter() - self.start)
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Whoever read the output has gone (`| head`): the run goes on, and says no more."""
+        self.quiet = True
+        nobody_listens()
+
+
+def nobody_listens() -> None:
+    """Let what is still printed go nowhere, where standard output was closed by its reader."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class Screen:
     """The run's output: `say` prints a line, `task` shows a bar while it lasts.
 
@@ -47,8 +62,13 @@ class Screen:
     """
 
     def __init__(self, quiet: bool = False) -> None:
-        quiet = quiet or not distributed.speaks()
-        self.console = Console(quiet=quiet, highlight=False, soft_wrap=True, markup=False)
+        quiet = quiet or not speaks()
+        options: dict[str, Any] = {"highlight": False, "soft_wrap": True, "markup": False}
+        self.console = _Console(quiet=quiet, **options)
+        # Who asked for quiet still is to know what went wrong.
+        self._alarm = (
+            _Console(stderr=True, quiet=not speaks(), **options) if quiet else self.console
+        )
         self.plain = quiet or not self.console.is_terminal
 
     def say(self, text: str) -> None:
@@ -56,8 +76,8 @@ class Screen:
         self.console.print(text)
 
     def warn(self, text: str) -> None:
-        """Print one line that asks for attention."""
-        self.console.print(f"warning: {text}", style="yellow")
+        """Print one line that asks for attention; on stderr where the rest is quiet."""
+        self._alarm.print(f"warning: {text}", style="yellow")
 
     @contextmanager
     def task(self, title: str, total: int, done: int = 0) -> Iterator[Task]:

@@ -11,8 +11,9 @@ import torch
 from torchrun import finish, lost, run, start
 
 import pdfast
-from pdfast import distributed, signals
+from pdfast import distributed, launch, signals
 from pdfast.config import Config, from_table
+from pdfast.device import choose_device
 from pdfast.errors import UsageError
 from pdfast.model import Model
 from pdfast.progress import Screen
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.timeout(100)
 WATCHED = """
 import os, pathlib, signal, sys
 from pdfast import model
-from pdfast.cli import main
+from pdfast.__main__ import main
 
 signal.alarm(90)  # the end, should torchrun be killed without a chance to pass it on
 
@@ -47,10 +48,10 @@ def run_dir(tmp_path_factory):
     table = dict(TINY, eval={"steps": [4], "baseline_steps": 2, "num": 150})
     table["distill"] = dict(TINY["distill"], rounds=1)
     config = from_table(Config, table)
-    made = Run.start(tmp_path_factory.mktemp("one") / "run", config, Screen(quiet=True))
-    torch.manual_seed(0)
-    made.save_model(Model(config.model), made.teacher_dir)
-    made.save_model(Model(config.model, steps=4), made.round_dir(1))
+    with Run.start(tmp_path_factory.mktemp("one") / "run", config, Screen(quiet=True)) as made:
+        torch.manual_seed(0)
+        made.save_model(Model(config.model), made.teacher_dir)
+        made.save_model(Model(config.model, steps=4), made.round_dir(1))
     pdfast.evaluate(made.path, threads=1, quiet=True)
     return made.path
 
@@ -80,7 +81,7 @@ def as_one_of(monkeypatch):
 
     def act(size, local=0):
         values = ("1", str(size), str(local), "localhost", "1")
-        for name, value in zip(distributed.VARIABLES, values, strict=True):
+        for name, value in zip(launch.VARIABLES, values, strict=True):
             monkeypatch.setenv(name, value)
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(size))
 
@@ -88,20 +89,22 @@ def as_one_of(monkeypatch):
 
 
 def test_the_device_of_each_process(monkeypatch, as_one_of):
-    assert distributed.device_name("cuda:3") == "cuda:3"
-    as_one_of(4, local=2)
-    assert distributed.device_name("cpu") == "cpu"
-    assert distributed.device_name("tpu") == "tpu"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert distributed.device_name("auto") == "auto"
+    gpus = [torch.device("cuda", k) for k in range(4)]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    assert distributed.device_name("auto") == distributed.device_name("cuda") == "cuda:2"
+    assert [choose_device(name) for name in ("cuda:3", "auto")] == [gpus[3], gpus[0]]
+    as_one_of(4, local=2)
+    assert choose_device("auto") == choose_device("cuda") == gpus[2]
+    assert choose_device("cpu") == torch.device("cpu")
+    with pytest.raises(UsageError, match="no device 'tpu'"):
+        choose_device("tpu")
     with pytest.raises(UsageError, match=r"--device cuda:0 is one GPU for all processes"):
-        distributed.device_name("cuda:0")
+        choose_device("cuda:0")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(UsageError, match=r"4 processes on this machine, but torch sees 2 GPUs"):
-        distributed.device_name("auto")
+        choose_device("auto")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device("auto") == torch.device("cpu")
 
 
 def test_a_batch_that_cannot_be_shared(monkeypatch, tiny):
@@ -197,7 +200,7 @@ def test_the_functions(tmp_path):
 
 COMMANDS = """
 import sys
-from pdfast.cli import main
+from pdfast.__main__ import main
 
 sample = ["sample", sys.argv[1] + "/teacher", "--steps=3", "--num=150", "--threads=1"]
 sys.exit(main([*sample, "--out=two.npz"]) or main(["eval", sys.argv[1], "--threads=1"]))
@@ -230,33 +233,37 @@ from pathlib import Path
 from PIL import Image
 import torch
 from pdfast import distributed, signals
-from pdfast.api import _open
+from pdfast.api import _opened
 from pdfast.config import load_config
 from pdfast.model import Model
 
 config = load_config("tiny.toml")
+def opened():
+    return _opened(config, "run", False, "auto", device)
+
 with distributed.session("cpu", 1) as device:
-    run, data = _open(config, "run", False, device)
-    model = Model(config.model)
-    assert not run.has(run.teacher_dir)
-    run.save_model(model, run.teacher_dir, seed=0)
-    assert run.has(run.teacher_dir)
-    for update in (4, 8, 12):
-        run.log(round=0, update=update, loss=float(distributed.rank()))
-    for update in (3, 5, 8):
-        tensors = {"weights.safetensors": {"w": torch.full((3,), 10.0 * update)}}
-        run.save_state(0, update, 1.0, tensors)
-    newest = run.path / "state" / "round-00-update-000000008"
-    distributed.from_first((newest / "state.json").unlink)
-    table, tensors = run.load_state(0)
-    assert table["update"] == 5 and tensors["weights.safetensors"]["w"].tolist() == [50.0] * 3
-    run.rewind_metrics(0, 8)
-    run.save_picture(Image.new("L", (4, 4)), "one.png")
-    assert run.has_picture("one.png") and not run.has_picture("two.png")
-    assert [m["update"] for m in run.metrics()] == [4, 8]
-    assert run.load_state(1) is None and run.students() == {}
-    run.clear_states(0)
-    run.screen.say(f"pids {os.getpid()}")
+    with opened() as (run, data):
+        model = Model(config.model)
+        assert not run.has(run.teacher_dir)
+        for update in (4, 8, 12):
+            run.log(round=0, update=update, loss=float(distributed.rank()))
+        for update in (3, 5, 8):
+            tensors = {"weights.safetensors": {"w": torch.full((3,), 10.0 * update)}}
+            run.save_state(0, update, 1.0, tensors)
+        newest = run.path / "state" / "round-00-update-000000008"
+        distributed.from_first((newest / "state.json").unlink)
+    with opened() as (run, data):
+        table, tensors = run.load_state(0)
+        assert table["update"] == 5 and tensors["weights.safetensors"]["w"].tolist() == [50.0] * 3
+        run.save_model(model, run.teacher_dir, seed=0)
+        assert run.has(run.teacher_dir)
+        run.rewind_metrics(0, 8)
+        run.save_picture(Image.new("L", (4, 4)), "one.png")
+        assert run.has_picture("one.png") and not run.has_picture("two.png")
+        assert [m["update"] for m in run.metrics()] == [4, 8]
+        assert run.load_state(1) is None and run.students() == {}
+        run.clear_states(0)
+        run.screen.say(f"pids {os.getpid()}")
 """
 
 
@@ -264,9 +271,9 @@ def test_only_the_first_writes_and_speaks(tmp_path, tiny_toml):
     (tmp_path / "writes.py").write_text(WRITES)
     output, _, codes, errors = run(tmp_path, "writes.py")
     assert codes == {}, errors
-    assert output.count("2 processes, each on cpu (1 threads)") == 1
+    assert output.count("2 processes, each on cpu (1 threads)") == 2
     assert output.count("pids ") == 1
-    assert output.count("state.json is missing; copy the whole directory again; trying") == 1
+    assert output.count("state.json is missing: round-00-update-000000008 is put aside as") == 1
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [
         {"round": 0, "update": update, "loss": 0.0} for update in (4, 8)

@@ -10,7 +10,7 @@ import torch
 from engine_cases import digits, flat, objective_of, random_model, run_engine, set_of
 from torchrun import lost, run
 
-from pdfast import checkpoint
+from pdfast import checkpoint, files
 
 pytestmark = pytest.mark.timeout(200)
 
@@ -68,7 +68,7 @@ def test_two_processes_train_as_one(tiny, tmp_path):
 STOPPED = """
 import os, signal, sys
 from pdfast import engine
-from pdfast.cli import main
+from pdfast.__main__ import main
 
 rank, number, left = map(int, sys.argv[1:4])
 signal.alarm(150)  # the end, should torchrun be killed without a chance to pass it on
@@ -114,7 +114,7 @@ def test_a_run_that_loses_processes_ends_at_the_same_bits(tiny_toml, tmp_path):
         assert newest is None or left[-1] == f"round-{newest}"
         assert {name[-1] for name in left} <= {"3", "5", "0"}  # none where it was killed
         for name in left:
-            checkpoint.read(states / name)
+            files.read(states / name)
     ended = distill("run", 0, 0, NEVER)
     assert ended.codes == {}, ended.errors
     for name in ("teacher", "round-01-steps-0004"):

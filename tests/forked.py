@@ -1,0 +1,192 @@
+"""The command line in processes that cost no import, each with a signal at a chosen event.
+
+A server imports pdfast once and forks for each call. What counts as an event, all in order:
+
+- "write": every step of the path that writes, found by Python's audit events and not by pdfast's
+  own names: opening a file to write, fsync, rename, mkdir, unlink, rmdir. A signal comes before
+  the step; for a file that is opened or given content there is a second event, "torn", where
+  the file is left with a part of its content.
+- "update": an optimizer update. "poll": work asks whether a signal came; "heard" counts the writes
+  until the last time.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Ended(NamedTuple):
+    """What is left of a call."""
+
+    code: int
+    """Exit status; -n for signal n."""
+    events: dict[str, int]
+    """How many there were, by kind; of a call that was not killed."""
+    output: str
+    errors: str
+
+
+class Server:
+    """Use as a context manager."""
+
+    def __enter__(self):
+        self._process = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            text=True,
+        )
+        return self
+
+    def __exit__(self, *_):
+        self._process.stdin.close()
+        self._process.wait()
+
+    def call(self, folder, *args, signum=0, kinds=(), number=0, then=0):
+        """Run `pdfast *args` in a folder; a signal at event `number` (from 1) of `kinds`.
+
+        `then`: another signal right after it.
+        """
+        asked = {
+            "folder": str(folder),
+            "args": [str(a) for a in args],
+            "signum": int(signum),
+            "kinds": list(kinds),
+            "number": number,
+            "then": then,
+        }
+        self._process.stdin.write(json.dumps(asked) + "\n")
+        self._process.stdin.flush()
+        ended = Ended(**json.loads(self._process.stdout.readline()))
+        assert "Traceback" not in ended.errors, ended.errors
+        return ended
+
+
+class Events:
+    """Counts, and sends the signal when its turn comes."""
+
+    def __init__(self, folder, signum, kinds, number, then):
+        self.root, self.signum, self.kinds, self.number = folder, signum, kinds, number
+        self.then = then
+        self.counts = {"write": 0, "torn": 0, "update": 0, "poll": 0, "heard": 0}
+
+    def happens(self, kind, tear=None):
+        self.counts[kind] += 1
+        if kind == "poll":
+            self.counts["heard"] = self.counts["write"]
+        if sum(self.counts[k] for k in self.kinds) == self.number and kind in self.kinds:
+            if tear:
+                tear()
+            for signum in filter(None, (self.signum, self.then)):
+                signal.raise_signal(signum)
+
+    def _inside(self, path):
+        return isinstance(path, str | os.PathLike) and str(Path(path).absolute()).startswith(
+            self.root
+        )
+
+    def audit(self, event, args):
+        if event == "open" and self._inside(args[0]) and args[2] & (os.O_WRONLY | os.O_RDWR):
+            self.happens("write")
+            if args[2] & (os.O_TRUNC | os.O_APPEND):
+                self.happens("torn", lambda: self._tear(args[0], bool(args[2] & os.O_TRUNC)))
+        elif event in ("os.rename", "os.mkdir", "os.remove", "os.rmdir") and self._inside(args[0]):
+            self.happens("write")
+
+    @staticmethod
+    def _tear(path, anew):
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if anew else os.O_APPEND))
+        os.write(fd, b'{"round": 0, "upd')
+
+    def install(self):
+        """Only in a process that ends with the call."""
+        import safetensors.torch
+
+        from pdfast import engine, signals
+
+        def counted(module, name, kind, after=None):
+            real = getattr(module, name)
+
+            def call(*args, **kwargs):
+                self.happens(kind)
+                result = real(*args, **kwargs)
+                if after:
+                    self.happens("torn", lambda: after(*args))
+                return result
+
+            setattr(module, name, call)
+
+        def halve(_, path):
+            os.truncate(path, os.path.getsize(path) // 2)
+
+        counted(os, "fsync", "write")
+        counted(safetensors.torch, "save_file", "write", after=halve)
+        counted(engine, "update", "update")
+        counted(signals, "requested", "poll")
+        sys.addaudithook(self.audit)
+
+
+def _child(asked, notes):
+    """One call, in a process of its own."""
+    from pdfast.__main__ import main
+
+    os.chdir(asked["folder"])
+    for number, name in ((1, "output"), (2, "errors")):
+        os.dup2(os.open(notes / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    sys.stdout, sys.stderr = (os.fdopen(os.dup(n), "w") for n in (1, 2))
+    args = asked.pop("args")
+    events = Events(**asked)
+    events.install()
+    try:
+        code = main(args)
+    except BaseException:
+        traceback.print_exc()
+        code = 99
+    counts = dict(events.counts)  # before the next line counts
+    with (notes / "events").open("w") as file:
+        json.dump(counts, file)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _serve():
+    import tempfile
+
+    from conftest import TINY
+
+    import pdfast.cli
+    import pdfast.forecast  # noqa: F401
+    from pdfast.config import Config, from_table
+    from pdfast.data import load_dataset
+    from pdfast.plots import plot_distances
+
+    # What else is imported when it is first needed.
+    tiny = from_table(Config, TINY)
+    load_dataset(tiny.data, tiny.model)
+    plot_distances("", 1.0, [("", {1: 1.0, 2: 1.0})])
+    with tempfile.TemporaryDirectory() as folder:
+        notes = Path(folder)
+        for line in sys.stdin:
+            (notes / "events").write_text("{}")
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    _child(json.loads(line), notes)
+                finally:
+                    os._exit(98)
+            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            said = {name: (notes / name).read_text() for name in ("output", "errors")}
+            events = json.loads((notes / "events").read_text() or "{}")
+            print(json.dumps({"code": code, "events": events, **said}), flush=True)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _serve()
