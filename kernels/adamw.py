@@ -7,6 +7,9 @@ second 16 read (weight, gradient, two moments) and 12 written, 8 more for an ave
 in half precision: 32 to 42. PyTorch (fused AdamW, clip_grad_norm_, foreach EMA, cast): 40 to 58.
 Bound: memory. Loses: below about 10^5 parameters, to launch overhead, as everything does.
 
+An update whose loss or gradient is not finite is left out: the second launch then reads the partial
+sums, the loss and the counters, writes the norm and the counters, and no host has to look.
+
 Every float stream goes in 16-byte accesses when the length divides by 16 (pad the buffers; zeros
 stay zeros); sums of squares are float64 lanes. Elements beyond 2^31 are reached.
 """
@@ -23,6 +26,7 @@ from pdfast.kernels.runtime import tl, triton
 BLOCK = 1024
 PROGRAMS = 1024  # at most, of each launch; so many partial sums
 COPIES = (torch.bfloat16, torch.float16)
+ASKED = ("cpu",)  # devices that the reference may ask for a number without waiting
 
 
 def adamw(
@@ -34,8 +38,11 @@ def adamw(
     copy: Tensor | None,
     lr: Tensor,
     step: Tensor,
+    loss: Tensor,
+    skipped: Tensor,
     *,
     max_norm: float,
+    max_skipped: int,
     beta1: float = 0.9,
     beta2: float = 0.999,
     eps: float = 1e-8,
@@ -45,11 +52,16 @@ def adamw(
     """One update in place; returns the gradient's norm before clipping, of the params' dtype, 0-d.
 
     params, grads, the moments and `ema` (averaged weights, or None) are contiguous float32 (or
-    float64), (P,); `copy` takes the new weights in bfloat16 or float16, or is None. lr, floating,
-    and step, int64, counting from 1, have one element and lie on the same device. `max_norm` 0
+    float64), (P,); `copy` takes the new weights in bfloat16 or float16, or is None. lr and loss,
+    floating, and step, int64, counting from 1, have one element; loss may be 0-d. `max_norm` 0
     does not clip; otherwise as torch.nn.utils.clip_grad_norm_, and the rest as torch.optim.AdamW
-    (Loshchilov & Hutter 2019). ema = ema_decay ema + (1 - ema_decay) params, and params at step 1.
-    Raises ValueError or TypeError for other shapes, dtypes or devices.
+    (Loshchilov & Hutter 2019). ema = ema_decay ema + (1 - ema_decay) params, and params at first.
+
+    skipped, int64 (2,): how many updates were skipped, and how many of them last, in a row. One is
+    skipped, and changes nothing but these two, if its loss or its norm is not finite, or if
+    `max_skipped` (at least 1) before it were: where it ends does not depend on when a host looks.
+    A skipped update is no step of AdamW, whose bias correction counts step - skipped[0]. All
+    tensors lie on one device. Raises ValueError or TypeError for other shapes, dtypes or devices.
     """
     size = max(1, params.numel()) if isinstance(params, Tensor) else 1
     runtime.check_tensor("params", params, runtime.STATES, (size,))
@@ -69,9 +81,16 @@ def adamw(
             raise ValueError(f"{name} must be finite and at least 0, not {value}")
     runtime.check_tensor("lr", lr, runtime.STATES, (1,), params)
     runtime.check_tensor("step", step, (torch.int64,), (1,), params)
-    numbers = (max_norm, beta1, beta2, eps, weight_decay, ema_decay)
+    one = () if isinstance(loss, Tensor) and loss.ndim == 0 else (1,)
+    runtime.check_tensor("loss", loss, runtime.STATES, one, params)
+    runtime.check_tensor("skipped", skipped, (torch.int64,), (2,), params)
+    if not skipped.is_contiguous():
+        raise ValueError("skipped must be contiguous")
+    if max_skipped < 1:
+        raise ValueError(f"max_skipped must be at least 1, not {max_skipped}")
+    numbers = (max_norm, beta1, beta2, eps, weight_decay, ema_decay, max_skipped)
     buffers = (params.detach(), grads, exp_avg, exp_avg_sq, ema, copy)
-    norm: Tensor = adamw_op(*buffers, lr, step, *numbers)
+    norm: Tensor = adamw_op(*buffers, lr, step, loss.detach(), skipped, *numbers)
     return norm
 
 
@@ -84,35 +103,63 @@ def adamw_reference(
     copy: Tensor | None,
     lr: Tensor,
     step: Tensor,
+    loss: Tensor,
+    skipped: Tensor,
     max_norm: float,
     beta1: float,
     beta2: float,
     eps: float,
     weight_decay: float,
     ema_decay: float,
+    max_skipped: int,
 ) -> Tensor:
-    """`adamw` in plain PyTorch: a few operations on whole buffers, in place."""
-    lr, step = lr.double().reshape(()), step.double().reshape(())
+    """`adamw` in plain PyTorch: a few operations on whole buffers, in place.
+
+    On a CPU it returns before them where it skips; elsewhere, where asking would wait for the
+    device and end a capture, it does them on what it then puts back from copies.
+    """
     norm: Tensor = torch.linalg.vector_norm(grads)
+    made = count_skipped(norm, loss, skipped, max_skipped)
+    before = []
+    if params.device.type in ASKED:
+        if not made:
+            return norm
+    else:
+        kept = [b for b in (params, exp_avg, exp_avg_sq, ema, copy) if b is not None]
+        before = [(b, b.clone()) for b in kept]
+    lr, count = lr.double().reshape(()), (step - skipped[0]).double().reshape(())
     if max_norm:
         grads = grads * (max_norm / (norm + 1e-6)).clamp(max=1.0)
     exp_avg.lerp_(grads, 1 - beta1)
     exp_avg_sq.mul_(beta2).addcmul_(grads, grads, value=1 - beta2)
-    step_size, scale = lr / (1 - beta1**step), (1 - beta2**step).rsqrt()
+    step_size, scale = lr / (1 - beta1**count), (1 - beta2**count).rsqrt()
     denominator = exp_avg_sq.sqrt().mul_(scale).add_(eps)
     params.mul_(1 - lr * weight_decay)
     params.addcdiv_(exp_avg * -step_size, denominator)
     if ema is not None:
         # The first average is the weights.
-        new = torch.where(step == 1, torch.ones_like(step), 1.0 - ema_decay)
+        new = torch.where(count == 1, torch.ones_like(count), 1.0 - ema_decay)
         ema.lerp_(params, new.to(ema.dtype))
     if copy is not None:
         copy.copy_(params)
+    for buffer, old in before:
+        torch.where(made, buffer, old, out=buffer)
     return norm
 
 
+def count_skipped(norm: Tensor, loss: Tensor, skipped: Tensor, max_skipped: int) -> Tensor:
+    """Whether an update is made, bool and 0-d; if not, counted in `skipped`, as `adamw` does."""
+    finite = norm - norm == (loss - loss).reshape(())  # 0 if so, NaN if not, which equals nothing
+    in_a_row = skipped[1]
+    made = finite & (in_a_row < max_skipped)
+    left_out = ~made
+    skipped.add_(left_out)
+    in_a_row.mul_(left_out)
+    return made
+
+
 @torch.library.custom_op(
-    "pdfast::adamw", mutates_args=("params", "exp_avg", "exp_avg_sq", "ema", "copy")
+    "pdfast::adamw", mutates_args=("params", "exp_avg", "exp_avg_sq", "ema", "copy", "skipped")
 )
 def adamw_op(
     params: Tensor,
@@ -123,18 +170,21 @@ def adamw_op(
     copy: Tensor | None,
     lr: Tensor,
     step: Tensor,
+    loss: Tensor,
+    skipped: Tensor,
     max_norm: float,
     beta1: float,
     beta2: float,
     eps: float,
     weight_decay: float,
     ema_decay: float,
+    max_skipped: int,
 ) -> Tensor:
     """`adamw` of arguments known to be right."""
     buffers = (params, grads, exp_avg, exp_avg_sq, ema, copy)
     numbers = (max_norm, beta1, beta2, eps, weight_decay, ema_decay)
     if not runtime.uses_triton(params.device, params.dtype):
-        return adamw_reference(*buffers, lr, step, *numbers)
+        return adamw_reference(*buffers, lr, step, loss, skipped, *numbers, max_skipped)
     size = len(params)
     programs = min(PROGRAMS, runtime.cdiv(size, BLOCK))
     partials = torch.empty(programs, dtype=torch.float64, device=params.device)
@@ -151,10 +201,13 @@ def adamw_op(
         *buffers,
         lr,
         step,
+        loss,
+        skipped,
         partials,
         norm,
         size,
         max_norm=max_norm,
+        max_skipped=max_skipped,
         beta1=beta1,
         beta2=beta2,
         log_beta1=math.log(beta1),
@@ -201,10 +254,13 @@ def adamw_kernel(
     copy,
     lr,
     step,
+    loss,
+    skipped,
     partials,
     norm,
     size,
     max_norm: tl.constexpr,
+    max_skipped: tl.constexpr,
     beta1: tl.constexpr,
     beta2: tl.constexpr,
     log_beta1: tl.constexpr,
@@ -221,15 +277,26 @@ def adamw_kernel(
     p = tl.arange(0, most)
     squares = tl.load(partials + p, mask=p < programs, other=0.0)
     length = tl.sqrt(tl.sum(squares)).to(tl.float32)
+    # The counters are read by every program while the first one writes them. Each finds the same
+    # whether it reads before or after: an update that is made sets the second to 0, which is below
+    # `max_skipped` as what was there, and leaves the first; one that is skipped for what is not
+    # finite needs neither; one that comes too late raises the second, which was at the limit.
+    total, in_a_row = tl.load(skipped), tl.load(skipped + 1)
+    finite = (tl.abs(length) < float("inf")) & (tl.abs(tl.load(loss)) < float("inf"))
+    made = finite & (in_a_row < max_skipped)
     if tl.program_id(0) == 0:
         tl.store(norm, length)
-    count, rate = tl.load(step).to(tl.float64), tl.load(lr).to(tl.float64)
+        tl.store(skipped, tl.where(made, total, total + 1))
+        tl.store(skipped + 1, tl.where(made, 0, in_a_row + 1))
+    if not made:
+        return
+    count, rate = (tl.load(step) - total).to(tl.float64), tl.load(lr).to(tl.float64)
     keep = (1.0 - rate * weight_decay).to(tl.float32)
     step_size = (rate / (1.0 - tl.exp(count * log_beta1))).to(tl.float32)
     scale = (1.0 / tl.sqrt(1.0 - tl.exp(count * log_beta2))).to(tl.float32)
     if max_norm > 0:
         clip = tl.div_rn(tl.full((), max_norm, tl.float32), length + 1e-6)
-        clip = tl.where(clip > 1.0, 1.0, clip)  # not minimum(): NaN must stay
+        clip = tl.minimum(clip, 1.0)
 
     program = tl.program_id(0).to(tl.int64)
     for turn in range(turns):

@@ -278,7 +278,7 @@ def _state(optimizer: Optimizer, teacher: Model | None, data: Dataset) -> dict[s
     state: dict[str, int] = {}
     seen: set[int] = set()
     for name, value in named:
-        if not isinstance(value, Tensor) or value.numel() == 1:
+        if not isinstance(value, Tensor) or value.numel() <= 2:  # a counter
             continue
         if value.untyped_storage()._cdata not in seen:
             seen.add(value.untyped_storage()._cdata)
@@ -320,6 +320,8 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name, kwargs = func._schema.name, kwargs or {}
         if func.namespace == "prim":  # a question to a fake tensor, such as its device
             return func(*args, **kwargs)
+        if name == "aten::is_nonzero":  # whether the update is made: in general it is
+            return True
         part = self._part or _part_of(name)
         if not self.kernels and name in REFERENCES:
             with self, self.within(part):

@@ -7,7 +7,6 @@ is captured once per phase as a CUDA graph and replayed, with the learning rate 
 import contextlib
 import dataclasses
 import functools
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -25,7 +24,7 @@ from pdfast.errors import UsageError
 from pdfast.method import Loss, Noised, add_noise
 from pdfast.model import Model
 from pdfast.optimizer import Optimizer
-from pdfast.phase_log import PhaseLog, not_finite
+from pdfast.phase_log import PhaseLog, check_held
 from pdfast.run import Run
 from pdfast.schedule import CosineSchedule
 from pdfast.streaming import Resident, Streamed, open_source
@@ -231,7 +230,8 @@ def fit(
     """Train `model` in place for `cfg.updates` updates, resuming from the run's saved state.
 
     Images that are not on the model's device are streamed to it. Raises Stopped, with the state
-    saved, when a signal came; PdfastError when the loss is no longer finite.
+    saved, when a signal came; PdfastError when the loss is no longer finite, with a directory
+    that repeats it where `cfg.max_skipped` updates in a row were skipped.
     """
     config, device = run.config, model.device
     dtype = numerics.net_dtype(numerics.precision_of(config.precision, device))
@@ -244,6 +244,7 @@ def fit(
     with contextlib.closing(held_source):
         held_source.load(0)
     loss_start = held_loss(model, objective, held, cfg.accumulate)
+    check_held(title, 0, loss_start)
     start, first, resumed = time.perf_counter(), 0, run.load_state(round_)
     if resumed is None:
         run.rewind_metrics(round_, -1)
@@ -264,7 +265,9 @@ def fit(
         work = functools.partial(update, model, objective, optimizer, batch)
         state = [*optimizer.tensors(), *objective.carried]
         repeat = stack.enter_context(contextlib.closing(Replay(work, state, device)))
-        log = PhaseLog(run, round_, title, optimizer, first, task)
+        images = {"num_steps": model.steps, "num_images": len(data)}
+        log = PhaseLog(run, round_, title, optimizer, task, start=start, **images)
+        due = False
         for k in range(first, cfg.updates):
             source.load(k + objective.ahead)
             optimizer.rate.fill_(optimizer.lr(k))
@@ -274,17 +277,17 @@ def fit(
             if done % config.log_every == 0 or done == cfg.updates:
                 log.take(done)
             log.write(done, wait=done == cfg.updates)
-            if stopping or (done % config.save_every == 0 and done < cfg.updates):
-                log.check(done)
-                run.save_state(round_, done, time.perf_counter() - start, optimizer.state())
+            due = (due or done % config.save_every == 0) and done < cfg.updates
+            # A state that is due waits for an update that is made: the one before it may be needed.
+            if (stopping or due) and (log.settled(done) or stopping):
+                saved, due = log.save(), False
             if stopping:
-                raise signals.stop(f"{title} is saved at update {done}; run it again to go on")
+                raise signals.stop(f"{title} is saved at update {saved}; run it again to go on")
     seconds = time.perf_counter() - start
     optimizer.average()
     loss_end = held_loss(model, objective, held, cfg.accumulate)
     optimizer.release()
-    if not math.isfinite(loss_end):
-        raise not_finite(title, cfg.updates)
+    check_held(title, cfg.updates, loss_end)
     return FitResult(loss_start, loss_end, seconds)
 
 

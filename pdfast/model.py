@@ -9,7 +9,7 @@ from pdfast import distributed, method
 from pdfast.config import NetConfig
 from pdfast.data import to_uint8
 from pdfast.draws import Draws, Stream, index_below
-from pdfast.errors import UsageError
+from pdfast.errors import PdfastError, UsageError
 from pdfast.samplers import Sampler, check_arguments, sample
 from pdfast.schedule import CosineSchedule, logsnr_of
 from pdfast.unet import Dropped, UNet
@@ -17,6 +17,15 @@ from pdfast.unet import Dropped, UNet
 # Images per network call while sampling. Every call has this size, the last one filled up, so that
 # the arithmetic of image k, and with it every bit, is the same for any number of images.
 SAMPLE_BATCH = 64
+
+
+def _finite(images: Tensor) -> Tensor:
+    if not images.isfinite().all():
+        raise PdfastError(
+            "the model's samples hold numbers that are not finite: it has diverged, or computes in "
+            "too few digits (--precision fp32)"
+        )
+    return images
 
 
 class Model(nn.Module):
@@ -200,7 +209,7 @@ class Model(nn.Module):
         made = self.sample_batches(
             num, steps, seed, label, None, True, sampler, variance, on_step, mine
         )
-        images = [to_uint8(batch) for batch in made]
+        images = [to_uint8(_finite(batch)) for batch in made]
         for _ in range(steps * (self.calls_for(num) - len(images))):
             on_step()  # in which processes may wait for one another
         return distributed.gather(images, num, SAMPLE_BATCH).to(self.device)

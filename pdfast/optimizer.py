@@ -56,9 +56,12 @@ class Optimizer:
         self.ema = self.weights.clone() if cfg.ema_decay else None
         self.rate = torch.zeros(1, dtype=torch.float64, device=model.device)
         self.done = torch.zeros(1, dtype=torch.int64, device=model.device)
-        self.norm = zeros.new_zeros(())
-        self.loss_sum = torch.zeros((), dtype=torch.float64, device=model.device)
-        self.logged = torch.zeros_like(self.done)  # updates when loss_sum was last emptied
+        # Updates left out for a loss or gradient that was not finite: all, and the last in a row.
+        self.skipped = self.done.new_zeros(2)
+        self.norm = zeros.new_zeros(())  # of the last update, made or not
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=model.device)  # of those made
+        # Updates, and those skipped, when loss_sum was last emptied.
+        self.logged = self.done.new_zeros(2)
 
     def _views(self, buffer: Tensor) -> dict[str, Tensor]:
         """A buffer's parts by name, each in the shape and strides of its parameter."""
@@ -91,9 +94,11 @@ class Optimizer:
             self.loss.add_(loss)
 
     def step(self) -> None:
-        """Add up over processes, clip, and apply the gradient at learning rate `self.rate`."""
+        """Add up over processes, clip, and apply the gradient at learning rate `self.rate`.
+
+        Unless the loss or the gradient is not finite: then `done` and `skipped` alone change.
+        """
         distributed.all_reduce(self._summed)
-        self.loss_sum.add_(self.loss)
         self.done.add_(1)
         norm = self._adamw(
             self.weights,
@@ -104,11 +109,16 @@ class Optimizer:
             self.copy,
             self.rate,
             self.done,
+            self.loss,
+            self.skipped,
             max_norm=self.cfg.grad_clip,
+            max_skipped=self.cfg.max_skipped,
             weight_decay=self.cfg.weight_decay,
             ema_decay=self.cfg.ema_decay,
         )
         self.norm.copy_(norm)
+        made, with_loss = self.skipped[1] == 0, self.loss_sum + self.loss
+        torch.where(made, with_loss, self.loss_sum, out=self.loss_sum)
 
     def average(self) -> None:
         """Give the model its averaged weights, where they are kept."""
@@ -125,11 +135,13 @@ class Optimizer:
     def tensors(self) -> list[Tensor]:
         """All that an update changes and the next one reads."""
         kept = [self.weights, self.exp_avg, self.exp_avg_sq, self.ema, self.copy]
-        return [*(t for t in kept if t is not None), self.done, self.loss_sum, self.logged]
+        counters = [self.done, self.loss_sum, self.skipped, self.logged]
+        return [*(t for t in kept if t is not None), *counters]
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """The same, parameter by parameter, by file; without the rounded copy."""
-        moments = {"step": self.done, "loss_sum": self.loss_sum, "logged": self.logged}
+        moments = {"step": self.done, "skipped": self.skipped}
+        moments |= {"loss_sum": self.loss_sum, "logged": self.logged}
         for key, buffer in (("exp_avg", self.exp_avg), ("exp_avg_sq", self.exp_avg_sq)):
             moments |= {f"{key}.{name}": view for name, view in self._views(buffer).items()}
         files = {
@@ -141,15 +153,24 @@ class Optimizer:
         return files
 
     def load(self, files: dict[str, dict[str, Tensor]]) -> None:
-        """Take over what `state` gave."""
+        """Take over what `state` gave; PdfastError, and nothing is changed, if it does not fit."""
+        pairs = []
         for file, tensors in self.state().items():
             for name, tensor in tensors.items():
-                if name not in files.get(file, {}):
+                saved = files.get(file, {}).get(name)
+                if saved is None or _kind(saved) != _kind(tensor):
+                    but = "" if saved is None else f" (but {_kind(saved)})"
                     raise PdfastError(
-                        f"the saved state has no {name} in {file}: another version of pdfast "
-                        "wrote it; go on with that one, or remove the state/ folder of the run to "
-                        "begin the phase again"
+                        f"the saved state has no {name} of {_kind(tensor)} in {file}{but}: another "
+                        "version of pdfast wrote it; go on with that one, or remove the state/ "
+                        "folder of the run to begin the phase again"
                     )
-                tensor.copy_(files[file][name])
+                pairs.append((tensor, saved))
+        for tensor, saved in pairs:
+            tensor.copy_(saved)
         if self.copy is not None:
             self.copy.copy_(self.weights)
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pdfast.config import Config, PeersConfig
 from pdfast.errors import UsageError
+from pdfast.kernels.adamw import count_skipped
 from pdfast.model import Model
 from pdfast.unet import Attention, GroupNormSiLU
 
@@ -115,8 +116,11 @@ def apex_adamw(
     copy: Tensor | None,
     lr: Tensor,
     step: Tensor,
+    loss: Tensor,
+    skipped: Tensor,
     *,
     max_norm: float,
+    max_skipped: int,
     beta1: float = 0.9,
     beta2: float = 0.999,
     eps: float = 1e-8,
@@ -128,17 +132,20 @@ def apex_adamw(
     The kernel is the one that reads its numbers on the device, so that a CUDA graph can hold it.
     """
     norm: Tensor = torch.linalg.vector_norm(grads)
+    made = count_skipped(norm, loss, skipped, max_skipped)
     if max_norm:
         grads.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
     apply = importlib.import_module("apex.multi_tensor_apply").multi_tensor_applier
-    overflow = torch.zeros(1, dtype=torch.int32, device=params.device)
+    overflow = (~made).int().reshape(1)  # where 1, the kernel returns at once
+    count = step - skipped[0]
     lists = [[grads], [params], [exp_avg], [exp_avg_sq]]
     adam = importlib.import_module("amp_C").multi_tensor_adam_capturable
     decoupled, corrected, inverse_scale = 1, 1, params.new_ones(1)
-    rates = (lr.float(), beta1, beta2, eps, step.int(), decoupled, corrected, weight_decay)
+    rates = (lr.float(), beta1, beta2, eps, count.int(), decoupled, corrected, weight_decay)
     apply(adam, overflow, lists, *rates, inverse_scale)
     if ema is not None:
-        ema.lerp_(params, torch.where(step == 1, 1.0, 1.0 - ema_decay).to(ema.dtype).reshape(()))
+        new = torch.where(count == 1, 1.0, 1.0 - ema_decay).to(ema.dtype).reshape(())
+        torch.where(made, ema.lerp(params, new), ema, out=ema)
     if copy is not None:
-        copy.copy_(params)
+        torch.where(made, params.to(copy.dtype), copy, out=copy)
     return norm

@@ -1,16 +1,17 @@
-"""Losses of a phase on their way to metrics.jsonl and to the screen."""
+"""A phase's losses on their way to metrics.jsonl and the screen, its states, and its failure."""
 
 import math
 import resource
 import sys
 import time
 from collections import deque
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
 from pdfast.errors import PdfastError
+from pdfast.kernels.add_noise import draw_indices
 from pdfast.optimizer import Optimizer
 from pdfast.progress import Task
 from pdfast.run import Run
@@ -23,37 +24,57 @@ class Reading(NamedTuple):
 
     done: int
     updates: int
-    """That the loss is the sum of."""
+    """Since the line before."""
     lr: float
     rate: float
     """Updates per second."""
     values: Tensor
-    """float64 (2,), host: sum of losses, gradient norm."""
+    """float64 (4,), host: sum of losses, gradient norm, updates skipped, the last in a row."""
     arrived: torch.cuda.Event | None
 
 
 class PhaseLog:
-    """A line every `log_every` updates; the device is never waited for."""
+    """A line every `log_every` updates, for which the device is never waited for; and the states.
+
+    Updates with a loss or gradient that is not finite are skipped on the device. Here they are
+    counted, and `max_skipped` in a row end the run: with PdfastError, and a directory that holds
+    the phase as it was before them, in the form of a state, and which images they saw.
+    """
 
     def __init__(
-        self, run: Run, round_: int, title: str, optimizer: Optimizer, first: int, task: Task
+        self,
+        run: Run,
+        round_: int,
+        title: str,
+        optimizer: Optimizer,
+        task: Task,
+        *,
+        start: float,
+        num_steps: int,
+        num_images: int,
     ) -> None:
-        """`first`: the update that this process begins with."""
+        """`start`: when the phase began, by time.perf_counter; the numbers are for the failure."""
         self.run, self.round, self.title, self.task = run, round_, title, task
-        self.optimizer, self.cfg = optimizer, optimizer.cfg
+        self.optimizer, self.cfg, self.start = optimizer, optimizer.cfg, start
+        self.num_steps, self.num_images = num_steps, num_images
         self._waiting: deque[Reading] = deque()
-        self._first, self._last = first, int(optimizer.logged)
+        self._first = int(optimizer.done)
+        self._last, self._skipped = optimizer.logged.tolist()
+        # `logged` and `loss_sum` before the updates that were skipped last, in a row over lines.
+        self._before: tuple[list[int], float] | None = None
         self._since = time.perf_counter()
 
     def take(self, done: int) -> None:
         """Begin to read the loss since the last line, and the norm, after `done` updates."""
         optimizer = self.optimizer
-        values = torch.stack([optimizer.loss_sum, optimizer.norm.double()])
+        numbers = optimizer.loss_sum, optimizer.norm, *optimizer.skipped.unbind()
+        values = torch.stack([number.double() for number in numbers])
         optimizer.loss_sum.zero_()
-        optimizer.logged.fill_(done)
+        optimizer.logged[0].fill_(done)
+        optimizer.logged[1].copy_(optimizer.skipped[0])
         arrived = None
         if values.is_cuda:
-            host = torch.empty(2, dtype=torch.float64, pin_memory=True)
+            host = torch.empty(4, dtype=torch.float64, pin_memory=True)
             values = host.copy_(values, non_blocking=True)
             arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             arrived.record()
@@ -68,7 +89,7 @@ class PhaseLog:
         """Log what was taken some updates ago, and has arrived; with `wait`, all.
 
         What is logged depends on `done` alone, not on the GPU's speed: several processes must log
-        at the same point. Raises PdfastError for a loss that is no longer finite.
+        at the same point. Raises PdfastError after too many skipped updates.
         """
         while self._waiting:
             reading = self._waiting[0]
@@ -79,17 +100,55 @@ class PhaseLog:
             self._waiting.popleft()
             self._write(reading)
 
-    def check(self, done: int) -> None:
-        """Raise PdfastError if the loss is no longer finite; waits for the device."""
+    def settled(self, done: int) -> bool:
+        """Whether the last update was made, not skipped; waits for the device.
+
+        Raises PdfastError after too many skipped updates.
+        """
         self.write(done, wait=True)
-        if not (math.isfinite(self.optimizer.loss_sum) and math.isfinite(self.optimizer.norm)):
-            raise not_finite(self.title, done)
+        in_a_row = int(self.optimizer.skipped[1])
+        if in_a_row >= self.cfg.max_skipped:
+            self._fail()
+        return in_a_row == 0
+
+    def save(self) -> int:
+        """Save the phase, to go on from; gives the update. Call `settled` before.
+
+        Where updates are being skipped, it is saved as it was before them: they come again.
+        """
+        update, files = self._state()
+        self.run.save_state(self.round, update, time.perf_counter() - self.start, files)
+        return update
+
+    def _state(self) -> tuple[int, dict[str, dict[str, Tensor]]]:
+        """(update, tensors) before the updates that were skipped last, which changed nothing."""
+        optimizer = self.optimizer
+        total, in_a_row = optimizer.skipped.tolist()
+        update, files = int(optimizer.done) - in_a_row, optimizer.state()
+        if in_a_row:
+            logged, loss_sum = [self._last, self._skipped], float(optimizer.loss_sum)
+            if update < self._last:
+                assert self._before is not None  # no phase begins amid skipped updates
+                logged, loss_sum = self._before
+            files["moments.safetensors"] |= {
+                "step": torch.tensor([update]),
+                "skipped": torch.tensor([total - in_a_row, 0]),
+                "logged": torch.tensor(logged),
+                "loss_sum": torch.tensor(loss_sum, dtype=torch.float64),
+            }
+        return update, files
 
     def _write(self, reading: Reading) -> None:
         done, lr = reading.done, reading.lr
-        loss, grad_norm = reading.values[0].item() / reading.updates, reading.values[1].item()
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            raise not_finite(self.title, done)
+        loss_sum, norm = reading.values[:2].tolist()
+        total, in_a_row = map(int, reading.values[2:].tolist())
+        since, skipped = done - reading.updates, total - self._skipped
+        if 0 < in_a_row <= reading.updates:
+            self._before = [since, self._skipped], loss_sum
+        self._skipped = total
+        made = reading.updates - skipped
+        loss = loss_sum / made if made else None
+        grad_norm = None if in_a_row else norm
         images_per_s = reading.rate * self.cfg.batch
         memory = round(memory_mb(self.optimizer.weights.device))
         self.run.log(
@@ -98,24 +157,76 @@ class PhaseLog:
             loss=loss,
             grad_norm=grad_norm,
             lr=lr,
+            **({"skipped": skipped} if skipped else {}),
             images_per_s=round(images_per_s, 1),
             memory_mb=memory,
         )
         rate = self.task.rate()
-        self.task.note(f"loss {loss:.4g}  {rate:.3g} updates/s")
+        shown, of_last = (
+            "none" if value is None else f"{value:.{digits}g}"
+            for value, digits in ((loss, 4), (grad_norm, 3))
+        )
+        self.task.note(f"loss {shown}  {rate:.3g} updates/s")
         if self.run.screen.plain:
             self.run.screen.say(
-                f"{self.title}: update {done}/{self.cfg.updates}  loss {loss:.4g}  "
-                f"grad norm {grad_norm:.3g}  lr {lr:.2e}  {images_per_s:.0f} images/s  "
+                f"{self.title}: update {done}/{self.cfg.updates}  loss {shown}  "
+                f"grad norm {of_last}  lr {lr:.2e}  {images_per_s:.0f} images/s  "
                 f"{memory} MB  ETA {(self.cfg.updates - done) / rate:.0f} s"
             )
+        if skipped:
+            self.run.screen.warn(
+                f"{self.title}: update {done}/{self.cfg.updates}  ({skipped} "
+                f"update{'s' if skipped > 1 else ''} skipped: loss or gradient not finite)"
+            )
+        if in_a_row >= self.cfg.max_skipped:
+            self._fail()
+
+    def _fail(self) -> NoReturn:
+        """End the run, leaving what repeats the failure."""
+        optimizer, seed, most = self.optimizer, self.run.config.seed, self.cfg.max_skipped
+        update, files = self._state()
+        numbers = range(update, update + most)
+        drawn = [
+            draw_indices(seed, self.round, k, 0, self.cfg.batch, self.num_images).tolist()
+            for k in numbers
+        ]
+        last = {"loss": float(optimizer.loss), "grad_norm": float(optimizer.norm)}
+        name = f"round-{self.round:02d}-update-{update:09d}"
+        table = {
+            "round": self.round,
+            "steps": self.num_steps,
+            "update": update,
+            "skipped": most,
+            "seed": seed,
+            "batch": self.cfg.batch,
+            "images": dict(zip(map(str, numbers), drawn, strict=True)),
+            "lr": {str(k): optimizer.lr(k) for k in numbers},
+            "last": {"update": int(optimizer.done) - 1}
+            | {key: value if math.isfinite(value) else str(value) for key, value in last.items()},
+            "repeat": f"copy this directory to state/{name} in the run and give the same command",
+        }
+        seconds = time.perf_counter() - self.start
+        path = self.run.save_failure(self.round, update, seconds, files, table)
+        raise PdfastError(
+            f"{self.title}: after update {update} the loss or the gradient was not finite {most} "
+            f"times in a row; {path} has what repeats it; start again with a lower learning rate "
+            "and another --out (finished models and saved states are whole)"
+        )
 
 
-def not_finite(title: str, done: int) -> PdfastError:
-    """The error that ends a phase which has diverged."""
-    return PdfastError(
-        f"{title}: the loss is no longer finite at update {done}; start again with a lower "
-        "learning rate and another --out (finished models are whole)"
+def check_held(title: str, update: int, loss: float) -> None:
+    """Raise PdfastError unless the loss on the held batch, before or after a phase, is finite."""
+    if math.isfinite(loss):
+        return
+    if update:
+        raise PdfastError(
+            f"{title}: the loss is no longer finite at update {update}; start again with a lower "
+            "learning rate and another --out (finished models are whole)"
+        )
+    raise PdfastError(
+        f"{title}: the loss is not finite before the first update, with the model that it starts "
+        "from; start from another one, with another --out, or, if it is not yet, with --precision "
+        "fp32"
     )
 
 

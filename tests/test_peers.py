@@ -61,6 +61,9 @@ def stand_ins(monkeypatch):
     def adam(overflow, lists, lr, beta1, beta2, eps, step, decoupled, corrected, decay, inverse):
         assert (decoupled, corrected, inverse) == (1, 1, 1)
         assert (lr.dtype, step.dtype) == (torch.float32, torch.int32)
+        assert (overflow.dtype, overflow.shape) == (torch.int32, (1,))
+        if overflow == 1:
+            return
         (g,), (p,), (m,), (v,) = lists
         m.lerp_(g, 1 - beta1)
         v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
@@ -111,18 +114,29 @@ def optimizer_case(device="cpu"):
     generator = torch.Generator().manual_seed(0)
     flat = [torch.randn(1000, generator=generator).to(device) for _ in range(2)]
     zeros = [torch.zeros(1000, device=device) for _ in range(2)]
-    return [*flat, *zeros, flat[0].clone(), None]
+    return [*flat, *zeros, flat[0].clone(), flat[0].bfloat16()]
 
 
 def same_updates(device):
-    options = {"max_norm": 1.0, "weight_decay": 0.01, "ema_decay": 0.9}
+    """Five updates, of which the first, the third (its gradient) and the last are skipped."""
+    options = {"max_norm": 1.0, "max_skipped": 9, "weight_decay": 0.01, "ema_decay": 0.9}
     ours, theirs = optimizer_case(device), optimizer_case(device)
-    for k in range(1, 4):
+    counts = [torch.zeros(2, dtype=torch.int64, device=device) for _ in range(2)]
+    for k in range(1, 6):
         lr, step = torch.full((1,), 1e-3, device=device), torch.full((1,), k, device=device)
+        loss = torch.tensor([1.0, float("nan")][k in (1, 5)], device=device)
         grad = torch.randn(1000, generator=torch.Generator().manual_seed(k)).to(device)
-        for case, function in ((ours, adamw), (theirs, peers.apex_adamw)):
+        grad[7] *= float("inf") if k == 3 else 1
+        before = [b.clone() for b in theirs]
+        for case, function, skipped in (
+            (ours, adamw, counts[0]),
+            (theirs, peers.apex_adamw, counts[1]),
+        ):
             case[1].copy_(grad)
-            function(*case, lr, step, **options)
+            function(*case, lr, step, loss, skipped, **options)
+        same = [torch.equal(a, b) for a, b in zip(before, theirs, strict=True)]
+        assert same[:1] + same[2:] == [k in (1, 3, 5)] * 5
+    assert counts[0].tolist() == counts[1].tolist() == [3, 1]
     for a, b in zip(ours[:1] + ours[2:5], theirs[:1] + theirs[2:5], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
 

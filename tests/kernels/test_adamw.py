@@ -32,6 +32,12 @@ def start(size, ema, copy, generator):
     return params, grads, exp_avg / 10, exp_avg_sq.square(), average if ema else None, copies
 
 
+def counters_of(lr, step, loss=1.0, skipped=(0, 0)):
+    """lr, step, loss and skipped as an update takes them."""
+    numbers = torch.tensor([lr]), torch.tensor([step]), torch.tensor(loss), torch.tensor(skipped)
+    return [number.to(DEVICE) for number in numbers]
+
+
 def to(buffers, dtype):
     return [None if b is None else b.clone().to(dtype) for b in buffers[:5]] + [None]
 
@@ -42,12 +48,12 @@ def check(copy, size, max_norm, weight_decay, ema_decay, lr, betas, scale, first
     if first_step == 1:
         ours[2].zero_(), ours[3].zero_()
     exact, eager = to(ours, torch.float64), to(ours, torch.float32)
-    numbers = (max_norm, *betas, 1e-8, weight_decay, ema_decay or 0.0)
-    names = ("max_norm", "beta1", "beta2", "eps", "weight_decay", "ema_decay")
+    numbers = (max_norm, *betas, 1e-8, weight_decay, ema_decay or 0.0, 1)
+    names = ("max_norm", "beta1", "beta2", "eps", "weight_decay", "ema_decay", "max_skipped")
     for step in range(first_step, first_step + 2):
         grads = scale * torch.randn(size, generator=g).to(DEVICE)
         ours[1].copy_(grads), exact[1].copy_(grads), eager[1].copy_(grads)
-        counters = torch.tensor([lr], device=DEVICE), torch.tensor([step], device=DEVICE)
+        counters = counters_of(lr, step)
         norm = adamw(*ours, *counters, **dict(zip(names, numbers, strict=True)))
         norm_exact = adamw_reference(*exact, *counters, *numbers)
         norm_eager = adamw_reference(*eager, *counters, *numbers)
@@ -90,8 +96,8 @@ def test_torch_adamw_with_clipping_and_averaging(kernel, max_norm, monkeypatch):
         optimizer.param_groups[0]["lr"] = 0.1 / step
         optimizer.step()
         average.lerp_(theirs.detach(), 1.0 if step == 1 else 0.01)
-        counters = torch.tensor([0.1 / step], device=DEVICE), torch.tensor([step], device=DEVICE)
-        got = adamw(*ours, *counters, max_norm=max_norm, weight_decay=0.1, ema_decay=0.99)
+        options = {"max_norm": max_norm, "max_skipped": 1, "weight_decay": 0.1, "ema_decay": 0.99}
+        got = adamw(*ours, *counters_of(0.1 / step, step), **options)
         state = optimizer.state[theirs]
         pairs = [(got, norm), (ours[0], theirs.detach()), (ours[4], average)]
         pairs += [(ours[2], state["exp_avg"]), (ours[3], state["exp_avg_sq"])]
@@ -100,29 +106,118 @@ def test_torch_adamw_with_clipping_and_averaging(kernel, max_norm, monkeypatch):
             mine.copy_(expected)  # the next update starts from the same state
 
 
-@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
-def test_a_norm_that_is_not_finite_does_as_in_torch(bad):
-    ours = start(50, False, None, torch.Generator().manual_seed(0))
-    ours[1][7] = bad
-    theirs = torch.nn.Parameter(ours[0].clone())
-    theirs.grad = ours[1].clone()
-    expected = torch.nn.utils.clip_grad_norm_([theirs], 1.0)
-    counters = torch.tensor([0.1], device=DEVICE), torch.tensor([1], device=DEVICE)
-    ours[2].zero_(), ours[3].zero_()
-    assert torch.equal(adamw(*ours, *counters, max_norm=1.0).isnan(), expected.isnan())
-    torch.optim.AdamW([theirs], lr=0.1, weight_decay=0.0).step()
-    assert torch.equal(ours[0].isnan(), theirs.isnan())
-    assert torch.allclose(ours[0], theirs.detach(), rtol=1e-6, equal_nan=True)
+# ------------------------------------------------------------------------------------------
+# Updates that are skipped
+
+INF, NAN = float("inf"), float("nan")
+# Three blocks a program, and a fourth of the first.
+SIZE = 10 * file.BLOCK + 3
+KINDS = ["kernel", "reference", "reference on a device", "float64"]
+
+
+@pytest.fixture(params=KINDS)
+def kind(request, monkeypatch):
+    """The ways that an update is computed; gives the dtype of its buffers."""
+    monkeypatch.setattr(file, "PROGRAMS", 4)
+    if request.param != "kernel":
+        monkeypatch.setattr(file.runtime, "uses_triton", lambda *_: False)
+    if request.param == "reference on a device":
+        monkeypatch.setattr(file, "ASKED", ())
+    return torch.float64 if request.param == "float64" else torch.float32
+
+
+def changing(dtype):
+    """Buffers with signed zeros, which are to keep their bits too: params, grads, ... copy."""
+    buffers = start(SIZE, True, torch.bfloat16, torch.Generator().manual_seed(0))
+    buffers[5].zero_()
+    for buffer in buffers:
+        buffer[5], buffer[-1] = -0.0, 0.0
+    return [b if b.dtype == torch.bfloat16 else b.to(dtype) for b in buffers]
+
+
+def bits(buffers):
+    """What the buffers hold but for the gradient, byte by byte."""
+    return [b.view(torch.uint8).clone() for b in buffers[:1] + buffers[2:]]
+
+
+@pytest.mark.parametrize(
+    ("loss", "grad", "before", "after"),
+    [
+        (NAN, None, (0, 0), (1, 1)),
+        (-INF, None, (3, 1), (4, 2)),
+        (1.0, (0, NAN), (3, 0), (4, 1)),
+        (1.0, (SIZE - 1, INF), (0, 0), (1, 1)),
+        (1.0, (file.BLOCK, -INF), (7, 2), (8, 3)),
+        (NAN, (0, NAN), (7, 2), (8, 3)),
+        (1.0, None, (3, 3), (4, 4)),  # finite, but too late
+        (1.0, None, (9, 5), (10, 6)),
+    ],
+)
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_a_skipped_update_changes_two_counters_alone(kind, loss, grad, before, after, shape):
+    buffers = changing(kind)
+    if grad:
+        buffers[1][grad[0]] = grad[1]
+    expected, options = bits(buffers), {"max_norm": 1.0, "max_skipped": 3, "ema_decay": 0.9}
+    lr, step, loss, skipped = counters_of(0.1, 20, loss, before)
+    norm = adamw(*buffers, lr, step, loss.reshape(shape), skipped, **options)
+    assert skipped.tolist() == list(after)
+    assert all(torch.equal(a, b) for a, b in zip(bits(buffers), expected, strict=True))
+    assert bool(norm.isfinite()) == (grad is None)
+    assert bool(norm.isnan()) == (grad is not None and grad[1] != grad[1])
+
+
+def test_skipped_updates_are_no_steps(kind):
+    """The same bits as without them: bias correction, and the first average."""
+    options = {"max_norm": 1.0, "max_skipped": 3, "weight_decay": 0.1, "ema_decay": 0.9}
+    with_some, without = changing(kind), changing(kind)
+    for buffers in (with_some, without):
+        buffers[2].zero_(), buffers[3].zero_()
+    skipped, made = torch.tensor([0, 0], device=DEVICE), 0
+    for step, loss in enumerate([NAN, INF, 1.0, NAN, 1.0, 1.0, NAN, NAN, 1.0], 1):
+        lr, count, value, _ = counters_of(0.1, step, loss)
+        adamw(*with_some, lr, count, value, skipped, **options)
+        if loss == 1.0:
+            made += 1
+            adamw(*without, *counters_of(0.1, made), **options)
+            assert torch.equal(with_some[4], with_some[0]) == (made == 1)
+        pairs = zip(bits(with_some), bits(without), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+    assert (skipped.tolist(), made) == ([5, 0], 4)
+
+
+def test_after_the_limit_nothing_is_updated_again(kind):
+    buffers, skipped = changing(kind), torch.tensor([0, 0], device=DEVICE)
+    expected = bits(buffers)
+    for step, loss in enumerate([NAN, NAN, NAN, 1.0, 1.0], 1):
+        lr, count, value, _ = counters_of(0.1, step, loss)
+        adamw(*buffers, lr, count, value, skipped, max_norm=0.0, max_skipped=3)
+    assert skipped.tolist() == [5, 5]
+    assert all(torch.equal(a, b) for a, b in zip(bits(buffers), expected, strict=True))
+
+
+@pytest.mark.parametrize("max_skipped", [1, 3])
+@pytest.mark.parametrize("loss", [1.0, NAN])
+def test_every_program_decides_the_same_after_the_first_has_counted(loss, max_skipped):
+    """What a program does that reads the counters late is what one does that reads them early."""
+    for before in range(max_skipped + 2):
+        decided = []
+        _, _, value, skipped = counters_of(0.1, 1, loss, (7, before))
+        for _ in range(2):
+            seen = skipped.clone()
+            made = bool(file.count_skipped(torch.ones((), device=DEVICE), value, seen, max_skipped))
+            decided.append((made, int(skipped[0]) if made else None))
+            skipped = seen
+        assert decided[0] == decided[1]
 
 
 def test_the_same_bits_again_with_several_blocks_per_program(monkeypatch):
     monkeypatch.setattr(file, "PROGRAMS", 4)
     check(torch.bfloat16, 10 * file.BLOCK + 3, 0.1, 0.1, 0.9, 0.1, (0.9, 0.999), 1.0, 1, 0)
-    counters = torch.tensor([0.1], device=DEVICE), torch.tensor([1], device=DEVICE)
     runs = []
     for _ in range(2):
         buffers = start(10 * file.BLOCK + 3, True, None, torch.Generator().manual_seed(0))
-        norm = adamw(*buffers, *counters, max_norm=0.1, ema_decay=0.9)
+        norm = adamw(*buffers, *counters_of(0.1, 1), max_norm=0.1, max_skipped=1, ema_decay=0.9)
         runs.append((norm, buffers[0], *buffers[2:5]))
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
@@ -131,9 +226,9 @@ def test_the_same_bits_again_with_several_blocks_per_program(monkeypatch):
 def test_short_buffers_are_the_beginning_of_long_ones(size):
     whole = start(100, True, torch.bfloat16, torch.Generator().manual_seed(0))
     part = [buffer[:size].clone() for buffer in whole]
-    counters = torch.tensor([0.1], device=DEVICE), torch.tensor([3], device=DEVICE)
+    options = {"max_norm": 0.0, "max_skipped": 1, "weight_decay": 0.1, "ema_decay": 0.9}
     for buffers in (whole, part):
-        norm = adamw(*buffers, *counters, max_norm=0.0, weight_decay=0.1, ema_decay=0.9)
+        norm = adamw(*buffers, *counters_of(0.1, 3), **options)
     assert all(torch.equal(a, b[:size]) for a, b in zip(part, whole, strict=True))
     assert torch.allclose(norm, part[1].norm(), rtol=1e-6)
 
@@ -141,21 +236,20 @@ def test_short_buffers_are_the_beginning_of_long_ones(size):
 def test_gradients_that_overflow_when_squared():
     buffers = start(100, False, None, torch.Generator().manual_seed(0))
     buffers[1].fill_(1e25)
-    counters = torch.tensor([0.1], device=DEVICE), torch.tensor([1], device=DEVICE)
-    norm = adamw(*buffers, *counters, max_norm=1.0)
+    norm = adamw(*buffers, *counters_of(0.1, 1), max_norm=1.0, max_skipped=1)
     if file.runtime.uses_triton(DEVICE):  # torch's own norm of float32 overflows
         assert float(norm) == pytest.approx(1e26, rel=1e-6)
 
 
 def arguments():
     buffers = start(33, True, torch.bfloat16, torch.Generator().manual_seed(0))
-    rate, step = torch.tensor([0.1], device=DEVICE), torch.tensor([1], device=DEVICE)
     names = ("params", "grads", "exp_avg", "exp_avg_sq", "ema", "copy", "lr", "step")
-    return dict(zip(names, (*buffers, rate, step), strict=True))
+    names += ("loss", "skipped")
+    return dict(zip(names, (*buffers, *counters_of(0.1, 1)), strict=True))
 
 
 def test_registered():
-    numbers = (1.0, 0.9, 0.999, 1e-8, 0.1, 0.9)
+    numbers = (1.0, 0.9, 0.999, 1e-8, 0.1, 0.9, 1)
     opcheck(adamw_op, (*arguments().values(), *numbers))
     opcheck(adamw_op, (*(arguments() | {"ema": None, "copy": None}).values(), *numbers))
 
@@ -175,10 +269,19 @@ def test_registered():
         ("lr", lambda t: 0.1, "lr must be a tensor, not float"),
         ("lr", lambda t: t[0], r"lr must have shape \(1,\), not \(\)"),
         ("step", lambda t: t.float(), "step must be int64, not float32"),
+        ("loss", lambda t: t.half(), "loss must be float32 or float64, not float16"),
+        ("loss", lambda t: t.expand(2), r"loss must have shape \(1,\), not \(2,\)"),
+        ("skipped", lambda t: t[:1], r"skipped must have shape \(2,\), not \(1,\)"),
+        ("skipped", lambda t: t.repeat(2)[::2], "skipped must be contiguous"),
     ],
 )
 def test_bad_arguments(name, bad, message):
     args = arguments()
     args[name] = bad(args[name])
     with pytest.raises((TypeError, ValueError), match=message):
-        adamw(**args, max_norm=1.0)
+        adamw(**args, max_norm=1.0, max_skipped=1)
+
+
+def test_one_update_at_least_may_be_skipped():
+    with pytest.raises(ValueError, match="max_skipped must be at least 1, not 0"):
+        adamw(**arguments(), max_norm=1.0, max_skipped=0)
