@@ -8,6 +8,7 @@ torch, so that `--help` is quick.
 import dataclasses
 import difflib
 import math
+import reprlib
 import tomllib
 import typing
 from dataclasses import dataclass
@@ -25,6 +26,13 @@ CONFIG_DIR = Path(__file__).parent / "configs"
 T = TypeVar("T")
 Precision = Literal["auto", "bf16", "tf32", "fp32"]
 
+# Bounds that no sensible config meets, so that a foreign one can neither hang nor overflow.
+MAX_TOML = 10**5  # bytes
+MAX_NESTING = 50  # dots in a line of TOML, whose parser takes their square in time
+MAX_COUNT = 10**8  # of updates and samples
+MAX_STEPS = 2**20  # of a sampler; beyond it neighbouring noise levels are one in float32
+MAX_LIST = 64
+
 
 def check(condition: bool, message: str) -> None:
     """Raise `UsageError(message)` unless `condition` holds."""
@@ -34,7 +42,7 @@ def check(condition: bool, message: str) -> None:
 
 def nearest(word: str, choices: typing.Iterable[str]) -> str:
     """`; did you mean 'y'?` for the choice most like `word`, or nothing."""
-    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(word[:100], list(choices), n=1, cutoff=0.5)
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
@@ -47,13 +55,17 @@ class DataConfig:
     """[data]: where the images come from."""
 
     source: str = "digits"
-    """"digits" (scikit-learn's), a folder of images, or an .npz with uint8 NHWC `images`."""
+    """"digits" (scikit-learn's), a folder of images, an .npz with uint8 NHWC `images`, a file
+    ...images-idx3-ubyte[.gz] as of MNIST, or CIFAR-10's binary or python .tar.gz."""
     horizontal_flip: bool = False
     """Mirror each training image with probability 1/2 (wrong for digits and text)."""
 
     def __post_init__(self) -> None:
         check(bool(self.source.strip("\0 ")), "data.source must name a folder or a file")
-        check("\0" not in self.source, "data.source must be a path")
+        check(
+            "\0" not in self.source and len(self.source) <= 4096,
+            "data.source must be a path, of at most 4096 characters",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +108,11 @@ class NetConfig:
         for name in ("image_size", "ch", "emb_ch", "num_res_blocks", "groups"):
             check(1 <= getattr(self, name) <= 2**16, f"model.{name} must be in 1 .. 65536")
         check(self.channels in (1, 3), "model.channels must be 1 (grey) or 3 (colour)")
-        check(self.num_classes >= 0, "model.num_classes must be 0 (unconditional) or more")
+        check(self.num_res_blocks <= 16, "model.num_res_blocks must be in 1 .. 16")
+        check(
+            0 <= self.num_classes <= 2**20,
+            "model.num_classes must be 0 (unconditional) or more, up to 1048576",
+        )
         check(
             -30 <= self.logsnr_min < self.logsnr_max <= 30,
             "model.logsnr_min must be below model.logsnr_max, and both within -30 .. 30",
@@ -104,11 +120,15 @@ class NetConfig:
         check(self.ch >= 4 and self.ch % 2 == 0, "model.ch must be even and at least 4")
         check(0.0 <= self.dropout < 1.0, "model.dropout must be in [0, 1)")
         check(
-            len(self.ch_mult) >= 1 and min(self.ch_mult) >= 1,
-            "model.ch_mult must hold at least one multiple, each at least 1",
+            1 <= len(self.ch_mult) <= 10 and 1 <= min(self.ch_mult) <= max(self.ch_mult) <= 64,
+            "model.ch_mult must hold at least one multiple and at most 10, each in 1 .. 64",
         )
         check(
-            (self.num_heads >= 1) != (self.head_dim >= 1),
+            len(self.attn_resolutions) <= MAX_LIST,
+            f"model.attn_resolutions must hold at most {MAX_LIST} sizes",
+        )
+        check(
+            min(self.num_heads, self.head_dim) == 0 < max(self.num_heads, self.head_dim),
             "set one of model.num_heads and model.head_dim, and the other to 0",
         )
         factor = 2 ** (len(self.ch_mult) - 1)
@@ -169,6 +189,8 @@ class LoopConfig:
     """Decay per update of the averaged weights, which become the model; 0: none are kept."""
     grad_clip: float = 1.0
     """Largest norm of the whole gradient; 0: not clipped."""
+    max_skipped: int = 10
+    """Updates whose loss or gradient is not finite to skip in a row before the run stops."""
     loss_weight: LossWeight = "snr_trunc"
     """Weight of the loss over noise levels: on ||x - x-hat||^2 it is 1, SNR, max(SNR, 1), SNR+1."""
     accumulate: int = 1
@@ -179,8 +201,12 @@ class LoopConfig:
 
     def __post_init__(self) -> None:
         table = "distill" if isinstance(self, DistillConfig) else "train"
-        for name in ("updates", "batch", "accumulate"):
+        for name in ("updates", "batch", "accumulate", "max_skipped"):
             check(getattr(self, name) >= 1, f"{table}.{name} must be at least 1")
+        check(self.batch <= 2**40, f"{table}.batch must be at most 2^40")
+        check(self.accumulate <= 4096, f"{table}.accumulate must be at most 4096")
+        for name in ("updates", "warmup"):
+            check(getattr(self, name) <= MAX_COUNT, f"{table}.{name} must be at most {MAX_COUNT}")
         check(
             self.batch % self.accumulate == 0,
             f"{table}.accumulate {self.accumulate} does not divide {table}.batch {self.batch}",
@@ -210,6 +236,11 @@ class DistillConfig(LoopConfig):
         int, tyro.conf.arg(name="rounds", prefix_name=False, aliases=["--distill.rounds"])
     ] = 11
     """Number of halvings: 11 take 8192 steps to 4."""
+    teacher: Annotated[
+        str, tyro.conf.arg(name="teacher", prefix_name=False, aliases=["--distill.teacher"])
+    ] = ""
+    """Model directory of a teacher to start from, copied into the run; without it the config's own
+    is trained, or taken from the run directory."""
     round_updates: tuple[tuple[int, int], ...] = ()
     """Updates of single rounds: pairs of the student's steps and its updates (in TOML a table).
     By default the 2-step and the 1-step round get twice `updates`."""
@@ -218,7 +249,9 @@ class DistillConfig(LoopConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(2 <= self.start_steps <= 2**20, "distill.start_steps must be in 2 .. 1048576")
+        check(
+            2 <= self.start_steps <= MAX_STEPS, f"distill.start_steps must be in 2 .. {MAX_STEPS}"
+        )
         check(1 <= self.rounds <= 20, "rounds (distill.rounds) must be in 1 .. 20")
         check(
             self.start_steps % 2**self.rounds == 0,
@@ -226,13 +259,21 @@ class DistillConfig(LoopConfig):
             f"use at most {_halvings(self.start_steps)} rounds, or start_steps a multiple of "
             f"2^{self.rounds}",
         )
+        check("\0" not in self.teacher, "teacher (distill.teacher) must be a path")
+        check(
+            len(self.round_updates) == len(dict(self.round_updates)),
+            "distill.round_updates names a round twice",
+        )
         for steps, updates in self.round_updates:
             check(
                 any(steps == self.start_steps >> r for r in range(1, 64)),
                 f"distill.round_updates names {steps} steps, which no round from "
                 f"{self.start_steps} reaches by halving",
             )
-            check(updates >= 1, f"distill.round_updates for {steps} steps must be at least 1")
+            check(
+                1 <= updates <= MAX_COUNT,
+                f"distill.round_updates for {steps} steps must be at least 1, at most {MAX_COUNT}",
+            )
         check(
             not (self.loss_weight == "snr" and self.start_steps >> self.rounds == 1),
             "the snr weight is 2e-9 at the only noise level of the 1-step round, so nothing would "
@@ -267,8 +308,16 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         check(len(self.steps) >= 1 and min(self.steps) >= 1, "eval.steps must all be at least 1")
-        check(self.baseline_steps >= 1, "eval.baseline_steps must be at least 1")
-        check(self.num == 0 or self.num >= 2, "eval.num must be 0 (all) or at least 2")
+        check(len(self.steps) <= MAX_LIST, f"eval.steps must hold at most {MAX_LIST} step counts")
+        check(max(self.steps) <= MAX_STEPS, f"eval.steps must all be at most {MAX_STEPS}")
+        check(
+            1 <= self.baseline_steps <= MAX_STEPS,
+            f"eval.baseline_steps must be at least 1, at most {MAX_STEPS}",
+        )
+        check(
+            self.num == 0 or 2 <= self.num <= MAX_COUNT,
+            f"eval.num must be 0 (all) or at least 2, at most {MAX_COUNT}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -330,15 +379,19 @@ class Config:
     def __post_init__(self) -> None:
         check(0 <= self.seed < 2**32, "seed must be in 0 .. 4294967295")
         for name in ("log_every", "save_every"):
-            check(getattr(self, name) >= 1, f"{name} must be at least 1")
+            check(
+                1 <= getattr(self, name) <= MAX_COUNT,
+                f"{name} must be at least 1, at most {MAX_COUNT}",
+            )
         check(
             not (self.engine.pipeline_teacher and self.distill.accumulate > 1),
             "engine.pipeline_teacher joins whole batches: set distill.accumulate to 1",
         )
         check(
-            bool(self.name) and not set("/\0") & set(self.name) and not self.name.startswith("."),
+            self.name.isprintable() and "/" not in self.name and not self.name.startswith("."),
             "name must be a plain folder name",
         )
+        check(1 <= len(self.name.encode()) <= 100, "name must be 1 to 100 bytes long")
 
 
 def check_distillable(config: Config) -> None:
@@ -365,7 +418,13 @@ def load_config(name_or_path: str | Path) -> Config:
             f"(known names: {', '.join(names)}; or give the path of a .toml file)"
         )
     try:
-        table = tomllib.loads(path.read_text("utf-8"))
+        with path.open("rb") as file:
+            content = file.read(MAX_TOML + 1)
+        if len(content) > MAX_TOML:
+            raise ValueError(f"it is longer than {MAX_TOML:,} bytes")
+        if any(line.count(b".") > MAX_NESTING for line in content.splitlines()):
+            raise ValueError(f"it has a line of more than {MAX_NESTING} dots")
+        table = tomllib.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not valid TOML: {error}") from None
     except OSError as error:
@@ -413,10 +472,15 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
         return from_table(typing.cast(type, hint), value, f"{key}.")
     if origin is Literal:
         expected = ", ".join(args)
-        check(value in args, f"{key} must be one of {expected}{nearest(str(value), args)}")
+        close = nearest(value, args) if isinstance(value, str) else ""
+        check(value in args, f"{key} must be one of {expected}{close}")
         return value
     if origin is tuple and typing.get_origin(args[0]) is tuple and isinstance(value, dict):
-        check(all(str(k).isdecimal() for k in value), f"{key} must have whole numbers as keys")
+        for k in value:
+            check(
+                k.isascii() and k.isdecimal() and len(k) <= 9,
+                f"{key} must have whole numbers as keys, of at most 9 digits",
+            )
         return tuple((int(k), _convert(int, item, f"{key}.{k}")) for k, item in value.items())
     if origin is tuple:
         check(isinstance(value, list | tuple), f"{key} must be a list")
@@ -426,5 +490,14 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
     if hint is float and type(value) is int and abs(value) < 2**53:
         value = float(value)
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
-    check(type(value) is hint, f"{key} must be {names[hint]}, not {value!r}")
+    check(type(value) is hint, f"{key} must be {names[hint]}, not {_shown(value)}")
+    check(hint is not int or -(2**63) <= value < 2**63, f"{key} must be a number of 64 bits")
     return value
+
+
+def _shown(value: Any) -> str:
+    """A value for a message, cut short."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # Python prints no number of more than 4300 digits
+        return "a number too long to print"

@@ -2,11 +2,20 @@
 
 import signal
 
+MAX_TEXT = 1000  # characters of a message
+
 
 class PdfastError(Exception):
     """Something the user can put right; the command line prints it as one line, exit code 1."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        """The sentence: one line of bounded length, whatever a foreign file put into it."""
+        text = super().__str__()
+        if len(text) > MAX_TEXT:  # the file is named at the beginning, the fix at the end
+            text = f"{text[: MAX_TEXT // 2]} ... {text[-MAX_TEXT // 2 :]}"
+        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class UsageError(PdfastError, ValueError):

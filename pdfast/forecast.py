@@ -1,45 +1,22 @@
 """`--dry-run`: what a run will take, counted from its updates; no weight is allocated."""
 
 import time
-import zipfile
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from pdfast import numerics
-from pdfast.config import Config, DataConfig, dump_config
+from pdfast import numerics, sources
+from pdfast.config import Config, dump_config
 from pdfast.counting import Count, count_update
-from pdfast.data import NPZ_ERRORS, SUFFIXES, load_dataset
 from pdfast.progress import Screen
 
 MB = 1e6
 
 
 def num_images(config: Config) -> int | None:
-    """Images of the config's data set, found without reading them; None where it is not there."""
-    if config.data.source == "digits":
-        return len(load_dataset(config.data, replace(config.model, num_classes=0)))
-    return _in_folder(config.data) or _in_archive(config.data)
-
-
-def _in_folder(data: DataConfig) -> int | None:
-    files = Path(data.source).rglob("*")
-    return sum(file.suffix.lower() in SUFFIXES for file in files) or None
-
-
-def _in_archive(data: DataConfig) -> int | None:
-    try:
-        with zipfile.ZipFile(data.source) as archive, archive.open("images.npy") as file:
-            version = np.lib.format.read_magic(file)
-            read = np.lib.format.read_array_header_1_0
-            if version >= (2, 0):
-                read = np.lib.format.read_array_header_2_0
-            return int(read(file)[0][0])
-    except (*NPZ_ERRORS, KeyError, IndexError):
-        return None
+    """Images of the config's data set; None where it is not there."""
+    return sources.count(config.data.source, config.model)
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:

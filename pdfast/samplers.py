@@ -10,11 +10,11 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from pdfast.config import MAX_STEPS as MAX_STEPS
 from pdfast.errors import UsageError
 from pdfast.method import combine
 from pdfast.schedule import CosineSchedule
 
-MAX_STEPS = 2**20  # beyond it neighbouring noise levels are one in float32
 Sampler = Literal["ddim", "ancestral"]
 Noise = Callable[[int], Tensor]
 

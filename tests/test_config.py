@@ -1,8 +1,14 @@
 """Configs: TOML in and out, and one clear sentence for each mistake."""
 
+import dataclasses
+import time
+
 import pytest
+import torch
 
 from pdfast.config import (
+    MAX_LIST,
+    MAX_TOML,
     Config,
     DistillConfig,
     NetConfig,
@@ -12,6 +18,7 @@ from pdfast.config import (
     load_config,
 )
 from pdfast.errors import UsageError
+from pdfast.model import Model
 
 
 def test_the_promised_configs_exist():
@@ -95,13 +102,125 @@ def test_mistakes_are_named(table, message):
     assert "\n" not in str(error.value)
 
 
+def floats():
+    """Every field of type float, as a key."""
+    for table in dataclasses.fields(Config):
+        if dataclasses.is_dataclass(table.type):
+            for field in dataclasses.fields(table.type):
+                if field.type is float:
+                    yield table.name, field.name
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_no_number_is_not_finite(value):
+    keys = list(floats())
+    assert len(keys) > 10
+    for table, key in keys:
+        with pytest.raises(UsageError, match=rf"{table}\.{key}"):
+            from_table(Config, {table: {key: value}})
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"seed": 2**64}, "seed must be a number of 64 bits"),
+        ({"seed": 16**5000}, "seed must be a number of 64 bits"),
+        ({"train": {"lr": 16**5000}}, "lr must be a number, not a number too long to print"),
+        ({"train": {"lr": [16**5000]}}, "lr must be a number, not a number too long to print"),
+        ({"model": {"head": 16**5000}}, "model.head must be one of x, eps, v, both"),
+        ({"model": {"head": "y" * 10**6}}, "model.head must be one of x, eps, v, both"),
+        ({"model": {"head": [[]]}}, "model.head must be one of x, eps, v, both"),
+        ({"model": {"ch": [[]] * 10**6}}, "model.ch must be a whole number, not [[], [], "),
+        ({"m" * 10**6: 1}, "unknown key 'mmm"),
+        ({"a\x1b[2Jb\n": 1}, r"unknown key 'a\x1b[2Jb\n'"),
+        ({"distill": {"round_updates": {"9" * 5000: 1}}}, "keys, of at most 9 digits"),
+        ({"distill": {"round_updates": {"\u0664": 1}}}, "whole numbers as keys"),
+        ({"distill": {"round_updates": {"4": 10**8 + 1}}}, "at least 1, at most 100000000"),
+        ({"distill": {"round_updates": {"4": 1, "04": 2}}}, "names a round twice"),
+        ({"distill": {"rounds": 2**62}}, "rounds (distill.rounds) must be in 1 .. 20"),
+        ({"train": {"updates": 10**8 + 1}}, "train.updates must be at most 100000000"),
+        ({"train": {"warmup": 10**8 + 1}}, "train.warmup must be at most 100000000"),
+        ({"train": {"batch": 2**41}}, "train.batch must be at most 2^40"),
+        ({"train": {"batch": 4097, "accumulate": 4097}}, "train.accumulate must be at most 4096"),
+        ({"model": {"num_heads": -1, "head_dim": 8}}, "set one of model.num_heads and model.head"),
+        ({"save_every": 10**8 + 1}, "save_every must be at least 1, at most 100000000"),
+        ({"eval": {"steps": [1] * (MAX_LIST + 1)}}, "eval.steps must hold at most 64"),
+        ({"eval": {"steps": [2**20 + 1]}}, "eval.steps must all be at most 1048576"),
+        ({"eval": {"baseline_steps": 2**20 + 1}}, "eval.baseline_steps must be at least 1, at"),
+        ({"eval": {"num": 10**9}}, "eval.num must be 0 (all) or at least 2, at most"),
+        ({"model": {"num_res_blocks": 17}}, "model.num_res_blocks must be in 1 .. 16"),
+        ({"model": {"num_classes": 2**20 + 1}}, "model.num_classes must be 0"),
+        ({"model": {"ch_mult": [1] * 11}}, "at most 10, each in 1 .. 64"),
+        ({"model": {"ch_mult": [65]}}, "at most 10, each in 1 .. 64"),
+        ({"model": {"attn_resolutions": [8] * 65}}, "model.attn_resolutions must hold at most 64"),
+        ({"name": "a\nb"}, "name must be a plain folder name"),
+        ({"name": ""}, "name must be 1 to 100 bytes long"),
+        ({"name": "\u00fc" * 51}, "name must be 1 to 100 bytes long"),
+        ({"data": {"source": "x" * 4097}}, "data.source must be a path, of at most 4096"),
+    ],
+)
+def test_no_value_is_beyond_bounds(table, message):
+    start = time.process_time()
+    with pytest.raises(UsageError) as error:
+        from_table(Config, table)
+    text = str(error.value)
+    assert message in text
+    assert text.isprintable()
+    assert len(text) < 1100
+    assert time.process_time() - start < 2
+
+
+BAD_FILES = {
+    "long": (b"# " + b"x" * MAX_TOML, "it is longer than 100,000 bytes"),
+    "dots": (b"a" + b".a" * 51 + b" = 1", "it has a line of more than 50 dots"),
+    "many dots": (
+        b"".join(b"[a%05d" % k + b".a" * 49 + b"]\n" for k in range(900)),
+        "unknown key 'a00000'",
+    ),
+    "brackets": (b"a = " + b"[" * 90_000, "is not valid TOML"),
+    "tables": (b"a = " + b"{a=" * 30_000, "is not valid TOML"),
+    "digits": (b"seed = 1" + b"0" * 5000, "is not valid TOML"),
+    "other digits": (b"seed = 0x1" + b"0" * 5000, "seed must be a number of 64 bits"),
+    "no text": (b"\xff\xfe", "is not valid TOML: 'utf-8' codec can't decode"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_files_that_are_no_configs(tmp_path, case):
+    content, message = BAD_FILES[case]
+    path = tmp_path / "c.toml"
+    path.write_bytes(content)
+    start = time.process_time()
+    with pytest.raises(UsageError) as error:
+        load_config(path)
+    assert message in str(error.value)
+    assert str(path) in str(error.value)
+    assert str(error.value).isprintable()
+    assert time.process_time() - start < 5
+
+
+def test_the_largest_model_is_made_in_seconds():
+    cfg = NetConfig(
+        image_size=2**16,
+        num_classes=2**20,
+        ch=2**16,
+        emb_ch=2**16,
+        ch_mult=(64,) * 10,
+        num_res_blocks=16,
+        attn_resolutions=tuple(2**k for k in range(17)),
+    )
+    start = time.process_time()
+    with torch.device("meta"):
+        model = Model(cfg)
+    assert sum(p.numel() for p in model.parameters()) > 2**50
+    assert time.process_time() - start < 5
+
+
 def test_the_snr_weight_is_fine_before_the_one_step_round():
     DistillConfig(loss_weight="snr", rounds=12)
 
 
 def test_norm_widths_are_those_of_the_net():
-    import torch
-
     from pdfast.unet import GroupNormSiLU, UNet
 
     for name in config_names():

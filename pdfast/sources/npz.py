@@ -1,0 +1,153 @@
+"""An .npz archive: uint8 `images` (N, H, W, C), and `labels` (N,) of any whole-number type."""
+
+import contextlib
+import io
+import math
+import warnings
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pdfast.config import NetConfig
+from pdfast.errors import UsageError
+from pdfast.sources.reading import MAX_RATIO, UNREADABLE, Arrays, allocate, check_shape, fill
+
+MAX_HEADER = 4096  # bytes; NumPy writes 128
+MAX_LIST = 2**20  # bytes of the archive's list of members
+
+
+def reads(name: str) -> bool:
+    """Whether a file of this name is for this module."""
+    return name.endswith(".npz")
+
+
+def read(path: Path, model: NetConfig) -> Arrays:
+    """Images, and labels if the model has classes; see the package."""
+    with _archive(path) as archive:
+        images = _images(path, archive)
+        with images.file:
+            check_shape(str(path), images.shape, model)
+            pixels = _array(images, str(path))
+        if not model.num_classes or "labels.npy" not in archive.namelist():
+            return pixels, None
+        labels = _open(archive, "labels")
+        with labels.file:
+            if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
+                raise UsageError(
+                    f"{path}: `labels` must be {len(pixels)} whole numbers, not {labels.dtype} of "
+                    f"shape {labels.shape}"
+                )
+            numbers = _array(labels, f"{path}: `labels`")
+        return pixels, numbers
+
+
+def count(path: Path) -> int:
+    """Number of images, by the header."""
+    with _archive(path) as archive:
+        images = _images(path, archive)
+        images.file.close()
+        return images.shape[0]
+
+
+class _Member(NamedTuple):
+    """An array of the archive, its header read."""
+
+    file: Any
+    shape: tuple[int, ...]
+    dtype: "np.dtype[Any]"
+    transposed: bool
+
+
+class _Bounded(io.BufferedReader):
+    """A file of which only so much is read at once, and so no longer list of members."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and 0 <= size <= MAX_LIST:
+            return super().read(size)
+        found = super().read(MAX_LIST + 1)
+        if len(found) > MAX_LIST:
+            raise ValueError("its list of members is longer than 1 MB")
+        return found
+
+
+@contextlib.contextmanager
+def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
+    """The archive, none of whose members overlap; what goes wrong as UsageError."""
+    try:
+        with _Bounded(io.FileIO(path)) as file, zipfile.ZipFile(file) as archive:
+            ends = [archive.start_dir]
+            for info in sorted(archive.infolist(), key=lambda info: -info.header_offset):
+                if info.header_offset < 0 or info.header_offset + info.compress_size > ends[-1]:
+                    raise zipfile.BadZipFile("its members overlap")
+                ends.append(info.header_offset)
+            yield archive
+    except UsageError:
+        raise
+    except (*UNREADABLE, zipfile.BadZipFile) as error:
+        raise UsageError(f"{path} is not a readable .npz file ({error})") from None
+
+
+def _images(path: Path, archive: zipfile.ZipFile) -> _Member:
+    names = archive.namelist()
+    if "images.npy" not in names:
+        held = ", ".join(name.removesuffix(".npy") for name in names[:20]) or "nothing"
+        raise UsageError(f"{path} has no array `images` (it holds {held})")
+    images = _open(archive, "images")
+    if images.dtype != np.uint8 or len(images.shape) != 4:
+        raise UsageError(
+            f"{path}: `images` must be uint8 of shape (N, H, W, C), not {images.dtype} of shape "
+            f"{images.shape}"
+        )
+    return images
+
+
+def _open(archive: zipfile.ZipFile, name: str) -> _Member:
+    """One array's header, checked against the sizes that the archive lists."""
+    info = archive.getinfo(f"{name}.npy")
+    if archive.namelist().count(info.filename) > 1:
+        raise zipfile.BadZipFile(f"it holds `{name}` twice")
+    if info.flag_bits & 1:
+        raise zipfile.BadZipFile(f"`{name}` is encrypted")
+    most = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: MAX_RATIO}.get(info.compress_type, 0)
+    if not most:
+        raise zipfile.BadZipFile(f"`{name}` is neither stored nor deflated")
+    if info.file_size > most * info.compress_size:
+        raise zipfile.BadZipFile(f"`{name}` cannot have the size that is listed")
+    file = archive.open(info)
+    version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"`{name}` is in version {version} of NumPy's format")
+    start = file.read(2 * version[0])
+    length = int.from_bytes(start, "little")
+    if length > MAX_HEADER:
+        raise ValueError(f"the header of `{name}` has {length:,} bytes")
+    header = io.BytesIO(start + file.read(length))
+    parse = np.lib.format.read_array_header_1_0
+    if version == (2, 0):
+        parse = np.lib.format.read_array_header_2_0
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of headers that Python 2 wrote
+            shape, transposed, dtype = parse(header, max_header_size=MAX_HEADER)
+    except Exception as error:  # Python's parser has more ways to fail than it documents
+        raise ValueError(f"the header of `{name}` cannot be read: {error}") from None
+    if dtype.hasobject:
+        raise ValueError(f"`{name}` is pickled")
+    if any(type(n) is not int or n < 0 for n in shape):
+        raise ValueError(f"`{name}` has the shape {shape}")
+    needed = math.prod(shape) * dtype.itemsize
+    if 8 + len(start) + length + needed != info.file_size:
+        raise ValueError(f"`{name}` is not as long as its header says")
+    return _Member(file, shape, dtype, transposed)
+
+
+def _array(member: _Member, where: str) -> NDArray[Any]:
+    """The array, in C order."""
+    shape = member.shape[::-1] if member.transposed else member.shape
+    array = allocate(where, shape, member.dtype)
+    fill(array, member.file.read)
+    return np.ascontiguousarray(array.T) if member.transposed else array

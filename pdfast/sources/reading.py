@@ -1,0 +1,113 @@
+"""What every reader needs: checks before memory is taken, and reading in parts."""
+
+import os
+import struct
+import zlib
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pdfast.config import NetConfig
+from pdfast.errors import UsageError
+from pdfast.signals import poll
+
+Arrays = tuple[NDArray[np.uint8], NDArray[np.integer[Any]] | None]
+MIN_IMAGES = 2  # a covariance needs two
+CHUNK = 2**18  # bytes read at once
+MAX_RATIO = 1032  # bytes that deflate can make of one
+# How the standard library fails on files that are not what they say. All but MemoryError, which
+# `allocate` deals with: parsing takes no more of it than a file's bounded head.
+UNREADABLE = (
+    OSError,
+    ValueError,
+    EOFError,
+    OverflowError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+)
+
+
+def listen() -> None:
+    """Stop here if a signal came."""
+    poll("nothing was started")
+
+
+def check_shape(where: str, shape: tuple[int, ...], model: NetConfig) -> None:
+    """Refuse images of shape (N, H, W, C) that are too few, or do not fit the model."""
+    num, height, width, channels = shape
+    if num < MIN_IMAGES:
+        raise UsageError(f"{where} has {num} images; at least {MIN_IMAGES} are needed")
+    if height != width or channels not in (1, 3):
+        raise UsageError(
+            f"{where} has images of shape {(height, width, channels)}: make them square, "
+            "(H, H, C), with 1 channel or 3"
+        )
+    size, asked = model.image_size, model.channels
+    if (height, channels) != (size, asked):
+        raise UsageError(
+            f"{where} has images of {height}x{width}x{channels}, but the config asks for "
+            f"{size}x{size}x{asked}: set model.image_size and model.channels to fit"
+        )
+
+
+def allocate(where: str, shape: tuple[int, ...], dtype: Any = np.uint8) -> NDArray[Any]:
+    """An empty array, unless it cannot fit into this machine's memory."""
+    needed = np.dtype(dtype).itemsize
+    for length in shape:
+        needed *= length
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed >= memory:
+        raise UsageError(
+            f"{where} takes {needed / 1e9:,.1f} GB, which do not fit into this machine's "
+            f"{memory / 1e9:,.1f} GB of memory: use fewer images or smaller ones"
+        )
+    try:
+        return np.empty(shape, dtype)
+    except MemoryError:  # a limit is set for this process
+        raise UsageError(
+            f"{where} takes {needed / 1e9:,.1f} GB, more than this process can have: free memory, "
+            "or use fewer images or smaller ones"
+        ) from None
+
+
+def fill(array: NDArray[Any], read: Callable[[int], bytes]) -> None:
+    """Read exactly the array's bytes, which must be all that is left; EOFError or ValueError."""
+    target, done = memoryview(array.data).cast("B"), 0
+    while done < len(target):
+        listen()
+        part = read(min(CHUNK, len(target) - done))
+        if not part:
+            raise EOFError(f"it ends {len(target) - done:,} bytes too early")
+        target[done : done + len(part)] = part
+        done += len(part)
+    if read(1):  # at their ends zip and gzip compare their checksums
+        raise ValueError("bytes are left over at its end")
+
+
+class Gunzip:
+    """The one gzip stream that a file holds, to be read in order.
+
+    Python's gzip module looks for the end of a header's texts byte by byte, and skips any number
+    of empty streams, without ever coming up for air.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._inflate = zlib.decompressobj(16 + zlib.MAX_WBITS)
+
+    def read(self, size: int) -> bytes:
+        """The next bytes: `size` of them, but at the end, where the checksum is compared."""
+        made = bytearray()
+        while len(made) < size and not self._inflate.eof:
+            listen()
+            # What is not used now is copied: so little of it.
+            packed = self._inflate.unconsumed_tail or self._file.read(2**14)
+            if not packed:
+                raise EOFError("it ends too early")
+            made += self._inflate.decompress(packed, size - len(made))
+        if self._inflate.eof and (self._inflate.unused_data or self._file.read(1)):
+            raise ValueError("bytes are left over at its end")
+        return bytes(made)

@@ -1,0 +1,64 @@
+"""Mutated files of every kind through the loaders: a valid result or one sentence (fuzzing.py)."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import defaultdict
+
+import fuzzing
+import pytest
+
+EXAMPLES = 20_000
+MB = 100  # that no example may take,
+PICTURE_MB = 800  # but for a picture: it may have 2^26 pixels of 4 bytes, which are converted
+
+
+def test_a_few_mutated_files():
+    counts = fuzzing.fuzz(300, seed=2)
+    for kind in fuzzing.SHARES:
+        assert counts[kind, "refused"] > 0
+        assert counts[kind, "sealed"] > 0
+
+
+def test_what_does_not_end_is_noticed(monkeypatch):
+    def spin(*args):
+        try:
+            while True:
+                pass
+        except Exception:
+            pass
+
+    monkeypatch.setattr(fuzzing, "SECONDS", 0.05)
+    monkeypatch.setattr(fuzzing, "load_dataset", spin)
+    with pytest.raises(fuzzing.TooSlow):
+        fuzzing.fuzz(20, seed=2)
+
+
+@pytest.mark.slow
+def test_mutated_files(capsys):
+    """In a process whose memory is limited, so that one file cannot take the machine's."""
+    command = [sys.executable, fuzzing.__file__, str(EXAMPLES), "1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment, timeout=290, check=False
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+    assert done.stderr == ""
+    found = json.loads(done.stdout)
+    table = defaultdict(dict)
+    for kind, word, number in found["counts"]:
+        table[kind][word] = number
+    with capsys.disabled():
+        print()
+        for kind, row in table.items():
+            print(f"{kind}: {', '.join(f'{word} {n}' for word, n in sorted(row.items()))}")
+    tried = sum(row["accepted"] + row["refused"] for row in table.values())
+    assert tried >= EXAMPLES
+    assert sum(row["sealed"] for row in table.values()) >= tried / 2
+    assert set(table) == set(fuzzing.SHARES)
+    for row in table.values():  # else the seal is wrong, and nothing behind it was tried
+        assert row["sealed and accepted"] > 0.02 * row["sealed"]
+    pictures = table.pop("picture")["MB"]  # the last kind
+    assert max(row["MB"] for row in table.values()) < found["MB before"] + MB
+    assert pictures < found["MB before"] + PICTURE_MB
