@@ -1,20 +1,22 @@
 """Reads tests/data/published.npz: the published implementation's own numbers."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pdfast.config import NetConfig
+from pdfast import method
+from pdfast.config import Config, load_config
+from pdfast.importing.published import views
 from pdfast.model import Model
 
-FILE = Path(__file__).parent / "data" / "published.npz"
+DATA = Path(__file__).parent / "data"
 HEADS = ("x", "eps", "v", "both")
 WEIGHTS = ("constant", "snr", "snr_trunc", "v_mse")
-LEVELS, BLOCKS = 2, 1
 
-_npz = np.load(FILE, allow_pickle=False)
+_npz = np.load(DATA / "published.npz", allow_pickle=False)
 
 
 def value(key: str) -> Tensor:
@@ -31,73 +33,61 @@ def grad_keys(prefix: str) -> list[str]:
     ]
 
 
+def config(head: str) -> Config:
+    """The golden network's."""
+    loaded = load_config(DATA / "published.toml")
+    return dataclasses.replace(loaded, model=dataclasses.replace(loaded.model, head=head))
+
+
 def model(role: str, head: str) -> Model:
     """The golden "teacher" or "student" with the published weights, float64, for a head."""
-    cfg = NetConfig(
-        image_size=8,
-        channels=3,
-        ch=32,
-        emb_ch=32,
-        ch_mult=(1,) * LEVELS,
-        num_res_blocks=BLOCKS,
-        attn_resolutions=(4,),
-        groups=32,
-        head=head,
-    )
-    result = Model(cfg).double()
+    result = Model(config(head).model).double()
     prefix = f"{'both' if head == 'both' else 'x'}/{role}/params/"
-    flax = {k.removeprefix(prefix): _npz[k].astype(np.float64) for k in _npz.files if prefix in k}
-    result.net.load_state_dict(_convert(flax))
+    for name, view in views(result.cfg, result.net.state_dict()).items():
+        view.copy_(torch.from_numpy(_npz[prefix + name].astype(np.float64)))
     return result.eval()
 
 
-def module_names() -> dict[str, str]:
-    """The published module names -> ours."""
-    names = {"dense0": "emb0", "dense1": "emb1"}
-    names |= {name: name for name in ("conv_in", "conv_out", "norm_out")}
-    names |= {"mid.block_1": "mid.0", "mid.attn_1": "mid.1", "mid.block_2": "mid.2"}
-    stage = 0
-    for level in range(LEVELS):
-        for block in range(BLOCKS):
-            names[f"down_{level}.block_{block}"] = f"down.{stage}.0"
-            names[f"down_{level}.attn_{block}"] = f"down.{stage}.1"
-            stage += 1
-        if level < LEVELS - 1:
-            names[f"down_{level}.downsample"] = f"down.{stage}.0"
-            stage += 1
-    stage = 0
-    for level in reversed(range(LEVELS)):
-        for block in range(BLOCKS + 1):
-            names[f"up_{level}.block_{block}"] = f"up.{stage}.0"
-            names[f"up_{level}.attn_{block}"] = f"up.{stage}.1"
-            stage += 1
-        if level:
-            names[f"up_{level}.upsample"] = f"up.{stage - 1}.2"
-    return names
+class Case:
+    """Teacher, student, draws and the fast path's rollout of one golden case."""
+
+    def __init__(self, head: str, num_steps: int, teacher: Model, student: Model) -> None:
+        self.key = f"distill/{head}/N{num_steps}"
+        self.head, self.num_steps, self.teacher, self.student = head, num_steps, teacher, student
+        self.x, self.eps = value("data/x"), value(f"{self.key}/eps")
+        self.i = value(f"{self.key}/i")
+        phi = self.teacher.schedule.phi
+        self.phi_t = phi((self.i + 1) / num_steps)
+        self.phi_mid = phi((self.i + 0.5) / num_steps)
+        self.z_t = method.diffuse(self.x, self.eps, self.phi_t)
+        with torch.no_grad():
+            self.out_t = self.teacher.at(self.z_t, self.phi_t)
+            self.z_mid = method.ddim_step(self.z_t, self.out_t, self.phi_t, self.phi_mid, head).z
+            self.out_mid = self.teacher.at(self.z_mid, self.phi_mid)
+        self.y_target = method.target(
+            self.z_t, self.out_t, self.out_mid, self.phi_t, self.phi_mid, self.i == 0, head
+        )
+
+    def golden(self, name: str) -> Tensor:
+        """A published number of this case."""
+        return value(f"{self.key}/{name}")
+
+    def check_rollout(self, tol: float) -> None:
+        """Rollout and target are the published ones."""
+        head = self.head
+        assert relative(self.z_t, self.golden("z_t")) < tol
+        x_t = method.predict_x(self.z_t, self.out_t, self.phi_t, head)
+        assert relative(x_t, self.golden("teacher_x_t")) < tol
+        assert relative(self.z_mid, self.golden("z_mid")) < tol
+        x_mid = method.predict_x(self.z_mid, self.out_mid, self.phi_mid, head)
+        assert relative(x_mid, self.golden("teacher_x_mid")) < tol
+        x_target = x_of(self.y_target, self.z_t, self.phi_t, head)
+        assert relative(x_target, self.golden("x_target")) < tol
 
 
-def _convert(flax: dict[str, np.ndarray]) -> dict[str, Tensor]:
-    names, state, qkv = module_names(), {}, {}
-    inner_names = {"temb_proj": "film", "nin_shortcut": "shortcut", "proj_out": "proj"}
-    for path, array in flax.items():
-        outer, *inner, leaf = path.split("/")
-        layer = inner[0] if inner else ""
-        if layer in ("q", "k", "v"):  # kernel (in, heads, head_dim), bias (heads, head_dim)
-            flat = array.reshape(array.shape[0], -1).T if leaf == "kernel" else array.reshape(-1)
-            qkv.setdefault((names[outer], leaf), {})[layer] = flat
-            continue
-        if leaf == "kernel" and array.ndim == 4:  # HWIO -> OIHW
-            array = array.transpose(3, 2, 0, 1)
-        elif leaf == "kernel":  # (..., out) -> (out, in)
-            array = array.reshape(-1, array.shape[-1]).T
-            array = array[:, :, None, None] if layer == "nin_shortcut" else array
-        leaf = {"kernel": "weight", "scale": "weight", "bias": "bias"}[leaf]
-        parts = [names[outer], inner_names.get(layer, layer), leaf]
-        state[".".join(p for p in parts if p)] = torch.from_numpy(array.copy())
-    for (module, leaf), parts in qkv.items():
-        key = f"{module}.qkv.{'weight' if leaf == 'kernel' else 'bias'}"
-        state[key] = torch.from_numpy(np.concatenate([parts[c] for c in "qkv"]))
-    return state
+def x_of(y: Tensor, z: Tensor, phi: Tensor, head: str) -> Tensor:
+    """x of a y in the head's own space (for "both", v)."""
+    return method.predict_x(z, y, phi, "v" if head == "both" else head)
 
 
 def relative(a: Tensor, b: Tensor) -> float:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pdfast import method, reference
+from pdfast.importing.published import views
 
 TOL = 1e-9
 N_STEPS = (8192, 64, 1)
@@ -27,51 +28,15 @@ def test_schedule():
     assert golden.relative(logsnr_of(CosineSchedule().phi(u)), logsnr) < TOL
 
 
-class Case:
-    """Teacher, student, draws and the fast path's rollout of one golden case."""
-
-    def __init__(self, head, num_steps):
-        self.key = f"distill/{head}/N{num_steps}"
-        self.head, self.num_steps = head, num_steps
-        self.teacher, self.student = golden.model("teacher", head), golden.model("student", head)
-        self.x, self.eps = golden.value("data/x"), golden.value(f"{self.key}/eps")
-        self.i = golden.value(f"{self.key}/i")
-        phi = self.teacher.schedule.phi
-        self.phi_t = phi((self.i + 1) / num_steps)
-        self.phi_mid = phi((self.i + 0.5) / num_steps)
-        self.z_t = method.diffuse(self.x, self.eps, self.phi_t)
-        with torch.no_grad():
-            self.out_t = self.teacher.at(self.z_t, self.phi_t)
-            self.z_mid = method.ddim_step(self.z_t, self.out_t, self.phi_t, self.phi_mid, head).z
-            self.out_mid = self.teacher.at(self.z_mid, self.phi_mid)
-        self.y_target = method.target(
-            self.z_t, self.out_t, self.out_mid, self.phi_t, self.phi_mid, self.i == 0, head
-        )
-
-    def golden(self, name):
-        return golden.value(f"{self.key}/{name}")
-
-
-def x_of(y, z, phi, head):
-    """x of a y in the head's own space (for "both", v)."""
-    return method.predict_x(z, y, phi, "v" if head == "both" else head)
-
-
 @pytest.fixture(scope="module", params=[(h, n) for h in golden.HEADS for n in N_STEPS], ids=str)
 def case(request):
-    return Case(*request.param)
+    head, num_steps = request.param
+    teacher, student = golden.model("teacher", head), golden.model("student", head)
+    return golden.Case(head, num_steps, teacher, student)
 
 
 def test_rollout_and_target(case):
-    head = case.head
-    assert golden.relative(case.z_t, case.golden("z_t")) < TOL
-    x_t = method.predict_x(case.z_t, case.out_t, case.phi_t, head)
-    assert golden.relative(x_t, case.golden("teacher_x_t")) < TOL
-    assert golden.relative(case.z_mid, case.golden("z_mid")) < TOL
-    x_mid = method.predict_x(case.z_mid, case.out_mid, case.phi_mid, head)
-    assert golden.relative(x_mid, case.golden("teacher_x_mid")) < TOL
-    x_target = x_of(case.y_target, case.z_t, case.phi_t, head)
-    assert golden.relative(x_target, case.golden("x_target")) < TOL
+    case.check_rollout(TOL)
 
 
 @pytest.mark.parametrize("weight", golden.WEIGHTS)
@@ -98,16 +63,15 @@ def check_gradients(case, weight, root, grad=None):
     """Norm of the whole gradient, and the parameters that the golden file holds."""
     case.student.zero_grad()
     root.backward(grad)
-    params = dict(case.student.net.named_parameters())
-    norm = torch.stack([p.grad.norm() for p in params.values()]).norm()
+    grads = {name: p.grad for name, p in case.student.net.named_parameters()}
+    norm = torch.stack([grad.norm() for grad in grads.values()]).norm()
     expected = case.golden(f"{weight}/grad_norm")
     assert abs(norm - expected) / expected < TOL
-    names, keys = golden.module_names(), golden.grad_keys(f"{case.key}/{weight}")
+    keys = golden.grad_keys(f"{case.key}/{weight}")
     assert len(keys) == 2
+    published = views(case.student.cfg, grads)
     for key in keys:
-        module, leaf = key.split("/")
-        grad = params[f"{names[module]}.{leaf}"].grad
-        assert golden.relative(grad, case.golden(f"{weight}/grad/{key}")) < TOL
+        assert golden.relative(published[key], case.golden(f"{weight}/grad/{key}")) < TOL
 
 
 def test_closed_form_gradient_is_autograds(case):
@@ -159,6 +123,7 @@ def test_first_and_last_i_against_reference(head, num_steps):
         out_t = teacher.at(z_t, phi_t)
         out_mid = teacher.at(method.ddim_step(z_t, out_t, phi_t, phi_mid, head).z, phi_mid)
     y_target = method.target(z_t, out_t, out_mid, phi_t, phi_mid, i == 0, head)
-    assert golden.relative_per_image(x_of(y_target, z_t, phi_t, head), x_target).max() < TOL
+    x_fast = golden.x_of(y_target, z_t, phi_t, head)
+    assert golden.relative_per_image(x_fast, x_target).max() < TOL
     fast = method.loss_and_grad(student.at(z_t, phi_t), y_target, phi_t, head, "v_mse").per_image
     assert ((fast - loss).abs() / loss).max() < TOL

@@ -1,0 +1,1 @@
+"""Import of other libraries' models: one module a library."""
