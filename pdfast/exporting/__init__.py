@@ -1,0 +1,70 @@
+"""`pdfast export`: a model as a folder that other tools load.
+
+`diffusers.py` writes what a `DDIMPipeline` is loaded from, `onnx.py` the network as one graph.
+Each checks what it wrote against the model, and imports its library only when it is asked for.
+"""
+
+import importlib
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+
+from pdfast import files
+from pdfast.checkpoint import load_model
+from pdfast.config import nearest
+from pdfast.errors import PdfastError, UsageError
+from pdfast.exporting.common import Prepared
+from pdfast.model import Model
+from pdfast.progress import Screen
+
+Target = Literal["diffusers", "onnx"]
+NEEDS = {"diffusers": ("diffusers",), "onnx": ("onnx", "onnxscript", "onnxruntime")}
+
+
+def export(
+    model: Model | str | Path, out: str | Path, to: Target = "diffusers", *, quiet: bool = False
+) -> Path:
+    """Write a model, or a model directory, to the folder `out` for another library; returns it.
+
+    `to` is "diffusers" (a `DDIMPipeline` folder with a model card) or "onnx" (the network, and
+    a JSON file that says what its output means). The model itself is not changed. Raises UsageError
+    for what the format cannot express, naming the field, and PdfastError if `out` holds anything,
+    the library is missing, or what was written does not agree with the model.
+    """
+    if to not in get_args(Target):
+        raise UsageError(f"no export to '{to}'{nearest(to, get_args(Target))} (diffusers or onnx)")
+    if out == "":
+        raise UsageError("out is empty: name a folder")
+    path = Path(out).resolve()
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise UsageError(f"{out} is there already: choose another --out, or remove it")
+    loaded = model if isinstance(model, Model) else load_model(model)
+    copy = plain(loaded)
+    for module in NEEDS[to]:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise PdfastError(
+                f"export to {to} needs {module}, which cannot be imported "
+                f"({files.reason(error)}): install pdfast with the extra '{to}'"
+            ) from None
+    writer = importlib.import_module(f"pdfast.exporting.{to}")
+    prepared: Prepared = writer.prepare(copy)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise files.cannot_write(path, error) from None
+    files.write_folder(path, prepared.write)
+    Screen(quiet).say(f"{out}: {prepared.line}")
+    return path
+
+
+def plain(model: Model) -> Model:
+    """A copy in float32 on the CPU, in evaluation mode."""
+    with torch.device("meta"):
+        copy = Model(model.cfg, model.steps)
+    state = {k: v.detach().cpu().float() for k, v in model.net.state_dict().items()}
+    copy.net.load_state_dict(state, assign=True)
+    copy.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return copy.eval()

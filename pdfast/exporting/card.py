@@ -1,0 +1,108 @@
+"""The model card of an exported pipeline: how to call it, and how exact it is."""
+
+from pdfast.model import Model
+from pdfast.version import __version__
+
+PREDICTS = {"x": "x-hat (`sample`)", "eps": "eps-hat (`epsilon`)", "v": "v-hat (`v_prediction`)"}
+
+CARD = """\
+---
+library_name: diffusers
+tags:
+- unconditional-image-generation
+- progressive-distillation
+---
+
+# {title}
+
+`UNet2DModel` and `DDIMScheduler`, exported by pdfast {version}.
+{made}
+Images are {size}x{size}, {colour}. The network predicts {predicts}.
+
+## How to call it
+
+```python
+{call}
+```
+
+- **Pass `num_inference_steps`.** {steps} Any number that divides {grid} is exact, such as
+  {examples}; the pipeline's own default, 50, is not one of them.
+- **Pass `use_clipped_model_output=True`.** This sampler clips x-hat to [-1, 1] and computes eps-hat
+  from the clipped x-hat. Without it the pictures are others, and worse.
+- Keep this scheduler: its betas are the schedule that the network was trained on.{labels}
+
+## How exact it is
+
+When this was written, the network's output differed from pdfast's by at most {difference:.0e}, and
+the scheduler's float32 alpha-bar from the exact schedule's by {error:.0e}. Timestep k stands for
+u = (k + 1) / {grid} of the cosine schedule, with logSNR from {logsnr_max:g} (u = 0) to
+{logsnr_min:g} (u = 1).
+"""
+
+CALL = """\
+import torch
+from diffusers import DDIMPipeline
+
+pipe = DDIMPipeline.from_pretrained(".")  # this folder
+images = pipe(
+    batch_size=4,
+    num_inference_steps={steps},
+    use_clipped_model_output=True,
+    generator=torch.Generator().manual_seed(0),
+).images"""
+
+LOOP = """\
+import torch
+from diffusers import DDIMPipeline
+
+pipe = DDIMPipeline.from_pretrained(".")  # this folder
+unet, scheduler = pipe.unet, pipe.scheduler
+labels = torch.tensor([0, 1, 2, 3]) % {classes}
+shape = (len(labels), {channels}, {size}, {size})
+z = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+scheduler.set_timesteps({steps})
+with torch.no_grad():
+    for t in scheduler.timesteps:
+        out = unet(z, t, class_labels=labels).sample
+        z = scheduler.step(out, t, z, use_clipped_model_output=True).prev_sample
+images = (z / 2 + 0.5).clamp(0, 1)  # (B, C, H, W)"""
+
+LABELS = """
+- The model is class-conditional, with labels 0 to {last}. `DDIMPipeline` has no argument for them:
+  use the loop above, not `pipe()`."""
+
+
+def card(model: Model, grid: int, error: float, difference: float) -> str:
+    """README.md for a pipeline on `grid` timesteps; its measured errors, as the export found."""
+    cfg, steps = model.cfg, model.steps
+    of = {
+        "steps": steps or 64,
+        "classes": cfg.num_classes,
+        "channels": cfg.channels,
+        "size": cfg.image_size,
+    }
+    examples = [2**k for k in range(21) if grid % 2**k == 0]
+    return CARD.format(
+        title=f"A {steps}-step student" if steps else "A diffusion model",
+        version=__version__,
+        made=(
+            f"It was distilled to {steps} sampling step{'s' * (steps > 1)} by progressive "
+            "distillation (Salimans & Ho 2022)."
+            if steps
+            else "It is a teacher: it was not distilled, and needs many sampling steps."
+        ),
+        size=cfg.image_size,
+        colour="grey" if cfg.channels == 1 else "in colour",
+        predicts=PREDICTS[cfg.head],
+        call=(LOOP if cfg.num_classes else CALL).format(**of),
+        steps=f"This model was made for {steps}."
+        if steps
+        else "64 is a good number to begin with.",
+        grid=grid,
+        examples=", ".join(map(str, examples)),
+        labels=LABELS.format(last=cfg.num_classes - 1) if cfg.num_classes else "",
+        difference=difference,
+        error=error,
+        logsnr_max=cfg.logsnr_max,
+        logsnr_min=cfg.logsnr_min,
+    )

@@ -1,0 +1,156 @@
+"""A model's network as one ONNX graph, and a JSON file that says what its output means.
+
+The graph is (z, logsnr[, label]) -> raw output, float32, for any batch. pdfast's own ops are traced
+as their references, and onnxruntime runs the graph beside the model before it is kept.
+"""
+
+import contextlib
+import copy
+import importlib
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pdfast.config import to_table
+from pdfast.errors import UsageError
+from pdfast.exporting.common import Prepared, Probe, agreed, probe
+from pdfast.kernels import group_norm_silu
+from pdfast.model import Model
+from pdfast.unet import GroupNormSiLU, UNet
+from pdfast.version import __version__
+
+GRAPH, MEANING = "network.onnx", "network.json"
+MAX_BYTES = 2**31 - 2**24  # a protobuf file ends at 2 GiB; the nodes take their part of it
+OUTPUTS = {
+    "x": "x-hat",
+    "eps": "eps-hat",
+    "v": "v-hat = alpha eps-hat - sigma x-hat",
+    "both": "x-hat, then eps-hat, along the channels",
+}
+
+
+def prepare(model: Model) -> Prepared:
+    """Trace the network and run it by onnxruntime. Raises UsageError if it is too large."""
+    size = sum(value.nbytes for value in model.net.state_dict().values())
+    if size > MAX_BYTES:
+        raise UsageError(
+            f"model.ch {model.cfg.ch} and the other widths make a network of {size / 2**30:.1f} "
+            "GiB, where one .onnx file holds 2: export it with --to diffusers"
+        )
+    levels = torch.linspace(model.logsnr_min, model.logsnr_max, 3)
+    graph = trace(model.net, probe(model, levels))
+    content = graph.SerializeToString()
+    difference = 0.0
+    for count in (3, 1, 2):  # the batch that was traced, and others
+        inputs = probe(model, levels[:count])
+        with torch.no_grad():
+            expected = model(*inputs)
+        difference = max(difference, agreed("onnxruntime", run(content, inputs), expected))
+    opset = graph.opset_import[0].version
+    meaning = json.dumps(describe(model, opset, difference), indent=1, allow_nan=False)
+
+    def write(folder: Path) -> None:
+        (folder / GRAPH).write_bytes(content)
+        (folder / MEANING).write_text(meaning + "\n", "utf-8")
+
+    line = f"{GRAPH} (opset {opset}), equal to {difference:.0e} in onnxruntime"
+    return Prepared(write, f"{line}; {MEANING} says what its output means")
+
+
+def trace(net: UNet, inputs: Probe) -> Any:
+    """The network as an onnx.ModelProto whose first axis is free."""
+    net = copy.deepcopy(net)
+    for module in net.modules():
+        if isinstance(module, GroupNormSiLU):
+            module.op = group_norm_silu.reference
+    given = {name: value for name, value in inputs._asdict().items() if value is not None}
+    batch = torch.export.Dim("batch")
+    with quiet():
+        program = torch.onnx.export(
+            net,
+            kwargs=given,
+            dynamo=True,
+            dynamic_shapes={name: {0: batch} for name in given},
+            output_names=["out"],
+            custom_translation_table={torch.ops.aten.atan.default: atan},
+            verbose=False,
+        )
+    graph = program.model_proto  # type: ignore[union-attr]  # dynamo=True gives a program
+    for node in graph.graph.node:
+        del node.metadata_props[:]  # the trace's: file names of the machine that exported it
+    return graph
+
+
+def atan(self: Any) -> Any:
+    """The arctangent in float64, which onnxruntime does not have.
+
+    Its float32 one starts a Newton step: atan(t) = p + atan((t - tan p) / (1 + t tan p)), and the
+    second atan is so small that it equals its argument.
+    """
+    op = importlib.import_module("onnxscript").opset20
+    single, double = 1, 11  # onnx.TensorProto's
+    start = op.Cast(op.Atan(op.Cast(self, to=single)), to=double)
+    sin, cos = op.Sin(start), op.Cos(start)
+    rest = op.Div(op.Sub(op.Mul(self, cos), sin), op.Add(cos, op.Mul(self, sin)))
+    return op.Add(start, rest)
+
+
+def run(content: bytes, inputs: Probe) -> Tensor:
+    """The graph's output, by onnxruntime on the CPU."""
+    onnxruntime = importlib.import_module("onnxruntime")
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    given = {k: v.numpy() for k, v in inputs._asdict().items() if v is not None}
+    return torch.from_numpy(session.run(["out"], given)[0])
+
+
+def describe(model: Model, opset: int, difference: float) -> dict[str, Any]:
+    """What a reader needs to sample with the graph alone."""
+    cfg, schedule = model.cfg, model.schedule
+    shape = ["batch", *model.image_shape]
+    inputs: dict[str, Any] = {
+        "z": {"type": "float32", "shape": shape},
+        "logsnr": {"type": "float32", "shape": ["batch"]},
+    }
+    if cfg.num_classes:
+        inputs["label"] = {"type": "int64", "shape": ["batch"], "below": cfg.num_classes}
+    return {
+        "pdfast": __version__,
+        "opset": opset,
+        "inputs": inputs,
+        "output": {"name": "out", "shape": ["batch", cfg.out_channels, *shape[2:]]},
+        "head": cfg.head,
+        "head_is": OUTPUTS[cfg.head],
+        "steps": model.steps,
+        "steps_are": "sampling steps that the model was distilled to; 0: a teacher",
+        "schedule": {
+            "kind": "cosine",
+            "logsnr_min": cfg.logsnr_min,
+            "logsnr_max": cfg.logsnr_max,
+            "a": schedule.a,
+            "b": schedule.b,
+            "formula": "phi = a u + b, alpha = cos phi, sigma = sin phi, logsnr = -2 ln tan phi; "
+            "N steps are at u = N/N, ..., 1/N",
+        },
+        "largest_difference": difference,
+        "model": to_table(cfg),
+    }
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the exporter's remarks about other packages and its own internals to itself."""
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)
