@@ -45,7 +45,7 @@ test: $(READY)
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels -m "not slow" -n 2 --dist worksteal
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n 2 --dist worksteal
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels -m slow -n 2
 
 # GOMP_SPINCOUNT is what the command line sets for itself; see pdfast/cli.py.

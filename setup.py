@@ -106,6 +106,9 @@ def extensions() -> Iterator[object]:
     )
 
 
+DIFFUSERS = ["diffusers>=0.35"]
+ONNX = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"]
+
 setup(
     name="pdfast",
     version=version["__version__"],
@@ -131,7 +134,13 @@ setup(
     ],
     extras_require={
         "demo": ["scikit-learn>=1.5"],
+        "import": ["msgpack>=1.0"],
+        "diffusers": DIFFUSERS,
+        "onnx": ONNX,
         "test": [
+            *DIFFUSERS,
+            *ONNX,
+            "msgpack>=1.0",
             "pytest>=8",
             "pytest-benchmark>=5",
             "pytest-timeout",
@@ -141,5 +150,5 @@ setup(
             "ruff",
         ],
     },
-    entry_points={"console_scripts": ["pdfast = pdfast.cli:main"]},
+    entry_points={"console_scripts": ["pdfast = pdfast.__main__:main"]},
 )

@@ -9,7 +9,6 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from pdfast.config import Config, load_config
 from pdfast.errors import PdfastError, UsageError
 from pdfast.version import __version__
 
@@ -18,6 +17,8 @@ if TYPE_CHECKING:
     from pdfast.api import distill, evaluate, train
     from pdfast.checkpoint import load_model as load
     from pdfast.checkpoint import save_model as save
+    from pdfast.config import Config, load_config
+    from pdfast.exporting import export
     from pdfast.model import Model
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "__version__",
     "distill",
     "evaluate",
+    "export",
     "load",
     "load_config",
     "reference",
@@ -35,11 +37,14 @@ __all__ = [
     "train",
 ]
 
-_LAZY = {  # these import torch, which `pdfast --help` should not wait for
+_LAZY = {  # what takes time to import: torch above all, which `pdfast --help` should not wait for
+    "Config": ("pdfast.config", "Config"),
     "Model": ("pdfast.model", "Model"),
     "distill": ("pdfast.api", "distill"),
     "evaluate": ("pdfast.api", "evaluate"),
+    "export": ("pdfast.exporting", "export"),
     "load": ("pdfast.checkpoint", "load_model"),
+    "load_config": ("pdfast.config", "load_config"),
     "reference": ("pdfast.reference", ""),
     "save": ("pdfast.checkpoint", "save_model"),
     "train": ("pdfast.api", "train"),

@@ -1,4 +1,4 @@
-"""The command line: `pdfast train | distill | sample | eval | doctor`.
+"""The command line: `pdfast train | distill | sample | eval | import | export | doctor`.
 
 The parser is tyro's, over the dataclasses below and those of config.py; every mistake is made one
 line on stderr. Nothing here imports torch before a command runs.
@@ -6,6 +6,7 @@ line on stderr. Nothing here imports torch before a command runs.
 
 import contextlib
 import io
+import itertools
 import os
 import re
 import sys
@@ -19,6 +20,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg, subcommand
 
 from pdfast.config import Config, Precision, check, check_distillable, load_config, nearest
 from pdfast.errors import PdfastError, UsageError
+from pdfast.launch import launched, speaks
 from pdfast.version import __version__
 
 DEFAULT_CONFIG = "digits"
@@ -43,6 +45,10 @@ class RunCommand(Machine):
     """Name of a config that comes with pdfast, or the path of a TOML file."""
     out: Path | None = None
     """Run directory; runs/<name of the config> if left out. An unfinished run goes on."""
+    resume: Literal["auto", "strict", "never"] = "auto"
+    """What becomes of a run that is in --out. auto: it goes on; what is damaged in it is put aside
+    and made again, unless that would mean from zero. strict: what is damaged is refused. never:
+    the run is refused."""
     dry_run: FlagCreatePairsOff[bool] = False
     """Print the resolved config, parameters, memory, disk, time and rounds, and stop."""
     fields: Fields = field(default_factory=Config)
@@ -50,11 +56,14 @@ class RunCommand(Machine):
     def forecast(self, distill: bool) -> None:
         """`--dry-run`."""
         from pdfast.device import choose_device
-        from pdfast.distributed import device_name
         from pdfast.forecast import forecast
         from pdfast.progress import Screen
 
-        where = choose_device(device_name(self.device), self.threads)
+        where = choose_device(self.device, self.threads)
+        if distill and self.fields.distill.teacher:
+            from pdfast.distillation import load_teacher
+
+            load_teacher(self.fields, where)
         forecast(self.fields, where, Screen(), distill)
 
 
@@ -68,15 +77,18 @@ class Train(RunCommand):
             return self.forecast(distill=False)
         from pdfast.api import train
 
-        train(self.fields, out=self.out, device=self.device, threads=self.threads)
+        train(
+            self.fields,
+            out=self.out,
+            device=self.device,
+            threads=self.threads,
+            resume=self.resume,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Distill(RunCommand):
     """Halve a teacher's sampling steps, round by round; without --teacher, train it first."""
-
-    teacher: Path | None = None
-    """Model directory of a teacher; without it the config's own is trained, or taken from --out."""
 
     def run(self) -> None:
         """Run the command."""
@@ -87,10 +99,10 @@ class Distill(RunCommand):
 
         distill(
             self.fields,
-            teacher=self.teacher,
             out=self.out,
             device=self.device,
             threads=self.threads,
+            resume=self.resume,
         )
 
 
@@ -169,6 +181,54 @@ class Eval(Machine):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Import:
+    """Make a model directory of another library's file."""
+
+    source: Positional[Path]
+    """google: a checkpoint of the authors' released code, a flax training state."""
+    from_: Annotated[Literal["google"], arg(name="from")]
+    """Whose file it is."""
+    out: Path
+    """Model directory to write."""
+    config: str = ""
+    """Config whose [model] gives the network, which the file does not; its fields are flags."""
+    steps: int | None = None
+    """Sampling steps that the model was distilled to, 0 for a teacher; if left out, the file's
+    num_sample_steps, which of a teacher is absent, 0 or the config's distill.start_steps."""
+    fields: Fields = field(default_factory=Config)
+
+    def run(self) -> None:
+        """Run the command."""
+        check(
+            bool(self.config),
+            "--config is missing: the file does not tell its network, so name a config of it, such "
+            "as cifar10",
+        )
+        from pdfast.importing.google import import_google
+
+        import_google(self.source, self.out, self.fields, self.steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Write a model as a folder that diffusers or an ONNX runtime loads."""
+
+    model: Positional[Path]
+    """Model directory, such as runs/digits/round-11-steps-0004."""
+    to: Literal["diffusers", "onnx"]
+    """diffusers: a DDIMPipeline and a model card with the call; onnx: the network as one graph, and
+    a JSON file that says what its output means."""
+    out: Path
+    """A new folder."""
+
+    def run(self) -> None:
+        """Run the command."""
+        from pdfast.exporting import export
+
+        export(self.model, self.out, self.to)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Doctor(Machine):
     """Say what runs where: device, number types, each op's implementation and why."""
 
@@ -180,13 +240,15 @@ class Doctor(Machine):
         doctor(self.device, self.threads, Screen())
 
 
-AnyCommand = Train | Distill | Sample | Eval | Doctor
-COMMANDS = ("train", "distill", "sample", "eval", "doctor")
+AnyCommand = Train | Distill | Sample | Eval | Import | Export | Doctor
+COMMANDS = ("train", "distill", "sample", "eval", "import", "export", "doctor")
 Command = (
     Annotated[Train, subcommand("train")]
     | Annotated[Distill, subcommand("distill")]
     | Annotated[Sample, subcommand("sample")]
     | Annotated[Eval, subcommand("eval")]
+    | Annotated[Import, subcommand("import")]
+    | Annotated[Export, subcommand("export")]
     | Annotated[Doctor, subcommand("doctor")]
 )
 
@@ -197,11 +259,20 @@ def parse(args: Sequence[str]) -> AnyCommand:
     if word and not word.startswith("-") and word not in COMMANDS:
         known = ", ".join(COMMANDS)
         raise UsageError(f"no command '{word}'{nearest(word, COMMANDS)} (commands: {known})")
-    kind = {"train": Train, "distill": Distill}.get(word)
+    for argument, value in itertools.pairwise([*args, "-"]):
+        if argument == "--out=" or (argument == "--out" and not value):
+            raise UsageError("--out is empty: name a place, or leave it away")
+    kind = {"train": Train, "distill": Distill, "import": Import}.get(word)
     if kind is None:
         return cast(AnyCommand, _tyro(Command, args, "pdfast"))
-    name = _config_argument(args) or DEFAULT_CONFIG
-    default = kind(config=name, fields=load_config(name))
+    name = _config_argument(args)
+    fields = load_config(name or DEFAULT_CONFIG)
+    default: AnyCommand
+    if kind is Import:
+        required = dict.fromkeys(("source", "from_", "out"), tyro.MISSING)
+        default = Import(config=name or "", fields=fields, **required)
+    else:
+        default = kind(config=name or DEFAULT_CONFIG, fields=fields)
     return cast(AnyCommand, _tyro(kind, args[1:], f"pdfast {word}", default))
 
 
@@ -233,7 +304,7 @@ def _one_line(box: str) -> str:
     """tyro's framed error as one sentence, with the nearest flag where it names one."""
     lines = [line.strip("\u2502| ") for line in box.splitlines()[1:]]
     text = (
-        " ".join(line for line in lines if re.search(r"\w", line))
+        " ".join(line for line in lines if re.search(r"[\w)]", line))
         .split("For full helptext")[0]
         .strip()
     )
@@ -246,13 +317,10 @@ def _one_line(box: str) -> str:
 def main(args: Sequence[str] | None = None) -> int:
     """Entry point of `pdfast`; returns the exit code."""
     code = _run(list(sys.argv[1:] if args is None else args))
-    if code and "RANK" in os.environ:
-        from pdfast.distributed import launched
-
-        if launched():  # an orderly end could wait for another process, which waits for this one
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
+    if code and launched():  # an orderly end could wait for another process, which waits for this
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     return code
 
 
@@ -266,20 +334,22 @@ def _run(args: list[str]) -> int:
         # before torch is imported.
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
         with contextlib.ExitStack() as stack:
-            if os.environ.get("RANK", "0") != "0":  # the first of several processes says it
+            if not speaks():
                 stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
             if args == ["--version"]:
                 print(f"pdfast {__version__}")
                 return 0
             command = parse(args or ["--help"])
-        from pdfast import signals
-
-        signals.install()
         command.run()
     except PdfastError as error:
         return _fail(str(error), error.exit_code)
     except SystemExit as exit_:
         return int(exit_.code or 0)
+    except BrokenPipeError:
+        from pdfast.progress import nobody_listens
+
+        nobody_listens()
+        return 0
     except OSError as error:
         return _fail(f"{error.filename or 'output'}: {error.strerror}", 1)
     except (MemoryError, RuntimeError) as error:
@@ -302,7 +372,7 @@ def _run(args: list[str]) -> int:
 def _fail(message: str, code: int) -> int:
     """Print one line on stderr, of several processes once; returns the code."""
     message = " ".join(message.split())
-    if "RANK" in os.environ:
+    if launched():
         from pdfast.distributed import first_to_say
 
         if not first_to_say(message):

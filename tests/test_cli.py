@@ -4,6 +4,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import pdfast
 from pdfast.checkpoint import load_model
 from pdfast.cli import main
 from pdfast.errors import PdfastError
@@ -62,7 +64,9 @@ def fails(capsys, expected_code, message, *args):
         (["distill", "--device", "cuda:99", "--dry-run"], "no device 'cuda:99'"),
         (["distill", "--threads", "-1", "--dry-run"], "threads must be in 0"),
         (["distill", "--seed", "-1"], "seed must be in 0 .."),
-        (["distill", "--teacher", "nowhere"], "there is no model directory nowhere"),
+        (["train", "--resume", "always"], "invalid choice 'always' for argument '--resume'"),
+        (["distill", "--teacher", "nowhere"], "there is no model directory"),
+        (["distill", "--teacher", "nowhere", "--dry-run"], "there is no model directory"),
         (["sample"], "missing from pdfast sample"),
         (["sample", "nowhere"], "there is no model directory nowhere"),
         (["eval", "nowhere"], "there is no model or run directory nowhere"),
@@ -109,11 +113,11 @@ def test_no_permission(tmp_path, tiny):
             os.seteuid(0)
 
 
-def test_a_full_disk(tiny_toml, tmp_path):
+def test_a_full_disk(straight, tiny_toml, tmp_path):
     """The operating system refuses to write more than 20 kB into one file, as a full disk would."""
     command = [sys.executable, "-m", "pdfast", "distill", "--config", str(tiny_toml)]
     command += ["--out", str(tmp_path / "run"), "--threads", "1"]
-    assert subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode == 0
+    shutil.copytree(straight, tmp_path / "run")
     metrics = (tmp_path / "run" / "metrics.jsonl").read_text()
 
     def limit():
@@ -214,6 +218,29 @@ def test_bad_sample_arguments(capsys, finished, tmp_path, monkeypatch, args, mes
     assert not list(tmp_path.iterdir())
 
 
+def test_two_sets_of_pictures_are_not_mixed(capsys, finished, tmp_path):
+    sample = ["sample", finished / "round-01-steps-0004", "--out", tmp_path / "x"]
+    assert run(capsys, *sample, "--num", 3)[0] == 0
+    assert run(capsys, *sample, "--num", 3, "--seed", 1)[0] == 0
+    (tmp_path / "x" / "note.txt").write_text("mine")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "x").iterdir()}
+    message = "x holds pictures that are not of these 2, 000002.png first of 1: choose another"
+    fails(capsys, 2, message, *sample, "--num", 2)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "x").iterdir()} == before
+    assert run(capsys, *sample, "--num", 4)[0] == 0
+
+
+@pytest.mark.parametrize("command", ["train", "distill", "sample", "eval"])
+@pytest.mark.parametrize("out", [["--out", ""], ["--out="]])
+def test_an_empty_out_is_refused(capsys, finished, tmp_path, monkeypatch, command, out):
+    monkeypatch.chdir(tmp_path)
+    model = [finished / "round-01-steps-0004"] if command in ("sample", "eval") else []
+    fails(capsys, 2, "--out is empty: name a place, or leave it away", command, *model, *out)
+    with pytest.raises(PdfastError, match="out '' is no path"):
+        pdfast.train(out="")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_teacher_needs_steps(capsys, finished, tmp_path):
     fails(capsys, 2, "pass --steps", "sample", finished / "teacher", "--out", tmp_path / "x")
     code, _, _ = run(
@@ -300,3 +327,41 @@ def test_version_and_help():
     print(f"help took {time.perf_counter() - start:.2f} s")
     lazy = "import sys, pdfast.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", lazy], check=False).returncode == 0
+
+
+EARLY = """
+import os, signal, sys
+
+class Imports:
+    def find_spec(self, name, *rest):
+        if name == "torch":
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+sys.meta_path.insert(0, Imports())
+from pdfast.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_signal_while_torch_is_being_imported(tiny_toml, tmp_path):
+    command = [sys.executable, "-c", EARLY, "distill", "--config", str(tiny_toml)]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "run")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 143
+    assert re.fullmatch(r"pdfast: stopped by SIGTERM; .*\n", done.stderr)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("args", [["distill", "--threads", "1"], ["distill", "--help"]])
+def test_a_reader_that_leaves_ends_nothing(tiny_toml, tmp_path, args):
+    """As `pdfast distill | head -1` does."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "pdfast", *args, "--config", str(tiny_toml)]
+    command += ["--out", str(tmp_path / "run")]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "run" / "report.json").is_file() == ("--help" not in args)

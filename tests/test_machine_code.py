@@ -151,12 +151,12 @@ ADAMWS += [(arch, 1, "bf16", 1) for arch in (80, 100)]
 @pytest.mark.parametrize(("arch", "ema", "copy", "max_norm"), ADAMWS)
 def test_adamw(check, arch, ema, copy, max_norm):
     flat = ["params", "grads", "exp_avg", "exp_avg_sq"] + ["ema"] * ema
-    types = {name: "*fp32" for name in [*flat, "lr", "norm"]}
-    types |= {"step": "*i64", "partials": "*fp64", "size": "i32"}
+    types = {name: "*fp32" for name in [*flat, "lr", "loss", "norm"]}
+    types |= {"step": "*i64", "skipped": "*i64", "partials": "*fp64", "size": "i32"}
     types |= {"copy": f"*{copy}"} if copy else {}
     numbers = {"beta1": 0.9, "beta2": 0.999, "log_beta1": -0.1, "log_beta2": -0.001, "eps": 1e-8}
     numbers |= {"weight_decay": 0.1, "ema_decay": 0.999, "max_norm": float(max_norm)}
-    constants = numbers | LOOP | {"most": adamw.PROGRAMS}
+    constants = numbers | LOOP | {"most": adamw.PROGRAMS, "max_skipped": 10}
     constants |= {name: None for name in ("ema", "copy") if name not in types}
     loads, stores = 4 * len(flat), 4 * (len(flat) - 1) + (2 if copy else 0)
     block = adamw.BLOCK
