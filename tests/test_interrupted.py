@@ -139,7 +139,7 @@ def newest_whole(run):
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("half", [0, 1])
 def test_killed_at_every_step_of_the_write_path(short, half):
-    """The run goes on from the newest whole state, and ends at the undisturbed one's bits."""
+    """On from the newest whole state; where the run ends, at the bits of the straight one."""
     events = short.straight()
     total, resumed = sum(events[kind] for kind in WRITES), 0
     assert total > 100
@@ -147,11 +147,14 @@ def test_killed_at_every_step_of_the_write_path(short, half):
         short.killed("run", kinds=WRITES, number=number)
         run = short.folder / "run"
         newest = newest_whole(run)
-        ended = short.distill("run")
-        assert ended.code == 0, (number, ended)
+        # Every fourth goes on to the end; of the others the first update is enough to see.
+        stop = {"signum": signal.SIGTERM, "kinds": ["update"], "number": 1}
+        ended = short.distill("run", **({} if number // 2 % 4 == 0 else stop))
+        assert ended.code in (0, 128 + signal.SIGTERM), (number, ended)
         assert newest is None or f"going on from update {newest}\n" in ended.output, number
         resumed += newest is not None
-        assert_same_run(short.folder / "straight", run)
+        if ended.code == 0:
+            assert_same_run(short.folder / "straight", run)
         shutil.rmtree(run)
     print(f"{total} steps, {resumed} of every second with a state to go on from")
     assert resumed > total / 8
