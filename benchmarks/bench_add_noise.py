@@ -42,7 +42,7 @@ def test_add_noise(case, who, measure, device):
 
     def reference():
         z_t = add_noise_reference(
-            images, a, b, steps, 0, 1, update, 0, n, True, None, torch.float32, False
+            images, a, b, None, steps, 0, 1, update, 0, n, True, None, torch.float32, False
         )[0]
         return z_t.to(NET)
 

@@ -20,7 +20,7 @@ from parts import cpu_peak, matmul_rate, peak_rate, time_by_part
 from published import Phase, Published
 
 from pdfast import engine, numerics
-from pdfast.config import Config, from_table, load_config
+from pdfast.config import Config, load_config
 from pdfast.counting import OPTIMIZER, count_update
 from pdfast.data import Dataset
 from pdfast.distillation import remove_dropout
@@ -28,6 +28,7 @@ from pdfast.kernels.group_norm_silu import reference
 from pdfast.model import Model
 from pdfast.optimizer import Optimizer
 from pdfast.rollout import rollout
+from pdfast.tables import from_table
 from pdfast.training import DataObjective, new_model
 from pdfast.unet import GroupNormSiLU
 

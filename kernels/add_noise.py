@@ -8,8 +8,8 @@ float64 normals among them. Bound: float64 arithmetic, about 50 operations per n
 has much of it (data centre) a few microseconds a batch, elsewhere tens. Loses: to noise drawn
 ahead by another stream, if such a launch were ever in the way.
 
-Float streams go in 16-byte accesses when H W C divides by 16. The uint8 pixels, gathered and
-perhaps mirrored, are read one by one.
+Float streams go in 16-byte accesses when H W C divides by 16. The data set's pixels, gathered and
+perhaps mirrored, are read one by one; 4 bytes each where they are float32.
 """
 
 from typing import NamedTuple
@@ -47,7 +47,7 @@ class Noised(NamedTuple):
 
 def add_noise(
     images: Tensor,
-    schedule: tuple[float, float],
+    schedule: tuple[float, float] | Tensor,
     num_steps: int,
     *,
     seed: int,
@@ -63,7 +63,8 @@ def add_noise(
 ) -> Noised:
     """Draw `num` images and times, and diffuse: z_t = alpha x + sigma eps (section 2).
 
-    images uint8 (M, C, H, W); `schedule` is (a, b) of phi = a u + b. Times are u = (i + 1) / N
+    images uint8 (M, C, H, W), scaled to [-1, 1], or float32, taken as they are. `schedule` is (a,
+    b) of phi = a u + b, or the angles at u = k / 2N, float64 (2N + 1,). Times are u = (i + 1) / N
     with i ~ U{0 .. N-1} for `num_steps` N > 0, and u ~ U(0, 1) for 0. The draws are those of
     positions first .. first + num - 1 in the batch of `update`, an int or an int64 tensor of one
     element on the device of the images; `held`: of the held batch's streams. With a `head`, y is
@@ -72,10 +73,16 @@ def add_noise(
     For sets that lie elsewhere, `population` is the set's size where it is not 0, and the images
     are the `num` that `draw_indices` draws from it, in order; all results are as of the whole set.
     """
-    runtime.check_tensor("images", images, (torch.uint8,))
+    runtime.check_tensor("images", images, (torch.uint8, torch.float32))
     if isinstance(update, int):
         update = torch.tensor([update], device=images.device)
     runtime.check_tensor("update", update, (torch.int64,), (1,), images)
+    a, b, angles = (0.0, 0.0, schedule) if isinstance(schedule, Tensor) else (*schedule, None)
+    if angles is not None:
+        size = (2 * num_steps + 1,)
+        runtime.check_tensor("schedule", angles, (torch.float64,), size, images)
+        if not num_steps:
+            raise ValueError("num_steps must be at least 1 where the schedule is a table of angles")
     if head is not None:
         runtime.check_choice("head", head, Head)
     if net_dtype not in runtime.FLOATS:
@@ -90,8 +97,8 @@ def add_noise(
     if population and len(images) != num:
         raise ValueError(f"with a population, images must be the {num} drawn, not {len(images)}")
     z_t, z_in, phi_t, phi_mid, last, chosen, y = add_noise_op(
-        images, *schedule, num_steps, seed, round_, update, first, num, flip, head, net_dtype, held,
-        population,
+        images, a, b, angles, num_steps, seed, round_, update, first, num, flip, head, net_dtype,
+        held, population,
     )  # fmt: skip
     same = net_dtype == z_t.dtype
     return Noised(z_t, z_t if same else z_in, phi_t, phi_mid, last, chosen, y if head else None)
@@ -117,8 +124,8 @@ def draw_indices(
 
 
 def to_float(images: Tensor) -> Tensor:
-    """uint8 -> float32 in [-1, 1]."""
-    return images.float() / 127.5 - 1.0
+    """uint8 -> float32 in [-1, 1]; float32 as it is."""
+    return images if images.dtype == torch.float32 else images.float() / 127.5 - 1.0
 
 
 def diffuse(x: Tensor, eps: Tensor, phi: Tensor) -> Tensor:
@@ -145,6 +152,7 @@ def add_noise_reference(
     images: Tensor,
     a: float,
     b: float,
+    angles: Tensor | None,
     num_steps: int,
     seed: int,
     round_: int,
@@ -170,9 +178,13 @@ def add_noise_reference(
     eps = philox.normal_images(words[:, 4:], shape).to(dtype)
     if num_steps:
         i = philox.index_below(words[:, 2], num_steps)
-        last, i = i == 0, i.double()
-        phi_t = a * ((i + 1) / num_steps) + b
-        phi_mid = a * ((i + 0.5) / num_steps) + b
+        last = i == 0
+        if angles is not None:
+            phi_t, phi_mid = angles[2 * i + 2], angles[2 * i + 1]
+        else:
+            i = i.double()
+            phi_t = a * ((i + 1) / num_steps) + b
+            phi_mid = a * ((i + 0.5) / num_steps) + b
     else:
         phi_t = a * philox.uniform_of(words[:, 2], words[:, 3]) + b
         phi_mid, last = phi_t.clone(), torch.zeros_like(chosen, dtype=torch.bool)
@@ -189,6 +201,7 @@ def add_noise_op(
     images: Tensor,
     a: float,
     b: float,
+    angles: Tensor | None,
     num_steps: int,
     seed: int,
     round_: int,
@@ -206,7 +219,7 @@ def add_noise_op(
     z_t, z_in, phi_t, phi_mid, last, chosen, y = outputs
     if not runtime.uses_triton(images.device, net_dtype):
         results = add_noise_reference(
-            images, a, b, num_steps, seed, round_, update, first, num, flip,
+            images, a, b, angles, num_steps, seed, round_, update, first, num, flip,
             head, z_t.dtype, held, population,  # type: ignore[arg-type]
         )  # fmt: skip
         for output, result in zip((z_t, phi_t, phi_mid, last, chosen, y), results, strict=True):
@@ -222,6 +235,7 @@ def add_noise_op(
         (num, runtime.cdiv(size, BLOCK)),
         images.device,
         runtime.channels_last(images),
+        None if angles is None else angles.contiguous(),
         update,
         z_t,
         z_in,
@@ -256,6 +270,7 @@ def _fake_outputs(
     images: Tensor,
     a: float,
     b: float,
+    angles: Tensor | None,
     num_steps: int,
     seed: int,
     round_: int,
@@ -306,6 +321,7 @@ DRAWN_BY = ["num_images", "num_steps", "first", "seed", "batch_key", "noise_key"
 @triton.jit(do_not_specialize=DRAWN_BY)  # their values change, the code does not
 def add_noise_kernel(
     images,
+    angles,
     update,
     z_t,
     z_in,
@@ -342,8 +358,11 @@ def add_noise_kernel(
         angle_mid, is_last = angle, w_2 != w_2
     else:
         i = scaled_word(w_2, num_steps)
-        angle = a * ((i.to(tl.float64) + 1.0) / num_steps) + b
-        angle_mid = a * ((i.to(tl.float64) + 0.5) / num_steps) + b
+        if angles is None:
+            angle = a * ((i.to(tl.float64) + 1.0) / num_steps) + b
+            angle_mid = a * ((i.to(tl.float64) + 0.5) / num_steps) + b
+        else:
+            angle, angle_mid = tl.load(angles + 2 * i + 2), tl.load(angles + 2 * i + 1)
         is_last = i == 0
     if tile == 0:
         tl.store(phi_t + n, angle)
@@ -365,8 +384,9 @@ def add_noise_kernel(
         column = element // channels % width
         pixel = tl.where(mirrored, element + (width - 1 - 2 * column) * channels, element)
     source = n.to(tl.int64) if gathered else chosen
-    level = tl.load(images + source * size + pixel, mask=mask, other=0).to(tl.float32)
-    x = tl.div_rn(level, 127.5) - 1.0
+    x = tl.load(images + source * size + pixel, mask=mask, other=0)
+    if x.dtype == tl.uint8:
+        x = tl.div_rn(x.to(tl.float32), 127.5) - 1.0
     sin, cos = sincos(angle)
     sin, cos = sin.to(tl.float32), cos.to(tl.float32)
     z = cos * x + sin * eps

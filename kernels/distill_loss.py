@@ -50,12 +50,14 @@ def distill_loss(
     last: Tensor,
     head: Head,
     weight: LossWeight,
+    phi_next: Tensor | None = None,
 ) -> Loss:
     """The student's loss and gradient against the teacher's two steps; see `target`.
 
     out, out_t and out_mid any float, (B, C or 2C, H, W), of the student and of the teacher at
-    phi_t and phi_mid; z_t float32 (or float64), (B, C, H, W); phi_t and phi_mid float64 (B,);
-    last bool (B,). The loss is float32 (float64 where z_t is), the gradient of the dtype of out.
+    phi_t and phi_mid; z_t float32 (or float64), (B, C, H, W); phi_t and phi_mid float64 (B,), as is
+    phi_next, where the teacher's second step ends (None: as far from phi_mid as phi_t); last
+    bool (B,). The loss is float32 (float64 where z_t is), the gradient of the dtype of out.
     Raises ValueError or TypeError for other shapes, dtypes or devices.
     """
     runtime.check_choice("head", head, Head)
@@ -68,9 +70,13 @@ def distill_loss(
     runtime.check_tensor("out_mid", out_mid, runtime.FLOATS, raw, z_t)
     runtime.check_tensor("phi_t", phi_t, (torch.float64,), (batch,), z_t)
     runtime.check_tensor("phi_mid", phi_mid, (torch.float64,), (batch,), z_t)
+    if phi_next is not None:
+        runtime.check_tensor("phi_next", phi_next, (torch.float64,), (batch,), z_t)
     runtime.check_tensor("last", last, (torch.bool,), (batch,), z_t)
     return Loss(
-        *distill_loss_op(out.detach(), z_t, out_t, out_mid, phi_t, phi_mid, last, head, weight)
+        *distill_loss_op(
+            out.detach(), z_t, out_t, out_mid, phi_t, phi_mid, last, head, weight, phi_next
+        )
     )
 
 
@@ -103,29 +109,36 @@ def target(
     phi_mid: Tensor,
     is_last: Tensor,
     head: Head,
+    phi_next: Tensor | None = None,
 ) -> Tensor:
     """The y that takes a student from z_t, in one step, where the teacher's two steps lead.
 
     out_t and out_mid are the teacher's raw outputs at (z_t, phi_t) and (z_mid, phi_mid);
-    the student's step has twice the angle d = phi_t - phi_mid. `is_last` (bool, (B,)) marks
+    their steps are d = phi_t - phi_mid and e = phi_mid - phi_next, which on the cosine schedule
+    (None) is d again; the student's is d + e. `is_last` (bool, (B,)) marks
     i = 0, the sampler's last step, which returns x-hat: there the target is the teacher's own
     second x-hat. Equal to Algorithm 2's x-tilde; see reference.py for its published form.
     """
     y1, y2 = prediction(out_t, phi_t, head), prediction(out_mid, phi_mid, head)
     d = phi_t - phi_mid
+    if phi_next is None:  # sin d / sin 2d, without a division of small numbers
+        e, share = d, 0.5 / d.cos()
+    else:
+        e = phi_mid - phi_next
+        share = e.sin() / (phi_t - phi_next).sin()
     if head in ("x", "eps"):  # z_t cancels: the target is a weighted mean of y1 and y2
         if head == "x":
-            w2 = phi_t.sin() / (2 * phi_mid.sin() * d.cos())
+            w2 = phi_t.sin() / phi_mid.sin() * share
             w2 = torch.where(is_last, torch.ones_like(w2), w2)
         else:
-            w2 = phi_t.cos() / (2 * phi_mid.cos() * d.cos())
+            w2 = phi_t.cos() / phi_mid.cos() * share
             w2 = torch.where(is_last, phi_mid.tan() / phi_t.tan(), w2)
         return combine((1 - w2, y1), (w2, y2))
-    half = torch.full_like(d, 0.5)
     sin_t = phi_t.sin()
-    c_z = torch.where(is_last, -d.sin() * phi_mid.sin() / sin_t, -half * d.tan())
-    c_1 = torch.where(is_last, d.sin() * phi_mid.cos() / sin_t, half)
-    c_2 = torch.where(is_last, phi_mid.sin() / sin_t, half / d.cos())
+    c_z = torch.where(is_last, -d.sin() * phi_mid.sin() / sin_t, -d.sin() * share)
+    c_1 = d.sin() * e.cos() / (d + e).sin()
+    c_1 = torch.where(is_last, d.sin() * phi_mid.cos() / sin_t, c_1)
+    c_2 = torch.where(is_last, phi_mid.sin() / sin_t, share)
     return combine((c_1, y1), (c_2, y2), (c_z, z_t))
 
 
@@ -175,12 +188,14 @@ def distill_loss_op(
     last: Tensor,
     head: str,
     weight: str,
+    phi_next: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`distill_loss` of arguments known to be right."""
     if runtime.uses_triton(z_t.device, out.dtype, z_t.dtype, out_t.dtype, out_mid.dtype):
-        return _launch(out, (z_t, out_t, out_mid), phi_t, phi_mid, last, None, head, weight)
+        teacher = (z_t, out_t, out_mid)
+        return _launch(out, teacher, phi_t, phi_mid, last, None, head, weight, phi_next)
     outs = (out_t.to(z_t.dtype), out_mid.to(z_t.dtype))
-    y = target(z_t, *outs, phi_t, phi_mid, last, head)  # type: ignore[arg-type]
+    y = target(z_t, *outs, phi_t, phi_mid, last, head, phi_next)  # type: ignore[arg-type]
     return _reference(out, y, phi_t, head, weight)
 
 
@@ -230,6 +245,7 @@ def _launch(
     y: Tensor | None,
     head: str,
     weight: str,
+    phi_next: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One launch; `teacher` is (z_t, out_t, out_mid), or y is the target."""
     copies = 2 if head == "both" else 1
@@ -244,6 +260,7 @@ def _launch(
         *images,
         phi_t.contiguous(),
         None if phi_mid is None else phi_mid.contiguous(),
+        None if phi_next is None else phi_next.contiguous(),
         None if last is None else last.contiguous().view(torch.uint8),
         loss,
         grad,
@@ -264,23 +281,25 @@ def _launch(
 
 
 @triton.jit
-def target_coefficients(phi_t, phi_mid, last, sin_t, cos_t, head: tl.constexpr):
-    """float64 (c_1, c_2, c_z) of y1, y2 and z_t in the target; see `target`."""
+def target_coefficients(phi_t, phi_mid, step, last, sin_t, cos_t, head: tl.constexpr):
+    """float64 (c_1, c_2, c_z) of y1, y2 and z_t in the target; `step` is e in `target`."""
     sin_mid, cos_mid = sincos(phi_mid)
     sin_d, cos_d = sincos(phi_t - phi_mid)
+    sin_e, cos_e = sincos(step)
+    below = sin_d * cos_e + cos_d * sin_e  # sin(d + e)
     if head == "x":
-        c_2 = tl.where(last, 1.0, sin_t / (2 * sin_mid * cos_d))
+        c_2 = tl.where(last, 1.0, sin_t * sin_e / (sin_mid * below))
         c_1, c_z = 1.0 - c_2, 0.0 * c_2
     elif head == "eps":
-        below = cos_mid * tl.where(last, sin_t, 2 * cos_d)
-        c_2 = cos_t * tl.where(last, sin_mid, 1.0) / below
+        below = cos_mid * tl.where(last, sin_t, below)
+        c_2 = cos_t * tl.where(last, sin_mid, sin_e) / below
         c_1, c_z = 1.0 - c_2, 0.0 * c_2
     else:
         # One division: each takes registers, of which the loop below leaves few.
-        per = 1.0 / tl.where(last, sin_t, 2 * cos_d)
-        c_1 = tl.where(last, sin_d * cos_mid * per, 0.5)
-        c_2 = tl.where(last, sin_mid, 1.0) * per
-        c_z = -sin_d * tl.where(last, sin_mid, 1.0) * per
+        per = 1.0 / tl.where(last, sin_t, below)
+        c_1 = sin_d * tl.where(last, cos_mid, cos_e) * per
+        c_2 = tl.where(last, sin_mid, sin_e) * per
+        c_z = -sin_d * c_2
     return c_1, c_2, c_z
 
 
@@ -312,6 +331,7 @@ def distill_loss_kernel(
     y,
     phi_t,
     phi_mid,
+    phi_next,
     last,
     loss,
     grad,
@@ -335,7 +355,10 @@ def distill_loss_kernel(
     image, raw = b * size, b * size * copies
     if not y_given:
         angle_mid, is_last = tl.load(phi_mid + b), tl.load(last + b) != 0
-        c_1, c_2, c_z = target_coefficients(angle, angle_mid, is_last, sin_t, cos_t, head)
+        step = angle - angle_mid
+        if phi_next is not None:
+            step = angle_mid - tl.load(phi_next + b)
+        c_1, c_2, c_z = target_coefficients(angle, angle_mid, step, is_last, sin_t, cos_t, head)
         c_1, c_2, c_z = c_1.to(tl.float32), c_2.to(tl.float32), c_z.to(tl.float32)
         sin_mid, cos_mid = sincos(angle_mid)
         sin_mid, cos_mid = sin_mid.to(tl.float32), cos_mid.to(tl.float32)

@@ -20,13 +20,13 @@ from pdfast import distributed, numerics, signals
 from pdfast.config import Config, Head, LoopConfig
 from pdfast.data import Dataset
 from pdfast.device import side_stream
-from pdfast.errors import UsageError
+from pdfast.errors import PdfastError, UsageError
 from pdfast.method import Loss, Noised, add_noise
 from pdfast.model import Model
 from pdfast.optimizer import Optimizer
 from pdfast.phase_log import PhaseLog, check_held
 from pdfast.run import Run
-from pdfast.schedule import CosineSchedule
+from pdfast.schedule import Grid
 from pdfast.streaming import Resident, Streamed, open_source
 from pdfast.unet import Dropped
 
@@ -36,7 +36,7 @@ class Batch:
     """Which images and draws; an objective makes a batch of them with `noised`."""
 
     images: Tensor
-    """uint8 (M, H, W, C): the whole set, or, with a population, those of this process."""
+    """uint8 or float32 (M, H, W, C): the whole set, or, with a population, this process's."""
     labels: Tensor | None
     """int64, of the whole set."""
     population: int
@@ -65,12 +65,15 @@ class Batch:
         return dataclasses.replace(self, update=self.update + 1)
 
     def noised(
-        self, schedule: CosineSchedule, num_steps: int, head: Head | None = None
+        self, grid: Grid, num_steps: int, head: Head | None = None
     ) -> tuple[Noised, Tensor | None]:
-        """The batch at N times (0: continuous), and its labels; `head`: with the data's target."""
+        """The batch at N times (0: continuous) of a schedule's grid, and its labels.
+
+        `head`: with the data's target for it.
+        """
         noised = add_noise(
             self.images.permute(0, 3, 1, 2),
-            (schedule.a, schedule.b),
+            grid,
             num_steps,
             seed=self.seed,
             round_=self.round_,
@@ -146,11 +149,18 @@ class Replay:
     AHEAD = 2  # replays that may wait in the stream, so that the host hears of a signal in time
 
     def __init__(
-        self, work: Callable[[], object], state: Iterable[Tensor], device: torch.device
+        self,
+        work: Callable[[], object],
+        state: Iterable[Tensor],
+        device: torch.device,
+        graph: bool = True,
     ) -> None:
-        """`state`: the tensors that `work` changes and reads again; they are left as they were."""
+        """`state`: the tensors that `work` changes and reads again; they are left as they were.
+
+        Without `graph` it is called on a GPU too. Raises PdfastError if it cannot be captured.
+        """
         self._work, self._graph = work, None
-        if device.type != "cuda":
+        if device.type != "cuda" or not graph:
             return
         saved = [(tensor, tensor.to("cpu", copy=True)) for tensor in state]
         # Of the capture too: what a stream is given once, workspaces and the nodes that autograd
@@ -167,9 +177,17 @@ class Replay:
         self._graph = torch.cuda.CUDAGraph()
         # A replay allocates nothing: the peak is that of the capture.
         torch.cuda.reset_peak_memory_stats(device)
-        # Other threads may use the device meanwhile: NCCL's, and the one that gathers images.
-        with torch.cuda.graph(self._graph, stream=side, capture_error_mode="thread_local"):
-            work()
+        try:
+            # Other threads may use the device meanwhile: NCCL's, and the one that gathers images.
+            with torch.cuda.graph(self._graph, stream=side, capture_error_mode="thread_local"):
+                work()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise PdfastError(
+                f"the update cannot be captured as a CUDA graph ({str(error).splitlines()[0]}): "
+                "set engine.graph to false"
+            ) from error
         self._waiting: deque[torch.cuda.Event] = deque()
 
     def __call__(self) -> None:
@@ -236,7 +254,7 @@ def fit(
     config, device = run.config, model.device
     dtype = numerics.net_dtype(numerics.precision_of(config.precision, device))
     optimizer = Optimizer(model, cfg, dtype, config.peers.optimizer)
-    model.net.checkpoint = cfg.checkpoint
+    model.set_checkpoint(cfg.checkpoint)
     if config.engine.compile:
         model.net.compile(dynamic=False)
     batch, source = open_batch(config, cfg, data, model, round_, optimizer.done)
@@ -264,7 +282,9 @@ def fit(
         objective.begin(batch)
         work = functools.partial(update, model, objective, optimizer, batch)
         state = [*optimizer.tensors(), *objective.carried]
-        repeat = stack.enter_context(contextlib.closing(Replay(work, state, device)))
+        repeat = stack.enter_context(
+            contextlib.closing(Replay(work, state, device, config.engine.graph))
+        )
         images = {"num_steps": model.steps, "num_images": len(data)}
         log = PhaseLog(run, round_, title, optimizer, task, start=start, **images)
         due = False

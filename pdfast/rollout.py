@@ -11,6 +11,7 @@ from pdfast.device import side_stream
 from pdfast.engine import Batch, Problem
 from pdfast.method import Noised, ddim_step, distill_loss
 from pdfast.model import Model
+from pdfast.schedule import logsnr_of, next_angle
 
 MOST_TABULATED = 1024  # steps of a teacher whose FiLM parameters are kept in a table
 
@@ -30,10 +31,11 @@ class Rollout:
     ) -> None:
         """`num_steps` is N, the student's; the teacher has 2N."""
         self.teacher, self.num_steps, self.weight = teacher, num_steps, weight
+        self._grid = teacher.schedule.grid(num_steps, teacher.device)
         self._stream: torch.cuda.Stream | None = None
         if engine.teacher_stream and teacher.device.type == "cuda":
             self._stream = side_stream(teacher.device, "teacher")
-        small = 2 * num_steps <= MOST_TABULATED and not teacher.cfg.num_classes
+        small = 2 * num_steps <= MOST_TABULATED and not teacher.num_classes
         self._films = self._tabulate() if engine.tabulate_film and small else None
 
     def begin(self, batch: Batch) -> None:
@@ -41,8 +43,8 @@ class Rollout:
 
     def __call__(self, student: Model, batch: Batch) -> Problem:
         """Algorithm 2, from the draw of i ~ U{0 .. N-1} to the loss; see method.py."""
-        teacher, N, head = self.teacher, self.num_steps, self.teacher.head  # noqa: N806
-        draw, label = batch.noised(teacher.schedule, N)
+        N, head = self.num_steps, self.teacher.head  # noqa: N806
+        draw, label = batch.noised(self._grid, N)
         z_t, phi_t, phi_mid = draw.z_t, draw.phi_t, draw.phi_mid
         with self._beside(), torch.no_grad():  # two DDIM steps of the teacher, unclipped
             out_t = self._teacher_at(draw.z_in, phi_t, label)
@@ -50,7 +52,8 @@ class Rollout:
             out_mid = self._teacher_at(z_mid.z_in, phi_mid, label)
         out = student.at(draw.z_in, phi_t, label)
         self._join()
-        args = (z_t, out_t, out_mid, phi_t, phi_mid, draw.last, head, self.weight)
+        phi_next = next_angle(self._grid, phi_t)
+        args = (z_t, out_t, out_mid, phi_t, phi_mid, draw.last, head, self.weight, phi_next)
         return Problem(out, distill_loss(out, *args))
 
     # -- options of the engine -------------------------------------------------------------
@@ -59,8 +62,8 @@ class Rollout:
         """The teacher's raw output, its FiLM parameters from the table where there is one."""
         films = None
         if self._films is not None:
-            a, b = self.teacher.schedule.a, self.teacher.schedule.b
-            row = ((phi - b) / a * (2 * self.num_steps)).round().long() - 1
+            u = self.teacher.schedule.u(logsnr_of(phi))
+            row = (u * (2 * self.num_steps)).round().long() - 1
             films = [table[row] for table in self._films]
         return self.teacher.at(z, phi, label, films=films)
 
@@ -98,7 +101,7 @@ class Pipelined(Rollout):
 
     def begin(self, batch: Batch) -> None:
         """The teacher's first step of the first batch."""
-        draw, label = batch.noised(self.teacher.schedule, self.num_steps)
+        draw, label = batch.noised(self._grid, self.num_steps)
         out = self._both(draw.z_in, draw.phi_t, label, draw, label)[1]
         self.carried = [t.clone() for t in self._carry(draw, label, out)]
 
@@ -109,7 +112,7 @@ class Pipelined(Rollout):
         head = self.teacher.head
         z_t, z_in, phi_t, phi_mid, last, out_t, *labels = (t.clone() for t in self.carried)
         label = labels[0] if labels else None
-        ahead, label_ahead = batch.next().noised(self.teacher.schedule, self.num_steps)
+        ahead, label_ahead = batch.next().noised(self._grid, self.num_steps)
         with self._beside():
             z_mid = ddim_step(z_t, out_t, phi_t, phi_mid, head, batch.dtype)
             out_mid, out_ahead = self._both(z_mid.z_in, phi_mid, label, ahead, label_ahead)
@@ -117,7 +120,8 @@ class Pipelined(Rollout):
         self._join()
         for kept, new in zip(self.carried, self._carry(ahead, label_ahead, out_ahead), strict=True):
             kept.copy_(new)
-        args = (z_t, out_t, out_mid, phi_t, phi_mid, last, head, self.weight)
+        phi_next = next_angle(self._grid, phi_t)
+        args = (z_t, out_t, out_mid, phi_t, phi_mid, last, head, self.weight, phi_next)
         return Problem(out, distill_loss(out, *args))
 
     @torch.no_grad()

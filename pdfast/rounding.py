@@ -14,6 +14,7 @@ from pdfast import numerics
 from pdfast.engine import Batch
 from pdfast.method import combine, ddim_step, loss_weight, prediction, target
 from pdfast.model import Model
+from pdfast.schedule import next_angle
 
 
 class Signal(NamedTuple):
@@ -23,8 +24,8 @@ class Signal(NamedTuple):
 
     signal: float
     """Of v_target - v_student, evaluated exactly enough."""
-    rounding: float
-    """Of what the networks' precision changes in that difference."""
+    rounding: float | None
+    """Of what the networks' precision changes in that difference; None where it is not known."""
 
     @property
     def ratio(self) -> float:
@@ -37,9 +38,11 @@ def measure(teacher: Model, low: Model, num_steps: int, batch: Batch) -> Signal:
     """The signal of the round to N = `num_steps`, whose student starts as its teacher.
 
     `low` is the teacher in the networks' precision. It is compared with the teacher in float32
-    where that is bfloat16 or TF32, and in float64 where it is float32.
+    where that is bfloat16 or TF32, and in float64 where it is float32, if it computes in that.
     """
-    draw, label = batch.noised(teacher.schedule, num_steps)
+    grid = teacher.schedule.grid(num_steps, teacher.device)
+    draw, label = batch.noised(grid, num_steps)
+    phi_next = next_angle(grid, draw.phi_t)
 
     def difference(model: Model) -> Tensor:
         """v_target - v_student of every pixel."""
@@ -48,14 +51,19 @@ def measure(teacher: Model, low: Model, num_steps: int, batch: Batch) -> Signal:
         z_mid = ddim_step(z_t, out_t, draw.phi_t, draw.phi_mid, head, dtype)
         out_mid = model.at(z_mid.z_in, draw.phi_mid, label)
         outs = (out_t.to(z_t), out_mid.to(z_t))
-        y_target = target(z_t, *outs, draw.phi_t, draw.phi_mid, draw.last, head)
+        y_target = target(z_t, *outs, draw.phi_t, draw.phi_mid, draw.last, head, phi_next)
         to_v = loss_weight(draw.phi_t, head, "v_mse").sqrt()
         return combine((to_v, y_target - prediction(outs[0], draw.phi_t, head)))
 
     found = difference(low)
     coarse = low.net_dtype == torch.bfloat16 or torch.backends.cuda.matmul.allow_tf32
+    if not coarse and not low.in_double:
+        return Signal(_typical(found), None)
     with numerics.without_tf32():
         expected = difference(teacher if coarse else copy.deepcopy(teacher).double())
-    error = found.to(expected) - expected
-    per_image = (d.double().square().flatten(1).mean(1).sqrt() for d in (expected, error))
-    return Signal(*(float(sizes.median()) for sizes in per_image))
+    return Signal(_typical(expected), _typical(found.to(expected) - expected))
+
+
+def _typical(difference: Tensor) -> float:
+    """Median over images of the root mean square."""
+    return float(difference.double().square().flatten(1).mean(1).sqrt().median())

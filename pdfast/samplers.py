@@ -13,7 +13,7 @@ from torch import Tensor
 from pdfast.config import MAX_STEPS as MAX_STEPS
 from pdfast.errors import UsageError
 from pdfast.method import combine
-from pdfast.schedule import CosineSchedule
+from pdfast.schedule import Schedule
 
 Sampler = Literal["ddim", "ancestral"]
 Noise = Callable[[int], Tensor]
@@ -22,7 +22,7 @@ Noise = Callable[[int], Tensor]
 class Denoiser(Protocol):
     """What a sampler needs of a model."""
 
-    schedule: CosineSchedule
+    schedule: Schedule
 
     def predict_x_at(self, z: Tensor, phi: Tensor, label: Tensor | None = None) -> Tensor:
         """x-hat (B, C, H, W) at angle phi (B,), unclipped."""
@@ -53,10 +53,12 @@ def ancestral_to(
     )
 
 
-def check_arguments(num_steps: int, sampler: Sampler, variance: float) -> None:
-    """Raise UsageError for arguments that `sample` refuses."""
-    if not 1 <= num_steps <= MAX_STEPS:
-        raise UsageError(f"steps must be in 1 .. {MAX_STEPS}, not {num_steps}")
+def check_arguments(
+    num_steps: int, sampler: Sampler, variance: float, most_steps: int = MAX_STEPS
+) -> None:
+    """Raise UsageError for arguments that `sample` refuses; a schedule may allow fewer steps."""
+    if not 1 <= num_steps <= most_steps:
+        raise UsageError(f"steps must be in 1 .. {most_steps}, not {num_steps}")
     if sampler not in ("ddim", "ancestral"):
         raise UsageError(f"sampler must be 'ddim' or 'ancestral', not {sampler!r}")
     if not 0.0 <= variance <= 1.0:
@@ -69,7 +71,7 @@ def sample(
     z: Tensor,
     num_steps: int,
     *,
-    clip: bool = True,
+    clip: tuple[float, float] | None = (-1.0, 1.0),
     label: Tensor | None = None,
     sampler: Sampler = "ddim",
     variance: float = 1.0,
@@ -78,11 +80,11 @@ def sample(
 ) -> Tensor:
     """z (B, C, H, W) ~ N(0, I) -> images of the same shape and dtype in `num_steps` steps.
 
-    With `clip`, x-hat is cut to [-1, 1] at every step and eps-hat recomputed from it.
+    With `clip`, x-hat is cut to that interval at every step and eps-hat recomputed from it.
     The ancestral sampler calls `noise(i)` for the standard normal tensor of step i.
     `on_step` is called once per network call. Raises UsageError for a bad argument.
     """
-    check_arguments(num_steps, sampler, variance)
+    check_arguments(num_steps, sampler, variance, model.schedule.most_steps)
     if sampler == "ancestral" and noise is None:
         raise UsageError("the ancestral sampler needs noise, one tensor per step")
     grid = torch.arange(num_steps + 1, dtype=torch.float64, device=z.device) / num_steps
@@ -91,8 +93,8 @@ def sample(
         on_step()
         phi, phi_next = phis[i + 1].expand(len(z)), phis[i].expand(len(z))
         x_hat = model.predict_x_at(z, phi, label)
-        if clip:
-            x_hat = x_hat.clamp(-1.0, 1.0)
+        if clip is not None:
+            x_hat = x_hat.clamp(*clip)
         if i == 0:
             break
         if noise is not None and sampler == "ancestral":

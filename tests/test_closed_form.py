@@ -61,7 +61,7 @@ class Exact:
 @pytest.mark.parametrize("head", ["v", "x"])
 def test_thirteen_exact_rounds_equal_8192_ddim_steps(head, dtype, tol):
     z = torch.linspace(-4, 4, 33, dtype=torch.float64).view(1, 1, 1, 33)
-    expected = sample(Exact(), z, 8192, clip=False)
+    expected = sample(Exact(), z, 8192, clip=None)
     table = exact_table(8192, head).to(dtype)
     for _ in range(13):
         table = exact_round(table, head, dtype)
@@ -77,7 +77,7 @@ def test_ancestral_sampler_against_the_published_loop():
     g = torch.Generator().manual_seed(0)
     z = torch.randn(4, 1, 2, 2, generator=g, dtype=torch.float64)
     noise = {i: torch.randn(4, 1, 2, 2, generator=g, dtype=torch.float64) for i in range(steps)}
-    args = {"clip": False, "sampler": "ancestral", "variance": fraction, "noise": noise.get}
+    args = {"clip": None, "sampler": "ancestral", "variance": fraction, "noise": noise.get}
     ours = sample(Exact(), z, steps, **args)
     for i in reversed(range(steps)):
         u_t, u_s = (torch.tensor(u, dtype=torch.float64) for u in ((i + 1) / steps, i / steps))
@@ -98,7 +98,7 @@ def test_ancestral_sampler_against_the_published_loop():
 def test_ddim_of_gaussian_data_keeps_the_distribution():
     """The sampler's map is z -> MEAN + STD z but for the discretisation and the ends' sigma."""
     z = torch.linspace(-3, 3, 7, dtype=torch.float64).view(1, 1, 1, 7)
-    assert torch.allclose(sample(Exact(), z, 8192, clip=False), MEAN + STD * z, atol=2e-3)
+    assert torch.allclose(sample(Exact(), z, 8192, clip=None), MEAN + STD * z, atol=2e-3)
 
 
 def probe(phi, phi_next, variance):

@@ -218,7 +218,7 @@ def test_bf16_keeps_float32_masters_and_casts_no_weight(short, tmp_path):
     for name, p in student.net.named_parameters():
         assert p.dtype == (torch.float32 if id(p) in precise else torch.bfloat16), name
     assert batch.dtype == torch.bfloat16
-    draw, _ = batch.noised(student.schedule, STEPS)
+    draw, _ = batch.noised(student.schedule.grid(STEPS, student.device), STEPS)
     assert (draw.z_t.dtype, draw.z_in.dtype) == (torch.float32, torch.bfloat16)
     for buffer in (optimizer.weights, optimizer.grads, optimizer.exp_avg, optimizer.exp_avg_sq):
         assert buffer.dtype == torch.float32
@@ -256,7 +256,7 @@ def test_the_signal_is_the_references(tiny):
     teacher = random_model(tiny.model, 0, torch.float64)
     batch, _ = engine.open_batch(tiny, tiny.distill, digits(), teacher, 1, held=True)
     found = measure(teacher, teacher, STEPS, batch)
-    draw, _ = batch.noised(teacher.schedule, STEPS)
+    draw, _ = batch.noised(teacher.schedule.grid(STEPS, teacher.device), STEPS)
     logsnr = -2 * torch.log(torch.tan(draw.phi_t))
     u = (draw.phi_t - teacher.schedule.b) / teacher.schedule.a
     i = (u * STEPS).round().long() - 1

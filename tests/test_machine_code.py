@@ -86,17 +86,21 @@ LOSSES += [(arch, head, "snr_trunc", "bf16") for arch in (80, 100) for head in (
 
 
 @pytest.mark.parametrize("blocks", [1, 6])  # 8x8x1 and 64x64x3 images
-@pytest.mark.parametrize("y_given", [False, True])
+@pytest.mark.parametrize("y_given", [False, True, "uneven"])
 @pytest.mark.parametrize(("arch", "head", "weight", "dtype"), LOSSES)
 def test_distill_loss(check, arch, head, weight, dtype, y_given, blocks):
     raw = f"*{dtype}"
     types = {"out": raw, "phi_t": "*fp64", "loss": "*fp32", "grad": raw, "size": "i32"}
     teacher = {"z_t": "*fp32", "out_t": raw, "out_mid": raw, "phi_mid": "*fp64", "last": "*u8"}
+    uneven, y_given = y_given == "uneven", y_given is True
+    if uneven:  # the teacher's second step has an angle of its own
+        teacher["phi_next"] = "*fp64"
     types |= {"y": "*fp32"} if y_given else teacher
     block = distill_loss.block_of(head)
     constants = {"channels": 3, "head": head, "weight": weight, "y_given": y_given}
     constants |= {"block": block, "blocks": blocks}
     constants |= dict.fromkeys(teacher if y_given else ["y"])
+    constants |= {} if uneven else {"phi_next": None}
     flat = 0 if head == "both" else SIZE[dtype]
     loads = flat + 4 if y_given else 3 * flat + (4 if head in ("v", "both") else 0)
     kernel, options = distill_loss.distill_loss_kernel, distill_loss.OPTIONS
@@ -106,22 +110,27 @@ def test_distill_loss(check, arch, head, weight, dtype, y_given, blocks):
 NOISES = [(90, "none", dtype, flip, n) for dtype in SIZE for flip in (0, 1) for n in (0, 1)]
 NOISES += [(90, head, dtype, True, True) for head in HEADS for dtype in ("fp32", "bf16")]
 NOISES += [(arch, head, "bf16", True, head == "v") for arch in (80, 100) for head in ("none", "v")]
-NOISES = [(*case, False) for case in NOISES] + [(*case, True) for case in NOISES[::5]]
+NOISES += [(arch, head, "bf16", True, "table") for arch in (80, 90, 100) for head in ("none", "x")]
+GATHERED = [(*case, True, levels) for case in NOISES[::5] for levels in ("u8", "fp32")]
+NOISES = [(*case, False, "u8") for case in NOISES] + GATHERED
 
 
-@pytest.mark.parametrize(("arch", "head", "dtype", "flip", "continuous", "gathered"), NOISES)
-def test_add_noise(check, arch, head, dtype, flip, continuous, gathered):
-    types = {"images": "*u8", "update": "*i64", "z_t": "*fp32", "z_in": f"*{dtype}", "y": "*fp32"}
+@pytest.mark.parametrize(("arch", "head", "dtype", "flip", "times", "gathered", "levels"), NOISES)
+def test_add_noise(check, arch, head, dtype, flip, times, gathered, levels):
+    table = times == "table"
+    types = {"update": "*i64", "z_t": "*fp32", "z_in": f"*{dtype}", "y": "*fp32"}
+    types |= {"images": f"*{levels}"} | ({"angles": "*fp64"} if table else {})
     types |= {"phi_t": "*fp64", "phi_mid": "*fp64", "last": "*u8", "index": "*i64", "size": "i32"}
     types |= {name: "i32" for name in add_noise.DRAWN_BY} | {"seed": "i64"}
     block, second = add_noise.BLOCK, dtype != "fp32"
     constants = {"a": 1.57, "b": 4.5e-5, "width": 32, "channels": 3, "flip": bool(flip)}
-    constants |= {"continuous": bool(continuous), "head": head, "writes_z_in": second}
-    constants["gathered"] = gathered
+    constants |= {"continuous": times == 1, "head": head, "writes_z_in": second}
+    constants |= {"gathered": gathered} | ({} if table else {"angles": None})
     stores = 4 + (SIZE[dtype] if second else 0) + (4 if head != "none" else 0)
     kernel = add_noise.add_noise_kernel
     constants["block"] = block
-    check(kernel, types, constants, arch, 0, stores * block, plain=add_noise.DRAWN_BY)
+    loads = 4 if levels == "fp32" and not flip else 0
+    check(kernel, types, constants, arch, loads * block, stores * block, plain=add_noise.DRAWN_BY)
 
 
 @pytest.mark.parametrize("dtype", SIZE)

@@ -41,14 +41,20 @@ CASE = {
     "flip": st.booleans(),
     "head": st.sampled_from([None, *HEADS]),
     "held": st.booleans(),
+    "table": st.booleans(),
+    "levels": st.sampled_from([torch.uint8, torch.float32]),
     "draw": SEEDS,
 }
 
 
-def data(shape, layout, draw):
+def data(shape, layout, draw, levels=torch.uint8):
     m, c, h, w = shape
     g = torch.Generator().manual_seed(draw)
-    pixels = torch.randint(0, 256, (m, c, h, 2 * w), generator=g, dtype=torch.uint8).to(DEVICE)
+    size = (m, c, h, 2 * w)
+    if levels == torch.uint8:
+        pixels = torch.randint(0, 256, size, generator=g, dtype=torch.uint8).to(DEVICE)
+    else:
+        pixels = (3 * torch.randn(size, generator=g)).to(DEVICE)
     if layout == "every other column":
         return pixels[..., ::2]
     last = layout == "channels last"
@@ -57,11 +63,19 @@ def data(shape, layout, draw):
     )
 
 
-def check(dtype, shape, layout, draw, num_steps, **case):
-    pixels = data(shape, layout, draw)
-    got = add_noise(pixels, (SCHEDULE.a, SCHEDULE.b), num_steps, net_dtype=dtype, **case)
+def angles_of(num_steps):
+    """Those of a schedule that is no straight line."""
+    u = torch.linspace(0, 1, 2 * num_steps + 1, dtype=torch.float64, device=DEVICE)
+    return 1.57 * u.square()
+
+
+def check(dtype, shape, layout, draw, num_steps, table=False, levels=torch.uint8, **case):
+    pixels = data(shape, layout, draw, levels)
+    angles = angles_of(num_steps) if table and num_steps else None
+    schedule = (SCHEDULE.a, SCHEDULE.b) if angles is None else angles
+    got = add_noise(pixels, schedule, num_steps, net_dtype=dtype, **case)
     case["update"] = torch.tensor([case["update"]], device=DEVICE)
-    args = {"a": SCHEDULE.a, "b": SCHEDULE.b, "num_steps": num_steps, **case}
+    args = {"a": SCHEDULE.a, "b": SCHEDULE.b, "angles": angles, "num_steps": num_steps, **case}
     exact, phi_t, phi_mid, last, chosen, y_exact = add_noise_reference(
         pixels, dtype=torch.float64, **args
     )
@@ -151,6 +165,12 @@ def test_images_gathered_elsewhere_are_those_of_the_whole_set(num_steps, net_dty
     assert torch.equal(other.z_t, whole.z_t)
 
 
+def test_a_table_of_the_same_angles_is_the_same():
+    u = torch.arange(129, dtype=torch.float64, device=DEVICE) / 128
+    same = add_noise(**ARGS | {"schedule": SCHEDULE.a * u + SCHEDULE.b})
+    assert all(torch.equal(a, b) for a, b in zip(same[:6], add_noise(**ARGS)[:6], strict=True))
+
+
 @triton.jit
 def normals_kernel(words, out, block: tl.constexpr):
     pair = 2 * (tl.program_id(0) * block + tl.arange(0, block))
@@ -185,13 +205,17 @@ def test_registered(dtype, head, population):
     update = torch.tensor([3], device=DEVICE)
     draws = (64, 7, 3, update, 0, 4, True, head, dtype, False, population)
     images = ARGS["images"][: 4 if population else None]
-    opcheck(add_noise_op, (images, SCHEDULE.a, SCHEDULE.b, *draws))
+    opcheck(add_noise_op, (images, SCHEDULE.a, SCHEDULE.b, None, *draws))
+    opcheck(add_noise_op, (images.float(), 0.0, 0.0, angles_of(64), *draws))
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"images": ARGS["images"].float()}, "images must be uint8, not float32"),
+        ({"images": ARGS["images"].double()}, "images must be uint8 or float32, not float64"),
+        ({"schedule": angles_of(32)}, r"schedule must have shape \(129,\), not \(65,\)"),
+        ({"schedule": angles_of(64).float()}, "schedule must be float64, not float32"),
+        ({"schedule": angles_of(0), "num_steps": 0}, "num_steps must be at least 1 where the"),
         ({"images": ARGS["images"][0]}, r"images must be \(B, C, H, W\).*not \(3, 5, 7\)"),
         ({"images": ARGS["images"][:0]}, "images must be .*none of them 0"),
         ({"images": None}, "images must be a tensor, not NoneType"),

@@ -38,16 +38,20 @@ CASE = {
     "layout": LAYOUTS,
     "num_steps": STEPS,
     "draw": SEEDS,
+    "uneven": st.booleans(),
 }
 
 
-def inputs(head, weight, shape, layout, num_steps, draw, dtype):
+def inputs(head, weight, shape, layout, num_steps, draw, dtype, uneven=False):
     g = torch.Generator().manual_seed(draw)
     b, c, h, w = shape
     raw = (b, 2 * c if head == "both" else c, h, w)
     out, out_t, out_mid = (images(raw, dtype, layout, g) for _ in range(3))
     z_t = images(shape, torch.float32, layout, g)
-    return out, z_t, out_t, out_mid, *angles(num_steps, b, g), head, weight
+    phi_t, phi_mid, last = angles(num_steps, b, g)
+    ratio = 0.2 + 2 * torch.rand(b, generator=g, dtype=torch.float64).to(phi_t)
+    phi_next = (phi_mid - ratio * (phi_t - phi_mid)).clamp(min=0) if uneven else None
+    return out, z_t, out_t, out_mid, phi_t, phi_mid, last, head, weight, phi_next
 
 
 def assert_loss_accepted(loss, args, y, y_rounded):
@@ -67,15 +71,17 @@ def assert_loss_accepted(loss, args, y, y_rounded):
     assert loss.grad_out.is_contiguous(memory_format=torch.channels_last)
 
 
-def target_in(dtype, z_t, out_t, out_mid, phi_t, phi_mid, last, head):
-    return target(z_t.to(dtype), out_t.to(dtype), out_mid.to(dtype), phi_t, phi_mid, last, head)
+def target_in(dtype, z_t, out_t, out_mid, *rest):
+    return target(z_t.to(dtype), out_t.to(dtype), out_mid.to(dtype), *rest)
 
 
 def check(dtype, **case):
     args = inputs(**case, dtype=dtype)
-    out, z_t, *teacher, head, weight = args
+    out, z_t, *teacher, head, weight, phi_next = args
     phi = teacher[2]
-    y, y_rounded = (target_in(d, z_t, *teacher, head) for d in (torch.float64, torch.float32))
+    y, y_rounded = (
+        target_in(d, z_t, *teacher, head, phi_next) for d in (torch.float64, torch.float32)
+    )
     rest = (out, phi, head, weight)
     assert_loss_accepted(distill_loss(*args), rest, y, y_rounded)
     assert_loss_accepted(data_loss(out, z_t, phi, head, weight), rest, z_t.double(), z_t)
@@ -119,9 +125,19 @@ def test_more_elements_than_a_block():
     check(**ARGS | {"shape": (2, 3, 31, 29)})
 
 
+@pytest.mark.parametrize("head", HEADS)
+def test_steps_of_one_size_are_the_default(head):
+    """To a float32 rounding or two: the coefficients are the same but for float64's last place."""
+    *args, _ = inputs(**ARGS | {"head": head})
+    phi_t, phi_mid = args[4:6]
+    equal = distill_loss(*args, (2 * phi_mid - phi_t).clamp(min=0))
+    torch.testing.assert_close(equal, distill_loss(*args), rtol=1e-6, atol=1e-12)
+
+
 def test_registered():
     args = inputs(**ARGS)
     opcheck(distill_loss_op, args)
+    opcheck(distill_loss_op, inputs(**ARGS, uneven=True))
     opcheck(data_loss_op, (args[0], args[1], args[4], "v", "snr"))
 
 

@@ -311,6 +311,7 @@ def test_every_norm_of_the_unet_is_this_op():
     }
 
 
+@pytest.mark.slow
 def test_sanitizers(tmp_path):
     """The core, under AddressSanitizer and UndefinedBehaviorSanitizer, on every instruction set."""
     driver = tmp_path / "driver"
