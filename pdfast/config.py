@@ -6,14 +6,10 @@ torch, so that `--help` is quick.
 """
 
 import dataclasses
-import difflib
 import math
-import reprlib
-import tomllib
-import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal
 
 import tomli_w
 import tyro
@@ -21,29 +17,16 @@ import tyro
 from pdfast.errors import UsageError
 from pdfast.kernels.names import Head as Head
 from pdfast.kernels.names import LossWeight as LossWeight
+from pdfast.netconfig import MAX_LIST
+from pdfast.netconfig import NetConfig as NetConfig
+from pdfast.tables import check, from_table, nearest, read_toml, to_table
 
 CONFIG_DIR = Path(__file__).parent / "configs"
-T = TypeVar("T")
 Precision = Literal["auto", "bf16", "tf32", "fp32"]
 
 # Bounds that no sensible config meets, so that a foreign one can neither hang nor overflow.
-MAX_TOML = 10**5  # bytes
-MAX_NESTING = 50  # dots in a line of TOML, whose parser takes their square in time
 MAX_COUNT = 10**8  # of updates and samples
 MAX_STEPS = 2**20  # of a sampler; beyond it neighbouring noise levels are one in float32
-MAX_LIST = 64
-
-
-def check(condition: bool, message: str) -> None:
-    """Raise `UsageError(message)` unless `condition` holds."""
-    if not condition:
-        raise UsageError(message)
-
-
-def nearest(word: str, choices: typing.Iterable[str]) -> str:
-    """`; did you mean 'y'?` for the choice most like `word`, or nothing."""
-    close = difflib.get_close_matches(word[:100], list(choices), n=1, cutoff=0.5)
-    return f"; did you mean '{close[0]}'?" if close else ""
 
 
 # ------------------------------------------------------------------------------------------
@@ -55,8 +38,10 @@ class DataConfig:
     """[data]: where the images come from."""
 
     source: str = "digits"
-    """"digits" (scikit-learn's), a folder of images, an .npz with uint8 NHWC `images`, a file
-    ...images-idx3-ubyte[.gz] as of MNIST, or CIFAR-10's binary or python .tar.gz."""
+    """"digits" (scikit-learn's), a folder of images or a .zip (with EDM's dataset.json), an .npz
+    with uint8 NHWC `images`, a file ...images-idx3-ubyte[.gz] as of MNIST or its folder, CIFAR-10's
+    binary or python .tar.gz, WebDataset's .tar shards (a folder, or a{00..09}.tar), or emoji:FONT
+    of an emoji font with bitmaps."""
     horizontal_flip: bool = False
     """Mirror each training image with probability 1/2 (wrong for digits and text)."""
 
@@ -66,107 +51,6 @@ class DataConfig:
             "\0" not in self.source and len(self.source) <= 4096,
             "data.source must be a path, of at most 4096 characters",
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class NetConfig:
-    """[model]: all that defines a model but its weights; stored with every model."""
-
-    image_size: int = 32
-    """Height and width in pixels; other sizes are cropped and resized to it."""
-    channels: int = 3
-    """1 for grey images, 3 for colour."""
-    num_classes: int = 0
-    """Number of classes of a class-conditional model; 0: unconditional."""
-    head: Head = "v"
-    """What the network predicts: x-hat, eps-hat, v-hat, or both x-hat and eps-hat."""
-    logsnr_min: float = -20.0
-    """logSNR at u = 1, pure noise."""
-    logsnr_max: float = 20.0
-    """logSNR at u = 0, data."""
-    ch: int = 256
-    """Base width in channels."""
-    emb_ch: int = 1024
-    """Width of the time and class embedding."""
-    ch_mult: tuple[int, ...] = (1, 1, 1)
-    """Width of each resolution level as a multiple of `ch`; each next level halves the size."""
-    num_res_blocks: int = 3
-    """Residual blocks per level on the way down (one more on the way up)."""
-    attn_resolutions: tuple[int, ...] = (8, 16)
-    """Feature-map sizes with self-attention after each residual block; sizes that do not occur
-    count for nothing."""
-    num_heads: int = 1
-    """Attention heads; 0: as many as `head_dim` gives."""
-    head_dim: int = 0
-    """Channels per attention head, where `num_heads` is 0."""
-    groups: int = 32
-    """Groups of every GroupNorm; must divide every width."""
-    dropout: float = 0.0
-    """Dropout in the residual blocks while a teacher trains; distillation uses none."""
-
-    def __post_init__(self) -> None:
-        for name in ("image_size", "ch", "emb_ch", "num_res_blocks", "groups"):
-            check(1 <= getattr(self, name) <= 2**16, f"model.{name} must be in 1 .. 65536")
-        check(self.channels in (1, 3), "model.channels must be 1 (grey) or 3 (colour)")
-        check(self.num_res_blocks <= 16, "model.num_res_blocks must be in 1 .. 16")
-        check(
-            0 <= self.num_classes <= 2**20,
-            "model.num_classes must be 0 (unconditional) or more, up to 1048576",
-        )
-        check(
-            -30 <= self.logsnr_min < self.logsnr_max <= 30,
-            "model.logsnr_min must be below model.logsnr_max, and both within -30 .. 30",
-        )
-        check(self.ch >= 4 and self.ch % 2 == 0, "model.ch must be even and at least 4")
-        check(0.0 <= self.dropout < 1.0, "model.dropout must be in [0, 1)")
-        check(
-            1 <= len(self.ch_mult) <= 10 and 1 <= min(self.ch_mult) <= max(self.ch_mult) <= 64,
-            "model.ch_mult must hold at least one multiple and at most 10, each in 1 .. 64",
-        )
-        check(
-            len(self.attn_resolutions) <= MAX_LIST,
-            f"model.attn_resolutions must hold at most {MAX_LIST} sizes",
-        )
-        check(
-            min(self.num_heads, self.head_dim) == 0 < max(self.num_heads, self.head_dim),
-            "set one of model.num_heads and model.head_dim, and the other to 0",
-        )
-        factor = 2 ** (len(self.ch_mult) - 1)
-        check(
-            self.image_size % factor == 0,
-            f"model.image_size {self.image_size} cannot be halved {len(self.ch_mult) - 1} times, "
-            f"once between each two of model.ch_mult's levels: make it a multiple of {factor}",
-        )
-        for width in sorted(self.norm_widths()):
-            check(
-                width % self.groups == 0,
-                f"model.groups {self.groups} does not divide a width of {width} channels: "
-                f"choose a divisor of {math.gcd(*self.norm_widths())}",
-            )
-        for width in {self.ch * mult for mult in self.ch_mult}:
-            check(
-                width % (self.num_heads or self.head_dim) == 0,
-                f"model.{'num_heads' if self.num_heads else 'head_dim'} does not divide a width "
-                f"of {width} channels",
-            )
-
-    def norm_widths(self) -> set[int]:
-        """Channels of every GroupNorm of the net: level widths, and those after each concat."""
-        widths = [self.ch * mult for mult in self.ch_mult]
-        skips = [self.ch]
-        for level, width in enumerate(widths):
-            skips += [width] * (self.num_res_blocks + (level < len(widths) - 1))
-        found, ch = {self.ch, *widths}, widths[-1]
-        for width in reversed(widths):
-            for _ in range(self.num_res_blocks + 1):
-                found.add(ch + skips.pop())
-                ch = width
-        return found
-
-    @property
-    def out_channels(self) -> int:
-        """Channels of the net's raw output: twice the image's for the (x, eps) head."""
-        return 2 * self.channels if self.head == "both" else self.channels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,6 +128,12 @@ class DistillConfig(LoopConfig):
     round_updates: tuple[tuple[int, int], ...] = ()
     """Updates of single rounds: pairs of the student's steps and its updates (in TOML a table).
     By default the 2-step and the 1-step round get twice `updates`."""
+    fit_updates: int = 0
+    """Updates of a first round that keeps the number of steps, for a student that cannot start as
+    its teacher: one of another network, or of v where the teacher predicts eps; 0: there is none
+    (for eps, four times `updates`)."""
+    fit_lr: float = 2e-4
+    """Peak learning rate of that round."""
     lr: float = 5e-5
     anneal: Literal["none", "linear"] = "linear"
 
@@ -260,6 +150,11 @@ class DistillConfig(LoopConfig):
             f"2^{self.rounds}",
         )
         check("\0" not in self.teacher, "teacher (distill.teacher) must be a path")
+        check(
+            0 <= self.fit_updates <= MAX_COUNT,
+            f"distill.fit_updates must be 0 (no such round) or more, at most {MAX_COUNT}",
+        )
+        check(0 <= self.fit_lr < math.inf, "distill.fit_lr must be 0 or more, and finite")
         check(
             len(self.round_updates) == len(dict(self.round_updates)),
             "distill.round_updates names a round twice",
@@ -280,12 +175,29 @@ class DistillConfig(LoopConfig):
             "be learned there: use distill.loss_weight snr_trunc or v_mse, or one round fewer",
         )
 
+    @property
+    def num_rounds(self) -> int:
+        """The halvings, and the first fit, if there is one, which is then round 1."""
+        return self.rounds + bool(self.fit_updates)
+
+    def with_fit(self, begun: int = 0) -> "DistillConfig":
+        """The same with a first fit, of `fit_updates`, or those begun with, or four rounds'."""
+        updates = self.fit_updates or begun or min(4 * self.updates, MAX_COUNT)
+        return dataclasses.replace(self, fit_updates=updates)
+
     def steps_after(self, round_: int) -> int:
         """Sampling steps N of the student of round `round_` (1, 2, ...)."""
-        return self.start_steps >> round_
+        return self.start_steps >> (round_ - bool(self.fit_updates))
+
+    def loop_of(self, steps: int) -> "DistillConfig":
+        """The settings of the round whose student has `steps` steps."""
+        lr = self.fit_lr if steps == self.start_steps else self.lr
+        return dataclasses.replace(self, updates=self.updates_of(steps), lr=lr)
 
     def updates_of(self, steps: int) -> int:
         """Updates of the round whose student has `steps` steps (paper, section 5.2)."""
+        if steps == self.start_steps:
+            return self.fit_updates
         return dict(self.round_updates).get(steps, self.updates * (2 if steps <= 2 else 1))
 
 
@@ -349,6 +261,8 @@ class EngineConfig:
     """Evaluate the teacher on a CUDA stream of its own, beside the student's forward pass."""
     compile: bool = False
     """torch.compile the networks around pdfast's ops."""
+    graph: bool = True
+    """On a GPU, capture the update as a CUDA graph; a network of one's own may not allow it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -369,7 +283,8 @@ class Config:
     deterministic: bool = False
     """On a GPU, only algorithms that repeat to the bit, which are slower; a CPU's always do."""
     data: DataConfig = DataConfig()
-    model: NetConfig = NetConfig()
+    model: NetConfig = NetConfig()  # noqa: RUF009
+    """[model]: all that defines a network but its weights."""
     train: TrainConfig = TrainConfig()
     distill: DistillConfig = DistillConfig()
     eval: EvalConfig = EvalConfig()
@@ -399,7 +314,28 @@ def check_distillable(config: Config) -> None:
     check(
         config.model.head != "eps",
         "the eps head cannot be distilled: at u = 1 it divides by alpha = 4.5e-5, which amplifies "
-        "its error 2.2e4 times; train the teacher with model.head v (or x, or both)",
+        "its error 2.2e4 times; train the teacher with model.head v (or x, or both); a teacher of "
+        "eps from elsewhere is distilled by a config of head v, whose first round fits v to it",
+    )
+
+
+def check_trainable(config: Config) -> None:
+    """Refuse a schedule that only distils."""
+    check(
+        config.model.schedule == "cosine",
+        f"model.schedule {config.model.schedule} cannot be trained with, since a teacher is "
+        "trained in continuous time: use cosine, or distil a teacher that has this schedule, by "
+        "--teacher",
+    )
+
+
+def check_own_teacher(config: Config) -> None:
+    """Refuse what keeps `distill` from training the config's teacher first."""
+    check_trainable(config)
+    check(
+        not config.distill.fit_updates,
+        "distill.fit_updates is for students that cannot start as their teacher, and this config "
+        "trains its own: leave it 0, or pass --teacher",
     )
 
 
@@ -417,18 +353,7 @@ def load_config(name_or_path: str | Path) -> Config:
             f"no config '{text}'{nearest(text, names)} "
             f"(known names: {', '.join(names)}; or give the path of a .toml file)"
         )
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_TOML + 1)
-        if len(content) > MAX_TOML:
-            raise ValueError(f"it is longer than {MAX_TOML:,} bytes")
-        if any(line.count(b".") > MAX_NESTING for line in content.splitlines()):
-            raise ValueError(f"it has a line of more than {MAX_NESTING} dots")
-        table = tomllib.loads(content.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is not valid TOML: {error}") from None
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
+    table = read_toml(path)
     try:
         return from_table(Config, {"name": path.stem, **table})
     except UsageError as error:
@@ -443,61 +368,3 @@ def config_names() -> list[str]:
 def dump_config(config: Config) -> str:
     """The config as TOML text that `load_config` reads back."""
     return tomli_w.dumps(to_table(config))
-
-
-def to_table(value: Any) -> Any:
-    """Dataclasses to dicts, tuples to lists, tuples of pairs to dicts, for TOML or JSON."""
-    if dataclasses.is_dataclass(value):
-        return {f.name: to_table(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, tuple):
-        pairs = bool(value) and all(isinstance(item, tuple) for item in value)
-        return {str(key): item for key, item in value} if pairs else list(value)
-    return value
-
-
-def from_table(cls: type[T], table: dict[str, Any], prefix: str = "") -> T:
-    """Build dataclass `cls` from a TOML or JSON table; `UsageError` names the wrong key."""
-    hints = typing.get_type_hints(cls)
-    for key in table:
-        names = [prefix + name for name in hints]
-        check(key in hints, f"unknown key '{prefix}{key}'{nearest(prefix + key, names)}")
-    return cls(**{key: _convert(hints[key], table[key], prefix + key) for key in table})
-
-
-def _convert(hint: Any, value: Any, key: str) -> Any:
-    """`value` as the type `hint`, or a `UsageError` that names the key."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if dataclasses.is_dataclass(hint):
-        check(isinstance(value, dict), f"{key} must be a table, [{key}]")
-        return from_table(typing.cast(type, hint), value, f"{key}.")
-    if origin is Literal:
-        expected = ", ".join(args)
-        close = nearest(value, args) if isinstance(value, str) else ""
-        check(value in args, f"{key} must be one of {expected}{close}")
-        return value
-    if origin is tuple and typing.get_origin(args[0]) is tuple and isinstance(value, dict):
-        for k in value:
-            check(
-                k.isascii() and k.isdecimal() and len(k) <= 9,
-                f"{key} must have whole numbers as keys, of at most 9 digits",
-            )
-        return tuple((int(k), _convert(int, item, f"{key}.{k}")) for k, item in value.items())
-    if origin is tuple:
-        check(isinstance(value, list | tuple), f"{key} must be a list")
-        if args[-1] is not Ellipsis:
-            check(len(value) == len(args), f"{key} must hold {len(args)} values")
-        return tuple(_convert(args[0], item, f"{key}[{n}]") for n, item in enumerate(value))
-    if hint is float and type(value) is int and abs(value) < 2**53:
-        value = float(value)
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
-    check(type(value) is hint, f"{key} must be {names[hint]}, not {_shown(value)}")
-    check(hint is not int or -(2**63) <= value < 2**63, f"{key} must be a number of 64 bits")
-    return value
-
-
-def _shown(value: Any) -> str:
-    """A value for a message, cut short."""
-    try:
-        return reprlib.repr(value)
-    except ValueError:  # Python prints no number of more than 4300 digits
-        return "a number too long to print"

@@ -5,8 +5,9 @@ import signal
 import pytest
 import torch
 
-from pdfast.config import Config, from_table
+from pdfast.config import Config
 from pdfast.kernels import runtime
+from pdfast.tables import from_table
 
 # Needs Triton's compiler, which its interpreter replaces.
 COMPILES = runtime.HAVE_TRITON and not runtime.INTERPRETING

@@ -6,23 +6,16 @@ import time
 import pytest
 import torch
 
-from pdfast.config import (
-    MAX_LIST,
-    MAX_TOML,
-    Config,
-    DistillConfig,
-    NetConfig,
-    config_names,
-    dump_config,
-    from_table,
-    load_config,
-)
+from pdfast.config import Config, DistillConfig, NetConfig, config_names, dump_config, load_config
 from pdfast.errors import UsageError
 from pdfast.model import Model
+from pdfast.netconfig import MAX_LIST
+from pdfast.tables import MAX_TOML, from_table
 
 
 def test_the_promised_configs_exist():
-    assert {"digits", "fashion_mnist", "cifar10", "imagenet64", "lsun128"} == set(config_names())
+    paper = {"cifar10", "imagenet64", "lsun128"}
+    assert paper | {"digits", "digits_half", "fashion_mnist"} == set(config_names())
 
 
 @pytest.mark.parametrize("name", config_names())
@@ -62,6 +55,9 @@ def test_rounds_halve_exactly_and_the_last_two_get_double():
     assert [distill.updates_of(n) for n in (8, 4, 2, 1)] == [10, 7, 20, 20]
 
 
+LINEAR = {"schedule": "linear", "timesteps": 9, "betas": [0.1, 0.2]}
+
+
 @pytest.mark.parametrize(
     ("table", "message"),
     [
@@ -81,6 +77,23 @@ def test_rounds_halve_exactly_and_the_last_two_get_double():
         ({"model": {"dropout": 1.0}}, "model.dropout must be in [0, 1)"),
         ({"model": {"channels": 2}}, "model.channels must be 1 (grey) or 3 (colour)"),
         ({"model": {"logsnr_min": 30.0}}, "model.logsnr_min must be below"),
+        ({"model": {"timesteps": 9}}, "model.timesteps is for a schedule by betas"),
+        ({"model": {"betas": [0.1, 0.2]}}, "model.betas is for a schedule by betas"),
+        ({"model": {"embedding": "timestep"}}, "model.embedding timestep is for a schedule by"),
+        ({"model": {"schedule": "linear"}}, "model.timesteps must be in 2 .. 8192 with"),
+        ({"model": LINEAR | {"betas": [0.1]}}, "model.betas must hold 2 numbers with"),
+        ({"model": LINEAR | {"betas": [0.2, 0.1]}}, "model.betas must rise"),
+        (
+            {"model": LINEAR | {"betas": [0.1, 1.0]}},
+            "model.betas must be in [0, 1) (of trained_betas",
+        ),
+        ({"model": LINEAR | {"schedule": "trained_betas"}}, "model.betas must hold 9 numbers"),
+        ({"model": LINEAR | {"schedule": "squaredcos_cap_v2"}}, "model.betas must hold no numbers"),
+        ({"model": LINEAR | {"logsnr_max": 9.0}}, "model.logsnr_max are the cosine schedule's"),
+        ({"model": {"norm_eps": 0.0}}, "model.norm_eps must be above 0"),
+        ({"model": {"freq_shift": 0}}, "model.freq_shift is for model.embedding timestep"),
+        ({"model": {"downsample_padding": 0}}, "model.downsample_padding is for model.resample"),
+        ({"model": {"resample": "conv", "downsample_padding": 2}}, "padding must be 0 or 1"),
         ({"train": {"lr": -1.0}}, "train.lr must be 0 or more"),
         ({"train": {"lr": float("nan")}}, "train.lr must be 0 or more"),
         ({"train": {"updates": 0}}, "train.updates must be at least 1"),
@@ -171,14 +184,15 @@ def test_no_value_is_beyond_bounds(table, message):
 
 
 BAD_FILES = {
-    "long": (b"# " + b"x" * MAX_TOML, "it is longer than 100,000 bytes"),
+    "long": (b"# " + b"x" * MAX_TOML, "it is longer than 262,144 bytes"),
     "dots": (b"a" + b".a" * 51 + b" = 1", "it has a line of more than 50 dots"),
+    "dots and numbers": (b"a" + b".1.1" * 51 + b" = 1", "it has a line of more than 50 dots"),
     "many dots": (
-        b"".join(b"[a%05d" % k + b".a" * 49 + b"]\n" for k in range(900)),
+        b"".join(b"[a%05d" % k + b".a" * 49 + b"]\n" for k in range(MAX_TOML // 107)),
         "unknown key 'a00000'",
     ),
-    "brackets": (b"a = " + b"[" * 90_000, "is not valid TOML"),
-    "tables": (b"a = " + b"{a=" * 30_000, "is not valid TOML"),
+    "brackets": (b"a = " + b"[" * (MAX_TOML - 9), "is not valid TOML"),
+    "tables": (b"a = " + b"{a=" * (MAX_TOML // 3 - 9), "is not valid TOML"),
     "digits": (b"seed = 1" + b"0" * 5000, "is not valid TOML"),
     "other digits": (b"seed = 0x1" + b"0" * 5000, "seed must be a number of 64 bits"),
     "no text": (b"\xff\xfe", "is not valid TOML: 'utf-8' codec can't decode"),
@@ -197,6 +211,18 @@ def test_files_that_are_no_configs(tmp_path, case):
     assert str(path) in str(error.value)
     assert str(error.value).isprintable()
     assert time.process_time() - start < 5
+
+
+def test_a_line_of_many_numbers(tmp_path):
+    """Which are no keys: trained_betas as one may write them."""
+    betas = [1e-4 + 2e-6 * k for k in range(4096)]
+    (tmp_path / "c.toml").write_text(
+        f'[model]\nschedule = "trained_betas"\ntimesteps = 4096\nbetas = {betas}\n'
+    )
+    assert load_config(tmp_path / "c.toml").model.betas == tuple(betas)
+    start = time.process_time()
+    assert load_config(tmp_path / "c.toml").model.timesteps == 4096
+    assert time.process_time() - start < 1
 
 
 def test_the_largest_model_is_made_in_seconds():

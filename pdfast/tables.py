@@ -1,0 +1,115 @@
+"""Tables of values, as TOML and JSON hold them, to frozen dataclasses and back.
+
+Every mistake is a `UsageError` that names the key. Nothing in a file is trusted, and nothing here
+imports torch.
+"""
+
+import dataclasses
+import difflib
+import re
+import reprlib
+import tomllib
+import typing
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pdfast.errors import UsageError
+
+T = TypeVar("T")
+
+# Bounds that no sensible config meets, so that a foreign one can neither hang nor overflow.
+MAX_TOML = 2**18  # bytes; the betas of 8192 timesteps take most of that
+MAX_NESTING = 50  # dots in a line of TOML, whose parser takes their square in time; but for those
+NUMBER = re.compile(rb"[\s,\[=][-+]?\d+\.\d+(?:[eE][-+]?\d+)?(?=[\s,\]])")  # in lists of numbers
+
+
+def check(condition: bool, message: str) -> None:
+    """Raise `UsageError(message)` unless `condition` holds."""
+    if not condition:
+        raise UsageError(message)
+
+
+def nearest(word: str, choices: typing.Iterable[str]) -> str:
+    """`; did you mean 'y'?` for the choice most like `word`, or nothing."""
+    close = difflib.get_close_matches(word[:100], list(choices), n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The table of a TOML file. Raises UsageError where it cannot be read, or is none."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_TOML + 1)
+        if len(content) > MAX_TOML:
+            raise ValueError(f"it is longer than {MAX_TOML:,} bytes")
+        if any(_dots(line) > MAX_NESTING for line in content.splitlines()):
+            raise ValueError(f"it has a line of more than {MAX_NESTING} dots")
+        return tomllib.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path} is not valid TOML: {error}") from None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _dots(line: bytes) -> int:
+    """Dots in a line that may join keys."""
+    return line.count(b".") - len(NUMBER.findall(line + b"\n"))
+
+
+def to_table(value: Any) -> Any:
+    """Dataclasses to dicts, tuples to lists, tuples of pairs to dicts, for TOML or JSON."""
+    if dataclasses.is_dataclass(value):
+        return {f.name: to_table(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, tuple):
+        pairs = bool(value) and all(isinstance(item, tuple) for item in value)
+        return {str(key): item for key, item in value} if pairs else list(value)
+    return value
+
+
+def from_table(cls: type[T], table: dict[str, Any], prefix: str = "") -> T:
+    """Build dataclass `cls` from a TOML or JSON table; `UsageError` names the wrong key."""
+    hints = typing.get_type_hints(cls)
+    for key in [key for key in table if key not in hints]:
+        names = [prefix + name for name in hints]
+        raise UsageError(f"unknown key '{prefix}{key}'{nearest(prefix + key, names)}")
+    return cls(**{key: _convert(hints[key], table[key], prefix + key) for key in table})
+
+
+def _convert(hint: Any, value: Any, key: str) -> Any:
+    """`value` as the type `hint`, or a `UsageError` that names the key."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        check(isinstance(value, dict), f"{key} must be a table, [{key}]")
+        return from_table(typing.cast(type, hint), value, f"{key}.")
+    if origin is Literal:
+        expected = ", ".join(args)
+        close = nearest(value, args) if isinstance(value, str) else ""
+        check(value in args, f"{key} must be one of {expected}{close}")
+        return value
+    if origin is tuple and typing.get_origin(args[0]) is tuple and isinstance(value, dict):
+        for k in value:
+            check(
+                k.isascii() and k.isdecimal() and len(k) <= 9,
+                f"{key} must have whole numbers as keys, of at most 9 digits",
+            )
+        return tuple((int(k), _convert(int, item, f"{key}.{k}")) for k, item in value.items())
+    if origin is tuple:
+        check(isinstance(value, list | tuple), f"{key} must be a list")
+        if args[-1] is not Ellipsis:
+            check(len(value) == len(args), f"{key} must hold {len(args)} values")
+        return tuple(_convert(args[0], item, f"{key}[{n}]") for n, item in enumerate(value))
+    if hint is float and type(value) is int and abs(value) < 2**53:
+        value = float(value)
+    if type(value) is not hint:
+        names = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
+        raise UsageError(f"{key} must be {names[hint]}, not {_shown(value)}")
+    check(hint is not int or -(2**63) <= value < 2**63, f"{key} must be a number of 64 bits")
+    return value
+
+
+def _shown(value: Any) -> str:
+    """A value for a message, cut short."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # Python prints no number of more than 4300 digits
+        return "a number too long to print"
