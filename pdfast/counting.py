@@ -28,10 +28,11 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from pdfast import numerics
-from pdfast.config import Config, LoopConfig
+from pdfast.config import Config, LoopConfig, NetConfig
 from pdfast.data import Dataset
 from pdfast.distillation import remove_dropout
 from pdfast.engine import Objective, open_batch, update
+from pdfast.fitting import Fit
 from pdfast.kernels import runtime
 from pdfast.kernels.adamw import adamw_op
 from pdfast.kernels.add_noise import add_noise_op
@@ -43,7 +44,7 @@ from pdfast.optimizer import Optimizer
 from pdfast.rollout import rollout
 from pdfast.training import DataObjective
 
-Phase = Literal["train", "distill"]
+Phase = Literal["train", "fit", "distill"]
 
 NETS = "convolutions and linear layers"
 ATTENTION = "attention"
@@ -164,9 +165,11 @@ def count_update(
     num_images: int = 0,
     kernels: bool | None = None,
     precision: numerics.Precision | None = None,
+    teacher: NetConfig | None = None,
 ) -> Count:
     """Count one update of `phase` as the config has it, with a data set of `num_images` images.
 
+    `teacher`: of the phase "fit", where it is another network than the config's.
     `precision`: by default the config's on `device`. `kernels`: whether the ops of kernels/ are
     kernels, as on a GPU, or their references' ops; by default as they run on `device`. A CUDA
     device needs a PyTorch built for CUDA.
@@ -175,16 +178,18 @@ def count_update(
     precision = precision or numerics.precision_of(config.precision, device)
     if kernels is None:
         kernels = runtime.uses_triton(device, torch.float32)
-    cfg: LoopConfig = getattr(config, phase)
+    net = teacher or config.model
+    table = "train" if phase == "train" else "distill"
+    cfg: LoopConfig = getattr(config, table)
     if cfg.accumulate <= 3:
-        return _count(config, phase, device, num_images, kernels, precision)
+        return _count(config, phase, device, num_images, kernels, precision, net)
     # The first part begins the sums; those after it take the same, so that it is enough to look
     # at two and at three.
     size, counts = cfg.batch // cfg.accumulate, []
     for n in (2, 3):
         loop = replace(cfg, batch=n * size, accumulate=n)
-        short = replace(config, **{phase: loop})  # type: ignore[arg-type]
-        counts.append(_count(short, phase, device, num_images, kernels, precision))
+        short = replace(config, **{table: loop})  # type: ignore[arg-type]
+        counts.append(_count(short, phase, device, num_images, kernels, precision, net))
     two, three = counts
     more = cfg.accumulate - 2
     parts = {name: a.then(three.parts[name], more) for name, a in two.parts.items()}
@@ -198,25 +203,31 @@ def _count(
     num_images: int,
     kernels: bool,
     precision: numerics.Precision,
+    net: NetConfig,
 ) -> Count:
     """`count_update`, of every part of the batch."""
-    cfg: LoopConfig = getattr(config, phase)
+    cfg: LoopConfig = config.train if phase == "train" else config.distill
     dtype = numerics.net_dtype(precision)
     with torch.device("meta"):  # the shapes; on fake tensors modules cannot be made whole
-        model, teacher = Model(config.model), Model(config.model)
+        model = Model(config.model)
+        teacher = Model(net if phase == "fit" else config.model)
     counter = Counter(kernels)
-    with FakeTensorMode(), counter:
+    with FakeTensorMode(allow_non_fake_inputs=True), counter:  # a schedule's table is real
         objective: Objective = DataObjective(cfg.loss_weight)
-        if phase == "distill":
+        if phase != "train":
             remove_dropout(model)
             remove_dropout(_materialized(teacher, device, dtype)).eval()
-            objective = rollout(teacher, config.distill.steps_after(1), cfg, config.engine)
+            start = config.distill.start_steps
+            if phase == "fit":
+                objective = Fit(teacher, start, cfg.loss_weight)
+            else:
+                objective = rollout(teacher, start // 2, cfg, config.engine)
         optimizer = Optimizer(_materialized(model, device), cfg, dtype)
         model.net.checkpoint = cfg.checkpoint
         if config.engine.data == "stream" or not num_images:
             num_images = cfg.batch
         data = _data(config, num_images, device)
-        state = _state(optimizer, teacher if phase == "distill" else None, data)
+        state = _state(optimizer, teacher if phase != "train" else None, data)
         _update(model, objective, optimizer, data, config, counter)
         memory = Memory(state, counter.peak - sum(state.values()))
     params = sum(p.numel() for p in model.parameters())

@@ -8,21 +8,26 @@ from pathlib import Path
 import torch
 
 from pdfast import checkpoint, distributed, files, numerics, peers
-from pdfast.config import Config, to_table
+from pdfast.config import Config, NetConfig
 from pdfast.data import Dataset
-from pdfast.engine import fit, open_batch
+from pdfast.engine import Objective, fit, open_batch
 from pdfast.errors import UsageError
-from pdfast.frechet import EXTRACTORS, Judge
+from pdfast.fitting import Fit
+from pdfast.frechet import Judge, features_for
 from pdfast.model import Model
-from pdfast.plots import rows, sample_row
+from pdfast.plots import drawable, picture, sample_row
 from pdfast.rollout import rollout
 from pdfast.rounding import Signal, measure
 from pdfast.run import Run
 from pdfast.signals import poll
-from pdfast.training import train_teacher
+from pdfast.tables import to_table
+from pdfast.training import new_model, train_teacher
 
 MONITOR_STEPS, MONITOR_IMAGES = 16, 256  # of the cheap distance after each round
 MEASURED_IMAGES = 64  # at most, for a round's signal and rounding
+# Of [model]: what a student of another network has in common with its teacher.
+KEPT = {"image_size", "channels", "num_classes", "head"}
+KEPT |= {"schedule", "logsnr_min", "logsnr_max", "timesteps", "betas"}
 MONITOR_JUMP = 1.5  # a distance this many times the last round's is a jump
 
 
@@ -32,27 +37,33 @@ def distill_rounds(run: Run, data: Dataset, device: torch.device) -> Model:
     The run's teacher is trained first, unless it is there.
     """
     config = run.config
-    judge = Judge(
-        data, min(MONITOR_IMAGES, len(data)), config.seed, EXTRACTORS[config.eval.features]
-    )
+    judge = Judge(data, min(MONITOR_IMAGES, len(data)), config.seed, features_for(data, config))
     student = train_teacher(run, data, device)
     check_start(student, config)
+    if student.head != run.student_head:
+        alpha = float(student.schedule.phi(torch.ones(())).cos())
+        run.screen.say(
+            "the teacher predicts eps, and where SNR is low its x-hat divides by alpha, "
+            f"{alpha:.1e} at u = 1, so that it cannot be distilled as it is: round 1 moves it to "
+            f"{run.student_head} at the same {config.distill.start_steps} steps"
+        )
     precision = numerics.precision_of(config.precision, device)
     student = remove_dropout(student)
     low = numerics.lowered(student, precision)  # cast once a round
-    teacher_row = sample_row(low, config.eval.baseline_steps, config.seed)
+    if drawable(low):
+        teacher_row = sample_row(low, config.eval.baseline_steps, config.seed)
     before = _distance(run, 0, low, config.distill.start_steps, judge)
-    for round_ in range(1, config.distill.rounds + 1):
+    for round_ in range(1, config.distill.num_rounds + 1):
         steps, path = config.distill.steps_after(round_), run.round_dir(round_)
         if run.has(path):
             run.clear_states(round_)
-            student = peers.select(checkpoint.load_model(path, device), config.peers)
+            student = peers.select(run.load(path, device), config.peers)
         else:
             student = _distill_round(run, student, low, data, round_, steps)
         low = numerics.lowered(student, precision)
-        if not run.has_picture(f"{path.name}.png"):
+        if drawable(low) and not run.has_picture(f"{path.name}.png"):
             row = sample_row(low, min(steps, MONITOR_STEPS), config.seed)
-            run.save_picture(rows([teacher_row, row]), f"{path.name}.png")
+            run.save_picture(picture(low, [teacher_row, row]), f"{path.name}.png")
         distance = _distance(run, round_, low, steps, judge)
         if distance > MONITOR_JUMP * before:
             run.screen.warn(
@@ -69,18 +80,25 @@ def _distill_round(
 ) -> Model:
     """One round: the student starts as the teacher and learns its two steps in one.
 
-    `low` is the teacher in the networks' precision.
+    `low` is the teacher in the networks' precision. A first fit has the teacher's steps.
     """
     config = run.config
-    cfg = dataclasses.replace(config.distill, updates=config.distill.updates_of(steps))
-    title = f"round {round_}/{config.distill.rounds} ({steps} steps)"
-    signal = _signal(run, teacher, low, data, round_, steps)
-    # A rounded copy teaches while the original learns; where nothing is rounded, a copy learns.
-    student = copy.deepcopy(teacher) if low is teacher else teacher
+    cfg = config.distill.loop_of(steps)
+    title = f"round {round_}/{config.distill.num_rounds} ({steps} steps)"
+    objective: Objective
+    if steps == config.distill.start_steps:
+        title = f"{title[:-1]}, the first fit)"
+        signal = {}
+        student = first_student(run, teacher)
+        objective = Fit(low, steps, cfg.loss_weight)
+    else:
+        signal = _signal(run, teacher, low, data, round_, steps)
+        # A rounded copy teaches while the original learns; where nothing is rounded, a copy learns.
+        student = copy.deepcopy(teacher) if low is teacher else teacher
+        objective = rollout(low, steps, cfg, config.engine)
     student.steps = steps
     if config.engine.compile:
         low.net.compile(dynamic=False)
-    objective = rollout(low, steps, cfg, config.engine)
     result = fit(student, objective, cfg, data, run, round_, title)
     # Logged before the model is there: a run cut off in between does the round's end again.
     run.log(round=round_, steps=steps, **result.as_metrics(), **signal)
@@ -95,20 +113,20 @@ def _distill_round(
 
 def _signal(
     run: Run, teacher: Model, low: Model, data: Dataset, round_: int, steps: int
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """Signal and rounding of a round, for the metrics; warns where rounding is the larger."""
     config = run.config
     few = dataclasses.replace(
         config.distill, batch=min(MEASURED_IMAGES, config.distill.batch), accumulate=1
     )
 
-    def by_the_first() -> list[float]:
+    def by_the_first() -> list[float | None]:
         batch, source = open_batch(config, few, data, low, round_, held=True)
         with closing(source):
             source.load(0)
         return list(measure(teacher, low, steps, batch))
 
-    found = Signal(*distributed.from_first(by_the_first))
+    found = Signal(*distributed.from_first(by_the_first))  # type: ignore[arg-type]  # of two
     if found.ratio < 1:
         precision = numerics.precision_of(config.precision, teacher.device)
         finer = {"bf16": "tf32 or fp32", "tf32": "fp32"}.get(precision)
@@ -126,7 +144,7 @@ def _distance(run: Run, round_: int, model: Model, steps: int, judge: Judge) -> 
     logged = [m["distance"] for m in run.metrics() if m["round"] == round_ and "distance" in m]
     if logged:
         return float(logged[-1])
-    distance = judge.judge(model, min(steps, MONITOR_STEPS), poll)
+    distance, _ = judge.judge(model, min(steps, MONITOR_STEPS), poll)
     run.log(round=round_, steps=steps, distance=distance)
     return distance
 
@@ -135,19 +153,73 @@ def load_teacher(config: Config, device: torch.device) -> Model:
     """The config's teacher from elsewhere, once it is known to fit."""
     path = Path(config.distill.teacher)
     model = checkpoint.load_model(path, device)
-    asked, found = to_table(config.model), to_table(model.cfg)
-    for key in asked:
-        if key != "dropout" and asked[key] != found[key]:
-            raise UsageError(
-                f"the teacher {path} has model.{key} {found[key]!r}, but the config asks for "
-                f"{asked[key]!r}: pass the config that the teacher was trained with"
-            )
+    check_network(config, model.cfg, path)
     check_start(model, config)
     return model
 
 
+def check_network(config: Config, teacher: NetConfig, path: Path) -> None:
+    """Refuse a teacher that the config's students can neither start as nor be fitted to."""
+    asked, found = to_table(config.model), to_table(teacher)
+    same = asked | {"dropout": 0.0} == found | {"dropout": 0.0}
+    if same and config.distill.fit_updates:
+        raise UsageError(
+            f"distill.fit_updates is for students that cannot start as their teacher, but {path} "
+            "is of the config's own network: leave it 0"
+        )
+    for key in asked:
+        moved = key == "head" and (found[key], asked[key]) == ("eps", "v")
+        if asked[key] == found[key] or key == "dropout" or moved:
+            continue
+        if key in KEPT or not config.distill.fit_updates:
+            fit = (
+                ", or --distill.fit-updates 20000 to fit a student of the config's network to it "
+                "first"
+            )
+            raise UsageError(
+                f"the teacher {path} has model.{key} {found[key]!r}, but the config asks for "
+                f"{asked[key]!r}: pass the config that the teacher was trained with"
+                + ("" if key in KEPT else fit)
+            )
+
+
+def with_fit(config: Config, teacher: NetConfig, begun: int = 0) -> Config:
+    """The config, with a first fit where the teacher predicts eps and the students v.
+
+    `begun`: the updates of the fit that the run began with, if it did.
+    """
+    if teacher.head == config.model.head:
+        return config
+    return dataclasses.replace(config, distill=config.distill.with_fit(begun))
+
+
+def first_student(run: Run, teacher: Model) -> Model:
+    """What a first fit starts from: the teacher's weights where they fit, otherwise new ones."""
+    if run.networks.student is not None:
+        return run.networks.student.copy().to(teacher.device)
+    student = new_model(run.config, teacher.device)
+    if dataclasses.replace(teacher.cfg, head=student.head) == remove_dropout(student).cfg:
+        student.net.load_state_dict(teacher.net.state_dict())
+    return peers.select(student, run.config.peers)
+
+
 def check_start(model: Model, config: Config) -> None:
-    """Refuse a teacher that was itself distilled to another number of steps."""
+    """Refuse a teacher that does not have the steps to start from."""
+    start, most = config.distill.start_steps, model.schedule.most_steps
+    if start > most:
+        fits = fits_in(most)
+        raise UsageError(
+            f"distill.start_steps {start} is more than the {most} timesteps that the teacher was "
+            f"trained on: pass --distill.start-steps {fits} and at most --rounds "
+            f"{most.bit_length() - 1}"
+        )
+    shown = max(*config.eval.steps, config.eval.baseline_steps)
+    if shown > most:
+        raise UsageError(
+            f"eval.steps or eval.baseline_steps {shown} is more than the {most} timesteps that the "
+            f"teacher was trained on: pass --eval.baseline-steps {min(64, fits_in(most))}, and no "
+            "larger --eval.steps"
+        )
     if model.steps not in (0, config.distill.start_steps):
         raise UsageError(
             f"the teacher was distilled to {model.steps} steps: pass --distill.start-steps "
@@ -155,23 +227,33 @@ def check_start(model: Model, config: Config) -> None:
         )
 
 
+def fits_in(most: int) -> int:
+    """The largest power of 2 that is not above `most`."""
+    return 1 << (most.bit_length() - 1)
+
+
 def adopt_teacher(run: Run, given: Model | None) -> None:
     """Copy the teacher from elsewhere, if one is given, into the run that has none yet.
 
-    Raises UsageError if the run has one, or something made by one, and the config names another.
+    Raises UsageError if the run has one, or something made by one, and another is meant.
     """
-    path = Path(run.config.distill.teacher)
+    named, own = run.config.distill.teacher, run.networks.teacher is not None
+    path = Path(named)
     if given is not None and not run.has(run.teacher_dir):
         if run.students() or run.begun():
+            leave = "" if own else "leave --teacher away, having "
             raise UsageError(
-                f"{run.path} has rounds or saved states, but not of {path}: leave --teacher away, "
-                f"having put back {run.teacher_dir} if it was there, or choose another --out"
+                f"{run.path} has rounds or saved states, but not of "
+                f"{'the teacher given' if own else path}: {leave}put back {run.teacher_dir} if it "
+                "was there, or choose another --out"
             )
-        run.save_model(given, run.teacher_dir, source=str(path))
+        run.save_model(given, run.teacher_dir, source="a call" if own else named)
         return
 
     def differs() -> bool:
-        if not run.config.distill.teacher or not (path / files.MANIFEST).is_file():
+        if given is not None and own:
+            return not same_weights(run.load(run.teacher_dir, given.device), given)
+        if not named or not (path / files.MANIFEST).is_file():
             return False  # the run's own copy is what counts
         return checkpoint.fingerprint(run.teacher_dir) != checkpoint.fingerprint(path)
 
@@ -179,7 +261,13 @@ def adopt_teacher(run: Run, given: Model | None) -> None:
         raise UsageError(f"{run.path} already has another teacher: choose another --out")
 
 
+def same_weights(a: Model, b: Model) -> bool:
+    """Of two models of one network."""
+    others = b.weights()
+    return all(torch.equal(tensor, others[name]) for name, tensor in a.weights().items())
+
+
 def remove_dropout(model: Model) -> Model:
     """The model itself, its config changed for distillation, which uses no dropout."""
-    model.cfg = dataclasses.replace(model.cfg, dropout=0.0)
+    model.remove_dropout()
     return model

@@ -1,13 +1,12 @@
 """`--dry-run`: what a run will take, counted from its updates; no weight is allocated."""
 
 import time
-from dataclasses import replace
 from typing import Any
 
 import torch
 
 from pdfast import numerics, sources
-from pdfast.config import Config, dump_config
+from pdfast.config import Config, NetConfig, dump_config
 from pdfast.counting import Count, count_update
 from pdfast.progress import Screen
 
@@ -16,7 +15,7 @@ MB = 1e6
 
 def num_images(config: Config) -> int | None:
     """Images of the config's data set; None where it is not there."""
-    return sources.count(config.data.source, config.model)
+    return sources.count(config.data.source)
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
@@ -48,31 +47,47 @@ def memory_line(phase: str, count: Count, batch: int, device: torch.device, data
     )
 
 
-def forecast(config: Config, device: torch.device, screen: Screen, distill: bool) -> None:
-    """Print the resolved config, parameters, memory, disk, time, and the table of rounds."""
+def forecast(
+    config: Config,
+    device: torch.device,
+    screen: Screen,
+    distill: bool,
+    teacher: NetConfig | None = None,
+) -> None:
+    """Print the resolved config, parameters, memory, disk, time, and the table of rounds.
+
+    `teacher`: the network of one from elsewhere, which is not trained here.
+    """
     screen.say(dump_config(config).rstrip())
     images = num_images(config)
     precision = numerics.set_up(config.precision, device)
 
     def count(phase: Any) -> Count:
-        return count_update(config, phase, device, num_images=images or 0)
+        return count_update(config, phase, device, num_images=images or 0, teacher=teacher)
 
-    train = count("train")
-    counts = {"training": (train, config.train.batch)}
-    phases: list[tuple[str, Any, Count, int]] = [("teacher", config.train, train, 0)]
+    counts: dict[str, tuple[Count, int]] = {}
+    phases: list[tuple[str, Any, Count, int]] = []
+    if teacher is None:
+        train = count("train")
+        counts["training"] = (train, config.train.batch)
+        phases.append(("teacher", config.train, train, 0))
     if distill:
         rollout = count("distill")
         counts["distillation"] = (rollout, config.distill.batch)
-        for round_ in range(1, config.distill.rounds + 1):
+        fit = count("fit") if config.distill.fit_updates else rollout
+        if config.distill.fit_updates:
+            counts["the first fit"] = (fit, config.distill.batch)
+        for round_ in range(1, config.distill.num_rounds + 1):
             steps = config.distill.steps_after(round_)
-            cfg = replace(config.distill, updates=config.distill.updates_of(steps))
-            phases.append((f"round {round_}", cfg, rollout, steps))
+            counted = fit if steps == config.distill.start_steps else rollout
+            phases.append((f"round {round_}", config.distill.loop_of(steps), counted, steps))
     screen.say("")
-    screen.say(f"parameters: {train.params:,}")
+    params = phases[0][2].params
+    screen.say(f"parameters: {params:,}")
     for name, (counted, batch) in counts.items():
         screen.say(memory_line(name, counted, batch, device, images is not None))
     states = 3 * (4 if config.train.ema_decay else 3)
-    disk = (len(phases) + states) * 4 * train.params
+    disk = (len(phases) + states) * 4 * params
     screen.say(
         f"disk: at most {disk / MB:,.0f} MB = {len(phases)} models and {states} more copies in "
         "three saved states"

@@ -7,14 +7,14 @@ from typing import Any
 from pdfast import files
 from pdfast.errors import PdfastError
 
-NOT_FINITE = ("loss", "grad_norm")  # null where there was no number
+MAY_BE_NULL = ("loss", "grad_norm", "rounding")  # where there is no number
 TOGETHER = ({"held_loss_end", "held_loss_start", "seconds"}, {"signal", "rounding"})
 
 
 def _is_whole(values: dict[str, Any]) -> bool:
     """Whether a line has numbers only, and all of those that come together."""
     counts = values["round"], values.get("update", 0)
-    numbers = [v for key, v in values.items() if v is not None or key not in NOT_FINITE]
+    numbers = [v for key, v in values.items() if v is not None or key not in MAY_BE_NULL]
     return (
         all(type(count) is int for count in counts)
         and all(type(number) in (int, float) for number in numbers)

@@ -32,7 +32,7 @@ class Optimizer:
         """`dtype`: of convolutions and linear layers; `implementation`: PeersConfig.optimizer."""
         self.cfg = cfg
         self._adamw = apex_adamw if implementation == "apex" else adamw
-        self._params = dict(model.net.named_parameters())
+        self._params = {n: p for n, p in model.net.named_parameters() if p.requires_grad}
         self._starts, end = [], 0
         for p in self._params.values():
             self._starts.append(end)
@@ -161,9 +161,9 @@ class Optimizer:
                 if saved is None or _kind(saved) != _kind(tensor):
                     but = "" if saved is None else f" (but {_kind(saved)})"
                     raise PdfastError(
-                        f"the saved state has no {name} of {_kind(tensor)} in {file}{but}: another "
-                        "version of pdfast wrote it; go on with that one, or remove the state/ "
-                        "folder of the run to begin the phase again"
+                        f"the saved state has no {name} of {_kind(tensor)} in {file}{but}: it is "
+                        "of another network, or another version of pdfast wrote it; go on with "
+                        "that one, or remove the state/ folder of the run to begin the phase again"
                     )
                 pairs.append((tensor, saved))
         for tensor, saved in pairs:

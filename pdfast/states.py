@@ -12,9 +12,10 @@ from typing import Any
 from torch import Tensor
 
 from pdfast import files
-from pdfast.config import Config, from_table, to_table
+from pdfast.config import Config
 from pdfast.errors import UsageError
 from pdfast.files import Damaged
+from pdfast.tables import from_table, to_table
 
 TABLE = "state.json"
 KEPT = 2

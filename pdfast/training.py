@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pdfast import checkpoint, peers
+from pdfast import peers
 from pdfast.config import Config, LossWeight
 from pdfast.data import Dataset
 from pdfast.draws import Draws, Stream
@@ -31,7 +31,8 @@ class DataObjective:
 
     def __call__(self, model: Model, batch: Batch) -> Problem:
         """Algorithm 1, from the draw of u ~ U(0, 1) to the loss."""
-        draw, label = batch.noised(model.schedule, 0, model.head)
+        times = model.schedule.grid(0, model.device)
+        draw, label = batch.noised(times, 0, model.head)
         assert draw.y is not None
         dropped = batch.dropped() if model.training else None
         out = model.at(draw.z_in, draw.phi_t, label, dropped)
@@ -49,8 +50,11 @@ def train_teacher(run: Run, data: Dataset, device: torch.device) -> Model:
     """The run's teacher: loaded if it is finished, else trained (or resumed) and saved."""
     if run.has(run.teacher_dir):
         run.clear_states(ROUND)
-        return peers.select(checkpoint.load_model(run.teacher_dir, device), run.config.peers)
-    model = peers.select(new_model(run.config, device), run.config.peers)
+        return peers.select(run.load(run.teacher_dir, device), run.config.peers)
+    if run.networks.teacher is not None:
+        model: Model = run.networks.teacher.copy().to(device)
+    else:
+        model = peers.select(new_model(run.config, device), run.config.peers)
     if run.students():
         run.screen.warn(
             f"{run.teacher_dir}, the teacher of the rounds that are there, is gone: it is trained "

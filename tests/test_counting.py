@@ -10,13 +10,14 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from pdfast import counting, numerics
-from pdfast.config import Config, EngineConfig, from_table, load_config
+from pdfast.config import Config, EngineConfig, load_config
 from pdfast.counting import Amount, Counter, count_update
 from pdfast.data import Dataset
 from pdfast.distillation import remove_dropout
 from pdfast.engine import open_batch, update
 from pdfast.optimizer import Optimizer
 from pdfast.rollout import rollout
+from pdfast.tables import from_table
 from pdfast.training import DataObjective, new_model
 from pdfast.unet import Attention, GroupNormSiLU
 
