@@ -218,9 +218,9 @@ def read(path: Path) -> Contents:
     contents = Contents({}, {}, manifest)
     for name in manifest["files"]:
         if name.endswith(".json"):
-            contents.tables[name] = _object(path / name, _bounded(path / name))
+            contents.tables[name] = read_json(path / name)
         elif name.endswith(".safetensors"):
-            contents.tensors[name] = _tensors(path / name)
+            contents.tensors[name] = read_tensors(path / name)
     return contents
 
 
@@ -266,9 +266,18 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _tensors(file: Path) -> dict[str, Tensor]:
-    with file.open("rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
+def read_json(file: Path) -> dict[str, Any]:
+    """The JSON object of finite numbers in a file of bounded size; raises Damaged."""
+    return _object(file, _bounded(file))
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, by name, on the CPU; raises Damaged."""
+    try:
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+    except OSError as error:
+        raise Damaged(file, f"cannot be read: {reason(error)}") from None
     if length > MAX_HEADER:
         raise Damaged(file, f"has a header of {length} bytes, where {MAX_HEADER} is the most")
     try:

@@ -1,9 +1,13 @@
 """The U-Net of Salimans & Ho 2022, as in the authors' released code, for any size.
 
 Residual blocks with FiLM, BigGAN-style resampling inside them, self-attention at chosen
-resolutions, GroupNorm with eps 1e-6, zero-initialised last layers. Activations are kept in
-channels-last memory order, so that a convolution's output is at once the token matrix of
-attention and the row-major input of GroupNorm (on CUDA, PyTorch's GroupNorm goes through NCHW).
+resolutions, GroupNorm with eps 1e-6, zero-initialised last layers. Options of the config make it
+the U-Net of DDPM (Ho et al. 2020), as diffusers' pipelines have it: a timestep is embedded, the
+embedding is added instead, convolutions resample.
+
+Activations are kept in channels-last memory order, so that a convolution's output is at once the
+token matrix of attention and the row-major input of GroupNorm (on CUDA, PyTorch's GroupNorm goes
+through NCHW).
 
 Shape letters: B batch, C channels, H height, W width, E embedding width.
 """
@@ -17,13 +21,13 @@ import torch.nn.functional as F  # noqa: N812  # the name everyone knows
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from pdfast.betas import schedule_of
 from pdfast.config import NetConfig
 from pdfast.kernels.dropout import dropout
 from pdfast.kernels.group_norm_silu import group_norm_silu
 
 LOGSNR_CLIP = 20.0  # the embedding's input range, whatever the schedule's
 TIME_SCALE = 1000.0  # the embedding's argument runs over (0, 1000)
-NORM_EPS = 1e-6
 
 
 def lecun_normal_(weight: Tensor) -> None:
@@ -78,11 +82,24 @@ def logsnr_embedding(logsnr: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
+def timestep_embedding(t: Tensor, dim: int, freq_shift: int) -> Tensor:
+    """Sinusoidal embedding of a timestep: t (B,) -> (B, dim), float32.
+
+    In float32 whatever the network computes in, and with diffusers' order of operations: angles
+    reach 1000, where another rounding is another embedding than the one that was trained with.
+    """
+    half = dim // 2
+    k = torch.arange(half, dtype=torch.float32, device=t.device)
+    freqs = torch.exp(-math.log(10_000.0) * k / (half - freq_shift))
+    angles = t.float()[:, None] * freqs[None, :]
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
 class GroupNormSiLU(nn.GroupNorm):
     """GroupNorm, then optional FiLM `h (1 + scale) + shift`, then optional SiLU."""
 
-    def __init__(self, groups: int, channels: int, silu: bool = True) -> None:
-        super().__init__(groups, channels, eps=NORM_EPS)
+    def __init__(self, cfg: NetConfig, channels: int, silu: bool = True) -> None:
+        super().__init__(cfg.groups, channels, eps=cfg.norm_eps)
         self.silu = silu
         self.op: Callable[..., Tensor] = group_norm_silu  # peers.py may choose another
 
@@ -99,16 +116,47 @@ class GroupNormSiLU(nn.GroupNorm):
         )
 
 
+class Downsample(nn.Module):
+    """Halves the size by a 3x3 convolution with stride 2."""
+
+    def __init__(self, ch: int, cfg: NetConfig) -> None:
+        super().__init__()
+        self.conv = conv(ch, ch, 3)
+        self.conv.stride, self.conv.padding = (2, 2), (cfg.downsample_padding,) * 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, H, W) -> (B, C, H / 2, W / 2)."""
+        if self.conv.padding == (0, 0):
+            x = F.pad(x, (0, 1, 0, 1))
+        return self.conv(x)  # type: ignore[no-any-return]
+
+
+class Upsample(nn.Module):
+    """Doubles the size, each pixel becoming four, then a 3x3 convolution."""
+
+    def __init__(self, ch: int) -> None:
+        super().__init__()
+        self.conv = conv(ch, ch, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, H, W) -> (B, C, 2 H, 2 W)."""
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))  # type: ignore[no-any-return]
+
+
 class ResBlock(nn.Module):
-    """Residual block: norm, SiLU, resample, conv; norm, FiLM, SiLU, dropout, conv."""
+    """Residual block: norm, SiLU, resample, conv; norm, FiLM, SiLU, dropout, conv.
+
+    Without FiLM the embedding is added before the second norm.
+    """
 
     def __init__(self, in_ch: int, out_ch: int, cfg: NetConfig, resample: str = "none") -> None:
         super().__init__()
         self.resample = resample
-        self.norm1 = GroupNormSiLU(cfg.groups, in_ch)
+        self.norm1 = GroupNormSiLU(cfg, in_ch)
         self.conv1 = conv(in_ch, out_ch, 3)
-        self.film = linear(cfg.emb_ch, 2 * out_ch)
-        self.norm2 = GroupNormSiLU(cfg.groups, out_ch)
+        self.scales = cfg.film
+        self.film = linear(cfg.emb_ch, 2 * out_ch if cfg.film else out_ch)
+        self.norm2 = GroupNormSiLU(cfg, out_ch)
         self.layer = 0  # of dropout, numbered by the net
         self.dropout = cfg.dropout
         self.conv2 = conv(out_ch, out_ch, 3, zero=True)
@@ -120,9 +168,9 @@ class ResBlock(nn.Module):
         return F.avg_pool2d(x, 2) if self.resample == "down" else x
 
     def forward(self, x: Tensor, film: Tensor, dropped: Dropped | None = None) -> Tensor:
-        """x (B, C, H, W), film (B, 2C') -> (B, C', H', W'); with dropout if `dropped`."""
+        """x (B, C, H, W), film (B, 2C' or C') -> (B, C', H', W'); with dropout if `dropped`."""
         h: Tensor = self.conv1(self._resample(self.norm1(x)))
-        h = self.norm2(h, film)
+        h = self.norm2(h, film) if self.scales else self.norm2(h + film[:, :, None, None])
         if dropped is not None and self.dropout:
             h = dropout(h, self.dropout, layer=self.layer, **dropped._asdict())
         h = self.conv2(h)
@@ -138,7 +186,7 @@ class Attention(nn.Module):
         self.num_heads = cfg.num_heads or ch // cfg.head_dim
         # peers.py may choose another.
         self.attend: Callable[[Tensor, Tensor, Tensor], Tensor] = F.scaled_dot_product_attention
-        self.norm = GroupNormSiLU(cfg.groups, ch, silu=False)
+        self.norm = GroupNormSiLU(cfg, ch, silu=False)
         self.qkv = linear(ch, 3 * ch)
         self.proj = linear(ch, ch, zero=True)
 
@@ -176,7 +224,9 @@ class Stage(nn.ModuleList):
 
 
 class UNet(nn.Module):
-    """Network (z, logsnr, label) -> raw output, without a schedule or a meaning.
+    """Network (z, logsnr, label) -> raw output, without a meaning.
+
+    A schedule is needed only where a timestep is embedded.
 
     The result has z's dtype, which must be that of the convolutions, and `cfg.out_channels`
     channels.
@@ -185,6 +235,7 @@ class UNet(nn.Module):
     def __init__(self, cfg: NetConfig) -> None:
         super().__init__()
         self.cfg = cfg
+        self.schedule = schedule_of(cfg) if cfg.embedding == "timestep" else None
         self.checkpoint = False  # keep the stages' inputs alone for the backward pass
         self.emb0 = linear(cfg.ch, cfg.emb_ch)
         self.emb1 = linear(cfg.emb_ch, cfg.emb_ch)
@@ -196,6 +247,7 @@ class UNet(nn.Module):
 
         size, ch, skips = cfg.image_size, cfg.ch, [cfg.ch]
         widths = [cfg.ch * mult for mult in cfg.ch_mult]
+        inside = cfg.resample == "resnet"
 
         # Each entry of `down` ends in one skip connection; each of `up` begins by taking one.
         self.down = nn.ModuleList()
@@ -205,7 +257,8 @@ class UNet(nn.Module):
                 ch = width
                 skips.append(ch)
             if level < len(widths) - 1:
-                self.down.append(Stage([ResBlock(ch, ch, cfg, "down")]))
+                halves = ResBlock(ch, ch, cfg, "down") if inside else Downsample(ch, cfg)
+                self.down.append(Stage([halves]))
                 size //= 2
                 skips.append(ch)
 
@@ -214,15 +267,18 @@ class UNet(nn.Module):
         self.up = nn.ModuleList()
         for level, width in reversed(list(enumerate(widths))):
             for block in range(cfg.num_res_blocks + 1):
-                stage = [ResBlock(ch + skips.pop(), width, cfg), *attention(width, size)]
+                stage: list[nn.Module] = [
+                    ResBlock(ch + skips.pop(), width, cfg),
+                    *attention(width, size),
+                ]
                 ch = width
                 if level > 0 and block == cfg.num_res_blocks:
-                    stage.append(ResBlock(ch, ch, cfg, "up"))
+                    stage.append(ResBlock(ch, ch, cfg, "up") if inside else Upsample(ch))
                     size *= 2
                 self.up.append(Stage(stage))
         assert not skips
 
-        self.norm_out = GroupNormSiLU(cfg.groups, ch)
+        self.norm_out = GroupNormSiLU(cfg, ch)
         self.conv_out = conv(ch, cfg.out_channels, 3, zero=True)
         for layer, res_block in enumerate(b for stage in self._stages() for b in stage.blocks()):
             res_block.layer = layer
@@ -238,9 +294,20 @@ class UNet(nn.Module):
             yield self.emb_class
         yield from (module for module in self.modules() if isinstance(module, GroupNormSiLU))
 
+    def embedding(self, logsnr: Tensor) -> Tensor:
+        """What the first dense layer is given at logsnr (B,): (B, ch) in its dtype."""
+        cfg, dtype = self.cfg, self.emb0.weight.dtype
+        if self.schedule is None:
+            return logsnr_embedding(logsnr, cfg.ch, dtype)
+        t = cfg.timesteps * self.schedule.u(logsnr) - 1
+        return timestep_embedding(t, cfg.ch, cfg.freq_shift).to(dtype)
+
     def films(self, logsnr: Tensor, label: Tensor | None = None) -> list[Tensor]:
-        """FiLM parameters (B, 2C) of every residual block, at logsnr (B,), label int64 (B,)."""
-        emb = logsnr_embedding(logsnr, self.cfg.ch, self.emb0.weight.dtype)
+        """FiLM parameters (B, 2C) of every residual block, at logsnr (B,), label int64 (B,).
+
+        Without FiLM they are what is added, (B, C).
+        """
+        emb = self.embedding(logsnr)
         emb = self.emb1(F.silu(self.emb0(emb)))
         if self.emb_class is not None:
             if label is None:

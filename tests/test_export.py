@@ -10,8 +10,8 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler
-from diffusers.utils import logging
+from diffusers import DDIMScheduler
+from diffusers_files import apart, by_pipeline, noise, opened
 
 import pdfast
 from pdfast import method
@@ -71,44 +71,8 @@ def make(steps=4, gain=1.0, **fields):
     return model
 
 
-def opened(folder):
-    """The pipeline as any user loads it, without its bars."""
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    pipe = DDIMPipeline.from_pretrained(folder)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def noise(model, num=4, seed=3):
-    """What the pipeline draws from a generator of this seed."""
-    return torch.randn(num, *model.image_shape, generator=torch.Generator().manual_seed(seed))
-
-
-def by_pipeline(pipe, steps, labels=None, num=4, seed=3, clipped=True):
-    """Images in [-1, 1]; where there are labels, which the pipeline does not take, by its parts."""
-    generator = torch.Generator().manual_seed(seed)
-    call = {"use_clipped_model_output": clipped, "eta": 0.0}
-    if labels is None:
-        call |= {"num_inference_steps": steps, "output_type": "np", "generator": generator}
-        images = torch.from_numpy(pipe(batch_size=num, **call).images)
-        return images.permute(0, 3, 1, 2) * 2 - 1
-    size = (pipe.unet.config.sample_size,) * 2
-    z = torch.randn(num, pipe.unet.config.in_channels, *size, generator=generator)
-    pipe.scheduler.set_timesteps(steps)
-    with torch.no_grad():
-        for t in pipe.scheduler.timesteps:
-            out = pipe.unet(z, t, class_labels=labels).sample
-            z = pipe.scheduler.step(out, t, z, **call).prev_sample
-    return z
-
-
 def labels_for(model, num=4):
     return torch.arange(num) % model.cfg.num_classes if model.cfg.num_classes else None
-
-
-def apart(a, b):
-    return float((a.double() - b.double()).abs().max())
 
 
 # ------------------------------------------------------------------------------------------
@@ -373,7 +337,7 @@ def test_exports_are_float32_whatever_the_model_is(tmp_path):
     for name, source in (("float32", model), ("float64", copy.deepcopy(model).double())):
         pdfast.export(source, tmp_path / name, quiet=True)
     files = [p.relative_to(tmp_path / "float32") for p in (tmp_path / "float32").rglob("*.*")]
-    assert len(files) == 5
+    assert len(files) == 6
     for file in files:
         assert (tmp_path / "float32" / file).read_bytes() == (
             tmp_path / "float64" / file

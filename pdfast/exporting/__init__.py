@@ -12,11 +12,12 @@ import torch
 
 from pdfast import files
 from pdfast.checkpoint import load_model
-from pdfast.config import nearest
 from pdfast.errors import PdfastError, UsageError
 from pdfast.exporting.common import Prepared
 from pdfast.model import Model
+from pdfast.network import Network
 from pdfast.progress import Screen
+from pdfast.tables import nearest
 
 Target = Literal["diffusers", "onnx"]
 NEEDS = {"diffusers": ("diffusers",), "onnx": ("onnx", "onnxscript", "onnxruntime")}
@@ -40,6 +41,11 @@ def export(
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise UsageError(f"{out} is there already: choose another --out, or remove it")
     loaded = model if isinstance(model, Model) else load_model(model)
+    if isinstance(loaded, Network):
+        raise UsageError(
+            "the model is of a network of your own, which pdfast cannot export: its module's "
+            "weights are a state_dict like any other"
+        )
     copy = plain(loaded)
     for module in NEEDS[to]:
         try:

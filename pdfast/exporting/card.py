@@ -1,5 +1,6 @@
 """The model card of an exported pipeline: how to call it, and how exact it is."""
 
+from pdfast.config import NetConfig
 from pdfast.model import Model
 from pdfast.version import __version__
 
@@ -26,7 +27,7 @@ Images are {size}x{size}, {colour}. The network predicts {predicts}.
 ```
 
 - **Pass `num_inference_steps`.** {steps} Any number that divides {grid} is exact, such as
-  {examples}; the pipeline's own default, 50, is not one of them.
+  {examples}; the pipeline's own default, 50, {default}.
 - **Pass `use_clipped_model_output=True`.** This sampler clips x-hat to [-1, 1] and computes eps-hat
   from the clipped x-hat. Without it the pictures are others, and worse.
 - Keep this scheduler: its betas are the schedule that the network was trained on.{labels}
@@ -35,8 +36,7 @@ Images are {size}x{size}, {colour}. The network predicts {predicts}.
 
 When this was written, the network's output differed from pdfast's by at most {difference:.0e}, and
 the scheduler's float32 alpha-bar from the exact schedule's by {error:.0e}. Timestep k stands for
-u = (k + 1) / {grid} of the cosine schedule, with logSNR from {logsnr_max:g} (u = 0) to
-{logsnr_min:g} (u = 1).
+u = (k + 1) / {grid} of {schedule}.
 """
 
 CALL = """\
@@ -75,13 +75,15 @@ LABELS = """
 def card(model: Model, grid: int, error: float, difference: float) -> str:
     """README.md for a pipeline on `grid` timesteps; its measured errors, as the export found."""
     cfg, steps = model.cfg, model.steps
+    suggested = steps or max(n for n in range(1, 65) if grid % n == 0)
     of = {
-        "steps": steps or 64,
+        "steps": suggested,
         "classes": cfg.num_classes,
         "channels": cfg.channels,
         "size": cfg.image_size,
     }
-    examples = [2**k for k in range(21) if grid % 2**k == 0]
+    exact = [n for n in range(1, grid + 1) if grid % n == 0]
+    powers = [n for n in exact if n & (n - 1) == 0]
     return CARD.format(
         title=f"A {steps}-step student" if steps else "A diffusion model",
         version=__version__,
@@ -97,12 +99,26 @@ def card(model: Model, grid: int, error: float, difference: float) -> str:
         call=(LOOP if cfg.num_classes else CALL).format(**of),
         steps=f"This model was made for {steps}."
         if steps
-        else "64 is a good number to begin with.",
+        else f"{suggested} is a good number to begin with.",
         grid=grid,
-        examples=", ".join(map(str, examples)),
+        examples=", ".join(map(str, powers if grid % 64 == 0 else exact)),
+        default="is one of them" if grid % 50 == 0 else "is not one of them",
         labels=LABELS.format(last=cfg.num_classes - 1) if cfg.num_classes else "",
         difference=difference,
         error=error,
-        logsnr_max=cfg.logsnr_max,
-        logsnr_min=cfg.logsnr_min,
+        schedule=_schedule(cfg),
+    )
+
+
+def _schedule(cfg: NetConfig) -> str:
+    """The schedule in words."""
+    if cfg.schedule == "cosine":
+        return (
+            f"the cosine schedule, with logSNR from {cfg.logsnr_max:g} (u = 0) to\n"
+            f"{cfg.logsnr_min:g} (u = 1)"
+        )
+    ends = f" from {cfg.betas[0]:g} to {cfg.betas[1]:g}" if len(cfg.betas) == 2 else ""
+    return (
+        f"the teacher's schedule: `{cfg.schedule}` betas{ends} over {cfg.timesteps}\ntimesteps, "
+        "between which logSNR is interpolated"
     )

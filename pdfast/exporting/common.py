@@ -34,7 +34,7 @@ def probe(model: Model, logsnr: Tensor) -> Probe:
     """Fixed noise at the noise levels (B,), and a class for each where there are classes."""
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(len(logsnr), *model.image_shape, generator=generator)
-    classes = model.cfg.num_classes
+    classes = model.num_classes
     return Probe(z, logsnr, torch.arange(len(logsnr)) % classes if classes else None)
 
 

@@ -1,12 +1,16 @@
 """A model as diffusers' `UNet2DModel` and `DDIMScheduler`.
 
-The network is the same, layer by layer; what diffusers embeds is a timestep, so the embedding
-becomes a table with one row per timestep: the sinusoid of that time's logSNR. The scheduler holds
-this schedule as float32 products of 1 - beta. On a grid of T timesteps every number of steps that
-divides T is sampled as pdfast samples it.
+The network is the same, layer by layer; what diffusers embeds is a whole timestep, so the embedding
+becomes a table with one row per timestep: what this network embeds at that time. The scheduler
+holds the model's schedule as float32 products of 1 - beta. On a grid of T timesteps every number of
+steps that divides T is sampled as pdfast samples it.
+
+`pdfast.json`, which diffusers does not read, is the model's own configuration: the import gives
+back the model that was exported.
 """
 
 import importlib
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,10 +26,16 @@ from pdfast.exporting.card import card
 from pdfast.exporting.common import Prepared, agreed, probe
 from pdfast.model import Model
 from pdfast.schedule import logsnr_of
-from pdfast.unet import NORM_EPS, Attention, ResBlock, logsnr_embedding
+from pdfast.tables import to_table
+from pdfast.unet import Attention, Downsample, ResBlock, Upsample
 
 MIN_GRID = 1024  # timesteps
+PLAIN_BLOCKS = {  # without attention, by model.resample
+    "resnet": ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D"),
+    "conv": ("DownBlock2D", "UpBlock2D"),
+}
 ALPHAS = 2**24  # 1 - beta, computed in float32, is a multiple of 1 / this
+OWN = "pdfast.json"
 PREDICTS = {"x": "sample", "eps": "epsilon", "v": "v_prediction"}
 
 
@@ -35,15 +45,7 @@ def prepare(model: Model) -> Prepared:
     check_expressible(model.cfg)
     grid = grid_of(model)
     phi = angles(model, grid)
-    scheduler = diffusers.DDIMScheduler(
-        num_train_timesteps=grid,
-        trained_betas=compensated_betas(phi),
-        prediction_type=PREDICTS[model.head],
-        timestep_spacing="trailing",
-        set_alpha_to_one=True,
-        clip_sample=True,
-        clip_sample_range=1.0,
-    )
+    scheduler = diffusers.DDIMScheduler(**scheduler_arguments(model, phi))
     if not scheduler.alphas_cumprod[0] < 1:  # its first timestep then divides by sigma = 0
         raise UsageError(
             f"the grid of {grid} timesteps that {model.steps} steps and model.logsnr_max "
@@ -61,6 +63,8 @@ def prepare(model: Model) -> Prepared:
     def write(folder: Path) -> None:
         diffusers.DDIMPipeline(unet, scheduler).save_pretrained(folder)
         (folder / "README.md").write_text(text, "utf-8")
+        own = {"model": to_table(model.cfg), "steps": model.steps}  # as in a model directory
+        (folder / OWN).write_text(json.dumps(own, indent=1, allow_nan=False) + "\n", "utf-8")
 
     line = f"DDIMPipeline on {grid} timesteps, its network equal to {difference:.0e}"
     return Prepared(write, f"{line}; README.md has the call")
@@ -100,8 +104,11 @@ def grid_of(model: Model) -> int:
     """The number of timesteps T: the least from 1024 up that the model's own steps and 64 divide.
 
     A shorter one would sample as well. But a call with other numbers of steps (50 by default) is
-    off by up to one timestep in each step, which 1024 keep small.
+    off by up to one timestep in each step, which 1024 keep small. A schedule by betas keeps its own
+    timesteps where the model's steps divide them.
     """
+    if model.cfg.timesteps and model.cfg.timesteps % (model.steps or 1) == 0:
+        return model.cfg.timesteps
     grid = math.lcm(model.steps or 1, 64)
     while grid < MIN_GRID:
         grid *= 2
@@ -121,7 +128,7 @@ def compensated_betas(phi: Tensor) -> list[float]:
     """
     product, betas = 1.0, []
     for alpha_bar in phi.cos().square().tolist():
-        nearest = round(alpha_bar / product * ALPHAS)
+        nearest = min(round(alpha_bar / product * ALPHAS), ALPHAS - 1)  # no beta below 0
         products = [product * n / ALPHAS for n in (nearest - 1, nearest, nearest + 1)]
         errors = [(abs(np.float32(p) - alpha_bar), abs(p - alpha_bar)) for p in products]
         best = errors.index(min(errors))
@@ -135,11 +142,25 @@ def schedule_error(alpha_bar: Tensor, phi: Tensor) -> float:
     return float((alpha_bar.double() - phi.cos().square()).abs().max())
 
 
+def scheduler_arguments(model: Model, phi: Tensor) -> dict[str, Any]:
+    """What makes a `DDIMScheduler` the model's schedule and sampler."""
+    return {
+        "num_train_timesteps": len(phi),
+        "trained_betas": compensated_betas(phi),
+        "prediction_type": PREDICTS[model.head],
+        "timestep_spacing": "trailing",
+        "set_alpha_to_one": True,
+        "clip_sample": True,
+        "clip_sample_range": 1.0,
+    }
+
+
 def arguments(cfg: NetConfig, grid: int) -> dict[str, Any]:
     """What makes a `UNet2DModel` this network."""
+    plain = PLAIN_BLOCKS[cfg.resample]
     levels = range(len(cfg.ch_mult))
-    down = ["AttnDownBlock2D" if attends(cfg, n) else "ResnetDownsampleBlock2D" for n in levels]
-    up = ["AttnUpBlock2D" if attends(cfg, n) else "ResnetUpsampleBlock2D" for n in levels]
+    down = ["AttnDownBlock2D" if attends(cfg, n) else plain[0] for n in levels]
+    up = ["AttnUpBlock2D" if attends(cfg, n) else plain[1] for n in levels]
     head_dim = cfg.head_dim or max(attended(cfg)) // cfg.num_heads
     return {
         "sample_size": cfg.image_size,
@@ -150,12 +171,13 @@ def arguments(cfg: NetConfig, grid: int) -> dict[str, Any]:
         "time_embedding_dim": None if cfg.emb_ch == 4 * cfg.ch else cfg.emb_ch,
         "down_block_types": tuple(down),
         "up_block_types": tuple(reversed(up)),
-        "downsample_type": "resnet",
-        "upsample_type": "resnet",
+        "downsample_type": cfg.resample,
+        "upsample_type": cfg.resample,
+        "downsample_padding": cfg.downsample_padding,
         "block_out_channels": tuple(cfg.ch * mult for mult in cfg.ch_mult),
         "layers_per_block": cfg.num_res_blocks,
-        "resnet_time_scale_shift": "scale_shift",
-        "norm_eps": NORM_EPS,
+        "resnet_time_scale_shift": "scale_shift" if cfg.film else "default",
+        "norm_eps": cfg.norm_eps,
         "norm_num_groups": cfg.groups,
         "attn_norm_num_groups": cfg.groups,  # without it the middle's attention has no norm
         "attention_head_dim": None if cfg.num_heads == 1 else head_dim,  # None: one head
@@ -169,8 +191,8 @@ def arguments(cfg: NetConfig, grid: int) -> dict[str, Any]:
 
 def weights(model: Model, phi: Tensor) -> dict[str, Tensor]:
     """The state of the `UNet2DModel`, float32."""
-    net, cfg = model.net, model.cfg
-    state = {"time_proj.weight": logsnr_embedding(logsnr_of(phi), cfg.ch, torch.float32)}
+    net = model.net
+    state = {"time_proj.weight": net.embedding(logsnr_of(phi))}
     if net.emb_class is not None:  # a one-hot input's dense layer is a table, its bias in each row
         state["class_embedding.weight"] = net.emb_class.weight.t() + net.emb_class.bias
     for name, module in module_names(model):
@@ -198,7 +220,7 @@ def module_names(model: Model) -> Iterator[tuple[str, nn.Module]]:
 def _stage(
     stage: nn.Module, prefix: str, block: int, resampler: str
 ) -> Iterator[tuple[str, nn.Module]]:
-    """The layers of one of our stages: a residual block, attention, a block that resamples."""
+    """The layers of one of our stages: a residual block, attention, what resamples."""
     for layer in stage.children():
         if isinstance(layer, Attention):
             yield from _attention(layer, f"{prefix}.attentions.{block}")
@@ -209,6 +231,8 @@ def _stage(
             names |= {"norm2": layer.norm2, "conv2": layer.conv2, "conv_shortcut": layer.shortcut}
             for name, module in names.items():
                 yield f"{prefix}.{place}.{name}", module
+        elif isinstance(layer, Downsample | Upsample):
+            yield f"{prefix}.{resampler}.0.conv", layer.conv
 
 
 def _attention(layer: Attention, prefix: str) -> Iterator[tuple[str, nn.Module]]:

@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pdfast.config import to_table
 from pdfast.errors import UsageError
 from pdfast.exporting.common import Prepared, Probe, agreed, probe
 from pdfast.kernels import group_norm_silu
 from pdfast.model import Model
+from pdfast.schedule import logsnr_of
+from pdfast.tables import to_table
 from pdfast.unet import GroupNormSiLU, UNet
 from pdfast.version import __version__
 
@@ -33,6 +34,11 @@ OUTPUTS = {
     "v": "v-hat = alpha eps-hat - sigma x-hat",
     "both": "x-hat, then eps-hat, along the channels",
 }
+FORMULAS = (  # of the cosine schedule, and of one by betas
+    "phi = a u + b, alpha = cos phi, sigma = sin phi, logsnr = -2 ln tan phi",
+    "logsnr is that of u = 1/T, 2/T, ... 1, T being their number, linear in u between, and below "
+    "1/T that of 1/T; tan phi = exp(-logsnr / 2), alpha = cos phi, sigma = sin phi",
+)
 
 
 def prepare(model: Model) -> Prepared:
@@ -43,7 +49,8 @@ def prepare(model: Model) -> Prepared:
             f"model.ch {model.cfg.ch} and the other widths make a network of {size / 2**30:.1f} "
             "GiB, where one .onnx file holds 2: export it with --to diffusers"
         )
-    levels = torch.linspace(model.logsnr_min, model.logsnr_max, 3)
+    ends = torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64)  # u
+    levels = logsnr_of(model.schedule.phi(ends)).float()
     graph = trace(model.net, probe(model, levels))
     content = graph.SerializeToString()
     difference = 0.0
@@ -78,7 +85,10 @@ def trace(net: UNet, inputs: Probe) -> Any:
             dynamo=True,
             dynamic_shapes={name: {0: batch} for name in given},
             output_names=["out"],
-            custom_translation_table={torch.ops.aten.atan.default: atan},
+            custom_translation_table={
+                torch.ops.aten.atan.default: atan,
+                torch.ops.aten.searchsorted.Tensor: searchsorted,
+            },
             verbose=False,
         )
     graph = program.model_proto  # type: ignore[union-attr]  # dynamo=True gives a program
@@ -101,6 +111,13 @@ def atan(self: Any) -> Any:
     return op.Add(start, rest)
 
 
+def searchsorted(rising: Any, wanted: Any) -> Any:
+    """How many numbers of a rising table (T,) are below each of (B,): int64."""
+    op, whole = importlib.import_module("onnxscript").opset20, 7  # onnx.TensorProto's int64
+    below = op.Less(op.Unsqueeze(rising, [0]), op.Unsqueeze(wanted, [1]))
+    return op.ReduceSum(op.Cast(below, to=whole), [1], keepdims=0)
+
+
 def run(content: bytes, inputs: Probe) -> Tensor:
     """The graph's output, by onnxruntime on the CPU."""
     onnxruntime = importlib.import_module("onnxruntime")
@@ -111,7 +128,7 @@ def run(content: bytes, inputs: Probe) -> Tensor:
 
 def describe(model: Model, opset: int, difference: float) -> dict[str, Any]:
     """What a reader needs to sample with the graph alone."""
-    cfg, schedule = model.cfg, model.schedule
+    cfg = model.cfg
     shape = ["batch", *model.image_shape]
     inputs: dict[str, Any] = {
         "z": {"type": "float32", "shape": shape},
@@ -129,13 +146,8 @@ def describe(model: Model, opset: int, difference: float) -> dict[str, Any]:
         "steps": model.steps,
         "steps_are": "sampling steps that the model was distilled to; 0: a teacher",
         "schedule": {
-            "kind": "cosine",
-            "logsnr_min": cfg.logsnr_min,
-            "logsnr_max": cfg.logsnr_max,
-            "a": schedule.a,
-            "b": schedule.b,
-            "formula": "phi = a u + b, alpha = cos phi, sigma = sin phi, logsnr = -2 ln tan phi; "
-            "N steps are at u = N/N, ..., 1/N",
+            **model.schedule.describe(),
+            "formula": f"{FORMULAS[cfg.timesteps > 0]}; N steps are at u = N/N, ..., 1/N",
         },
         "largest_difference": difference,
         "model": to_table(cfg),
