@@ -141,6 +141,7 @@ setup(
             *DIFFUSERS,
             *ONNX,
             "msgpack>=1.0",
+            "fonttools",
             "pytest>=8",
             "pytest-benchmark>=5",
             "pytest-timeout",

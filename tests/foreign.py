@@ -2,10 +2,13 @@
 
 import gzip
 import io
+import json
 import struct
 import tarfile
+import zipfile
 
 import numpy as np
+from PIL import Image
 
 PY, BIN = "cifar-10-batches-py", "cifar-10-batches-bin"
 # The order in which the published archives hold their members.
@@ -116,3 +119,32 @@ def cifar_batches(kind, sizes, seed=0):
     pixels = np.concatenate([pair[0] for pair in drawn])
     images = pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     return batches, images, np.concatenate([pair[1] for pair in drawn])
+
+
+def picture(array, kind="png"):
+    """A uint8 array as a picture's file."""
+    out = io.BytesIO()
+    Image.fromarray(array).save(out, kind)
+    return out.getvalue()
+
+
+def image_zip(members, labels=..., method=zipfile.ZIP_STORED):
+    """(name, content) pairs as a zip in EDM's layout, with a dataset.json of these labels."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for name, content in members:
+            archive.writestr(zipfile.ZipInfo(name), content, method)
+        if labels is not ...:
+            archive.writestr(zipfile.ZipInfo("dataset.json"), json.dumps({"labels": labels}))
+    return out.getvalue()
+
+
+def shard(members):
+    """(name, content) pairs as WebDataset's writer has them: their times have fractions."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for name, content in members:
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.mtime = len(content), 1700000000.25
+            archive.addfile(entry, io.BytesIO(content))
+    return out.getvalue()

@@ -31,23 +31,31 @@ import hypothesis
 import numpy as np
 import tomli_w
 import torch
-from foreign import BIN, PY, binary_batch, cifar, idx, packed, python_batch, records, tar
+from emoji_font import GLYPHS, emoji_font
+from foreign import (
+    BIN,
+    PY,
+    binary_batch,
+    cifar,
+    idx,
+    image_zip,
+    packed,
+    picture,
+    python_batch,
+    records,
+    shard,
+    tar,
+)
 from hypothesis import strategies as st
 from PIL import Image
 
 from pdfast.checkpoint import load_model, save_model
-from pdfast.config import (
-    CONFIG_DIR,
-    DataConfig,
-    NetConfig,
-    config_names,
-    load_config,
-    to_table,
-)
+from pdfast.config import CONFIG_DIR, DataConfig, NetConfig, config_names, load_config
 from pdfast.data import load_dataset
 from pdfast.errors import PdfastError
 from pdfast.files import seal
 from pdfast.model import Model
+from pdfast.tables import to_table
 
 SECONDS = 5.0
 EDGES = [0, 1, 2, 3, 7, 255, 256, 4096, 65535, 65536, 2**24, 2**31 - 1, 2**31, 2**32 - 1]
@@ -199,7 +207,11 @@ def sealed_npz(rng):
         for name, content in members:
             method = rng.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
             archive.writestr(zipfile.ZipInfo(name), content, method)
-    content = out.getvalue()
+    return listed(rng, out.getvalue())
+
+
+def listed(rng, content):
+    """A zip, perhaps with the fields of its list of members altered."""
     if rng.random() < 0.5:
         starts = [k for k in range(len(content)) if content[k : k + 4] == b"PK\1\2"]
         end = content.rfind(b"PK\5\6")
@@ -387,6 +399,64 @@ def sealed_png(rng):
     return b"".join(parts)
 
 
+SAMPLES = [(f"{k}.png", picture(np.full((8, 9), 9 * k, np.uint8))) for k in range(6)]
+LABELS = [[name, k % 3] for k, (name, _) in enumerate(SAMPLES)]
+
+
+def members_of(rng, members):
+    """Members, perhaps one of them damaged, renamed, dropped, or there twice."""
+    members = list(members)
+    how, at = rng.choice(["none", "picture", "blind", "name", "drop", "twice"]), rng.randrange(6)
+    name, content = members[at]
+    if how == "picture":
+        members[at] = name, sealed_png(rng)
+    elif how == "blind":
+        members[at] = name, blind(rng, content)
+    elif how == "name":
+        members[at] = rng.choice([*TEXTS, "dataset.json", "a.cls", "5.jpg"]), content
+    elif how == "drop":
+        del members[at]
+    elif how == "twice":
+        members.append((name, content))
+    return members
+
+
+def sealed_zip(rng):
+    """Members, labels, then perhaps the list of members."""
+    labels = changed(rng, LABELS) if rng.random() < 0.5 else LABELS
+    method = rng.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # names twice
+        return listed(rng, image_zip(members_of(rng, SAMPLES), labels, method))
+
+
+def sealed_shard(rng):
+    """Members, labels, headers with their checksums."""
+    labels = [(f"{k}.cls", b"%d" % (k % 3)) for k in range(6)]
+    if rng.random() < 0.3:
+        text = rng.choice([*TEXTS, str(number(rng))]).encode()
+        labels[rng.randrange(6)] = (rng.choice(["1.cls", "1.CLS", "9.cls"]), text)
+    members = [*members_of(rng, SAMPLES), *labels]
+    try:
+        return archive(rng, members) if rng.random() < 0.6 else shard(members)
+    except ValueError:  # a name that tar cannot have
+        return shard(SAMPLES)
+
+
+FONT = emoji_font({109: {name: SAMPLES[k][1] for k, name in enumerate(GLYPHS[1:])}})
+
+
+def sealed_font(rng):
+    """Numbers in the tables that are read."""
+    content = FONT
+    for _ in range(rng.choice([0, 1, 1, 2])):
+        tag = rng.choice([b"CBLC", b"CBLC", b"CBDT", b"GSUB", b"cmap"])
+        start, length = struct.unpack_from(">II", content, content.find(tag, 12) + 8)
+        at = start + 2 * rng.randrange(min(length, 120) // 2)
+        content = field(rng, content, at, rng.choice([">H", ">H", ">I"]))
+    return content
+
+
 # ------------------------------------------------------------------------------------------
 # What is loaded
 
@@ -446,6 +516,22 @@ class Kinds:
         """CIFAR-10's python archive."""
         content = sealed_cifar_py(rng) if sealed else BLIND_PY(rng)
         return self._set("py.tar.gz", content, NetConfig(num_classes=10))
+
+    def zip(self, rng, sealed):
+        """A zip of images."""
+        content = sealed_zip(rng) if sealed else blind(rng, image_zip(SAMPLES, LABELS))
+        return self._set("a.zip", content, GREY)
+
+    def shard(self, rng, sealed):
+        """A tar of images."""
+        content = sealed_shard(rng) if sealed else blind(rng, shard(SAMPLES))
+        return self._set("a.tar", content, rng.choice([GREY, SMALL]))
+
+    def font(self, rng, sealed):
+        """An emoji font."""
+        path = self.folder / "a.ttf"
+        path.write_bytes(sealed_font(rng) if sealed else blind(rng, FONT))
+        return lambda: check_set(load_dataset(DataConfig(source=f"emoji:{path}"), SMALL), SMALL)
 
     def toml(self, rng, sealed):
         """A config."""
@@ -552,15 +638,19 @@ def check_model(model):
 
 # Share of the examples, and of them how many are sealed.
 SHARES = {
-    "npz": (0.22, 0.75),
+    "npz": (0.16, 0.75),
     "idx": (0.07, 0.6),
     "idx_gz": (0.1, 0.6),
-    "cifar_bin": (0.13, 0.7),
-    "cifar_py": (0.16, 0.7),
-    "toml": (0.15, 0.7),
-    "model": (0.12, 0.7),
+    "cifar_bin": (0.1, 0.7),
+    "cifar_py": (0.13, 0.7),
+    "toml": (0.13, 0.7),
+    "model": (0.1, 0.7),
     "picture": (0.05, 0.6),
+    "zip": (0.06, 0.7),
+    "shard": (0.06, 0.7),
+    "font": (0.04, 0.7),
 }
+PICTURES = ("picture", "zip", "shard", "font")  # the last kinds: what they decode may be large
 
 
 def one(kind, kinds, rng, sealed, counts):

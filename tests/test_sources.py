@@ -17,7 +17,8 @@ from pdfast import signals, sources
 from pdfast.config import DataConfig, NetConfig
 from pdfast.data import load_dataset
 from pdfast.errors import Stopped, UsageError
-from pdfast.sources import count, folder, reading
+from pdfast.sources import count, reading
+from pdfast.sources import pictures as decoders
 
 GREY = NetConfig(image_size=8, channels=1)
 CLASSES = NetConfig(image_size=8, channels=1, num_classes=10)
@@ -193,7 +194,7 @@ def test_idx(tmp_path, suffix):
     data = load(path, model)
     assert np.array_equal(data.images[..., 0].numpy(), images)
     assert data.labels is None
-    assert count(str(path), model) == 50
+    assert count(str(path)) == 50
     classes = NetConfig(image_size=28, channels=1, ch_mult=(1, 1), num_classes=10)
     refused(path, f"has its labels in train-labels-idx1-ubyte{suffix}, which is not", classes)
     beside = tmp_path / f"train-labels-idx1-ubyte{suffix}"
@@ -258,7 +259,7 @@ def test_cifar(tmp_path, kind):
     assert data.images.is_contiguous()
     assert data.labels.tolist() == labels.tolist()
     assert load(path, NetConfig()).labels is None
-    assert count(str(path), CIFAR) == 14
+    assert count(str(path)) == 14
     members = [m for m in cifar(kind, batches) if "data_batch_3" not in m[0]]
     path.write_bytes(packed(tar(members)))
     refused(path, f"has no {'cifar-10-batches-'}{kind}/data_batch_3", CIFAR)
@@ -460,7 +461,7 @@ def test_only_the_formats_of_the_suffixes_are_decoded(tmp_path):
     assert Image.open(io.BytesIO(eps)).format == "EPS"  # which Pillow would give to ghostscript
     with pytest.raises(UsageError, match=r"b\.png is not a readable image"):
         load(two(tmp_path, "b.png", eps))
-    assert set(folder.FORMATS) == {Image.registered_extensions()[s] for s in folder.SUFFIXES}
+    assert set(decoders.FORMATS) == {Image.registered_extensions()[s] for s in decoders.SUFFIXES}
 
 
 @pytest.mark.parametrize("size", [(8192, 8193), (10_000, 10_000), (20_000, 10_000)])
@@ -498,7 +499,7 @@ def test_whatever_a_decoder_raises_names_the_file(tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise KeyError(7)
 
-    monkeypatch.setattr(folder.Image, "open", fail)
+    monkeypatch.setattr(decoders.Image, "open", fail)
     with pytest.raises(UsageError, match=r"a\.png is not a readable image"):
         load(tmp_path)
 
@@ -525,7 +526,7 @@ def test_every_reader_hears_a_signal_and_counts(tmp_path, monkeypatch):
     for path in found:
         model = NetConfig(channels=1 if "idx" in path.name else 3)
         assert len(load(path, model)) == 5
-        assert count(str(path), model) == 5
+        assert count(str(path)) == 5
     monkeypatch.setattr(signals, "_requested", signals.signal.SIGINT)
     for path in found:
         model = NetConfig(channels=1 if "idx" in path.name else 3)

@@ -1,61 +1,107 @@
 """Readers of data sets: one module a kind of file, each of which trusts nothing in the file.
 
-A reader gets the path and the model's config, and gives the images as uint8 (N, H, W, C) in C
-order, and their labels as whole numbers (N,), or None where there are none or the model has no
-classes. It checks each size that a file declares before it allocates for it, reads in parts that
-a signal can come between, runs no code from the file, and raises UsageError naming the file for
-all that is wrong.
+A reader gives either arrays, of sets whose images have one size (`read`: uint8 (N, H, W, C) in C
+order, and labels as whole numbers (N,), or None where there are none or none are wanted), or
+pictures yet to be decoded (`find`), which pictures.py crops and resizes. It checks each size that a
+file declares before it allocates for it, reads in parts that a signal can come between, runs no
+code from the file, and raises UsageError naming the file for all that is wrong.
 """
 
 from pathlib import Path
+from typing import Protocol
 
 from pdfast.config import NetConfig
 from pdfast.errors import UsageError
-from pdfast.sources import cifar, digits, folder, idx, npz
-from pdfast.sources.reading import Arrays
+from pdfast.progress import Screen
+from pdfast.sources import cifar, digits, emoji, folder, idx, image_zip, npz, shards
+from pdfast.sources.pictures import Pictures, decode, resize
+from pdfast.sources.reading import Arrays, Wanted
+
+
+class _ArrayFiles(Protocol):
+    """A module for files whose images have one size."""
+
+    def reads(self, name: str) -> bool: ...
+    def read(self, path: Path, wanted: Wanted) -> Arrays: ...
+    def count(self, path: Path) -> int: ...
+
+
+ARRAYS: tuple[_ArrayFiles, ...] = (npz, idx, cifar)
 
 
 def read(source: str, model: NetConfig) -> Arrays:
     """Images and labels of `data.source`, of the model's size and channels."""
+    wanted = Wanted(model.image_size, model.channels, bool(model.num_classes))
+    return load(source, wanted, Screen(quiet=True))
+
+
+def load(source: str, wanted: Wanted, screen: Screen) -> Arrays:
+    """Images (N, size, size, channels) and labels of any source, as wanted."""
+    found = _open(source, wanted)
+    if isinstance(found, Pictures):
+        return decode(source, found, wanted, screen), found.labels
+    images, labels = found
+    return resize(source, images, wanted, screen), labels
+
+
+def absolute(source: str) -> str:
+    """The same source, found from any folder."""
     if source == "digits":
-        return digits.read(model)
-    path = Path(source)
-    try:
-        if path.is_dir():
-            return folder.read(path, model)
-        if path.is_file():
-            if npz.reads(path.name):
-                return npz.read(path, model)
-            if idx.reads(path.name):
-                return idx.read(path, model)
-            if cifar.reads(path.name):
-                return cifar.read(path, model)
-        there = path.exists()
-    except OSError as error:
-        raise UsageError(f"data.source {path} cannot be read: {error.strerror}") from None
-    if there:
-        raise UsageError(
-            f"{path} is neither a folder of images nor an .npz, an ...images-idx3-ubyte[.gz] as of "
-            "MNIST, or a .tar.gz of CIFAR-10"
-        )
-    raise UsageError(f"data.source {path} does not exist")
+        return source
+    kind = emoji.PREFIX if emoji.reads(source) else ""
+    return kind + str(Path(source.removeprefix(kind)).absolute())
 
 
-def count(source: str, model: NetConfig) -> int | None:
+def count(source: str) -> int | None:
     """How many images `read` would give; None where there is no such set.
 
     Images are not read for it, but for those of the digits and of CIFAR-10.
     """
-    if source == "digits":
-        return len(digits.read(model)[0])
+    wanted = Wanted(1, resize=True)
     path = Path(source)
     try:
-        if path.is_dir():
-            return folder.count(path)
-        if npz.reads(path.name):
-            return npz.count(path)
-        if idx.reads(path.name):
-            return idx.count(path)
-        return len(cifar.read(path, model)[0]) if cifar.reads(path.name) else None
+        path = idx.train_images(path) or path
+        for kind in ARRAYS:
+            if kind.reads(path.name) and path.is_file():
+                return kind.count(path)
+        found = _open(source, wanted)
     except (UsageError, OSError):
         return None
+    return found.num if isinstance(found, Pictures) else len(found[0])
+
+
+def _open(source: str, wanted: Wanted) -> Arrays | Pictures:
+    """What is there, by its name."""
+    if source == "digits":
+        return digits.read(wanted)
+    path = Path(source)
+    try:
+        if emoji.reads(source):
+            return emoji.find(source)
+        if (paths := shards.named(source)) is not None:
+            return shards.find(paths, wanted.labels)
+        path = idx.train_images(path) or path
+        if path.is_dir():
+            paths = sorted(file for file in path.iterdir() if shards.reads(file.name))
+            if not paths:
+                return folder.find(path, wanted.labels)
+            if any(folder.files(path)):
+                raise UsageError(f"{path} holds both images and tar shards: keep them apart")
+            return shards.find(paths, wanted.labels)
+        if path.is_file():
+            for kind in ARRAYS:
+                if kind.reads(path.name):
+                    return kind.read(path, wanted)
+            if image_zip.reads(path.name):
+                return image_zip.find(path, wanted.labels)
+            if shards.reads(path.name):
+                return shards.find([path], wanted.labels)
+        there = path.exists()
+    except OSError as error:
+        raise UsageError(f"data source {path} cannot be read: {error.strerror}") from None
+    if there:
+        raise UsageError(
+            f"{path} is neither a folder of images nor an .npz, an ...images-idx3-ubyte[.gz] as of "
+            "MNIST, a .tar.gz of CIFAR-10, a .zip or a .tar of images"
+        )
+    raise UsageError(f"data source {path} does not exist")

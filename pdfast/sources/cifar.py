@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pdfast.config import NetConfig
 from pdfast.errors import UsageError
-from pdfast.sources.reading import UNREADABLE, Arrays, Gunzip, allocate, check_shape
+from pdfast.sources.reading import UNREADABLE, Arrays, Gunzip, Wanted, allocate, check_shape
+from pdfast.sources.tars import Entry
 
 BATCHES, RECORDS, SIZE = 5, 10_000, 32
 PIXELS = 3 * SIZE * SIZE  # of a record: one colour after the other, each row by row
@@ -34,9 +34,9 @@ def reads(name: str) -> bool:
     return name.endswith(".tar.gz")
 
 
-def read(path: Path, model: NetConfig) -> Arrays:
+def read(path: Path, wanted: Wanted) -> Arrays:
     """The training set, in the order of its batches; see the package."""
-    check_shape(str(path), (BATCHES * RECORDS, SIZE, SIZE, 3), model)
+    check_shape(str(path), (BATCHES * RECORDS, SIZE, SIZE, 3), wanted)
     # The batches lie in the archive in any order: each has its place from the start.
     images = allocate(str(path), (BATCHES, RECORDS, SIZE, SIZE, 3))
     labels: dict[int, NDArray[np.integer[Any]]] = {}
@@ -61,6 +61,11 @@ def read(path: Path, model: NetConfig) -> Arrays:
     if sum(map(len, parts)) < len(whole):  # never as published
         whole = np.concatenate(parts)
     return whole, np.concatenate([labels[k] for k in range(BATCHES)])
+
+
+def count(path: Path) -> int:
+    """Number of images, for which the archive is read."""
+    return len(read(path, Wanted(SIZE, 3))[0])
 
 
 def _read_members(
@@ -101,20 +106,8 @@ def _read_members(
     return names or NAMES[:BATCHES]
 
 
-class _Entry(tarfile.TarInfo):
-    """A member that is a plain file or folder; others are refused before anything is done."""
-
-    @classmethod
-    def frombuf(cls, *args: Any) -> "_Entry":
-        """Parse a header."""
-        entry = super().frombuf(*args)
-        if not (entry.isreg() or entry.isdir()) or entry.type == tarfile.GNUTYPE_SPARSE:
-            raise ValueError(f"its member {entry.name} is neither a file nor a folder")
-        if not 0 <= entry.size <= MAX_MEMBER:
-            raise ValueError(f"its member {entry.name} has {entry.size:,} bytes")
-        if entry.name.startswith("/") or ".." in entry.name.split("/"):
-            raise ValueError(f"its member {entry.name} is outside its folder")
-        return entry
+class _Entry(Entry):
+    most = MAX_MEMBER
 
 
 def _check_number(num: int) -> None:

@@ -2,12 +2,11 @@
 
 import numpy as np
 
-from pdfast.config import NetConfig
 from pdfast.errors import UsageError
-from pdfast.sources.reading import Arrays, check_shape
+from pdfast.sources.reading import Arrays, Wanted, check_shape
 
 
-def read(model: NetConfig) -> Arrays:
+def read(wanted: Wanted) -> Arrays:
     """1,797 grey images of 8x8 and their classes, 0 to 9."""
     try:
         from sklearn.datasets import load_digits
@@ -18,5 +17,5 @@ def read(model: NetConfig) -> Arrays:
         ) from None
     digits = load_digits()
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]  # greys 0 .. 16
-    check_shape("scikit-learn's digits", images.shape, model)
+    check_shape("scikit-learn's digits", images.shape, wanted)
     return images, digits.target

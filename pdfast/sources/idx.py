@@ -11,19 +11,20 @@ import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pdfast.config import NetConfig
 from pdfast.errors import UsageError
 from pdfast.sources.reading import (
     MAX_RATIO,
     UNREADABLE,
     Arrays,
     Gunzip,
+    Wanted,
     allocate,
     check_shape,
     fill,
 )
 
 IMAGES, LABELS = "images-idx3", "labels-idx1"
+TRAIN = ("train-images-idx3-ubyte", "train-images-idx3-ubyte.gz")
 
 
 def reads(name: str) -> bool:
@@ -31,19 +32,35 @@ def reads(name: str) -> bool:
     return name.removesuffix(".gz").endswith(f"{IMAGES}-ubyte")
 
 
-def read(path: Path, model: NetConfig) -> Arrays:
-    """Images, and labels if the model has classes; see the package."""
+def train_images(path: Path) -> Path | None:
+    """The images of the training set, if `path` is a folder of such files."""
+    if not path.is_dir():
+        return None
+    found = sorted(file.name for file in path.iterdir() if reads(file.name))
+    for name in TRAIN:
+        if name in found:
+            return path / name
+    if found:
+        raise UsageError(
+            f"{path} holds IDX files but no {TRAIN[0]}[.gz]: name the one to read, such as "
+            f"{path / found[0]}"
+        )
+    return None
+
+
+def read(path: Path, wanted: Wanted) -> Arrays:
+    """Images, and labels if they are wanted; see the package."""
     with _open(path, 3) as (shape, load):
-        check_shape(str(path), (*shape, 1), model)
+        check_shape(str(path), (*shape, 1), wanted)
         images = allocate(str(path), (*shape, 1))
         fill(images, load)
-    if not model.num_classes:
+    if not wanted.labels:
         return images, None
     beside = path.with_name(path.name.replace(IMAGES, LABELS))
     if not beside.is_file():
         raise UsageError(
-            f"{path} has its labels in {beside.name}, which is not beside it: put it there, or set "
-            "model.num_classes to 0"
+            f"{path} has its labels in {beside.name}, which is not beside it: put it there, or ask "
+            "for no labels (model.num_classes 0)"
         )
     with _open(beside, 1) as (shape, load):
         if shape != images.shape[:1]:

@@ -1,20 +1,18 @@
 """An .npz archive: uint8 `images` (N, H, W, C), and `labels` (N,) of any whole-number type."""
 
-import contextlib
 import io
 import math
 import warnings
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pdfast.config import NetConfig
 from pdfast.errors import UsageError
-from pdfast.sources.reading import MAX_RATIO, UNREADABLE, Arrays, allocate, check_shape, fill
+from pdfast.sources.reading import Arrays, Wanted, allocate, check_shape, fill
+from pdfast.sources.zips import open_member, open_zip
 
 MAX_HEADER = 4096  # bytes; NumPy writes 128
 MAX_LIST = 2**20  # bytes of the archive's list of members
@@ -25,14 +23,14 @@ def reads(name: str) -> bool:
     return name.endswith(".npz")
 
 
-def read(path: Path, model: NetConfig) -> Arrays:
-    """Images, and labels if the model has classes; see the package."""
-    with _archive(path) as archive:
+def read(path: Path, wanted: Wanted) -> Arrays:
+    """Images, and labels if they are wanted; see the package."""
+    with open_zip(path, ".npz file", MAX_LIST) as archive:
         images = _images(path, archive)
         with images.file:
-            check_shape(str(path), images.shape, model)
+            check_shape(str(path), images.shape, wanted)
             pixels = _array(images, str(path))
-        if not model.num_classes or "labels.npy" not in archive.namelist():
+        if not wanted.labels or "labels.npy" not in archive.namelist():
             return pixels, None
         labels = _open(archive, "labels")
         with labels.file:
@@ -47,7 +45,7 @@ def read(path: Path, model: NetConfig) -> Arrays:
 
 def count(path: Path) -> int:
     """Number of images, by the header."""
-    with _archive(path) as archive:
+    with open_zip(path, ".npz file", MAX_LIST) as archive:
         images = _images(path, archive)
         images.file.close()
         return images.shape[0]
@@ -60,35 +58,6 @@ class _Member(NamedTuple):
     shape: tuple[int, ...]
     dtype: "np.dtype[Any]"
     transposed: bool
-
-
-class _Bounded(io.BufferedReader):
-    """A file of which only so much is read at once, and so no longer list of members."""
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        if size is not None and 0 <= size <= MAX_LIST:
-            return super().read(size)
-        found = super().read(MAX_LIST + 1)
-        if len(found) > MAX_LIST:
-            raise ValueError("its list of members is longer than 1 MB")
-        return found
-
-
-@contextlib.contextmanager
-def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
-    """The archive, none of whose members overlap; what goes wrong as UsageError."""
-    try:
-        with _Bounded(io.FileIO(path)) as file, zipfile.ZipFile(file) as archive:
-            ends = [archive.start_dir]
-            for info in sorted(archive.infolist(), key=lambda info: -info.header_offset):
-                if info.header_offset < 0 or info.header_offset + info.compress_size > ends[-1]:
-                    raise zipfile.BadZipFile("its members overlap")
-                ends.append(info.header_offset)
-            yield archive
-    except UsageError:
-        raise
-    except (*UNREADABLE, zipfile.BadZipFile) as error:
-        raise UsageError(f"{path} is not a readable .npz file ({error})") from None
 
 
 def _images(path: Path, archive: zipfile.ZipFile) -> _Member:
@@ -110,14 +79,7 @@ def _open(archive: zipfile.ZipFile, name: str) -> _Member:
     info = archive.getinfo(f"{name}.npy")
     if archive.namelist().count(info.filename) > 1:
         raise zipfile.BadZipFile(f"it holds `{name}` twice")
-    if info.flag_bits & 1:
-        raise zipfile.BadZipFile(f"`{name}` is encrypted")
-    most = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: MAX_RATIO}.get(info.compress_type, 0)
-    if not most:
-        raise zipfile.BadZipFile(f"`{name}` is neither stored nor deflated")
-    if info.file_size > most * info.compress_size:
-        raise zipfile.BadZipFile(f"`{name}` cannot have the size that is listed")
-    file = archive.open(info)
+    file = open_member(archive, info, f"`{name}`")
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"`{name}` is in version {version} of NumPy's format")

@@ -4,12 +4,12 @@ import os
 import struct
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pdfast.config import NetConfig
 from pdfast.errors import UsageError
 from pdfast.signals import poll
 
@@ -30,26 +30,47 @@ UNREADABLE = (
 )
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What is wanted of a source."""
+
+    size: int
+    """Height and width in pixels."""
+    channels: int = 0
+    """1 or 3; 0: 3 if any picture has colour, else 1."""
+    labels: bool = False
+    resize: bool = False
+    """Crop and resize sets of another size too; else only pictures, which have each their own."""
+
+
 def listen() -> None:
     """Stop here if a signal came."""
     poll("nothing was started")
 
 
-def check_shape(where: str, shape: tuple[int, ...], model: NetConfig) -> None:
-    """Refuse images of shape (N, H, W, C) that are too few, or do not fit the model."""
-    num, height, width, channels = shape
+def check_number(where: str, num: int) -> None:
+    """Refuse too few images."""
     if num < MIN_IMAGES:
         raise UsageError(f"{where} has {num} images; at least {MIN_IMAGES} are needed")
+
+
+def check_shape(where: str, shape: tuple[int, ...], wanted: Wanted) -> None:
+    """Refuse images of shape (N, H, W, C) that are too few, or not what is wanted."""
+    num, height, width, channels = shape
+    check_number(where, num)
+    if wanted.resize and min(height, width) > 0 and channels in (1, 3):
+        return
     if height != width or channels not in (1, 3):
         raise UsageError(
             f"{where} has images of shape {(height, width, channels)}: make them square, "
             "(H, H, C), with 1 channel or 3"
         )
-    size, asked = model.image_size, model.channels
+    size, asked = wanted.size, wanted.channels
     if (height, channels) != (size, asked):
         raise UsageError(
             f"{where} has images of {height}x{width}x{channels}, but the config asks for "
-            f"{size}x{size}x{asked}: set model.image_size and model.channels to fit"
+            f"{size}x{size}x{asked}: set model.image_size and model.channels to fit, or resize "
+            "them with pdfast data"
         )
 
 

@@ -1,0 +1,96 @@
+"""A zip of images as EDM's `dataset_tool.py` makes it, but for their sizes, which may be any.
+
+The labels are in its `dataset.json`: {"labels": [["00000/img00000000.png", 6], ...]}, or null.
+"""
+
+import io
+import json
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pdfast.errors import UsageError
+from pdfast.sources.pictures import MAX_BYTES, SUFFIXES, Pictures, label
+from pdfast.sources.reading import listen
+from pdfast.sources.zips import open_member, open_zip
+
+LABELS = "dataset.json"
+MAX_LIST = 2**27  # bytes of the archive's list of members, and of its labels: a million pictures
+KIND = "zip of images"
+
+
+def reads(name: str) -> bool:
+    """Whether a file of this name is for this module."""
+    return name.endswith(".zip")
+
+
+def find(path: Path, labels: bool) -> Pictures:
+    """The pictures in it, by name."""
+    with open_zip(path, KIND, MAX_LIST) as archive:
+        names = [name for name in archive.namelist() if _is_picture(name)]
+        if not names:
+            raise UsageError(f"{path} holds no images ({', '.join(SUFFIXES)})")
+        if len(set(names)) < len(names):
+            raise zipfile.BadZipFile("it holds two members of one name")
+        names.sort()
+        found = _labels(path, archive, names) if labels else None
+    return Pictures(len(names), _files(path, names), found)
+
+
+def _is_picture(name: str) -> bool:
+    hidden = any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
+    return name.lower().endswith(SUFFIXES) and not hidden
+
+
+def _files(path: Path, names: list[str]) -> Iterator[tuple[str, BinaryIO]]:
+    with open_zip(path, KIND, MAX_LIST) as archive:
+        for name in names:
+            yield f"{path}: {name}", io.BytesIO(_content(archive, name, MAX_BYTES))
+
+
+def _content(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
+    """A member, whose checksum is compared."""
+    info = archive.getinfo(name)
+    if info.file_size > most:
+        raise zipfile.BadZipFile(f"{name} has {info.file_size:,} bytes")
+    with open_member(archive, info, name) as file:
+        content = file.read()
+    if len(content) != info.file_size:
+        raise EOFError(f"{name} is cut short")
+    return content
+
+
+def _labels(path: Path, archive: zipfile.ZipFile, names: list[str]) -> NDArray[np.int64] | None:
+    """One a picture, or None if there are none."""
+    if LABELS not in archive.namelist():
+        return None
+    where = f"{path}: {LABELS}"
+    try:
+        table = json.loads(_content(archive, LABELS, MAX_LIST))
+    except RecursionError:
+        raise UsageError(f"{where} is nested too deeply") from None
+    pairs = table.get("labels") if isinstance(table, dict) else table
+    if pairs is None:
+        return None
+    if not isinstance(pairs, list):
+        raise UsageError(f"{where} must have `labels`, a list of [name, class] pairs")
+    found = dict.fromkeys(names, -1)
+    for pair in pairs:
+        listen()
+        if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)):
+            raise UsageError(f"{where} must have `labels`, a list of [name, class] pairs")
+        name = pair[0].replace("\\", "/")
+        if name not in found:
+            raise UsageError(f"{where} has a label for {name}, which is no picture in the zip")
+        found[name] = label(pair[1], f"{where} has for {name} the label")
+    lacking = [name for name, k in found.items() if k < 0]
+    if lacking:
+        raise UsageError(
+            f"{where} has no label for {lacking[0]}, the first of {len(lacking):,} such pictures: "
+            "label all or none"
+        )
+    return np.array([found[name] for name in names], np.int64)
