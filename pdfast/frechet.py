@@ -1,7 +1,8 @@
 """Frechet distance between sets of images, with a pluggable feature extractor.
 
 The distance is named FD-<extractor>. FD-pixel uses the pixels themselves, in [-1, 1]: it needs
-no network and is meant for small images. It is not FID, whose features are Inception's.
+no network and is meant for small images. It is not FID, whose features are Inception's. FD-raw is
+the same for samples that are no pictures: of their numbers as they are.
 """
 
 from collections.abc import Callable
@@ -10,23 +11,24 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d
+from torch.nn.functional import adaptive_avg_pool1d, adaptive_avg_pool2d
 
 from pdfast import distributed
 from pdfast.config import Config
-from pdfast.data import Dataset
+from pdfast.data import Dataset, as_stored
 from pdfast.draws import Draws, Stream, index_below
 from pdfast.model import Model
 from pdfast.signals import poll
 
 NUM_RESAMPLES = 10
 PIXELS = 32  # largest size whose pixels are features
+NUMBERS = 1024  # most features of a sample that is no picture
 CHUNK = 4096  # images whose features are in memory at a time
 
 
 @dataclass(frozen=True)
 class Features:
-    """A feature extractor: uint8 images (N, H, W, C) -> float64 features (N, D)."""
+    """A feature extractor: images (N, H, W, C) as stored -> float64 features (N, D)."""
 
     name: str
     extract: Callable[[Tensor], Tensor]
@@ -44,7 +46,36 @@ def pixels(images: Tensor) -> Tensor:
     return images.flatten(1).double() / 127.5 - 1.0
 
 
+def raw(shape: tuple[int, ...]) -> Features:
+    """The numbers of samples of this shape, float32 -> float64 (N, D).
+
+    More than 1024 of them are averaged over neighbours first: the longest axis is halved, the
+    first one (channels) last, until they are no more.
+    """
+
+    def extract(images: Tensor) -> Tensor:
+        numbers = images.permute(0, 3, 1, 2).double().reshape(-1, *shape)
+        while numbers[0].numel() > NUMBERS:
+            sizes = (
+                numbers.shape[2:] if max(numbers.shape[2:], default=1) > 1 else numbers.shape[1:]
+            )
+            axis = numbers.ndim - len(sizes) + sizes.index(max(sizes))
+            moved = numbers.movedim(axis, -1)
+            halved = adaptive_avg_pool1d(moved.flatten(0, -2), -(-moved.shape[-1] // 2))
+            numbers = halved.reshape(*moved.shape[:-1], -1).movedim(-1, axis)
+        return numbers.flatten(1)
+
+    return Features("raw", extract)
+
+
 EXTRACTORS = {"pixel": Features("pixel", pixels)}
+
+
+def features_for(data: Dataset, config: Config) -> Features:
+    """What the config asks for of pictures; of other samples their numbers."""
+    if data.images.dtype == torch.uint8:
+        return EXTRACTORS[config.eval.features]
+    return raw(data.shape)
 
 
 @dataclass(frozen=True)
@@ -63,7 +94,7 @@ class Gaussian:
 
 
 def fit_gaussian(features: Features, images: Tensor) -> Gaussian:
-    """Moments of the features of uint8 images (N, H, W, C), N >= 2; the covariance is unbiased.
+    """Moments of the features of images (N, H, W, C), N >= 2; the covariance is unbiased.
 
     The features of one chunk at a time are in memory; chunks are merged by Chan et al. 1979.
     """
@@ -104,8 +135,8 @@ class Judge:
 
     @classmethod
     def of(cls, data: Dataset, config: Config) -> "Judge":
-        """The judge that a config asks for."""
-        return cls(data, config.eval.num, config.seed, EXTRACTORS[config.eval.features])
+        """The judge that a config asks for; of the data's kind."""
+        return cls(data, config.eval.num, config.seed, features_for(data, config))
 
     @cached_property
     def _reference(self) -> Gaussian:
@@ -113,7 +144,7 @@ class Judge:
         return fit_gaussian(self._features, self._images)
 
     def distance(self, images: Tensor) -> float:
-        """Distance of uint8 images (N, H, W, C) from the data set."""
+        """Distance of images (N, H, W, C), as the set's, from it."""
         found = fit_gaussian(self._features, images.to(self._images.device))
         return frechet_distance(self._reference, found)
 
@@ -130,7 +161,14 @@ class Judge:
         spread = torch.tensor(distances, dtype=torch.float64)
         return float(spread.mean()), float(spread.std())
 
-    def judge(self, model: Model, steps: int, on_step: Callable[[], None] = lambda: None) -> float:
-        """Distance of `num` clipped DDIM samples of a model in `steps` steps."""
-        images = model.sample_images(self.num, steps, self.seed, on_step=on_step)
-        return distributed.from_first(lambda: self.distance(images))
+    def judge(
+        self, model: Model, steps: int, on_step: Callable[[], None] = lambda: None
+    ) -> tuple[float, Tensor]:
+        """(distance, samples) of `num` DDIM samples in `steps` steps, clipped where the model is.
+
+        The samples are (num, H, W, C), of the set's dtype.
+        """
+        images = as_stored(
+            model.sample_images(self.num, steps, self.seed, on_step=on_step), self._images.dtype
+        )
+        return distributed.from_first(lambda: self.distance(images)), images

@@ -2,17 +2,24 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from pdfast.data import as_stored
 from pdfast.model import Model
 from pdfast.signals import poll
 
 NUM_SHOWN = 16
+CURVES = 5  # signals in a row of a square of them
 MIN_TILE = 48  # pixels that a shown image has at least
 GAP, TEXT_HEIGHT = 2, 14
+COLORS = ["tab:blue", "tab:orange", "tab:green", "tab:red"]  # of a signal's channels
 
 
 def grid(images: Tensor, columns: int) -> Image.Image:
@@ -34,7 +41,12 @@ def grid(images: Tensor, columns: int) -> Image.Image:
     return Image.fromarray(array[..., 0] if channels == 1 else array)
 
 
-Row = tuple[str, Tensor]  # a caption and uint8 images (N, H, W, C)
+Row = tuple[str, Tensor]  # a caption and samples as they are stored, (N, H, W, C)
+
+
+def drawable(model: Model) -> bool:
+    """Whether `picture` can show the model's samples: images of 1 or 3 channels, and signals."""
+    return len(model.shape) == 2 or (len(model.shape) == 3 and model.shape[0] in (1, 3))
 
 
 def sample_row(model: Model, steps: int, seed: int) -> Row:
@@ -49,8 +61,63 @@ def counted(steps: int) -> str:
     return f"{steps} step{'s' if steps > 1 else ''}"
 
 
+def picture(model: Model, named: Sequence[Row]) -> Image.Image:
+    """Rows of samples of the model's kind, which is `drawable`; floats by the range of its clip,
+    or of the first row.
+    """
+    low, high = _range(model, named[0][1])
+    if len(model.shape) == 2:
+        return curves(named, low, high)
+    return rows([(name, _visible(x, low, high)) for name, x in named])
+
+
+def gallery(model: Model, samples: Tensor, data: Tensor) -> Image.Image:
+    """Samples of the model's kind, which is `drawable`, as a square of them; floats by the range of
+    its clip, or of the data.
+    """
+    low, high = _range(model, data)
+    if len(model.shape) == 2:
+        strips = torch.split(samples[: CURVES**2], CURVES)
+        return curves([("", strip) for strip in strips], low, high, CURVES)
+    return grid(_visible(samples, low, high), round(len(samples) ** 0.5))
+
+
+def _range(model: Model, samples: Tensor) -> tuple[float, float]:
+    """What is shown as the lowest and the highest number."""
+    return model.clip or (float(samples.min()), float(samples.max()))
+
+
+def _visible(images: Tensor, low: float, high: float) -> Tensor:
+    """Images as uint8."""
+    if not images.is_floating_point():
+        return images
+    return as_stored((images - low) * (2 / max(high - low, 1e-9)) - 1, torch.uint8)
+
+
+def curves(named: Sequence[Row], low: float, high: float, columns: int = NUM_SHOWN) -> Image.Image:
+    """Signals (N, 1, L, C) side by side, a strip per row, its caption above; a line a channel."""
+    figure = Figure(figsize=(max(8, 0.875 * columns), 1.2 * len(named)), dpi=100)
+    axes, canvas = figure.add_axes((0.01, 0, 0.98, 1)), FigureCanvasAgg(figure)
+    lines, colors = [], []
+    for row, (name, samples) in enumerate(named):
+        heights = ((samples[:, 0].cpu().double() - low) / max(high - low, 1e-9)).clamp(-0.1, 1.1)
+        length = samples.shape[2]
+        for k, sample in enumerate(heights):
+            place = torch.linspace(k, k + 0.9, length).double()
+            for channel, heights_of in enumerate(sample.T):
+                lines.append(torch.stack([place, heights_of - 1.5 * row], dim=1).numpy())
+                colors.append(COLORS[channel % len(COLORS)])
+        axes.text(0, 1.15 - 1.5 * row, name, fontsize=8)
+    axes.add_collection(LineCollection(lines, colors=colors, linewidths=0.8))
+    axes.set(xlim=(0, columns), ylim=(-1.5 * len(named) + 1.3, 1.4))
+    axes.set_axis_off()
+    canvas.draw()  # type: ignore[no-untyped-call]
+    pixels = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
+    return Image.fromarray(pixels).convert("RGB")
+
+
 def rows(named: Sequence[Row]) -> Image.Image:
-    """One strip per row, its caption above it."""
+    """One strip per row of uint8 images, its caption above it."""
     strips = [grid(images, len(images)).convert("RGB") for _, images in named]
     height = sum(strip.height + TEXT_HEIGHT for strip in strips)
     sheet = Image.new("RGB", (max(strip.width for strip in strips), height), "white")
@@ -75,6 +142,9 @@ def plot_distances(
     axes.axhline(floor, color="grey", linestyle="--", label="resampled data (floor)")
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
     ticks = sorted({k for _, points in curves for k in points})
     axes.set_xticks(ticks, [str(k) for k in ticks])
     axes.set_xlabel("sampling steps (network calls per image)")

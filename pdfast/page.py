@@ -1,0 +1,173 @@
+"""report.html: a run's report as one page that needs nothing beside it, not even a network.
+
+Grids of samples from the same noises, teacher and student side by side, that a slider moves through
+the numbers of sampling steps; the curve, the tables, the config and the versions.
+"""
+
+import base64
+import html
+import io
+import json
+from collections.abc import Mapping, Sequence
+from string import Template
+from typing import NamedTuple
+
+from PIL import Image
+
+Table = tuple[Sequence[str], Sequence[Sequence[str]]]  # a header, and rows of cells
+
+
+class View(NamedTuple):
+    """What the slider shows at one number of steps."""
+
+    steps: int
+    teacher: Image.Image | None
+    student: Image.Image | None
+    captions: tuple[str, str]
+    """What to say of each."""
+
+
+PAGE = Template("""\
+<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<style>
+:root { color-scheme: light dark; --line: #8884; --soft: #8884; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.5rem; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .2rem .8rem; text-align: right; white-space: nowrap; }
+th, td { border-bottom: 1px solid var(--line); }
+th { font-weight: 600; } tr.chosen { background: var(--soft); }
+.scroll { overflow-x: auto; }
+.pair { display: flex; flex-wrap: wrap; gap: 1rem; }
+figure { flex: 1 1 18rem; margin: 0; }
+figure img { width: 100%; background: #fff; }
+figcaption { min-height: 3em; }
+.slider { display: flex; gap: 1rem; align-items: center; margin: 1rem 0; }
+.slider input { flex: 1; } .slider output { min-width: 6rem; font-weight: 600; }
+.curve { width: 100%; max-width: 40rem; }
+pre { overflow-x: auto; background: var(--soft); padding: 1rem; font-size: .85rem; }
+</style>
+<h1>$title</h1>
+<p>$summary</p>
+$samples
+<h2>Distance against sampling steps</h2>
+<div class="scroll">$distances</div>
+<p><img class="curve" alt="distance against sampling steps" src="$curve"></p>
+<h2>Rounds</h2>
+<div class="scroll">$rounds</div>
+<p>$note</p>
+<h2>How it was made</h2>
+<div class="scroll">$versions</div>
+<details><summary>The resolved config</summary><pre>$config</pre></details>
+</html>
+""")
+
+SAMPLES = Template("""\
+<h2>Samples, each place from the same noise</h2>
+<div class="slider"><label for="steps">sampling steps</label>
+<input id="steps" type="range" min="0" max="$last" value="$first" step="1" list="counts">
+<datalist id="counts">$ticks</datalist><output id="count" for="steps"></output></div>
+<div class="pair">
+<figure><figcaption id="of-teacher"></figcaption><img id="teacher" alt=""></figure>
+<figure><figcaption id="of-student"></figcaption><img id="student" alt=""></figure>
+</div>
+<script>
+const views = $views;
+const at = id => document.getElementById(id);
+function show() {
+  const view = views[at("steps").value];
+  at("count").value = view.name;
+  for (const [k, who] of ["teacher", "student"].entries()) {
+    at("of-" + who).textContent = view.captions[k];
+    at(who).hidden = !view.pictures[k];
+    at(who).onload = () => {  // enlarged by whole pixels, unless it is reduced
+      const small = at(who).naturalWidth < at(who).width;
+      at(who).style.imageRendering = small ? "pixelated" : "auto";
+    };
+    at(who).src = view.pictures[k] || "data:,";
+    at(who).alt = "samples of the " + who + ", " + view.name;
+  }
+  for (const row of document.querySelectorAll("tr[data-steps]"))
+    row.classList.toggle("chosen", row.dataset.steps === String(view.steps));
+}
+at("steps").addEventListener("input", show);
+show();
+</script>
+""")
+
+
+def page(
+    *,
+    title: str,
+    summary: str,
+    views: Sequence[View],
+    first: int,
+    distances: Table,
+    curve: bytes,
+    rounds: Table,
+    note: str,
+    versions: Mapping[str, str],
+    config: str,
+) -> str:
+    """The page; `first` is the number of steps that it opens at, `curve` a PNG. Texts are escaped.
+
+    The first cell of each row of `distances` is its number of steps.
+    """
+    shown = [v for v in views if v.teacher or v.student]
+    return PAGE.substitute(
+        title=html.escape(title),
+        summary=html.escape(summary),
+        samples=_samples(shown, first) if shown else "",
+        distances=_table(distances, marked=True),
+        curve=_address(curve),
+        rounds=_table(rounds),
+        note=html.escape(note),
+        versions=_table((("what", "version"), list(versions.items()))),
+        config=html.escape(config),
+    )
+
+
+def _samples(views: Sequence[View], first: int) -> str:
+    counts = [v.steps for v in views]
+    table = [
+        {
+            "steps": v.steps,
+            "name": f"{v.steps} step{'s' * (v.steps > 1)}",
+            "captions": v.captions,
+            "pictures": [_png(v.teacher), _png(v.student)],
+        }
+        for v in views
+    ]
+    return SAMPLES.substitute(
+        last=len(views) - 1,
+        first=counts.index(first) if first in counts else 0,
+        ticks="".join(f'<option value="{k}" label="{n}"></option>' for k, n in enumerate(counts)),
+        views=json.dumps(table).replace("<", "\\u003c"),  # so that no text ends the script
+    )
+
+
+def _png(picture: Image.Image | None) -> str:
+    """A picture as an address that holds it; empty for none."""
+    if picture is None:
+        return ""
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return _address(file.getvalue())
+
+
+def _address(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+def _table(table: Table, marked: bool = False) -> str:
+    header, rows = table
+    lines = ["<tr>" + "".join(f"<th>{html.escape(cell)}</th>" for cell in header) + "</tr>"]
+    for row in rows:
+        mark = f' data-steps="{html.escape(row[0])}"' if marked else ""
+        cells = "".join(f"<td>{html.escape(cell)}</td>" for cell in row)
+        lines.append(f"<tr{mark}>{cells}</tr>")
+    return "<table>\n" + "\n".join(lines) + "\n</table>"
