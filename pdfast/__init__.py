@@ -13,20 +13,23 @@ from pdfast.errors import PdfastError, UsageError
 from pdfast.version import __version__
 
 if TYPE_CHECKING:
-    from pdfast import reference
+    from pdfast import adapters, reference
     from pdfast.api import distill, evaluate, train
     from pdfast.checkpoint import load_model as load
     from pdfast.checkpoint import save_model as save
     from pdfast.config import Config, load_config
     from pdfast.exporting import export
     from pdfast.model import Model
+    from pdfast.network import Network
 
 __all__ = [
     "Config",
     "Model",
+    "Network",
     "PdfastError",
     "UsageError",
     "__version__",
+    "adapters",
     "distill",
     "evaluate",
     "export",
@@ -40,6 +43,8 @@ __all__ = [
 _LAZY = {  # what takes time to import: torch above all, which `pdfast --help` should not wait for
     "Config": ("pdfast.config", "Config"),
     "Model": ("pdfast.model", "Model"),
+    "Network": ("pdfast.network", "Network"),
+    "adapters": ("pdfast.adapters", ""),
     "distill": ("pdfast.api", "distill"),
     "evaluate": ("pdfast.api", "evaluate"),
     "export": ("pdfast.exporting", "export"),

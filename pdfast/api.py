@@ -7,12 +7,20 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from torch import nn
 
-from pdfast import distributed, numerics, peers
-from pdfast.checkpoint import load_model
-from pdfast.config import Config, check_distillable, from_table, load_config, to_table
+from pdfast import distributed, numerics, own, peers, sources
+from pdfast.checkpoint import load_model, network_of, refuse_own_run
+from pdfast.config import (
+    Config,
+    NetConfig,
+    check_distillable,
+    check_own_teacher,
+    check_trainable,
+    load_config,
+)
 from pdfast.data import Dataset, load_dataset
-from pdfast.distillation import adopt_teacher, distill_rounds, load_teacher
+from pdfast.distillation import adopt_teacher, check_network, distill_rounds, load_teacher, with_fit
 from pdfast.engine import check
 from pdfast.errors import UsageError
 from pdfast.files import cannot_write
@@ -20,8 +28,9 @@ from pdfast.kernels import group_norm_silu, runtime
 from pdfast.model import Model
 from pdfast.progress import Screen
 from pdfast.report import report_model, report_run
-from pdfast.run import Resume, Run
+from pdfast.run import BUILT_IN, Networks, Resume, Run
 from pdfast.signals import poll
+from pdfast.tables import from_table, to_table
 from pdfast.training import train_teacher
 from pdfast.version import __version__
 
@@ -38,8 +47,7 @@ def _config(config: Config | str | Path) -> Config:
     """A Config of the right types whose data and teacher are found from any folder."""
     loaded = _loaded(config)
     data, distill = loaded.data, loaded.distill
-    if data.source != "digits":
-        data = dataclasses.replace(data, source=str(Path(data.source).absolute()))
+    data = dataclasses.replace(data, source=sources.absolute(data.source))
     if distill.teacher:
         distill = dataclasses.replace(distill, teacher=str(Path(distill.teacher).absolute()))
     return dataclasses.replace(loaded, data=data, distill=distill)
@@ -47,27 +55,42 @@ def _config(config: Config | str | Path) -> Config:
 
 @contextlib.contextmanager
 def _opened(
-    config: Config, out: str | Path | None, quiet: bool, resume: Resume, device: torch.device
+    config: Config,
+    out: str | Path | None,
+    quiet: bool,
+    resume: Resume,
+    device: torch.device,
+    networks: Networks = BUILT_IN,
+    data: Any = None,
 ) -> Iterator[tuple[Run, Dataset]]:
-    """The run directory, ours for the block, and the data, read before anything is written."""
+    """The run directory, ours for the block, and the data, read before anything is written.
+
+    `data` come with the call, for networks of one's own.
+    """
     if resume not in get_args(Resume):
         raise UsageError(f"resume must be auto, strict or never, not {resume!r}")
     precision = numerics.set_up(config.precision, device, config.deterministic)
     config = dataclasses.replace(config, precision=precision)  # what "auto" means here
     check(config, device)
-    read = distributed.together(lambda: load_dataset(config.data, config.model))
-    data = _place(read, config, device)
+    own_network = networks.teacher
+
+    def read() -> Dataset:
+        if own_network is None:
+            return load_dataset(config.data, config.model)
+        return own.dataset(config, own_network, data)
+
+    placed = _place(distributed.together(read), config, device)
     threads = f" ({torch.get_num_threads()} threads)" if device.type == "cpu" else ""
     processes = distributed.size()
     on = f"{processes} processes, each on {device.type}" if processes > 1 else f"on {device}"
-    with Run.start(_path(config, out), config, Screen(quiet), resume) as run:
+    with Run.start(_path(config, out), config, Screen(quiet), resume, networks) as run:
         run.screen.say(
             f"pdfast {__version__}: {run.path} {on}{threads}, networks in "
             f"{numerics.LONG[precision]}, PyTorch {torch.__version__}; "
             f"group_norm_silu: {group_norm_silu.implementation(device)}; "
             f"other ops: {runtime.implementation(device)}"
         )
-        yield run, data
+        yield run, placed
 
 
 def _place(data: Dataset, config: Config, device: torch.device) -> Dataset:
@@ -89,8 +112,10 @@ def _path(config: Config, out: str | Path | None) -> Path:
 
 
 def train(
-    config: Config | str | Path = "digits",
+    config: Config | str | Path | None = None,
     *,
+    network: nn.Module | None = None,
+    data: Any = None,
     out: str | Path | None = None,
     device: str = "auto",
     threads: int = 0,
@@ -99,25 +124,38 @@ def train(
 ) -> Model:
     """Train a teacher, or go on with one, and report its distances. Returns it.
 
-    `config` is a Config, the name of one that comes with pdfast, or a TOML file; `out` is the run
-    directory, runs/<name> by default. `resume` says what becomes of a run that is there; see
-    `Run.start`. Raises PdfastError with a sentence that names the fix.
+    `config` is a Config, the name of one that comes with pdfast ("digits" if left out), or a TOML
+    file; `out` is the run directory, runs/<name> by default. `resume` says what becomes of a run
+    that is there; see `Run.start`. Raises PdfastError with a sentence that names the fix.
+
+    `network` is one's own, a `Network` or its module, and `data` its samples, a tensor (M, *shape)
+    or (samples, labels); a copy of it learns, on the cosine schedule.
     """
-    config = _config(config)
+    if network is not None or data is not None:
+        settings, given = own.asked_to_train(_own_config(config, {}), network, data)
+    else:
+        settings, given = _config("digits" if config is None else config), None
     with distributed.session(device, threads, poll) as where:
-        peers.check(config, where)
-        if not _has_teacher(config, out):
-            distributed.check_batch(config, "train")
-        with _opened(config, out, quiet, resume, where) as (run, data):
-            model = train_teacher(run, data, where)
-            report_run(run, data, config.eval.steps, where)
+        peers.check(settings, where)
+        if not _has_teacher(settings, out):
+            check_trainable(settings)
+            distributed.check_batch(settings, "train")
+        networks = Networks(given)
+        if given is not None:
+            networks = distributed.together(lambda: own.tried(networks, where, learns=True))
+        with _opened(settings, out, quiet, resume, where, networks, data) as (run, images):
+            model = train_teacher(run, images, where)
+            if given is None or not run.students():  # which only the call that made them can load
+                report_run(run, images, settings.eval.steps, where)
     return model
 
 
 def distill(
-    config: Config | str | Path = "digits",
+    config: Config | str | Path | None = None,
     *,
-    teacher: str | Path | None = None,
+    teacher: str | Path | nn.Module | None = None,
+    student: nn.Module | None = None,
+    data: Any = None,
     rounds: int | None = None,
     out: str | Path | None = None,
     device: str = "auto",
@@ -130,28 +168,77 @@ def distill(
     Without `teacher`, a model directory, the config's own is trained first, or taken from the run
     directory `out`. Finished rounds are kept: the same call resumes, and more `rounds` go on.
     Arguments and errors otherwise as in `train`.
+
+    `teacher` may be a network of one's own, a `Network` or its module, and `student` one of another
+    architecture, which is first fitted to it (`distill.fit_updates`); `data` are samples, a tensor
+    (M, *shape) or (samples, labels), without which images are read as the config says. The
+    config's [model] and [train] then say nothing; without a config there are 8 rounds from 1024
+    steps. The modules given are not changed.
     """
-    asked: dict[str, Any] = {} if rounds is None else {"rounds": rounds}
-    asked |= {} if teacher is None else {"teacher": str(teacher)}
-    config = _config(_loaded(config, {"distill": asked}))
-    check_distillable(config)
+    changes: dict[str, Any] = {} if rounds is None else {"rounds": rounds}
+    if isinstance(teacher, nn.Module) or student is not None or data is not None:
+        settings = _own_config(config, {"distill": changes})
+        settings, networks = own.asked_to_distill(settings, teacher, student, data)
+    else:
+        changes |= {} if teacher is None else {"teacher": str(teacher)}
+        settings = _config(_loaded("digits" if config is None else config, {"distill": changes}))
+        check_distillable(settings)
+        networks = BUILT_IN
     with distributed.session(device, threads, poll) as where:
-        peers.check(config, where)
-        given, had = None, _has_teacher(config, out)
-        if config.distill.teacher and not had:
-            given = distributed.together(lambda: load_teacher(config, where))
-        trains = given is None and not had
-        distributed.check_batch(config, "distill", *(["train"] if trains else []))
-        with _opened(config, out, quiet, resume, where) as (run, data):
+        peers.check(settings, where)
+        if networks.teacher is None:
+            settings, given = _teacher_for(settings, out, where)
+        else:
+            networks = distributed.together(lambda: own.tried(networks, where))
+            given = networks.teacher
+            distributed.check_batch(settings, "distill")
+        with _opened(settings, out, quiet, resume, where, networks, data) as (run, images):
             adopt_teacher(run, given)
-            student = distill_rounds(run, data, where)
-            report_run(run, data, config.eval.steps, where)
-    return student
+            made = distill_rounds(run, images, where)
+            report_run(run, images, settings.eval.steps, where)
+    return made
+
+
+def _own_config(config: Config | str | Path | None, changes: dict[str, Any]) -> Config:
+    """The config of a run of one's own network."""
+    return _config(_loaded(own.DEFAULT if config is None else config, changes))
+
+
+def _teacher_for(
+    config: Config, out: str | Path | None, where: torch.device
+) -> tuple[Config, Model | None]:
+    """The teacher from elsewhere, if there is one to be taken, and the config with its fit."""
+    given, had = None, _has_teacher(config, out)
+    if config.distill.teacher and not had:
+        given = distributed.together(lambda: load_teacher(config, where))
+    trains = given is None and not had
+    if trains:
+        check_own_teacher(config)
+    network = given.cfg if given else _network_in(config, out)
+    if network is not None:
+        if not given:
+            check_network(config, network, _path(config, out) / "teacher")
+        config = with_fit(config, network, begun=distributed.together(lambda: _fit_of(config, out)))
+    distributed.check_batch(config, "distill", *(["train"] if trains else []))
+    return config, given
 
 
 def _has_teacher(config: Config, out: str | Path | None) -> bool:
     """Whether the run has its teacher already, so that [train] is not used."""
     return distributed.from_first((_path(config, out) / "teacher").is_dir)
+
+
+def _fit_of(config: Config, out: str | Path | None) -> int:
+    """The updates of the first fit of the run that is there; 0 if there is none."""
+    try:
+        return load_config(_path(config, out) / "config.toml").distill.fit_updates
+    except UsageError:
+        return 0
+
+
+def _network_in(config: Config, out: str | Path | None) -> NetConfig | None:
+    """The network of the run's teacher, if it has one."""
+    return distributed.together(lambda: network_of(_path(config, out) / "teacher"))
 
 
 def evaluate(
@@ -198,6 +285,7 @@ def _evaluate(
         raise UsageError(
             f"{model} lies in no run directory: name the data to compare with, by --config"
         )
+    distributed.together(lambda: refuse_own_run(path))
     beside = (path if is_run else path.parent) / "config.toml"
     asked: dict[str, Any] = {"eval": {"steps": steps}} if steps else {}
     asked |= {"precision": precision} if precision else {}

@@ -1,17 +1,23 @@
 """Model directories: config.json, model.safetensors, and the manifest that vouches for both."""
 
+import json
+import reprlib
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from pdfast import files
-from pdfast.config import NetConfig, from_table, to_table
+from pdfast.betas import schedule_of
+from pdfast.config import NetConfig
 from pdfast.errors import PdfastError, UsageError
 from pdfast.files import MANIFEST, Damaged
 from pdfast.kernels import group_norm_silu
 from pdfast.model import Model
+from pdfast.network import OWN, Network, kind_of
 from pdfast.samplers import MAX_STEPS
+from pdfast.tables import from_table
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -19,21 +25,23 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 def save_model(model: Model, path: str | Path, **facts: Any) -> None:
     """Write a model directory; `facts` go into its manifest. Raises PdfastError if it cannot."""
     path = Path(path)
-    config = {"model": to_table(model.cfg), "steps": model.steps}
     facts["steps"] = model.steps
     facts["group_norm_silu"] = group_norm_silu.implementation(model.device)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise files.cannot_write(path, error) from None
-    files.write(path, {WEIGHTS: model.net.state_dict()}, {CONFIG: config}, **facts)
+    files.write(path, {WEIGHTS: model.weights()}, {CONFIG: model.describe()}, **facts)
 
 
-def load_model(path: str | Path, device: str | torch.device = "cpu") -> Model:
+def load_model(
+    path: str | Path, device: str | torch.device = "cpu", network: nn.Module | None = None
+) -> Model:
     """Load a model directory, verified against its manifest, in evaluation mode.
 
-    Raises UsageError if `path` is no model directory, PdfastError if it is damaged, or holds
-    numbers that are not finite.
+    `network` is for the model of a network of one's own: the module, or a `Network` of it; a copy
+    is given the weights. Raises UsageError if `path` is no model directory, or of another network,
+    PdfastError if it is damaged, or holds numbers that are not finite.
     """
     path = Path(path)
     if not (path / CONFIG).is_file() and not (path / MANIFEST).is_file():
@@ -46,17 +54,13 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Model:
         )
     tensors, tables, manifest = files.read(path)
     _check_listed(path, manifest)
-    table = tables[CONFIG]
-    try:
-        steps = table["steps"]
-        if type(steps) is not int or not 0 <= steps <= MAX_STEPS:
-            raise UsageError("steps must be a whole number, 0 for a teacher")
-        cfg = from_table(NetConfig, table["model"], "model.")
-    except (KeyError, TypeError, UsageError) as error:
-        raise PdfastError(f"{path / CONFIG} is not a model's configuration: {error}") from None
+    table, weights = tables[CONFIG], tensors[WEIGHTS]
+    if network is not None or table.get("network") == OWN:
+        return _load_own(path, table, weights, network).to(device)
+    cfg, steps = parse_config(path / CONFIG, table)
     with torch.device("meta"):
         model = Model(cfg, steps)
-    weights, expected = tensors[WEIGHTS], model.net.state_dict()
+    expected = model.net.state_dict()
     for name in sorted(weights.keys() | expected.keys()):
         both = name in weights and name in expected
         if not both or weights[name].shape != expected[name].shape:
@@ -64,14 +68,115 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Model:
         dtype = weights[name].dtype
         if dtype not in (torch.float32, torch.float64) or dtype != weights[min(weights)].dtype:
             raise PdfastError(f"{path / WEIGHTS} must hold float32, not {dtype}: tensor {name}")
-        if not weights[name].isfinite().all():
+    _check_finite(path, weights)
+    model.net.load_state_dict(weights, assign=True)
+    model.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model.to(device).eval()
+
+
+def _load_own(
+    path: Path, table: dict[str, Any], weights: dict[str, Tensor], given: nn.Module | None
+) -> Network:
+    """A copy of the network that is `given`, with these weights."""
+    if table.get("network") != OWN:
+        raise UsageError(f"{path} is a model of pdfast's own network: leave the network away")
+    if given is None:
+        raise UsageError(
+            f"{path} is a model of a network of your own, which only your code can make: in "
+            f'Python, pdfast.load("{path}", network=module) gives a copy of it these weights'
+        )
+    module = given.net if isinstance(given, Network) else given
+    kind_of(module)
+    try:
+        steps = _steps(table)
+        asked = Network.from_table(module, table)
+    except (KeyError, TypeError, UsageError) as error:
+        raise PdfastError(f"{path / CONFIG} is not a model's configuration: {error}") from None
+    if isinstance(given, Network):
+        check_same(path, asked, given)
+    model = asked.copy()
+    model.steps = steps
+    expected = model.weights()
+    for name in sorted(weights.keys() | expected.keys()):
+        both = [_kind(tensors.get(name)) for tensors in (weights, expected)]
+        if both[0] != both[1]:
+            raise UsageError(
+                f"{path} is of another network: its {name} is {both[0]}, the module's {both[1]}"
+            )
+    learned = dict(model.net.named_parameters())  # a buffer may be a mask of -inf
+    _check_finite(path, {k: v for k, v in weights.items() if k in learned})
+    model.net.load_state_dict(weights)
+    return model
+
+
+def check_same(path: Path, kept: Network, given: Network) -> None:
+    """Raise UsageError unless both have the same shape, head, schedule, classes and interval."""
+    theirs = given.describe()
+    for key, value in kept.describe().items():
+        if key != "steps" and value != theirs[key]:
+            raise UsageError(
+                f"{path} has {key} {_short(value)}, but the network given has {_short(theirs[key])}"
+            )
+
+
+def _short(value: Any) -> str:
+    return reprlib.repr(value)
+
+
+def _kind(tensor: Tensor | None) -> str:
+    if tensor is None:
+        return "missing"
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+
+
+def _steps(table: dict[str, Any]) -> int:
+    steps = table["steps"]
+    if type(steps) is not int or not 0 <= steps <= MAX_STEPS:
+        raise UsageError("steps must be a whole number, 0 for a teacher")
+    return steps
+
+
+def _check_finite(path: Path, weights: dict[str, Tensor]) -> None:
+    for name, tensor in weights.items():
+        if not tensor.isfinite().all():
             raise PdfastError(
                 f"{path / WEIGHTS} holds numbers that are not finite: tensor {name}; nothing can "
                 "be sampled from or learned of it"
             )
-    model.net.load_state_dict(weights, assign=True)
-    model.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return model.to(device).eval()
+
+
+def parse_config(file: Path, table: Any) -> tuple[NetConfig, int]:
+    """What a config.json says: the network, and the steps that it was distilled to.
+
+    Raises PdfastError, naming `file`, for any other JSON.
+    """
+    try:
+        cfg = from_table(NetConfig, table["model"], "model.")
+        schedule_of(cfg)
+        return cfg, _steps(table)
+    except (KeyError, TypeError, UsageError) as error:
+        raise PdfastError(f"{file} is not a model's configuration: {error}") from None
+
+
+def network_of(path: Path) -> NetConfig | None:
+    """The network of a model directory that is not verified yet; None where that cannot be read."""
+    try:
+        return parse_config(path / CONFIG, json.loads((path / CONFIG).read_text("utf-8")))[0]
+    except (OSError, ValueError, RecursionError, PdfastError):
+        return None
+
+
+def refuse_own_run(path: Path) -> None:
+    """Raise UsageError if `path` is a run of a network of one's own, which no command can make."""
+    try:
+        table = json.loads((path / "teacher" / CONFIG).read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return
+    if isinstance(table, dict) and table.get("network") == OWN:
+        raise UsageError(
+            f"{path} is a run of a network of your own, which only your code can make: the call of "
+            "pdfast.distill that made it writes its report again"
+        )
 
 
 def verify_model(path: Path) -> dict[str, Any]:

@@ -283,14 +283,15 @@ def dealt(count: int) -> range:
 def gather(mine: Sequence[Tensor], num: int, batch: int) -> Tensor:
     """All `num` images, in order, on every process, from batches dealt by `dealt`.
 
-    `mine`: this process's batches, uint8 (B, H, W, C), B = `batch` but for the last of all. Gives
-    (num, H, W, C), where `mine` is for one process, on the CPU for more.
+    `mine`: this process's batches, uint8 or float32 (B, H, W, C), B = `batch` but for the last of
+    all. Gives (num, H, W, C), where `mine` is for one process, on the CPU for more.
     """
     if not _session:
         return torch.cat(list(mine))
     # Some processes may have no batch to know the shape by.
     shape = [largest(mine[0].shape[n] if mine else 0) for n in (1, 2, 3)]
-    whole = torch.empty(num, *shape, dtype=torch.uint8)
+    floats = largest(int(any(part.is_floating_point() for part in mine)))
+    whole = torch.empty(num, *shape, dtype=torch.float32 if floats else torch.uint8)
     for k in range(-(-num // batch)):
         part, owner = whole[k * batch : (k + 1) * batch], k % size()
         if owner == rank():

@@ -1,17 +1,21 @@
 """A diffusion model: the U-Net, what its output means, and its noise schedule."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from pdfast import distributed, method
+from pdfast.betas import schedule_of
 from pdfast.config import NetConfig
 from pdfast.data import to_uint8
 from pdfast.draws import Draws, Stream, index_below
 from pdfast.errors import PdfastError, UsageError
 from pdfast.samplers import Sampler, check_arguments, sample
-from pdfast.schedule import CosineSchedule, logsnr_of
+from pdfast.schedule import logsnr_of, phi_of
+from pdfast.tables import to_table
 from pdfast.unet import Dropped, UNet
 
 # Images per network call while sampling. Every call has this size, the last one filled up, so that
@@ -35,19 +39,34 @@ class Model(nn.Module):
     Calling the model gives the network's raw output.
     """
 
+    clip: tuple[float, float] | None = (-1.0, 1.0)
+    """Where samplers cut x-hat, if they are to."""
+    in_double: ClassVar[bool] = True
+    """Whether it computes in float64 after `.double()`."""
+
     def __init__(self, cfg: NetConfig, steps: int = 0) -> None:
         super().__init__()
         self.cfg = cfg
         self.steps = steps
         self.head = cfg.head
         self.logsnr_min, self.logsnr_max = cfg.logsnr_min, cfg.logsnr_max
-        self.schedule = CosineSchedule(cfg.logsnr_min, cfg.logsnr_max)
+        self.schedule = schedule_of(cfg)
         self.net = UNet(cfg)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; 0: unconditional."""
+        return self.cfg.num_classes
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one image."""
         return self.cfg.channels, self.cfg.image_size, self.cfg.image_size
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample: the same."""
+        return self.image_shape
 
     @property
     def device(self) -> torch.device:
@@ -105,8 +124,7 @@ class Model(nn.Module):
 
     def predict_x(self, z: Tensor, logsnr: Tensor, label: Tensor | None = None) -> Tensor:
         """x-hat (B, C, H, W), unclipped, at z (B, C, H, W) and logsnr (B,), in z's dtype."""
-        phi = torch.atan(torch.exp(-0.5 * logsnr.double()))
-        return method.predict_x(z, self(z, logsnr, label).to(z), phi, self.head)
+        return method.predict_x(z, self(z, logsnr, label).to(z), phi_of(logsnr), self.head)
 
     def sample(
         self,
@@ -147,7 +165,7 @@ class Model(nn.Module):
 
         `batches` chooses some of the batches 0, 1, ... of SAMPLE_BATCH images; all if left out.
         """
-        check_arguments(steps, sampler, variance)
+        check_arguments(steps, sampler, variance, self.schedule.most_steps)
         if num < 1:
             raise UsageError(f"num must be at least 1, not {num}")
         if not 0 <= seed < 2**32:
@@ -178,7 +196,7 @@ class Model(nn.Module):
                     self,
                     z,
                     steps,
-                    clip=clip,
+                    clip=self.clip if clip else None,
                     label=labels,
                     sampler=sampler,
                     variance=variance,
@@ -200,7 +218,7 @@ class Model(nn.Module):
         variance: float = 1.0,
         on_step: Callable[[], None] = lambda: None,
     ) -> Tensor:
-        """What `sample` returns, as uint8 (num, H, W, C); the processes of a run share the work.
+        """What `sample` returns, as `to_stored` has it; the processes of a run share the work.
 
         Every process gets all images, and their bits do not depend on how many processes there
         are. `on_step` is called steps * calls_for(num) times on each.
@@ -209,27 +227,47 @@ class Model(nn.Module):
         made = self.sample_batches(
             num, steps, seed, label, None, True, sampler, variance, on_step, mine
         )
-        images = [to_uint8(_finite(batch)) for batch in made]
+        images = [self.to_stored(_finite(batch)) for batch in made]
         for _ in range(steps * (self.calls_for(num) - len(images))):
             on_step()  # in which processes may wait for one another
         return distributed.gather(images, num, SAMPLE_BATCH).to(self.device)
+
+    def to_stored(self, images: Tensor) -> Tensor:
+        """Samples (N, C, H, W) as they are kept and judged: uint8 (N, H, W, C)."""
+        return to_uint8(images)
 
     @staticmethod
     def calls_for(num: int) -> int:
         """Network calls of each sampling step for `num` images: those of the first process."""
         return -(-num // (SAMPLE_BATCH * distributed.size()))
 
+    # -- what training and files need ------------------------------------------------------
+
+    def remove_dropout(self) -> None:
+        """Change the config for distillation, which uses no dropout."""
+        self.cfg = dataclasses.replace(self.cfg, dropout=0.0)
+
+    def set_checkpoint(self, on: bool) -> None:
+        """Whether the net keeps its blocks' inputs alone for the backward pass."""
+        self.net.checkpoint = on
+
+    def describe(self) -> dict[str, Any]:
+        """What config.json holds."""
+        return {"model": to_table(self.cfg), "steps": self.steps}
+
+    def weights(self) -> dict[str, Tensor]:
+        """What model.safetensors holds, by name."""
+        return self.net.state_dict()
+
     def _check_label(self, label: Tensor, num: int) -> None:
-        if not self.cfg.num_classes:
+        if not self.num_classes:
             raise UsageError("this model is unconditional: leave label out")
         ok = label.shape == (num,) and not label.is_floating_point()
-        if not ok or label.min() < 0 or label.max() >= self.cfg.num_classes:
-            raise UsageError(
-                f"label must hold {num} whole numbers in 0 .. {self.cfg.num_classes - 1}"
-            )
+        if not ok or label.min() < 0 or label.max() >= self.num_classes:
+            raise UsageError(f"label must hold {num} whole numbers in 0 .. {self.num_classes - 1}")
 
     def _labels(self, draws: Draws, first: int) -> Tensor | None:
-        if not self.cfg.num_classes:
+        if not self.num_classes:
             return None
         words = draws.words(2**40, first, SAMPLE_BATCH)[:, 0]  # no sampler has 2^40 steps
-        return index_below(words, self.cfg.num_classes)
+        return index_below(words, self.num_classes)

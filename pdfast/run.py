@@ -14,23 +14,38 @@ reached by all. The others read models and states, so they need the same file sy
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+import torch
 from PIL import Image
 from torch import Tensor
 
 from pdfast import checkpoint, damage, distributed, files, states
-from pdfast.config import Config, dump_config, load_config
+from pdfast.config import Config, Head, dump_config, load_config
 from pdfast.damage import Finding
 from pdfast.errors import PdfastError, UsageError
 from pdfast.lock import LOCK, Lock
 from pdfast.metrics import Metrics
 from pdfast.model import Model
+from pdfast.network import Network
 from pdfast.progress import Screen
 from pdfast.states import State
 
 ROUND_DIR = re.compile(r"round-(\d+)-steps-(\d+)")
 Resume = Literal["auto", "strict", "never"]
+
+
+class Networks(NamedTuple):
+    """Networks of one's own that the run's models are of, and that they begin as.
+
+    None: pdfast's, by the config.
+    """
+
+    teacher: Network | None = None
+    student: Network | None = None
+
+
+BUILT_IN = Networks()
 
 
 class Run:
@@ -39,14 +54,24 @@ class Run:
     As a context manager it lets other processes in at the end of the block.
     """
 
-    def __init__(self, path: Path, config: Config, screen: Screen) -> None:
+    def __init__(
+        self, path: Path, config: Config, screen: Screen, networks: Networks = BUILT_IN
+    ) -> None:
         """Use a folder as it is, without its lock."""
         self.path, self.config, self.screen = path, config, screen
+        self.networks = networks
         self._metrics = Metrics(path / "metrics.jsonl")
         self._lock: Lock | None = None
 
     @classmethod
-    def start(cls, path: Path, config: Config, screen: Screen, resume: Resume = "auto") -> "Run":
+    def start(
+        cls,
+        path: Path,
+        config: Config,
+        screen: Screen,
+        resume: Resume = "auto",
+        networks: Networks = BUILT_IN,
+    ) -> "Run":
         """Make the directory, or take it up where a run of the same config left it.
 
         `resume` says what becomes of a run that is there. auto: it is gone on with; a damaged
@@ -57,7 +82,7 @@ class Run:
         PdfastError if it cannot be written, another process works in it, or what is damaged
         could only be made again from nothing.
         """
-        run = cls(path, config, screen)
+        run = cls(path, config, screen, networks)
         distributed.from_first(lambda: run._locked(lambda: run._take_up(resume), resume))
         return run
 
@@ -177,6 +202,18 @@ class Run:
             checkpoint.save_model(model, model_dir, **facts)
 
         distributed.from_first(save)
+
+    @property
+    def student_head(self) -> Head:
+        """What the run's students predict."""
+        student = self.networks.student
+        return self.config.model.head if student is None else student.head
+
+    def load(self, model_dir: Path, device: torch.device) -> Model:
+        """A model of the run. Raises UsageError if it is of another network."""
+        is_teacher = model_dir == self.teacher_dir
+        network = self.networks.teacher if is_teacher else self.networks.student
+        return checkpoint.load_model(model_dir, device, network)
 
     def students(self) -> dict[int, Path]:
         """Finished students: sampling steps -> model directory, in order of rounds."""

@@ -57,10 +57,10 @@ def _sample_to(
         raise UsageError("--num must be at least 1")
     if out.suffix not in ("", ".npz", ".png"):
         raise UsageError(f"--out {out} must be a folder, an .npz or a .png")
-    if label is not None and not model.cfg.num_classes:
+    if label is not None and not model.num_classes:
         raise UsageError("this model is unconditional: leave --label out")
-    if label is not None and not 0 <= label < model.cfg.num_classes:
-        raise UsageError(f"--label must be in 0 .. {model.cfg.num_classes - 1}")
+    if label is not None and not 0 <= label < model.num_classes:
+        raise UsageError(f"--label must be in 0 .. {model.num_classes - 1}")
     distributed.from_first(lambda: _refuse_mixing(out, num))
     labels = None if label is None else torch.full((num,), label, dtype=torch.int64)
     screen = Screen()

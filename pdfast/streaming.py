@@ -40,10 +40,11 @@ class Streamed:
         """`indices`: of the `num` images of an update, int64 on the CPU."""
         self._set, self._indices = data.images, indices
         self.population = len(data)
-        shape, on_gpu = (num, *data.images.shape[1:]), device.type == "cuda"
-        self.images = torch.zeros(shape, dtype=torch.uint8, device=device)
+        shape, dtype = (num, *data.images.shape[1:]), data.images.dtype
+        on_gpu = device.type == "cuda"
+        self.images = torch.zeros(shape, dtype=dtype, device=device)
         self._slots = [
-            torch.empty(shape, dtype=torch.uint8, pin_memory=on_gpu) for _ in range(self.SLOTS)
+            torch.empty(shape, dtype=dtype, pin_memory=on_gpu) for _ in range(self.SLOTS)
         ]
         self._copied: list[torch.cuda.Event] = []  # the device has the slot's content
         if on_gpu:

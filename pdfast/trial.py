@@ -1,0 +1,97 @@
+"""One trial of a network of one's own, before anything is made with it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pdfast.errors import UsageError
+from pdfast.files import reason
+from pdfast.network import Network, name_of
+from pdfast.schedule import logsnr_of
+from pdfast.tables import check
+
+NUM = 4  # samples
+
+
+def try_out(network: Network, learns: bool) -> None:
+    """Forward, and backward where it `learns`; UsageError says what is wrong, and where."""
+    own = network.weights()  # that it can be saved, and loaded
+    _called("loading", "its own state_dict", lambda: network.copy().net.load_state_dict(own))
+    z, logsnr, label = _inputs(network)
+    labels = "None" if label is None else f"({NUM},)"
+    given = f"z {tuple(z.shape)}, logsnr ({NUM},) and label {labels}"
+    out = _called("on", given, lambda: network.net(z, logsnr, label))
+    shape, head = network.shape, network.head
+    wanted = (NUM, shape[0] * (2 if head == "both" else 1), *shape[1:])
+    check(
+        isinstance(out, Tensor),
+        f"the module's output is of type {type(out).__name__}, where a tensor is needed",
+    )
+    check(
+        out.shape == wanted,
+        f"the module's output has shape {tuple(out.shape)}, where head {head} of shape {shape} "
+        f"needs {wanted}",
+    )
+    check(
+        out.dtype == z.dtype,
+        f"the module's output is {name_of(out.dtype)}, its parameters {name_of(z.dtype)}: have it "
+        "cast its output back",
+    )
+    finite = out.flatten(1).isfinite().all(1)
+    check(
+        bool(finite.all()),
+        "the module's output holds numbers that are not finite, at logSNR "
+        + ", ".join(f"{level:.3g}" for level in logsnr[~finite].tolist()),
+    )
+    if learns:
+        _try_backward(network, out)
+
+
+def _inputs(network: Network) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Noise at four levels of the schedule, pure noise among them, and classes."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(NUM, *network.shape, generator=generator)
+    z = noise.to(network.device, network.dtype)
+    u = torch.arange(1, NUM + 1, dtype=torch.float64, device=z.device) / NUM
+    classes = network.num_classes
+    label = torch.arange(NUM, device=z.device) % classes if classes else None
+    return z, logsnr_of(network.schedule.phi(u)).to(z), label
+
+
+def _try_backward(network: Network, out: Tensor) -> None:
+    named = {name: p for name, p in network.net.named_parameters() if p.requires_grad}
+    check(
+        bool(named),
+        "the module has no parameter that requires a gradient, so that nothing can learn: call "
+        "requires_grad_(True) on it, or pass another one as student",
+    )
+    check(
+        out.requires_grad,
+        "the module's output has no gradient: do not detach it, nor compute it under no_grad",
+    )
+
+    def backward() -> tuple[Tensor | None, ...]:
+        return torch.autograd.grad(out.square().sum(), [*named.values()], allow_unused=True)
+
+    for name, grad in zip(named, _called("backward from", "its output", backward), strict=True):
+        check(
+            grad is not None,
+            f"the module's parameter {name} gets no gradient: freeze it with "
+            "requires_grad_(False), or remove it",
+        )
+        check(
+            bool(grad.isfinite().all()),
+            f"the gradient of the module's parameter {name} is not finite",
+        )
+
+
+def _called(how: str, given: str, call: Callable[[], Any]) -> Any:
+    """What a call of the user's code gives; its error as one sentence, the original behind it."""
+    try:
+        return call()
+    except Exception as error:
+        raise UsageError(
+            f"the module failed {how} {given}: {type(error).__name__}: {reason(error)}"
+        ) from error

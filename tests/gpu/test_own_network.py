@@ -1,0 +1,45 @@
+"""Networks of one's own on a GPU: captured or called, the same student.
+
+Skipped where there is none.
+"""
+
+import dataclasses
+
+import pytest
+import torch
+from test_own_network import CONFIG, Dense, distill
+
+from pdfast.errors import PdfastError
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+CONFIG = dataclasses.replace(CONFIG, deterministic=True)
+CALLED = dataclasses.replace(CONFIG, engine=dataclasses.replace(CONFIG.engine, graph=False))
+
+
+class Waits(Dense):
+    """Reads a number on the host, which no graph can hold."""
+
+    def forward(self, z, logsnr, label):
+        out = super().forward(z, logsnr, label)
+        return out if float(z.sum()) > 0 else 1 * out
+
+
+def test_captured_or_called(tmp_path):
+    captured, called = (
+        distill(tmp_path / name, config=config, device="cuda")
+        for name, config in (("graph", CONFIG), ("calls", CALLED))
+    )
+    pairs = zip(captured.net.parameters(), called.net.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_it_can_be_called(tmp_path):
+    distill(tmp_path / "calls", Waits(), config=CALLED, device="cuda")
+
+
+def test_what_cannot_be_captured(tmp_path):
+    with pytest.raises(PdfastError, match=r"set engine.graph to false"):
+        distill(tmp_path / "graph", Waits(), device="cuda")
