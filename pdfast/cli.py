@@ -1,4 +1,4 @@
-"""The command line: `pdfast train | distill | sample | eval | import | export | doctor`.
+"""The command line: `pdfast train | distill | sample | eval | import | export | data | doctor`.
 
 The parser is tyro's, over the dataclasses below and those of config.py; every mistake is made one
 line on stderr. Nothing here imports torch before a command runs.
@@ -18,9 +18,18 @@ from typing import Annotated, Literal, cast
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, arg, subcommand
 
-from pdfast.config import Config, Precision, check, check_distillable, load_config, nearest
+from pdfast.config import (
+    Config,
+    DataConfig,
+    Precision,
+    check_distillable,
+    check_own_teacher,
+    check_trainable,
+    load_config,
+)
 from pdfast.errors import PdfastError, UsageError
 from pdfast.launch import launched, speaks
+from pdfast.tables import check, nearest
 from pdfast.version import __version__
 
 DEFAULT_CONFIG = "digits"
@@ -59,12 +68,18 @@ class RunCommand(Machine):
         from pdfast.forecast import forecast
         from pdfast.progress import Screen
 
-        where = choose_device(self.device, self.threads)
-        if distill and self.fields.distill.teacher:
-            from pdfast.distillation import load_teacher
+        where, fields = choose_device(self.device, self.threads), self.fields
+        teacher = None
+        if distill and fields.distill.teacher:
+            from pdfast.distillation import load_teacher, with_fit
 
-            load_teacher(self.fields, where)
-        forecast(self.fields, where, Screen(), distill)
+            teacher = load_teacher(fields, where).cfg
+            fields = with_fit(fields, teacher)
+        elif distill:
+            check_own_teacher(fields)
+        else:
+            check_trainable(fields)
+        forecast(fields, where, Screen(), distill, teacher)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,23 +197,35 @@ class Eval(Machine):
 
 @dataclass(frozen=True, kw_only=True)
 class Import:
-    """Make a model directory of another library's file."""
+    """Make a model directory of another library's model."""
 
     source: Positional[Path]
-    """google: a checkpoint of the authors' released code, a flax training state."""
-    from_: Annotated[Literal["google"], arg(name="from")]
-    """Whose file it is."""
+    """google: a checkpoint of the authors' released code, a flax training state. diffusers: the
+    folder of a DDPMPipeline or DDIMPipeline, or its id on the hub."""
+    from_: Annotated[Literal["google", "diffusers"], arg(name="from")]
+    """Whose it is."""
     out: Path
-    """Model directory to write."""
+    """Model directory to write; of a diffusers pipeline also OUT.toml, a config to distil it by."""
     config: str = ""
-    """Config whose [model] gives the network, which the file does not; its fields are flags."""
+    """google: config whose [model] gives the network, which the file does not; its fields are
+    flags."""
     steps: int | None = None
-    """Sampling steps that the model was distilled to, 0 for a teacher; if left out, the file's
-    num_sample_steps, which of a teacher is absent, 0 or the config's distill.start_steps."""
+    """Sampling steps that the model was distilled to, 0 for a teacher. If left out: of google the
+    file's num_sample_steps, which of a teacher is absent, 0 or the config's distill.start_steps; of
+    diffusers 0, but of an export by pdfast its own."""
     fields: Fields = field(default_factory=Config)
 
     def run(self) -> None:
         """Run the command."""
+        if self.from_ == "diffusers":
+            check(
+                not self.config and self.fields == load_config(DEFAULT_CONFIG),
+                "--config and its fields are for --from google: a pipeline tells its network",
+            )
+            from pdfast.importing.diffusers import import_diffusers
+
+            import_diffusers(str(self.source), self.out, self.steps)
+            return
         check(
             bool(self.config),
             "--config is missing: the file does not tell its network, so name a config of it, such "
@@ -229,6 +256,41 @@ class Export:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Data:
+    """Write images from anywhere as one .npz: cropped, resized, checked, each once."""
+
+    source: Positional[str]
+    """A folder of images, a .zip, .tar shards, an .npz, IDX files, CIFAR-10's .tar.gz, emoji:FONT,
+    or digits; see data.source. Images may have any size."""
+    out: Path
+    """A new .npz; a contact sheet, .png, is written beside it."""
+    size: int
+    """Height and width in pixels."""
+    channels: Literal[0, 1, 3] = 0
+    """1 for grey, 3 for colour; 0: 3 if any image has colour."""
+    labels: FlagCreatePairsOff[bool] = False
+    """Write the classes too."""
+    duplicates: Literal["keep", "drop"] = "drop"
+    """What becomes of images whose pixels repeat those of an earlier one."""
+
+    def run(self) -> None:
+        """Run the command."""
+        check(1 <= self.size <= 2**16, "--size must be in 1 .. 65536")
+        from pdfast.dataset_file import make
+        from pdfast.progress import Screen
+
+        make(
+            DataConfig(source=self.source).source,
+            self.out,
+            size=self.size,
+            channels=self.channels,
+            labels=self.labels,
+            duplicates=self.duplicates,
+            screen=Screen(),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Doctor(Machine):
     """Say what runs where: device, number types, each op's implementation and why."""
 
@@ -240,8 +302,8 @@ class Doctor(Machine):
         doctor(self.device, self.threads, Screen())
 
 
-AnyCommand = Train | Distill | Sample | Eval | Import | Export | Doctor
-COMMANDS = ("train", "distill", "sample", "eval", "import", "export", "doctor")
+AnyCommand = Train | Distill | Sample | Eval | Import | Export | Data | Doctor
+COMMANDS = ("train", "distill", "sample", "eval", "import", "export", "data", "doctor")
 Command = (
     Annotated[Train, subcommand("train")]
     | Annotated[Distill, subcommand("distill")]
@@ -249,6 +311,7 @@ Command = (
     | Annotated[Eval, subcommand("eval")]
     | Annotated[Import, subcommand("import")]
     | Annotated[Export, subcommand("export")]
+    | Annotated[Data, subcommand("data")]
     | Annotated[Doctor, subcommand("doctor")]
 )
 

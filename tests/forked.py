@@ -163,9 +163,10 @@ def _serve():
 
     import pdfast.cli
     import pdfast.forecast  # noqa: F401
-    from pdfast.config import Config, from_table
+    from pdfast.config import Config
     from pdfast.data import load_dataset
     from pdfast.plots import plot_distances
+    from pdfast.tables import from_table
 
     # What else is imported when it is first needed.
     tiny = from_table(Config, TINY)

@@ -152,7 +152,8 @@ def finished(tmp_path_factory):
     """A finished run of seconds, made by the command line."""
     from conftest import TINY
 
-    from pdfast.config import Config, dump_config, from_table
+    from pdfast.config import Config, dump_config
+    from pdfast.tables import from_table
 
     folder = tmp_path_factory.mktemp("cli")
     (folder / "tiny.toml").write_text(dump_config(from_table(Config, TINY)))
@@ -324,6 +325,7 @@ def test_version_and_help():
     assert helped.returncode == 0
     assert "--rounds" in helped.stdout
     assert "--distill.updates" in helped.stdout
+    assert "noqa" not in helped.stdout
     print(f"help took {time.perf_counter() - start:.2f} s")
     lazy = "import sys, pdfast.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", lazy], check=False).returncode == 0

@@ -35,7 +35,8 @@ def stopped_after(config, path, updates):
 def config():
     from conftest import TINY
 
-    from pdfast.config import Config, from_table
+    from pdfast.config import Config
+    from pdfast.tables import from_table
 
     return from_table(Config, {**TINY, "precision": "fp32"})  # what auto means on a CPU
 

@@ -1,4 +1,4 @@
-"""The numbers that `make demo`, and then `pdfast distill --rounds 13`, must leave behind."""
+"""The numbers that the commands of .ci/run, from `make demo` on, must leave behind."""
 
 import json
 from pathlib import Path
@@ -30,6 +30,12 @@ def test_four_steps(report):
 def test_two_and_one_step_after_thirteen_rounds(report):
     for steps in ("2", "1"):
         assert report["student"][steps] <= 0.35 * report["teacher"][steps]
+
+
+def test_a_student_of_half_the_width(report):
+    half = json.loads((RUN.parent / "digits_half" / "report.json").read_text())
+    assert half["teacher"]["4"] == report["teacher"]["4"]
+    assert half["student"]["4"] <= 0.5 * report["teacher"]["4"]
 
 
 def test_all_is_there():

@@ -12,12 +12,13 @@ from torchrun import finish, lost, run, start
 
 import pdfast
 from pdfast import distributed, launch, signals
-from pdfast.config import Config, from_table
+from pdfast.config import Config
 from pdfast.device import choose_device
 from pdfast.errors import UsageError
 from pdfast.model import Model
 from pdfast.progress import Screen
 from pdfast.run import Run
+from pdfast.tables import from_table
 
 pytestmark = pytest.mark.timeout(100)
 
@@ -168,6 +169,8 @@ for session in range(2):  # one after the other
         out["gather"] = torch.equal(d.gather(mine, 11, 4), whole)
         few = [whole[:3]] if rank == 0 else []
         out["few"] = torch.equal(d.gather(few, 3, 4), whole[:3])
+        few = [whole[:3] / 7.0] if rank == 0 else []  # of a network of one's own: float32
+        out["floats"] = torch.equal(d.gather(few, 3, 4), whole[:3] / 7.0)
         d.barrier()
     out["after"] = [d.rank(), d.size()]
     open(f"{session}-{rank}.json", "w").write(json.dumps(out))
@@ -194,6 +197,7 @@ def test_the_functions(tmp_path):
                 "error of 1": ["Stopped", "stopped by SIGTERM; kept", 143],
                 "gather": True,
                 "few": True,
+                "floats": True,
                 "after": [0, 1],
             }
 

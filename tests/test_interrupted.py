@@ -11,8 +11,9 @@ from forked import Server
 from run_cases import assert_same_run, assert_same_tensors, metrics
 
 from pdfast import files
-from pdfast.config import Config, dump_config, from_table
+from pdfast.config import Config, dump_config
 from pdfast.errors import PdfastError
+from pdfast.tables import from_table
 
 WRITES = ("write", "torn")
 EVERY_KIND = ("write", "update", "poll")

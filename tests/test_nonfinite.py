@@ -14,7 +14,7 @@ from torchrun import run as torchrun
 
 from pdfast import distributed, engine, files, signals
 from pdfast.cli import main
-from pdfast.config import Config, DistillConfig, TrainConfig, from_table
+from pdfast.config import Config, DistillConfig, TrainConfig
 from pdfast.errors import PdfastError, Stopped, UsageError
 from pdfast.kernels.adamw import adamw
 from pdfast.kernels.add_noise import draw_indices
@@ -22,6 +22,7 @@ from pdfast.optimizer import Optimizer
 from pdfast.progress import Screen
 from pdfast.rollout import Pipelined
 from pdfast.run import Run
+from pdfast.tables import from_table
 
 INF, NAN = float("inf"), float("nan")
 UPDATES, FIRST, LIMIT = 20, 7, 3
@@ -416,7 +417,8 @@ import pytest
 import torch
 from conftest import TINY
 from pdfast import distributed
-from pdfast.config import Config, from_table
+from pdfast.config import Config
+from pdfast.tables import from_table
 from pdfast.errors import PdfastError
 from test_nonfinite import FIRST, LIMIT, config_of, fit, inject
 

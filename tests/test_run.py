@@ -23,6 +23,7 @@ def test_run_directory(straight):
         "config.toml",
         "metrics.jsonl",
         "report.json",
+        "report.html",
         "report.md",
         "report.png",
         "samples",
@@ -55,11 +56,12 @@ def test_run_directory(straight):
 def test_report_is_the_same_when_eval_writes_it_again(straight, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(straight, copy)
-    for name in ("report.json", "report.md", "report.png"):
+    for name in ("report.json", "report.md", "report.png", "report.html"):
         (copy / name).unlink()
     pdfast.evaluate(copy, quiet=True)
     assert (copy / "report.json").read_text() == (straight / "report.json").read_text()
     assert (copy / "report.md").is_file()
+    assert (copy / "report.html").is_file()
     assert (copy / "report.png").is_file()
 
 
@@ -275,7 +277,9 @@ def test_the_cost_of_a_jump_is_a_warning(straight, tiny, tmp_path, monkeypatch, 
     from pdfast.frechet import Judge
 
     values = iter([1.0, 1.1, 2.0])
-    monkeypatch.setattr(Judge, "judge", lambda *a: next(values, 1.0))
+    monkeypatch.setattr(
+        Judge, "judge", lambda *_: (next(values, 1.0), torch.zeros(64, 8, 8, 1, dtype=torch.uint8))
+    )
     pdfast.distill(tiny, out=tmp_path / "run")
     output = capsys.readouterr().out
     assert "warning: round 2: the distance jumped from 1.1 to 2" in output
