@@ -137,7 +137,7 @@ def newest_whole(run):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2400)
 @pytest.mark.parametrize("half", [0, 1])
 def test_killed_at_every_step_of_the_write_path(short, half):
     """On from the newest whole state; where the run ends, at the bits of the straight one."""
@@ -148,9 +148,9 @@ def test_killed_at_every_step_of_the_write_path(short, half):
         short.killed("run", kinds=WRITES, number=number)
         run = short.folder / "run"
         newest = newest_whole(run)
-        # Every fourth goes on to the end; of the others the first update is enough to see.
+        # Every eighth goes on to the end; of the others the first update is enough to see.
         stop = {"signum": signal.SIGTERM, "kinds": ["update"], "number": 1}
-        ended = short.distill("run", **({} if number // 2 % 4 == 0 else stop))
+        ended = short.distill("run", **({} if number // 2 % 8 == 0 else stop))
         assert ended.code in (0, 128 + signal.SIGTERM), (number, ended)
         assert newest is None or f"going on from update {newest}\n" in ended.output, number
         resumed += newest is not None
