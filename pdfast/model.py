@@ -137,15 +137,22 @@ class Model(nn.Module):
         sampler: Sampler = "ddim",
         variance: float = 1.0,
     ) -> Tensor:
-        """Images (num, C, H, W) in [-1, 1], in the model's dtype and on its device.
+        """Images (num, C, H, W) in [-1, 1], in the model's dtype and on its device; of a network of
+        one's own samples (num, *shape), cut where it was given an interval.
 
         Image k depends on (seed, k) alone, whatever `num` is. `label`, int64 of shape (num,), is
         for a class-conditional model; left out, classes are drawn by counter. `noise`,
-        (num, C, H, W), replaces the drawn start. `sampler` is "ddim" or "ancestral", the latter
+        (num, *shape), replaces the drawn start. `sampler` is "ddim" or "ancestral", the latter
         with `variance` from 0 (small) to 1 (large). Raises UsageError for a wrong argument.
         """
+        if noise is not None:
+            if noise.shape != (num, *self.shape):
+                raise UsageError(
+                    f"noise must have shape {(num, *self.shape)}, not {tuple(noise.shape)}"
+                )
+            noise = noise.reshape(num, *self.image_shape)
         batches = self.sample_batches(num, steps, seed, label, noise, clip, sampler, variance)
-        return torch.cat(list(batches))
+        return torch.cat(list(batches)).reshape(num, *self.shape)
 
     @torch.no_grad()
     def sample_batches(
@@ -170,10 +177,6 @@ class Model(nn.Module):
             raise UsageError(f"num must be at least 1, not {num}")
         if not 0 <= seed < 2**32:
             raise UsageError(f"seed must be in 0 .. 4294967295, not {seed}")
-        if noise is not None and noise.shape != (num, *self.image_shape):
-            raise UsageError(
-                f"noise must have shape {(num, *self.image_shape)}, not {tuple(noise.shape)}"
-            )
         if label is not None:
             self._check_label(label, num)
         draws = Draws(seed, Stream.SAMPLE, device=self.device)

@@ -27,7 +27,6 @@ from pdfast.data import to_floats
 from pdfast.errors import UsageError
 from pdfast.files import reason
 from pdfast.model import Model
-from pdfast.samplers import Sampler
 from pdfast.schedule import CosineSchedule, FormulaSchedule, Schedule
 from pdfast.tables import check
 from pdfast.unet import Dropped
@@ -166,30 +165,6 @@ class Network(Model):
         inside = z.reshape(len(z), *self.shape).clone(memory_format=torch.contiguous_format)
         out: Tensor = self.net(inside, logsnr.to(z), label)
         return out.reshape(len(z), -1, *z.shape[2:])
-
-    def sample(
-        self,
-        num: int,
-        steps: int,
-        seed: int = 0,
-        label: Tensor | None = None,
-        noise: Tensor | None = None,
-        clip: bool = True,
-        sampler: Sampler = "ddim",
-        variance: float = 1.0,
-    ) -> Tensor:
-        """Samples (num, *shape), in the module's dtype and on its device.
-
-        `noise`, (num, *shape), replaces the drawn start. With `clip`, x-hat is cut where the
-        network was given an interval. All else as for `Model.sample`.
-        """
-        if noise is not None and noise.shape != (num, *self.shape):
-            raise UsageError(
-                f"noise must have shape {(num, *self.shape)}, not {tuple(noise.shape)}"
-            )
-        start = None if noise is None else noise.reshape(num, *self.image_shape)
-        made = super().sample(num, steps, seed, label, start, clip, sampler, variance)
-        return made.reshape(num, *self.shape)
 
     def to_stored(self, images: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, H, W, C), in float32."""

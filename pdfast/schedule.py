@@ -7,6 +7,7 @@ were trained on them.
 """
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Protocol
@@ -100,7 +101,7 @@ class CosineSchedule:
         return {"kind": "cosine", **numbers, "a": self.a, "b": self.b}
 
 
-class FormulaSchedule:
+class FormulaSchedule(ABC):
     """A schedule by any formula: subclasses give `phi` and `u`.
 
     It distils, by a table of the angles that a round visits; a teacher is trained in continuous
@@ -112,13 +113,13 @@ class FormulaSchedule:
         """As many as any sampler takes."""
         return MAX_STEPS
 
+    @abstractmethod
     def phi(self, u: Tensor) -> Tensor:
         """u of any shape -> angle in radians, float64."""
-        raise NotImplementedError
 
+    @abstractmethod
     def u(self, logsnr: Tensor) -> Tensor:
         """logSNR of any shape -> u, float64."""
-        raise NotImplementedError
 
     def grid(self, num_steps: int, device: torch.device) -> Grid:
         """Angles at u = k / 2N for k = 0 .. 2N, float64 (2N + 1,), N being `num_steps`."""
@@ -127,9 +128,9 @@ class FormulaSchedule:
         u = torch.arange(2 * num_steps + 1, dtype=torch.float64, device=device) / (2 * num_steps)
         return self.phi(u)
 
+    @abstractmethod
     def describe(self) -> dict[str, Any]:
         """What defines it, for JSON."""
-        raise NotImplementedError
 
 
 class TableSchedule(FormulaSchedule):

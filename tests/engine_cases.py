@@ -43,6 +43,22 @@ def digits(num=50):
     )
 
 
+def batch_of_numbers(x):
+    """Samples x (M, H, W, C), float32, as one batch of a distillation in float64."""
+    return engine.Batch(
+        images=x,
+        labels=None,
+        population=0,
+        size=len(x),
+        first=0,
+        update=torch.zeros(1, dtype=torch.int64),
+        seed=0,
+        round_=1,
+        flip=False,
+        dtype=torch.float64,
+    )
+
+
 def objective_of(phase, cfg, teacher):
     return (
         DataObjective(cfg.loss_weight)

@@ -5,13 +5,13 @@ import math
 
 import pytest
 import torch
+from engine_cases import batch_of_numbers
 from torch import nn
 
 import pdfast
 from pdfast import adapters
 from pdfast.adapters import EDM, CosineSchedule, FlowMatching, LinearVP, TableSchedule
 from pdfast.config import Config, DistillConfig, EvalConfig
-from pdfast.engine import Batch
 from pdfast.errors import UsageError
 from pdfast.rollout import Pipelined, Rollout
 from pdfast.samplers import ddim_to
@@ -240,18 +240,7 @@ def test_the_target_is_where_two_steps_lead(schedule, head, pipelined):
     n = 2
     student = pdfast.Network(TwoStepsInOne(teacher, n), (2,), head=head, schedule=schedule).double()
     x = torch.randn(64, 1, 1, 2, generator=torch.Generator().manual_seed(0))
-    batch = Batch(
-        images=x,
-        labels=None,
-        population=0,
-        size=64,
-        first=0,
-        update=torch.zeros(1, dtype=torch.int64),
-        seed=0,
-        round_=1,
-        flip=False,
-        dtype=torch.float64,
-    )
+    batch = batch_of_numbers(x)
     objective = (Pipelined if pipelined else Rollout)(teacher, n, "snr_trunc")
     with torch.no_grad():
         objective.begin(batch)

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from engine_cases import digits, random_model, set_of
+from engine_cases import batch_of_numbers, digits, random_model, set_of
 from run_cases import assert_same_run, metrics, stop_after
 from torch import nn
 
@@ -79,18 +79,7 @@ def test_the_exact_v_is_best_for_an_exact_eps_teacher():
     scale, num = 0.5, 200_000
     teacher = pdfast.Network(Gaussian("eps", scale), (1,), head="eps").double()
     x = scale * torch.randn(num, 1, 1, 1, generator=torch.Generator().manual_seed(0))
-    batch = engine.Batch(
-        images=x,
-        labels=None,
-        population=0,
-        size=num,
-        first=0,
-        update=torch.zeros(1, dtype=torch.int64),
-        seed=0,
-        round_=1,
-        flip=False,
-        dtype=torch.float64,
-    )
+    batch = batch_of_numbers(x)
     fit = Fit(teacher, STEPS, "v_mse")
 
     def slope(size):
