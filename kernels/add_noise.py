@@ -41,6 +41,8 @@ class Noised(NamedTuple):
     """bool (B,): i = 0, the sampler's last step; false in continuous time."""
     chosen: Tensor
     """Which images, int64 (B,)."""
+    spare: Tensor
+    """One more uniform number in (0, 1) for each, float64 (B,), of bits that nothing else has."""
     y: Tensor | None
     """What a network should predict of the data, in the head's space, like z_t; or None."""
 
@@ -96,12 +98,13 @@ def add_noise(
         raise ValueError(f"num must be at least 1, not {num}")
     if population and len(images) != num:
         raise ValueError(f"with a population, images must be the {num} drawn, not {len(images)}")
-    z_t, z_in, phi_t, phi_mid, last, chosen, y = add_noise_op(
+    z_t, z_in, phi_t, phi_mid, last, chosen, spare, y = add_noise_op(
         images, a, b, angles, num_steps, seed, round_, update, first, num, flip, head, net_dtype,
         held, population,
     )  # fmt: skip
     same = net_dtype == z_t.dtype
-    return Noised(z_t, z_t if same else z_in, phi_t, phi_mid, last, chosen, y if head else None)
+    z_in, y_or_none = z_t if same else z_in, y if head else None
+    return Noised(z_t, z_in, phi_t, phi_mid, last, chosen, spare, y_or_none)
 
 
 def draw_indices(
@@ -164,8 +167,8 @@ def add_noise_reference(
     dtype: torch.dtype,
     held: bool,
     population: int = 0,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-    """(z_t, phi_t, phi_mid, last, chosen, y) in plain PyTorch, with z_t and y in `dtype`."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """(z_t, phi_t, phi_mid, last, chosen, spare, y) in plain PyTorch, z_t and y in `dtype`."""
     shape = (images.shape[1], images.shape[2], images.shape[3])
     (_, batch_key), (_, noise_key) = _keys(seed, round_, held)
     block = torch.arange(-1, philox.blocks_of(shape), device=update.device)  # -1: of the batch
@@ -189,7 +192,8 @@ def add_noise_reference(
         phi_t = a * philox.uniform_of(words[:, 2], words[:, 3]) + b
         phi_mid, last = phi_t.clone(), torch.zeros_like(chosen, dtype=torch.bool)
     y = None if head is None else data_target(x, eps, phi_t, head)
-    return diffuse(x, eps, phi_t), phi_t, phi_mid, last, chosen, y
+    spare = ((words[:, 1] >> 1).double() + 0.5) / 2**31
+    return diffuse(x, eps, phi_t), phi_t, phi_mid, last, chosen, spare, y
 
 
 # ------------------------------------------------------------------------------------------
@@ -213,16 +217,17 @@ def add_noise_op(
     net_dtype: torch.dtype,
     held: bool,
     population: int = 0,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`add_noise` of arguments known to be right; z_in and y are empty where there are none."""
     outputs = _outputs(images, num, head, net_dtype)
-    z_t, z_in, phi_t, phi_mid, last, chosen, y = outputs
+    z_t, z_in, phi_t, phi_mid, last, chosen, spare, y = outputs
     if not runtime.uses_triton(images.device, net_dtype):
         results = add_noise_reference(
             images, a, b, angles, num_steps, seed, round_, update, first, num, flip,
             head, z_t.dtype, held, population,  # type: ignore[arg-type]
         )  # fmt: skip
-        for output, result in zip((z_t, phi_t, phi_mid, last, chosen, y), results, strict=True):
+        filled = (z_t, phi_t, phi_mid, last, chosen, spare, y)
+        for output, result in zip(filled, results, strict=True):
             if result is not None:
                 output.copy_(result)
         if z_in.numel():
@@ -244,6 +249,7 @@ def add_noise_op(
         phi_mid,
         last.view(torch.uint8),
         chosen,
+        spare,
         size,
         population or len(images),
         num_steps,
@@ -282,13 +288,13 @@ def _fake_outputs(
     net_dtype: torch.dtype,
     held: bool,
     population: int = 0,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     return _outputs(images, num, head, net_dtype)
 
 
 def _outputs(
     images: Tensor, num: int, head: str | None, net_dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     state = torch.float64 if net_dtype == torch.float64 else torch.float32
 
     def empty(dtype: torch.dtype, needed: bool = True) -> Tensor:
@@ -307,6 +313,7 @@ def _outputs(
         vector(torch.float64),
         vector(torch.bool),
         vector(torch.int64),
+        vector(torch.float64),
         empty(state, head is not None),
     )
 
@@ -330,6 +337,7 @@ def add_noise_kernel(
     phi_mid,
     last,
     index,
+    spare,
     size,
     num_images,
     num_steps,
@@ -369,6 +377,7 @@ def add_noise_kernel(
         tl.store(phi_mid + n, angle_mid)
         tl.store(last + n, is_last.to(tl.uint8))
         tl.store(index + n, chosen)
+        tl.store(spare + n, ((w_1 >> 1).to(tl.float64) + 0.5) / 2147483648.0)
 
     fourth: tl.constexpr = block // 4
     quads = tile * fourth + tl.arange(0, fourth)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pdfast.checkpoint import save_model as save
     from pdfast.config import Config, load_config
     from pdfast.exporting import export
+    from pdfast.guidance import guided
     from pdfast.model import Model
     from pdfast.network import Network
 
@@ -33,6 +34,7 @@ __all__ = [
     "distill",
     "evaluate",
     "export",
+    "guided",
     "load",
     "load_config",
     "reference",
@@ -48,6 +50,7 @@ _LAZY = {  # what takes time to import: torch above all, which `pdfast --help` s
     "distill": ("pdfast.api", "distill"),
     "evaluate": ("pdfast.api", "evaluate"),
     "export": ("pdfast.exporting", "export"),
+    "guided": ("pdfast.guidance", "guided"),
     "load": ("pdfast.checkpoint", "load_model"),
     "load_config": ("pdfast.config", "load_config"),
     "reference": ("pdfast.reference", ""),

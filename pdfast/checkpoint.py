@@ -25,6 +25,11 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 def save_model(model: Model, path: str | Path, **facts: Any) -> None:
     """Write a model directory; `facts` go into its manifest. Raises PdfastError if it cannot."""
     path = Path(path)
+    if model.calls > 1:
+        raise UsageError(
+            "a guided teacher is no network of its own: save the model that was guided, and call "
+            "pdfast.guided when it is loaded"
+        )
     facts["steps"] = model.steps
     facts["group_norm_silu"] = group_norm_silu.implementation(model.device)
     try:

@@ -209,7 +209,7 @@ def _count(
     cfg: LoopConfig = config.train if phase == "train" else config.distill
     dtype = numerics.net_dtype(precision)
     with torch.device("meta"):  # the shapes; on fake tensors modules cannot be made whole
-        model = Model(config.model)
+        model = Model(config.model.unguided() if phase == "train" else config.model)
         teacher = Model(net if phase == "fit" else config.model)
     counter = Counter(kernels)
     with FakeTensorMode(allow_non_fake_inputs=True), counter:  # a schedule's table is real

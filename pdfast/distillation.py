@@ -10,10 +10,12 @@ import torch
 from pdfast import checkpoint, distributed, files, numerics, peers
 from pdfast.config import Config, NetConfig
 from pdfast.data import Dataset
+from pdfast.detectors.opening import without_network
 from pdfast.engine import Objective, fit, open_batch
 from pdfast.errors import UsageError
 from pdfast.fitting import Fit
-from pdfast.frechet import Judge, features_for
+from pdfast.guidance import guided
+from pdfast.judge import Judge
 from pdfast.model import Model
 from pdfast.plots import drawable, picture, sample_row
 from pdfast.rollout import rollout
@@ -37,7 +39,7 @@ def distill_rounds(run: Run, data: Dataset, device: torch.device) -> Model:
     The run's teacher is trained first, unless it is there.
     """
     config = run.config
-    judge = Judge(data, min(MONITOR_IMAGES, len(data)), config.seed, features_for(data, config))
+    judge = Judge(data, min(MONITOR_IMAGES, len(data)), config.seed, without_network(data))
     student = train_teacher(run, data, device)
     check_start(student, config)
     if student.head != run.student_head:
@@ -48,11 +50,11 @@ def distill_rounds(run: Run, data: Dataset, device: torch.device) -> Model:
             f"{run.student_head} at the same {config.distill.start_steps} steps"
         )
     precision = numerics.precision_of(config.precision, device)
-    student = remove_dropout(student)
     low = numerics.lowered(student, precision)  # cast once a round
+    guidance = config.eval.guidance
     if drawable(low):
-        teacher_row = sample_row(low, config.eval.baseline_steps, config.seed)
-    before = _distance(run, 0, low, config.distill.start_steps, judge)
+        teacher_row = sample_row(guided(low, guidance), config.eval.baseline_steps, config.seed)
+    before = _distance(run, 0, guided(low, guidance), config.distill.start_steps, judge)
     for round_ in range(1, config.distill.num_rounds + 1):
         steps, path = config.distill.steps_after(round_), run.round_dir(round_)
         if run.has(path):
@@ -61,10 +63,12 @@ def distill_rounds(run: Run, data: Dataset, device: torch.device) -> Model:
         else:
             student = _distill_round(run, student, low, data, round_, steps)
         low = numerics.lowered(student, precision)
-        if drawable(low) and not run.has_picture(f"{path.name}.png"):
-            row = sample_row(low, min(steps, MONITOR_STEPS), config.seed)
-            run.save_picture(picture(low, [teacher_row, row]), f"{path.name}.png")
-        distance = _distance(run, round_, low, steps, judge)
+        shown = guided(low, guidance)
+        seen = run.has_picture(f"{path.name}.png") and _logged(run, round_) is not None
+        if drawable(shown) and not seen:
+            row = sample_row(shown, min(steps, MONITOR_STEPS), config.seed)
+            run.save_picture(picture(shown, [teacher_row, row]), f"{path.name}.png")
+        distance = _distance(run, round_, shown, steps, judge)
         if distance > MONITOR_JUMP * before:
             run.screen.warn(
                 f"round {round_}: the distance jumped from {before:.3g} to {distance:.3g}; to do "
@@ -94,7 +98,7 @@ def _distill_round(
     else:
         signal = _signal(run, teacher, low, data, round_, steps)
         # A rounded copy teaches while the original learns; where nothing is rounded, a copy learns.
-        student = copy.deepcopy(teacher) if low is teacher else teacher
+        student = remove_dropout(copy.deepcopy(teacher) if low is teacher else teacher)
         objective = rollout(low, steps, cfg, config.engine)
     student.steps = steps
     if config.engine.compile:
@@ -141,12 +145,24 @@ def _signal(
 
 def _distance(run: Run, round_: int, model: Model, steps: int, judge: Judge) -> float:
     """A cheap distance to watch the rounds by: few images, at most 16 steps; computed once."""
-    logged = [m["distance"] for m in run.metrics() if m["round"] == round_ and "distance" in m]
-    if logged:
-        return float(logged[-1])
+    weight = run.config.eval.guidance
+    found = _logged(run, round_)
+    if found is not None:
+        return found
     distance, _ = judge.judge(model, min(steps, MONITOR_STEPS), poll)
-    run.log(round=round_, steps=steps, distance=distance)
+    run.log(
+        round=round_, steps=steps, distance=distance, **({"guidance": weight} if weight else {})
+    )
     return distance
+
+
+def _logged(run: Run, round_: int) -> float | None:
+    """The distance after a round, if it was found for samples of this guidance."""
+    weight = run.config.eval.guidance
+    for m in reversed(run.metrics()):
+        if m["round"] == round_ and "distance" in m and m.get("guidance", 0.0) == weight:
+            return float(m["distance"])
+    return None
 
 
 def load_teacher(config: Config, device: torch.device) -> Model:
@@ -160,18 +176,31 @@ def load_teacher(config: Config, device: torch.device) -> Model:
 
 def check_network(config: Config, teacher: NetConfig, path: Path) -> None:
     """Refuse a teacher that the config's students can neither start as nor be fitted to."""
-    asked, found = to_table(config.model), to_table(teacher)
-    same = asked | {"dropout": 0.0} == found | {"dropout": 0.0}
+    asked, found = (to_table(net.without_dropout()) for net in (config.model, teacher))
+    same = asked == found
     if same and config.distill.fit_updates:
         raise UsageError(
             f"distill.fit_updates is for students that cannot start as their teacher, but {path} "
             "is of the config's own network: leave it 0"
         )
+    guides = bool(config.model.guidance) and not teacher.guidance
+    if guides and (not teacher.label_dropout or teacher.head == "eps"):
+        raise UsageError(
+            f"the teacher {path} cannot be guided, since "
+            + (
+                "it predicts eps: train one of x, v or both"
+                if teacher.label_dropout
+                else "it always was told the class: train one with model.label_dropout 0.1"
+            )
+            + ", or leave model.guidance out"
+        )
     for key in asked:
         moved = key == "head" and (found[key], asked[key]) == ("eps", "v")
-        if asked[key] == found[key] or key == "dropout" or moved:
+        moved |= key == "guidance" and guides
+        if asked[key] == found[key] or moved:
             continue
-        if key in KEPT or not config.distill.fit_updates:
+        kept = key in KEPT or (key == "guidance" and bool(teacher.guidance))
+        if kept or not config.distill.fit_updates:
             fit = (
                 ", or --distill.fit-updates 20000 to fit a student of the config's network to it "
                 "first"
@@ -179,16 +208,18 @@ def check_network(config: Config, teacher: NetConfig, path: Path) -> None:
             raise UsageError(
                 f"the teacher {path} has model.{key} {found[key]!r}, but the config asks for "
                 f"{asked[key]!r}: pass the config that the teacher was trained with"
-                + ("" if key in KEPT else fit)
+                + ("" if kept else fit)
             )
 
 
 def with_fit(config: Config, teacher: NetConfig, begun: int = 0) -> Config:
-    """The config, with a first fit where the teacher predicts eps and the students v.
+    """The config, with a first fit where the teacher predicts eps and the students v, or where
+    they take a guidance weight.
 
     `begun`: the updates of the fit that the run began with, if it did.
     """
-    if teacher.head == config.model.head:
+    asked = config.model
+    if teacher.head == asked.head and bool(teacher.guidance) == bool(asked.guidance):
         return config
     return dataclasses.replace(config, distill=config.distill.with_fit(begun))
 
@@ -197,9 +228,11 @@ def first_student(run: Run, teacher: Model) -> Model:
     """What a first fit starts from: the teacher's weights where they fit, otherwise new ones."""
     if run.networks.student is not None:
         return run.networks.student.copy().to(teacher.device)
-    student = new_model(run.config, teacher.device)
-    if dataclasses.replace(teacher.cfg, head=student.head) == remove_dropout(student).cfg:
-        student.net.load_state_dict(teacher.net.state_dict())
+    student = remove_dropout(new_model(run.config, teacher.device))
+    own = teacher.cfg.without_dropout()
+    if dataclasses.replace(own, head=student.head, guidance=student.guidance) == student.cfg:
+        mine = student.net.state_dict()  # of which the teacher may lack the weight's input
+        student.net.load_state_dict(mine | teacher.net.state_dict())
     return peers.select(student, run.config.peers)
 
 

@@ -28,7 +28,30 @@ from pdfast.phase_log import PhaseLog, check_held
 from pdfast.run import Run
 from pdfast.schedule import Grid
 from pdfast.streaming import Resident, Streamed, open_source
-from pdfast.unet import Dropped
+from pdfast.unet import NO_CLASS, Dropped
+
+
+class Condition(NamedTuple):
+    """What a network is told of a batch beside its noise levels."""
+
+    label: Tensor | None = None
+    """int64 (B,); NO_CLASS where the class is not told."""
+    guidance: Tensor | None = None
+    """Guidance weights, float64 (B,)."""
+
+    def tensors(self) -> list[Tensor]:
+        """Those that there are."""
+        return [tensor for tensor in self if tensor is not None]
+
+    def of(self, tensors: Sequence[Tensor]) -> "Condition":
+        """The same with other tensors, as many as there are."""
+        left = iter(tensors)
+        return Condition(*(None if own is None else next(left) for own in self))
+
+    def joined(self, other: "Condition") -> "Condition":
+        """Of both batches, one after the other."""
+        pairs = zip(self.tensors(), other.tensors(), strict=True)
+        return self.of([torch.cat(pair) for pair in pairs])
 
 
 @dataclass(frozen=True)
@@ -51,6 +74,10 @@ class Batch:
     flip: bool
     dtype: torch.dtype
     """The networks'."""
+    label_dropout: float = 0.0
+    """Share of the images whose class is not told."""
+    guidance: tuple[float, ...] = ()
+    """Interval that guidance weights are drawn from, uniformly; () for none."""
     held: bool = False
     """Of the streams of the held batch."""
 
@@ -66,8 +93,8 @@ class Batch:
 
     def noised(
         self, grid: Grid, num_steps: int, head: Head | None = None
-    ) -> tuple[Noised, Tensor | None]:
-        """The batch at N times (0: continuous) of a schedule's grid, and its labels.
+    ) -> tuple[Noised, Condition]:
+        """The batch at N times (0: continuous) of a schedule's grid, and what goes with it.
 
         `head`: with the data's target for it.
         """
@@ -86,7 +113,18 @@ class Batch:
             net_dtype=self.dtype,
             held=self.held,
         )
-        return noised, None if self.labels is None else self.labels[noised.chosen]
+        return noised, self._condition(noised)
+
+    def _condition(self, noised: Noised) -> Condition:
+        label = guidance = None
+        if self.labels is not None:
+            label = self.labels[noised.chosen]
+        if label is not None and self.label_dropout:
+            label = torch.where(noised.spare < self.label_dropout, NO_CLASS, label)
+        if self.guidance:
+            least, most = self.guidance
+            guidance = least + (most - least) * noised.spare
+        return Condition(label, guidance)
 
     def dropped(self) -> Dropped:
         """The draws of dropout."""
@@ -344,6 +382,8 @@ def open_batch(
         first=first,
         seed=config.seed,
         round_=round_,
+        label_dropout=0.0 if held else model.label_dropout,
+        guidance=model.guidance,
         held=held,
     )
     return batch, source

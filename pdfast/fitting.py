@@ -10,6 +10,9 @@ steps brings down to 0.006. The target of v needs no division if the data's own 
 whose mean given z_t is alpha eps-hat - sigma E[x | z_t]: the teacher's prediction where it is good,
 at high SNR, and the data's posterior mean, as in Algorithm 1, where it is not. The error of eps-hat
 comes in times alpha <= 1.
+
+A guided student (Meng et al. 2022, stage 1) is fitted to what its teacher predicts under
+classifier-free guidance, of a weight drawn for each image, which is an input of the student's.
 """
 
 from collections.abc import Sequence
@@ -19,6 +22,7 @@ from torch import Tensor
 
 from pdfast.config import LossWeight
 from pdfast.engine import Batch, Problem
+from pdfast.guidance import guided_out
 from pdfast.method import combine, data_loss, prediction
 from pdfast.model import Model
 
@@ -39,14 +43,17 @@ class Fit:
     def __call__(self, student: Model, batch: Batch) -> Problem:
         """The loss of `train` with the teacher in the data's place."""
         moved = self.teacher.head != student.head  # from eps to v
-        draw, label = batch.noised(self._grid, self.num_steps, "x" if moved else None)
-        phi = draw.phi_t
+        draw, condition = batch.noised(self._grid, self.num_steps, "x" if moved else None)
+        phi, (label, w) = draw.phi_t, condition
         with torch.no_grad():
-            out = self.teacher.at(draw.z_in, phi, label).to(draw.z_t)
+            if label is not None and w is not None and not self.teacher.guidance:
+                out = guided_out(self.teacher, draw.z_in, phi, label, w).to(draw.z_t)
+            else:
+                out = self.teacher.at(draw.z_in, phi, *condition).to(draw.z_t)
             if moved:
                 assert draw.y is not None
                 y = combine((phi.cos(), out), (-phi.sin(), draw.y))
             else:
                 y = prediction(out, phi, self.teacher.head)
-        out = student.at(draw.z_in, phi, label)
+        out = student.at(draw.z_in, phi, *condition)
         return Problem(out, data_loss(out, y, phi, student.head, self.weight))

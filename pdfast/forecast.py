@@ -63,7 +63,8 @@ def forecast(
     precision = numerics.set_up(config.precision, device)
 
     def count(phase: Any) -> Count:
-        return count_update(config, phase, device, num_images=images or 0, teacher=teacher)
+        net = teacher or config.model.unguided()
+        return count_update(config, phase, device, num_images=images or 0, teacher=net)
 
     counts: dict[str, tuple[Count, int]] = {}
     phases: list[tuple[str, Any, Count, int]] = []

@@ -1,6 +1,5 @@
 """A diffusion model: the U-Net, what its output means, and its noise schedule."""
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -41,6 +40,8 @@ class Model(nn.Module):
 
     clip: tuple[float, float] | None = (-1.0, 1.0)
     """Where samplers cut x-hat, if they are to."""
+    calls: ClassVar[int] = 1
+    """Evaluations of the network in a sampling step."""
     in_double: ClassVar[bool] = True
     """Whether it computes in float64 after `.double()`."""
 
@@ -57,6 +58,16 @@ class Model(nn.Module):
     def num_classes(self) -> int:
         """Number of classes; 0: unconditional."""
         return self.cfg.num_classes
+
+    @property
+    def label_dropout(self) -> float:
+        """Share of images whose class it is not told in training; 0 for a student."""
+        return self.cfg.label_dropout
+
+    @property
+    def guidance(self) -> tuple[float, ...]:
+        """Least and largest guidance weight that it takes as an input; () for none."""
+        return self.cfg.guidance
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -88,12 +99,13 @@ class Model(nn.Module):
         z: Tensor,
         logsnr: Tensor,
         label: Tensor | None = None,
+        guidance: Tensor | None = None,
         dropped: Dropped | None = None,
         films: Sequence[Tensor] | None = None,
     ) -> Tensor:
         """Raw output (B, C or 2C, H, W) at z (B, C, H, W), logsnr (B,), label int64 (B,).
 
-        `dropped` and `films` as for UNet. Raises ValueError for a wrong shape.
+        `guidance`, `dropped` and `films` as for UNet. Raises ValueError for a wrong shape.
         """
         if z.shape[1:] != self.image_shape or logsnr.shape != z.shape[:1]:
             raise ValueError(
@@ -101,18 +113,19 @@ class Model(nn.Module):
                 f"not {tuple(z.shape)} and {tuple(logsnr.shape)}"
             )
         z = z.to(self.net_dtype)
-        return self.net(z, logsnr, label, dropped, films)  # type: ignore[no-any-return]
+        return self.net(z, logsnr, label, guidance, dropped, films)  # type: ignore[no-any-return]
 
     def at(
         self,
         z: Tensor,
         phi: Tensor,
         label: Tensor | None = None,
+        guidance: Tensor | None = None,
         dropped: Dropped | None = None,
         films: Sequence[Tensor] | None = None,
     ) -> Tensor:
         """Raw output at angle phi (B,), in radians; the rest as for `forward`."""
-        return self(z, logsnr_of(phi), label, dropped, films)  # type: ignore[no-any-return]
+        return self(z, logsnr_of(phi), label, guidance, dropped, films)  # type: ignore[no-any-return]
 
     def films_at(self, phi: Tensor, label: Tensor | None = None) -> list[Tensor]:
         """FiLM parameters (B, 2C) of every residual block at angle phi (B,)."""
@@ -177,6 +190,11 @@ class Model(nn.Module):
             raise UsageError(f"num must be at least 1, not {num}")
         if not 0 <= seed < 2**32:
             raise UsageError(f"seed must be in 0 .. 4294967295, not {seed}")
+        if self.guidance:
+            raise UsageError(
+                "this model is a guided student: pass --guidance, in Python sample of "
+                "pdfast.guided(model, w)"
+            )
         if label is not None:
             self._check_label(label, num)
         draws = Draws(seed, Stream.SAMPLE, device=self.device)
@@ -220,20 +238,33 @@ class Model(nn.Module):
         sampler: Sampler = "ddim",
         variance: float = 1.0,
         on_step: Callable[[], None] = lambda: None,
+        first: int = 0,
     ) -> Tensor:
         """What `sample` returns, as `to_stored` has it; the processes of a run share the work.
 
         Every process gets all images, and their bits do not depend on how many processes there
-        are. `on_step` is called steps * calls_for(num) times on each.
+        are. `on_step` is called steps * calls_for(num) times on each. `first`, a multiple of
+        SAMPLE_BATCH: the images are those from there on, with no `label`.
         """
-        mine = distributed.dealt(-(-num // SAMPLE_BATCH))
+        mine, before = distributed.dealt(-(-num // SAMPLE_BATCH)), first // SAMPLE_BATCH
+        batches = range(before + mine.start, before + mine.stop, mine.step)
         made = self.sample_batches(
-            num, steps, seed, label, None, True, sampler, variance, on_step, mine
+            first + num, steps, seed, label, None, True, sampler, variance, on_step, batches
         )
         images = [self.to_stored(_finite(batch)) for batch in made]
         for _ in range(steps * (self.calls_for(num) - len(images))):
             on_step()  # in which processes may wait for one another
         return distributed.gather(images, num, SAMPLE_BATCH).to(self.device)
+
+    def drawn_labels(self, num: int, seed: int) -> Tensor | None:
+        """The classes, int64 (num,) on the CPU, of the images that `sample` makes when left to
+        draw them; None of an unconditional model.
+        """
+        if not self.num_classes:
+            return None
+        draws = Draws(seed, Stream.SAMPLE, device=self.device)
+        parts = (self._labels(draws, first) for first in range(0, num, SAMPLE_BATCH))
+        return torch.cat([part.cpu() for part in parts if part is not None])[:num]
 
     def to_stored(self, images: Tensor) -> Tensor:
         """Samples (N, C, H, W) as they are kept and judged: uint8 (N, H, W, C)."""
@@ -247,8 +278,8 @@ class Model(nn.Module):
     # -- what training and files need ------------------------------------------------------
 
     def remove_dropout(self) -> None:
-        """Change the config for distillation, which uses no dropout."""
-        self.cfg = dataclasses.replace(self.cfg, dropout=0.0)
+        """Change the config for distillation, which uses no dropout, of labels neither."""
+        self.cfg = self.cfg.without_dropout()
 
     def set_checkpoint(self, on: bool) -> None:
         """Whether the net keeps its blocks' inputs alone for the backward pass."""

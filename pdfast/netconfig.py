@@ -1,5 +1,6 @@
 """[model] of a config: all that defines a network but its weights."""
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -10,6 +11,7 @@ from pdfast.tables import check
 ScheduleKind = Literal["cosine", "linear", "scaled_linear", "squaredcos_cap_v2", "trained_betas"]
 BETAS_GIVEN = {"linear": 2, "scaled_linear": 2, "squaredcos_cap_v2": 0}  # of the others' T, or none
 MAX_TIMESTEPS = 2**13  # of a schedule by betas
+MAX_WEIGHT = 100  # of guidance
 MAX_LIST = 64  # entries that no sensible list exceeds
 
 
@@ -71,6 +73,12 @@ class NetConfig:
     """Frequencies of a timestep's embedding are 10000^(-k / (ch / 2 - freq_shift)); 0 or 1."""
     dropout: float = 0.0
     """Dropout in the residual blocks while a teacher trains; distillation uses none."""
+    label_dropout: float = 0.0
+    """Share of the images whose class a teacher in training is not told, which classifier-free
+    guidance needs (Ho & Salimans 2022); 0.1 is usual."""
+    guidance: tuple[float, ...] = ()
+    """Least and largest guidance weight w that the network takes as an input: a student of the
+    teacher's x-hat(class) + w (x-hat(class) - x-hat(no class)) (Meng et al. 2022)."""
 
     def __post_init__(self) -> None:
         for name in ("image_size", "ch", "emb_ch", "num_res_blocks", "groups"):
@@ -99,6 +107,7 @@ class NetConfig:
             "model.freq_shift is for model.embedding timestep: leave it out",
         )
         check(0.0 <= self.dropout < 1.0, "model.dropout must be in [0, 1)")
+        self._check_guidance()
         check(
             1 <= len(self.ch_mult) <= 10 and 1 <= min(self.ch_mult) <= max(self.ch_mult) <= 64,
             "model.ch_mult must hold at least one multiple and at most 10, each in 1 .. 64",
@@ -129,6 +138,22 @@ class NetConfig:
                 f"model.{'num_heads' if self.num_heads else 'head_dim'} does not divide a width "
                 f"of {width} channels",
             )
+
+    def _check_guidance(self) -> None:
+        """What classifier-free guidance needs."""
+        check(0.0 <= self.label_dropout < 1.0, "model.label_dropout must be in [0, 1)")
+        for name in ("label_dropout", "guidance"):
+            check(
+                not getattr(self, name) or self.num_classes > 0,
+                f"model.{name} is for class-conditional models: set model.num_classes, or leave it "
+                "out",
+            )
+        check(
+            not self.guidance or (
+                len(self.guidance) == 2 and 0 <= self.guidance[0] < self.guidance[1] <= MAX_WEIGHT
+            ),
+            f"model.guidance must be the least and the largest weight, within 0 .. {MAX_WEIGHT}",
+        )  # fmt: skip
 
     def _check_schedule(self) -> None:
         """What a schedule by betas needs, and what belongs to the other kind."""
@@ -183,6 +208,14 @@ class NetConfig:
                 found.add(ch + skips.pop())
                 ch = width
         return found
+
+    def without_dropout(self) -> "NetConfig":
+        """The network of a student, which learns without."""
+        return dataclasses.replace(self, dropout=0.0, label_dropout=0.0)
+
+    def unguided(self) -> "NetConfig":
+        """The network of a guided student's teacher."""
+        return dataclasses.replace(self, guidance=())
 
     @property
     def out_channels(self) -> int:

@@ -120,6 +120,16 @@ class Network(Model):
         return self._num_classes
 
     @property
+    def label_dropout(self) -> float:
+        """None: the module is always told the class."""
+        return 0.0
+
+    @property
+    def guidance(self) -> tuple[float, ...]:
+        """None: the module has no such input."""
+        return ()
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Of one sample, as the module has it."""
         return self._shape
@@ -150,13 +160,14 @@ class Network(Model):
         z: Tensor,
         logsnr: Tensor,
         label: Tensor | None = None,
+        guidance: Tensor | None = None,
         dropped: Dropped | None = None,
         films: Sequence[Tensor] | None = None,
     ) -> Tensor:
         """Raw output at z, logsnr (B,), label int64 (B,).
 
-        z is (B, *shape) or the engine's (B, C, H, W), and so is the output. `dropped` and `films`
-        are for pdfast's own networks.
+        z is (B, *shape) or the engine's (B, C, H, W), and so is the output. `guidance`,
+        `dropped` and `films` are for pdfast's own networks.
         """
         if self.net.training:  # only as it was given: copies are not
             self.net.eval()

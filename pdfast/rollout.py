@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pdfast.config import EngineConfig, LoopConfig, LossWeight
 from pdfast.device import side_stream
-from pdfast.engine import Batch, Problem
+from pdfast.engine import Batch, Condition, Problem
 from pdfast.method import Noised, ddim_step, distill_loss
 from pdfast.model import Model
 from pdfast.schedule import logsnr_of, next_angle
@@ -44,13 +44,13 @@ class Rollout:
     def __call__(self, student: Model, batch: Batch) -> Problem:
         """Algorithm 2, from the draw of i ~ U{0 .. N-1} to the loss; see method.py."""
         N, head = self.num_steps, self.teacher.head  # noqa: N806
-        draw, label = batch.noised(self._grid, N)
+        draw, condition = batch.noised(self._grid, N)
         z_t, phi_t, phi_mid = draw.z_t, draw.phi_t, draw.phi_mid
         with self._beside(), torch.no_grad():  # two DDIM steps of the teacher, unclipped
-            out_t = self._teacher_at(draw.z_in, phi_t, label)
+            out_t = self._teacher_at(draw.z_in, phi_t, condition)
             z_mid = ddim_step(z_t, out_t, phi_t, phi_mid, head, batch.dtype)
-            out_mid = self._teacher_at(z_mid.z_in, phi_mid, label)
-        out = student.at(draw.z_in, phi_t, label)
+            out_mid = self._teacher_at(z_mid.z_in, phi_mid, condition)
+        out = student.at(draw.z_in, phi_t, *condition)
         self._join()
         phi_next = next_angle(self._grid, phi_t)
         args = (z_t, out_t, out_mid, phi_t, phi_mid, draw.last, head, self.weight, phi_next)
@@ -58,14 +58,14 @@ class Rollout:
 
     # -- options of the engine -------------------------------------------------------------
 
-    def _teacher_at(self, z: Tensor, phi: Tensor, label: Tensor | None) -> Tensor:
+    def _teacher_at(self, z: Tensor, phi: Tensor, condition: Condition) -> Tensor:
         """The teacher's raw output, its FiLM parameters from the table where there is one."""
         films = None
         if self._films is not None:
             u = self.teacher.schedule.u(logsnr_of(phi))
             row = (u * (2 * self.num_steps)).round().long() - 1
             films = [table[row] for table in self._films]
-        return self.teacher.at(z, phi, label, films=films)
+        return self.teacher.at(z, phi, *condition, films=films)
 
     @torch.no_grad()
     def _tabulate(self) -> list[Tensor]:
@@ -101,24 +101,24 @@ class Pipelined(Rollout):
 
     def begin(self, batch: Batch) -> None:
         """The teacher's first step of the first batch."""
-        draw, label = batch.noised(self._grid, self.num_steps)
-        out = self._both(draw.z_in, draw.phi_t, label, draw, label)[1]
-        self.carried = [t.clone() for t in self._carry(draw, label, out)]
+        draw, condition = batch.noised(self._grid, self.num_steps)
+        out = self._both(draw.z_in, draw.phi_t, condition, draw, condition)[1]
+        self.carried = [t.clone() for t in self._carry(draw, condition, out)]
 
     def __call__(self, student: Model, batch: Batch) -> Problem:
         """As in Rollout, the teacher's two steps taken in different calls."""
         if batch.held:
             return super().__call__(student, batch)
         head = self.teacher.head
-        z_t, z_in, phi_t, phi_mid, last, out_t, *labels = (t.clone() for t in self.carried)
-        label = labels[0] if labels else None
-        ahead, label_ahead = batch.next().noised(self._grid, self.num_steps)
+        z_t, z_in, phi_t, phi_mid, last, out_t, *rest = (t.clone() for t in self.carried)
+        ahead, told_ahead = batch.next().noised(self._grid, self.num_steps)
+        condition = told_ahead.of(rest)
         with self._beside():
             z_mid = ddim_step(z_t, out_t, phi_t, phi_mid, head, batch.dtype)
-            out_mid, out_ahead = self._both(z_mid.z_in, phi_mid, label, ahead, label_ahead)
-        out = student.at(z_in, phi_t, label)
+            out_mid, out_ahead = self._both(z_mid.z_in, phi_mid, condition, ahead, told_ahead)
+        out = student.at(z_in, phi_t, *condition)
         self._join()
-        for kept, new in zip(self.carried, self._carry(ahead, label_ahead, out_ahead), strict=True):
+        for kept, new in zip(self.carried, self._carry(ahead, told_ahead, out_ahead), strict=True):
             kept.copy_(new)
         phi_next = next_angle(self._grid, phi_t)
         args = (z_t, out_t, out_mid, phi_t, phi_mid, last, head, self.weight, phi_next)
@@ -129,21 +129,20 @@ class Pipelined(Rollout):
         self,
         z_mid: Tensor,
         phi_mid: Tensor,
-        label: Tensor | None,
+        condition: Condition,
         ahead: Noised,
-        label_ahead: Tensor | None,
+        told_ahead: Condition,
     ) -> tuple[Tensor, Tensor]:
         """The teacher's raw outputs at t_mid of one batch and at t of the one ahead."""
         z, phi = torch.cat([z_mid, ahead.z_in]), torch.cat([phi_mid, ahead.phi_t])
-        labels = None if label is None or label_ahead is None else torch.cat([label, label_ahead])
-        out = self._teacher_at(z, phi, labels)
+        out = self._teacher_at(z, phi, condition.joined(told_ahead))
         return out[: len(z_mid)], out[len(z_mid) :]
 
     @staticmethod
-    def _carry(draw: Noised, label: Tensor | None, out: Tensor) -> list[Tensor]:
+    def _carry(draw: Noised, condition: Condition, out: Tensor) -> list[Tensor]:
         """What the next update needs of a batch."""
         kept = [draw.z_t, draw.z_in, draw.phi_t, draw.phi_mid, draw.last, out]
-        return kept if label is None else [*kept, label]
+        return [*kept, *condition.tensors()]
 
 
 def rollout(teacher: Model, num_steps: int, cfg: LoopConfig, engine: EngineConfig) -> Rollout:

@@ -8,6 +8,7 @@ from PIL import Image
 
 from pdfast import checkpoint, distributed, files, numerics
 from pdfast.errors import UsageError
+from pdfast.guidance import guided
 from pdfast.model import Model
 from pdfast.plots import counted, grid
 from pdfast.progress import Screen
@@ -23,6 +24,7 @@ def sample_to(
     steps: int,
     seed: int,
     label: int | None,
+    guidance: float | None,
     sampler: Sampler,
     variance: float,
     device: str,
@@ -34,6 +36,8 @@ def sample_to(
         found = numerics.set_up(precision, where)
         model = distributed.together(lambda: checkpoint.load_model(model_dir, where))
         model = numerics.lowered(model, found)
+        if guidance is not None:
+            model = guided(model, guidance)
         _sample_to(model, model_dir, out, num, steps, seed, label, sampler, variance)
 
 

@@ -1,5 +1,6 @@
 """Training a teacher: Algorithm 1 in continuous time, u ~ U(0, 1)."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -32,10 +33,10 @@ class DataObjective:
     def __call__(self, model: Model, batch: Batch) -> Problem:
         """Algorithm 1, from the draw of u ~ U(0, 1) to the loss."""
         times = model.schedule.grid(0, model.device)
-        draw, label = batch.noised(times, 0, model.head)
+        draw, condition = batch.noised(times, 0, model.head)
         assert draw.y is not None
         dropped = batch.dropped() if model.training else None
-        out = model.at(draw.z_in, draw.phi_t, label, dropped)
+        out = model.at(draw.z_in, draw.phi_t, *condition, dropped=dropped)
         return Problem(out, data_loss(out, draw.y, draw.phi_t, model.head, self.weight))
 
 
@@ -54,7 +55,8 @@ def train_teacher(run: Run, data: Dataset, device: torch.device) -> Model:
     if run.networks.teacher is not None:
         model: Model = run.networks.teacher.copy().to(device)
     else:
-        model = peers.select(new_model(run.config, device), run.config.peers)
+        config = dataclasses.replace(run.config, model=run.config.model.unguided())
+        model = peers.select(new_model(config, device), run.config.peers)
     if run.students():
         run.screen.warn(
             f"{run.teacher_dir}, the teacher of the rounds that are there, is gone: it is trained "

@@ -28,6 +28,8 @@ from pdfast.kernels.group_norm_silu import group_norm_silu
 
 LOGSNR_CLIP = 20.0  # the embedding's input range, whatever the schedule's
 TIME_SCALE = 1000.0  # the embedding's argument runs over (0, 1000)
+GUIDANCE_SCALE = 100.0  # that of a guidance weight over (0, 100), its range
+NO_CLASS = -1  # the label of an image whose class the network is not told
 
 
 def lecun_normal_(weight: Tensor) -> None:
@@ -74,10 +76,19 @@ def logsnr_embedding(logsnr: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
     """
     logsnr = logsnr.double().clamp(-LOGSNR_CLIP, LOGSNR_CLIP)
     s = torch.atan(torch.exp(-0.5 * logsnr)) / (math.pi / 2)
-    position = (TIME_SCALE * s).float().to(dtype)
+    return _sinusoids((TIME_SCALE * s).float().to(dtype), dim)
+
+
+def guidance_embedding(w: Tensor, dim: int, least: float, most: float) -> Tensor:
+    """Sinusoidal embedding of guidance weights: w (B,) in least .. most -> (B, dim), w's dtype."""
+    return _sinusoids(GUIDANCE_SCALE * (w - least) / (most - least), dim)
+
+
+def _sinusoids(position: Tensor, dim: int) -> Tensor:
+    """(B,) -> (B, dim): sines, then cosines, of dim / 2 frequencies from 1 down to 1e-4."""
     half = dim // 2
     rate = math.log(10_000.0) / (half - 1)
-    freqs = torch.exp(-rate * torch.arange(half, dtype=dtype, device=logsnr.device))
+    freqs = torch.exp(-rate * torch.arange(half, dtype=position.dtype, device=position.device))
     angles = position[:, None] * freqs[None, :]
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
@@ -240,6 +251,11 @@ class UNet(nn.Module):
         self.emb0 = linear(cfg.ch, cfg.emb_ch)
         self.emb1 = linear(cfg.emb_ch, cfg.emb_ch)
         self.emb_class = linear(cfg.num_classes, cfg.emb_ch) if cfg.num_classes else None
+        # Zero, so that a guided student begins as its teacher; no bias, emb0 has one.
+        self.emb_guidance: nn.Linear | None = None
+        if cfg.guidance:
+            self.emb_guidance = nn.Linear(cfg.ch, cfg.emb_ch, bias=False)
+            nn.init.zeros_(self.emb_guidance.weight)
         self.conv_in = conv(cfg.channels, cfg.ch, 3)
 
         def attention(ch: int, size: int) -> list[nn.Module]:
@@ -289,9 +305,8 @@ class UNet(nn.Module):
 
     def precise(self) -> Iterator[nn.Module]:
         """The modules that stay in float32 when the others compute in less."""
-        yield from (self.emb0, self.emb1)
-        if self.emb_class is not None:
-            yield self.emb_class
+        layers = (self.emb0, self.emb1, self.emb_class, self.emb_guidance)
+        yield from (layer for layer in layers if layer is not None)
         yield from (module for module in self.modules() if isinstance(module, GroupNormSiLU))
 
     def embedding(self, logsnr: Tensor) -> Tensor:
@@ -302,18 +317,35 @@ class UNet(nn.Module):
         t = cfg.timesteps * self.schedule.u(logsnr) - 1
         return timestep_embedding(t, cfg.ch, cfg.freq_shift).to(dtype)
 
-    def films(self, logsnr: Tensor, label: Tensor | None = None) -> list[Tensor]:
+    def guide(self, w: Tensor) -> Tensor:
+        """What guidance weights (B,) add to the first dense layer's output: (B, E)."""
+        assert self.emb_guidance is not None
+        w = w.to(self.emb_guidance.weight.dtype)
+        return self.emb_guidance(guidance_embedding(w, self.cfg.ch, *self.cfg.guidance))  # type: ignore[no-any-return]
+
+    def films(
+        self, logsnr: Tensor, label: Tensor | None = None, guidance: Tensor | None = None
+    ) -> list[Tensor]:
         """FiLM parameters (B, 2C) of every residual block, at logsnr (B,), label int64 (B,).
 
-        Without FiLM they are what is added, (B, C).
+        The rest as for `forward`. Without FiLM they are what is added, (B, C).
         """
-        emb = self.embedding(logsnr)
-        emb = self.emb1(F.silu(self.emb0(emb)))
+        emb = self.emb0(self.embedding(logsnr))
+        if self.emb_guidance is not None:
+            if guidance is None:
+                raise ValueError("this model takes guidance weights: pass guidance, of shape (B,)")
+            emb = emb + self.guide(guidance)
+        emb = self.emb1(F.silu(emb))
         if self.emb_class is not None:
             if label is None:
                 raise ValueError("this model is class-conditional: pass label, int64 of shape (B,)")
             # A one-hot input to a dense layer is a row of its weight, plus its bias.
-            emb = emb + F.embedding(label, self.emb_class.weight.t()) + self.emb_class.bias
+            rows = self.emb_class.weight.t()
+            if self.cfg.label_dropout:
+                rows = F.embedding(label.clamp(min=0), rows) * (label != NO_CLASS)[:, None]
+            else:
+                rows = F.embedding(label, rows)
+            emb = emb + rows + self.emb_class.bias
         emb = F.silu(emb).to(self.conv_in.weight.dtype)
         return [block.film(emb) for stage in self._stages() for block in stage.blocks()]
 
@@ -322,15 +354,17 @@ class UNet(nn.Module):
         z: Tensor,
         logsnr: Tensor,
         label: Tensor | None = None,
+        guidance: Tensor | None = None,
         dropped: Dropped | None = None,
         films: Sequence[Tensor] | None = None,
     ) -> Tensor:
         """z (B, C, H, W), logsnr (B,), label int64 (B,) if class-conditional -> (B, C', H, W).
 
-        `dropped`: with dropout, by these draws. `films`: of `self.films`, in place of logsnr's and
-        label's.
+        A label may be NO_CLASS where the model learned to do without. `guidance`: weights (B,), of
+        a guided student. `dropped`: with dropout, by these draws. `films`: of `self.films`, in
+        place of logsnr's, label's and guidance's.
         """
-        film = iter(self.films(logsnr, label) if films is None else films)
+        film = iter(self.films(logsnr, label, guidance) if films is None else films)
 
         def run(stage: Stage, h: Tensor, skip: Tensor | None = None) -> Tensor:
             args = (h, skip, [next(film) for _ in stage.blocks()], dropped)

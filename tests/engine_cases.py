@@ -15,6 +15,15 @@ from pdfast.training import DataObjective
 UPDATES, STEPS, ROUND = 50, 8, 1
 
 
+def changed(config, **tables):
+    """A config with some values of some tables replaced."""
+    for table, values in tables.items():
+        config = dataclasses.replace(
+            config, **{table: dataclasses.replace(getattr(config, table), **values)}
+        )
+    return config
+
+
 def set_of(config, phase, **options):
     """The config with options of a phase, and dropout of the model, set."""
     dropout = options.pop("dropout", 0.0) if phase == "train" else 0.0

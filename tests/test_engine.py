@@ -54,7 +54,8 @@ def plain_loop(config, phase, model, teacher, data):
         eps = philox.normal(noise, update, 0, cfg.batch, (1, 8, 8)).to(dtype)
 
         def student(z, logsnr, label=None, update=update):
-            return model(z, logsnr, label, Dropped(config.seed, ROUND, update, 0))
+            dropped = Dropped(config.seed, ROUND, update, 0)
+            return model(z, logsnr, label, dropped=dropped)
 
         student.head = model.head
         student.logsnr_min, student.logsnr_max = model.logsnr_min, model.logsnr_max
@@ -176,7 +177,7 @@ def test_tabulated_film_is_the_computed_one(short, tmp_path):
     u = torch.arange(1, 2 * STEPS + 1, dtype=torch.float64) / (2 * STEPS)
     z = torch.randn(2 * STEPS, 1, 8, 8)
     phi = start.schedule.phi(u)
-    torch.testing.assert_close(objective._teacher_at(z, phi, None), start.at(z, phi))
+    torch.testing.assert_close(objective._teacher_at(z, phi, engine.Condition()), start.at(z, phi))
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from engine_cases import batch_of_numbers, digits, random_model, set_of
+from engine_cases import batch_of_numbers, changed, digits, random_model, set_of
 from run_cases import assert_same_run, metrics, stop_after
 from torch import nn
 
@@ -97,14 +97,6 @@ def test_the_exact_v_is_best_for_an_exact_eps_teacher():
 
 # ------------------------------------------------------------------------------------------
 # Whole runs
-
-
-def changed(config, **tables):
-    for table, values in tables.items():
-        config = dataclasses.replace(
-            config, **{table: dataclasses.replace(getattr(config, table), **values)}
-        )
-    return config
 
 
 @pytest.fixture

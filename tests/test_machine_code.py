@@ -121,7 +121,7 @@ def test_add_noise(check, arch, head, dtype, flip, times, gathered, levels):
     types = {"update": "*i64", "z_t": "*fp32", "z_in": f"*{dtype}", "y": "*fp32"}
     types |= {"images": f"*{levels}"} | ({"angles": "*fp64"} if table else {})
     types |= {"phi_t": "*fp64", "phi_mid": "*fp64", "last": "*u8", "index": "*i64", "size": "i32"}
-    types |= {name: "i32" for name in add_noise.DRAWN_BY} | {"seed": "i64"}
+    types |= {"spare": "*fp64"} | {name: "i32" for name in add_noise.DRAWN_BY} | {"seed": "i64"}
     block, second = add_noise.BLOCK, dtype != "fp32"
     constants = {"a": 1.57, "b": 4.5e-5, "width": 32, "channels": 3, "flip": bool(flip)}
     constants |= {"continuous": times == 1, "head": head, "writes_z_in": second}

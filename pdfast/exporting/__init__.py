@@ -4,6 +4,7 @@
 Each checks what it wrote against the model, and imports its library only when it is asked for.
 """
 
+import dataclasses
 import importlib
 from pathlib import Path
 from typing import Literal, get_args
@@ -14,6 +15,7 @@ from pdfast import files
 from pdfast.checkpoint import load_model
 from pdfast.errors import PdfastError, UsageError
 from pdfast.exporting.common import Prepared
+from pdfast.guidance import Guided, guided
 from pdfast.model import Model
 from pdfast.network import Network
 from pdfast.progress import Screen
@@ -24,12 +26,18 @@ NEEDS = {"diffusers": ("diffusers",), "onnx": ("onnx", "onnxscript", "onnxruntim
 
 
 def export(
-    model: Model | str | Path, out: str | Path, to: Target = "diffusers", *, quiet: bool = False
+    model: Model | str | Path,
+    out: str | Path,
+    to: Target = "diffusers",
+    *,
+    guidance: float | None = None,
+    quiet: bool = False,
 ) -> Path:
     """Write a model, or a model directory, to the folder `out` for another library; returns it.
 
     `to` is "diffusers" (a `DDIMPipeline` folder with a model card) or "onnx" (the network, and
-    a JSON file that says what its output means). The model itself is not changed. Raises UsageError
+    a JSON file that says what its output means). A guided student is written as it is at one
+    weight, `guidance`. The model itself is not changed. Raises UsageError
     for what the format cannot express, naming the field, and PdfastError if `out` holds anything,
     the library is missing, or what was written does not agree with the model.
     """
@@ -41,10 +49,23 @@ def export(
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise UsageError(f"{out} is there already: choose another --out, or remove it")
     loaded = model if isinstance(model, Model) else load_model(model)
+    if guidance is not None:
+        loaded = guided(loaded, guidance)
+    if isinstance(loaded, Guided):
+        raise UsageError(
+            "the model is evaluated with the class and without, which one network cannot be: "
+            "export a guided student (model.guidance)"
+        )
     if isinstance(loaded, Network):
         raise UsageError(
             "the model is of a network of your own, which pdfast cannot export: its module's "
             "weights are a state_dict like any other"
+        )
+    if loaded.guidance:
+        least, most = loaded.guidance
+        raise UsageError(
+            f"the model is a guided student: pass --guidance, one of its weights {least:g} .. "
+            f"{most:g} (in Python export pdfast.guided(model, w))"
         )
     copy = plain(loaded)
     for module in NEEDS[to]:
@@ -67,9 +88,9 @@ def export(
 
 
 def plain(model: Model) -> Model:
-    """A copy in float32 on the CPU, in evaluation mode."""
+    """A copy in float32 on the CPU, in evaluation mode, which is always told the class."""
     with torch.device("meta"):
-        copy = Model(model.cfg, model.steps)
+        copy = Model(dataclasses.replace(model.cfg, label_dropout=0.0), model.steps)
     state = {k: v.detach().cpu().float() for k, v in model.net.state_dict().items()}
     copy.net.load_state_dict(state, assign=True)
     copy.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

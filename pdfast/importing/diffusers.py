@@ -89,7 +89,7 @@ def import_diffusers(
         return model
     head = "v" if cfg.head == "eps" else cfg.head  # eps-hat says nothing of x at low SNR
     table = {
-        "model": to_table(cfg) | {"head": head, "dropout": 0.0},
+        "model": to_table(cfg.without_dropout()) | {"head": head},
         "distill": dict(zip(("start_steps", "rounds"), plan, strict=True)),
     }
     if model.schedule.most_steps < EvalConfig().baseline_steps:

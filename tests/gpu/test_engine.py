@@ -28,7 +28,9 @@ from pdfast import distillation, engine, files, numerics
 from pdfast.config import EngineConfig, NetConfig
 from pdfast.data import Dataset
 from pdfast.errors import PdfastError
+from pdfast.fitting import Fit
 from pdfast.kernels.dropout import dropout
+from pdfast.model import Model
 from pdfast.optimizer import Optimizer
 from pdfast.rollout import Pipelined, Rollout
 from pdfast.training import DataObjective
@@ -139,7 +141,19 @@ def with_engine(config, **options):
     return dataclasses.replace(config, engine=EngineConfig(**options))
 
 
-# Options of [engine], of the loop, and the objective, by phase.
+def fit_guided(student, num_steps, weight, _):
+    """The first fit, to a guided teacher of the student's own weights."""
+    cfg = dataclasses.replace(student.cfg.unguided(), label_dropout=0.1)
+    teacher = Model(cfg).to(DEVICE).eval()
+    teacher.net.load_state_dict(student.net.state_dict(), strict=False)
+    return Fit(numerics.lowered(teacher, "bf16" if low(student) else "fp32"), num_steps, weight)
+
+
+def low(model):
+    return model.net_dtype == torch.bfloat16
+
+
+# Options of [engine], of the loop and the network, and the objective, by phase.
 CASES = {
     "train": {},
     "train streamed": {"data": "stream"},
@@ -152,6 +166,9 @@ CASES = {
     "distill tabulated": {"tabulate_film": True},
     "distill teacher-stream": {"teacher_stream": True},
     "distill pipelined": {"kind": Pipelined},
+    "distill guided": {"kind": Pipelined, "guidance": (0.0, 4.0)},
+    "distill fit": {"kind": fit_guided, "guidance": (0.0, 4.0)},
+    "train label-dropout": {"label_dropout": 0.25},
     "distill pipelined, all": {
         "kind": Pipelined,
         "teacher_stream": True,
@@ -161,6 +178,7 @@ CASES = {
     },
 }
 LOOP = ("accumulate", "checkpoint", "kind")
+NETWORK = ("guidance", "label_dropout")
 CHANGED = -2  # the optimizer's tensors up to the counters of skipped updates and of the last line
 
 
@@ -170,7 +188,9 @@ def test_replays_are_calls_bit_for_bit(small, deterministic, case, precision):
     """Those of resident images and one stream, whatever the case."""
     options, phase = CASES[case], case.split()[0]
     loop = {key: value for key, value in options.items() if key in LOOP}
-    ours = {key: value for key, value in options.items() if key not in LOOP}
+    net = {key: value for key, value in options.items() if key in NETWORK}
+    ours = {key: value for key, value in options.items() if key not in (*LOOP, *NETWORK)}
+    small = dataclasses.replace(small, model=dataclasses.replace(small.model, **net))
     data = coloured()
     if ours.get("tabulate_film"):  # of a model without classes
         model = dataclasses.replace(small.model, num_classes=0)

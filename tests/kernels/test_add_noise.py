@@ -76,12 +76,13 @@ def check(dtype, shape, layout, draw, num_steps, table=False, levels=torch.uint8
     got = add_noise(pixels, schedule, num_steps, net_dtype=dtype, **case)
     case["update"] = torch.tensor([case["update"]], device=DEVICE)
     args = {"a": SCHEDULE.a, "b": SCHEDULE.b, "angles": angles, "num_steps": num_steps, **case}
-    exact, phi_t, phi_mid, last, chosen, y_exact = add_noise_reference(
+    exact, phi_t, phi_mid, last, chosen, spare, y_exact = add_noise_reference(
         pixels, dtype=torch.float64, **args
     )
     eager, *_, y = add_noise_reference(pixels, dtype=torch.float32, **args)
     assert torch.equal(got.chosen, chosen)
     assert torch.equal(got.last, last)
+    assert torch.equal(got.spare, spare)
     assert torch.equal(got.phi_t, phi_t)
     assert torch.equal(got.phi_mid, phi_mid)
     x, eps = (
@@ -121,10 +122,25 @@ ARGS = {
 }
 
 
+def test_the_spare_number_is_uniform_and_of_its_own_bits():
+    """It tells nothing of the image, of its being mirrored, of its time."""
+    num = 4096
+    args = ARGS | {"num": num, "images": torch.zeros(9, 1, 1, 2, dtype=torch.uint8, device=DEVICE)}
+    args["images"][..., 1] = 255
+    for steps, flip in ((64, True), (0, True)):
+        found = add_noise(**args | {"num_steps": steps}, flip=flip, head="x")
+        spare = found.spare.cpu()
+        assert 0 < spare.min() < spare.max() < 1
+        assert (torch.histc(spare, 8, 0, 1) - num / 8).abs().max() < 4 * (num / 8) ** 0.5
+        for other in (found.chosen, found.phi_t, found.y[:, 0, 0, 0]):
+            both = torch.stack([spare, other.cpu().double()])
+            assert abs(float(both.corrcoef()[0, 1])) < 4 / num**0.5
+
+
 def test_the_same_bits_again_and_by_position():
     first, second = (add_noise(**ARGS, flip=True, head="v") for _ in range(2))
     part = add_noise(**ARGS | {"first": 1, "num": 2}, flip=True, head="v")
-    for name in ("z_t", "phi_t", "phi_mid", "last", "chosen", "y"):
+    for name in ("z_t", "phi_t", "phi_mid", "last", "chosen", "spare", "y"):
         assert torch.equal(getattr(first, name), getattr(second, name))
         assert torch.equal(getattr(first, name)[1:3], getattr(part, name))
 
