@@ -27,6 +27,14 @@ class View(NamedTuple):
     """What to say of each."""
 
 
+class Section(NamedTuple):
+    """A table, or a note that there is none, under a heading."""
+
+    heading: str
+    table: Table | None
+    note: str
+
+
 PAGE = Template("""\
 <!doctype html>
 <html lang="en">
@@ -57,6 +65,7 @@ $samples
 <h2>Distance against sampling steps</h2>
 <div class="scroll">$distances</div>
 <p><img class="curve" alt="distance against sampling steps" src="$curve"></p>
+$more
 <h2>Rounds</h2>
 <div class="scroll">$rounds</div>
 <p>$note</p>
@@ -108,6 +117,7 @@ def page(
     first: int,
     distances: Table,
     curve: bytes,
+    more: Sequence[Section],
     rounds: Table,
     note: str,
     versions: Mapping[str, str],
@@ -124,11 +134,21 @@ def page(
         samples=_samples(shown, first) if shown else "",
         distances=_table(distances, marked=True),
         curve=_address(curve),
+        more="\n".join(_section(section) for section in more),
         rounds=_table(rounds),
         note=html.escape(note),
         versions=_table((("what", "version"), list(versions.items()))),
         config=html.escape(config),
     )
+
+
+def _section(section: Section) -> str:
+    parts = [f"<h2>{html.escape(section.heading)}</h2>"]
+    if section.table:
+        parts.append(f'<div class="scroll">{_table(section.table)}</div>')
+    if section.note:
+        parts.append(f"<p>{html.escape(section.note)}</p>")
+    return "\n".join(parts)
 
 
 def _samples(views: Sequence[View], first: int) -> str:

@@ -147,7 +147,7 @@ def plot_distances(
     axes.yaxis.set_minor_formatter(NullFormatter())
     ticks = sorted({k for _, points in curves for k in points})
     axes.set_xticks(ticks, [str(k) for k in ticks])
-    axes.set_xlabel("sampling steps (network calls per image)")
+    axes.set_xlabel("sampling steps")
     axes.set_ylabel(f"{metric} (lower is better)")
     axes.grid(alpha=0.3)
     axes.legend()

@@ -3,10 +3,12 @@
 import pytest
 import torch
 
-from pdfast import frechet
 from pdfast.config import DataConfig, NetConfig
 from pdfast.data import Dataset, load_dataset
-from pdfast.frechet import EXTRACTORS, Features, Gaussian, Judge, fit_gaussian, frechet_distance
+from pdfast.detectors.base import Detector, Features
+from pdfast.detectors.plain import PIXEL
+from pdfast.frechet import Gaussian, Moments, frechet_distance, gaussian_of
+from pdfast.judge import Judge
 
 
 def gaussian(mean, cov):
@@ -32,15 +34,18 @@ def test_covariances_that_do_not_commute_or_are_singular():
     assert frechet_distance(p, q) == pytest.approx(float(expected), rel=1e-6)
 
 
-def test_moments_do_not_depend_on_the_chunks(monkeypatch):
+def test_moments_do_not_depend_on_the_chunks():
     torch.manual_seed(0)
-    images = torch.randint(0, 256, (100, 2, 2, 1), dtype=torch.uint8)
-    x = images.flatten(1).double() / 127.5 - 1
-    for chunk in (4096, 50, 7, 1):
-        monkeypatch.setattr(frechet, "CHUNK", chunk)
-        fit = fit_gaussian(EXTRACTORS["pixel"], images)
+    x = torch.randn(100, 4).double() + 3
+    for chunk in (100, 50, 7, 1):
+        moments = Moments()
+        for part in (x[:0], *x.split(chunk)):
+            moments.add(part)
+        fit = moments.gaussian()
+        assert moments.count == 100
         assert torch.allclose(fit.mean, x.mean(0), atol=1e-14)
         assert torch.allclose(fit.cov, torch.cov(x.T), atol=1e-14)
+    assert torch.equal(gaussian_of(x).cov, gaussian_of(x).cov.T)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +54,7 @@ def digits():
 
 
 def test_floor_of_the_digits(digits):
-    judge = Judge(digits, 0, 0, EXTRACTORS["pixel"])
+    judge = Judge(digits, 0, 0, PIXEL)
     assert judge.metric == "FD-pixel"
     assert judge.num == 1797
     mean, std = judge.floor()
@@ -59,7 +64,7 @@ def test_floor_of_the_digits(digits):
 
 
 def test_distance_grows_with_damage(digits):
-    judge = Judge(digits, 0, 0, EXTRACTORS["pixel"])
+    judge = Judge(digits, 0, 0, PIXEL)
     # Constant pixels have eigenvalues of rounding size, 1e-17, whose square roots are 3e-9.
     assert judge.distance(digits.images) == pytest.approx(0, abs=1e-7)
     torch.manual_seed(0)
@@ -71,10 +76,11 @@ def test_distance_grows_with_damage(digits):
 
 
 def test_another_extractor_can_be_plugged_in(digits):
-    mean_and_contrast = Features(
-        "contrast",
-        lambda im: torch.stack([x(im.double().flatten(1), 1) for x in (torch.mean, torch.std)], 1),
-    )
+    def extract(images):
+        x = images.double().flatten(1)
+        return Features(torch.stack([x.mean(1), x.std(1)], 1))
+
+    mean_and_contrast = Detector(name="contrast", metric="FD-contrast", extract=extract)
     judge = Judge(Dataset(digits.images, None), 100, 0, mean_and_contrast)
     assert judge.metric == "FD-contrast"
     assert judge.distance(digits.images) == pytest.approx(0, abs=1e-8)

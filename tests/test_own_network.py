@@ -13,10 +13,11 @@ from run_cases import TIMING, assert_same_run, metrics, stop_after
 from torch import nn
 
 import pdfast
-from pdfast import checkpoint, distillation, frechet
+from pdfast import checkpoint, distillation
 from pdfast.cli import main
 from pdfast.config import Config, DistillConfig, EvalConfig, TrainConfig
 from pdfast.data import from_numbers
+from pdfast.detectors import plain
 from pdfast.errors import PdfastError, Stopped, UsageError
 
 SIGNAL = (1, 12)
@@ -363,7 +364,7 @@ def test_distances_of_numbers():
     for shape, means in (((2, 16, 16, 16), (2, 8, 8, 8)), ((1, 3000), (1, 750)), ((3000,), (750,))):
         x = torch.rand(5, *shape, generator=generator)
         data = from_numbers(x, shape, pdfast.Network(Dense(), shape).image_shape, 0)
-        features = frechet.raw(shape).extract(data.images)
+        features = plain.raw(shape).extract(data.images).values
         assert features.shape == (5, math.prod(means))
         parts = x.double()
         for axis, (many, few) in enumerate(zip(shape, means, strict=True), 1):
@@ -371,7 +372,7 @@ def test_distances_of_numbers():
         torch.testing.assert_close(features, parts.flatten(1))
     x = torch.rand(5, 2, 6, generator=generator)
     data = from_numbers(x, (2, 6), (2, 1, 6), 0)
-    assert torch.equal(frechet.raw((2, 6)).extract(data.images), x.double().flatten(1))
+    assert torch.equal(plain.raw((2, 6)).extract(data.images).values, x.double().flatten(1))
 
 
 # ------------------------------------------------------------------------------------------

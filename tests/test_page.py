@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from pdfast import checkpoint
-from pdfast.page import View, page
+from pdfast.page import Section, View, page
 from pdfast.plots import grid
 
 LINKS = ("src", "href", "action", "data")
@@ -91,6 +91,7 @@ def test_texts_are_escaped():
         first=8,
         distances=((hostile,), [[hostile]]),
         curve=b"png",
+        more=[Section(hostile, ((hostile,), [[hostile]]), hostile)],
         rounds=((hostile,), [[hostile]]),
         note=hostile,
         versions={hostile: hostile},
@@ -108,6 +109,7 @@ def test_without_pictures_there_is_no_slider():
         first=4,
         distances=((), []),
         curve=b"png",
+        more=[Section("h", None, "")],
         rounds=((), []),
         note="n",
         versions={},

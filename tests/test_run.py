@@ -37,7 +37,7 @@ def test_run_directory(straight):
         "round-02-steps-0002.png",
     }
     report = json.loads((straight / "report.json").read_text())
-    assert set(report) == {"metric", "floor", "floor_std", "images", "teacher", "student"}
+    assert set(report) == {"metric", "floor", "floor_std", "images", "facts", "teacher", "student"}
     assert report["metric"] == "FD-pixel"
     assert report["images"] == 64
     assert set(report["teacher"]) == {"2", "4", "8"}
@@ -274,7 +274,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny, tmp_path):
 
 
 def test_the_cost_of_a_jump_is_a_warning(straight, tiny, tmp_path, monkeypatch, capsys):
-    from pdfast.frechet import Judge
+    from pdfast.judge import Judge
 
     values = iter([1.0, 1.1, 2.0])
     monkeypatch.setattr(

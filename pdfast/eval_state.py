@@ -1,0 +1,129 @@
+"""What an evaluation has done so far, so that a killed one goes on: eval-state/.
+
+A folder for each model at each number of steps, with its samples in parts as they were made, and,
+once they are judged, the figure in their place. Samples depend on no detector and are used by any.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pdfast import files, kept
+from pdfast.files import Damaged
+from pdfast.judge import Figure
+from pdfast.model import SAMPLE_BATCH, Model
+
+FOLDER = "eval-state"
+
+
+class Part(NamedTuple):
+    """Samples in order, (N, H, W, C) as stored, and the seconds that they took."""
+
+    samples: Tensor
+    seconds: float
+
+
+class Finished(NamedTuple):
+    """A figure, and what is shown beside it."""
+
+    figure: Figure
+    part: Part
+    """The first samples, and the seconds that all took."""
+
+
+@torch.no_grad()
+def fingerprint(model: Model) -> str:
+    """SHA-256 of the model, what it computes, and what else the bits of its samples depend on.
+
+    One denoising stands for what is computed, which the code of a network of one's own, and the
+    precision, decide as well.
+    """
+    kind: dict[str, Any] = {"dtype": model.dtype, "device": model.device}
+    z = torch.linspace(-1, 1, math.prod(model.image_shape), **kind).reshape(1, *model.image_shape)
+    label = torch.zeros(1, dtype=torch.int64, device=model.device) if model.num_classes else None
+    x_hat = model.predict_x(z, torch.zeros(1, **kind), label)
+    described = json.dumps([model.describe(), files.versions(), str(model.device)])
+    return kept.digest({**model.weights(), "x-hat": x_hat, "described": _bytes(described)})
+
+
+class EvalState:
+    """The samples of one model at one number of steps; for the first process alone."""
+
+    def __init__(self, folder: Path, model: str, steps: int, seed: int) -> None:
+        """`model` is its fingerprint; `folder` need not be there."""
+        self._of = {"model": model, "steps": str(steps), "seed": str(seed)}
+        name = hashlib.sha256(json.dumps(self._of).encode()).hexdigest()[:24]
+        self._path = folder / name
+
+    def finished(self, judge: dict[str, str]) -> Finished | None:
+        """The figure of a judge of this key, if it was found."""
+        found = _load(self._path / _figure_name(judge), self._of | judge)
+        if found is None:
+            return None
+        table = json.loads(bytes(found["figure"].tolist()))
+        part = Part(found["samples"], float(found["seconds"]))
+        return Finished(Figure.from_table(table), part)
+
+    def finish(self, judge: dict[str, str], done: Finished) -> None:
+        """Keep a figure and the samples shown beside it; the others go."""
+        tensors = {
+            "figure": _bytes(json.dumps(done.figure.table())),
+            "samples": done.part.samples,
+            "seconds": torch.tensor(done.part.seconds, dtype=torch.float64),
+        }
+        self._save(_figure_name(judge), tensors, self._of | judge)
+        for path in self._path.glob("samples-*"):
+            path.unlink(missing_ok=True)
+
+    def parts(self, num: int) -> Iterator[Part]:
+        """Those that were made of `num` samples, from the first on: whole batches, or all."""
+        done = 0
+        while done < num:
+            found = _load(self._path / _part_name(done), self._of)
+            if found is None:
+                return
+            taken = min(len(found["samples"]), num - done)
+            if done + taken < num:
+                taken -= taken % SAMPLE_BATCH
+            if not taken:
+                return
+            yield Part(found["samples"][:taken], float(found["seconds"]))
+            done += taken
+
+    def keep(self, first: int, part: Part) -> None:
+        """Write a part, whose samples are those from `first` on."""
+        seconds = torch.tensor(part.seconds, dtype=torch.float64)
+        tensors = {"samples": part.samples, "seconds": seconds}
+        self._save(_part_name(first), tensors, self._of)
+
+    def _save(self, name: str, tensors: dict[str, Tensor], facts: dict[str, str]) -> None:
+        try:
+            self._path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise files.cannot_write(self._path, error) from None
+        kept.save(self._path / name, tensors, facts)
+
+
+def _load(path: Path, facts: dict[str, str]) -> dict[str, Tensor] | None:
+    try:
+        return kept.load(path, facts)
+    except Damaged:  # it is made again, as what was not yet made
+        return None
+
+
+def _part_name(first: int) -> str:
+    return f"samples-{first:09d}.safetensors"
+
+
+def _figure_name(judge: dict[str, str]) -> str:
+    return f"figure-{hashlib.sha256(json.dumps(judge).encode()).hexdigest()[:24]}.safetensors"
+
+
+def _bytes(text: str) -> Tensor:
+    return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)

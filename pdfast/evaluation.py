@@ -1,0 +1,130 @@
+"""Models sampled at some numbers of steps, and judged; what is done is kept until the report."""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pdfast import distributed, eval_state, files
+from pdfast.eval_state import EvalState, Finished, Part
+from pdfast.judge import Figure, Judge
+from pdfast.model import SAMPLE_BATCH, Model
+from pdfast.plots import counted
+from pdfast.run import Run
+from pdfast.signals import poll
+
+NUM_KEPT = 64  # samples for the page
+STOPPED = "finished models are whole, samples are kept; the same command goes on from there"
+PART = 4  # batches of each process that are kept at a time
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A model at one number of sampling steps."""
+
+    figure: Figure
+    seconds: float
+    """Per image, of sampling."""
+    samples: Tensor
+    """The first of them, as they are stored, (N, H, W, C) on the CPU; for the first process."""
+
+    @property
+    def distance(self) -> float:
+        """Of the samples from the data."""
+        return self.figure.distance
+
+
+class Meter:
+    """Judges models. Every method is reached by all processes."""
+
+    def __init__(self, judge: Judge, run: Run) -> None:
+        """What is done is kept in `run`'s folder, and used if a killed evaluation left it there."""
+        self.judge, self.screen = judge, run.screen
+        self._folder = run.path / eval_state.FOLDER
+        distributed.from_first(lambda: files.sweep(run.path))
+        if judge.detector.warning:
+            run.screen.warn(judge.detector.warning)
+        self.floor, self.floor_std = distributed.from_first(judge.floor)
+        run.screen.say(
+            f"{judge.metric} {self.floor:8.4f}  resampled data (floor, +- {self.floor_std:.4f})"
+        )
+        left_out, least = distributed.from_first(lambda: [judge.num_left_out, judge.width + 1])
+        if left_out:
+            run.screen.say(
+                f"no distance for {left_out} of the classes: each has fewer images or samples than "
+                f"the {least:,} that {judge.metric} takes"
+            )
+
+    def __call__(self, name: str, model: Model, steps: Iterable[int]) -> dict[int, Measured]:
+        """A model at each of these numbers of sampling steps, with progress bars."""
+        mark = distributed.from_first(lambda: eval_state.fingerprint(model))
+        return {k: self._measured(name, model, k, mark) for k in sorted(set(steps))}
+
+    def clear(self) -> None:
+        """Forget what was kept: the report is whole."""
+        distributed.from_first(lambda: files.remove(self._folder))
+
+    def _measured(self, name: str, model: Model, steps: int, mark: str) -> Measured:
+        judge, state = self.judge, EvalState(self._folder, mark, steps, self.judge.seed)
+        shown = torch.empty(0)
+
+        def finished() -> tuple[dict[str, Any], float] | None:
+            nonlocal shown
+            done = state.finished(judge.key())
+            if done is None:
+                return None
+            shown = done.part.samples
+            return done.figure.table(), done.part.seconds
+
+        found = distributed.from_first(finished)
+        if found is None:
+            samples, seconds = self._sampled(name, model, steps, state)
+
+            def judged() -> tuple[dict[str, Any], float]:
+                nonlocal shown
+                figure, shown = judge.figure(samples), samples[:NUM_KEPT].cpu()
+                state.finish(judge.key(), Finished(figure, Part(shown, seconds)))
+                return figure.table(), seconds
+
+            found = distributed.from_first(judged)
+        figure = Figure.from_table(found[0])
+        self.screen.say(f"{judge.metric} {figure.distance:8.4f}  {name}, {counted(steps)}")
+        return Measured(figure, found[1] / judge.num, shown)
+
+    def _sampled(self, name: str, model: Model, steps: int, state: EvalState) -> Part:
+        """All samples: those that are kept, and, a part at a time, the others."""
+        judge, parts = self.judge, list[Tensor]()
+
+        def kept() -> tuple[int, float]:
+            found = list(state.parts(judge.num))
+            parts.extend(part.samples.to(model.device) for part in found)
+            return sum(len(part.samples) for part in found), sum(part.seconds for part in found)
+
+        done, seconds = distributed.from_first(kept)
+        size = PART * SAMPLE_BATCH * distributed.size()
+        missing = [(k, min(size, judge.num - k)) for k in range(done, judge.num, size)]
+        calls = steps * sum(model.calls_for(num) for _, num in missing)
+        before = steps * model.calls_for(done)
+        with self.screen.task(f"sampling {name}, {counted(steps)}", before + calls, before) as task:
+
+            def on_step() -> None:
+                poll(STOPPED)
+                task.advance()
+
+            for first, num in missing:
+                part = self._part(model, steps, first, num, on_step)
+                distributed.from_first(partial(state.keep, first, part))
+                parts.append(part.samples)
+                seconds += part.seconds
+        return Part(torch.cat(parts) if parts else torch.empty(0), seconds)
+
+    def _part(
+        self, model: Model, steps: int, first: int, num: int, on_step: Callable[[], None]
+    ) -> Part:
+        start = time.perf_counter()
+        made = model.sample_images(num, steps, self.judge.seed, on_step=on_step, first=first)
+        return Part(self.judge.stored(made), time.perf_counter() - start)

@@ -1,0 +1,119 @@
+"""What stands beside every figure, so that it can be had again, and compared with others."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pdfast import files, numerics, sources
+from pdfast.config import Config
+from pdfast.judge import Judge
+from pdfast.model import Model
+
+SHOWN = 16  # digits of a SHA-256, where all of them would not be read
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """How figures were measured; report.json and eval.json hold it as it is."""
+
+    metric: str
+    samples: int
+    seed: int
+    sampler: str
+    reference: str
+    reference_images: int
+    reference_sha256: str
+    """Of the tensor of images, as the model sees them."""
+    reading: str
+    """What was done to images to give them the model's size."""
+    detector: str
+    detector_resize: str
+    detector_sha256: str
+    """Of the file of its weights; "" where it has none."""
+    features: int
+    weights: dict[str, str]
+    """Of each model: averaged over updates or raw."""
+    precision: str
+    torch: str
+
+    def table(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return dataclasses.asdict(self)
+
+    def rows(self) -> list[tuple[str, str]]:
+        """(what, value) for a table to read."""
+        averaged = "; ".join(f"{name}: {value}" for name, value in self.weights.items())
+        by = f"{self.detector}, {self.features} features"
+        if self.detector_sha256:
+            by += f", weights SHA-256 {self.detector_sha256[:SHOWN]}"
+        return [
+            ("figure", self.metric),
+            ("samples", f"{self.samples:,}, seed {self.seed}, {self.sampler}"),
+            ("reference set", f"{self.reference}, {self.reference_images:,} images"),
+            ("its SHA-256", self.reference_sha256[:SHOWN]),
+            ("resize when it is read", self.reading),
+            ("detector", by),
+            ("resize before the detector", self.detector_resize),
+            ("models' weights", averaged),
+            ("precision", f"{self.precision}, PyTorch {self.torch}"),
+        ]
+
+    def line(self) -> str:
+        """All of it on one line."""
+        return "; ".join(f"{what}: {value}" for what, value in self.rows())
+
+    @property
+    def rank_note(self) -> str:
+        """What to say where there are too few samples; empty where there are not."""
+        least = min(self.samples, self.reference_images)
+        if least > self.features:
+            return ""
+        return (
+            f" {least:,} are too few for a covariance of {self.features:,} features to have full "
+            f"rank, which takes {self.features + 1:,}: such distances are for comparing models at "
+            "this number of samples only."
+        )
+
+
+def facts_of(judge: Judge, config: Config, model: Model, weights: dict[str, str]) -> Facts:
+    """Of a judge's figures; for the first process. `weights` as in `Facts`."""
+    data, precision = judge.data, numerics.precision_of(config.precision, model.device)
+    height, width = data.images.shape[1:3]
+    source, reading = config.data.source, "none"
+    if data.shape:
+        source = "given with the call"
+    elif sources.resizes(source):
+        reading = f"centre crop, antialiased bicubic resize to {height}x{width}"
+    sampler = "DDIM" if model.clip is None else "DDIM, x-hat clipped to [{:g}, {:g}]".format(
+        *model.clip
+    )  # fmt: skip
+    if config.model.guidance or config.eval.guidance:
+        sampler += f", guidance {config.eval.guidance:g}"
+    return Facts(
+        metric=judge.metric,
+        samples=judge.num,
+        seed=judge.seed,
+        sampler=sampler,
+        reference=source,
+        reference_images=len(data),
+        reference_sha256=judge.reference.digest,
+        reading=reading,
+        detector=judge.detector.name,
+        detector_resize=judge.detector.resize,
+        detector_sha256=judge.detector.weights,
+        features=judge.width,
+        weights=weights,
+        precision=numerics.LONG[precision],
+        torch=torch.__version__,
+    )
+
+
+def averaging(model_dir: Path, config: Config, student: bool) -> str:
+    """What the weights of a run's model are."""
+    if "source" in files.read_manifest(model_dir):  # adopted, see distillation.adopt_teacher
+        return "as they were given"
+    decay = (config.distill if student else config.train).ema_decay
+    return f"EMA {decay:g}" if decay else "raw"

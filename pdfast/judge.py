@@ -1,0 +1,207 @@
+"""Figures of sample sets against one data set: distances, scores, and distances by class."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pdfast import distributed, kept, scores
+from pdfast.config import Config
+from pdfast.data import Dataset, as_stored
+from pdfast.detectors.base import Detector, Features
+from pdfast.detectors.opening import open_detector
+from pdfast.errors import UsageError
+from pdfast.frechet import Gaussian, Moments, frechet_distance
+from pdfast.model import Model
+from pdfast.progress import Screen
+from pdfast.reference_set import Reference, features_of
+from pdfast.scores import InceptionScore, Manifold, precision_recall
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What is measured of one set of samples."""
+
+    distance: float
+    inception_score: InceptionScore | None = None
+    """Of detectors that classify."""
+    manifold: Manifold | None = None
+    """Of detectors with a network."""
+    classes: dict[int, float] = field(default_factory=dict)
+    """Distance of the samples of each class from its images, where both are enough."""
+
+    @classmethod
+    def from_table(cls, table: dict[str, Any]) -> "Figure":
+        """What `table` gave, as JSON has it."""
+        score, manifold = table["inception_score"], table["manifold"]
+        return cls(
+            table["distance"],
+            None if score is None else InceptionScore(*score),
+            None if manifold is None else Manifold(*manifold),
+            {int(label): distance for label, distance in table["classes"].items()},
+        )
+
+    def table(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "distance": self.distance,
+            "inception_score": self.inception_score,
+            "manifold": self.manifold,
+            "classes": {str(label): distance for label, distance in self.classes.items()},
+        }
+
+
+@dataclass(frozen=True)
+class ClassReference:
+    """The images of one class."""
+
+    gaussian: Gaussian
+    floor: float
+    """Distance of resamples of them, of as many as there are samples."""
+
+
+class Judge:
+    """Figures of samples against one data set. Figures are for one process to find."""
+
+    def __init__(
+        self,
+        data: Dataset,
+        num: int,
+        seed: int,
+        detector: Detector,
+        screen: Screen | None = None,
+        model: Model | None = None,
+    ) -> None:
+        """`num` samples per distance, 0 for as many as the set has images.
+
+        `model`: one whose classes are looked at, too; all models that are judged draw the same.
+        Raises UsageError for fewer images or samples than the detector needs.
+        """
+        self.num = num or len(data)
+        self.seed, self.detector, self.data = seed, detector, data
+        self.metric = detector.metric
+        self._screen = screen or Screen(quiet=True)
+        self.reference = Reference(data, detector, self._screen)
+        self._labels = model.drawn_labels(self.num, seed) if model is not None else None
+        for what, there, fix in (
+            ("samples", self.num, f"set eval.num to {detector.needed} or more"),
+            ("images", len(data), "take a larger set, or another eval.detector"),
+        ):
+            if there < detector.needed:
+                raise UsageError(
+                    f"{self.metric} needs at least {detector.needed:,} {what}, for a covariance of "
+                    f"full rank (50,000 are usual), and here are {there:,}: {fix}"
+                )
+
+    @classmethod
+    def of(
+        cls,
+        data: Dataset,
+        config: Config,
+        device: torch.device,
+        screen: Screen | None = None,
+        model: Model | None = None,
+    ) -> "Judge":
+        """The judge that a config asks for. Reached by all processes; raises as `open_detector`."""
+        detector = open_detector(config.eval.detector, data, device)
+        return cls(data, config.eval.num, config.seed, detector, screen, model)
+
+    def key(self) -> dict[str, str]:
+        """What figures depend on, but for the samples; as texts."""
+        labels = self.data.labels
+        return {
+            "images": self.reference.digest,
+            "labels": "" if labels is None else kept.digest({"labels": labels}),
+            "detector": self.detector.name,
+            "weights": self.detector.weights,
+            "num": str(self.num),
+            "seed": str(self.seed),
+        }
+
+    def floor(self) -> tuple[float, float]:
+        """Mean and standard deviation of the distance of bootstrap resamples of the data."""
+        return self.reference.floor(self.num, self.seed)
+
+    def distance(self, images: Tensor) -> float:
+        """Distance of images (N, H, W, C), as the set's, from it."""
+        moments = Moments()
+        for found in self._features(images):
+            moments.add(found.values)
+        return frechet_distance(self.reference.gaussian, moments.gaussian())
+
+    def figure(self, images: Tensor) -> Figure:
+        """All that is measured of `num` samples (num, H, W, C), as the set's."""
+        moments, by_class = Moments(), {label: Moments() for label in self.classes}
+        points, logits, start = [], [], 0
+        for found in self._features(images):
+            moments.add(found.values)
+            stop = start + len(found.values)
+            for label, of in by_class.items():
+                of.add(found.values[self._are(label, start, stop).to(found.values.device)])
+            if self.detector.weights:
+                points.append(found.values[: max(0, scores.MOST - start)].float())
+                logits += [] if found.logits is None else [found.logits]
+            start = stop
+        return Figure(
+            frechet_distance(self.reference.gaussian, moments.gaussian()),
+            scores.inception_score(torch.cat(logits)) if logits else None,
+            precision_recall(torch.cat(points), self.reference.points) if points else None,
+            {
+                label: frechet_distance(self.classes[label].gaussian, of.gaussian())
+                for label, of in by_class.items()
+            },
+        )
+
+    def _features(self, images: Tensor) -> Iterator[Features]:
+        return features_of(self.detector, images.to(self.data.images.device), self._screen)
+
+    def judge(
+        self, model: Model, steps: int, on_step: Callable[[], None] = lambda: None
+    ) -> tuple[float, Tensor]:
+        """(distance, samples) of `num` DDIM samples in `steps` steps, clipped where the model is.
+
+        The samples are (num, H, W, C), of the set's dtype. Reached by all processes.
+        """
+        images = self.stored(model.sample_images(self.num, steps, self.seed, on_step=on_step))
+        return distributed.from_first(lambda: self.distance(images)), images
+
+    def stored(self, images: Tensor) -> Tensor:
+        """Samples as the set holds its images."""
+        return as_stored(images, self.data.images.dtype)
+
+    # -- classes ---------------------------------------------------------------------------
+
+    @cached_property
+    def classes(self) -> dict[int, ClassReference]:
+        """The classes that have enough images and enough samples; of conditional models.
+
+        Enough are more than there are features: a distance of fewer says little.
+        """
+        found = {}
+        for label, images in self._class_counts.items():
+            num = int(self._are(label).sum())
+            if min(images, num) > self.width:
+                found[label] = ClassReference(*self.reference.of_class(label, num, self.seed))
+        return found
+
+    @property
+    def num_left_out(self) -> int:
+        """Classes that have too few."""
+        return len(self._class_counts) - len(self.classes)
+
+    @property
+    def width(self) -> int:
+        """Features of an image."""
+        return len(self.reference.gaussian.mean)
+
+    @property
+    def _class_counts(self) -> dict[int, int]:
+        return {} if self._labels is None else self.reference.class_counts
+
+    def _are(self, label: int, start: int = 0, stop: int | None = None) -> Tensor:
+        """Which of some samples are of a class."""
+        assert self._labels is not None
+        return self._labels[start:stop] == label
