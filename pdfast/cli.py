@@ -58,6 +58,9 @@ class RunCommand(Machine):
     """What becomes of a run that is in --out. auto: it goes on; what is damaged in it is put aside
     and made again, unless that would mean from zero. strict: what is damaged is refused. never:
     the run is refused."""
+    track: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Show the run as it goes: tensorboard (in the run directory), wandb (Weights & Biases, as its
+    environment variables say). Each needs the extra of its name."""
     dry_run: FlagCreatePairsOff[bool] = False
     """Print the resolved config, parameters, memory, disk, time and rounds, and stop."""
     fields: Fields = field(default_factory=Config)
@@ -70,13 +73,14 @@ class RunCommand(Machine):
 
         where, fields = choose_device(self.device, self.threads), self.fields
         teacher = None
-        if distill and fields.distill.teacher:
+        if distill:
             from pdfast.distillation import load_teacher, with_fit
-
+        if distill and fields.distill.teacher:
             teacher = load_teacher(fields, where).cfg
             fields = with_fit(fields, teacher)
         elif distill:
             check_own_teacher(fields)
+            fields = with_fit(fields, fields.model.unguided())
         else:
             check_trainable(fields)
         forecast(fields, where, Screen(), distill, teacher)
@@ -98,6 +102,7 @@ class Train(RunCommand):
             device=self.device,
             threads=self.threads,
             resume=self.resume,
+            track=self.track,
         )
 
 
@@ -118,6 +123,7 @@ class Distill(RunCommand):
             device=self.device,
             threads=self.threads,
             resume=self.resume,
+            track=self.track,
         )
 
 
@@ -137,6 +143,9 @@ class Sample(Machine):
     """A folder for PNG files, or an .npz (uint8 NHWC, arr_0), or a .png (a grid)."""
     label: int | None = None
     """Class of every image, for a class-conditional model; drawn at random if left out."""
+    guidance: float | None = None
+    """Weight w of classifier-free guidance, x-hat(class) + w (x-hat(class) - x-hat(no class)); of a
+    guided student it must be given."""
     sampler: Literal["ddim", "ancestral"] = "ddim"
     """ddim is deterministic; ancestral adds noise at each step."""
     variance: float = 1.0
@@ -156,6 +165,7 @@ class Sample(Machine):
             steps=self.steps,
             seed=self.seed,
             label=self.label,
+            guidance=self.guidance,
             sampler=self.sampler,
             variance=self.variance,
             precision=self.precision,
@@ -178,6 +188,10 @@ class Eval(Machine):
     """Where a single model's numbers go; eval-<model> beside the model if left out."""
     precision: Precision | None = None
     """As for sample; that of the config if left out."""
+    detector: str | None = None
+    """pixel, inception[:PATH] or lite0, as eval.detector; that of the config if left out."""
+    guidance: float | None = None
+    """Weight of classifier-free guidance, as eval.guidance; that of the config if left out."""
 
     def run(self) -> None:
         """Run the command."""
@@ -192,6 +206,8 @@ class Eval(Machine):
             device=self.device,
             threads=self.threads,
             precision=self.precision,
+            detector=self.detector,
+            guidance=self.guidance,
         )
 
 
@@ -247,12 +263,14 @@ class Export:
     a JSON file that says what its output means."""
     out: Path
     """A new folder."""
+    guidance: float | None = None
+    """Guidance weight at which a guided student is written."""
 
     def run(self) -> None:
         """Run the command."""
         from pdfast.exporting import export
 
-        export(self.model, self.out, self.to)
+        export(self.model, self.out, self.to, guidance=self.guidance)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,7 +279,7 @@ class Data:
 
     source: Positional[str]
     """A folder of images, a .zip, .tar shards, an .npz, IDX files, CIFAR-10's .tar.gz, emoji:FONT,
-    or digits; see data.source. Images may have any size."""
+    hf:NAME[:SPLIT], or digits; see data.source. Images may have any size."""
     out: Path
     """A new .npz; a contact sheet, .png, is written beside it."""
     size: int

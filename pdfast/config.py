@@ -14,10 +14,11 @@ from typing import Annotated, Literal
 import tomli_w
 import tyro
 
+from pdfast import detectors
 from pdfast.errors import UsageError
 from pdfast.kernels.names import Head as Head
 from pdfast.kernels.names import LossWeight as LossWeight
-from pdfast.netconfig import MAX_LIST
+from pdfast.netconfig import MAX_LIST, MAX_WEIGHT
 from pdfast.netconfig import NetConfig as NetConfig
 from pdfast.tables import check, from_table, nearest, read_toml, to_table
 
@@ -40,8 +41,9 @@ class DataConfig:
     source: str = "digits"
     """"digits" (scikit-learn's), a folder of images or a .zip (with EDM's dataset.json), an .npz
     with uint8 NHWC `images`, a file ...images-idx3-ubyte[.gz] as of MNIST or its folder, CIFAR-10's
-    binary or python .tar.gz, WebDataset's .tar shards (a folder, or a{00..09}.tar), or emoji:FONT
-    of an emoji font with bitmaps."""
+    binary or python .tar.gz, WebDataset's .tar shards (a folder, or a{00..09}.tar), emoji:FONT of
+    an emoji font with bitmaps, or hf:NAME[:SPLIT] of Hugging Face's datasets (what save_to_disk
+    wrote, a .parquet file, a folder of them, or a name on the hub)."""
     horizontal_flip: bool = False
     """Mirror each training image with probability 1/2 (wrong for digits and text)."""
 
@@ -215,10 +217,16 @@ class EvalConfig:
     """The teacher is also sampled at this many steps, to compare the students with."""
     num: int = 0
     """Samples per distance; 0: as many as the set has images."""
-    features: Literal["pixel"] = "pixel"
-    """Feature extractor of the Frechet distance."""
+    detector: str = "pixel"
+    """What the Frechet distance compares: pixel, the pixels themselves (FD-pixel); inception:PATH,
+    features of InceptionV3 with that weights file (FID), inception alone downloads it; lite0,
+    features of EfficientNet-Lite0 (FD-Lite0). Samples that are no pictures: their numbers."""
+    guidance: float = 0.0
+    """Weight w of classifier-free guidance of the samples that are judged: the prediction is
+    x-hat(class) + w (x-hat(class) - x-hat(no class)); 0: none."""
 
     def __post_init__(self) -> None:
+        detectors.split(self.detector)
         check(len(self.steps) >= 1 and min(self.steps) >= 1, "eval.steps must all be at least 1")
         check(len(self.steps) <= MAX_LIST, f"eval.steps must hold at most {MAX_LIST} step counts")
         check(max(self.steps) <= MAX_STEPS, f"eval.steps must all be at most {MAX_STEPS}")
@@ -226,6 +234,7 @@ class EvalConfig:
             1 <= self.baseline_steps <= MAX_STEPS,
             f"eval.baseline_steps must be at least 1, at most {MAX_STEPS}",
         )
+        check(0 <= self.guidance <= MAX_WEIGHT, f"eval.guidance must be in 0 .. {MAX_WEIGHT}")
         check(
             self.num == 0 or 2 <= self.num <= MAX_COUNT,
             f"eval.num must be 0 (all) or at least 2, at most {MAX_COUNT}",
@@ -307,6 +316,11 @@ class Config:
             "name must be a plain folder name",
         )
         check(1 <= len(self.name.encode()) <= 100, "name must be 1 to 100 bytes long")
+        guidance = self.model.guidance
+        check(
+            not guidance or guidance[0] <= self.eval.guidance <= guidance[1],
+            f"eval.guidance {self.eval.guidance:g} is outside model.guidance",
+        )
 
 
 def check_distillable(config: Config) -> None:
@@ -317,10 +331,25 @@ def check_distillable(config: Config) -> None:
         "its error 2.2e4 times; train the teacher with model.head v (or x, or both); a teacher of "
         "eps from elsewhere is distilled by a config of head v, whose first round fits v to it",
     )
+    check_guided_students(config)
+
+
+def check_guided_students(config: Config) -> None:
+    """Refuse guidance of samples whose students know none."""
+    check(
+        not config.eval.guidance or bool(config.model.guidance),
+        "eval.guidance is set, but the students take no guidance weight: set model.guidance to the "
+        "least and the largest that they are to take, such as 0 4",
+    )
 
 
 def check_trainable(config: Config) -> None:
-    """Refuse a schedule that only distils."""
+    """Refuse a schedule that only distils, and guidance that the teacher does not learn."""
+    check(
+        config.model.label_dropout > 0 or not (config.model.guidance or config.eval.guidance),
+        "guidance needs a teacher that learns to do without the class: set model.label_dropout to "
+        "0.1, or leave eval.guidance and model.guidance out",
+    )
     check(
         config.model.schedule == "cosine",
         f"model.schedule {config.model.schedule} cannot be trained with, since a teacher is "
@@ -333,7 +362,7 @@ def check_own_teacher(config: Config) -> None:
     """Refuse what keeps `distill` from training the config's teacher first."""
     check_trainable(config)
     check(
-        not config.distill.fit_updates,
+        bool(config.model.guidance) or not config.distill.fit_updates,
         "distill.fit_updates is for students that cannot start as their teacher, and this config "
         "trains its own: leave it 0, or pass --teacher",
     )

@@ -129,7 +129,7 @@ def load_dataset(data: DataConfig, model: NetConfig) -> Dataset:
         raise UsageError(
             f"{where} has no labels, but model.num_classes is {model.num_classes}: add labels "
             "(class sub-folders, `labels` in the .npz, dataset.json in the .zip, .cls files in the "
-            ".tar) or set it to 0"
+            ".tar, a ClassLabel column of a Hugging Face set) or set it to 0"
         )
     least, most = int(labels.min()), int(labels.max())
     if least < 0:

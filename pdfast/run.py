@@ -1,8 +1,9 @@
 """A run directory: its config, models, metrics and saved states.
 
-- config.toml, metrics.jsonl, report.json, report.md, report.png
+- config.toml, metrics.jsonl, report.html, report.json, report.md, report.png
 - teacher/, round-01-steps-4096/ ...: models, each whole or absent
 - samples/: pictures; state/: the phase in progress; .lock: whose it is at the moment
+- tensorboard/, wandb/: what trackers keep; eval-state/: an evaluation in progress
 - not-finite-round-00-update-000000123/ ...: what an update began from that would not be finite
 - round-01-steps-4096.damaged/ ...: what was found damaged, and made again
 
@@ -12,7 +13,7 @@ reached by all. The others read models and states, so they need the same file sy
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -30,6 +31,7 @@ from pdfast.model import Model
 from pdfast.network import Network
 from pdfast.progress import Screen
 from pdfast.states import State
+from pdfast.tracking import Tracking
 
 ROUND_DIR = re.compile(r"round-(\d+)-steps-(\d+)")
 Resume = Literal["auto", "strict", "never"]
@@ -62,6 +64,7 @@ class Run:
         self.networks = networks
         self._metrics = Metrics(path / "metrics.jsonl")
         self._lock: Lock | None = None
+        self._tracking: Tracking | None = None
 
     @classmethod
     def start(
@@ -96,9 +99,21 @@ class Run:
     def __enter__(self) -> "Run":
         return self
 
-    def __exit__(self, *error: object) -> None:
-        if self._lock is not None:
-            self._lock.release()
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            if self._tracking is not None:
+                self._tracking.close(0 if error is None else getattr(error, "exit_code", 1))
+        finally:
+            if self._lock is not None:
+                self._lock.release()
+
+    def track(self, names: Sequence[str]) -> None:
+        """Have trackers follow the run until its end; see trackers/. Raises PdfastError."""
+
+        def begin() -> None:
+            self._tracking = Tracking(self.path, names, self.screen) if names else None
+
+        distributed.from_first(begin)
 
     # -- taking it up ----------------------------------------------------------------------
 
@@ -273,6 +288,8 @@ class Run:
         def append() -> None:
             self._check_there()
             self._metrics.append(values)
+            if self._tracking is not None:
+                self._tracking.check()
 
         distributed.from_first(append)
 

@@ -15,7 +15,8 @@ from pdfast.tables import MAX_TOML, from_table
 
 def test_the_promised_configs_exist():
     paper = {"cifar10", "imagenet64", "lsun128"}
-    assert paper | {"digits", "digits_half", "fashion_mnist"} == set(config_names())
+    digits = {"digits", "digits_half", "digits_guided"}
+    assert paper | digits | {"fashion_mnist", "fashion_mnist16"} == set(config_names())
 
 
 @pytest.mark.parametrize("name", config_names())

@@ -243,7 +243,7 @@ from pdfast.model import Model
 
 config = load_config("tiny.toml")
 def opened():
-    return _opened(config, "run", False, "auto", device)
+    return _opened(config, "run", False, "auto", device, track=())
 
 with distributed.session("cpu", 1) as device:
     with opened() as (run, data):

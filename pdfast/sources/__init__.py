@@ -13,7 +13,7 @@ from typing import Protocol
 from pdfast.config import NetConfig
 from pdfast.errors import UsageError
 from pdfast.progress import Screen
-from pdfast.sources import cifar, digits, emoji, folder, idx, image_zip, npz, shards
+from pdfast.sources import cifar, digits, emoji, folder, huggingface, idx, image_zip, npz, shards
 from pdfast.sources.pictures import Pictures, decode, resize
 from pdfast.sources.reading import Arrays, Wanted
 
@@ -48,15 +48,28 @@ def absolute(source: str) -> str:
     """The same source, found from any folder."""
     if source == "digits":
         return source
+    if huggingface.reads(source):
+        return huggingface.absolute(source)
     kind = emoji.PREFIX if emoji.reads(source) else ""
     return kind + str(Path(source.removeprefix(kind)).absolute())
+
+
+def resizes(source: str) -> bool:
+    """Whether `read` crops and resizes images; files of arrays must have the model's size."""
+    if source == "digits":
+        return False
+    path = idx.train_images(Path(source)) or Path(source)
+    return not any(kind.reads(path.name) and path.is_file() for kind in ARRAYS)
 
 
 def count(source: str) -> int | None:
     """How many images `read` would give; None where there is no such set.
 
-    Images are not read for it, but for those of the digits and of CIFAR-10.
+    Images are not read for it, but for those of the digits and of CIFAR-10; nor is anything
+    downloaded.
     """
+    if huggingface.reads(source) and huggingface.on_hub(source):
+        return None
     wanted = Wanted(1, resize=True)
     path = Path(source)
     try:
@@ -78,6 +91,8 @@ def _open(source: str, wanted: Wanted) -> Arrays | Pictures:
     try:
         if emoji.reads(source):
             return emoji.find(source)
+        if huggingface.reads(source):
+            return huggingface.find(source, wanted.labels)
         if (paths := shards.named(source)) is not None:
             return shards.find(paths, wanted.labels)
         path = idx.train_images(path) or path
