@@ -1,6 +1,7 @@
 """The command line in processes that cost no import, each with a signal at a chosen event.
 
-A server imports pdfast once and forks for each call. What counts as an event, all in order:
+A server imports pdfast once, has it do a whole run, so that nothing is done for the first time
+later, and forks for each call. What counts as an event, all in order:
 
 - "write": every step of the path that writes, found by Python's audit events and not by pdfast's
   own names: opening a file to write, fsync, rename, mkdir, unlink, rmdir. A signal comes before
@@ -8,10 +9,15 @@ A server imports pdfast once and forks for each call. What counts as an event, a
   the file is left with a part of its content.
 - "update": an optimizer update. "poll": work asks whether a signal came; "heard" counts the writes
   until the last time.
+
+One call can stand for as many as it has events: `snapshots` keeps what is on the disk before each,
+which is what SIGKILL would leave there.
 """
 
+import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -48,10 +54,11 @@ class Server:
         self._process.stdin.close()
         self._process.wait()
 
-    def call(self, folder, *args, signum=0, kinds=(), number=0, then=0):
+    def call(self, folder, *args, signum=0, kinds=(), number=0, then=0, snapshots=""):
         """Run `pdfast *args` in a folder; a signal at event `number` (from 1) of `kinds`.
 
-        `then`: another signal right after it.
+        `then`: another signal right after it. `snapshots`, instead: a folder elsewhere, that gets a
+        copy of this one, under the event's number, at each event of `kinds`.
         """
         asked = {
             "folder": str(folder),
@@ -60,6 +67,7 @@ class Server:
             "kinds": list(kinds),
             "number": number,
             "then": then,
+            "snapshots": str(snapshots),
         }
         self._process.stdin.write(json.dumps(asked) + "\n")
         self._process.stdin.flush()
@@ -71,18 +79,26 @@ class Server:
 class Events:
     """Counts, and sends the signal when its turn comes."""
 
-    def __init__(self, folder, signum, kinds, number, then):
+    def __init__(self, folder, signum, kinds, number, then, snapshots):
         self.root, self.signum, self.kinds, self.number = folder, signum, kinds, number
-        self.then = then
+        self.then, self.snapshots = then, snapshots
         self.counts = {"write": 0, "torn": 0, "update": 0, "poll": 0, "heard": 0}
 
-    def happens(self, kind, tear=None):
+    def happens(self, kind, path=None, tear=None):
+        """`tear` leaves the file at `path` with a part of its content."""
         self.counts[kind] += 1
         if kind == "poll":
             self.counts["heard"] = self.counts["write"]
-        if sum(self.counts[k] for k in self.kinds) == self.number and kind in self.kinds:
+        if kind not in self.kinds:
+            return
+        number = sum(self.counts[k] for k in self.kinds)
+        if self.snapshots:
+            copy = shutil.copytree(self.root, Path(self.snapshots, str(number)))
             if tear:
-                tear()
+                tear(copy / Path(path).absolute().relative_to(self.root))
+        elif number == self.number:
+            if tear:
+                tear(path)
             for signum in filter(None, (self.signum, self.then)):
                 signal.raise_signal(signum)
 
@@ -95,7 +111,8 @@ class Events:
         if event == "open" and self._inside(args[0]) and args[2] & (os.O_WRONLY | os.O_RDWR):
             self.happens("write")
             if args[2] & (os.O_TRUNC | os.O_APPEND):
-                self.happens("torn", lambda: self._tear(args[0], bool(args[2] & os.O_TRUNC)))
+                tear = functools.partial(self._tear, anew=bool(args[2] & os.O_TRUNC))
+                self.happens("torn", args[0], tear)
         elif event in ("os.rename", "os.mkdir", "os.remove", "os.rmdir") and self._inside(args[0]):
             self.happens("write")
 
@@ -117,12 +134,12 @@ class Events:
                 self.happens(kind)
                 result = real(*args, **kwargs)
                 if after:
-                    self.happens("torn", lambda: after(*args))
+                    self.happens("torn", args[1], after)
                 return result
 
             setattr(module, name, call)
 
-        def halve(_, path):
+        def halve(path):
             os.truncate(path, os.path.getsize(path) // 2)
 
         counted(os, "fsync", "write")
@@ -162,18 +179,13 @@ def _serve():
     from conftest import TINY
 
     import pdfast.cli
-    import pdfast.forecast  # noqa: F401
+    import pdfast.forecast
     from pdfast.config import Config
-    from pdfast.data import load_dataset
-    from pdfast.plots import plot_distances
     from pdfast.tables import from_table
 
-    # What else is imported when it is first needed.
-    tiny = from_table(Config, TINY)
-    load_dataset(tiny.data, tiny.model)
-    plot_distances("", 1.0, [("", {1: 1.0, 2: 1.0})])
     with tempfile.TemporaryDirectory() as folder:
         notes = Path(folder)
+        pdfast.distill(from_table(Config, TINY), out=notes / "run", quiet=True, threads=1)
         for line in sys.stdin:
             (notes / "events").write_text("{}")
             pid = os.fork()

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 import signal
 
@@ -51,6 +52,14 @@ class Runs:
     def distill(self, out, **event):
         arguments = ("distill", "--config", "tiny.toml", "--out", out, "--threads", 1)
         return self.server.call(self.folder, *arguments, **event)
+
+    def snapshots(self, out, folder, kinds):
+        """A whole run; gives what it would leave if it were killed at each event of these kinds."""
+        ended = self.distill(out, kinds=kinds, snapshots=folder)
+        assert ended.code == 0
+        total = sum(ended.events[kind] for kind in kinds)
+        assert len(list(folder.iterdir())) == total
+        return [Runs(self.server, folder / str(k), SHORT) for k in range(1, total + 1)]
 
     def killed(self, out, **event):
         assert self.distill(out, signum=signal.SIGKILL, **event).code == -signal.SIGKILL
@@ -139,26 +148,46 @@ def newest_whole(run):
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 @pytest.mark.parametrize("half", [0, 1])
-def test_killed_at_every_step_of_the_write_path(short, half):
-    """On from the newest whole state; where the run ends, at the bits of the straight one."""
-    events = short.straight()
-    total, resumed = sum(events[kind] for kind in WRITES), 0
+def test_killed_at_every_step_of_the_write_path(short, tmp_path_factory, half):
+    """On from the newest whole state; where the run ends, at the bits of the straight one.
+
+    One run gives what a kill at each step leaves on the disk; at five of them that is compared with
+    what SIGKILL does leave. Every eighth goes on to the end; of the others the first update is
+    enough to see.
+    """
+    kept = short.snapshots("run", tmp_path_factory.mktemp("kept"), WRITES)
+    straight, total, resumed = short.folder / "straight", len(kept), 0
+    (short.folder / "run").rename(straight)
     assert total > 100
-    for number in range(1 + half, total + 1, 2):
+    for number in range(20 + half, total, total // 5):
         short.killed("run", kinds=WRITES, number=number)
-        run = short.folder / "run"
+        assert on_disk(short.folder / "run") == on_disk(kept[number - 1].folder / "run")
+        shutil.rmtree(short.folder / "run")
+    for number in range(1 + half, total + 1, 2):
+        killed = kept[number - 1]
+        run = killed.folder / "run"
         newest = newest_whole(run)
-        # Every eighth goes on to the end; of the others the first update is enough to see.
         stop = {"signum": signal.SIGTERM, "kinds": ["update"], "number": 1}
-        ended = short.distill("run", **({} if number // 2 % 8 == 0 else stop))
+        ended = killed.distill("run", **({} if number // 2 % 8 == 0 else stop))
         assert ended.code in (0, 128 + signal.SIGTERM), (number, ended)
         assert newest is None or f"going on from update {newest}\n" in ended.output, number
         resumed += newest is not None
         if ended.code == 0:
-            assert_same_run(short.folder / "straight", run)
-        shutil.rmtree(run)
+            assert_same_run(straight, run)
+        shutil.rmtree(killed.folder)
     print(f"{total} steps, {resumed} of every second with a state to go on from")
     assert resumed > total / 8
+
+
+def on_disk(run):
+    """Names in a run, whatever the process that staged them, and the bytes of all tensors."""
+    files_ = (path for path in run.rglob("*") if path.is_file())
+    return {
+        re.sub(r"/\.\d+\.", "/.PID.", str(path.relative_to(run.parent))): (
+            path.read_bytes() if path.suffix == ".safetensors" else b""
+        )
+        for path in files_
+    }
 
 
 @pytest.mark.slow
