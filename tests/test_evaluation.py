@@ -317,7 +317,8 @@ def test_a_killed_evaluation_goes_on(server, evaluated, tmp_path, signum):
     assert events["poll"] <= polls - 2 * 10 - 2 * 4  # the teacher's two steps of 10 batches
 
 
-@pytest.mark.parametrize("share", [pytest.param(0.3, marks=pytest.mark.slow), 0.9])
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [0.3, 0.9])
 def test_killed_while_it_writes(server, evaluated, tmp_path, share):
     writes = sum(evaluated[1][kind] for kind in ("write", "torn"))
     gone_on(

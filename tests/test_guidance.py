@@ -383,6 +383,7 @@ def test_a_teacher_from_elsewhere_is_guided(guides, classes, tiny, tmp_path):
     assert not (tmp_path / "no").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_changes_the_weight_it_is_judged_at(guides, tmp_path):
     """Quick distances and pictures are found again, models are not made again."""
     run, fresh = tmp_path / "run", tmp_path / "fresh"

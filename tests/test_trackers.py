@@ -192,6 +192,7 @@ sys.exit(code)
 """
 
 
+@pytest.mark.slow
 def test_a_signal_ends_a_tracked_run_as_any_other(tiny_toml, tmp_path):
     arguments = ("train", "--config", tiny_toml, "--out", "run", "--threads", "1")
     ended = subprocess.run(
