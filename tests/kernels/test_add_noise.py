@@ -125,15 +125,18 @@ ARGS = {
 def test_the_spare_number_is_uniform_and_of_its_own_bits():
     """It tells nothing of the image, of its being mirrored, of its time."""
     num = 4096
-    args = ARGS | {"num": num, "images": torch.zeros(9, 1, 1, 2, dtype=torch.uint8, device=DEVICE)}
-    args["images"][..., 1] = 255
-    for steps, flip in ((64, True), (0, True)):
-        found = add_noise(**args | {"num_steps": steps}, flip=flip, head="x")
-        spare = found.spare.cpu()
+    images = torch.zeros(9, 1, 1, 2, dtype=torch.uint8)
+    images[..., 1] = 255
+    draw = {"seed": 7, "round_": 3, "update": torch.tensor([11]), "first": 0, "num": num}
+    for steps in (64, 0):
+        _, phi_t, _, _, chosen, spare, x = add_noise_reference(
+            images, SCHEDULE.a, SCHEDULE.b, None, steps, **draw, flip=True, head="x",
+            dtype=torch.float32, held=False,
+        )  # fmt: skip
         assert 0 < spare.min() < spare.max() < 1
         assert (torch.histc(spare, 8, 0, 1) - num / 8).abs().max() < 4 * (num / 8) ** 0.5
-        for other in (found.chosen, found.phi_t, found.y[:, 0, 0, 0]):
-            both = torch.stack([spare, other.cpu().double()])
+        for other in (chosen, phi_t, x[:, 0, 0, 0]):
+            both = torch.stack([spare, other.double()])
             assert abs(float(both.corrcoef()[0, 1])) < 4 / num**0.5
 
 
