@@ -142,13 +142,15 @@ def _join(device: torch.device, poll: Callable[[], None]) -> _Session:
     of_device, left = None, threading.Event()
     store = PrefixStore(f"session-{next(_sessions)}", _store())
     _meet(store, rank, size, poll)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=FOREVER)
-    if device.type == "cuda":
-        # nccl's own watchdog would abort the process, without a word of ours.
-        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
-        of_device = dist.new_group(backend="nccl", timeout=FOREVER)
-        # Connects, which must have happened before a graph is captured.
-        dist.all_reduce(torch.zeros(1, device=device), group=of_device)
+    with _peers():  # one may end while the others connect
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=FOREVER)
+        dist.all_reduce(torch.zeros(1))  # none goes on, maybe to fail, before all are connected
+        if device.type == "cuda":
+            # nccl's own watchdog would abort the process, without a word of ours.
+            os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
+            of_device = dist.new_group(backend="nccl", timeout=FOREVER)
+            # Connects, which must have happened before a graph is captured.
+            dist.all_reduce(torch.zeros(1, device=device), group=of_device)
     watchers = [
         threading.Thread(target=_watch, args=(peer, left), daemon=True)
         for peer in _watched(rank, size)

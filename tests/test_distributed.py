@@ -8,12 +8,14 @@ import time
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torchrun import finish, lost, run, start
 
 import pdfast
 from pdfast import distributed, launch, signals
 from pdfast.config import Config
 from pdfast.device import choose_device
+from pdfast.distributed import ProcessLost
 from pdfast.errors import UsageError
 from pdfast.model import Model
 from pdfast.progress import Screen
@@ -106,6 +108,19 @@ def test_the_device_of_each_process(monkeypatch, as_one_of):
         choose_device("auto")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_device("auto") == torch.device("cpu")
+
+
+def test_one_that_ends_while_the_others_connect(monkeypatch, as_one_of):
+    def closed(*_, **__):
+        raise RuntimeError("Gloo connectFullMesh failed with ... Connection closed by peer")
+
+    as_one_of(2)
+    monkeypatch.setattr(distributed, "_store", dist.HashStore)
+    monkeypatch.setattr(distributed, "_meet", lambda *_: None)
+    monkeypatch.setattr(dist, "init_process_group", closed)
+    told = pytest.raises(ProcessLost, match="process 1 of 2: another process")
+    with told, distributed.session("cpu", 1):
+        pytest.fail("went on alone")
 
 
 def test_a_batch_that_cannot_be_shared(monkeypatch, tiny):
@@ -354,17 +369,19 @@ def test_a_killed_process_ends_the_other(run_dir, tmp_path):
 
 
 HELD_UP = """
-import os, signal, sys, time
-from pdfast import distributed, signals
+import os, pathlib, signal, time
+from pdfast import distributed
 
 signal.alarm(90)
 distributed.GRACE = 1.0
 signal.signal(signal.SIGTERM, lambda *_: None)
+first_is_in = pathlib.Path("first-is-in")
 with distributed.session("cpu", 1):
-    if distributed.rank() == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-    while True:  # as if waiting for a GPU that waits for the other's
-        time.sleep(1)
+    if distributed.rank() == 0:
+        first_is_in.touch()
+    while distributed.rank() == 0 or not first_is_in.exists():
+        time.sleep(0.1)  # as if waiting for a GPU that waits for the other's
+    os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
