@@ -8,7 +8,7 @@ import torch
 from pdfast import numerics, sources
 from pdfast.config import Config, NetConfig, dump_config
 from pdfast.counting import Count, count_update
-from pdfast.progress import Screen
+from pdfast.progress import Screen, short
 
 MB = 1e6
 
@@ -106,6 +106,6 @@ def forecast(
         hours += phase
         screen.say(
             f"{name:>9} {steps or '':>6} {cfg.updates:>9,} {cfg.lr:>8.1e} "
-            f"{cfg.updates * cfg.batch:>12,} {phase:>9.3g}"
+            f"{cfg.updates * cfg.batch:>12,} {short(phase, 3):>9}"
         )
-    screen.say(f"{'total':>9} {'':>6} {'':>9} {'':>8} {'':>12} {hours:>9.3g}")
+    screen.say(f"{'total':>9} {'':>6} {'':>9} {'':>8} {'':>12} {short(hours, 3):>9}")

@@ -45,8 +45,9 @@ PAGE = Template("""\
 :root { color-scheme: light dark; --line: #8884; --soft: #8884; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.5rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .2rem .8rem; text-align: right; white-space: nowrap; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
+th, td { padding: .2rem .7rem; text-align: right; white-space: nowrap; }
+.words th, .words td { text-align: left; }
 th, td { border-bottom: 1px solid var(--line); }
 th { font-weight: 600; } tr.chosen { background: var(--soft); }
 .scroll { overflow-x: auto; }
@@ -185,9 +186,10 @@ def _address(png: bytes) -> str:
 
 def _table(table: Table, marked: bool = False) -> str:
     header, rows = table
+    kind = ' class="words"' if "what" in header[:1] else ""
     lines = ["<tr>" + "".join(f"<th>{html.escape(cell)}</th>" for cell in header) + "</tr>"]
     for row in rows:
         mark = f' data-steps="{html.escape(row[0])}"' if marked else ""
         cells = "".join(f"<td>{html.escape(cell)}</td>" for cell in row)
         lines.append(f"<tr{mark}>{cells}</tr>")
-    return "<table>\n" + "\n".join(lines) + "\n</table>"
+    return f"<table{kind}>\n" + "\n".join(lines) + "\n</table>"

@@ -13,7 +13,7 @@ from torch import Tensor
 from pdfast.errors import PdfastError
 from pdfast.kernels.add_noise import draw_indices
 from pdfast.optimizer import Optimizer
-from pdfast.progress import Task
+from pdfast.progress import Task, short
 from pdfast.run import Run
 
 LAG = 4  # updates after which a reading is waited for: more than may wait in a GPU's queue
@@ -166,7 +166,7 @@ class PhaseLog:
             "none" if value is None else f"{value:.{digits}g}"
             for value, digits in ((loss, 4), (grad_norm, 3))
         )
-        self.task.note(f"loss {shown}  {rate:.3g} updates/s")
+        self.task.note(f"loss {shown}  {short(rate, 3)} updates/s")
         if self.run.screen.plain:
             self.run.screen.say(
                 f"{self.title}: update {done}/{self.cfg.updates}  loss {shown}  "

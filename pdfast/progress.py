@@ -19,6 +19,11 @@ from rich.progress import (
 from pdfast.launch import speaks
 
 
+def short(value: float, digits: int) -> str:
+    """A number to so many digits; large ones are written out, 1,230 for 1234.5 to three."""
+    return f"{float(f'{value:.{digits}g}'):,.15g}"
+
+
 class Task:
     """One stretch of work with a known number of steps."""
 

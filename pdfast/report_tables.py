@@ -11,6 +11,7 @@ from pdfast.facts import Facts
 from pdfast.model import Model
 from pdfast.page import Table, View
 from pdfast.plots import NUM_SHOWN, Row, counted, gallery
+from pdfast.progress import short
 from pdfast.run import Run
 
 QUICK = (
@@ -126,7 +127,7 @@ class Report:
         def cells(found: Measured | None) -> tuple[str, str]:
             if found is None:
                 return "", ""
-            return f"{found.distance:.3f}", f"{1000 * found.seconds:.2g}"
+            return f"{found.distance:.3f}", short(1000 * found.seconds, 2)
 
         lines = []
         for k, of_teacher in self.teacher.items():
@@ -197,7 +198,7 @@ class Report:
             losses = [f"{m[f'held_loss_{at}']:.3g}" for at in ("start", "end")]
             distance = f"{quick[r]:.3f}" if r in quick else ""
             numbers = [str(r), str(steps or ""), str(updates), *losses, distance]
-            lines.append([*numbers, f"{rate:.3g}", _learnable(m)])
+            lines.append([*numbers, short(rate, 3), _learnable(m)])
         return header, lines
 
     def rows(self) -> list[Row]:
@@ -218,7 +219,7 @@ class Report:
             pictures, captions = [], []
             for name, of in (("teacher", of_teacher), ("student", self.student.get(k))):
                 said = "none has this number of steps" if of is None else (
-                    f"{metric} {of.distance:.3f}, {1000 * of.seconds:.2g} ms/image"
+                    f"{metric} {of.distance:.3f}, {short(1000 * of.seconds, 2)} ms/image"
                 )  # fmt: skip
                 captions.append(f"{name}, {counted(k)}: {said}")
                 picture = None if of is None else gallery(self.model, of.samples, self.data)
@@ -233,5 +234,5 @@ def _learnable(m: dict[str, Any]) -> str:
         return ""
     if m["rounding"] is None:
         return f"{m['signal']:.2g}"
-    ratio = f"{m['signal'] / m['rounding']:.3g}" if m["rounding"] else "exact"
+    ratio = short(m["signal"] / m["rounding"], 3) if m["rounding"] else "exact"
     return f"{m['signal']:.2g} / {m['rounding']:.2g} = {ratio}"

@@ -6,12 +6,14 @@ import json
 import re
 from html.parser import HTMLParser
 
+import pytest
 import torch
 from PIL import Image
 
 from pdfast import checkpoint
 from pdfast.page import Section, View, page
 from pdfast.plots import grid
+from pdfast.progress import short
 
 LINKS = ("src", "href", "action", "data")
 
@@ -77,8 +79,25 @@ def test_a_run_s_page(straight):
     expected = grid(model.sample_images(64, 2, seed=0), 8)
     shown = opened(views[0]["pictures"][1])
     assert shown.tobytes() == expected.tobytes()
+    words = [attrs for tag, attrs in found if tag == "table" and attrs.get("class") == "words"]
+    assert len(words) == 2  # how the figures were measured, and the versions
     assert "[distill]" in text
     assert torch.__version__ in text
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "text"),
+    [
+        (99.6, 2, "100"),
+        (0.7612, 2, "0.76"),
+        (1234.5, 3, "1,230"),
+        (718_900, 3, "719,000"),
+        (0.00031, 2, "0.00031"),
+        (3.14e-7, 2, "3.1e-07"),
+    ],
+)
+def test_numbers_are_short(value, digits, text):
+    assert short(value, digits) == text
 
 
 def test_texts_are_escaped():
