@@ -59,7 +59,7 @@ def test_option(case, option, benchmark, device, request):
     row = {"op": "options of a distillation update", "who": option, "seconds": None, "bytes": 0}
     row |= {"shape": f"{case}, batch {config.distill.batch}", "kind": "options"}
     request.config.stash[ROWS].append(row)
-    compiling = not quick and (GPU or request.config.getoption("--compile"))
+    compiling = not quick and request.config.getoption("--compile")
     if option in ON_GPU and not GPU:
         row["absent"] = "needs a GPU"
     elif option in SLOW and not compiling:

@@ -19,7 +19,7 @@ from harness import PER_GRAPH, ROWS, capture, table
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="one round of the smallest shapes")
-    parser.addoption("--compile", action="store_true", help="compiled updates on a CPU too")
+    parser.addoption("--compile", action="store_true", help="compiled updates too (minutes)")
     parser.addoption("--rows", type=Path, help="also write the measured rows to this JSON file")
 
 
@@ -63,6 +63,7 @@ def measure(benchmark: Any, device: torch.device, request: pytest.FixtureRequest
         if absent:
             row["absent"] = absent
             pytest.skip(absent)
+        torch.compiler.reset()  # Dynamo compiles a function for 8 shapes, then runs it eagerly
         benchmark.group = f"{op} {shape}"
         calls, target = 1, function
         if device.type == "cuda":

@@ -219,9 +219,10 @@ class Replay:
             # Other threads may use the device meanwhile: NCCL's, and the one that gathers images.
             with torch.cuda.graph(self._graph, stream=side, capture_error_mode="thread_local"):
                 work()
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:
+            torch.cuda.set_stream(here)  # which a capture that fails does not put back
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
             raise PdfastError(
                 f"the update cannot be captured as a CUDA graph ({str(error).splitlines()[0]}): "
                 "set engine.graph to false"

@@ -47,7 +47,10 @@ def fingerprint(model: Model) -> str:
     kind: dict[str, Any] = {"dtype": model.dtype, "device": model.device}
     z = torch.linspace(-1, 1, math.prod(model.image_shape), **kind).reshape(1, *model.image_shape)
     label = torch.zeros(1, dtype=torch.int64, device=model.device) if model.num_classes else None
-    x_hat = model.predict_x(z, torch.zeros(1, **kind), label)
+    cudnn = torch.backends.cudnn  # which otherwise chooses by timing, anew in each process
+    chosen = {"enabled": True, "benchmark": False, "deterministic": True}
+    with cudnn.flags(**chosen, allow_tf32=cudnn.allow_tf32):
+        x_hat = model.predict_x(z, torch.zeros(1, **kind), label)
     described = json.dumps([model.describe(), files.versions(), str(model.device)])
     return kept.digest({**model.weights(), "x-hat": x_hat, "described": _bytes(described)})
 

@@ -36,6 +36,7 @@ def set_up(name: str, device: torch.device, deterministic: bool = False) -> Prec
     precision = precision_of(name, device)
     allow_tf32(precision == "tf32")
     torch.backends.cudnn.benchmark = not deterministic  # the shapes never change
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False  # sums in float32
     torch.use_deterministic_algorithms(deterministic)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if deterministic:

@@ -62,7 +62,9 @@ def precision_recall(samples: Tensor, images: Tensor) -> Manifold:
 
 def _share(points: Tensor, of: Tensor) -> float:
     """How many of the points lie within the manifold of others."""
-    radii = torch.cat([d.kthvalue(NEIGHBOURS + 1).values for d in _distances(of, of)])
+    # Not kthvalue, which has no deterministic form on a GPU before torch 2.10.
+    nearest = [d.topk(NEIGHBOURS + 1, largest=False).values for d in _distances(of, of)]
+    radii = torch.cat(nearest).amax(1)
     inside = sum(int((d <= radii).any(1).sum()) for d in _distances(points, of))
     return inside / len(points)
 

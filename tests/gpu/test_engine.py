@@ -166,6 +166,12 @@ CASES = {
     "distill tabulated": {"tabulate_film": True},
     "distill teacher-stream": {"teacher_stream": True},
     "distill pipelined": {"kind": Pipelined},
+    "distill betas": {
+        "schedule": "linear",
+        "timesteps": 1000,
+        "betas": (1e-4, 0.02),
+        "embedding": "timestep",
+    },
     "distill guided": {"kind": Pipelined, "guidance": (0.0, 4.0)},
     "distill fit": {"kind": fit_guided, "guidance": (0.0, 4.0)},
     "train label-dropout": {"label_dropout": 0.25},
@@ -178,7 +184,7 @@ CASES = {
     },
 }
 LOOP = ("accumulate", "checkpoint", "kind")
-NETWORK = ("guidance", "label_dropout")
+NETWORK = ("guidance", "label_dropout", "schedule", "timesteps", "betas", "embedding")
 CHANGED = -2  # the optimizer's tensors up to the counters of skipped updates and of the last line
 
 

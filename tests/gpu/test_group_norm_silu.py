@@ -42,6 +42,7 @@ def test_census(channels, size, film, silu, dtype, n):
         ((2, 64, 128, 128), 8),  # two reads where the slab is too large
         ((1, 256, 256, 256), 32),
     ],
+    ids=str,
 )
 def test_odd_sizes(shape, groups, dtype, mixed):
     param = torch.float32 if mixed else dtype
