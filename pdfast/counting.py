@@ -28,10 +28,11 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from pdfast import numerics
+from pdfast.batch import open_batch
 from pdfast.config import Config, LoopConfig, NetConfig
 from pdfast.data import Dataset
 from pdfast.distillation import remove_dropout
-from pdfast.engine import Objective, open_batch, update
+from pdfast.engine import Objective, update
 from pdfast.fitting import Fit
 from pdfast.kernels import runtime
 from pdfast.kernels.adamw import adamw_op

@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 
 from pdfast import checkpoint, distributed, files, numerics, peers
+from pdfast.batch import open_batch
 from pdfast.config import Config, NetConfig
 from pdfast.data import Dataset
 from pdfast.detectors.opening import without_network
-from pdfast.engine import Objective, fit, open_batch
+from pdfast.engine import Objective, fit
 from pdfast.errors import UsageError
 from pdfast.fitting import Fit
 from pdfast.guidance import guided

@@ -20,8 +20,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pdfast.batch import Batch
 from pdfast.config import LossWeight
-from pdfast.engine import Batch, Problem
+from pdfast.engine import Problem
 from pdfast.guidance import guided_out
 from pdfast.method import combine, data_loss, prediction
 from pdfast.model import Model

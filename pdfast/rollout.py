@@ -6,9 +6,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from pdfast.batch import Batch, Condition
 from pdfast.config import EngineConfig, LoopConfig, LossWeight
 from pdfast.device import side_stream
-from pdfast.engine import Batch, Condition, Problem
+from pdfast.engine import Problem
 from pdfast.method import Noised, ddim_step, distill_loss
 from pdfast.model import Model
 from pdfast.schedule import logsnr_of, next_angle

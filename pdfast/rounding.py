@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pdfast import numerics
-from pdfast.engine import Batch
+from pdfast.batch import Batch
 from pdfast.method import combine, ddim_step, loss_weight, prediction, target
 from pdfast.model import Model
 from pdfast.schedule import next_angle

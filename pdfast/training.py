@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from pdfast import peers
+from pdfast.batch import Batch
 from pdfast.config import Config, LossWeight
 from pdfast.data import Dataset
 from pdfast.draws import Draws, Stream
-from pdfast.engine import Batch, Problem, fit
+from pdfast.engine import Problem, fit
 from pdfast.method import data_loss
 from pdfast.model import Model
 from pdfast.run import Run
