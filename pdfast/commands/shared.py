@@ -1,0 +1,31 @@
+"""What commands share."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from tyro.conf import arg
+
+from pdfast.config import Config
+from pdfast.launch import launched
+from pdfast.tables import check
+
+DEFAULT_CONFIG = "digits"
+Fields = Annotated[Config, arg(name="")]  # every config field as a flag, --model.ch and so on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Where to run."""
+
+    device: str = "auto"
+    """auto (the first GPU, else the CPU; under torchrun each process's own GPU), cpu or cuda:k."""
+    threads: int = 0
+    """CPU threads; 0: torch's choice."""
+
+
+def check_alone(command: str) -> None:
+    """Refuse a command that would do, and write, the same in each of several processes."""
+    check(
+        not launched(),
+        f"pdfast {command} is work for one process: start it without torchrun",
+    )
