@@ -3,8 +3,9 @@
 Outside a `session`, and with one process, `size()` is 1 and every function does nothing more than
 its one process needs. Inside, all processes must reach the same functions in the same order.
 
-- Words of the host (`largest`, `from_first`) go by gloo and never touch the GPU's queue; tensors
-  of the device (`all_reduce`, `broadcast`) go by nccl on CUDA, by gloo on a CPU.
+- Words of the host (`largest`, `from_first`), samples (`gather`) and features (`to_first`) go by
+  gloo and never touch the GPU's queue; tensors of the device (`all_reduce`, `broadcast`) go by nccl
+  on CUDA, by gloo on a CPU.
 - Waiting has no limit of its own, for process 0 may work alone for long. A process that has ended
   is noticed by its closed connection: a waiting one raises `ProcessLost` at once, and one that is
   held up elsewhere, by the GPU say, is ended after `GRACE` seconds, with the same words.
@@ -301,6 +302,26 @@ def gather(mine: Sequence[Tensor], num: int, batch: int) -> Tensor:
         with _peers():
             dist.broadcast(part, owner)
     return whole
+
+
+def to_first(mine: Sequence[Tensor], lengths: Sequence[int]) -> Iterator[list[Tensor]]:
+    """The tensors of each process, in order of their ranks, on the first; on the others nothing.
+
+    Process k gives tensors of `lengths[k]` rows, the other sizes and the types of the first's;
+    those from len(lengths) on give none. They come by way of the CPU, and lie where the first's do.
+    """
+    if rank():
+        for tensor in mine:
+            with _peers():
+                dist.send(tensor.cpu().contiguous(), 0)
+        return
+    yield list(mine)
+    for other in range(1, len(lengths)):
+        theirs = [torch.empty(lengths[other], *t.shape[1:], dtype=t.dtype) for t in mine]
+        for tensor in theirs:
+            with _peers():
+                dist.recv(tensor, other)
+        yield [tensor.to(mine[0].device) for tensor in theirs]
 
 
 def from_first(function: Callable[[], T]) -> T:

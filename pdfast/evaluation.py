@@ -48,7 +48,7 @@ class Meter:
         distributed.from_first(lambda: files.sweep(run.path))
         if judge.detector.warning:
             run.screen.warn(judge.detector.warning)
-        self.floor, self.floor_std = distributed.from_first(judge.floor)
+        self.floor, self.floor_std = judge.floor()
         run.screen.say(
             f"{judge.metric} {self.floor:8.4f}  resampled data (floor, +- {self.floor_std:.4f})"
         )
@@ -80,31 +80,21 @@ class Meter:
             shown = done.part.samples
             return done.figure.table(), done.part.seconds
 
-        found = distributed.from_first(finished)
-        if found is None:
+        if (found := distributed.from_first(finished)) is not None:
+            figure, seconds = Figure.from_table(found[0]), found[1]
+        else:
             samples, seconds = self._sampled(name, model, steps, state)
-
-            def judged() -> tuple[dict[str, Any], float]:
-                nonlocal shown
-                figure, shown = judge.figure(samples), samples[:NUM_KEPT].cpu()
-                state.finish(judge.key(), Finished(figure, Part(shown, seconds)))
-                return figure.table(), seconds
-
-            found = distributed.from_first(judged)
-        figure = Figure.from_table(found[0])
+            figure, shown = judge.figure(samples), samples[:NUM_KEPT].cpu()
+            done = Finished(figure, Part(shown, seconds))
+            distributed.from_first(lambda: state.finish(judge.key(), done))
         self.screen.say(f"{judge.metric} {figure.distance:8.4f}  {name}, {counted(steps)}")
-        return Measured(figure, found[1] / judge.num, shown)
+        return Measured(figure, seconds / judge.num, shown)
 
     def _sampled(self, name: str, model: Model, steps: int, state: EvalState) -> Part:
         """All samples: those that are kept, and, a part at a time, the others."""
-        judge, parts = self.judge, list[Tensor]()
-
-        def kept() -> tuple[int, float]:
-            found = list(state.parts(judge.num))
-            parts.extend(part.samples.to(model.device) for part in found)
-            return sum(len(part.samples) for part in found), sum(part.seconds for part in found)
-
-        done, seconds = distributed.from_first(kept)
+        judge = self.judge
+        start, seconds = self._kept(model, state)
+        done, parts = len(start), [start]
         size = PART * SAMPLE_BATCH * distributed.size()
         missing = [(k, min(size, judge.num - k)) for k in range(done, judge.num, size)]
         calls = steps * sum(model.calls_for(num) for _, num in missing)
@@ -120,7 +110,24 @@ class Meter:
                 distributed.from_first(partial(state.keep, first, part))
                 parts.append(part.samples)
                 seconds += part.seconds
-        return Part(torch.cat(parts) if parts else torch.empty(0), seconds)
+        return Part(torch.cat(parts), seconds)
+
+    def _kept(self, model: Model, state: EvalState) -> Part:
+        """The samples that were kept before, from the first on, on all processes."""
+        found: list[Part] = []
+
+        def read() -> tuple[int, float]:
+            found.extend(state.parts(self.judge.num))
+            return sum(len(part.samples) for part in found), sum(part.seconds for part in found)
+
+        num, seconds = distributed.from_first(read)
+        like = self.judge.data.images
+        samples = torch.empty(num, *like.shape[1:], dtype=like.dtype, device=model.device)
+        if found:
+            samples.copy_(torch.cat([part.samples for part in found]))
+        if num:
+            distributed.broadcast([samples])
+        return Part(samples, seconds)
 
     def _part(
         self, model: Model, steps: int, first: int, num: int, on_step: Callable[[], None]

@@ -1,5 +1,6 @@
 """Figures of sample sets against one data set: distances, scores, and distances by class."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -64,7 +65,10 @@ class ClassReference:
 
 
 class Judge:
-    """Figures of samples against one data set. Figures are for one process to find."""
+    """Figures of samples against one data set.
+
+    For the first process, but for what is reached by all, who share what takes a network.
+    """
 
     def __init__(
         self,
@@ -86,13 +90,14 @@ class Judge:
         self._screen = screen or Screen(quiet=True)
         self.reference = Reference(data, detector, self._screen)
         self._labels = model.drawn_labels(self.num, seed) if model is not None else None
+        least = detector.needed
         for what, there, fix in (
-            ("samples", self.num, f"set eval.num to {detector.needed} or more"),
+            ("samples", self.num, f"set eval.num (eval's --num) to {least} or more"),
             ("images", len(data), "take a larger set, or another eval.detector"),
         ):
-            if there < detector.needed:
+            if there < least:
                 raise UsageError(
-                    f"{self.metric} needs at least {detector.needed:,} {what}, for a covariance of "
+                    f"{self.metric} needs at least {least:,} {what}, for a covariance of "
                     f"full rank (50,000 are usual), and here are {there:,}: {fix}"
                 )
 
@@ -122,7 +127,10 @@ class Judge:
         }
 
     def floor(self) -> tuple[float, float]:
-        """Mean and standard deviation of the distance of bootstrap resamples of the data."""
+        """Mean and standard deviation of the distance of bootstrap resamples of the data.
+
+        Reached by all processes.
+        """
         return self.reference.floor(self.num, self.seed)
 
     def distance(self, images: Tensor) -> float:
@@ -133,27 +141,35 @@ class Judge:
         return frechet_distance(self.reference.gaussian, moments.gaussian())
 
     def figure(self, images: Tensor) -> Figure:
-        """All that is measured of `num` samples (num, H, W, C), as the set's."""
-        moments, by_class = Moments(), {label: Moments() for label in self.classes}
+        """All that is measured of `num` samples (num, H, W, C), as the set's.
+
+        Reached by all processes, each with all samples.
+        """
+        moments, by_class = Moments(), defaultdict[int, Moments](Moments)
         points, logits, start = [], [], 0
         for found in self._features(images):
             moments.add(found.values)
             stop = start + len(found.values)
-            for label, of in by_class.items():
-                of.add(found.values[self._are(label, start, stop).to(found.values.device)])
+            for label in self.classes:
+                chosen = self._are(label, start, stop).to(found.values.device)
+                by_class[label].add(found.values[chosen])
             if self.detector.weights:
                 points.append(found.values[: max(0, scores.MOST - start)].float())
                 logits += [] if found.logits is None else [found.logits]
             start = stop
-        return Figure(
-            frechet_distance(self.reference.gaussian, moments.gaussian()),
-            scores.inception_score(torch.cat(logits)) if logits else None,
-            precision_recall(torch.cat(points), self.reference.points) if points else None,
-            {
-                label: frechet_distance(self.classes[label].gaussian, of.gaussian())
-                for label, of in by_class.items()
-            },
-        )
+
+        def counted() -> dict[str, Any]:
+            return Figure(
+                frechet_distance(self.reference.gaussian, moments.gaussian()),
+                scores.inception_score(torch.cat(logits)) if logits else None,
+                precision_recall(torch.cat(points), self.reference.points) if points else None,
+                {
+                    label: frechet_distance(self.classes[label].gaussian, of.gaussian())
+                    for label, of in by_class.items()
+                },
+            ).table()
+
+        return Figure.from_table(distributed.from_first(counted))
 
     def _features(self, images: Tensor) -> Iterator[Features]:
         return features_of(self.detector, images.to(self.data.images.device), self._screen)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pdfast import files, kept, scores
+from pdfast import distributed, files, kept, scores
 from pdfast.data import Dataset
 from pdfast.detectors.base import CHUNK, Detector, Features
 from pdfast.draws import Draws, Stream, index_below
@@ -38,18 +38,27 @@ def cache_folder() -> Path:
 
 
 def features_of(detector: Detector, images: Tensor, screen: Screen) -> Iterator[Features]:
-    """Features of images, a batch at a time; those of a network with a bar."""
-    starts = range(0, len(images), detector.batch)
+    """Features of images, float64, a batch at a time; on the first process alone.
+
+    Reached by all processes, which have the same images: those of a network are dealt among them,
+    and shown with a bar.
+    """
+    batches = torch.split(images, detector.batch)
     shown = screen if detector.weights else Screen(quiet=True)
-    with shown.task(f"features, {detector.name}", len(starts)) as task:
-        for start in starts:
+    at_a_time = distributed.size() if detector.weights else 1
+    with shown.task(f"features, {detector.name}", len(batches)) as task:
+        for start in range(0, len(batches), at_a_time):
             poll()
-            yield detector.extract(images[start : start + detector.batch])
-            task.advance()
+            turn = batches[start : start + at_a_time]
+            mine = turn[distributed.rank() :][:1]
+            found = [t for part in mine for t in detector.extract(part) if t is not None]
+            for tensors in distributed.to_first(found, [len(part) for part in turn]):
+                yield Features(*(tensor.double() for tensor in tensors))
+                task.advance()
 
 
 class Reference:
-    """A set of images, seen by a detector."""
+    """A set of images, seen by a detector. Figures of it are for the first process, but `floor`."""
 
     def __init__(self, data: Dataset, detector: Detector, screen: Screen) -> None:
         self._images, self._labels = data.images, data.labels
@@ -60,30 +69,35 @@ class Reference:
         """SHA-256 of the images' tensor."""
         return kept.digest({"images": self._images})
 
-    @property
+    @cached_property
     def gaussian(self) -> Gaussian:
         """Of all images."""
-        return self._statistics[0]
+        return Gaussian(self._statistics["mean"], self._statistics["cov"])
 
     @property
     def points(self) -> Tensor:
         """Features, float32 (M, D), of at most 50,000 images, evenly apart; of a network alone."""
-        return self._statistics[1]
+        return self._statistics["points"]
 
     # -- the floor -------------------------------------------------------------------------
 
     def floor(self, num: int, seed: int) -> tuple[float, float]:
         """Mean and standard deviation of the distance of bootstrap resamples of the images.
 
-        A perfect sampler of the data would score this much from `num` samples.
+        A perfect sampler of the data would score this much from `num` samples. Reached by all
+        processes, which share what takes a network.
         """
 
         def count() -> dict[str, Tensor]:
             return {"distances": torch.tensor(self._resampled(num, seed), dtype=torch.float64)}
 
+        def told() -> tuple[float, float]:
+            distances = found["distances"]
+            return float(distances.mean()), float(distances.std())
+
+        _ = self._statistics  # found here, where all processes are
         found = self._kept(f"floor-{num}-{seed}", {"num": str(num), "seed": str(seed)}, count)
-        distances = found["distances"]
-        return float(distances.mean()), float(distances.std())
+        return distributed.from_first(told)
 
     def _resampled(self, num: int, seed: int) -> list[float]:
         draws = Draws(seed, Stream.BOOTSTRAP, device=self._images.device)
@@ -92,15 +106,16 @@ class Reference:
             for resample in range(NUM_RESAMPLES)
         ]
         # One after another, to hold one covariance; but features that take a network but once.
-        once = bool(self._detector.weights) and len(self.points) < len(self._images)
-        distances = []
-        for group in [chosen] if once else [[indices] for indices in chosen]:
-            for found in self._gaussians(group):
-                distances.append(frechet_distance(self.gaussian, found))
-        return distances
+        groups = [[indices] for indices in chosen] if self._at_hand else [chosen]
+        return [
+            frechet_distance(self.gaussian, moments.gaussian())
+            for group in groups
+            for moments in self._moments(group)
+            if moments.count
+        ]
 
-    def _gaussians(self, resamples: list[Tensor]) -> list[Gaussian]:
-        """Of images by their numbers, some of them several times."""
+    def _moments(self, resamples: list[Tensor]) -> list[Moments]:
+        """Of images by their numbers, some of them several times; empty on other processes."""
         counts = [torch.bincount(chosen, minlength=len(self._images)) for chosen in resamples]
         moments, start = [Moments() for _ in resamples], 0
         for features in self._features():
@@ -109,26 +124,31 @@ class Reference:
                 times = count[start:stop].to(features.device)
                 of.add(features.repeat_interleave(times, dim=0))
             start = stop
-        return [of.gaussian() for of in moments]
+        return moments
 
     # -- features --------------------------------------------------------------------------
 
+    @property
+    def _at_hand(self) -> bool:
+        """Whether the features of all images need no network, or no more."""
+        return not self._detector.weights or len(self._images) <= scores.MOST
+
     def _features(self) -> Iterator[Tensor]:
-        """Of all images in order, float64, a part at a time."""
-        if self._detector.weights and len(self.points) == len(self._images):
-            yield from (part.double() for part in torch.split(self.points, CHUNK))
-        else:
+        """Of all images in order, float64, a part at a time; on the first process alone."""
+        if not self._detector.weights or not self._at_hand:
             yield from (f.values for f in features_of(self._detector, self._images, self._screen))
+        elif distributed.rank() == 0:
+            yield from (part.double() for part in torch.split(self.points, CHUNK))
 
     @cached_property
-    def _statistics(self) -> tuple[Gaussian, Tensor]:
+    def _statistics(self) -> dict[str, Tensor]:
+        """Of the features: mean, cov, points; empty on other processes."""
         found = self._kept("statistics", {}, self._counted)
         device = self._detector.device or self._images.device
-        moved = {name: tensor.to(device) for name, tensor in found.items()}
-        return Gaussian(moved["mean"], moved["cov"]), moved["points"]
+        return {name: tensor.to(device) for name, tensor in found.items()}
 
     def _counted(self) -> dict[str, Tensor]:
-        """Mean, covariance, and the features that are kept, in one pass."""
+        """Mean, covariance, and the features that are kept, in one pass, of all processes."""
         moments, points, start = Moments(), [], 0
         wanted = torch.zeros(len(self._images), dtype=torch.bool)
         wanted[self._spread()] = bool(self._detector.weights)
@@ -137,6 +157,8 @@ class Reference:
             taken = wanted[start : start + len(found.values)].to(found.values.device)
             points.append(found.values[taken].float())
             start += len(found.values)
+        if not points:
+            return {}
         gaussian = moments.gaussian()
         return {"mean": gaussian.mean, "cov": gaussian.cov, "points": torch.cat(points)}
 
@@ -186,18 +208,30 @@ class Reference:
     def _kept(
         self, name: str, more: dict[str, str], make: Callable[[], dict[str, Tensor]]
     ) -> dict[str, Tensor]:
-        """What `make` gives; of a network's features read again where it was kept."""
+        """What `make` gives; of a network's features read again where it was kept.
+
+        Reached by all processes; for the first.
+        """
         weights = self._detector.weights
         if not weights:
             return make()
         path = cache_folder() / f"{self.digest[:16]}-{weights[:16]}-{name}.safetensors"
         facts = {"format": FORMAT, "images": self.digest, "weights": weights, **more}
+        found: dict[str, Tensor] = {}
+        if not distributed.from_first(lambda: self._read(path, facts, found)):
+            found |= make()
+            distributed.from_first(lambda: self._write(path, facts, found))
+        return found
+
+    def _read(self, path: Path, facts: dict[str, str], found: dict[str, Tensor]) -> bool:
+        """Whether it was kept, and is now in `found`."""
         try:
-            if (found := kept.load(path, facts)) is not None:
-                return found
+            found |= kept.load(path, facts) or {}
         except Damaged as error:
             self._screen.warn(f"{error.what}: what was kept there of the data is made again")
-        made = make()
+        return bool(found)
+
+    def _write(self, path: Path, facts: dict[str, str], made: dict[str, Tensor]) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             kept.save(path, made, facts)
@@ -205,4 +239,3 @@ class Reference:
             self._screen.warn(
                 f"features of the data are not kept for the next time: {files.reason(error)}"
             )
-        return made

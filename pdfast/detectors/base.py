@@ -14,9 +14,9 @@ class Features(NamedTuple):
     """What a detector finds in N images."""
 
     values: Tensor
-    """float64 (N, D)."""
+    """float64 (N, D); of a network float32 until they are used."""
     logits: Tensor | None = None
-    """float64 (N, classes) of a classifier, without its bias; None: it is none."""
+    """The same, (N, classes) of a classifier, without its bias; None: it is none."""
 
 
 @dataclass(frozen=True, kw_only=True)

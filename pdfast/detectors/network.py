@@ -27,15 +27,18 @@ def missing(detector: str, package: str, extra: str, error: ImportError) -> Pdfa
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The state dict in a file of torch.save; no code in it is run. Raises UsageError."""
-    if not path.is_file():
+    try:
+        there = path.is_file()
+    except OSError as error:
+        raise UsageError(f"eval.detector: {path} cannot be read: {files.reason(error)}") from None
+    if not there:
         raise UsageError(f"eval.detector: there is no weights file {path}")
     try:
         with warnings.catch_warnings(action="ignore"):  # of what the error says
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of whatever type: the parser's word on what the file holds
-        reason = files.reason(error).split(". ")[0][:200]
+    except Exception:  # of whatever type: the parser's word on what the file holds
         raise UsageError(
-            f"eval.detector: {path} cannot be read as weights ({type(error).__name__}: {reason}): "
+            f"eval.detector: {path} cannot be read as weights, a state dict that torch.save wrote: "
             "put a whole copy in its place"
         ) from None
     if not isinstance(state, Mapping) or not all(map(_is_plain, state.values())):
@@ -90,6 +93,6 @@ def batches(
         x = torch.cat([x, x[-1:].expand(BATCH - num, -1, -1, -1)])
         with numerics.without_tf32():
             values, logits = call(net, x)
-        return Features(values[:num].double(), None if logits is None else logits[:num].double())
+        return Features(values[:num], None if logits is None else logits[:num])
 
     return extract
