@@ -5,6 +5,7 @@ import signal
 import pytest
 import torch
 
+from pdfast import distillation
 from pdfast.config import Config
 from pdfast.kernels import runtime
 from pdfast.tables import from_table
@@ -13,10 +14,18 @@ from pdfast.tables import from_table
 COMPILES = runtime.HAVE_TRITON and not runtime.INTERPRETING
 collect_ignore = [] if COMPILES else ["test_machine_code.py"]
 MAY_SKIP = {"gpu", "apex", "xformers"}
+# The distances after each round, of one batch: of 256 images they took a third of a tiny run. The
+# processes of forked.py and test_full_disk.py have it so too.
+distillation.MONITOR_IMAGES = 64
 
 
 def pytest_configure(config):
     torch.set_num_threads(1)  # two workers share two cores
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    torch.manual_seed(0)  # what a test draws does not depend on those before it
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -82,6 +91,23 @@ def tiny() -> Config:
     return from_table(Config, TINY)
 
 
+@pytest.fixture
+def classes(tiny):
+    """A run by class whose teacher learns without the class too."""
+    from engine_cases import changed
+
+    few = {"steps": (2,), "baseline_steps": 2}
+    return changed(tiny, model={"num_classes": 10, "label_dropout": 0.25}, eval=few)
+
+
+@pytest.fixture
+def guides(classes):
+    """The same with guided students."""
+    from engine_cases import changed
+
+    return changed(classes, model={"guidance": (0.0, 4.0)}, eval={"guidance": 1.0})
+
+
 @pytest.fixture(scope="session")
 def straight(tmp_path_factory):
     """One undisturbed run of it; to be copied, not changed."""
@@ -90,6 +116,15 @@ def straight(tmp_path_factory):
     path = tmp_path_factory.mktemp("straight") / "run"
     pdfast.distill(from_table(Config, TINY), out=path, quiet=True)
     return path
+
+
+@pytest.fixture(scope="session")
+def server():
+    """The command line without the imports, and with signals at chosen events; see forked.py."""
+    from forked import Server
+
+    with Server() as running:
+        yield running
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import dataclasses
 import torch
 
 from pdfast import engine
+from pdfast.batch import Batch
 from pdfast.data import Dataset
 from pdfast.model import Model
 from pdfast.progress import Screen
@@ -54,7 +55,7 @@ def digits(num=50):
 
 def batch_of_numbers(x):
     """Samples x (M, H, W, C), float32, as one batch of a distillation in float64."""
-    return engine.Batch(
+    return Batch(
         images=x,
         labels=None,
         population=0,

@@ -78,6 +78,12 @@ def test_npz(tmp_path):
     assert data.labels.tolist() == [0, 1, 2, 3, 4]
 
 
+def test_samples_are_read_back(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), np.uint8)
+    np.savez(tmp_path / "samples.npz", images)  # as arr_0
+    assert np.array_equal(load(tmp_path / "samples.npz", GREY).images, images)
+
+
 def npz(tmp_path, **arrays):
     np.savez(tmp_path / "bad.npz", **arrays)
     return tmp_path / "bad.npz"
@@ -97,6 +103,11 @@ CLASSES = NetConfig(image_size=8, channels=1, num_classes=3)
         ({"images": zeros(dtype=np.float32)}, GREY, "`images` must be uint8"),
         ({"images": zeros()[..., 0]}, GREY, "of shape (N, H, W, C)"),
         ({"images": zeros(channels=4)}, GREY, "make them square, (H, H, C), with 1 channel or 3"),
+        (
+            {"images": np.zeros((4, 3, 8, 8), np.uint8)},
+            COLOUR,
+            "shape (3, 8, 8): put the channels last, images.transpose(0, 2, 3, 1)",
+        ),
         ({"images": zeros(size=9)}, GREY, "images of 9x9x1, but the config asks for 8x8x1"),
         ({"images": zeros()}, COLOUR, "images of 8x8x1, but the config asks for 8x8x3"),
         ({"images": zeros(1)}, GREY, "has 1 images; at least 2 are needed"),

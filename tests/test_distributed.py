@@ -4,16 +4,18 @@ import json
 import os
 import signal
 import time
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from torchrun import finish, lost, run, start
+from torchrun import ALARM, LIMIT, finish, lost, run, start
 
 import pdfast
 from pdfast import distributed, launch, signals
-from pdfast.config import Config
+from pdfast.config import Config, dump_config
 from pdfast.device import choose_device
 from pdfast.distributed import ProcessLost
 from pdfast.errors import UsageError
@@ -22,15 +24,13 @@ from pdfast.progress import Screen
 from pdfast.run import Run
 from pdfast.tables import from_table
 
-pytestmark = pytest.mark.timeout(100)
-
 # The command line in a process that leaves a note when it begins to sample.
-WATCHED = """
+WATCHED = f"""
 import os, pathlib, signal, sys
 from pdfast import model
 from pdfast.__main__ import main
 
-signal.alarm(90)  # the end, should torchrun be killed without a chance to pass it on
+signal.alarm({ALARM})
 
 def noted(*args, real=model.sample, **kwargs):
     note = pathlib.Path("sampling-" + os.environ["RANK"])
@@ -135,7 +135,7 @@ def test_a_batch_that_cannot_be_shared(monkeypatch, tiny):
 
 
 # ------------------------------------------------------------------------------------------
-# Two processes
+# Two processes, that are started once and do one thing after the other
 
 FUNCTIONS = """
 import json, os, sys, time, torch
@@ -186,35 +186,15 @@ for session in range(2):  # one after the other
         out["few"] = torch.equal(d.gather(few, 3, 4), whole[:3])
         few = [whole[:3] / 7.0] if rank == 0 else []  # of a network of one's own: float32
         out["floats"] = torch.equal(d.gather(few, 3, 4), whole[:3] / 7.0)
+        count = 1 if rank else 3
+        mine = [torch.full((count, 2), rank + 0.5), torch.full((count,), rank, dtype=torch.int64)]
+        both = [[t.tolist() for t in part] for part in d.to_first(mine, [3, 1])]
+        alone = [[t.tolist() for t in part] for part in d.to_first([] if rank else mine, [3])]
+        out["to first"] = [both, alone]
         d.barrier()
     out["after"] = [d.rank(), d.size()]
     open(f"{session}-{rank}.json", "w").write(json.dumps(out))
 """
-
-
-def test_the_functions(tmp_path):
-    (tmp_path / "functions.py").write_text(FUNCTIONS)
-    _, _, codes, errors = run(tmp_path, "functions.py")
-    assert codes == {}, errors
-    for session in range(2):
-        for rank in range(2):
-            out = json.loads((tmp_path / f"{session}-{rank}.json").read_text())
-            assert out == {
-                "size": 2,
-                "total": [3.0, 30.0],
-                "broadcast": [96.0, 6.0, 15.0, 5.0],
-                "largest": [1, 0, 15],
-                "first": [0, 1, 1, "\u00e9"],
-                "none": None,
-                "nested": 0.1,
-                "error": ["UsageError", "the first does not like it", 2],
-                "together": rank,
-                "error of 1": ["Stopped", "stopped by SIGTERM; kept", 143],
-                "gather": True,
-                "few": True,
-                "floats": True,
-                "after": [0, 1],
-            }
 
 
 COMMANDS = """
@@ -224,27 +204,6 @@ from pdfast.__main__ import main
 sample = ["sample", sys.argv[1] + "/teacher", "--steps=3", "--num=150", "--threads=1"]
 sys.exit(main([*sample, "--out=two.npz"]) or main(["eval", sys.argv[1], "--threads=1"]))
 """
-
-
-def test_samples_and_distances_are_the_same(run_dir, tmp_path):
-    (tmp_path / "commands.py").write_text(COMMANDS)
-    report = json.loads((run_dir / "report.json").read_text())
-    for name in ("report.json", "report.md", "report.png"):
-        (run_dir / name).unlink()
-    output, _, codes, errors = run(tmp_path, "commands.py", run_dir)
-    assert codes == {}, errors
-    assert output.startswith("150 images in 3 steps (seed 0): two.npz\n")
-    two = np.load(tmp_path / "two.npz")["arr_0"]
-    one = pdfast.load(run_dir / "teacher").sample_images(150, 3)
-    assert two.shape == (150, 8, 8, 1)
-    assert np.array_equal(two, one.numpy())
-    assert json.loads((run_dir / "report.json").read_text()) == report
-    assert (run_dir / "report.md").is_file()
-    assert (run_dir / "report.png").is_file()
-    assert output.count("resampled data (floor") == output.count("report: ") == 1
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["commands.py", "two.npz"]
-    assert not list(run_dir.rglob(".*"))
-
 
 WRITES = """
 import os, sys, time
@@ -286,18 +245,99 @@ with distributed.session("cpu", 1) as device:
 """
 
 
-def test_only_the_first_writes_and_speaks(tmp_path, tiny_toml):
-    (tmp_path / "writes.py").write_text(WRITES)
-    output, _, codes, errors = run(tmp_path, "writes.py")
+SCRIPTS = {"functions": FUNCTIONS, "writes": WRITES, "commands": COMMANDS}  # the last one exits
+ONE_BY_ONE = """
+import os
+from pathlib import Path
+
+top = Path.cwd()
+for name in NAMES:
+    os.chdir(top / name)
+    if os.environ["RANK"] == "0":
+        print(f"=== {name}", flush=True)
+    exec((top / f"{name}.py").read_text(), {})
+"""
+
+
+class Together(NamedTuple):
+    """What two processes left."""
+
+    folder: Path
+    """With a folder for each script."""
+    outputs: dict[str, str]
+    """Of each script."""
+    report: dict
+    """The run's as it was when one process wrote it."""
+
+
+@pytest.fixture(scope="module")
+def together(run_dir, tmp_path_factory):
+    from conftest import TINY
+
+    folder = tmp_path_factory.mktemp("together")
+    for name, script in SCRIPTS.items():
+        (folder / f"{name}.py").write_text(script)
+        (folder / name).mkdir()
+    (folder / "writes" / "tiny.toml").write_text(dump_config(from_table(Config, TINY)))
+    (folder / "one_by_one.py").write_text(f"NAMES = {list(SCRIPTS)}\n{ONE_BY_ONE}")
+    report = json.loads((run_dir / "report.json").read_text())
+    for name in ("report.json", "report.md", "report.png"):
+        (run_dir / name).unlink()
+    output, _, codes, errors = run(folder, "one_by_one.py", run_dir)
     assert codes == {}, errors
+    parts = [part.split("\n", 1) for part in output.split("=== ")[1:]]
+    return Together(folder, dict(parts), report)
+
+
+def test_the_functions(together):
+    for session in range(2):
+        for rank in range(2):
+            out = json.loads((together.folder / f"functions/{session}-{rank}.json").read_text())
+            firsts = [[[0.5, 0.5]] * 3, [0, 0, 0]]
+            assert out == {
+                "size": 2,
+                "total": [3.0, 30.0],
+                "broadcast": [96.0, 6.0, 15.0, 5.0],
+                "largest": [1, 0, 15],
+                "first": [0, 1, 1, "\u00e9"],
+                "none": None,
+                "nested": 0.1,
+                "error": ["UsageError", "the first does not like it", 2],
+                "together": rank,
+                "error of 1": ["Stopped", "stopped by SIGTERM; kept", 143],
+                "gather": True,
+                "few": True,
+                "floats": True,
+                "to first": [[firsts, [[[1.5, 1.5]], [1]]], [firsts]] if rank == 0 else [[], []],
+                "after": [0, 1],
+            }
+
+
+def test_samples_and_distances_are_the_same(together, run_dir):
+    output, folder = together.outputs["commands"], together.folder / "commands"
+    assert output.startswith("150 images in 3 steps (seed 0): two.npz\n")
+    two = np.load(folder / "two.npz")["arr_0"]
+    one = pdfast.load(run_dir / "teacher").sample_images(150, 3)
+    assert two.shape == (150, 8, 8, 1)
+    assert np.array_equal(two, one.numpy())
+    assert json.loads((run_dir / "report.json").read_text()) == together.report
+    assert (run_dir / "report.md").is_file()
+    assert (run_dir / "report.png").is_file()
+    assert output.count("resampled data (floor") == output.count("report: ") == 1
+    assert [p.name for p in folder.iterdir()] == ["two.npz"]
+    assert not list(run_dir.rglob(".*"))
+
+
+def test_only_the_first_writes_and_speaks(together):
+    output, run_ = together.outputs["writes"], together.folder / "writes" / "run"
     assert output.count("2 processes, each on cpu (1 threads)") == 2
     assert output.count("pids ") == 1
     assert output.count("state.json is missing: round-00-update-000000008 is put aside as") == 1
-    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    lines = (run_ / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [
         {"round": 0, "update": update, "loss": 0.0} for update in (4, 8)
     ]
-    made = {str(p.relative_to(tmp_path / "run")) for p in (tmp_path / "run").rglob("*")}
+    made = {str(p.relative_to(run_)) for p in run_.rglob("*")}
     assert made == {
         "config.toml",
         "metrics.jsonl",
@@ -329,13 +369,16 @@ def test_a_mistake_is_told_once(tmp_path, tiny_toml, args, message):
 
 
 def end_one(run_dir, tmp_path, rank, signum):
-    """Send a signal to one process while both sample: (what was said, exit statuses, seconds)."""
+    """Send a signal to one process while both sample: (what was said, exit statuses).
+
+    The samples would take hours: that there is an end shows that the signal was heard by both.
+    """
     (tmp_path / "watched.py").write_text(WATCHED)
     args = ["sample", run_dir / "teacher", "--steps=1000000", "--num=128", "--threads=1"]
     running = start(tmp_path, "watched.py", "--", *args, "--out=never.npz")
     notes = [tmp_path / f"sampling-{n}" for n in range(2)]
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + LIMIT
         while not all(note.is_file() for note in notes):
             assert running.poll() is None
             assert time.monotonic() < deadline
@@ -344,10 +387,9 @@ def end_one(run_dir, tmp_path, rank, signum):
     except BaseException:
         running.terminate()
         raise
-    start_of_end = time.monotonic()
     _, said, codes, _ = finish(running)
     assert not (tmp_path / "never.npz").exists()
-    return said, codes, time.monotonic() - start_of_end
+    return said, codes
 
 
 @pytest.mark.parametrize(
@@ -355,24 +397,22 @@ def end_one(run_dir, tmp_path, rank, signum):
     [(1, signal.SIGTERM), pytest.param(0, signal.SIGINT, marks=pytest.mark.slow)],
 )
 def test_a_signal_to_one_stops_both(run_dir, tmp_path, rank, signum):
-    said, codes, seconds = end_one(run_dir, tmp_path, rank, signum)
+    said, codes = end_one(run_dir, tmp_path, rank, signum)
     assert codes == {0: 128 + signum, 1: 128 + signum}
     assert said == [f"pdfast: stopped by {signum.name}; nothing was written"]
-    assert seconds < 20
 
 
 def test_a_killed_process_ends_the_other(run_dir, tmp_path):
-    said, codes, seconds = end_one(run_dir, tmp_path, 0, signal.SIGKILL)
+    said, codes = end_one(run_dir, tmp_path, 0, signal.SIGKILL)
     assert codes == {0: -signal.SIGKILL, 1: 1}
     assert said == [lost(1)]
-    assert seconds < 20
 
 
-HELD_UP = """
+HELD_UP = f"""
 import os, pathlib, signal, time
 from pdfast import distributed
 
-signal.alarm(90)
+signal.alarm({ALARM})
 distributed.GRACE = 1.0
 signal.signal(signal.SIGTERM, lambda *_: None)
 first_is_in = pathlib.Path("first-is-in")
@@ -387,11 +427,9 @@ with distributed.session("cpu", 1):
 
 def test_a_process_that_cannot_notice_is_ended(tmp_path):
     (tmp_path / "held_up.py").write_text(HELD_UP)
-    begin = time.monotonic()
     _, said, codes, errors = run(tmp_path, "held_up.py")
     assert codes == {0: 1, 1: -signal.SIGKILL}, errors
     assert said == [lost(0)]
-    assert time.monotonic() - begin < 30
 
 
 def test_a_signal_while_waiting_is_not_lost(monkeypatch, handlers):

@@ -9,6 +9,7 @@ from engine_cases import ROUND, STEPS, digits, flat, objective_of, random_model,
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pdfast import api, engine, numerics, reference
+from pdfast.batch import Condition, open_batch
 from pdfast.config import EngineConfig
 from pdfast.data import Dataset
 from pdfast.errors import UsageError
@@ -177,7 +178,7 @@ def test_tabulated_film_is_the_computed_one(short, tmp_path):
     u = torch.arange(1, 2 * STEPS + 1, dtype=torch.float64) / (2 * STEPS)
     z = torch.randn(2 * STEPS, 1, 8, 8)
     phi = start.schedule.phi(u)
-    torch.testing.assert_close(objective._teacher_at(z, phi, engine.Condition()), start.at(z, phi))
+    torch.testing.assert_close(objective._teacher_at(z, phi, Condition()), start.at(z, phi))
 
 
 @pytest.mark.slow
@@ -208,7 +209,7 @@ def test_bf16_keeps_float32_masters_and_casts_no_weight(short, tmp_path):
     student, low = copy.deepcopy(teacher), numerics.lowered(teacher, "bf16")
     optimizer = Optimizer(student, short.distill, torch.bfloat16)
     objective = Rollout(low, STEPS, "snr_trunc")
-    batch, _ = engine.open_batch(short, short.distill, digits(), student, 1, optimizer.done)
+    batch, _ = open_batch(short, short.distill, digits(), student, 1, optimizer.done)
     optimizer.rate.fill_(1e-3)
     with Casts() as casts:
         for _ in range(3):
@@ -255,7 +256,7 @@ def test_bf16_learns_what_float32_learns(tiny, tmp_path):
 def test_the_signal_is_the_references(tiny):
     """In float64, |v_target - v_student| by the published formulas."""
     teacher = random_model(tiny.model, 0, torch.float64)
-    batch, _ = engine.open_batch(tiny, tiny.distill, digits(), teacher, 1, held=True)
+    batch, _ = open_batch(tiny, tiny.distill, digits(), teacher, 1, held=True)
     found = measure(teacher, teacher, STEPS, batch)
     draw, _ = batch.noised(teacher.schedule.grid(STEPS, teacher.device), STEPS)
     logsnr = -2 * torch.log(torch.tan(draw.phi_t))
@@ -280,7 +281,7 @@ def test_more_steps_leave_less_to_learn(tiny, precision):
     teacher = random_model(tiny.model, 0, torch.float32)
     low = numerics.lowered(teacher, precision)
     loop = dataclasses.replace(tiny.distill, batch=64)
-    batch, _ = engine.open_batch(tiny, loop, digits(), low, 1, held=True)
+    batch, _ = open_batch(tiny, loop, digits(), low, 1, held=True)
     few, many = (measure(teacher, low, n, batch) for n in (8, 512))
     assert few.signal > 4 * many.signal
     assert 0.1 < few.rounding / many.rounding < 10

@@ -10,7 +10,6 @@ import pytest
 import torch
 from conftest import TINY
 from engine_cases import random_model
-from forked import Server
 
 import pdfast
 from pdfast import kept
@@ -246,12 +245,6 @@ EVALUATED = TINY | {
     "eval": {"steps": [2], "baseline_steps": 2, "num": 600},
 }
 EVAL = ("eval", "run", "--threads", 1)
-
-
-@pytest.fixture(scope="module")
-def server():
-    with Server() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,8 @@ from run_cases import assert_same_run, metrics, stop_after
 from torch import nn
 
 import pdfast
-from pdfast import checkpoint, distillation, engine
+from pdfast import checkpoint, distillation
+from pdfast.batch import open_batch
 from pdfast.errors import Stopped, UsageError
 from pdfast.fitting import Fit
 from pdfast.method import combine
@@ -21,9 +22,15 @@ from pdfast.schedule import CosineSchedule, TableSchedule, logsnr_of, phi_of
 STEPS = 8
 
 
+@pytest.fixture
+def tiny(tiny):
+    """With a short evaluation."""
+    return changed(tiny, eval={"steps": (2,), "baseline_steps": 2})
+
+
 def batch_of(config, model, size=64):
     cfg = dataclasses.replace(config.distill, batch=size)
-    batch, _ = engine.open_batch(config, cfg, digits(), model, 1)
+    batch, _ = open_batch(config, cfg, digits(), model, 1)
     return batch
 
 

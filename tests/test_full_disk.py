@@ -20,8 +20,10 @@ import contextlib, io, json, os, shutil, subprocess, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from pdfast import engine, files
+from pdfast import distillation, engine, files
 from pdfast.cli import main
+
+distillation.MONITOR_IMAGES = 64  # as in conftest.py
 
 disk, config, result, *levels = sys.argv[1:]
 run, ballast = Path(disk, "run"), Path(disk, "ballast")
@@ -70,7 +72,6 @@ def test_a_disk_that_fills_up_and_turns_read_only(straight, tiny_toml, tmp_path)
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     *attempts, read_only, still, end = map(json.loads, done.stdout.splitlines())

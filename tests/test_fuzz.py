@@ -36,13 +36,12 @@ def test_what_does_not_end_is_noticed(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1300)
 def test_mutated_files(capsys):
     """In a process whose memory is limited, so that one file cannot take the machine's."""
     command = [sys.executable, fuzzing.__file__, str(EXAMPLES), "1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=environment, timeout=290, check=False
-    )
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-5000:]
     assert done.stderr == ""
     found = json.loads(done.stdout)

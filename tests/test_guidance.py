@@ -2,18 +2,15 @@
 
 import copy
 import dataclasses
-import json
 
 import pytest
 import torch
 from engine_cases import changed, random_model
-from run_cases import assert_same_run, metrics, stop_after
+from guidance_cases import HEADS, RANGE, STEPS, batch, inputs, teacher_of
 from torch.nn.functional import silu
 
 import pdfast
-from pdfast import checkpoint, cli, engine, method
-from pdfast.config import Config, dump_config
-from pdfast.data import Dataset
+from pdfast import checkpoint, method
 from pdfast.distillation import first_student
 from pdfast.errors import UsageError
 from pdfast.eval_state import fingerprint
@@ -24,45 +21,7 @@ from pdfast.model import Model
 from pdfast.progress import Screen
 from pdfast.rollout import Pipelined, Rollout
 from pdfast.run import Run
-from pdfast.signals import Stopped
-from pdfast.tables import from_table, to_table
 from pdfast.unet import NO_CLASS, guidance_embedding
-
-STEPS, CLASSES, RANGE = 8, 10, (0.0, 4.0)
-HEADS = ["x", "eps", "v", "both"]
-
-
-@pytest.fixture
-def classes(tiny):
-    """A run by class whose teacher learns without the class too."""
-    return changed(tiny, model={"num_classes": CLASSES, "label_dropout": 0.25})
-
-
-@pytest.fixture
-def guides(classes):
-    """The same with guided students."""
-    return changed(classes, model={"guidance": RANGE}, eval={"guidance": 1.0})
-
-
-def teacher_of(config, head="v", dtype=torch.float64, seed=0):
-    cfg = dataclasses.replace(config.model.unguided(), head=head)
-    return random_model(cfg, seed, dtype).eval()
-
-
-def inputs(num=6, dtype=torch.float64):
-    g = torch.Generator().manual_seed(5)
-    z = torch.randn(num, 1, 8, 8, generator=g, dtype=dtype)
-    phi = 0.1 + 1.4 * torch.rand(num, generator=g, dtype=torch.float64)
-    return z, phi, torch.arange(num) % CLASSES
-
-
-def batch(config, model, num=64, **options):
-    g = torch.Generator().manual_seed(1)
-    images = torch.randint(0, 256, (50, 8, 8, 1), dtype=torch.uint8, generator=g)
-    data = Dataset(images, torch.arange(50) % CLASSES)
-    loop = dataclasses.replace(config.distill, batch=num)
-    return engine.open_batch(config, loop, data, model, 1, **options)[0]
-
 
 # ------------------------------------------------------------------------------------------
 # The network
@@ -309,161 +268,3 @@ def test_a_pipelined_guided_teacher_teaches_the_same(guides):
         expected, found = plain(student, drawn), piped(student, drawn)
         torch.testing.assert_close(found.loss.per_image, expected.loss.per_image, rtol=1e-9, atol=0)
         drawn = drawn.next()
-
-
-# ------------------------------------------------------------------------------------------
-# Whole runs
-
-
-def test_a_run_with_guided_students(guides, tmp_path, capsys, monkeypatch):
-    """Teacher, fit, rounds; resumed to the bit in each; sampled, exported, gone on with."""
-    guides = changed(guides, distill={"fit_updates": 7})
-    plain, out = tmp_path / "plain", tmp_path / "run"
-    student = pdfast.distill(guides, out=plain, quiet=True)
-    assert (student.guidance, student.label_dropout, student.steps) == (RANGE, 0.0, 2)
-    teacher = pdfast.load(plain / "teacher")
-    assert (teacher.guidance, teacher.label_dropout) == ((), 0.25)
-    ends = [m for m in metrics(plain) if "held_loss_end" in m]
-    assert [m.get("steps", 0) for m in ends] == [0, 8, 4, 2]
-    for stop in (5, 10, 7):  # in the training, the fit and the second halving
-        with monkeypatch.context() as patch:
-            stop_after(patch, stop)
-            with pytest.raises(Stopped):
-                pdfast.distill(guides, out=out, quiet=True)
-    pdfast.distill(guides, out=out, quiet=True)
-    assert_same_run(plain, out)
-
-    last = plain / "round-03-steps-0002"
-    assert "emb_guidance.weight" in student.net.state_dict()
-    for args, code, said in (
-        (["--label", "3", "--guidance", "1.5"], 0, "4 images in 2 steps"),
-        ([], 2, "is a guided student: pass --guidance"),
-        (["--guidance", "9"], 2, "guidance 9 is outside 0 .. 4"),
-        (["--guidance", "1", "--label", "10"], 2, "--label must be in 0 .. 9"),
-    ):
-        folder = tmp_path / f"samples{code}"
-        found = cli.main(["sample", str(last), "--num", "4", "--out", str(folder), *args])
-        assert (found, said in "".join(capsys.readouterr())) == (code, True), args
-    with pytest.raises(UsageError, match=r"guided student: pass --guidance, one of its weights 0"):
-        pdfast.export(last, tmp_path / "export", quiet=True)
-    with pytest.raises(UsageError, match="evaluated with the class and without"):
-        pdfast.export(guided(teacher, 1.0), tmp_path / "export", quiet=True)
-
-    # Halved further as a teacher from elsewhere, which is itself a guided student.
-    more = changed(guides, distill={"start_steps": 2, "rounds": 1, "fit_updates": 0})
-    further = pdfast.distill(more, teacher=last, out=tmp_path / "more", quiet=True)
-    assert (further.steps, further.guidance) == (1, RANGE)
-
-
-def test_a_teacher_from_elsewhere_is_guided(guides, classes, tiny, tmp_path):
-    teachers = {}
-    for name, config in {
-        "good": classes,
-        "told": changed(classes, model={"label_dropout": 0.0}),
-        "eps": changed(classes, model={"head": "eps"}),
-    }.items():
-        teachers[name] = tmp_path / name
-        checkpoint.save_model(random_model(config.model, 0, torch.float32), teachers[name])
-    asked = changed(
-        guides, model={"label_dropout": 0.0}, distill={"teacher": str(teachers["good"])}
-    )
-    out = tmp_path / "run"
-    student = pdfast.distill(asked, out=out, quiet=True)
-    assert student.guidance == RANGE
-    kept = pdfast.load_config(out / "config.toml")
-    assert kept.distill.fit_updates == 4 * asked.distill.updates
-    ends = [m for m in metrics(out) if "held_loss_end" in m]
-    assert ends[0]["held_loss_end"] < ends[0]["held_loss_start"]
-    for name, message in {
-        "told": "cannot be guided, since it always was told the class: train one with model.label_",
-        "eps": "cannot be guided, since it predicts eps: train one of x, v or both, or leave model",
-    }.items():
-        with pytest.raises(UsageError, match=message):
-            pdfast.distill(guides, teacher=teachers[name], out=tmp_path / "no", quiet=True)
-    assert not (tmp_path / "no").exists()
-
-
-@pytest.mark.slow
-def test_a_run_that_changes_the_weight_it_is_judged_at(guides, tmp_path):
-    """Quick distances and pictures are found again, models are not made again."""
-    run, fresh = tmp_path / "run", tmp_path / "fresh"
-    other = changed(guides, eval={"guidance": 3.0})
-    pdfast.distill(guides, out=run, quiet=True)
-    pdfast.distill(other, out=run, quiet=True)
-    pdfast.distill(other, out=fresh, quiet=True)
-
-    def distances(path):
-        found = [m for m in metrics(path) if m.get("guidance") == 3.0]
-        return [(m["round"], m["distance"]) for m in found]
-
-    assert distances(run) == distances(fresh)
-    assert len(distances(run)) == guides.distill.rounds + 2
-    for picture in fresh.glob("samples/*.png"):
-        assert picture.read_bytes() == (run / "samples" / picture.name).read_bytes()
-
-
-def test_a_guided_student_as_teacher_keeps_its_weights(guides, tmp_path):
-    """Fitted to by a student of another network, asked at the same weights; never unguided."""
-    teacher = tmp_path / "teacher"
-    model = random_model(guides.model, 0, torch.float32)
-    model.remove_dropout()
-    checkpoint.save_model(model, teacher)
-    half = changed(guides, model={"ch": 4}, distill={"fit_updates": 20})
-    student = pdfast.distill(half, teacher=teacher, out=tmp_path / "run", quiet=True)
-    assert (student.cfg.ch, student.guidance) == (4, RANGE)
-    ends = [m for m in metrics(tmp_path / "run") if "held_loss_end" in m]
-    assert ends[0]["held_loss_end"] < ends[0]["held_loss_start"]
-    for model in ({"guidance": ()}, {"guidance": (0.0, 2.0)}):
-        asked = changed(changed(guides, eval={"guidance": 0.0}), model=model)
-        with pytest.raises(UsageError, match=r"has model\.guidance \[0.0, 4.0\].*trained with$"):
-            pdfast.distill(asked, teacher=teacher, out=tmp_path / "no", quiet=True)
-
-
-def test_a_guided_teacher_alone_is_reported_as_such(classes, tmp_path):
-    """`train` with eval.guidance judges guided samples; `distill` wants guided students then."""
-    guided_only = changed(classes, eval={"guidance": 2.0})
-    pdfast.train(guided_only, out=tmp_path / "run", quiet=True)
-    found = json.loads((tmp_path / "run" / "report.json").read_text())["teacher"]
-    pdfast.train(classes, out=tmp_path / "plain", quiet=True)
-    plain = json.loads((tmp_path / "plain" / "report.json").read_text())["teacher"]
-    assert found.keys() == plain.keys()
-    assert found != plain
-    unlearned = changed(guided_only, model={"label_dropout": 0.0})
-    with pytest.raises(UsageError, match="guidance needs a teacher that learns to do without"):
-        pdfast.train(unlearned, out=tmp_path / "no", quiet=True)
-    with pytest.raises(
-        UsageError, match=r"eval\.guidance is set, but the students take no guidance"
-    ):
-        pdfast.distill(guided_only, out=tmp_path / "no", quiet=True)
-
-
-@pytest.mark.parametrize(
-    ("model", "evaluation", "message"),
-    [
-        ({"label_dropout": 0.1}, {}, "model.label_dropout is for class-conditional models"),
-        ({"guidance": [0, 1]}, {}, "model.guidance is for class-conditional models"),
-        ({"num_classes": 3, "label_dropout": 1.0}, {}, r"model.label_dropout must be in \[0, 1\)"),
-        ({"num_classes": 3, "guidance": [2, 1]}, {}, "model.guidance must be the least and the"),
-        ({"num_classes": 3, "guidance": [1.0]}, {}, "model.guidance must be the least and the"),
-        (
-            {"num_classes": 3, "label_dropout": 0.1, "guidance": [0, 1]},
-            {"guidance": 2.0},
-            "eval.guidance 2 is outside model.guidance",
-        ),
-    ],
-)
-def test_refused_configs(tiny, model, evaluation, message):
-    table = to_table(tiny)
-    table["model"] |= model
-    table["eval"] |= evaluation
-    with pytest.raises(UsageError, match=message):
-        from_table(Config, table)
-
-
-def test_a_dry_run_counts_the_fit_of_guided_students(guides, tmp_path, capsys):
-    path = tmp_path / "guides.toml"
-    path.write_text(dump_config(guides))
-    assert cli.main(["distill", "--config", str(path), "--dry-run"]) == 0
-    said = capsys.readouterr().out
-    assert "memory, the first fit" in said
-    assert f"round 1 {STEPS:>6} {4 * guides.distill.updates:>9}" in " ".join(said.split("\n")), said

@@ -16,7 +16,8 @@ from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler, UNet2DModel
 from diffusers.utils import logging
 
 import pdfast
-from pdfast import betas, engine, numerics
+from pdfast import betas, numerics
+from pdfast.batch import Condition
 from pdfast.checkpoint import load_model
 from pdfast.cli import main
 from pdfast.config import EngineConfig, NetConfig, load_config
@@ -107,9 +108,7 @@ def test_in_bfloat16_and_with_tabulated_embeddings(tmp_path):
     with torch.no_grad():
         for k in (1, 2, 10):
             phi = model.schedule.phi(torch.tensor([k / 10, 1.0]))
-            assert (
-                df.apart(rollout._teacher_at(z, phi, engine.Condition()), model.at(z, phi)) < 1e-6
-            )
+            assert df.apart(rollout._teacher_at(z, phi, Condition()), model.at(z, phi)) < 1e-6
             assert df.apart(model.at(z, phi.flip(0)), model.at(z, phi)) > 1e-3 or k == 10
 
 

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import diffusers_files as df
-import fuzzing
+import mutations
 import pytest
 import torch
 from diffusers import DDIMScheduler
@@ -327,7 +327,7 @@ def fuzzing_of(rng, name, content):
     if name != WEIGHTS and rng.random() < 0.8:
         table = json.loads(content)
         key = rng.choice(list(table))
-        table[key] = fuzzing.value(rng, table[key])
+        table[key] = mutations.value(rng, table[key])
         return json.dumps(table, default=str).encode()
     content = bytearray(content)
     for _ in range(rng.choice([1, 1, 4])):

@@ -8,7 +8,6 @@ import signal
 
 import pytest
 from conftest import TINY
-from forked import Server
 from run_cases import assert_same_run, assert_same_tensors, metrics
 
 from pdfast import files
@@ -34,12 +33,6 @@ SHORT = LONG | {
     "train": TINY["train"] | {"updates": 5, "batch": 2},
     "distill": TINY["distill"] | {"start_steps": 4, "rounds": 1, "updates": 3, "batch": 2},
 }
-
-
-@pytest.fixture(scope="module")
-def server():
-    with Server() as running:
-        yield running
 
 
 class Runs:
@@ -234,7 +227,7 @@ def test_a_hangup_right_after_the_first_signal_is_no_second_one(short):
     assert "teacher is saved at update 3" in ended.errors
 
 
-@pytest.mark.parametrize("signum", [signal.SIGUSR1, signal.SIGHUP])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 def test_other_signals_that_ask_to_stop(short, signum):
     ended = short.distill("run", signum=signum, kinds=["update"], number=3)
     assert ended.code == 128 + signum

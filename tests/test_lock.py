@@ -88,15 +88,17 @@ def test_never_two_at_once(tmp_path):
         pid = os.fork()
         if not pid:
             left = 40
-            while left:
-                try:
-                    lock = Lock(tmp_path, lambda text: None)
-                except PdfastError:
-                    continue
-                count.write_text(str(int(count.read_text()) + 1))
-                left -= 1
-                lock.release()
-            os._exit(0)
+            try:
+                while left:
+                    try:
+                        lock = Lock(tmp_path, lambda text: None)
+                    except PdfastError:
+                        continue
+                    count.write_text(str(int(count.read_text()) + 1))
+                    left -= 1
+                    lock.release()
+            finally:  # whatever it met, it must not go on as a second pytest
+                os._exit(left)
         children.append(pid)
     for pid in children:
         assert os.waitpid(pid, 0)[1] == 0

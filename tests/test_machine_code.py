@@ -80,15 +80,17 @@ def test_ddim_step(check, arch, head, dtype):
     check(ddim_step.ddim_step_kernel, types, constants, arch, loads * block, stores * block)
 
 
-LOSSES = [(90, head, "snr_trunc", dtype) for head in HEADS for dtype in SIZE]
-LOSSES += [(90, head, weight, "bf16") for head in HEADS for weight in WEIGHTS[:2] + WEIGHTS[3:]]
-LOSSES += [(arch, head, "snr_trunc", "bf16") for arch in (80, 100) for head in ("v", "both")]
+SMALL, LARGE = 1, 6  # blocks of 8x8x1 and 64x64x3 images
+KINDS = [(90, head, "snr_trunc", dtype, LARGE) for head in HEADS for dtype in SIZE]
+KINDS += [(90, head, "snr_trunc", "bf16", SMALL) for head in HEADS]
+KINDS += [(arch, head, "snr_trunc", "bf16", LARGE) for arch in (80, 100) for head in ("v", "both")]
+LOSSES = [(*kind, y_given) for kind in KINDS for y_given in (False, True, "uneven")]
+OTHERS = WEIGHTS[:2] + WEIGHTS[3:]
+LOSSES += [(90, head, weight, "bf16", LARGE, False) for head in HEADS for weight in OTHERS]
 
 
-@pytest.mark.parametrize("blocks", [1, 6])  # 8x8x1 and 64x64x3 images
-@pytest.mark.parametrize("y_given", [False, True, "uneven"])
-@pytest.mark.parametrize(("arch", "head", "weight", "dtype"), LOSSES)
-def test_distill_loss(check, arch, head, weight, dtype, y_given, blocks):
+@pytest.mark.parametrize(("arch", "head", "weight", "dtype", "blocks", "y_given"), LOSSES)
+def test_distill_loss(check, arch, head, weight, dtype, blocks, y_given):
     raw = f"*{dtype}"
     types = {"out": raw, "phi_t": "*fp64", "loss": "*fp32", "grad": raw, "size": "i32"}
     teacher = {"z_t": "*fp32", "out_t": raw, "out_mid": raw, "phi_mid": "*fp64", "last": "*u8"}
@@ -107,7 +109,8 @@ def test_distill_loss(check, arch, head, weight, dtype, y_given, blocks):
     check(kernel, types, constants, arch, loads * block, flat * block, **options)
 
 
-NOISES = [(90, "none", dtype, flip, n) for dtype in SIZE for flip in (0, 1) for n in (0, 1)]
+NOISES = [(90, "none", "bf16", flip, n) for flip in (0, 1) for n in (0, 1)]
+NOISES += [(90, "none", dtype, 1, 1) for dtype in ("fp32", "fp16")]
 NOISES += [(90, head, dtype, True, True) for head in HEADS for dtype in ("fp32", "bf16")]
 NOISES += [(arch, head, "bf16", True, head == "v") for arch in (80, 100) for head in ("none", "v")]
 NOISES += [(arch, head, "bf16", True, "table") for arch in (80, 90, 100) for head in ("none", "x")]

@@ -13,6 +13,7 @@ from engine_cases import ROUND, STEPS, digits, flat, objective_of, random_model,
 from torchrun import run as torchrun
 
 from pdfast import distributed, engine, files, signals
+from pdfast.batch import Batch
 from pdfast.cli import main
 from pdfast.config import Config, DistillConfig, TrainConfig
 from pdfast.errors import PdfastError, Stopped, UsageError
@@ -50,7 +51,7 @@ def inject(monkeypatch, where, value, at, rank=0):
 
         monkeypatch.setattr(Optimizer, "step", step)
     else:
-        real_noised = engine.Batch.noised
+        real_noised = Batch.noised
 
         def noised(self, *args):
             draw, labels = real_noised(self, *args)
@@ -58,7 +59,7 @@ def inject(monkeypatch, where, value, at, rank=0):
                 draw.z_in[-1, 0, 3, 4] = value
             return draw, labels
 
-        monkeypatch.setattr(engine.Batch, "noised", noised)
+        monkeypatch.setattr(Batch, "noised", noised)
 
 
 def config_of(tiny, phase, **options):
@@ -293,7 +294,7 @@ def test_the_first_updates_and_the_last_stop_the_run_too(
 
 def test_the_images_of_the_dump_are_those_of_the_batch(tiny, tmp_path, monkeypatch):
     """Found in the engine's own batches, whose images carry their number."""
-    seen, real = {}, engine.Batch.noised
+    seen, real = {}, Batch.noised
 
     def noised(self, *args):
         draw, labels = real(self, *args)
@@ -301,7 +302,7 @@ def test_the_images_of_the_dump_are_those_of_the_batch(tiny, tmp_path, monkeypat
             seen[str(int(self.update))] = draw.chosen.tolist()
         return draw, labels
 
-    monkeypatch.setattr(engine.Batch, "noised", noised)
+    monkeypatch.setattr(Batch, "noised", noised)
     inject(monkeypatch, "loss", NAN, range(FIRST, UPDATES))
     with pytest.raises(PdfastError):
         fit(config_of(tiny, "train"), "train", tmp_path)
@@ -438,7 +439,6 @@ with distributed.session("cpu", 1):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(200)
 def test_what_one_process_finds_all_skip(tmp_path):
     (tmp_path / "together.py").write_text(TOGETHER)
     ended = torchrun(tmp_path, "together.py", Path(__file__).parent)

@@ -4,77 +4,23 @@ import copy
 import dataclasses
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from engine_cases import random_model
+from own_cases import CONFIG, LOOP, SIGNAL, Dense, changed, distill, numbers
 from run_cases import TIMING, assert_same_run, metrics, stop_after
 from torch import nn
 
 import pdfast
-from pdfast import checkpoint, distillation
+from pdfast import checkpoint
 from pdfast.cli import main
-from pdfast.config import Config, DistillConfig, EvalConfig, TrainConfig
+from pdfast.config import EvalConfig, TrainConfig
 from pdfast.data import from_numbers
 from pdfast.detectors import plain
 from pdfast.errors import PdfastError, Stopped, UsageError
-
-SIGNAL = (1, 12)
-LOOP = DistillConfig(start_steps=8, rounds=2, updates=6, batch=4, lr=1e-3)
-CONFIG = Config(
-    name="own",
-    log_every=4,
-    save_every=5,
-    distill=LOOP,
-    eval=EvalConfig(steps=(2,), baseline_steps=4, num=32),
-)
-
-
-class Dense(nn.Module):
-    """A small network of any shape; `copies` of its first axis come out."""
-
-    def __init__(self, shape=SIGNAL, classes=0, copies=1, width=8, seed=0):
-        super().__init__()
-        torch.manual_seed(seed)
-        self.shape = copies * shape[0], *shape[1:]
-        self.inner = nn.Linear(math.prod(shape) + 1, width)
-        self.outer = nn.Linear(width, math.prod(self.shape))
-        self.classes = nn.Embedding(classes, width) if classes else None
-
-    def forward(self, z, logsnr, label):
-        h = self.inner(torch.cat([z.view(len(z), -1), logsnr[:, None] / 10], dim=1))
-        if self.classes is not None:
-            h = h + self.classes(label)
-        return self.outer(torch.tanh(h)).view(len(z), *self.shape)
-
-
-def numbers(shape=SIGNAL, num=40, seed=1):
-    return torch.randn(num, *shape, generator=torch.Generator().manual_seed(seed))
-
-
-def distill(out, module=None, config=CONFIG, data=None, **given):
-    module = Dense() if module is None else module
-    if data is None:
-        data = numbers()
-    return pdfast.distill(config, teacher=module, data=data, out=out, quiet=True, **given)
-
-
-def changed(**tables):
-    config = CONFIG
-    for table, values in tables.items():
-        kept = getattr(config, table)
-        new = dataclasses.replace(kept, **values) if isinstance(values, dict) else values
-        config = dataclasses.replace(config, **{table: new})
-    return config
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_monitored():
-    """The rounds' distances from one batch, so that these runs are short."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(distillation, "MONITOR_IMAGES", 64)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -322,6 +268,17 @@ def test_without_the_module(finished, capsys, tmp_path):
         pdfast.export(finished[1], tmp_path / "out", to="diffusers")
 
 
+def test_a_run_without_a_model(finished, capsys, tmp_path):
+    """One that lost its teacher, and one that was stopped before it had any."""
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run)
+    for models in ("teacher", "round-*"):
+        for path in run.glob(models):
+            shutil.rmtree(path)
+        assert main(["eval", str(run)]) == 2
+        assert f"{run} is a run of a network of your own" in capsys.readouterr().err
+
+
 def test_what_a_directory_says(finished, tmp_path):
     table = json.loads((finished[0] / "teacher" / "config.json").read_text())
     assert table["network"] == "own"
@@ -373,168 +330,3 @@ def test_distances_of_numbers():
     x = torch.rand(5, 2, 6, generator=generator)
     data = from_numbers(x, (2, 6), (2, 1, 6), 0)
     assert torch.equal(plain.raw((2, 6)).extract(data.images).values, x.double().flatten(1))
-
-
-# ------------------------------------------------------------------------------------------
-# One sentence each
-
-
-class Wrong(nn.Module):
-    def __init__(self, call, dtype=torch.float32, more=()):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(1, dtype=dtype))
-        for name in more:
-            self.register_parameter(name, nn.Parameter(torch.ones(1)))
-        self.call = call
-
-    def forward(self, z, logsnr, label):
-        return self.call(self, z * self.weight)
-
-
-def own_error(call, **options):
-    return lambda: pdfast.Network(Wrong(call, **options), SIGNAL)
-
-
-def not_copied():
-    module = Dense()
-    module.kept = (line for line in "ab")  # no generator can be copied
-    return module
-
-
-def with_buffer(*buffers):
-    module = Dense()
-    for k, buffer in enumerate(buffers):
-        module.register_buffer(f"kept_{k}", buffer)
-    return module
-
-
-def test_buffers_may_hold_a_mask_or_share_memory(tmp_path):
-    mask = torch.full((4, 4), -math.inf).triu(1)
-    student = distill(tmp_path / "run", with_buffer(mask, mask.flatten()[2:]))
-    assert torch.equal(student.net.kept_0, mask)
-    assert torch.equal(student.net.kept_1, mask.flatten()[2:])
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (own_error(lambda m, z: torch.cat([z, z], 1)),
-         r"output has shape \(4, 2, 12\), where head v of shape \(1, 12\) needs \(4, 1, 12\)"),
-        (own_error(lambda m, z: z.double()), "output is float64, its parameters float32"),
-        (own_error(lambda m, z: (z, z)), "output is of type tuple"),
-        (own_error(lambda m, z: z / 0), "not finite, at logSNR"),
-        (own_error(lambda m, z: z.view(5, -1)), "failed on z .* label None: RuntimeError: shape"),
-        (own_error(lambda m, z: z.detach()), "output has no gradient"),
-        (own_error(lambda m, z: z, more=["spare"]), "parameter spare gets no gradient: freeze it"),
-        (own_error(lambda m, z: z.abs().sqrt() * 0 + (z * 0).sqrt() * 0 + z),
-         "gradient of the module's parameter weight is not finite"),
-        (own_error(lambda m, z: z, dtype=torch.bfloat16), "parameter weight is bfloat16: keep"),
-        (lambda: pdfast.Network(nn.ModuleList([Dense(), Dense().double()]), SIGNAL),
-         "parameter 1.inner.weight is float64, others float32"),
-        (lambda: Dense().requires_grad_(False), "no parameter that requires a gradient"),
-        (lambda: nn.Identity(), "failed on z .*TypeError"),
-        (not_copied, "the module cannot be copied .TypeError: "),
-        (lambda: nn.LazyLinear(12), "parameter weight holds no numbers yet"),
-        (lambda: with_buffer(torch.zeros(1).expand(12)), "failed loading its own state_dict: Runt"),
-        (lambda: pdfast.Network(Dense(), ()), r"shape must be that of one sample, such as"),
-        (lambda: pdfast.Network(Dense(), (1, 0)), r"shape must be .* not \(1, 0\)"),
-        (lambda: pdfast.Network(Dense(), SIGNAL, head="w"), "head must be x, eps, v or both"),
-        (lambda: pdfast.Network(Dense(), SIGNAL, clip=(1, -1)), r"clip must be \(low, high\)"),
-        (lambda: pdfast.Network(Dense(), SIGNAL, num_classes=-1), "num_classes must be"),
-        (lambda: pdfast.Network(Dense(), SIGNAL, schedule="cosine"), "schedule must be one of pdf"),
-        (lambda: pdfast.Network(lambda z, logsnr: z, SIGNAL), "is an nn.Module, not function"),
-    ],
-)  # fmt: skip
-def test_wrong_modules(make, message, tmp_path):
-    with pytest.raises(UsageError, match=message) as caught:
-        distill(tmp_path / "run", make())
-    assert "\n" not in str(caught.value)
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (numbers((1, 13)), r"data has shape \(40, 1, 13\), where \(M, 1, 12\) is needed"),
-        (numbers((12,)), r"data has shape \(40, 12\), where \(M, 1, 12\) is needed"),
-        (numbers(num=1), "data has 1 samples, where 2 are the least"),
-        (numbers() / 0, "not finite in float32, in sample 0"),
-        (numbers().double() * 1e300, "not finite in float32, in sample 0"),
-        (numbers().byte(), "data holds uint8, where floats are needed"),
-        (np.array([["a"]]), "data holds <U1, which torch has no type for"),
-        (numbers().numpy().astype(">f4"), "data holds >f4, which torch has no type for"),
-        (numbers().to_sparse(), "data is a sparse tensor"),
-        ([1.0, 2.0], "data must be a tensor or an array, not list"),
-        ((numbers(), torch.zeros(40).long()), "data has labels, but the network has no classes"),
-    ],
-)
-def test_wrong_data(data, message, tmp_path):
-    with pytest.raises(UsageError, match=message):
-        distill(tmp_path / "run", pdfast.Network(Dense(), SIGNAL), data=data)
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (numbers(), r"the network has 3 classes: pass data=\(samples, labels\)"),
-        ((numbers(), torch.zeros(39).long()), r"must be 40 whole numbers, not int64 \(39,\)"),
-        ((numbers(), torch.zeros(40)), r"must be 40 whole numbers, not float32 \(40,\)"),
-        ((numbers(), torch.arange(40) % 4), r"are from 0 to 3, outside 0 \.\. 2"),
-    ],
-)
-def test_wrong_labels(data, message, tmp_path):
-    network = pdfast.Network(Dense(classes=3), SIGNAL, num_classes=3)
-    with pytest.raises(UsageError, match=message):
-        distill(tmp_path / "run", network, data=data)
-
-
-@pytest.mark.parametrize(
-    ("config", "given", "message"),
-    [
-        (changed(precision="bf16"), {}, "precision bf16 is for pdfast's own network"),
-        (changed(distill={"checkpoint": True}), {}, "distill.checkpoint is for pdfast's own"),
-        (changed(engine={"tabulate_film": True}), {}, "engine.tabulate_film is for pdfast's own"),
-        (changed(peers={"group_norm": "apex"}), {}, "peers.group_norm apex is for pdfast's own"),
-        (changed(data={"horizontal_flip": True}), {}, "with data=, leave it off"),
-        (changed(distill={"teacher": "there"}), {}, "the config names another, distill.teacher"),
-        (changed(distill={"fit_updates": 5}), {}, "leave it 0, or pass student"),
-        (CONFIG, {"student": Dense((1, 13))}, r"failed on z \(4, 1, 12\)"),
-        (CONFIG, {"student": pdfast.Network(Dense((1, 13)), (1, 13))},
-         r"the student has shape \(1, 13\), where \(1, 12\) is needed"),
-        (CONFIG, {"student": pdfast.Network(Dense(), SIGNAL, head="x")},
-         "the student has head x, where v is needed"),
-        (CONFIG, {"student": Dense().double()}, "has dtype torch.float64, where torch.float32"),
-        (None, {"rounds": 11}, "11 rounds cannot halve 1024 steps exactly: use at most 10"),
-        (CONFIG, {"data": ()}, "shape of a sample is not known"),
-        (CONFIG, {"teacher": "runs/there"}, "student and data go with a network of your own"),
-        (CONFIG, {"teacher": pdfast.Network(Dense(), SIGNAL, steps=4)}, "distilled to 4 steps"),
-    ],
-)  # fmt: skip
-def test_wrong_calls(config, given, message, tmp_path):
-    given = {"teacher": Dense(), "data": numbers()} | given
-    with pytest.raises(UsageError, match=message):
-        pdfast.distill(config, out=tmp_path / "run", quiet=True, **given)
-    assert not (tmp_path / "run").exists()
-
-
-def test_more_wrong_calls(tiny, tmp_path):
-    volume = pdfast.Network(Dense((1, 2, 2, 2)), (1, 2, 2, 2))
-    with pytest.raises(
-        UsageError, match=r"no pictures that pdfast reads: pass data=, a tensor \(M,"
-    ):
-        pdfast.distill(CONFIG, teacher=volume, out=tmp_path / "run")
-    model = random_model(tiny.model, 0, torch.float32)
-    with pytest.raises(UsageError, match="of pdfast's own network: pass its directory"):
-        pdfast.distill(CONFIG, teacher=model, data=numbers(), out=tmp_path / "run")
-    with pytest.raises(UsageError, match="data goes with a network of your own: pass network"):
-        pdfast.train(CONFIG, data=numbers(), out=tmp_path / "run")
-    flow = pdfast.Network(Dense(), SIGNAL, schedule=pdfast.adapters.FlowMatching())
-    with pytest.raises(UsageError, match="continuous time on the cosine schedule"):
-        pdfast.train(CONFIG, network=flow, data=numbers(), out=tmp_path / "run")
-    with pytest.raises(UsageError, match=r"an nn.Module, not str"):
-        pdfast.Network("unet", SIGNAL)
-    network = pdfast.Network(Dense(), SIGNAL)
-    with pytest.raises(UsageError, match=r"noise must have shape \(2, 1, 12\), not \(2, 12\)"):
-        network.sample(2, 2, noise=torch.zeros(2, 12))
-    assert not (tmp_path / "run").exists()

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 def test_public_names():
     for name in pdfast.__all__:
         assert getattr(pdfast, name) is not None
+    assert dir(pdfast) == pdfast.__all__
     assert callable(pdfast.distill)
     importlib.import_module("pdfast.api")  # no module may hide a function of the same name
     for name in ("distill", "train", "evaluate", "export", "load", "save"):

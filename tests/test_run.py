@@ -10,7 +10,7 @@ import time
 
 import pytest
 import torch
-from run_cases import assert_same_run, metrics, stop_after, weights
+from run_cases import assert_same_run, kept, metrics, stop_after, weights
 
 import pdfast
 from pdfast import checkpoint, engine, files, signals
@@ -65,7 +65,7 @@ def test_report_is_the_same_when_eval_writes_it_again(straight, tmp_path):
     assert (copy / "report.png").is_file()
 
 
-@pytest.mark.parametrize("updates", [1, 5, 7, 13, 15, 24])
+@pytest.mark.parametrize("updates", [5, 7, 15, 24])
 def test_a_stopped_run_resumes_to_the_bit(straight, tiny, tmp_path, monkeypatch, updates):
     """In the teacher's phase, in rounds, at and between saved states and log lines."""
     with monkeypatch.context() as patch:
@@ -180,6 +180,21 @@ def test_a_line_of_metrics_cut_short_is_forgotten(straight, tiny, tmp_path):
         pdfast.distill(tiny, out=copy, quiet=True)
 
 
+def test_metrics_that_are_gone_are_missed(straight, tiny, tmp_path, capsys, monkeypatch):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5)
+        with pytest.raises(Stopped):
+            pdfast.distill(tiny, out=run, quiet=True)
+    (run / "metrics.jsonl").unlink()
+    capsys.readouterr()
+    pdfast.distill(tiny, out=run, quiet=True)
+    said = f"warning: {run}/metrics.jsonl lacks what round 0 logged up to update 5: it was removed"
+    assert " ".join(capsys.readouterr().err.split()).count(said) == 1
+    assert kept(run, "*/model.safetensors") == kept(straight, "*/model.safetensors")
+    assert metrics(run) == metrics(straight)[-len(metrics(run)) :]
+
+
 def test_updates_of_rounds_not_begun_may_change(straight, tiny, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(straight, copy)
@@ -286,21 +301,22 @@ def test_the_cost_of_a_jump_is_a_warning(straight, tiny, tmp_path, monkeypatch, 
     assert "round 1: the distance" not in output
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_real_signal_saves_and_exits(tiny_toml, tmp_path, signum):
+def test_a_real_signal_saves_and_exits(tiny_toml, tmp_path):
     command = [sys.executable, "-m", "pdfast", "distill", "--config", str(tiny_toml)]
     command += ["--out", str(tmp_path / "run"), "--train.updates", "100000", "--threads", "1"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as run:
-        deadline = time.monotonic() + 60
-        while not list((tmp_path / "run").glob("state/*")) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        run.send_signal(signum)
-        _, errors = run.communicate(timeout=60)
-    assert run.returncode == 128 + signum
+        try:
+            while not list((tmp_path / "run").glob("state/*")) and run.poll() is None:
+                time.sleep(0.05)
+            run.send_signal(signal.SIGTERM)
+            _, errors = run.communicate()
+        finally:
+            run.kill()
+    assert run.returncode == 128 + signal.SIGTERM
     assert errors.count("\n") == 1
-    assert f"pdfast: stopped by {signum.name}; teacher is saved at update" in errors
+    assert "pdfast: stopped by SIGTERM; teacher is saved at update" in errors
     (newest, *_) = sorted((tmp_path / "run" / "state").iterdir(), reverse=True)
     tensors, tables, _ = files.read(newest)
     assert tables["state.json"]["update"] > 0

@@ -3,11 +3,11 @@
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections import defaultdict
 from pathlib import Path
 
@@ -22,13 +22,14 @@ from torch import nn
 from tracked import events, history, sessions, shown
 
 import pdfast
-from pdfast import engine, trackers
+from pdfast import engine, trackers, tracking
 from pdfast.cli import main
 from pdfast.config import Config
 from pdfast.errors import UsageError
 from pdfast.tables import from_table
 from pdfast.trackers import Axis
 from pdfast.trackers.follow import Follower
+from pdfast.tracking import Tracking
 
 BOTH = ("tensorboard", "wandb")
 BEFORE = {0: 0, 1: 12, 2: 18}  # updates before the phases of the tiny run, which has 30
@@ -61,6 +62,7 @@ def tracked(tmp_path_factory):
     path, config = tmp_path_factory.mktemp("tracked") / "run", from_table(Config, TINY)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_MODE", "offline")
+        patch.setattr(tracking, "HURRY", tracking.UPLOAD)  # W&B's end of a run takes its time
         with patch.context() as once:
             at_update(once, BEFORE[2] + 10, breaks)
             with pytest.raises(BrokenOffError):
@@ -174,9 +176,10 @@ def test_a_tracker_that_comes_late_has_all_of_it(tracked, tmp_path):
 
 SCRIPT = """
 import os, signal, sys
-from pdfast import engine
+from pdfast import engine, tracking
 from pdfast.__main__ import main
 
+tracking.HURRY = tracking.UPLOAD
 real, count = engine.update, iter(range(1, 1000))
 
 def update(*args):
@@ -202,7 +205,6 @@ def test_a_signal_ends_a_tracked_run_as_any_other(tiny_toml, tmp_path):
         capture_output=True,
         text=True,
         check=False,
-        timeout=100,
     )
     assert ended.returncode == 128 + signal.SIGTERM, ended.stderr
     assert re.fullmatch(
@@ -233,16 +235,27 @@ def followers():
 def test_a_tracker_whose_process_is_killed_is_done_without(
     straight, tiny, tmp_path, monkeypatch, capfd
 ):
-    """First W&B's own, then what follows the run."""
+    """First W&B's own, then, once that is told of, what follows the run."""
     monkeypatch.setenv("WANDB_MODE", "offline")
+    made = []
+
+    def kept(*args):
+        made.append(Tracking(*args))
+        return made[0]
 
     def kill(which):
         (number,) = followers()[which]
         os.kill(number, signal.SIGKILL)
-        time.sleep(1.3)  # more than from one look to the next
 
+    def after_the_first():
+        """Of which line 4 gives notice: it is heard of now, or was with that line."""
+        told = "wandb" not in made[0]._left or select.select([made[0]._words], [], [], 100)[0]
+        assert told
+        kill(0)
+
+    monkeypatch.setattr("pdfast.run.Tracking", kept)
     at_update(monkeypatch, 3, lambda: kill(1))
-    at_update(monkeypatch, 7, lambda: kill(0))
+    at_update(monkeypatch, 7, after_the_first)
     run = tmp_path / "run"
     pdfast.train(tiny, out=run, quiet=True, track=BOTH)
     first, second = capfd.readouterr().err.splitlines()

@@ -106,6 +106,9 @@ def test_embedding_tells_neighbouring_steps_apart():
 
 def test_the_whole_model_runs_in_float64():
     model = randomised(Model(NetConfig(**SMALL)).double())
+    z = torch.randn(2, *model.image_shape, dtype=torch.float64)
+    each = model.predict_x(z, torch.full((2,), 0.3, dtype=torch.float64))
+    assert torch.equal(model.predict_x(z, 0.3), each)
     images = model.sample(2, 3)
     assert images.dtype == torch.float64
     assert images.abs().max() <= 1

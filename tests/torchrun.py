@@ -6,6 +6,9 @@ import subprocess
 import sys
 from typing import NamedTuple
 
+LIMIT = 240  # seconds, for two processes that share a slow machine with others
+ALARM = 220  # the same of their own, should torchrun be killed without a chance to pass it on
+
 
 class Ended(NamedTuple):
     """What is left of a run."""
@@ -32,10 +35,10 @@ def start(cwd, *args):
     )
 
 
-def finish(running, limit=90):
-    """Wait for the end, at most `limit` seconds."""
+def finish(running):
+    """Wait for the end."""
     try:
-        output, errors = running.communicate(timeout=limit)
+        output, errors = running.communicate(timeout=LIMIT)
     except BaseException:
         running.terminate()  # passes on to the processes, which a SIGKILL would leave alone
         raise

@@ -25,6 +25,7 @@ from test_engine import (
 
 import pdfast
 from pdfast import distillation, engine, files, numerics
+from pdfast.batch import open_batch
 from pdfast.config import EngineConfig, NetConfig
 from pdfast.data import Dataset
 from pdfast.errors import PdfastError
@@ -97,9 +98,7 @@ class Phase:
         self.model.net.checkpoint = cfg.checkpoint
         data = data or coloured()
         data = data if config.engine.data == "stream" else data.to(DEVICE)
-        batch, self.source = engine.open_batch(
-            config, cfg, data, self.model, ROUND, self.optimizer.done
-        )
+        batch, self.source = open_batch(config, cfg, data, self.model, ROUND, self.optimizer.done)
         self.model.train()
         self.source.load(0)
         self.objective.begin(batch)

@@ -7,7 +7,7 @@ import dataclasses
 
 import pytest
 import torch
-from test_own_network import CONFIG, Dense, distill
+from own_cases import CONFIG, Dense, distill
 
 from pdfast.errors import PdfastError
 

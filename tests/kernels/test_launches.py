@@ -7,8 +7,9 @@ import torch
 from kernel_checks import DEVICE
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pdfast.batch import open_batch
 from pdfast.data import Dataset
-from pdfast.engine import open_batch, update
+from pdfast.engine import update
 from pdfast.model import Model
 from pdfast.optimizer import Optimizer
 from pdfast.rollout import Rollout
