@@ -20,6 +20,7 @@ from parts import cpu_peak, matmul_rate, peak_rate, time_by_part
 from published import Phase, Published
 
 from pdfast import engine, numerics
+from pdfast.batch import open_batch
 from pdfast.config import Config, load_config
 from pdfast.counting import OPTIMIZER, count_update
 from pdfast.data import Dataset
@@ -67,7 +68,7 @@ class Engine:
         if config.engine.compile:
             model.net.compile(dynamic=False)
         data, state = Dataset(images, None), self.optimizer
-        batch, _ = engine.open_batch(config, cfg, data, model, 1, state.done)
+        batch, _ = open_batch(config, cfg, data, model, 1, state.done)
         name_for_the_profiler(state)
         objective.begin(batch)
         work = functools.partial(engine.update, model, objective, state, batch)

@@ -63,8 +63,8 @@ def implementation(device: torch.device) -> str:
     if uses_triton(device, torch.float32):
         return f"Triton {triton.__version__}" + (", interpreted" if INTERPRETING else "")
     if device.type == "cuda":
-        return "PyTorch reference: Triton 3.4 or newer is not installed"
-    return "PyTorch reference: Triton compiles for GPUs"
+        return "PyTorch reference (Triton 3.4 or newer is not installed)"
+    return "PyTorch reference (Triton needs a GPU)"
 
 
 def launch(

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pdfast import detectors, distributed, numerics, own, peers, sources, trackers
-from pdfast.checkpoint import load_model, network_of, refuse_own_run
+from pdfast.checkpoint import load_model, network_of
 from pdfast.config import (
     Config,
     NetConfig,
@@ -19,7 +19,7 @@ from pdfast.config import (
     check_trainable,
     load_config,
 )
-from pdfast.data import Dataset, load_dataset
+from pdfast.data import Dataset, described, load_dataset
 from pdfast.distillation import adopt_teacher, check_network, distill_rounds, load_teacher, with_fit
 from pdfast.engine import check
 from pdfast.errors import UsageError
@@ -97,6 +97,8 @@ def _opened(
             f"group_norm_silu: {group_norm_silu.implementation(device)}; "
             f"other ops: {runtime.implementation(device)}"
         )
+        if own_network is None:
+            run.screen.say(f"data: {described(placed, config.data)}")
         run.track(track)
         yield run, placed
 
@@ -154,6 +156,11 @@ def train(
         if given is not None:
             networks = distributed.together(lambda: own.tried(networks, where, learns=True))
         with _opened(settings, out, quiet, resume, where, track, networks, data) as (run, images):
+            if given is None and settings.model.guidance:
+                run.screen.say(
+                    "model.guidance is for students: the teacher, which is guided by its "
+                    "predictions with the class and without, is trained without such an input"
+                )
             model = train_teacher(run, images, where)
             if given is None or not run.students():  # which only the call that made them can load
                 report_run(run, images, settings.eval.steps, where)
@@ -262,6 +269,7 @@ def evaluate(
     *,
     config: Config | str | Path | None = None,
     steps: tuple[int, ...] | None = None,
+    num: int | None = None,
     out: str | Path | None = None,
     device: str = "auto",
     threads: int = 0,
@@ -274,11 +282,12 @@ def evaluate(
 
     A run directory gets its report.json, report.md and report.png written again. A model's
     numbers go to `out` (eval-<model> beside it); its data come from `config`, or from the run
-    directory that the model lies in. `steps`, `precision`, `detector` and `guidance` replace the
-    config's.
+    directory that the model lies in. `steps`, `num`, `precision`, `detector` and `guidance` replace
+    the config's.
     A killed evaluation leaves its samples in eval-state/, and the same call goes on from there.
     """
     judged: dict[str, Any] = {"steps": steps} if steps else {}
+    judged |= {"num": num} if num is not None else {}
     judged |= {"detector": detector} if detector is not None else {}
     judged |= {"guidance": guidance} if guidance is not None else {}
     asked: dict[str, Any] = {"eval": judged}
@@ -309,7 +318,7 @@ def _evaluate(
         raise UsageError(
             f"{model} lies in no run directory: name the data to compare with, by --config"
         )
-    distributed.together(lambda: refuse_own_run(path))
+    distributed.together(lambda: own.refuse_run(path))
     beside = (path if is_run else path.parent) / "config.toml"
     named = config if config is not None else beside
     resolved = distributed.together(lambda: _config(_loaded(named, asked)))

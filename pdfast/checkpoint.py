@@ -171,17 +171,13 @@ def network_of(path: Path) -> NetConfig | None:
         return None
 
 
-def refuse_own_run(path: Path) -> None:
-    """Raise UsageError if `path` is a run of a network of one's own, which no command can make."""
+def is_own(path: Path) -> bool:
+    """Whether a model directory, not verified yet, is of a network of one's own."""
     try:
-        table = json.loads((path / "teacher" / CONFIG).read_text("utf-8"))
+        table = json.loads((path / CONFIG).read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
-        return
-    if isinstance(table, dict) and table.get("network") == OWN:
-        raise UsageError(
-            f"{path} is a run of a network of your own, which only your code can make: the call of "
-            "pdfast.distill that made it writes its report again"
-        )
+        return False
+    return isinstance(table, dict) and table.get("network") == OWN
 
 
 def verify_model(path: Path) -> dict[str, Any]:

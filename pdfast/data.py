@@ -116,6 +116,13 @@ def as_tensor(name: str, value: Any) -> Tensor:
     raise UsageError(f"{name} must be a tensor or an array, not {type(value).__name__}")
 
 
+def described(data: Dataset, config: DataConfig) -> str:
+    """What was read of where, in words."""
+    _, height, width, channels = data.images.shape
+    colour = {1: "grey", 3: "colour"}[channels]
+    return f"{len(data):,} images of {config.source}, as {height}x{width} {colour}"
+
+
 def load_dataset(data: DataConfig, model: NetConfig) -> Dataset:
     """Read `data.source` as the model's size, channels and classes ask.
 

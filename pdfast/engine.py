@@ -199,16 +199,7 @@ def fit(
         held_source.load(0)
     loss_start = held_loss(model, objective, held, cfg.accumulate)
     check_held(title, 0, loss_start)
-    start, first, resumed = time.perf_counter(), 0, run.load_state(round_)
-    if resumed is None:
-        run.rewind_metrics(round_, -1)
-        run.log(round=round_, update=0, held_loss=loss_start)
-    else:
-        first, start = int(resumed[0]["update"]), start - float(resumed[0]["seconds"])
-        run.rewind_metrics(round_, first)
-        run.screen.say(f"{title}: going on from update {first}")
-        optimizer.load(resumed[1])
-    distributed.broadcast(optimizer.tensors())
+    first, start = _begin(run, round_, title, optimizer, loss_start)
 
     with contextlib.ExitStack() as stack:
         task = stack.enter_context(run.screen.task(title, cfg.updates, first))
@@ -245,3 +236,23 @@ def fit(
     optimizer.release()
     check_held(title, cfg.updates, loss_end)
     return FitResult(loss_start, loss_end, seconds)
+
+
+def _begin(
+    run: Run, round_: int, title: str, optimizer: Optimizer, loss_start: float
+) -> tuple[int, float]:
+    """The first update to be made, after those of a saved state, and when, by time.perf_counter,
+    all would have begun without a break.
+    """
+    first, start, resumed = 0, time.perf_counter(), run.load_state(round_)
+    if resumed is None:
+        run.rewind_metrics(round_, -1)
+        run.log(round=round_, update=0, held_loss=loss_start)
+    else:
+        table, tensors = resumed
+        first, start = int(table["update"]), start - float(table["seconds"])
+        run.rewind_metrics(round_, first)
+        run.screen.say(f"{title}: going on from update {first}")
+        optimizer.load(tensors)
+    distributed.broadcast(optimizer.tensors())
+    return first, start

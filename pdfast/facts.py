@@ -61,9 +61,9 @@ class Facts:
             ("precision", f"{self.precision}, PyTorch {self.torch}"),
         ]
 
-    def line(self) -> str:
-        """All of it on one line."""
-        return "; ".join(f"{what}: {value}" for what, value in self.rows())
+    def text(self) -> str:
+        """All of it, a line each."""
+        return "\n".join(f"{what}: {value}" for what, value in self.rows())
 
     @property
     def rank_note(self) -> str:
@@ -81,12 +81,13 @@ class Facts:
 def facts_of(judge: Judge, config: Config, model: Model, weights: dict[str, str]) -> Facts:
     """Of a judge's figures; for the first process. `weights` as in `Facts`."""
     data, precision = judge.data, numerics.precision_of(config.precision, model.device)
-    height, width = data.images.shape[1:3]
+    height, width, channels = data.images.shape[1:]
     source, reading = config.data.source, "none"
     if data.shape:
         source = "given with the call"
     elif sources.resizes(source):
         reading = f"centre crop, antialiased bicubic resize to {height}x{width}"
+        reading += ", grey" if channels == 1 else ""
     sampler = "DDIM" if model.clip is None else "DDIM, x-hat clipped to [{:g}, {:g}]".format(
         *model.clip
     )  # fmt: skip

@@ -96,16 +96,25 @@ def forecast(
     rate = matmul_rate(device, numerics.net_dtype(precision))
     screen.say(
         f"time on {device}: at least the figures below, which take every counted FLOP at the rate "
-        f"of a large {precision} matrix product here ({rate / 1e9:,.0f} GFLOP/s)"
+        f"of a large {precision} matrix product here ({rate / 1e9:,.0f} GFLOP/s); sampling for "
+        "the report comes on top"
     )
     screen.say("")
-    screen.say(f"{'':>9} {'steps':>6} {'updates':>9} {'lr':>8} {'images':>12} {'hours':>9}")
-    hours = 0.0
+    screen.say(f"{'':>9} {'steps':>6} {'updates':>9} {'lr':>8} {'images':>12} {'time':>9}")
+    total = 0.0
     for name, cfg, counted, steps in phases:
-        phase = cfg.updates * counted.total.flops / rate / 3600
-        hours += phase
+        seconds = cfg.updates * counted.total.flops / rate
+        total += seconds
         screen.say(
             f"{name:>9} {steps or '':>6} {cfg.updates:>9,} {cfg.lr:>8.1e} "
-            f"{cfg.updates * cfg.batch:>12,} {short(phase, 3):>9}"
+            f"{cfg.updates * cfg.batch:>12,} {_lasts(seconds):>9}"
         )
-    screen.say(f"{'total':>9} {'':>6} {'':>9} {'':>8} {'':>12} {short(hours, 3):>9}")
+    screen.say(f"{'total':>9} {'':>6} {'':>9} {'':>8} {'':>12} {_lasts(total):>9}")
+
+
+def _lasts(seconds: float) -> str:
+    """A time as people say it."""
+    for least, unit, name in ((5400, 3600, "h"), (90, 60, "min")):
+        if seconds >= least:
+            return f"{short(seconds / unit, 3)} {name}"
+    return f"{short(seconds, 2)} s"

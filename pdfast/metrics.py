@@ -77,6 +77,10 @@ class Metrics:
             whole = content[: content.rfind(b"\n") + 1]
             files.write_file(self.path, lambda stage: stage.write_bytes(whole))
 
+    def has(self, round_: int) -> bool:
+        """Whether any line is of this round."""
+        return any(values["round"] == round_ for values in self.read())
+
     def rewind(self, round_: int, update: int) -> int:
         """Drop a round's lines after an update; returns how many updates those went beyond it."""
         lines = self.read()

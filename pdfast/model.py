@@ -135,14 +135,19 @@ class Model(nn.Module):
         """x-hat (B, C, H, W) at angle phi (B,), unclipped."""
         return method.predict_x(z, self.at(z, phi, label).to(z), phi, self.head)
 
-    def predict_x(self, z: Tensor, logsnr: Tensor, label: Tensor | None = None) -> Tensor:
-        """x-hat (B, C, H, W), unclipped, at z (B, C, H, W) and logsnr (B,), in z's dtype."""
+    def predict_x(self, z: Tensor, logsnr: Tensor | float, label: Tensor | None = None) -> Tensor:
+        """x-hat (B, C, H, W), unclipped, at z (B, C, H, W) and logsnr (B,), in z's dtype.
+
+        A number for `logsnr` is that of all.
+        """
+        if not isinstance(logsnr, Tensor):
+            logsnr = torch.full((len(z),), logsnr, dtype=z.dtype, device=z.device)
         return method.predict_x(z, self(z, logsnr, label).to(z), phi_of(logsnr), self.head)
 
     def sample(
         self,
         num: int,
-        steps: int,
+        steps: int = 0,
         seed: int = 0,
         label: Tensor | None = None,
         noise: Tensor | None = None,
@@ -153,7 +158,8 @@ class Model(nn.Module):
         """Images (num, C, H, W) in [-1, 1], in the model's dtype and on its device; of a network of
         one's own samples (num, *shape), cut where it was given an interval.
 
-        Image k depends on (seed, k) alone, whatever `num` is. `label`, int64 of shape (num,), is
+        `steps` 0: the number that the model was distilled to. Image k depends on (seed, k) alone,
+        whatever `num` is. `label`, int64 of shape (num,), is
         for a class-conditional model; left out, classes are drawn by counter. `noise`,
         (num, *shape), replaces the drawn start. `sampler` is "ddim" or "ancestral", the latter
         with `variance` from 0 (small) to 1 (large). Raises UsageError for a wrong argument.
@@ -164,6 +170,7 @@ class Model(nn.Module):
                     f"noise must have shape {(num, *self.shape)}, not {tuple(noise.shape)}"
                 )
             noise = noise.reshape(num, *self.image_shape)
+        steps = steps or self.steps
         batches = self.sample_batches(num, steps, seed, label, noise, clip, sampler, variance)
         return torch.cat(list(batches)).reshape(num, *self.shape)
 

@@ -37,7 +37,8 @@ def set_up(name: str, device: torch.device, deterministic: bool = False) -> Prec
     allow_tf32(precision == "tf32")
     torch.backends.cudnn.benchmark = not deterministic  # the shapes never change
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False  # sums in float32
-    torch.use_deterministic_algorithms(deterministic)
+    if torch.are_deterministic_algorithms_enabled() != deterministic:  # the call takes seconds
+        torch.use_deterministic_algorithms(deterministic)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before its first use

@@ -1,13 +1,15 @@
-"""What a call of `pdfast.distill` or `pdfast.train` with a network of one's own asks for."""
+"""Runs of a network of one's own: what a call of `pdfast.distill` or `pdfast.train` asks for."""
 
 import dataclasses
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from pdfast.config import Config, DataConfig, DistillConfig, NetConfig
+from pdfast import checkpoint
+from pdfast.config import Config, DataConfig, DistillConfig, NetConfig, load_config
 from pdfast.data import Dataset, as_tensor, from_numbers, load_dataset
 from pdfast.distillation import check_start
 from pdfast.errors import UsageError
@@ -194,3 +196,21 @@ def dataset(config: Config, network: Model, data: Any) -> Dataset:
         attn_resolutions=(),
     )
     return load_dataset(config.data, pictures)
+
+
+def refuse_run(path: Path) -> None:
+    """Raise UsageError if `path` is a run of a network of one's own, which no command can make."""
+    models = (file.parent for file in path.glob(f"*/{checkpoint.CONFIG}"))
+    if any(map(checkpoint.is_own, models)) or _source(path).startswith(GIVEN):
+        raise UsageError(
+            f"{path} is a run of a network of your own, which only your code can make: the call of "
+            "pdfast.distill that made it writes its report again"
+        )
+
+
+def _source(path: Path) -> str:
+    """The data.source of a run's config; "" where that cannot be read."""
+    try:
+        return load_config(path / "config.toml").data.source
+    except UsageError:
+        return ""

@@ -77,7 +77,7 @@ $more
 """)
 
 SAMPLES = Template("""\
-<h2>Samples, each place from the same noise</h2>
+<h2>Samples, from the same noise at every number of steps</h2>
 <div class="slider"><label for="steps">sampling steps</label>
 <input id="steps" type="range" min="0" max="$last" value="$first" step="1" list="counts">
 <datalist id="counts">$ticks</datalist><output id="count" for="steps"></output></div>

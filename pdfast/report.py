@@ -67,7 +67,7 @@ def report_run(run: Run, data: Dataset, steps: Sequence[int], device: torch.devi
         facts = facts_of(judge, config, teacher, weights)
         shown = data.images[:NUM_KEPT].cpu()
         _write(Report(run, meter, teacher, shown, facts, of_teacher, of_students))
-        return facts.line()
+        return facts.text()
 
     line = distributed.from_first(write)
     meter.clear()
@@ -91,7 +91,7 @@ def report_model(name: str, model: Model, out: Run, judge: Judge, averaged: dict
         out.write("eval.png", figure.savefig)
         table = as_json(meter, facts, {"model": found})
         out.write_text("eval.json", json.dumps(table, indent=1) + "\n")
-        return facts.line()
+        return facts.text()
 
     line = distributed.from_first(write)
     meter.clear()

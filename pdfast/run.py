@@ -297,6 +297,11 @@ class Run:
         """Drop what an interrupted phase logged after the state that it resumes from."""
 
         def rewind() -> None:
+            if update >= 0 and not self._metrics.has(round_):
+                self.screen.warn(
+                    f"{self._metrics.path} lacks what round {round_} logged up to update {update}: "
+                    "it was removed or cut; the run goes on, and its report lacks that too"
+                )
             lost = self._metrics.rewind(round_, update)
             if lost:
                 self.screen.warn(

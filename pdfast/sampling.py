@@ -32,29 +32,38 @@ def sample_to(
     precision: str,
 ) -> None:
     """Sample `num` images and write them to `out`, a folder, an .npz or a .png."""
+    screen = Screen()
     with distributed.session(device, threads, poll) as where:
         found = numerics.set_up(precision, where)
         model = distributed.together(lambda: checkpoint.load_model(model_dir, where))
         model = numerics.lowered(model, found)
         if guidance is not None:
             model = guided(model, guidance)
-        _sample_to(model, model_dir, out, num, steps, seed, label, sampler, variance)
+        steps = steps or model.steps
+        if not steps:
+            raise UsageError(
+                f"{model_dir} is a teacher, made for any number of steps: pass --steps"
+            )
+        _check(model, out, num, seed, label)
+        distributed.from_first(lambda: _refuse_mixing(out, num))
+        labels = None if label is None else torch.full((num,), label, dtype=torch.int64)
+        with screen.task(f"sampling, {counted(steps)}", steps * Model.calls_for(num)) as task:
+
+            def on_step() -> None:
+                poll("nothing was written")
+                task.advance()
+
+            images = model.sample_images(
+                num, steps, seed, labels, sampler=sampler, variance=variance, on_step=on_step
+            )
+        if model.steps not in (0, steps):
+            screen.warn(f"{model_dir} was distilled to {counted(model.steps)}, not to {steps}")
+        distributed.from_first(lambda: _write(images.cpu(), out))
+        screen.say(f"{num} images in {counted(steps)} (seed {seed}): {out}")
 
 
-def _sample_to(
-    model: Model,
-    model_dir: Path,
-    out: Path,
-    num: int,
-    steps: int,
-    seed: int,
-    label: int | None,
-    sampler: Sampler,
-    variance: float,
-) -> None:
-    steps = steps or model.steps
-    if not steps:
-        raise UsageError(f"{model_dir} is a teacher, made for any number of steps: pass --steps")
+def _check(model: Model, out: Path, num: int, seed: int, label: int | None) -> None:
+    """Refuse what cannot be sampled, or written."""
     if not 0 <= seed < 2**32:
         raise UsageError("--seed must be in 0 .. 4294967295")
     if num < 1:
@@ -65,20 +74,6 @@ def _sample_to(
         raise UsageError("this model is unconditional: leave --label out")
     if label is not None and not 0 <= label < model.num_classes:
         raise UsageError(f"--label must be in 0 .. {model.num_classes - 1}")
-    distributed.from_first(lambda: _refuse_mixing(out, num))
-    labels = None if label is None else torch.full((num,), label, dtype=torch.int64)
-    screen = Screen()
-    with screen.task(f"sampling, {counted(steps)}", steps * Model.calls_for(num)) as task:
-
-        def on_step() -> None:
-            poll("nothing was written")
-            task.advance()
-
-        images = model.sample_images(
-            num, steps, seed, labels, sampler=sampler, variance=variance, on_step=on_step
-        )
-    distributed.from_first(lambda: _write(images.cpu(), out))
-    screen.say(f"{num} images in {counted(steps)} (seed {seed}): {out}")
 
 
 def _refuse_mixing(out: Path, num: int) -> None:

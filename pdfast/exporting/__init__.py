@@ -51,22 +51,7 @@ def export(
     loaded = model if isinstance(model, Model) else load_model(model)
     if guidance is not None:
         loaded = guided(loaded, guidance)
-    if isinstance(loaded, Guided):
-        raise UsageError(
-            "the model is evaluated with the class and without, which one network cannot be: "
-            "export a guided student (model.guidance)"
-        )
-    if isinstance(loaded, Network):
-        raise UsageError(
-            "the model is of a network of your own, which pdfast cannot export: its module's "
-            "weights are a state_dict like any other"
-        )
-    if loaded.guidance:
-        least, most = loaded.guidance
-        raise UsageError(
-            f"the model is a guided student: pass --guidance, one of its weights {least:g} .. "
-            f"{most:g} (in Python export pdfast.guided(model, w))"
-        )
+    _refuse(loaded)
     copy = plain(loaded)
     for module in NEEDS[to]:
         try:
@@ -85,6 +70,26 @@ def export(
     files.write_folder(path, prepared.write)
     Screen(quiet).say(f"{out}: {prepared.line}")
     return path
+
+
+def _refuse(model: Model) -> None:
+    """Raise UsageError for what is not one network of x, t and a class."""
+    if isinstance(model, Guided):
+        raise UsageError(
+            "the model is evaluated with the class and without, which one network cannot be: "
+            "export a guided student (model.guidance)"
+        )
+    if isinstance(model, Network):
+        raise UsageError(
+            "the model is of a network of your own, which pdfast cannot export: its module's "
+            "weights are a state_dict like any other"
+        )
+    if model.guidance:
+        least, most = model.guidance
+        raise UsageError(
+            f"the model is a guided student: pass --guidance, one of its weights {least:g} .. "
+            f"{most:g} (in Python export pdfast.guided(model, w))"
+        )
 
 
 def plain(model: Model) -> Model:

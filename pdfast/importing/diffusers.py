@@ -83,10 +83,17 @@ def import_diffusers(
             "its own sampler does not clip (clip_sample false); pdfast's clips x-hat to [-1, 1], "
             "the range of images, unless sample(clip=False) is called from Python"
         )
+    _write_config(config, model, out, screen)
+    return model
+
+
+def _write_config(path: Path, model: Model, out: Path, screen: Screen) -> None:
+    """A config to distil the model in `out` by, if it can be, and the command."""
     plan = rounds_from(model)
     if plan is None:
         screen.say(f"{model.steps} steps cannot be halved, so there is no config to distil it by")
-        return model
+        return
+    cfg = model.cfg
     head = "v" if cfg.head == "eps" else cfg.head  # eps-hat says nothing of x at low SNR
     table = {
         "model": to_table(cfg.without_dropout()) | {"head": head},
@@ -96,17 +103,16 @@ def import_diffusers(
         most = model.schedule.most_steps
         few = [k for k in EvalConfig().steps if k <= most]
         table["eval"] = {"baseline_steps": most, "steps": few}
-    command = f"pdfast distill --config {_quoted(config)} --teacher {_quoted(out)}"
+    command = f"pdfast distill --config {_quoted(path)} --teacher {_quoted(out)}"
     text = f"# {command} --data.source YOUR_IMAGES\n\n{tomli_w.dumps(table)}"
-    files.write_file(config, lambda stage: stage.write_text(text, "utf-8"))
+    files.write_file(path, lambda stage: stage.write_text(text, "utf-8"))
     screen.say(
-        f"{config}: a config to distil it from {plan[0]} steps in {plan[1]} "
+        f"{path}: a config to distil it from {plan[0]} steps in {plan[1]} "
         f"round{'s' * (plan[1] > 1)}"
         + (", the student with a v head, which is fitted first" if head != cfg.head else "")
         + "; name a folder of images, or an .npz:"
     )
     screen.say(f"{command} --data.source YOUR_IMAGES")
-    return model
 
 
 def _quoted(path: Path) -> str:

@@ -1,4 +1,7 @@
-"""An .npz archive: uint8 `images` (N, H, W, C), and `labels` (N,) of any whole-number type."""
+"""An .npz archive: uint8 `images` (N, H, W, C), and `labels` (N,) of any whole-number type.
+
+`arr_0` will do for `images`: `pdfast sample` and the usual reference batches call them so.
+"""
 
 import io
 import math
@@ -14,6 +17,7 @@ from pdfast.errors import UsageError
 from pdfast.sources.reading import Arrays, Wanted, allocate, check_shape, fill
 from pdfast.sources.zips import open_member, open_zip
 
+NAMES = ("images", "arr_0")
 MAX_HEADER = 4096  # bytes; NumPy writes 128
 MAX_LIST = 2**20  # bytes of the archive's list of members
 
@@ -62,13 +66,14 @@ class _Member(NamedTuple):
 
 def _images(path: Path, archive: zipfile.ZipFile) -> _Member:
     names = archive.namelist()
-    if "images.npy" not in names:
+    name = next((name for name in NAMES if f"{name}.npy" in names), "")
+    if not name:
         held = ", ".join(name.removesuffix(".npy") for name in names[:20]) or "nothing"
         raise UsageError(f"{path} has no array `images` (it holds {held})")
-    images = _open(archive, "images")
+    images = _open(archive, name)
     if images.dtype != np.uint8 or len(images.shape) != 4:
         raise UsageError(
-            f"{path}: `images` must be uint8 of shape (N, H, W, C), not {images.dtype} of shape "
+            f"{path}: `{name}` must be uint8 of shape (N, H, W, C), not {images.dtype} of shape "
             f"{images.shape}"
         )
     return images

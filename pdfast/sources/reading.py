@@ -60,6 +60,11 @@ def check_shape(where: str, shape: tuple[int, ...], wanted: Wanted) -> None:
     check_number(where, num)
     if wanted.resize and min(height, width) > 0 and channels in (1, 3):
         return
+    if height in (1, 3) and channels not in (1, 3):
+        raise UsageError(
+            f"{where} has images of shape {(height, width, channels)}: put the channels last, "
+            "images.transpose(0, 2, 3, 1)"
+        )
     if height != width or channels not in (1, 3):
         raise UsageError(
             f"{where} has images of shape {(height, width, channels)}: make them square, "
