@@ -12,7 +12,7 @@ from torch import Tensor
 from pdfast import distributed, kept, scores
 from pdfast.config import Config
 from pdfast.data import Dataset, as_stored
-from pdfast.detectors.base import Detector, Features
+from pdfast.detectors.base import Detector, Features, Rows
 from pdfast.detectors.opening import open_detector
 from pdfast.errors import UsageError
 from pdfast.frechet import Gaussian, Moments, frechet_distance
@@ -146,7 +146,8 @@ class Judge:
         Reached by all processes, each with all samples.
         """
         moments, by_class = Moments(), defaultdict[int, Moments](Moments)
-        points, logits, start = [], [], 0
+        points, logits = Rows(min(self.num, scores.MOST)), Rows(self.num)
+        start = 0
         for found in self._features(images):
             moments.add(found.values)
             stop = start + len(found.values)
@@ -154,15 +155,16 @@ class Judge:
                 chosen = self._are(label, start, stop).to(found.values.device)
                 by_class[label].add(found.values[chosen])
             if self.detector.weights:
-                points.append(found.values[: max(0, scores.MOST - start)].float())
-                logits += [] if found.logits is None else [found.logits]
+                points.add(found.values[: max(0, scores.MOST - start)].float())
+            if found.logits is not None:
+                logits.add(found.logits)
             start = stop
 
         def counted() -> dict[str, Any]:
             return Figure(
                 frechet_distance(self.reference.gaussian, moments.gaussian()),
-                scores.inception_score(torch.cat(logits)) if logits else None,
-                precision_recall(torch.cat(points), self.reference.points) if points else None,
+                scores.inception_score(logits.all()) if len(logits) else None,
+                precision_recall(points.all(), self.reference.points) if len(points) else None,
                 {
                     label: frechet_distance(self.classes[label].gaussian, of.gaussian())
                     for label, of in by_class.items()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pdfast import distributed, files, kept, scores
 from pdfast.data import Dataset
-from pdfast.detectors.base import CHUNK, Detector, Features
+from pdfast.detectors.base import CHUNK, Detector, Features, Rows
 from pdfast.draws import Draws, Stream, index_below
 from pdfast.errors import PdfastError, UsageError
 from pdfast.files import Damaged
@@ -24,7 +24,7 @@ from pdfast.signals import poll
 
 NUM_RESAMPLES = 10
 CLASS_RESAMPLES = 3  # of each class
-FORMAT = "1"  # of the kept files; another one is made anew
+FORMAT = "2"  # of the kept files; another one is made anew
 
 
 def cache_folder() -> Path:
@@ -84,8 +84,9 @@ class Reference:
     def floor(self, num: int, seed: int) -> tuple[float, float]:
         """Mean and standard deviation of the distance of bootstrap resamples of the images.
 
-        A perfect sampler of the data would score this much from `num` samples. Reached by all
-        processes, which share what takes a network.
+        A perfect sampler of the data would score this much from `num` samples. Of a network the
+        images are those whose features are kept. Reached by all processes, which share what takes
+        a network.
         """
 
         def count() -> dict[str, Tensor]:
@@ -101,41 +102,28 @@ class Reference:
 
     def _resampled(self, num: int, seed: int) -> list[float]:
         draws = Draws(seed, Stream.BOOTSTRAP, device=self._images.device)
-        chosen = [
-            index_below(draws.words(resample, 0, num)[:, 0], len(self._images))
-            for resample in range(NUM_RESAMPLES)
-        ]
-        # One after another, to hold one covariance; but features that take a network but once.
-        groups = [[indices] for indices in chosen] if self._at_hand else [chosen]
-        return [
-            frechet_distance(self.gaussian, moments.gaussian())
-            for group in groups
-            for moments in self._moments(group)
-            if moments.count
-        ]
-
-    def _moments(self, resamples: list[Tensor]) -> list[Moments]:
-        """Of images by their numbers, some of them several times; empty on other processes."""
-        counts = [torch.bincount(chosen, minlength=len(self._images)) for chosen in resamples]
-        moments, start = [Moments() for _ in resamples], 0
-        for features in self._features():
-            stop = start + len(features)
-            for of, count in zip(moments, counts, strict=True):
-                times = count[start:stop].to(features.device)
-                of.add(features.repeat_interleave(times, dim=0))
-            start = stop
-        return moments
+        of = self._num_kept if self._detector.weights else len(self._images)
+        distances = []
+        for resample in range(NUM_RESAMPLES):  # one after another, to hold one covariance
+            chosen = index_below(draws.words(resample, 0, num)[:, 0], of)
+            moments, start = Moments(), 0
+            times = torch.bincount(chosen, minlength=of)
+            for features in self._features():
+                stop = start + len(features)
+                moments.add(features.repeat_interleave(times[start:stop].to(features.device), 0))
+                start = stop
+            if moments.count:
+                distances.append(frechet_distance(self.gaussian, moments.gaussian()))
+        return distances
 
     # -- features --------------------------------------------------------------------------
 
-    @property
-    def _at_hand(self) -> bool:
-        """Whether the features of all images need no network, or no more."""
-        return not self._detector.weights or len(self._images) <= scores.MOST
-
     def _features(self) -> Iterator[Tensor]:
-        """Of all images in order, float64, a part at a time; on the first process alone."""
-        if not self._detector.weights or not self._at_hand:
+        """Of all images in order, or of a network those that are kept; float64, a part at a time.
+
+        On the first process alone.
+        """
+        if not self._detector.weights:
             yield from (f.values for f in features_of(self._detector, self._images, self._screen))
         elif distributed.rank() == 0:
             yield from (part.double() for part in torch.split(self.points, CHUNK))
@@ -149,24 +137,27 @@ class Reference:
 
     def _counted(self) -> dict[str, Tensor]:
         """Mean, covariance, and the features that are kept, in one pass, of all processes."""
-        moments, points, start = Moments(), [], 0
+        moments, points, start = Moments(), Rows(self._num_kept), 0
         wanted = torch.zeros(len(self._images), dtype=torch.bool)
         wanted[self._spread()] = bool(self._detector.weights)
         for found in features_of(self._detector, self._images, self._screen):
             moments.add(found.values)
             taken = wanted[start : start + len(found.values)].to(found.values.device)
-            points.append(found.values[taken].float())
+            points.add(found.values[taken].float())
             start += len(found.values)
-        if not points:
+        if not moments.count:
             return {}
         gaussian = moments.gaussian()
-        return {"mean": gaussian.mean, "cov": gaussian.cov, "points": torch.cat(points)}
+        return {"mean": gaussian.mean, "cov": gaussian.cov, "points": points.all()}
+
+    @property
+    def _num_kept(self) -> int:
+        """Images whose features are kept, of a network."""
+        return min(len(self._images), scores.MOST)
 
     def _spread(self) -> Tensor:
         """Numbers of the images whose features are kept."""
-        num = len(self._images)
-        taken = min(num, scores.MOST)
-        return torch.arange(taken) * num // taken
+        return torch.arange(self._num_kept) * len(self._images) // self._num_kept
 
     # -- classes ---------------------------------------------------------------------------
 

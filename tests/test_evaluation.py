@@ -17,8 +17,10 @@ from pdfast.config import Config, NetConfig, dump_config
 from pdfast.data import Dataset
 from pdfast.detectors.base import Detector, Features
 from pdfast.detectors.plain import PIXEL
+from pdfast.draws import Draws, Stream, index_below
 from pdfast.eval_state import EvalState, Part
 from pdfast.files import Damaged
+from pdfast.frechet import frechet_distance, gaussian_of
 from pdfast.judge import Judge
 from pdfast.progress import Screen
 from pdfast.reference_set import Reference
@@ -147,14 +149,22 @@ def test_features_of_the_data_are_computed_once(cache, monkeypatch):
     changed = Judge(Dataset(images(50, seed=2), None), 30, 0, counted.detector)
     assert changed.floor() != judge.floor()
     assert counted.seen == 50
-    # Of a set larger than what is kept, the floor needs all features again, but once.
+    # Of a set larger than what is kept, the floor is of that, against all.
     monkeypatch.setattr("pdfast.scores.MOST", 20)
     shutil.rmtree(cache)
     counted = Counted()
     judge = Judge(data, 40, 0, counted.detector)
-    assert judge.floor() == pytest.approx(figures[0][0], rel=1e-9)
-    assert counted.seen == 2 * 50
-    assert judge.reference.points.shape == (20, 5)
+    floor, found = judge.floor(), judge.reference
+    assert counted.seen == 50
+    assert found.points.shape == (20, 5)
+    whole = counted.detector.extract(data.images).values.double()
+    torch.testing.assert_close(found.gaussian.cov, whole.T.cov(), rtol=1e-9, atol=1e-12)
+    draws = Draws(0, Stream.BOOTSTRAP)
+    by_hand = [
+        frechet_distance(found.gaussian, gaussian_of(found.points[chosen].double()))
+        for chosen in (index_below(draws.words(k, 0, 40)[:, 0], 20) for k in range(10))
+    ]
+    assert floor[0] == pytest.approx(sum(by_hand) / len(by_hand), rel=1e-9)
 
 
 def flipped(path):

@@ -19,6 +19,32 @@ class Features(NamedTuple):
     """The same, (N, classes) of a classifier, without its bias; None: it is none."""
 
 
+class Rows:
+    """Rows that come in parts, in one tensor.
+
+    Kept as they come, between the larger tensors of a network and a covariance, they would leave
+    the memory of a CPU in pieces too small for those: of 60,000 images some 10 GB.
+    """
+
+    def __init__(self, most: int) -> None:
+        """`most`: rows that there is room for."""
+        self._most, self._rows, self._count = most, torch.empty(0), 0
+
+    def add(self, rows: Tensor) -> None:
+        """Some more, of one type and on one device with the first."""
+        if not self._count:
+            self._rows = rows.new_empty(self._most, *rows.shape[1:])
+        self._rows[self._count : self._count + len(rows)] = rows
+        self._count += len(rows)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def all(self) -> Tensor:
+        """Those that came."""
+        return self._rows[: self._count]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Detector:
     """A map from images to features, and what is to be said of it beside every figure."""
