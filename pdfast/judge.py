@@ -164,7 +164,7 @@ class Judge:
             return Figure(
                 frechet_distance(self.reference.gaussian, moments.gaussian()),
                 scores.inception_score(logits.all()) if len(logits) else None,
-                precision_recall(points.all(), self.reference.points) if len(points) else None,
+                precision_recall(points.all(), self.reference.near) if len(points) else None,
                 {
                     label: frechet_distance(self.classes[label].gaussian, of.gaussian())
                     for label, of in by_class.items()

@@ -20,6 +20,7 @@ from pdfast.errors import PdfastError, UsageError
 from pdfast.files import Damaged
 from pdfast.frechet import Gaussian, Moments, frechet_distance, gaussian_of
 from pdfast.progress import Screen
+from pdfast.scores import Neighbourhood
 from pdfast.signals import poll
 
 NUM_RESAMPLES = 10
@@ -78,6 +79,11 @@ class Reference:
     def points(self) -> Tensor:
         """Features, float32 (M, D), of at most 50,000 images, evenly apart; of a network alone."""
         return self._statistics["points"]
+
+    @cached_property
+    def near(self) -> Neighbourhood:
+        """Of these, which takes minutes of 50,000 on a CPU."""
+        return Neighbourhood.of(self.points)
 
     # -- the floor -------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ lite0's features where it is missing; `tests/test_fidelity.py` compares the numb
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -51,22 +52,30 @@ def inception_score(logits: Tensor) -> InceptionScore:
     return InceptionScore(float(np.mean(found)), float(np.std(found)))
 
 
-def precision_recall(samples: Tensor, images: Tensor) -> Manifold:
-    """How many samples lie near images, and the reverse (Kynkaanniemi et al. 2019).
+@dataclass(frozen=True)
+class Neighbourhood:
+    """Points (N, D), N > 3, each with a ball around it, as far as its third neighbour."""
 
-    Of features, (N, D) and (M, D), N and M > 3, at most 50,000 of each being meant. A point is
-    near a set if it is at most as far from any of its points as that one's third neighbour.
-    """
-    return Manifold(_share(samples, images), _share(images, samples))
+    points: Tensor
+    radii: Tensor
+    """float64 (N,)."""
+
+    @classmethod
+    def of(cls, points: Tensor) -> "Neighbourhood":
+        """Of features, at most 50,000 being meant."""
+        # Not kthvalue, which has no deterministic form on a GPU before torch 2.10.
+        nearest = [d.topk(NEIGHBOURS + 1, largest=False).values for d in _distances(points, points)]
+        return cls(points, torch.cat(nearest).amax(1))
+
+    def share(self, points: Tensor) -> float:
+        """How many of some points lie in any of the balls."""
+        inside = sum(int((d <= self.radii).any(1).sum()) for d in _distances(points, self.points))
+        return inside / len(points)
 
 
-def _share(points: Tensor, of: Tensor) -> float:
-    """How many of the points lie within the manifold of others."""
-    # Not kthvalue, which has no deterministic form on a GPU before torch 2.10.
-    nearest = [d.topk(NEIGHBOURS + 1, largest=False).values for d in _distances(of, of)]
-    radii = torch.cat(nearest).amax(1)
-    inside = sum(int((d <= radii).any(1).sum()) for d in _distances(points, of))
-    return inside / len(points)
+def precision_recall(samples: Tensor, images: Neighbourhood) -> Manifold:
+    """How many samples, (N, D), lie near images, and the reverse (Kynkaanniemi et al. 2019)."""
+    return Manifold(images.share(samples), Neighbourhood.of(samples).share(images.points))
 
 
 def _distances(a: Tensor, b: Tensor) -> Iterator[Tensor]:

@@ -5,7 +5,7 @@ import torch
 from torch_fidelity_metrics import metrics
 
 from pdfast.frechet import frechet_distance, gaussian_of
-from pdfast.scores import inception_score, precision_recall
+from pdfast.scores import Neighbourhood, inception_score, precision_recall
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +62,11 @@ def test_precision_and_recall_are_torch_fidelity_s(theirs, monkeypatch, num, shi
     samples = 0.8 * features(num[0], 16, 1, 0)
     samples[:, 0] += shift
     images = features(num[1], 16, 1, 1)
-    found = precision_recall(samples, images)
+    found = precision_recall(samples, Neighbourhood.of(images))
     assert 0 < found.recall < found.precision < 1
     for whole in (False, True):
         for x, y in ((samples, images), (samples.float(), images.float())):
             expected = prc.prc_features_to_metric(x, y, save_cpu_ram=not whole, verbose=False)
-            found = precision_recall(x, y)
+            found = precision_recall(x, Neighbourhood.of(y))
             assert found.precision == pytest.approx(expected[prc.KEY_METRIC_PRECISION], abs=1e-7)
             assert found.recall == pytest.approx(expected[prc.KEY_METRIC_RECALL], abs=1e-7)
