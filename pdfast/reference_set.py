@@ -82,7 +82,7 @@ class Reference:
 
     @cached_property
     def near(self) -> Neighbourhood:
-        """Of these, which takes minutes of 50,000 on a CPU."""
+        """Of `points`, once for all samples; of 50,000 it takes minutes on a CPU."""
         return Neighbourhood.of(self.points)
 
     # -- the floor -------------------------------------------------------------------------

@@ -167,6 +167,12 @@ def test_features_of_the_data_are_computed_once(cache, monkeypatch):
     assert floor[0] == pytest.approx(sum(by_hand) / len(by_hand), rel=1e-9)
 
 
+def test_pixels_are_counted_and_not_kept():
+    reference = Reference(Dataset(images(50), None), PIXEL, Screen(quiet=True))
+    assert reference.floor(20, 0)[0] > 0
+    assert reference.points.untyped_storage().nbytes() == 0
+
+
 def flipped(path):
     content = bytearray(path.read_bytes())
     content[-5] ^= 1

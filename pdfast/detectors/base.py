@@ -31,7 +31,9 @@ class Rows:
         self._most, self._rows, self._count = most, torch.empty(0), 0
 
     def add(self, rows: Tensor) -> None:
-        """Some more, of one type and on one device with the first."""
+        """Some more, of one type and on one device with the first; room is made when any come."""
+        if not len(rows):
+            return
         if not self._count:
             self._rows = rows.new_empty(self._most, *rows.shape[1:])
         self._rows[self._count : self._count + len(rows)] = rows
