@@ -246,7 +246,7 @@ def sum_of_squares_kernel(
 
 @triton.jit
 def adamw_kernel(
-    params,
+    weights,
     grads,
     exp_avg,
     exp_avg_sq,
@@ -307,13 +307,13 @@ def adamw_kernel(
             grad = grad * clip
         m = tl.load(exp_avg + element, mask=mask, other=0.0)
         v = tl.load(exp_avg_sq + element, mask=mask, other=0.0)
-        weight = tl.load(params + element, mask=mask, other=0.0)
+        weight = tl.load(weights + element, mask=mask, other=0.0)
         m = m + (grad - m) * (1.0 - beta1)
         v = v * beta2 + grad * grad * (1.0 - beta2)
         weight = weight * keep - tl.div_rn(m * step_size, tl.sqrt_rn(v) * scale + eps)
         tl.store(exp_avg + element, m, mask=mask)
         tl.store(exp_avg_sq + element, v, mask=mask)
-        tl.store(params + element, weight, mask=mask)
+        tl.store(weights + element, weight, mask=mask)
         if ema is not None:
             average = tl.load(ema + element, mask=mask, other=0.0)
             if ema_decay < 0.5:  # exactly the weights at 0

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pdfast.kernels import philox, runtime
-from pdfast.kernels.angles import combine, sincos
+from pdfast.kernels.angles import combine, divide, sincos
 from pdfast.kernels.names import Head
 from pdfast.kernels.philox import Stream, normal_pair, scaled_word, uniform_from, words_at
 from pdfast.kernels.runtime import tl, triton
@@ -128,7 +128,7 @@ def draw_indices(
 
 def to_float(images: Tensor) -> Tensor:
     """uint8 -> float32 in [-1, 1]; float32 as it is."""
-    return images if images.dtype == torch.float32 else images.float() / 127.5 - 1.0
+    return images if images.dtype == torch.float32 else divide(images.float(), 127.5) - 1.0
 
 
 def diffuse(x: Tensor, eps: Tensor, phi: Tensor) -> Tensor:
@@ -186,8 +186,8 @@ def add_noise_reference(
             phi_t, phi_mid = angles[2 * i + 2], angles[2 * i + 1]
         else:
             i = i.double()
-            phi_t = a * ((i + 1) / num_steps) + b
-            phi_mid = a * ((i + 0.5) / num_steps) + b
+            phi_t = a * divide(i + 1, num_steps) + b
+            phi_mid = a * divide(i + 0.5, num_steps) + b
     else:
         phi_t = a * philox.uniform_of(words[:, 2], words[:, 3]) + b
         phi_mid, last = phi_t.clone(), torch.zeros_like(chosen, dtype=torch.bool)

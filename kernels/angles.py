@@ -28,6 +28,15 @@ def combine(*terms: tuple[Tensor, Tensor]) -> Tensor:
     return total
 
 
+def divide(a: Tensor, number: float) -> Tensor:
+    """a / number, rounded once, so that it has the same bits on every device.
+
+    a is floating-point, of any shape. On CUDA PyTorch divides by a Python number, or by a 0-d CPU
+    tensor, by multiplying with its reciprocal, which may cost the last bit.
+    """
+    return a / torch.full((), number, dtype=a.dtype, device=a.device)
+
+
 def prediction(out: Tensor, phi: Tensor, head: Head) -> Tensor:
     """Raw network output -> y in the head's space: x-hat, eps-hat, or v-hat (v and both)."""
     if head == "both":

@@ -10,6 +10,7 @@ from pdfast.batch import Batch, Condition
 from pdfast.config import EngineConfig, LoopConfig, LossWeight
 from pdfast.device import side_stream
 from pdfast.engine import Problem
+from pdfast.kernels.angles import divide
 from pdfast.method import Noised, ddim_step, distill_loss
 from pdfast.model import Model
 from pdfast.schedule import logsnr_of, next_angle
@@ -72,8 +73,8 @@ class Rollout:
     def _tabulate(self) -> list[Tensor]:
         """FiLM parameters (2N, 2C) of every block at u = 1/2N, 2/2N, ... 1."""
         steps, teacher = 2 * self.num_steps, self.teacher
-        u = torch.arange(1, steps + 1, dtype=torch.float64, device=teacher.device) / steps
-        return teacher.films_at(teacher.schedule.phi(u))
+        k = torch.arange(1, steps + 1, dtype=torch.float64, device=teacher.device)
+        return teacher.films_at(teacher.schedule.phi(divide(k, steps)))
 
     @contextmanager
     def _beside(self) -> Iterator[None]:

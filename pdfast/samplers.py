@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pdfast.config import MAX_STEPS as MAX_STEPS
 from pdfast.errors import UsageError
+from pdfast.kernels.angles import divide
 from pdfast.method import combine
 from pdfast.schedule import Schedule
 
@@ -87,8 +88,8 @@ def sample(
     check_arguments(num_steps, sampler, variance, model.schedule.most_steps)
     if sampler == "ancestral" and noise is None:
         raise UsageError("the ancestral sampler needs noise, one tensor per step")
-    grid = torch.arange(num_steps + 1, dtype=torch.float64, device=z.device) / num_steps
-    phis = model.schedule.phi(grid)
+    k = torch.arange(num_steps + 1, dtype=torch.float64, device=z.device)
+    phis = model.schedule.phi(divide(k, num_steps))
     for i in reversed(range(num_steps)):
         on_step()
         phi, phi_next = phis[i + 1].expand(len(z)), phis[i].expand(len(z))

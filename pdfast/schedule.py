@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pdfast.config import MAX_STEPS
+from pdfast.kernels.angles import divide
 from pdfast.tables import check
 
 Grid = tuple[float, float] | Tensor
@@ -125,8 +126,8 @@ class FormulaSchedule(ABC):
         """Angles at u = k / 2N for k = 0 .. 2N, float64 (2N + 1,), N being `num_steps`."""
         if not num_steps:
             raise ValueError("this schedule has no continuous time: num_steps must be at least 1")
-        u = torch.arange(2 * num_steps + 1, dtype=torch.float64, device=device) / (2 * num_steps)
-        return self.phi(u)
+        k = torch.arange(2 * num_steps + 1, dtype=torch.float64, device=device)
+        return self.phi(divide(k, 2 * num_steps))
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
@@ -166,7 +167,7 @@ class TableSchedule(FormulaSchedule):
         right = torch.searchsorted(rising, wanted).clamp(1, len(rising) - 1)
         low, high = rising[right - 1], rising[right]
         place = right - 1 + ((wanted - low) / (high - low)).clamp(0, 1)
-        return (place + 1) / len(rising)
+        return divide(place + 1, len(rising))
 
     def _table(self, device: torch.device) -> Tensor:
         """logsnr on a device, kept there: the capture of a CUDA graph allows no copy to it."""

@@ -122,6 +122,21 @@ ARGS = {
 }
 
 
+@pytest.mark.parametrize("num_steps", [3, 5, 7, 11, 49, 103, 107, 161, 8191])
+def test_angles_have_one_value_for_any_number_of_steps(num_steps):
+    """Also those that a product with 1 / N would round to another number."""
+    pixels = data((2, 1, 2, 2), "channels last", 0)
+    draw = {"seed": 0, "round_": 1, "first": 0, "num": 64, "flip": False, "head": None}
+    got = add_noise(pixels, (SCHEDULE.a, SCHEDULE.b), num_steps, update=1, **draw)
+    args = {"a": SCHEDULE.a, "b": SCHEDULE.b, "angles": None, "num_steps": num_steps, **draw}
+    update = torch.tensor([1], device=DEVICE)
+    _, phi_t, phi_mid, *_ = add_noise_reference(
+        pixels, update=update, held=False, dtype=torch.float32, **args
+    )
+    assert torch.equal(got.phi_t, phi_t)
+    assert torch.equal(got.phi_mid, phi_mid)
+
+
 def test_the_spare_number_is_uniform_and_of_its_own_bits():
     """It tells nothing of the image, of its being mirrored, of its time."""
     num = 4096
