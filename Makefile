@@ -38,12 +38,14 @@ $(READY): setup.py pyproject.toml Makefile $(wildcard csrc/*)
 demo: $(READY)
 	$(BIN)/pdfast distill --rounds 11
 
-# Triton's kernels are tested in a process of their own, which interprets them.
+# Triton's kernels are tested in processes of their own: one launches them on a stub driver, which
+# must not reach a GPU, and one interprets them.
 test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m mypy --strict pdfast
 	$(BIN)/python -m pytest -m "not slow and not demo" -n 2 --dist worksteal
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest tests/launches -n 2 --dist worksteal
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels -m "not slow" -n 2 --dist worksteal
 
 test-slow: $(READY)

@@ -7,12 +7,8 @@ import torch
 
 from pdfast import distillation
 from pdfast.config import Config
-from pdfast.kernels import runtime
 from pdfast.tables import from_table
 
-# Needs Triton's compiler, which its interpreter replaces.
-COMPILES = runtime.HAVE_TRITON and not runtime.INTERPRETING
-collect_ignore = [] if COMPILES else ["test_machine_code.py"]
 MAY_SKIP = {"gpu", "apex", "xformers"}
 # The distances after each round, of one batch: of 256 images they took a third of a tiny run. The
 # processes of forked.py and test_full_disk.py have it so too.
