@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from pdfast import counting, cuda_launches, numerics, op_counter
+from pdfast import compilation, counting, cuda_launches, numerics, op_counter
 from pdfast.batch import open_batch
 from pdfast.config import Config, EngineConfig, load_config
 from pdfast.counting import count_update
@@ -207,6 +207,13 @@ def test_kernels_are_those_measured_on_a_gpu(cifar10, phase):
 def test_a_kernel_of_no_kind_is_refused():
     with pytest.raises(ValueError, match="no known kind: void mystery"):
         kind_of("void mystery<float>()")
+
+
+def test_what_compiling_saves_is_in_proportion_to_this_count(cifar10):
+    count = cifar10["bf16"]["distill"]
+    assert count.total.launches == compilation.KERNELS
+    other = count.parts[op_counter.OTHER].bytes
+    assert other == pytest.approx(compilation.OTHER_BYTES, rel=1e-3)
 
 
 def test_floor_and_table(cifar10):
