@@ -196,9 +196,10 @@ def adamw_op(
 ) -> Tensor:
     """`adamw` of arguments known to be right."""
     buffers = (params, grads, exp_avg, exp_avg_sq, ema, copy)
-    numbers = (max_norm, beta1, beta2, eps, weight_decay, ema_decay, max_skipped, ema_warmup)
+    numbers = (max_norm, beta1, beta2, eps, weight_decay, ema_decay)
     if not runtime.uses_triton(params.device, params.dtype):
-        return adamw_reference(*buffers, lr, step, loss, skipped, *numbers)
+        last = (max_skipped, ema_warmup)
+        return adamw_reference(*buffers, lr, step, loss, skipped, *numbers, *last)
     size = len(params)
     programs = min(PROGRAMS, runtime.cdiv(size, BLOCK))
     partials = torch.empty(programs, dtype=torch.float64, device=params.device)
