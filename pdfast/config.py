@@ -73,6 +73,9 @@ class LoopConfig:
     """Decoupled weight decay."""
     ema_decay: float = 0.0
     """Decay per update of the averaged weights, which become the model; 0: none are kept."""
+    ema_warmup: bool = True
+    """Average over fewer updates at first: the decay after k updates is at most (1 + k) / (10 + k),
+    so that the averages reach over about the last tenth of the updates, and forget the first."""
     grad_clip: float = 1.0
     """Largest norm of the whole gradient; 0: not clipped."""
     max_skipped: int = 10
