@@ -22,11 +22,12 @@ from published import Phase, Published
 from pdfast import engine, numerics
 from pdfast.batch import open_batch
 from pdfast.config import Config, load_config
-from pdfast.counting import OPTIMIZER, count_update
+from pdfast.counting import count_update
 from pdfast.data import Dataset
 from pdfast.distillation import remove_dropout
 from pdfast.kernels.group_norm_silu import reference
 from pdfast.model import Model
+from pdfast.op_counter import OPTIMIZER
 from pdfast.optimizer import Optimizer
 from pdfast.rollout import rollout
 from pdfast.tables import from_table

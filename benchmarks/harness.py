@@ -8,7 +8,8 @@ import pytest
 import torch
 from parts import GAPS, gpu_hours
 
-from pdfast.counting import PARTS, Amount
+from pdfast.cuda_launches import NOT_COUNTED
+from pdfast.op_counter import PARTS, Amount
 
 PER_GRAPH = 20  # calls captured in one graph
 ROWS = pytest.StashKey[list]()  # what was measured, for the table
@@ -116,8 +117,9 @@ def count_tables(rows: list[dict[str, Any]]) -> list[str]:
         lines += [f"### {row['shape']}: a count, not a measurement", ""]
         lines += [
             "FLOPs, bytes of every kernel's inputs and outputs, and kernels of one update of "
-            "distillation, from the real graph of its ops. The last column is a floor: the counts "
-            "at an H100's 989 TFLOP/s (bf16) and 3.35 TB/s, part after part.",
+            "distillation, from the real graph of its ops and what PyTorch launches for each; "
+            f"not counted are {NOT_COUNTED}. The last column is a floor: the counts at an H100's "
+            "989 TFLOP/s (bf16) and 3.35 TB/s, part after part.",
             "",
         ]
         lines.append("| part | GFLOP | GB moved | kernels | ms at least |")

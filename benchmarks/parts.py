@@ -1,4 +1,4 @@
-"""Where an update's time goes, by the parts of pdfast/counting.py; rates to compare; the price."""
+"""Where an update's time goes, by the parts of pdfast/op_counter.py; rates; the price."""
 
 import functools
 import re
@@ -11,7 +11,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from pdfast.config import load_config
-from pdfast.counting import ATTENTION, NETS, NORMS, OPTIMIZER, OTHER, STEPS
+from pdfast.op_counter import ATTENTION, NETS, NORMS, OPTIMIZER, OTHER, STEPS
 
 GAPS = "gaps"  # wall time in which no kernel (on a CPU: no op) ran
 # Dense bf16 FLOP/s of the datasheets, by torch.cuda.get_device_name.

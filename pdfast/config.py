@@ -268,8 +268,9 @@ class EngineConfig:
     most 1024 of them and no classes."""
     teacher_stream: bool = False
     """Evaluate the teacher on a CUDA stream of its own, beside the student's forward pass."""
-    compile: bool = False
-    """torch.compile the networks around pdfast's ops."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile the networks around pdfast's ops; auto: on a GPU, where a phase has so many
+    updates that they repay the compiling, the network is pdfast's own, and [peers] are not used."""
     graph: bool = True
     """On a GPU, capture the update as a CUDA graph; a network of one's own may not allow it."""
 

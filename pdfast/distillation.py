@@ -102,8 +102,6 @@ def _distill_round(
         student = remove_dropout(copy.deepcopy(teacher) if low is teacher else teacher)
         objective = rollout(low, steps, cfg, config.engine)
     student.steps = steps
-    if config.engine.compile:
-        low.net.compile(dynamic=False)
     result = fit(student, objective, cfg, data, run, round_, title)
     # Logged before the model is there: a run cut off in between does the round's end again.
     run.log(round=round_, steps=steps, **result.as_metrics(), **signal)

@@ -7,20 +7,19 @@ is captured once per phase as a CUDA graph and replayed, with the learning rate 
 import contextlib
 import functools
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from pdfast import distributed, numerics, signals
+from pdfast import compilation, distributed, numerics, signals
 from pdfast.batch import Batch, open_batch
 from pdfast.config import Config, LoopConfig
+from pdfast.cuda_graph import Replay
 from pdfast.data import Dataset
-from pdfast.device import side_stream
-from pdfast.errors import PdfastError, UsageError
+from pdfast.errors import UsageError
 from pdfast.method import Loss
 from pdfast.model import Model
 from pdfast.optimizer import Optimizer
@@ -45,6 +44,10 @@ class Objective(Protocol):
 
     carried: Sequence[Tensor]
     """What one call leaves for the next."""
+
+    @property
+    def teacher(self) -> Model | None:
+        """The model that is evaluated beside the one in training, if there is one."""
 
     def begin(self, batch: Batch) -> None:
         """Before the first update of this process, whose batch is given."""
@@ -75,75 +78,6 @@ def held_loss(model: Model, objective: Objective, batch: Batch, parts: int) -> f
     mean = torch.stack(losses).mean() / distributed.size()
     distributed.all_reduce(mean)
     return float(mean)
-
-
-class Replay:
-    """Work to be done again and again: called on a CPU, a replayed CUDA graph on a GPU."""
-
-    WARM_UPS = 3  # cuDNN chooses algorithms, Triton compiles
-    AHEAD = 2  # replays that may wait in the stream, so that the host hears of a signal in time
-
-    def __init__(
-        self,
-        work: Callable[[], object],
-        state: Iterable[Tensor],
-        device: torch.device,
-        graph: bool = True,
-    ) -> None:
-        """`state`: the tensors that `work` changes and reads again; they are left as they were.
-
-        Without `graph` it is called on a GPU too. Raises PdfastError if it cannot be captured.
-        """
-        self._work, self._graph = work, None
-        if device.type != "cuda" or not graph:
-            return
-        saved = [(tensor, tensor.to("cpu", copy=True)) for tensor in state]
-        # Of the capture too: what a stream is given once, workspaces and the nodes that autograd
-        # sums gradients in, is then there, and no part of the graph's memory.
-        side = side_stream(device, "update")
-        here = torch.cuda.current_stream(device)
-        side.wait_stream(here)
-        with torch.cuda.stream(side):
-            for _ in range(self.WARM_UPS):
-                work()
-        here.wait_stream(side)
-        for tensor, before in saved:
-            tensor.copy_(before)
-        self._graph = torch.cuda.CUDAGraph()
-        # A replay allocates nothing: the peak is that of the capture.
-        torch.cuda.reset_peak_memory_stats(device)
-        try:
-            # Other threads may use the device meanwhile: NCCL's, and the one that gathers images.
-            with torch.cuda.graph(self._graph, stream=side, capture_error_mode="thread_local"):
-                work()
-        except RuntimeError as error:
-            torch.cuda.set_stream(here)  # which a capture that fails does not put back
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            raise PdfastError(
-                f"the update cannot be captured as a CUDA graph ({str(error).splitlines()[0]}): "
-                "set engine.graph to false"
-            ) from error
-        self._waiting: deque[torch.cuda.Event] = deque()
-
-    def __call__(self) -> None:
-        """Do it once more; on a GPU, enqueue it."""
-        if self._graph is None:
-            self._work()
-            return
-        if len(self._waiting) == self.AHEAD:
-            self._waiting.popleft().synchronize()
-        self._graph.replay()
-        self._waiting.append(torch.cuda.Event())  # type: ignore[no-untyped-call]
-        self._waiting[-1].record()
-
-    def close(self) -> None:
-        """Give the graph's memory back."""
-        self._graph, self._work = None, _closed
-
-
-def _closed() -> None:
-    raise RuntimeError("this work is closed")
 
 
 @dataclass(frozen=True)
@@ -191,8 +125,6 @@ def fit(
     dtype = numerics.net_dtype(numerics.precision_of(config.precision, device))
     optimizer = Optimizer(model, cfg, dtype, config.peers.optimizer)
     model.set_checkpoint(cfg.checkpoint)
-    if config.engine.compile:
-        model.net.compile(dynamic=False)
     batch, source = open_batch(config, cfg, data, model, round_, optimizer.done)
     held, held_source = open_batch(config, cfg, data, model, round_, held=True)
     with contextlib.closing(held_source):
@@ -209,6 +141,9 @@ def fit(
         objective.begin(batch)
         work = functools.partial(update, model, objective, optimizer, batch)
         state = [*optimizer.tensors(), *objective.carried]
+        nets = [m.net for m in (model, objective.teacher) if m is not None]
+        if compilation.chosen(config, nets, device, cfg.updates, work, state, run.screen.say):
+            stack.enter_context(compilation.compiled(nets))
         repeat = stack.enter_context(
             contextlib.closing(Replay(work, state, device, config.engine.graph))
         )

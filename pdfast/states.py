@@ -27,6 +27,7 @@ FREE_KEYS = (
     "log_every",
     "save_every",
     "eval.",
+    "engine.compile",  # another choice changes the rounding alone
     "engine.data",
     "distill.rounds",
     "distill.teacher",  # compared by its weights

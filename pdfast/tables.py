@@ -82,6 +82,8 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
         check(isinstance(value, dict), f"{key} must be a table, [{key}]")
         return from_table(typing.cast(type, hint), value, f"{key}.")
     if origin is Literal:
+        if isinstance(value, bool) and {"on", "off"} <= set(args):  # as TOML would say it
+            value = "on" if value else "off"
         expected = ", ".join(args)
         close = nearest(value, args) if isinstance(value, str) else ""
         check(value in args, f"{key} must be one of {expected}{close}")

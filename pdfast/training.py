@@ -24,6 +24,7 @@ class DataObjective:
 
     ahead = 0
     carried: Sequence[Tensor] = ()
+    teacher: Model | None = None
 
     def __init__(self, weight: LossWeight) -> None:
         self.weight = weight

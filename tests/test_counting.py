@@ -5,17 +5,19 @@ from dataclasses import replace
 
 import pytest
 import torch
+from kernel_kinds import INSIDE, kind_of, measured
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from pdfast import counting, numerics
+from pdfast import compilation, counting, cuda_launches, numerics, op_counter
 from pdfast.batch import open_batch
 from pdfast.config import Config, EngineConfig, load_config
-from pdfast.counting import Amount, Counter, count_update
+from pdfast.counting import count_update
 from pdfast.data import Dataset
 from pdfast.distillation import remove_dropout
 from pdfast.engine import update
+from pdfast.op_counter import Amount, Counter
 from pdfast.optimizer import Optimizer
 from pdfast.rollout import rollout
 from pdfast.tables import from_table
@@ -49,7 +51,7 @@ def config_of(name: str, batch: int, **loop: object) -> Config:
     return replace(config, train=train, distill=distill, engine=EngineConfig())
 
 
-def one_update(config: Config, phase: str, num: int, precision: str = "fp32"):
+def one_update(config: Config, phase: str, num: int, precision: str = "fp32", counter=None):
     """The engine's update on real tensors: all that lives is made in here."""
     cfg, net = getattr(config, phase), config.model
     model = new_model(config, torch.device("cpu"))
@@ -65,6 +67,8 @@ def one_update(config: Config, phase: str, num: int, precision: str = "fp32"):
     data = Dataset(pixels, None)
     batch, _ = open_batch(config, cfg, data, model, 1, optimizer.done)
     objective.begin(batch)
+    if counter is not None:
+        counter.begin()
     update(model.train(), objective, optimizer, batch)
 
 
@@ -124,8 +128,8 @@ def test_a_convolution_and_its_gradients():
 
     amount, counter = counted(run, (2, 3, 8, 8), (5, 3, 3, 3))
     forward = 2 * 2 * 8 * 8 * 5 * 27
-    assert amount.flops == counter.parts[counting.NETS].flops == 3 * forward
-    assert counter.parts[counting.NETS].launches == 3  # the convolution, and two gradients
+    assert amount.flops == counter.parts[op_counter.NETS].flops == 3 * forward
+    assert counter.parts[op_counter.NETS].launches == 3  # the convolution, and two gradients
 
 
 def test_storages_live_until_nothing_holds_them():
@@ -148,48 +152,82 @@ def test_adamw_moves_what_its_kernels_do():
         config = config_of("digits", 2)
         config = replace(config, train=replace(config.train, ema_decay=cut))
         count = count_update(config, "train", kernels=True)
-        moved = count.parts[counting.OPTIMIZER].bytes
+        moved = count.parts[op_counter.OPTIMIZER].bytes
         assert moved == pytest.approx(per_parameter * count.params, rel=1e-3)
+
+
+def count_on_gpu(phase: str, precision: str):
+    return count_update(load_config("cifar10"), phase, kernels=True, precision=precision)
 
 
 @pytest.fixture(scope="module")
 def cifar10():
-    return {phase: count_update(load_config("cifar10"), phase, kernels=True) for phase in PHASES}
+    """An update of the paper's net: in float32, and as it is run on a GPU."""
+    return {
+        "distill": count_on_gpu("distill", "fp32"),
+        "bf16": {phase: count_on_gpu(phase, "bf16") for phase in PHASES},
+    }
 
 
 def test_census_of_the_paper_s_net(cifar10):
-    distill, config = cifar10["distill"], load_config("cifar10")
+    distill, train = cifar10["distill"], cifar10["bf16"]["train"]
+    config = load_config("cifar10")
     assert distill.params == 60_004_099
     # Two forward passes of the teacher, one of the student, and a backward of two.
     assert distill.total.flops == pytest.approx(5 * 128 * FORWARD, rel=0.01)
     assert distill.total.flops == pytest.approx(22.9e12, rel=0.01)
-    assert cifar10["train"].total.flops == pytest.approx(3 * 128 * FORWARD, rel=0.01)
+    assert train.total.flops == pytest.approx(3 * 128 * FORWARD, rel=0.01)
     # 70 norms: three forward passes of one kernel each, and one backward of two.
-    assert distill.parts[counting.NORMS].launches == 70 * (3 + 2)
+    assert distill.parts[op_counter.NORMS].launches == 70 * (3 + 2)
     # One read and one write forward, two reads and one write backward, 4 bytes each of 1.015e9.
-    assert distill.parts[counting.NORMS].bytes == pytest.approx(36.6e9, rel=0.01)
-    assert distill.parts[counting.STEPS].launches == 3
-    assert cifar10["train"].parts[counting.STEPS].launches == 2
+    assert distill.parts[op_counter.NORMS].bytes == pytest.approx(36.6e9, rel=0.01)
+    assert distill.parts[op_counter.STEPS].launches == 3
+    assert train.parts[op_counter.STEPS].launches == 2
     state = distill.memory.state
     padded = 4 * distill.params * 1.0001
     for name, copies in (("weights", 1), ("gradients", 1), ("moments", 2), ("teacher", 1)):
         assert 4 * copies * distill.params <= state[name] <= copies * padded
     assert state["data set"] == 128 * 32 * 32 * 3
     assert "averages" not in state
-    assert "averages" in cifar10["train"].memory.state
+    assert "averages" in train.memory.state
     assert config.train.batch == config.distill.batch == 128
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_kernels_are_those_measured_on_a_gpu(cifar10, phase):
+    """By kind, of one captured update on an H200; those inside libraries are not counted."""
+    kinds, seen = cifar10["bf16"][phase].kinds, measured(phase)
+    assert sum(kind.launches for kind in seen.values()) == {"distill": 2219, "train": 1444}[phase]
+    assert {name for name, amount in kinds.items() if amount.launches} == set(seen) - {INSIDE}
+    assert seen[INSIDE].ms < 0.03 * sum(kind.ms for kind in seen.values())
+    for kind in set(seen) - {INSIDE}:
+        assert kinds[kind].launches == pytest.approx(seen[kind].launches, rel=0.1), kind
+
+
+def test_a_kernel_of_no_kind_is_refused():
+    with pytest.raises(ValueError, match="no known kind: void mystery"):
+        kind_of("void mystery<float>()")
+
+
+def test_what_compiling_saves_is_in_proportion_to_this_count(cifar10):
+    count = cifar10["bf16"]["distill"]
+    assert count.total.launches == compilation.KERNELS
+    other = count.parts[op_counter.OTHER].bytes
+    assert other == pytest.approx(compilation.OTHER_BYTES, rel=1e-3)
 
 
 def test_floor_and_table(cifar10):
     count = cifar10["distill"]
-    nets = count.parts[counting.NETS]
+    nets = count.parts[op_counter.NETS]
     assert nets.seconds(1e12, 1e30) == nets.flops / 1e12
     assert nets.seconds(1e30, 1e9) == nets.bytes / 1e9
     assert count.floor(1e12, 1e30) == pytest.approx(count.total.flops / 1e12)
     assert count.floor(1e12, 1e9) >= count.total.seconds(1e12, 1e9)
-    lines = count.table().splitlines()
+    assert sum(count.kinds.values(), Amount()) == count.total
+    assert cuda_launches.NOT_COUNTED in count.table()
+    lines = count.table().partition("\n\n")[0].splitlines()
     assert [line.split(" | ")[0].strip("| ") for line in lines[2:]] == [
-        *counting.PARTS,
+        *op_counter.PARTS,
         "together",
     ]
 
@@ -200,15 +238,27 @@ def test_flops_are_those_of_pytorch_s_counter():
     with FlopCounterMode(display=False) as seen:
         one_update(config, "distill", 8)
     count = count_update(config, "distill")
-    assert count.parts[counting.NETS].flops == seen.get_total_flops()
+    assert count.parts[op_counter.NETS].flops == seen.get_total_flops()
     tokens, width, calls = 16, 32, 3 + 2 * 5 / 4  # a backward has five products, a forward two
     layers = sum(isinstance(m, Attention) for m in new_model(config, torch.device("cpu")).modules())
     one = 2 * 2 * 4 * tokens * tokens * width
-    assert count.parts[counting.ATTENTION].flops == one * calls * layers
+    assert count.parts[op_counter.ATTENTION].flops == one * calls * layers
     norms = sum(
         isinstance(m, GroupNormSiLU) for m in new_model(config, torch.device("cpu")).modules()
     )
-    assert norms * 5 == count.parts[counting.NORMS].launches
+    assert norms * 4 == count.parts[op_counter.NORMS].launches  # on a CPU a backward is one op
+
+
+@pytest.mark.parametrize("kernels", [False, True])
+@pytest.mark.parametrize("phase", PHASES)
+def test_an_ordinary_update_counts_as_a_fake_one(phase, kernels):
+    config = config_of("digits", 4)
+    counter = Counter(kernels)
+    with counter:
+        one_update(config, phase, 8, counter=counter)
+    count = count_update(config, phase, num_images=8, kernels=kernels)
+    assert counter.kinds == count.kinds
+    assert counter.peak == pytest.approx(count.memory.peak, rel=0.01)
 
 
 # At batch 1 the peak is the optimizer's temporaries, else the activations at the backward's start.

@@ -7,8 +7,8 @@ from parts import GAPS, gpu_hours, op_times, part_of
 from published import Published, norm_film_silu, plain
 from torch.profiler import ProfilerActivity, profile
 
-from pdfast.counting import ATTENTION, NETS, NORMS, OPTIMIZER, OTHER, PARTS, STEPS
 from pdfast.kernels.group_norm_silu import group_norm_silu
+from pdfast.op_counter import ATTENTION, NETS, NORMS, OPTIMIZER, OTHER, PARTS, STEPS
 from pdfast.training import new_model
 
 

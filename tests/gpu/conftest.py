@@ -1,5 +1,36 @@
-"""Set before the first product on the GPU, after which PyTorch asks no more."""
+"""Fixtures of the tests on a GPU."""
 
+import dataclasses
 import os
 
+import pytest
+from engine_cases import set_of
+from gpu_phase import CPU, DEVICE, NET, UPDATES
+
+from pdfast import numerics
+
+# Set before the first product on the GPU, after which PyTorch asks no more.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+@pytest.fixture
+def deterministic():
+    numerics.set_up("fp32", DEVICE, deterministic=True)
+    yield
+    numerics.set_up("fp32", CPU)
+
+
+@pytest.fixture
+def fast():
+    """As a run sets torch up that does not ask for repeatable bits."""
+    numerics.set_up("fp32", DEVICE)
+    yield
+    numerics.set_up("fp32", CPU)
+
+
+@pytest.fixture
+def small(tiny):
+    """Two levels, colour, classes; with averages, clipping, mirroring, and a rate that changes."""
+    config = dataclasses.replace(tiny, model=NET, save_every=10_000)
+    options = {"updates": UPDATES, "grad_clip": 0.05, "ema_decay": 0.9, "weight_decay": 0.01}
+    return set_of(set_of(config, "distill", **options), "train", **options, dropout=0.25)

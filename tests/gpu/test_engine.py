@@ -5,28 +5,17 @@ Skipped where there is none.
 
 import copy
 import dataclasses
-import functools
 import gc
 import itertools
 
 import pytest
 import torch
-from test_engine import (
-    ROUND,
-    STEPS,
-    apart,
-    digits,
-    distilled,
-    flat,
-    random_model,
-    run_engine,
-    set_of,
-)
+from engine_cases import digits, flat, random_model, run_engine, set_of
+from gpu_phase import CPU, DEVICE, UPDATES, Phase, coloured, with_engine
+from test_engine import apart, distilled
 
 import pdfast
 from pdfast import distillation, engine, files, numerics
-from pdfast.batch import open_batch
-from pdfast.config import EngineConfig, NetConfig
 from pdfast.data import Dataset
 from pdfast.errors import PdfastError
 from pdfast.fitting import Fit
@@ -40,104 +29,6 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
-
-CPU, DEVICE, UPDATES = torch.device("cpu"), torch.device("cuda", 0), 20
-NET = NetConfig(
-    image_size=16,
-    ch=32,
-    emb_ch=64,
-    ch_mult=(1, 2),
-    num_res_blocks=1,
-    attn_resolutions=(8,),
-    groups=8,
-    num_classes=10,
-)
-
-
-@pytest.fixture
-def deterministic():
-    numerics.set_up("fp32", DEVICE, deterministic=True)
-    yield
-    numerics.set_up("fp32", CPU)
-
-
-@pytest.fixture
-def fast():
-    """As a run sets torch up that does not ask for repeatable bits."""
-    numerics.set_up("fp32", DEVICE)
-    yield
-    numerics.set_up("fp32", CPU)
-
-
-@pytest.fixture
-def small(tiny):
-    """Two levels, colour, classes; with averages, clipping, mirroring, and a rate that changes."""
-    config = dataclasses.replace(tiny, model=NET, save_every=10_000)
-    options = {"updates": UPDATES, "grad_clip": 0.05, "ema_decay": 0.9, "weight_decay": 0.01}
-    return set_of(set_of(config, "distill", **options), "train", **options, dropout=0.25)
-
-
-def coloured(num=50):
-    generator = torch.Generator().manual_seed(1)
-    shape = (num, NET.image_size, NET.image_size, NET.channels)
-    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-    return Dataset(images, torch.arange(num) % NET.num_classes)
-
-
-class Phase:
-    """What `engine.fit` makes for its loop, and the loop's work on the device."""
-
-    def __init__(self, config, phase, precision="fp32", kind=Rollout, data=None, **loop):
-        cfg = dataclasses.replace(getattr(config, phase), **loop)
-        self.model = random_model(config.model, 0, torch.float32).to(DEVICE)
-        self.objective = DataObjective(cfg.loss_weight)
-        if phase == "distill":
-            teacher = numerics.lowered(copy.deepcopy(self.model), precision)
-            self.objective = kind(teacher, STEPS, cfg.loss_weight, config.engine)
-        self.optimizer = Optimizer(self.model, cfg, numerics.net_dtype(precision))
-        self.model.net.checkpoint = cfg.checkpoint
-        data = data or coloured()
-        data = data if config.engine.data == "stream" else data.to(DEVICE)
-        batch, self.source = open_batch(config, cfg, data, self.model, ROUND, self.optimizer.done)
-        self.model.train()
-        self.source.load(0)
-        self.objective.begin(batch)
-        self.calls, self.k, self.losses = 0, 0, []
-        self.update = functools.partial(
-            engine.update, self.model, self.objective, self.optimizer, batch
-        )
-
-    def work(self):
-        self.calls += 1
-        self.update()
-
-    def state(self):
-        return [*self.optimizer.tensors(), *self.objective.carried]
-
-    def ready(self, graph=True):
-        self.repeat = engine.Replay(self.work, self.state(), DEVICE if graph else CPU)
-        return self
-
-    def once(self):
-        self.source.load(self.k + self.objective.ahead)
-        self.optimizer.rate.fill_(self.optimizer.lr(self.k))
-        self.repeat()
-        self.k += 1
-
-    def run(self, updates=UPDATES):
-        for _ in range(updates):
-            self.once()
-            self.losses += [self.optimizer.loss.clone(), self.optimizer.norm.clone()]
-        return self
-
-    def result(self):
-        """All that the updates changed, and the losses and norms on the way."""
-        self.source.close()
-        return [*(t.clone() for t in self.state()), torch.stack(self.losses)]
-
-
-def with_engine(config, **options):
-    return dataclasses.replace(config, engine=EngineConfig(**options))
 
 
 def fit_guided(student, num_steps, weight, _):
@@ -173,6 +64,10 @@ CASES = {
     },
     "distill guided": {"kind": Pipelined, "guidance": (0.0, 4.0)},
     "distill fit": {"kind": fit_guided, "guidance": (0.0, 4.0)},
+    "train compiled": {"compile": "on"},
+    "train compiled checkpoint": {"compile": "on", "checkpoint": True},
+    "distill compiled": {"compile": "on"},
+    "distill compiled pipelined": {"compile": "on", "kind": Pipelined},
     "train label-dropout": {"label_dropout": 0.25},
     "distill pipelined, all": {
         "kind": Pipelined,
@@ -200,7 +95,8 @@ def test_replays_are_calls_bit_for_bit(small, deterministic, case, precision):
     if ours.get("tabulate_film"):  # of a model without classes
         model = dataclasses.replace(small.model, num_classes=0)
         small, data = dataclasses.replace(small, model=model), Dataset(data.images, None)
-    plain = {key: value for key, value in ours.items() if key == "tabulate_film"}
+    computed = ("tabulate_film", "compile")  # what decides how numbers are rounded
+    plain = {key: value for key, value in ours.items() if key in computed}
     called = Phase(with_engine(small, **plain), phase, precision, data=data, **loop)
     start = [t.clone() for t in called.optimizer.tensors()]
     expected = called.ready(graph=False).run().result()
@@ -300,6 +196,17 @@ def test_a_run_of_updates_that_are_not_finite_ends(small, fast, tmp_path, monkey
         tensors, tables, _ = files.read(dump)
         assert tables["state.json"]["update"] == 5
         assert tensors["moments.safetensors"]["step"].tolist() == [5]
+
+
+def test_compiled_networks_teach_the_same(small, deterministic):
+    """Captured, and apart from those that are not compiled by rounding alone."""
+    start = flat(Phase(small, "distill").model)
+    found = []
+    for compile in ("off", "on"):
+        phase = Phase(with_engine(small, compile=compile), "distill", kind=Pipelined).ready().run()
+        phase.result()
+        found.append(flat(phase.model))
+    assert (found[0] - found[1]).norm() < 1e-2 * (found[0] - start).norm()
 
 
 def test_two_graphs_take_turns(small, deterministic):

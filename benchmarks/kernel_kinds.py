@@ -1,0 +1,117 @@
+"""Kernels of one captured update on an H200, by kind, beside what pdfast counts for it.
+
+    python benchmarks/kernel_kinds.py [distill|train]
+
+The kernels are those of results/h200-2026-11-28-kernels-*.tsv: by name, under the profiler.
+"""
+
+import re
+import sys
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from pdfast.config import load_config
+from pdfast.counting import count_update
+from pdfast.cuda_launches import (
+    ADDS,
+    ATTENTION,
+    CATS,
+    COPIES,
+    DROPOUT,
+    KINDS,
+    NORM_BACKWARD,
+    NORM_FORWARD,
+    NORM_PARAMS,
+    OPTIMIZER,
+    POINTWISE,
+    PRODUCTS,
+    REDUCTIONS,
+    RESAMPLING,
+    STEPS,
+    STRIDED_ADDS,
+)
+
+RESULTS = Path(__file__).parent / "results"
+# Measured in the same run: a bf16 product 8192 wide (742 to 768 TFLOP/s), a copy of device memory.
+FLOP_RATE, BYTE_RATE = 755e12, 4.2e12
+
+INSIDE = "inside cuDNN and cuBLAS, memory sets"  # which are not counted
+# By the names of kernels; the first match counts.
+PATTERNS = {
+    INSIDE: r"^memset|splitkreduce|reducesplitk|split_k_kernel|init_device_workspace|addpadding"
+    r"|compute_dot_do_o|convert_dq|epilogue::impl|^void scal_kernel",
+    ATTENTION: r"sdpa",
+    PRODUCTS: r"(fprop|dgrad|wgrad)|nvjet|gemm",
+    NORM_FORWARD: r"pdfast::ForwardBody",
+    NORM_BACKWARD: r"pdfast::BackwardBody",
+    NORM_PARAMS: r"pdfast::ParamBody",
+    STEPS: r"^(add_noise|ddim_step|distill_loss)_kernel",
+    OPTIMIZER: r"^(adamw|sum_of_squares)_kernel",
+    DROPOUT: r"^dropout_kernel",
+    STRIDED_ADDS: r"^void at::native::elementwise_kernel<.*CUDAFunctor_add",
+    ADDS: r"CUDAFunctor(OnSelf)?_add",
+    REDUCTIONS: r"reduce_kernel<",
+    CATS: r"CatArrayBatchedCopy",
+    COPIES: r"direct_copy_kernel|bfloat16_copy_kernel|^memcpy"
+    r"|multi_tensor_apply_kernel<.*(CopyFunctor|UnaryOpFunctor)",
+    RESAMPLING: r"avg_pool2d|upsample_nearest2d",
+    POINTWISE: r"elementwise_kernel",
+}
+
+Phase = Literal["distill", "train"]
+
+
+class Measured(NamedTuple):
+    """Kernels of one kind, in one update."""
+
+    launches: int
+    ms: float
+
+
+def kind_of(name: str) -> str:
+    """The kind of a kernel's name, or INSIDE; ValueError for a name of no kind."""
+    for kind, pattern in PATTERNS.items():
+        if re.search(pattern, name, re.IGNORECASE):
+            return kind
+    raise ValueError(f"this kernel is of no known kind: {name}")
+
+
+def measured(phase: Phase) -> dict[str, Measured]:
+    """The launches and milliseconds of the committed table, by kind."""
+    found: dict[str, Measured] = {}
+    lines = (RESULTS / f"h200-2026-11-28-kernels-{phase}.tsv").read_text().splitlines()
+    rows = [line.split("\t") for line in lines if not line.startswith("#")]
+    for ms, launches, name in rows[1:]:
+        before = found.get(kind_of(name), Measured(0, 0.0))
+        found[kind_of(name)] = Measured(before.launches + int(launches), before.ms + float(ms))
+    return found
+
+
+def table(phase: Phase) -> str:
+    """Markdown: per kind what is counted, the least time that takes, and what was measured."""
+    kinds = count_update(load_config("cifar10"), phase, kernels=True, precision="bf16").kinds
+    seen = measured(phase)
+    lines = ["| kernels | counted | measured | GB moved | ms at those rates | ms measured |"]
+    lines.append("|---|--:|--:|--:|--:|--:|")
+    least_of_all = 0.0
+    for kind in KINDS:
+        if not kinds[kind].launches:
+            continue
+        least = kinds[kind].seconds(FLOP_RATE, BYTE_RATE) * 1e3
+        least_of_all += least
+        lines.append(
+            f"| {kind} | {kinds[kind].launches:,} | {seen[kind].launches:,} | "
+            f"{kinds[kind].bytes / 1e9:,.2f} | {least:.2f} | {seen[kind].ms:.2f} |"
+        )
+    lines.append(f"| {INSIDE} | | {seen[INSIDE].launches:,} | | | {seen[INSIDE].ms:.2f} |")
+    counted = sum(amount.launches for amount in kinds.values())
+    moved = sum(amount.bytes for amount in kinds.values()) / 1e9
+    launches, ms = (sum(column) for column in zip(*seen.values(), strict=True))
+    lines.append(
+        f"| together | {counted:,} | {launches:,} | {moved:,.1f} | {least_of_all:.1f} | {ms:.1f} |"
+    )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(table("train" if sys.argv[1:] == ["train"] else "distill"))
