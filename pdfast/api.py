@@ -9,7 +9,17 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from pdfast import detectors, distributed, numerics, own, peers, sources, trackers
+from pdfast import (
+    detectors,
+    distributed,
+    numerics,
+    own,
+    peers,
+    record,
+    set_digest,
+    sources,
+    trackers,
+)
 from pdfast.checkpoint import load_model, network_of
 from pdfast.config import (
     Config,
@@ -19,7 +29,7 @@ from pdfast.config import (
     check_trainable,
     load_config,
 )
-from pdfast.data import Dataset, described, load_dataset
+from pdfast.data import Dataset, Digest, described, load_dataset
 from pdfast.distillation import adopt_teacher, check_network, distill_rounds, load_teacher, with_fit
 from pdfast.engine import check
 from pdfast.errors import UsageError
@@ -30,6 +40,7 @@ from pdfast.judge import Judge
 from pdfast.kernels import group_norm_silu, runtime
 from pdfast.model import Model
 from pdfast.progress import Screen
+from pdfast.record import Record
 from pdfast.report import report_model, report_run
 from pdfast.run import BUILT_IN, Networks, Resume, Run
 from pdfast.signals import poll
@@ -85,12 +96,13 @@ def _opened(
             return load_dataset(config.data, config.model)
         return own.dataset(config, own_network, data)
 
-    placed = _place(distributed.together(read), config, device)
+    placed = _place(set_digest.known(distributed.together(read)), config, device)
     Judge.of(placed, config, device)  # which the report will need, refused before anything is made
     threads = f" ({torch.get_num_threads()} threads)" if device.type == "cpu" else ""
     processes = distributed.size()
     on = f"{processes} processes, each on {device.type}" if processes > 1 else f"on {device}"
-    with Run.start(_path(config, out), config, Screen(quiet), resume, networks) as run:
+    screen, path = Screen(quiet), _path(config, out)
+    with Run.start(path, config, screen, resume, networks, placed.digest) as run:
         run.screen.say(
             f"pdfast {__version__}: {run.path} {on}{threads}, networks in "
             f"{numerics.LONG[precision]}, PyTorch {torch.__version__}; "
@@ -112,6 +124,13 @@ def _place(data: Dataset, config: Config, device: torch.device) -> Dataset:
         )
         place = "device" if fits else "stream"
     return data.to(device) if place == "device" else data
+
+
+def _as_begun(config: Config, out: str | Path | None, quiet: bool, resume: Resume) -> Config:
+    """The config, as it holds for a run that an older version began; see `Run.as_begun`."""
+    if resume == "never":
+        return config
+    return Run(_path(config, out), config, Screen(quiet)).as_begun()
 
 
 def _path(config: Config, out: str | Path | None) -> Path:
@@ -148,6 +167,7 @@ def train(
     else:
         settings, given = _config("digits" if config is None else config), None
     with distributed.session(device, threads, poll) as where:
+        settings = _as_begun(settings, out, quiet, resume)
         peers.check(settings, where)
         if not _has_teacher(settings, out):
             check_trainable(settings)
@@ -203,6 +223,7 @@ def distill(
         check_distillable(settings)
         networks = BUILT_IN
     with distributed.session(device, threads, poll) as where:
+        settings = _as_begun(settings, out, quiet, resume)
         peers.check(settings, where)
         if networks.teacher is None:
             settings, given = _teacher_for(settings, out, where)
@@ -277,13 +298,15 @@ def evaluate(
     precision: str | None = None,
     detector: str | None = None,
     guidance: float | None = None,
+    other_data: bool = False,
 ) -> None:
     """Measure the Frechet distance of a model directory, or of a whole run directory.
 
     A run directory gets its report.json, report.md and report.png written again. A model's
     numbers go to `out` (eval-<model> beside it); its data come from `config`, or from the run
     directory that the model lies in. `steps`, `num`, `precision`, `detector` and `guidance` replace
-    the config's.
+    the config's. `other_data`: a run, or a model in one, is meant to be compared with data other
+    than it was begun with, which is refused otherwise.
     A killed evaluation leaves its samples in eval-state/, and the same call goes on from there.
     """
     judged: dict[str, Any] = {"steps": steps} if steps else {}
@@ -293,7 +316,7 @@ def evaluate(
     asked: dict[str, Any] = {"eval": judged}
     asked |= {"precision": precision} if precision else {}
     with distributed.session(device, threads, poll) as where:
-        _evaluate(model, config, asked, out, where, Screen(quiet))
+        _evaluate(model, config, asked, out, where, Screen(quiet), other_data)
 
 
 def _evaluate(
@@ -303,6 +326,7 @@ def _evaluate(
     out: str | Path | None,
     where: torch.device,
     screen: Screen,
+    other_data: bool,
 ) -> None:
     path = Path(model).resolve()
     is_dir, is_run, lies_in_run = distributed.from_first(
@@ -319,22 +343,26 @@ def _evaluate(
             f"{model} lies in no run directory: name the data to compare with, by --config"
         )
     distributed.together(lambda: own.refuse_run(path))
-    beside = (path if is_run else path.parent) / "config.toml"
-    named = config if config is not None else beside
-    resolved = distributed.together(lambda: _config(_loaded(named, asked)))
+    begun, resolved = distributed.together(lambda: _asked_of(path, is_run, config, asked))
     found = numerics.set_up(resolved.precision, where, resolved.deterministic)
+
+    def placed(read: Dataset) -> Dataset:
+        """The set on the device, once it is known to be the one that is meant."""
+        data = set_digest.known(read)
+        if begun is not None and not other_data:
+            distributed.from_first(lambda: _check_data(path, begun, data.digest, screen))
+        return _place(data, resolved, where)
+
     if is_run:
         if out is not None:
             raise UsageError(f"{model} is a run, whose report goes into it: leave --out away")
-        read = distributed.together(lambda: load_dataset(resolved.data, resolved.model))
-        data = _place(read, resolved, where)
+        data = placed(distributed.together(lambda: load_dataset(resolved.data, resolved.model)))
         with Run.open(path, resolved, screen) as run:
             report_run(run, data, resolved.eval.steps, where)
         return
     loaded = numerics.lowered(distributed.together(lambda: load_model(path, where)), found)
     loaded = guided(loaded, resolved.eval.guidance)
-    read = distributed.together(lambda: _seen_by(loaded, resolved, screen))
-    data = _place(read, resolved, where)
+    data = placed(distributed.together(lambda: _seen_by(loaded, resolved, screen)))
     judge = Judge.of(data, resolved, where, screen, loaded)
     folder = path.parent / f"eval-{path.name}" if out is None else _path(resolved, out)
     distributed.from_first(lambda: _make(folder))
@@ -343,6 +371,34 @@ def _evaluate(
     if inside:
         weights = distributed.from_first(lambda: averaging(path, resolved, bool(loaded.steps)))
     report_model(path.name, loaded, Run(folder, resolved, screen), judge, {"model": weights})
+
+
+def _asked_of(
+    path: Path, is_run: bool, config: Config | str | Path | None, asked: dict[str, Any]
+) -> tuple[Record | None, Config]:
+    """What is known of the run whose data are to be compared with, if there is one; the config."""
+    saved, begun = None, None
+    if is_run:
+        saved, begun = record.read(path / "config.toml")
+    elif config is None:
+        saved, begun = record.find(path.parent / "config.toml")
+    named = saved if config is None else config
+    assert named is not None
+    return begun, _config(_loaded(named, asked))
+
+
+def _check_data(path: Path, begun: Record, data: Digest, screen: Screen) -> None:
+    """Raise UsageError if the data are not those that the run was begun with."""
+    if not begun.data.known:
+        screen.warn(
+            f"{path} is of a run that pdfast {begun.begun_by} began, which kept no digest of the "
+            "data: whether these are the same cannot be checked"
+        )
+    elif begun.data.differ(data):
+        raise UsageError(
+            f"{path} is of a run of other data ({begun.data}) than these ({data}): put those of "
+            "the run back, or pass --other-data (in Python other_data=True) if these are meant"
+        )
 
 
 def _seen_by(model: Model, config: Config, screen: Screen) -> Dataset:

@@ -8,18 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pdfast import files
+from pdfast import files, formats
 from pdfast.betas import schedule_of
 from pdfast.config import NetConfig
 from pdfast.errors import PdfastError, UsageError
 from pdfast.files import MANIFEST, Damaged
+from pdfast.formats import OtherVersion, Written
 from pdfast.kernels import group_norm_silu
 from pdfast.model import Model
 from pdfast.network import OWN, Network, kind_of
 from pdfast.samplers import MAX_STEPS
-from pdfast.tables import from_table
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+KEYS = ("model", "steps")  # of config.json
 
 
 def save_model(model: Model, path: str | Path, **facts: Any) -> None:
@@ -46,7 +47,8 @@ def load_model(
 
     `network` is for the model of a network of one's own: the module, or a `Network` of it; a copy
     is given the weights. Raises UsageError if `path` is no model directory, or of another network,
-    PdfastError if it is damaged, or holds numbers that are not finite.
+    PdfastError if it is damaged, or holds numbers that are not finite, or if a version of pdfast
+    wrote it that this one cannot read.
     """
     path = Path(path)
     if not (path / CONFIG).is_file() and not (path / MANIFEST).is_file():
@@ -59,10 +61,10 @@ def load_model(
         )
     tensors, tables, manifest = files.read(path)
     _check_listed(path, manifest)
-    table, weights = tables[CONFIG], tensors[WEIGHTS]
+    table, weights, by = tables[CONFIG], tensors[WEIGHTS], files.written(path, manifest)
     if network is not None or table.get("network") == OWN:
-        return _load_own(path, table, weights, network).to(device)
-    cfg, steps = parse_config(path / CONFIG, table)
+        return _load_own(path, table, weights, by, network).to(device)
+    cfg, steps = parse_config(path / CONFIG, table, by)
     with torch.device("meta"):
         model = Model(cfg, steps)
     expected = model.net.state_dict()
@@ -80,7 +82,11 @@ def load_model(
 
 
 def _load_own(
-    path: Path, table: dict[str, Any], weights: dict[str, Tensor], given: nn.Module | None
+    path: Path,
+    table: dict[str, Any],
+    weights: dict[str, Tensor],
+    by: Written,
+    given: nn.Module | None,
 ) -> Network:
     """A copy of the network that is `given`, with these weights."""
     if table.get("network") != OWN:
@@ -93,9 +99,10 @@ def _load_own(
     module = given.net if isinstance(given, Network) else given
     kind_of(module)
     try:
+        table = formats.complete(path / CONFIG, table, Network.KEYS, by, "config.json/")
         steps = _steps(table)
         asked = Network.from_table(module, table)
-    except (KeyError, TypeError, UsageError) as error:
+    except (TypeError, ValueError) as error:
         raise PdfastError(f"{path / CONFIG} is not a model's configuration: {error}") from None
     if isinstance(given, Network):
         check_same(path, asked, given)
@@ -150,24 +157,29 @@ def _check_finite(path: Path, weights: dict[str, Tensor]) -> None:
             )
 
 
-def parse_config(file: Path, table: Any) -> tuple[NetConfig, int]:
+def parse_config(file: Path, table: Any, by: Written) -> tuple[NetConfig, int]:
     """What a config.json says: the network, and the steps that it was distilled to.
 
-    Raises PdfastError, naming `file`, for any other JSON.
+    `by`: who wrote it. Raises OtherVersion for what this version does not know, PdfastError, naming
+    `file`, for any other JSON.
     """
     try:
-        cfg = from_table(NetConfig, table["model"], "model.")
+        table = formats.complete(file, table, KEYS, by, "config.json/")
+        cfg = formats.read(NetConfig, table["model"], file, by, "model.")
         schedule_of(cfg)
         return cfg, _steps(table)
-    except (KeyError, TypeError, UsageError) as error:
+    except (AttributeError, TypeError, ValueError) as error:
         raise PdfastError(f"{file} is not a model's configuration: {error}") from None
 
 
 def network_of(path: Path) -> NetConfig | None:
     """The network of a model directory that is not verified yet; None where that cannot be read."""
     try:
-        return parse_config(path / CONFIG, json.loads((path / CONFIG).read_text("utf-8")))[0]
-    except (OSError, ValueError, RecursionError, PdfastError):
+        by = files.written(path, files.read_manifest(path))
+        return parse_config(path / CONFIG, files.read_json(path / CONFIG), by)[0]
+    except OtherVersion:
+        raise
+    except PdfastError:
         return None
 
 

@@ -9,13 +9,14 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tomli_w
 import tyro
 
-from pdfast import detectors
+from pdfast import detectors, formats
 from pdfast.errors import UsageError
+from pdfast.formats import FIRST, Written
 from pdfast.kernels.names import Head as Head
 from pdfast.kernels.names import LossWeight as LossWeight
 from pdfast.netconfig import MAX_LIST, MAX_WEIGHT
@@ -23,6 +24,7 @@ from pdfast.netconfig import NetConfig as NetConfig
 from pdfast.tables import check, from_table, nearest, read_toml, to_table
 
 CONFIG_DIR = Path(__file__).parent / "configs"
+RUN = "run"  # the table that the config.toml of a run has beside the config; see record.py
 Precision = Literal["auto", "bf16", "tf32", "fp32"]
 
 # Bounds that no sensible config meets, so that a foreign one can neither hang nor overflow.
@@ -377,7 +379,10 @@ def check_own_teacher(config: Config) -> None:
 
 
 def load_config(name_or_path: str | Path) -> Config:
-    """Read a config by name (one of `config_names()`) or by the path of a TOML file."""
+    """Read a config by name (one of `config_names()`) or by the path of a TOML file.
+
+    What the config.toml of an older version's run lacks means what it did there.
+    """
     text = str(name_or_path)
     path = Path(text) if text.endswith(".toml") else CONFIG_DIR / f"{text}.toml"
     if not path.is_file():
@@ -388,9 +393,24 @@ def load_config(name_or_path: str | Path) -> Config:
         )
     table = read_toml(path)
     try:
+        by, _ = written(path, table)
+        if by is not None:
+            table = formats.upgraded(Config, table, path, by)
         return from_table(Config, {"name": path.stem, **table})
-    except UsageError as error:
+    except ValueError as error:
         raise UsageError(f"{path}: {error}") from None
+
+
+def written(path: Path, table: dict[str, Any]) -> tuple[Written | None, dict[str, Any]]:
+    """Who wrote the table of a config, None for a user; and its [run], which is taken out of it.
+
+    Raises OtherVersion for one of a newer format, ValueError for a [run] that no version wrote.
+    """
+    run = table.pop(RUN, None)
+    if run is None:
+        return FIRST if formats.is_first(Config, table) else None, {}
+    check(isinstance(run, dict) and "format" in run, f"[{RUN}] is what pdfast writes into its runs")
+    return formats.written(path, run["format"], run.get("pdfast")), run
 
 
 def config_names() -> list[str]:

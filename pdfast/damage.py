@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from pdfast import checkpoint, states
 from pdfast.config import Config
+from pdfast.data import UNKNOWN, Digest
 from pdfast.errors import PdfastError
 from pdfast.files import MANIFEST, Damaged
 
@@ -49,11 +50,13 @@ def of_models(teacher: Path, students: Mapping[Path, re.Match[str]]) -> list[Fin
     return found
 
 
-def of_states(folder: Path, config: Config, is_finished: Callable[[int], bool]) -> list[Finding]:
+def of_states(
+    folder: Path, config: Config, is_finished: Callable[[int], bool], data: Digest = UNKNOWN
+) -> list[Finding]:
     """Damaged states of unfinished phases; raises PdfastError if none of the teacher is whole.
 
     `is_finished`: whether the model of a round (0: the teacher) is there. Raises UsageError for a
-    state of another config.
+    state of another config or of other data.
     """
     found = []
     for round_ in states.rounds(folder):
@@ -61,7 +64,7 @@ def of_states(folder: Path, config: Config, is_finished: Callable[[int], bool]) 
         damaged: list[tuple[Path, Damaged]] = []
         for path in [] if is_finished(round_) else states.found(folder, round_):
             try:
-                states.load(path, config)
+                states.load(path, config, data)
                 whole.append(path.name)
             except Damaged as error:
                 damaged.append((path, error))

@@ -5,18 +5,52 @@ be wrong with a set is found when it is read, before anything is trained; how ea
 read is in sources/.
 """
 
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pdfast import sources
+from pdfast import kept, sources
 from pdfast.config import DataConfig, NetConfig
 from pdfast.errors import UsageError
 
 MIN_SAMPLES = 2  # of which a covariance can be estimated
+GIVEN = "data="  # data.source of a run whose data came with the call, and their SHA-256
+SHOWN = 16  # digits of a SHA-256 in a sentence
+
+
+@dataclass(frozen=True, kw_only=True)
+class Digest:
+    """What a set is known by, wherever it lies; as runs and states keep it."""
+
+    num: int = 0
+    """Images; 0: the set is not known."""
+    images: str = ""
+    """SHA-256 of their tensor, as the model sees them."""
+    labels: str = ""
+    """SHA-256 of the labels' tensor; "" without labels."""
+
+    @property
+    def known(self) -> bool:
+        """Whether it is of a set."""
+        return bool(self.num)
+
+    def differ(self, other: "Digest") -> bool:
+        """Whether the images, or the labels where both have some, are not the same."""
+        labels = self.labels and other.labels
+        return self.images != other.images or bool(labels and self.labels != other.labels)
+
+    def __str__(self) -> str:
+        labels = f", of the labels {self.labels[:SHOWN]}" if self.labels else ""
+        return f"{self.num:,} images, SHA-256 {self.images[:SHOWN]}{labels}"
+
+
+UNKNOWN = Digest()
 
 
 @dataclass(frozen=True)
@@ -27,14 +61,30 @@ class Dataset:
     labels: Tensor | None
     shape: tuple[int, ...] = ()
     """Of one sample, where its axes are not those of an image."""
+    stamp: str = ""
+    """Of the files that it was read from: the same as long as nobody writes to them; "" where
+    that is not known. See `sources.stamp`."""
+    told: Digest = UNKNOWN
+    """Its digest, where that is known."""
 
     def __len__(self) -> int:
         return len(self.images)
 
+    @cached_property
+    def digest(self) -> Digest:
+        """What it is known by: a pass over all images, unless it was told."""
+        return self.told if self.told.known else self.digested()
+
+    def digested(self, on_part: Callable[[], None] = lambda: None) -> Digest:
+        """The digest of what the tensors hold; `on_part` is called on the way."""
+        labels = "" if self.labels is None else kept.digest({"labels": self.labels})
+        images = kept.digest({"images": self.images}, on_part)
+        return Digest(num=len(self), images=images, labels=labels)
+
     def to(self, device: torch.device | str) -> "Dataset":
         """The same set on another device."""
         labels = None if self.labels is None else self.labels.to(device)
-        return Dataset(self.images.to(device), labels, self.shape)
+        return dataclasses.replace(self, images=self.images.to(device), labels=labels)
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -128,9 +178,10 @@ def load_dataset(data: DataConfig, model: NetConfig) -> Dataset:
 
     Raises UsageError naming the file and the fix.
     """
+    stamp = sources.stamp(data.source)
     images, labels = sources.read(data.source, model)
     if not model.num_classes:
-        return Dataset(torch.from_numpy(images), None)
+        return Dataset(torch.from_numpy(images), None, stamp=stamp)
     where = data.source
     if labels is None:
         raise UsageError(
@@ -146,4 +197,5 @@ def load_dataset(data: DataConfig, model: NetConfig) -> Dataset:
             f"{where} has labels from {least} to {most}, outside "
             f"0 .. {model.num_classes - 1}: set model.num_classes to {most + 1}"
         )
-    return Dataset(torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64)))
+    numbers = torch.from_numpy(labels.astype(np.int64))
+    return Dataset(torch.from_numpy(images), numbers, stamp=stamp)

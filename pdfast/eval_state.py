@@ -2,24 +2,28 @@
 
 A folder for each model at each number of steps, with its samples in parts as they were made, and,
 once they are judged, the figure in their place. Samples depend on no detector and are used by any.
+format.json says which version of pdfast wrote last.
 """
 
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pdfast import files, kept
+from pdfast import files, formats, kept
 from pdfast.files import Damaged
+from pdfast.formats import FIRST, FORMAT
 from pdfast.judge import Figure
 from pdfast.model import SAMPLE_BATCH, Model
+from pdfast.version import __version__
 
 FOLDER = "eval-state"
+MARKER = "format.json"
 
 
 class Part(NamedTuple):
@@ -37,12 +41,22 @@ class Finished(NamedTuple):
     """The first samples, and the seconds that all took."""
 
 
+def check_format(folder: Path) -> None:
+    """Raise OtherVersion if a newer version of pdfast was at work in the folder."""
+    try:
+        table = files.read_json(folder / MARKER)
+        formats.written(folder, table.get("format"), table.get("pdfast"))
+    except (Damaged, ValueError):  # it is written again; what is kept is checked by itself
+        return
+
+
 @torch.no_grad()
-def fingerprint(model: Model) -> str:
+def fingerprints(model: Model) -> list[str]:
     """SHA-256 of the model, what it computes, and what else the bits of its samples depend on.
 
-    One denoising stands for what is computed, which the code of a network of one's own, and the
-    precision, decide as well.
+    The first is this format's; those of older formats follow, for what they left. One denoising
+    stands for what is computed, which the code of a network of one's own, and the precision, decide
+    as well; a version whose samplers compute something else has another format.
     """
     kind: dict[str, Any] = {"dtype": model.dtype, "device": model.device}
     z = torch.linspace(-1, 1, math.prod(model.image_shape), **kind).reshape(1, *model.image_shape)
@@ -51,18 +65,38 @@ def fingerprint(model: Model) -> str:
     chosen = {"enabled": True, "benchmark": False, "deterministic": True}
     with cudnn.flags(**chosen, allow_tf32=cudnn.allow_tf32):
         x_hat = model.predict_x(z, torch.zeros(1, **kind), label)
-    described = json.dumps([model.describe(), files.versions(), str(model.device)])
-    return kept.digest({**model.weights(), "x-hat": x_hat, "described": _bytes(described)})
+    weights, found = model.weights(), []
+    for format_ in range(FORMAT, 0, -1):
+        described = _described(model, format_)
+        if described is not None:
+            found.append(kept.digest({**weights, "x-hat": x_hat, "described": _bytes(described)}))
+    return found
+
+
+def _described(model: Model, format_: int) -> str | None:
+    """What a format had to say of the model and the machine; None if it knew no such model."""
+    table = formats.without_added(model.describe(), format_)
+    versions, device = files.versions(), str(model.device)
+    if table is None:
+        return None
+    if format_ == FIRST.format:
+        return json.dumps([table, versions | {"pdfast": FIRST.version}, device])
+    del versions["pdfast"]
+    return json.dumps([table, versions, device, format_])
 
 
 class EvalState:
     """The samples of one model at one number of steps; for the first process alone."""
 
-    def __init__(self, folder: Path, model: str, steps: int, seed: int) -> None:
-        """`model` is its fingerprint; `folder` need not be there."""
-        self._of = {"model": model, "steps": str(steps), "seed": str(seed)}
-        name = hashlib.sha256(json.dumps(self._of).encode()).hexdigest()[:24]
-        self._path = folder / name
+    def __init__(self, folder: Path, models: Sequence[str], steps: int, seed: int) -> None:
+        """`models` are its fingerprints; `folder` need not be there."""
+        self._folder, places = folder, []
+        for model in models:
+            facts = {"model": model, "steps": str(steps), "seed": str(seed)}
+            name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
+            places.append((facts, folder / name))
+        begun = (place for place in places if place[1].is_dir())
+        self._of, self._path = next(begun, places[0])
 
     def finished(self, judge: dict[str, str]) -> Finished | None:
         """The figure of a judge of this key, if it was found."""
@@ -111,6 +145,10 @@ class EvalState:
         except OSError as error:
             raise files.cannot_write(self._path, error) from None
         kept.save(self._path / name, tensors, facts)
+        mark = json.dumps({"format": FORMAT, "pdfast": __version__}) + "\n"
+        marker = self._folder / MARKER
+        if not marker.is_file() or marker.read_text("utf-8", "replace") != mark:
+            files.write_file(marker, lambda stage: stage.write_text(mark, "utf-8"), sync=False)
 
 
 def _load(path: Path, facts: dict[str, str]) -> dict[str, Tensor] | None:

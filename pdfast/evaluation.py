@@ -45,7 +45,7 @@ class Meter:
         """What is done is kept in `run`'s folder, and used if a killed evaluation left it there."""
         self.judge, self.screen = judge, run.screen
         self._folder = run.path / eval_state.FOLDER
-        distributed.from_first(lambda: files.sweep(run.path))
+        distributed.from_first(self._begin)
         if judge.detector.warning:
             run.screen.warn(judge.detector.warning)
         self.floor, self.floor_std = judge.floor()
@@ -61,15 +61,19 @@ class Meter:
 
     def __call__(self, name: str, model: Model, steps: Iterable[int]) -> dict[int, Measured]:
         """A model at each of these numbers of sampling steps, with progress bars."""
-        mark = distributed.from_first(lambda: eval_state.fingerprint(model))
-        return {k: self._measured(name, model, k, mark) for k in sorted(set(steps))}
+        marks = distributed.from_first(lambda: eval_state.fingerprints(model))
+        return {k: self._measured(name, model, k, marks) for k in sorted(set(steps))}
+
+    def _begin(self) -> None:
+        files.sweep(self._folder.parent)
+        eval_state.check_format(self._folder)
 
     def clear(self) -> None:
         """Forget what was kept: the report is whole."""
         distributed.from_first(lambda: files.remove(self._folder))
 
-    def _measured(self, name: str, model: Model, steps: int, mark: str) -> Measured:
-        judge, state = self.judge, EvalState(self._folder, mark, steps, self.judge.seed)
+    def _measured(self, name: str, model: Model, steps: int, marks: list[str]) -> Measured:
+        judge, state = self.judge, EvalState(self._folder, marks, steps, self.judge.seed)
         shown = torch.empty(0)
 
         def finished() -> tuple[dict[str, Any], float] | None:

@@ -24,7 +24,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from pdfast import formats
 from pdfast.errors import PdfastError
+from pdfast.formats import FORMAT, Written
 from pdfast.version import __version__
 
 MANIFEST = "manifest.json"
@@ -137,7 +139,8 @@ def seal(path: Path, **facts: Any) -> None:
         if file.name != MANIFEST
     }
     blank = {"manifest_sha256": "0" * DIGITS}
-    manifest = {**blank, "files": listed, "versions": versions(), **facts, **blank}
+    kind = {"format": FORMAT, "files": listed, "versions": versions()}
+    manifest = {**blank, **kind, **facts, **blank}
     text = (json.dumps(manifest, indent=1, allow_nan=False) + "\n").encode()
     digest = hashlib.sha256(text).hexdigest().encode()
     (path / MANIFEST).write_bytes(HEAD + digest + text[len(HEAD) + DIGITS :])
@@ -212,7 +215,7 @@ def read(path: Path) -> Contents:
     """The contents of a directory that `write` made, every file checked first.
 
     Files that its manifest does not list are ignored. Raises Damaged naming the file that is
-    missing, cut short or altered.
+    missing, cut short or altered, and OtherVersion for a newer format.
     """
     manifest = verify(path)
     contents = Contents({}, {}, manifest)
@@ -225,7 +228,7 @@ def read(path: Path) -> Contents:
 
 
 def verify(path: Path) -> dict[str, Any]:
-    """The manifest of a directory, every file checked against it; raises Damaged as `read` does."""
+    """The manifest of a directory, every file checked against it; raises as `read` does."""
     manifest = read_manifest(path)
     for name, entry in manifest["files"].items():
         file = path / name
@@ -245,7 +248,10 @@ def verify(path: Path) -> dict[str, Any]:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a directory, checked against its own digest, with plain file names only."""
+    """The manifest of a directory, checked against its own digest, with plain file names only.
+
+    How it begins, and what it says of format and version, is the same in every format.
+    """
     file = path / MANIFEST
     if not file.is_file():
         raise Damaged(file, "is missing")
@@ -255,6 +261,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if not content.startswith(HEAD) or hashlib.sha256(blank).hexdigest().encode() != digest:
         raise Damaged(file, "is damaged: its SHA-256 is not the one in it")
     manifest = _object(file, content)
+    written(path, manifest)
     listed = manifest.get("files")
     if not isinstance(listed, dict) or not isinstance(manifest.get("versions"), dict):
         raise Damaged(file, "lists no files or no versions")
@@ -264,6 +271,16 @@ def read_manifest(path: Path) -> dict[str, Any]:
         if not isinstance(entry, dict) or not {"bytes", "sha256"} <= entry.keys():
             raise Damaged(file, f"has no size or no SHA-256 for {name}")
     return manifest
+
+
+def written(path: Path, manifest: dict[str, Any]) -> Written:
+    """Who wrote a directory with this manifest. Raises OtherVersion for a newer format."""
+    versions = manifest.get("versions")
+    version = versions.get("pdfast") if isinstance(versions, dict) else None
+    try:
+        return formats.written(path, manifest.get("format"), version)
+    except ValueError as error:
+        raise Damaged(path / MANIFEST, str(error)) from None
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pdfast import distributed, kept, scores
+from pdfast import distributed, scores
 from pdfast.config import Config
 from pdfast.data import Dataset, as_stored
 from pdfast.detectors.base import Detector, Features, Rows
@@ -116,10 +116,9 @@ class Judge:
 
     def key(self) -> dict[str, str]:
         """What figures depend on, but for the samples; as texts."""
-        labels = self.data.labels
         return {
             "images": self.reference.digest,
-            "labels": "" if labels is None else kept.digest({"labels": labels}),
+            "labels": self.data.digest.labels,
             "detector": self.detector.name,
             "weights": self.detector.weights,
             "num": str(self.num),

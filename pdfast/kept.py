@@ -6,7 +6,7 @@ one costs time, nothing else.
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import safetensors
@@ -20,8 +20,11 @@ from pdfast.files import Damaged
 BLOCK = 2**24  # bytes hashed at a time, so that a set on a GPU is not copied whole
 
 
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256, in hexadecimal, of names, types, shapes and bytes."""
+def digest(tensors: Mapping[str, Tensor], on_part: Callable[[], None] = lambda: None) -> str:
+    """SHA-256, in hexadecimal, of names, types, shapes and bytes.
+
+    `on_part` is called between parts, so that a signal can be heard.
+    """
     found = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach()
@@ -29,6 +32,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
         flat = tensor.contiguous().reshape(-1)
         for part in torch.split(flat, max(1, BLOCK // tensor.element_size())):
             found.update(part.cpu().view(torch.uint8).numpy().data)
+            on_part()
     return found.hexdigest()
 
 

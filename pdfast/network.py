@@ -42,6 +42,8 @@ class Network(Model):
     """
 
     in_double = False  # it may cast to float32 inside
+    KEYS = ("network", "shape", "head", "schedule", "num_classes", "clip", "steps")
+    """Of `describe`."""
 
     def __init__(
         self,

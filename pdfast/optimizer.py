@@ -11,6 +11,8 @@ from pdfast.model import Model
 from pdfast.numerics import low_parameters
 from pdfast.peers import apex_adamw
 
+OTHERS = "it is of another network, so go on with that one, or choose another --out"
+
 
 class Optimizer:
     """What an update changes, on the model's device, in tensors that stay where they are.
@@ -155,18 +157,21 @@ class Optimizer:
 
     def load(self, files: dict[str, dict[str, Tensor]]) -> None:
         """Take over what `state` gave; PdfastError, and nothing is changed, if it does not fit."""
-        pairs = []
-        for file, tensors in self.state().items():
+        pairs, mine = [], self.state()
+        for file, tensors in mine.items():
             for name, tensor in tensors.items():
                 saved = files.get(file, {}).get(name)
                 if saved is None or _kind(saved) != _kind(tensor):
                     but = "" if saved is None else f" (but {_kind(saved)})"
                     raise PdfastError(
-                        f"the saved state has no {name} of {_kind(tensor)} in {file}{but}: it is "
-                        "of another network, or another version of pdfast wrote it; go on with "
-                        "that one, or remove the state/ folder of the run to begin the phase again"
+                        f"the saved state has no {name} of {_kind(tensor)} in {file}{but}: {OTHERS}"
                     )
                 pairs.append((tensor, saved))
+        for file, saved_tensors in files.items():
+            for name in sorted(saved_tensors.keys() - mine.get(file, {}).keys()):
+                raise PdfastError(
+                    f"the saved state has {name} in {file}, which is not kept of this one: {OTHERS}"
+                )
         for tensor, saved in pairs:
             tensor.copy_(saved)
         if self.copy is not None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from pdfast import checkpoint
 from pdfast.config import Config, DataConfig, DistillConfig, NetConfig, load_config
-from pdfast.data import Dataset, as_tensor, from_numbers, load_dataset
+from pdfast.data import GIVEN, Dataset, as_tensor, from_numbers, load_dataset
 from pdfast.distillation import check_start
 from pdfast.errors import UsageError
 from pdfast.model import Model
@@ -19,8 +19,6 @@ from pdfast.run import Networks
 from pdfast.schedule import CosineSchedule
 from pdfast.tables import check
 from pdfast.trial import try_out
-
-GIVEN = "data="  # data.source of a run whose data came with the call, and their SHA-256
 
 DEFAULT = Config(
     name="network",

@@ -62,13 +62,13 @@ class Reference:
     """A set of images, seen by a detector. Figures of it are for the first process, but `floor`."""
 
     def __init__(self, data: Dataset, detector: Detector, screen: Screen) -> None:
-        self._images, self._labels = data.images, data.labels
+        self._data, self._images, self._labels = data, data.images, data.labels
         self._detector, self._screen = detector, screen
 
-    @cached_property
+    @property
     def digest(self) -> str:
         """SHA-256 of the images' tensor."""
-        return kept.digest({"images": self._images})
+        return self._data.digest.images
 
     @cached_property
     def gaussian(self) -> Gaussian:

@@ -21,16 +21,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pdfast import checkpoint, damage, distributed, files, states
-from pdfast.config import Config, Head, dump_config, load_config
+from pdfast import checkpoint, damage, distributed, files, record, states
+from pdfast.config import Config, Head
 from pdfast.damage import Finding
+from pdfast.data import GIVEN, UNKNOWN, Digest
 from pdfast.errors import PdfastError, UsageError
 from pdfast.lock import LOCK, Lock
 from pdfast.metrics import Metrics
 from pdfast.model import Model
 from pdfast.network import Network
 from pdfast.progress import Screen
+from pdfast.record import Record
 from pdfast.states import State
+from pdfast.tables import from_table, to_table
 from pdfast.tracking import Tracking
 
 ROUND_DIR = re.compile(r"round-(\d+)-steps-(\d+)")
@@ -57,11 +60,16 @@ class Run:
     """
 
     def __init__(
-        self, path: Path, config: Config, screen: Screen, networks: Networks = BUILT_IN
+        self,
+        path: Path,
+        config: Config,
+        screen: Screen,
+        networks: Networks = BUILT_IN,
+        data: Digest = UNKNOWN,
     ) -> None:
         """Use a folder as it is, without its lock."""
         self.path, self.config, self.screen = path, config, screen
-        self.networks = networks
+        self.networks, self.data = networks, data
         self._metrics = Metrics(path / "metrics.jsonl")
         self._lock: Lock | None = None
         self._tracking: Tracking | None = None
@@ -74,18 +82,19 @@ class Run:
         screen: Screen,
         resume: Resume = "auto",
         networks: Networks = BUILT_IN,
+        data: Digest = UNKNOWN,
     ) -> "Run":
-        """Make the directory, or take it up where a run of the same config left it.
+        """Make the directory, or take it up where a run of the same config and data left it.
 
         `resume` says what becomes of a run that is there. auto: it is gone on with; a damaged
         model of a round, or saved state, is put aside under another name, and what it held is
         done again. strict: whatever is damaged is refused. never: the run is refused.
 
-        Raises UsageError if it holds a run of a different config or files that are no run's,
-        PdfastError if it cannot be written, another process works in it, or what is damaged
-        could only be made again from nothing.
+        Raises UsageError if it holds a run of a different config, of other data, or files that are
+        no run's, PdfastError if it cannot be written, another process works in it, what is damaged
+        could only be made again from nothing, or a newer version of pdfast has been at work in it.
         """
-        run = cls(path, config, screen, networks)
+        run = cls(path, config, screen, networks, data)
         distributed.from_first(lambda: run._locked(lambda: run._take_up(resume), resume))
         return run
 
@@ -146,8 +155,9 @@ class Run:
                 raise UsageError(f"{self.path} is not empty and holds no run: choose another --out")
 
     def _take_up(self, resume: Resume) -> None:
-        if (self.path / "config.toml").is_file():
-            self._refuse_other_config()
+        begun = self._begun()
+        if begun is not None:
+            self._refuse_others(*begun)
         for folder in (self.path, self.path / "samples", self._states):
             files.sweep(folder)
         if resume == "strict" and self._round_dirs() and not self.teacher_dir.is_dir():
@@ -156,9 +166,11 @@ class Run:
                 "back, or pass --resume auto to have it made again"
             )
         self._put_aside(damage.of_models(self.teacher_dir, self._round_dirs()), resume)
-        self._put_aside(damage.of_states(self._states, self.config, self._is_finished), resume)
+        broken = damage.of_states(self._states, self.config, self._is_finished, self.data)
+        self._put_aside(broken, resume)
         self._metrics.drop_partial_line()
-        self.write_text("config.toml", dump_config(self.config))
+        now = (Record() if begun is None else begun[1]).now(self.data)
+        self.write_text("config.toml", record.dump(self.config, now))
         files.make_folder(self.path / "samples")
 
     def _put_aside(self, found: list[Finding], resume: Resume) -> None:
@@ -169,25 +181,60 @@ class Run:
             name = files.set_aside(path).name
             self.screen.warn(f"{error.what}: {path.name} is put aside as {name}, and {then}")
 
-    def _refuse_other_config(self) -> None:
-        """Raise UsageError if the directory was started with values that would not be repeated."""
-        begun = states.rounds(self._states)
-        if not (self.teacher_dir.exists() or self._round_dirs() or begun):
-            return  # nothing was made yet
-        try:
-            saved = load_config(self.path / "config.toml")
-        except UsageError as error:
-            raise UsageError(
-                f"{error}; put back the config that the run was started with"
-            ) from None
+    def _begun(self) -> tuple[Config, Record] | None:
+        """What config.toml says, of a directory where something was made; None of another one."""
+        path = self.path / "config.toml"
+        made = self.teacher_dir.exists() or self._round_dirs() or states.rounds(self._states)
+        return record.read(path) if made and path.is_file() else None
+
+    def _refuse_others(self, saved: Config, begun: Record) -> None:
+        """Raise UsageError if the run was begun with values, or data, that are others now."""
+        rounds = states.rounds(self._states)
         steps = {int(match[2]): None for match in self._round_dirs().values()}
-        steps |= {states.steps_of(saved, round_): None for round_ in begun if round_}
-        changed = states.differences(saved, self.config, list(steps))
+        steps |= {states.steps_of(saved, round_): None for round_ in rounds if round_}
+        both = begun.data.known and self.data.known
+        changed = states.differences(saved, self.config, list(steps), by_digest=both)
         if changed:
             raise UsageError(
                 f"{self.path} was started with {', '.join(changed)}: choose another --out, or "
                 "remove what was made with the old value"
             )
+        if both and begun.data != self.data:
+            named = self.config.data.source
+            fix = "pass those of before" if named.startswith(GIVEN) else (
+                "put back those of before, or name them by --data.source if they have been moved"
+            )  # fmt: skip
+            raise UsageError(
+                f"{self.path} was begun with other data ({begun.data}) than "
+                f"{'the call gives' if named.startswith(GIVEN) else f'{named} has'} now "
+                f"({self.data}): {fix}, or choose another --out"
+            )
+        if self.data.known and not begun.data.known:
+            self.screen.warn(
+                f"{self.path} was begun by pdfast {begun.begun_by}, which kept no digest of the "
+                "data: whether these are still the same cannot be checked, and from now on the run's "
+                f"are these ({self.data})"
+            )
+
+    def as_begun(self) -> Config:
+        """The config to go on with: as it was asked for, but for what the run was begun without.
+
+        Reached by all processes, before `start`; see `record.as_begun`. Nothing is changed.
+        """
+
+        def kept() -> dict[str, Any]:
+            begun = self._begun()
+            if begun is None:
+                return {"config": to_table(self.config)}
+            config, said = record.as_begun(*begun, self.config)
+            if said:
+                self.screen.say(
+                    f"{self.path} was begun by pdfast {begun[1].begun_by}, and goes on as it was "
+                    f"there: {', '.join(said)}"
+                )
+            return {"config": to_table(config)}
+
+        return from_table(Config, distributed.from_first(kept)["config"])
 
     # -- models ----------------------------------------------------------------------------
 
@@ -336,7 +383,7 @@ class Run:
                 files.make_folder(self._states)
             except OSError as error:
                 raise files.cannot_write(self._states, error) from None
-            states.save(self._states, self.config, round_, update, seconds, tensors)
+            states.save(self._states, self.config, round_, update, seconds, tensors, self.data)
 
         distributed.from_first(save)
 
@@ -356,7 +403,7 @@ class Run:
 
         def save() -> None:
             self._check_there()
-            state = states.describe(self.config, round_, update, seconds)
+            state = states.describe(self.config, round_, update, seconds, self.data)
             files.write(path, tensors, {states.TABLE: state, "not-finite.json": table})
 
         distributed.from_first(save)
@@ -374,7 +421,8 @@ class Run:
         name = distributed.from_first(newest)
         if not name:
             return None
-        state, moved = distributed.together(lambda: states.load(self._states / name, self.config))
+        path = self._states / name
+        state, moved = distributed.together(lambda: states.load(path, self.config, self.data))
         if moved:
             self.screen.warn(
                 f"{self._states / name} was saved with {moved}: the run goes on, but not to the "

@@ -98,12 +98,14 @@ def test_weights_of_another_config_are_refused(saved):
     files.write(path, tensors, tables)
     with pytest.raises(PdfastError, match=r"model\.safetensors does not fit config\.json: tensor"):
         checkpoint.load_model(path)
-    tables["config.json"]["model"]["chh"] = 16
-    files.write(path, tensors, tables)
-    with pytest.raises(
-        PdfastError, match=r"config\.json is not a model's configuration.*model\.ch"
-    ):
-        checkpoint.load_model(path)
+    for value, said in ((15, "model.ch must be even"), (None, "model.ch is missing")):
+        tables["config.json"]["model"].pop("ch", None)
+        tables["config.json"]["model"] |= {} if value is None else {"ch": value}
+        files.write(path, tensors, tables)
+        with pytest.raises(
+            PdfastError, match=rf"config\.json is not a model's configuration: {said}"
+        ):
+            checkpoint.load_model(path)
 
 
 WRITE = """

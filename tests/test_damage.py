@@ -299,8 +299,9 @@ def edited(state, **values):
         {"seconds": 10**400},
         {"config": None},
         {"config": 7},
-        {"config": {"sed": 1}},
-        {"config": {"seed": -1}},
+        {"config": {"seed": 1}},
+        {"data": None},
+        {"data": {"num": "40"}},
     ],
 )
 def test_a_state_of_wrong_values_is_damaged(config, distilling, copied, values):

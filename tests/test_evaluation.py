@@ -235,7 +235,7 @@ def test_kept_tensors_are_whole_and_of_what_was_asked(tmp_path):
 
 def test_parts_of_samples(tmp_path):
     """Read up to the first that is missing or damaged, as whole batches unless they are all."""
-    state = EvalState(tmp_path / "s", "model", 4, 0)
+    state = EvalState(tmp_path / "s", ["model"], 4, 0)
     assert list(state.parts(10)) == []
     x = images(300)
     state.keep(0, Part(x[:128], 1.0))
@@ -248,8 +248,8 @@ def test_parts_of_samples(tmp_path):
     assert read(300) == [128, 64]
     assert read(200) == [128, 72]
     assert read(70) == [70]
-    assert read(300, EvalState(tmp_path / "s", "model", 4, 1)) == []
-    assert read(300, EvalState(tmp_path / "s", "another", 4, 0)) == []
+    assert read(300, EvalState(tmp_path / "s", ["model"], 4, 1)) == []
+    assert read(300, EvalState(tmp_path / "s", ["another"], 4, 0)) == []
     flipped(next(tmp_path.glob("s/*/samples-000000128.safetensors")))
     assert read(300) == [128]
 

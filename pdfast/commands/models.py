@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tyro.conf import Positional
+from tyro.conf import FlagCreatePairsOff, Positional
 
 from pdfast.commands.shared import Machine
 from pdfast.config import Precision
@@ -82,6 +82,8 @@ class Eval(Machine):
     """pixel, inception[:PATH] or lite0, as eval.detector; that of the config if left out."""
     guidance: float | None = None
     """Weight of classifier-free guidance, as eval.guidance; that of the config if left out."""
+    other_data: FlagCreatePairsOff[bool] = False
+    """Compare a run, or a model in one, with data other than it was begun with."""
 
     def run(self) -> None:
         """Run the command."""
@@ -99,4 +101,5 @@ class Eval(Machine):
             precision=self.precision,
             detector=self.detector,
             guidance=self.guidance,
+            other_data=self.other_data,
         )

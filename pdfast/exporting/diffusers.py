@@ -24,10 +24,12 @@ from pdfast.config import NetConfig
 from pdfast.errors import UsageError
 from pdfast.exporting.card import card
 from pdfast.exporting.common import Prepared, agreed, probe
+from pdfast.formats import FORMAT
 from pdfast.model import Model
 from pdfast.schedule import logsnr_of
 from pdfast.tables import to_table
 from pdfast.unet import Attention, Downsample, ResBlock, Upsample
+from pdfast.version import __version__
 
 MIN_GRID = 1024  # timesteps
 PLAIN_BLOCKS = {  # without attention, by model.resample
@@ -63,7 +65,8 @@ def prepare(model: Model) -> Prepared:
     def write(folder: Path) -> None:
         diffusers.DDIMPipeline(unet, scheduler).save_pretrained(folder)
         (folder / "README.md").write_text(text, "utf-8")
-        own = {"model": to_table(model.cfg), "steps": model.steps}  # as in a model directory
+        written = {"format": FORMAT, "pdfast": __version__}
+        own = {**written, "model": to_table(model.cfg), "steps": model.steps}
         (folder / OWN).write_text(json.dumps(own, indent=1, allow_nan=False) + "\n", "utf-8")
 
     line = f"DDIMPipeline on {grid} timesteps, its network equal to {difference:.0e}"

@@ -16,7 +16,7 @@ import tomli_w
 import torch
 from torch import Tensor
 
-from pdfast import betas, checkpoint, files
+from pdfast import betas, checkpoint, files, formats
 from pdfast.config import EvalConfig, NetConfig
 from pdfast.errors import PdfastError, UsageError
 from pdfast.exporting.diffusers import arguments, check_expressible, module_names
@@ -178,8 +178,12 @@ def _names(pipeline: Pipeline) -> Iterator[None]:
 def _own(pipeline: Pipeline, found: NetConfig, table: Tensor | None) -> tuple[NetConfig, int]:
     """The configuration that our export left, once the pipeline is known to be that export."""
     assert pipeline.own is not None
-    file = pipeline.own.file
-    cfg, steps = checkpoint.parse_config(file, pipeline.own.values)
+    file, values = pipeline.own.file, dict(pipeline.own.values)
+    try:
+        by = formats.written(file, values.pop("format", None), values.pop("pdfast", None))
+    except ValueError as error:
+        raise PdfastError(f"{file} {error}") from None
+    cfg, steps = checkpoint.parse_config(file, values, by)
     differs = (
         f"{file} does not belong to {{}}: if the pipeline was changed since, remove {file.name}"
     )

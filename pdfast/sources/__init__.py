@@ -7,6 +7,9 @@ file declares before it allocates for it, reads in parts that a signal can come 
 code from the file, and raises UsageError naming the file for all that is wrong.
 """
 
+import json
+import os
+import time
 from pathlib import Path
 from typing import Protocol
 
@@ -24,8 +27,10 @@ class _ArrayFiles(Protocol):
     def reads(self, name: str) -> bool: ...
     def read(self, path: Path, wanted: Wanted) -> Arrays: ...
     def count(self, path: Path) -> int: ...
+    def files(self, path: Path) -> list[Path]: ...
 
 
+SETTLED = 2 * 10**9  # nanoseconds after which a file system's clock has surely moved on
 ARRAYS: tuple[_ArrayFiles, ...] = (npz, idx, cifar)
 
 
@@ -58,8 +63,34 @@ def resizes(source: str) -> bool:
     """Whether `read` crops and resizes images; files of arrays must have the model's size."""
     if source == "digits":
         return False
+    return not _files_of_arrays(source)
+
+
+def stamp(source: str) -> str:
+    """What is another text once a file of the source was written to, or replaced.
+
+    Of files of arrays, whose reading takes little more than a digest of them would; "" of other
+    sources, and of files so new that a change may not show.
+    """
+    found = []
+    try:
+        for path in _files_of_arrays(source):
+            with path.open("rb") as file:  # where files come by a network, that asks anew
+                of = os.fstat(file.fileno())
+            found.append([of.st_dev, of.st_ino, of.st_size, of.st_mtime_ns, of.st_ctime_ns])
+    except (UsageError, OSError):
+        return ""
+    settled = all(max(times) < time.time_ns() - SETTLED for _, _, _, *times in found)
+    return json.dumps(found) if found and settled else ""
+
+
+def _files_of_arrays(source: str) -> list[Path]:
+    """The files of a source whose images have one size; none of another source."""
     path = idx.train_images(Path(source)) or Path(source)
-    return not any(kind.reads(path.name) and path.is_file() for kind in ARRAYS)
+    for kind in ARRAYS:
+        if kind.reads(path.name) and path.is_file():
+            return kind.files(path)
+    return []
 
 
 def count(source: str) -> int | None:

@@ -63,6 +63,11 @@ def read(path: Path, wanted: Wanted) -> Arrays:
     return whole, np.concatenate([labels[k] for k in range(BATCHES)])
 
 
+def files(path: Path) -> list[Path]:
+    """All that `read` may read."""
+    return [path]
+
+
 def count(path: Path) -> int:
     """Number of images, for which the archive is read."""
     return len(read(path, Wanted(SIZE, 3))[0])

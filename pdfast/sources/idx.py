@@ -56,7 +56,7 @@ def read(path: Path, wanted: Wanted) -> Arrays:
         fill(images, load)
     if not wanted.labels:
         return images, None
-    beside = path.with_name(path.name.replace(IMAGES, LABELS))
+    beside = _labels(path)
     if not beside.is_file():
         raise UsageError(
             f"{path} has its labels in {beside.name}, which is not beside it: put it there, or ask "
@@ -68,6 +68,15 @@ def read(path: Path, wanted: Wanted) -> Arrays:
         labels = allocate(str(beside), shape)
         fill(labels, load)
     return images, labels
+
+
+def files(path: Path) -> list[Path]:
+    """All that `read` may read."""
+    return [file for file in (path, _labels(path)) if file.is_file()]
+
+
+def _labels(path: Path) -> Path:
+    return path.with_name(path.name.replace(IMAGES, LABELS))
 
 
 def count(path: Path) -> int:

@@ -47,6 +47,11 @@ def read(path: Path, wanted: Wanted) -> Arrays:
         return pixels, numbers
 
 
+def files(path: Path) -> list[Path]:
+    """All that `read` may read."""
+    return [path]
+
+
 def count(path: Path) -> int:
     """Number of images, by the header."""
     with open_zip(path, ".npz file", MAX_LIST) as archive:
