@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pdfast import adapters, reference
     from pdfast.api import distill, evaluate, train
     from pdfast.checkpoint import load_model as load
-    from pdfast.checkpoint import save_model as save
+    from pdfast.checkpoint import save as save
     from pdfast.config import Config, load_config
     from pdfast.exporting import export
     from pdfast.guidance import guided
@@ -54,7 +54,7 @@ _LAZY = {  # what takes time to import: torch above all, which `pdfast --help` s
     "load": ("pdfast.checkpoint", "load_model"),
     "load_config": ("pdfast.config", "load_config"),
     "reference": ("pdfast.reference", ""),
-    "save": ("pdfast.checkpoint", "save_model"),
+    "save": ("pdfast.checkpoint", "save"),
     "train": ("pdfast.api", "train"),
 }
 

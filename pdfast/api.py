@@ -30,7 +30,7 @@ from pdfast.judge import Judge
 from pdfast.kernels import group_norm_silu, runtime
 from pdfast.model import Model
 from pdfast.progress import Screen
-from pdfast.report import report_model, report_run
+from pdfast.report import check_out, report_model, report_run
 from pdfast.run import BUILT_IN, Networks, Resume, Run
 from pdfast.signals import poll
 from pdfast.tables import from_table, to_table
@@ -337,6 +337,7 @@ def _evaluate(
     data = _place(read, resolved, where)
     judge = Judge.of(data, resolved, where, screen, loaded)
     folder = path.parent / f"eval-{path.name}" if out is None else _path(resolved, out)
+    distributed.from_first(lambda: check_out(folder))
     distributed.from_first(lambda: _make(folder))
     inside = lies_in_run and config is None
     weights = "not known"

@@ -7,6 +7,7 @@ once they are judged, the figure in their place. Samples depend on no detector a
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,11 +16,13 @@ import torch
 from torch import Tensor
 
 from pdfast import files, kept
-from pdfast.files import Damaged
+from pdfast.files import LEFT, Damaged
 from pdfast.judge import Figure
 from pdfast.model import SAMPLE_BATCH, Model
 
 FOLDER = "eval-state"
+MODEL = re.compile(r"[0-9a-f]{24}")
+PART = re.compile(r"(samples-\d{9}|figure-[0-9a-f]{24})\.safetensors")
 
 
 class Part(NamedTuple):
@@ -53,6 +56,17 @@ def fingerprint(model: Model) -> str:
         x_hat = model.predict_x(z, torch.zeros(1, **kind), label)
     described = json.dumps([model.describe(), files.versions(), str(model.device)])
     return kept.digest({**model.weights(), "x-hat": x_hat, "described": _bytes(described)})
+
+
+def is_one(folder: Path) -> bool:
+    """Whether a folder holds what an evaluation has done, and nothing else."""
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    of_models = [path for path in folder.iterdir() if not LEFT.fullmatch(path.name)]
+    if not all(path.is_dir() and MODEL.fullmatch(path.name) for path in of_models):
+        return False
+    inside = (file.name for path in of_models for file in path.iterdir())
+    return all(PART.fullmatch(name) or LEFT.fullmatch(name) for name in inside)
 
 
 class EvalState:

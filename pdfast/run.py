@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from pdfast import checkpoint, damage, distributed, files, states
-from pdfast.config import Config, Head, dump_config, load_config
+from pdfast.config import Config, Head, dump_config, is_dumped, load_config
 from pdfast.damage import Finding
 from pdfast.errors import PdfastError, UsageError
 from pdfast.lock import LOCK, Lock
@@ -148,6 +148,7 @@ class Run:
     def _take_up(self, resume: Resume) -> None:
         if (self.path / "config.toml").is_file():
             self._refuse_other_config()
+            self._refuse_foreign_config()
         for folder in (self.path, self.path / "samples", self._states):
             files.sweep(folder)
         if resume == "strict" and self._round_dirs() and not self.teacher_dir.is_dir():
@@ -187,6 +188,20 @@ class Run:
             raise UsageError(
                 f"{self.path} was started with {', '.join(changed)}: choose another --out, or "
                 "remove what was made with the old value"
+            )
+
+    def _refuse_foreign_config(self) -> None:
+        """Raise UsageError for a config.toml of somebody else, which would be replaced.
+
+        Where a run has begun it is the run's, and may have been edited; its metrics are its first
+        word.
+        """
+        path = self.path / "config.toml"
+        if self._metrics.path.exists() or self.teacher_dir.exists() or self._round_dirs():
+            return
+        if not is_dumped(path.read_text("utf-8", "replace")):
+            raise UsageError(
+                f"{path} was not written by a run, and is not replaced: choose another --out"
             )
 
     # -- models ----------------------------------------------------------------------------
