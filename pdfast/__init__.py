@@ -9,7 +9,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from pdfast.errors import PdfastError, UsageError
+from pdfast.errors import PdfastError, Stopped, UsageError
 from pdfast.version import __version__
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ __all__ = [
     "Model",
     "Network",
     "PdfastError",
+    "Stopped",
     "UsageError",
     "__version__",
     "adapters",

@@ -167,7 +167,7 @@ def test_a_file_that_appears_while_the_model_is_written(model, tmp_path, monkeyp
         real(*args, **facts)
 
     monkeypatch.setattr(files, "seal", seal)
-    with pytest.raises(UsageError, match="holds notes.txt"):
+    with pytest.raises(UsageError, match=r"holds notes\.txt"):
         pdfast.save(model, tmp_path / "model")
     assert (tmp_path / "model" / "notes.txt").read_text() == "mine"
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
@@ -273,7 +273,7 @@ def test_export(capsys, saved, tmp_path):
     (tmp_path / "other" / "unet" / "mine.bin").write_text("mine")
     export[-1] = tmp_path / "other"
     refused(capsys, tmp_path, "other holds unet/mine.bin, which its", *export, "--force")
-    with pytest.raises(UsageError, match="other holds unet/mine.bin"):
+    with pytest.raises(UsageError, match=r"other holds unet/mine\.bin"):
         pdfast.export(saved, tmp_path / "other", force=True)
     (tmp_path / "link").symlink_to(tmp_path / "absent")
     export[-1] = tmp_path / "link"
