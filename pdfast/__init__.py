@@ -9,14 +9,14 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from pdfast.errors import PdfastError, UsageError
+from pdfast.errors import PdfastError, Stopped, UsageError
 from pdfast.version import __version__
 
 if TYPE_CHECKING:
     from pdfast import adapters, reference
     from pdfast.api import distill, evaluate, train
     from pdfast.checkpoint import load_model as load
-    from pdfast.checkpoint import save_model as save
+    from pdfast.checkpoint import save as save
     from pdfast.config import Config, load_config
     from pdfast.exporting import export
     from pdfast.guidance import guided
@@ -28,6 +28,7 @@ __all__ = [
     "Model",
     "Network",
     "PdfastError",
+    "Stopped",
     "UsageError",
     "__version__",
     "adapters",
@@ -54,7 +55,7 @@ _LAZY = {  # what takes time to import: torch above all, which `pdfast --help` s
     "load": ("pdfast.checkpoint", "load_model"),
     "load_config": ("pdfast.config", "load_config"),
     "reference": ("pdfast.reference", ""),
-    "save": ("pdfast.checkpoint", "save_model"),
+    "save": ("pdfast.checkpoint", "save"),
     "train": ("pdfast.api", "train"),
 }
 

@@ -7,6 +7,7 @@ torch, so that `--help` is quick.
 
 import dataclasses
 import math
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -421,3 +422,13 @@ def config_names() -> list[str]:
 def dump_config(config: Config) -> str:
     """The config as TOML text that `load_config` reads back."""
     return tomli_w.dumps(to_table(config))
+
+
+def is_dumped(text: str) -> bool:
+    """Whether `dump_config` of this version or an earlier one made the text."""
+    try:
+        table = tomllib.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    whole = {"name", "seed", "data", "model", "train", "distill", "eval"} <= table.keys()
+    return whole and tomli_w.dumps(table) == text

@@ -8,6 +8,7 @@ format.json says which version of pdfast wrote last.
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pdfast import files, formats, kept
-from pdfast.files import Damaged
+from pdfast.files import LEFT, Damaged
 from pdfast.formats import FIRST, FORMAT
 from pdfast.judge import Figure
 from pdfast.model import SAMPLE_BATCH, Model
@@ -24,6 +25,8 @@ from pdfast.version import __version__
 
 FOLDER = "eval-state"
 MARKER = "format.json"
+MODEL = re.compile(r"[0-9a-f]{24}")
+PART = re.compile(r"(samples-\d{9}|figure-[0-9a-f]{24})\.safetensors")
 
 
 class Part(NamedTuple):
@@ -83,6 +86,19 @@ def _described(model: Model, format_: int) -> str | None:
         return json.dumps([table, versions | {"pdfast": FIRST.version}, device])
     del versions["pdfast"]
     return json.dumps([table, versions, device, format_])
+
+
+def is_one(folder: Path) -> bool:
+    """Whether a folder holds what an evaluation has done, and nothing else."""
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    of_models = [
+        path for path in folder.iterdir() if path.name != MARKER and not LEFT.fullmatch(path.name)
+    ]
+    if not all(path.is_dir() and MODEL.fullmatch(path.name) for path in of_models):
+        return False
+    inside = (file.name for path in of_models for file in path.iterdir())
+    return all(PART.fullmatch(name) or LEFT.fullmatch(name) for name in inside)
 
 
 class EvalState:

@@ -71,7 +71,7 @@ class Lock:
 def _open_locked(path: Path, warn: Callable[[str], None]) -> io.FileIO | None:
     """The file, locked; None where the file system has no locks."""
     while True:
-        file = io.FileIO(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+")
+        file = io.FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -1,5 +1,6 @@
 """The report of a run or of one model: distances against sampling steps, tables, plot and page."""
 
+import contextlib
 import io
 import json
 import platform
@@ -8,13 +9,14 @@ from pathlib import Path
 
 import torch
 
-from pdfast import distributed, numerics
+from pdfast import distributed, eval_state, files, numerics
 from pdfast.config import check_guided_students, dump_config
 from pdfast.data import Dataset
 from pdfast.evaluation import NUM_KEPT, Meter
 from pdfast.facts import averaging, facts_of
 from pdfast.guidance import guided
 from pdfast.judge import Judge
+from pdfast.marked import METADATA
 from pdfast.model import Model
 from pdfast.page import Section, Table, page
 from pdfast.plots import drawable, picture, plot_distances
@@ -22,6 +24,7 @@ from pdfast.report_tables import QUICK, Curve, Report, as_json
 from pdfast.run import Run
 from pdfast.version import __version__
 
+TABLE, PICTURE = "eval.json", "eval.png"  # of one model
 NO_PICTURES = "no pictures: the samples are neither images of 1 or 3 channels nor signals"
 
 
@@ -77,6 +80,20 @@ def report_run(run: Run, data: Dataset, steps: Sequence[int], device: torch.devi
     run.screen.say(line)
 
 
+def check_out(folder: Path) -> None:
+    """Raise UsageError where `report_model` would replace what no earlier evaluation wrote."""
+    table, picture, state = (folder / name for name in (TABLE, PICTURE, eval_state.FOLDER))
+    earlier = False
+    if table.is_file():
+        with contextlib.suppress(files.Damaged):
+            earlier = files.read_json(table).keys() >= {"metric", "floor", "facts", "model"}
+    if not earlier:
+        files.check_replaceable(table)
+        files.check_replaceable(picture)
+    if not eval_state.is_one(state):
+        files.check_replaceable(state)
+
+
 def report_model(name: str, model: Model, out: Run, judge: Judge, averaged: dict[str, str]) -> None:
     """Evaluate one model at the config's `eval.steps`: eval.json and eval.png in `out`.
 
@@ -88,14 +105,14 @@ def report_model(name: str, model: Model, out: Run, judge: Judge, averaged: dict
     def write() -> str:
         facts = facts_of(judge, out.config, model, averaged)
         figure = plot_distances(judge.metric, meter.floor, [(name, _distances(found))])
-        out.write("eval.png", figure.savefig)
+        out.write(PICTURE, lambda stage: figure.savefig(stage, metadata=METADATA))
         table = as_json(meter, facts, {"model": found})
-        out.write_text("eval.json", json.dumps(table, indent=1) + "\n")
+        out.write_text(TABLE, json.dumps(table, indent=1) + "\n")
         return facts.text()
 
     line = distributed.from_first(write)
     meter.clear()
-    out.screen.say(f"report: {out.path / 'eval.json'}, {out.path / 'eval.png'}")
+    out.screen.say(f"report: {out.path / TABLE}, {out.path / PICTURE}")
     out.screen.say(line)
 
 

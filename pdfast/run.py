@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from pdfast import checkpoint, damage, distributed, files, record, states
-from pdfast.config import Config, Head
+from pdfast.config import Config, Head, is_dumped
 from pdfast.damage import Finding
 from pdfast.data import GIVEN, UNKNOWN, Digest
 from pdfast.errors import PdfastError, UsageError
@@ -158,6 +158,7 @@ class Run:
         begun = self._begun()
         if begun is not None:
             self._refuse_others(*begun)
+        self._refuse_foreign_config()
         for folder in (self.path, self.path / "samples", self._states):
             files.sweep(folder)
         if resume == "strict" and self._round_dirs() and not self.teacher_dir.is_dir():
@@ -212,8 +213,8 @@ class Run:
         if self.data.known and not begun.data.known:
             self.screen.warn(
                 f"{self.path} was begun by pdfast {begun.begun_by}, which kept no digest of the "
-                "data: whether these are still the same cannot be checked, and from now on the run's "
-                f"are these ({self.data})"
+                "data: whether these are still the same cannot be checked, and from now on the "
+                f"run's are these ({self.data})"
             )
 
     def as_begun(self) -> Config:
@@ -235,6 +236,21 @@ class Run:
             return {"config": to_table(config)}
 
         return from_table(Config, distributed.from_first(kept)["config"])
+
+    def _refuse_foreign_config(self) -> None:
+        """Raise UsageError for a config.toml of somebody else, which would be replaced.
+
+        Where a run has begun it is the run's, and may have been edited; its metrics are its first
+        word.
+        """
+        path = self.path / "config.toml"
+        begun = self._metrics.path.exists() or self.teacher_dir.exists() or self._round_dirs()
+        if begun or not path.is_file():
+            return
+        if not is_dumped(path.read_text("utf-8", "replace")):
+            raise UsageError(
+                f"{path} was not written by a run, and is not replaced: choose another --out"
+            )
 
     # -- models ----------------------------------------------------------------------------
 

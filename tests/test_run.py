@@ -327,10 +327,10 @@ def test_a_signal_while_sampling_ends_the_report(straight, tmp_path, monkeypatch
     copy = tmp_path / "run"
     shutil.copytree(straight, copy)
     before = (copy / "report.json").read_text()
-    monkeypatch.setattr(signals, "_requested", signal.SIGINT)
+    monkeypatch.setattr(signals, "_requested", signal.SIGTERM)
     with pytest.raises(Stopped) as stopped:
         pdfast.evaluate(copy, quiet=True)
-    assert stopped.value.exit_code == 130
+    assert stopped.value.exit_code == 143
     assert (copy / "report.json").read_text() == before
 
 

@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from tyro.conf import arg
+from tyro.conf import FlagCreatePairsOff, arg
 
 from pdfast.config import Config
 from pdfast.launch import launched
 from pdfast.tables import check
 
 DEFAULT_CONFIG = "digits"
+Force = FlagCreatePairsOff[bool]
 Fields = Annotated[Config, arg(name="")]  # every config field as a flag, --model.ch and so on
 
 
