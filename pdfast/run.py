@@ -212,8 +212,8 @@ class Run:
         if self.data.known and not begun.data.known:
             self.screen.warn(
                 f"{self.path} was begun by pdfast {begun.begun_by}, which kept no digest of the "
-                "data: whether these are still the same cannot be checked, and from now on the run's "
-                f"are these ({self.data})"
+                "data: whether these are still the same cannot be checked, and from now on the "
+                f"run's are these ({self.data})"
             )
 
     def as_begun(self) -> Config:
@@ -299,7 +299,12 @@ class Run:
 
         def write() -> None:
             self._check_there()
-            files.write_file(self.path / name, save)
+            path = self.path / name
+            try:
+                files.make_folder(path.parent)
+            except OSError as error:
+                raise files.cannot_write(path, error) from None
+            files.write_file(path, save)
 
         distributed.from_first(write)
 
