@@ -177,6 +177,8 @@ def _upgraded(
     found = {key: value for key, value in table.items() if key not in hints}
     if found and refuses:
         raise _not_known(what, prefix + next(iter(found)), by)
+    if found:
+        from_table(cls, found, prefix)  # which names the field most like it
     for name, hint in hints.items():
         key = prefix + name
         if dataclasses.is_dataclass(hint):

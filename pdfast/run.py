@@ -315,7 +315,12 @@ class Run:
 
         def write() -> None:
             self._check_there()
-            files.write_file(self.path / name, save)
+            path = self.path / name
+            try:
+                files.make_folder(path.parent)
+            except OSError as error:
+                raise files.cannot_write(path, error) from None
+            files.write_file(path, save)
 
         distributed.from_first(write)
 
