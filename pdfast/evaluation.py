@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pdfast import distributed, eval_state, files
+from pdfast import distributed, eval_state, files, staging
 from pdfast.eval_state import EvalState, Finished, Part
 from pdfast.judge import Figure, Judge
 from pdfast.model import SAMPLE_BATCH, Model
@@ -45,7 +45,7 @@ class Meter:
         """What is done is kept in `run`'s folder, and used if a killed evaluation left it there."""
         self.judge, self.screen = judge, run.screen
         self._folder = run.path / eval_state.FOLDER
-        distributed.from_first(lambda: files.sweep(run.path))
+        distributed.from_first(lambda: staging.sweep(run.path))
         if judge.detector.warning:
             run.screen.warn(judge.detector.warning)
         self.floor, self.floor_std = judge.floor()

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from pdfast.errors import PdfastError
+from pdfast.staging import beside
 from pdfast.version import __version__
 
 MANIFEST = "manifest.json"
@@ -33,7 +34,6 @@ MAX_HEADER = 2**23  # bytes of a safetensors file's JSON
 HEAD = b'{\n "manifest_sha256": "'  # how a manifest begins; then its digest, taken with zeros there
 DIGITS = 64
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")  # of a file in a manifest
-LEFT = re.compile(r"\.(\d+)\.(tmp|old)\.(.+)")  # process, kind, final name: see `_beside`
 
 
 class Damaged(PdfastError):  # noqa: N818  # what a directory is found to be
@@ -64,7 +64,7 @@ def write_file(path: Path, save: Callable[[Path], object], sync: bool = True) ->
     `sync`: so that it outlasts a loss of power, for which the disk is waited for. Raises
     PdfastError, and leaves `path` as it was, when writing fails.
     """
-    stage = _beside(path, "tmp")
+    stage = beside(path, "tmp")
     try:
         save(stage)
         if sync:
@@ -105,7 +105,7 @@ def write_folder(path: Path, fill: Callable[[Path], object]) -> None:
 
     As for `write`, which is this for a directory with a manifest.
     """
-    stage, old = _beside(path, "tmp"), _beside(path, "old")
+    stage, old = beside(path, "tmp"), beside(path, "old")
     try:
         stage.mkdir()
         fill(stage)
@@ -145,7 +145,7 @@ def seal(path: Path, **facts: Any) -> None:
 
 def remove(path: Path) -> None:
     """Remove a directory; a process killed meanwhile leaves none that looks damaged."""
-    stage = _beside(path, "tmp")
+    stage = beside(path, "tmp")
     try:
         path.rename(stage)
     except OSError:
@@ -169,39 +169,6 @@ def make_folder(path: Path) -> None:
     if not path.is_dir():
         path.mkdir()
         fsync(path.parent)
-
-
-def sweep(folder: Path) -> None:
-    """Clear what a killed process left half-written in `folder`, or half-replaced."""
-    for left in folder.glob(".*"):
-        match = LEFT.fullmatch(left.name)
-        if match is None:
-            continue
-        if match[2] == "old" and not (folder / match[3]).exists():
-            left.rename(folder / match[3])  # killed between two renames: the old one still counts
-        elif _alive(int(match[1])):
-            continue
-        elif left.is_dir():
-            shutil.rmtree(left, ignore_errors=True)
-        else:
-            left.unlink(missing_ok=True)
-
-
-def _beside(path: Path, kind: str) -> Path:
-    """A name in the same folder, of the same suffix, that `sweep` knows."""
-    return path.with_name(f".{os.getpid()}.{kind}.{path.name}")
-
-
-def _alive(pid: int) -> bool:
-    if pid == os.getpid():
-        return False
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 # ------------------------------------------------------------------------------------------
