@@ -28,6 +28,7 @@ from pdfast.files import cannot_write
 from pdfast.guidance import guided
 from pdfast.judge import Judge
 from pdfast.kernels import group_norm_silu, runtime
+from pdfast.launch import TIMEOUT
 from pdfast.model import Model
 from pdfast.progress import Screen
 from pdfast.report import report_model, report_run
@@ -132,13 +133,15 @@ def train(
     quiet: bool = False,
     resume: Resume = "auto",
     track: Sequence[str] = (),
+    timeout: float = TIMEOUT,
 ) -> Model:
     """Train a teacher, or go on with one, and report its distances. Returns it.
 
     `config` is a Config, the name of one that comes with pdfast ("digits" if left out), or a TOML
     file; `out` is the run directory, runs/<name> by default. `resume` says what becomes of a run
     that is there; see `Run.start`. `track` names trackers, "tensorboard" and "wandb", that show the
-    run as it goes. Raises PdfastError with a sentence that names the fix.
+    run as it goes. Of several processes one that does not answer within `timeout` seconds ends the
+    others; see `heartbeat`. Raises PdfastError with a sentence that names the fix.
 
     `network` is one's own, a `Network` or its module, and `data` its samples, a tensor (M, *shape)
     or (samples, labels); a copy of it learns, on the cosine schedule.
@@ -147,7 +150,7 @@ def train(
         settings, given = own.asked_to_train(_own_config(config, {}), network, data)
     else:
         settings, given = _config("digits" if config is None else config), None
-    with distributed.session(device, threads, poll) as where:
+    with distributed.session(device, threads, poll, timeout) as where:
         peers.check(settings, where)
         if not _has_teacher(settings, out):
             check_trainable(settings)
@@ -180,6 +183,7 @@ def distill(
     quiet: bool = False,
     resume: Resume = "auto",
     track: Sequence[str] = (),
+    timeout: float = TIMEOUT,
 ) -> Model:
     """Distil a teacher by progressive distillation (Salimans & Ho 2022). Returns the last student.
 
@@ -202,7 +206,7 @@ def distill(
         settings = _config(_loaded("digits" if config is None else config, {"distill": changes}))
         check_distillable(settings)
         networks = BUILT_IN
-    with distributed.session(device, threads, poll) as where:
+    with distributed.session(device, threads, poll, timeout) as where:
         peers.check(settings, where)
         if networks.teacher is None:
             settings, given = _teacher_for(settings, out, where)
@@ -277,13 +281,14 @@ def evaluate(
     precision: str | None = None,
     detector: str | None = None,
     guidance: float | None = None,
+    timeout: float = TIMEOUT,
 ) -> None:
     """Measure the Frechet distance of a model directory, or of a whole run directory.
 
     A run directory gets its report.json, report.md and report.png written again. A model's
     numbers go to `out` (eval-<model> beside it); its data come from `config`, or from the run
     directory that the model lies in. `steps`, `num`, `precision`, `detector` and `guidance` replace
-    the config's.
+    the config's. `timeout` as in `train`.
     A killed evaluation leaves its samples in eval-state/, and the same call goes on from there.
     """
     judged: dict[str, Any] = {"steps": steps} if steps else {}
@@ -292,7 +297,7 @@ def evaluate(
     judged |= {"guidance": guidance} if guidance is not None else {}
     asked: dict[str, Any] = {"eval": judged}
     asked |= {"precision": precision} if precision else {}
-    with distributed.session(device, threads, poll) as where:
+    with distributed.session(device, threads, poll, timeout) as where:
         _evaluate(model, config, asked, out, where, Screen(quiet))
 
 

@@ -30,10 +30,11 @@ def sample_to(
     device: str,
     threads: int,
     precision: str,
+    timeout: float,
 ) -> None:
     """Sample `num` images and write them to `out`, a folder, an .npz or a .png."""
     screen = Screen()
-    with distributed.session(device, threads, poll) as where:
+    with distributed.session(device, threads, poll, timeout) as where:
         found = numerics.set_up(precision, where)
         model = distributed.together(lambda: checkpoint.load_model(model_dir, where))
         model = numerics.lowered(model, found)
