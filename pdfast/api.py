@@ -106,6 +106,8 @@ def _opened(
 
 def _place(data: Dataset, config: Config, device: torch.device) -> Dataset:
     """The set on the device, or left in host memory to be streamed; see EngineConfig.data."""
+    shape, labels = tuple(data.images.shape), "no labels" if data.labels is None else "labels"
+    distributed.check_alike("data of", f"shape {shape}, {data.images.dtype}, {labels}")
     place = config.engine.data
     if place == "auto":
         fits = device.type == "cpu" or (
@@ -239,7 +241,7 @@ def _teacher_for(
     network = given.cfg if given else _network_in(config, out)
     if trains:
         network = config.model.unguided()
-    begun = distributed.together(lambda: _fit_of(config, out))
+    begun = distributed.from_first(lambda: _fit_of(config, out))
     if network is not None:
         if had:
             check_network(config, network, _path(config, out) / "teacher")
@@ -265,7 +267,13 @@ def _fit_of(config: Config, out: str | Path | None) -> int:
 
 def _network_in(config: Config, out: str | Path | None) -> NetConfig | None:
     """The network of the run's teacher, if it has one."""
-    return distributed.together(lambda: network_of(_path(config, out) / "teacher"))
+
+    def found() -> dict[str, Any] | None:
+        network = network_of(_path(config, out) / "teacher")
+        return None if network is None else to_table(network)
+
+    table = distributed.from_first(found)
+    return None if table is None else from_table(NetConfig, table, "model.")
 
 
 def evaluate(
