@@ -7,8 +7,11 @@
 """
 
 import importlib
+import pathlib
+import sys
 from typing import TYPE_CHECKING, Any
 
+from pdfast.checkout import why_not
 from pdfast.errors import PdfastError, Stopped, UsageError
 from pdfast.version import __version__
 
@@ -42,6 +45,11 @@ __all__ = [
     "save",
     "train",
 ]
+
+if _why_not := why_not():
+    if pathlib.Path(sys.argv[0]).stem in ("-m", "pdfast"):  # the command: no traceback
+        sys.exit(f"pdfast: {_why_not}")
+    raise ImportError(_why_not)
 
 _LAZY = {  # what takes time to import: torch above all, which `pdfast --help` should not wait for
     "Config": ("pdfast.config", "Config"),

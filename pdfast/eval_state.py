@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from pdfast import files, formats, kept
-from pdfast.files import LEFT, Damaged
+from pdfast.files import Damaged
 from pdfast.formats import FIRST, FORMAT
 from pdfast.judge import Figure
 from pdfast.model import SAMPLE_BATCH, Model
+from pdfast.staging import is_left
 from pdfast.version import __version__
 
 FOLDER = "eval-state"
@@ -93,12 +94,12 @@ def is_one(folder: Path) -> bool:
     if folder.is_symlink() or not folder.is_dir():
         return False
     of_models = [
-        path for path in folder.iterdir() if path.name != MARKER and not LEFT.fullmatch(path.name)
+        path for path in folder.iterdir() if path.name != MARKER and not is_left(path.name)
     ]
     if not all(path.is_dir() and MODEL.fullmatch(path.name) for path in of_models):
         return False
     inside = (file.name for path in of_models for file in path.iterdir())
-    return all(PART.fullmatch(name) or LEFT.fullmatch(name) for name in inside)
+    return all(PART.fullmatch(name) or is_left(name) for name in inside)
 
 
 class EvalState:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pdfast import distributed, eval_state, files
+from pdfast import distributed, eval_state, files, staging
 from pdfast.eval_state import EvalState, Finished, Part
 from pdfast.judge import Figure, Judge
 from pdfast.model import SAMPLE_BATCH, Model
@@ -65,7 +65,7 @@ class Meter:
         return {k: self._measured(name, model, k, marks) for k in sorted(set(steps))}
 
     def _begin(self) -> None:
-        files.sweep(self._folder.parent)
+        staging.sweep(self._folder.parent)
         eval_state.check_format(self._folder)
 
     def clear(self) -> None:

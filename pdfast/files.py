@@ -28,6 +28,7 @@ from torch import Tensor
 from pdfast import formats
 from pdfast.errors import PdfastError, UsageError
 from pdfast.formats import FORMAT, Written
+from pdfast.staging import beside
 from pdfast.version import __version__
 
 MANIFEST = "manifest.json"
@@ -38,7 +39,6 @@ DIGITS = 64
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")  # of a file in a manifest
 MARK = b"written by pdfast"  # in a file that has no manifest: see pdfast/marked.py
 MARK_WITHIN = 256  # bytes of a file's head
-LEFT = re.compile(r"\.(\d+)\.(tmp|old)\.(.+)")  # process, kind, final name: see `_beside`
 
 
 class Damaged(PdfastError):  # noqa: N818  # what a directory is found to be
@@ -71,7 +71,7 @@ def write_file(path: Path, save: Callable[[Path], object], sync: bool = True) ->
     symlink.
     """
     _refuse_symlink(path)
-    stage = _beside(path, "tmp")
+    stage = beside(path, "tmp")
     try:
         save(stage)
         if sync:
@@ -116,7 +116,7 @@ def write_folder(path: Path, fill: Callable[[Path], object], sync: bool = True) 
     check_replaceable(path)
     if path.is_file():
         raise _foreign(f"{path} is a file")
-    stage, old = _beside(path, "tmp"), _beside(path, "old")
+    stage, old = beside(path, "tmp"), beside(path, "old")
     try:
         stage.mkdir()
         fill(stage)
@@ -169,7 +169,7 @@ def seal(path: Path, **facts: Any) -> None:
 
 def remove(path: Path) -> None:
     """Remove a directory; a process killed meanwhile leaves none that looks damaged."""
-    stage = _beside(path, "tmp")
+    stage = beside(path, "tmp")
     try:
         path.rename(stage)
     except OSError:
@@ -193,39 +193,6 @@ def make_folder(path: Path) -> None:
     if not path.is_dir():
         path.mkdir()
         fsync(path.parent)
-
-
-def sweep(folder: Path) -> None:
-    """Clear what a killed process left half-written in `folder`, or half-replaced."""
-    for left in folder.glob(".*"):
-        match = LEFT.fullmatch(left.name)
-        if match is None:
-            continue
-        if match[2] == "old" and not (folder / match[3]).exists():
-            left.rename(folder / match[3])  # killed between two renames: the old one still counts
-        elif _alive(int(match[1])):
-            continue
-        elif left.is_dir():
-            shutil.rmtree(left, ignore_errors=True)
-        else:
-            left.unlink(missing_ok=True)
-
-
-def _beside(path: Path, kind: str) -> Path:
-    """A name in the same folder, of the same suffix, that `sweep` knows."""
-    return path.with_name(f".{os.getpid()}.{kind}.{path.name}")
-
-
-def _alive(pid: int) -> bool:
-    if pid == os.getpid():
-        return False
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 # ------------------------------------------------------------------------------------------

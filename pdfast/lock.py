@@ -52,6 +52,11 @@ class Lock:
             self.release()
             raise
 
+    @property
+    def excludes(self) -> bool:
+        """Whether others are kept out, which takes a file system that has locks."""
+        return self._file is not None
+
     def is_ours(self) -> bool:
         """Whether the folder still has the file that was locked, or, without locks, is there."""
         return self._path.parent.is_dir() if self._file is None else _names(self._path, self._file)

@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pdfast import checkpoint, damage, distributed, files, record, states
+from pdfast import checkpoint, damage, distributed, files, record, staging, states
 from pdfast.config import Config, Head, is_dumped
 from pdfast.damage import Finding
 from pdfast.data import GIVEN, UNKNOWN, Digest
@@ -151,7 +151,7 @@ class Run:
             )
         if not is_run and self.path.is_dir():
             theirs = (p.name for p in self.path.iterdir())
-            if any(name != LOCK and not files.LEFT.fullmatch(name) for name in theirs):
+            if any(name != LOCK and not staging.is_left(name) for name in theirs):
                 raise UsageError(f"{self.path} is not empty and holds no run: choose another --out")
 
     def _take_up(self, resume: Resume) -> None:
@@ -160,7 +160,7 @@ class Run:
             self._refuse_others(*begun)
         self._refuse_foreign_config()
         for folder in (self.path, self.path / "samples", self._states):
-            files.sweep(folder)
+            staging.sweep(folder, locked=self._lock is not None and self._lock.excludes)
         if resume == "strict" and self._round_dirs() and not self.teacher_dir.is_dir():
             raise PdfastError(
                 f"{self.teacher_dir}, the teacher of the rounds that are there, is gone: put it "

@@ -30,6 +30,7 @@ def sample_to(
     device: str,
     threads: int,
     precision: str,
+    timeout: float,
     force: bool = False,
 ) -> None:
     """Sample `num` images and write them to `out`, a folder, an .npz or a .png.
@@ -38,7 +39,7 @@ def sample_to(
     PdfastError with a sentence that names the fix.
     """
     screen = Screen()
-    with distributed.session(device, threads, poll) as where:
+    with distributed.session(device, threads, poll, timeout) as where:
         found = numerics.set_up(precision, where)
         model = distributed.together(lambda: checkpoint.load_model(model_dir, where))
         model = numerics.lowered(model, found)

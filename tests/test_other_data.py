@@ -235,7 +235,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def test_one_pass_a_call(made, ended, passes, cache):
-    """For the check, the evaluation in progress and the report together; small sets are not kept."""
+    """For the check, the evaluation in progress and the report together; no small set is kept."""
     pdfast.evaluate(ended, quiet=True)
     assert passes == [NUM]
     distill(made / "set.npz", ended)

@@ -2,13 +2,17 @@
 
 import importlib
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import pdfast
 
 ROOT = Path(__file__).parents[1]
+FIRST = ("__init__", "__main__", "checkout", "errors", "version")  # what an import begins with
 
 
 def test_public_names():
@@ -116,3 +120,49 @@ def test_an_extension_of_another_torch_is_one_sentence_that_names_the_fix(tmp_pa
     assert "extension does not load" in done.stderr
     assert "--no-build-isolation" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("windows", [False, True])
+def test_a_checkout_without_links_is_told_in_one_sentence(tmp_path, windows):
+    """Where git makes no symbolic links, it writes text files that hold where they led."""
+    (tmp_path / "pdfast").mkdir()
+    for name in ("setup.py", *(f"pdfast/{n}.py" for n in FIRST)):
+        shutil.copy(ROOT / name, tmp_path / name)
+    for name in ("kernels", "configs"):
+        link = ROOT / "pdfast" / name
+        (tmp_path / "pdfast" / name).write_text(os.readlink(link))
+    if windows:
+        on_windows = "import sys\nsys.platform = 'win32'\n"
+        (tmp_path / "sitecustomize.py").write_text(on_windows)
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(tmp_path)}
+
+    def errors(*args):
+        done = subprocess.run(
+            [sys.executable, *args],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stdout) == (1, "")
+        return done.stderr.splitlines()
+
+    folder = tmp_path / "pdfast"
+    expected = f"{folder / 'kernels'} and {folder / 'configs'} should be symbolic links to folders"
+    if windows:
+        expected = "pdfast runs on Linux and macOS: on Windows, clone it anew inside WSL"
+    built, command, imported = (
+        errors("setup.py", "--version"),
+        errors("-m", "pdfast", "doctor"),
+        errors("-c", "import pdfast"),
+    )
+    assert len(built) == len(command) == 1
+    assert built[0].startswith(expected)
+    assert command[0].startswith(f"pdfast: {expected}")
+    assert imported[-1].startswith(f"ImportError: {expected}")
+    if not windows:
+        for name in ("kernels", "configs"):  # as it says
+            (folder / name).unlink()
+            (folder / name).mkdir()
+        subprocess.run([sys.executable, "-c", "import pdfast"], cwd=tmp_path, check=True)

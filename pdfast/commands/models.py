@@ -6,13 +6,13 @@ from typing import Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional
 
-from pdfast.commands.shared import Force, Machine
+from pdfast.commands.shared import Force, Machines
 from pdfast.config import Precision
 from pdfast.tables import check
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample(Machine):
+class Sample(Machines):
     """Sample images from a model directory."""
 
     model: Positional[Path]
@@ -62,11 +62,12 @@ class Sample(Machine):
             device=self.device,
             threads=self.threads,
             force=self.force,
+            timeout=self.timeout,
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Eval(Machine):
+class Eval(Machines):
     """Frechet distance against sampling steps, of a model or of a run (whose report it writes)."""
 
     model: Positional[Path]
@@ -101,6 +102,7 @@ class Eval(Machine):
             out=self.out,
             device=self.device,
             threads=self.threads,
+            timeout=self.timeout,
             precision=self.precision,
             detector=self.detector,
             guidance=self.guidance,
