@@ -1,9 +1,11 @@
-"""What an evaluation has done so far, so that a killed one goes on: eval-state/.
+"""What an evaluation has done, so that a killed one goes on and none is done again: eval-state/.
 
 A folder for each model at each number of steps, with its samples in parts as they were made, and,
 once they are judged, the figure in their place. Samples depend on no detector and are used by any.
+When a report is whole, its figures stay.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -111,6 +113,17 @@ class EvalState:
         except OSError as error:
             raise files.cannot_write(self._path, error) from None
         kept.save(self._path / name, tensors, facts)
+
+
+def forget_samples(folder: Path) -> None:
+    """Remove all samples but those that are shown beside a figure, and what was half-written."""
+    for of_one in [folder, *folder.glob("*/")]:
+        with contextlib.suppress(OSError):  # what cannot be removed may stay
+            files.sweep(of_one)
+            for path in of_one.glob("samples-*"):
+                path.unlink()
+            if of_one != folder and not any(of_one.iterdir()):
+                of_one.rmdir()
 
 
 def _load(path: Path, facts: dict[str, str]) -> dict[str, Tensor] | None:

@@ -65,8 +65,8 @@ class Meter:
         return {k: self._measured(name, model, k, mark) for k in sorted(set(steps))}
 
     def clear(self) -> None:
-        """Forget what was kept: the report is whole."""
-        distributed.from_first(lambda: files.remove(self._folder))
+        """Forget the samples that were kept, but not the figures: the report is whole."""
+        distributed.from_first(lambda: eval_state.forget_samples(self._folder))
 
     def _measured(self, name: str, model: Model, steps: int, mark: str) -> Measured:
         judge, state = self.judge, EvalState(self._folder, mark, steps, self.judge.seed)

@@ -3,7 +3,8 @@
 - config.toml, metrics.jsonl, report.html, report.json, report.md, report.png
 - teacher/, round-01-steps-4096/ ...: models, each whole or absent
 - samples/: pictures; state/: the phase in progress; .lock: whose it is at the moment
-- tensorboard/, wandb/: what trackers keep; eval-state/: an evaluation in progress
+- tensorboard/, wandb/: what trackers keep; eval-state/: an evaluation in progress, and, of one that
+  is done, its figures and what the report was made of
 - not-finite-round-00-update-000000123/ ...: what an update began from that would not be finite
 - round-01-steps-4096.damaged/ ...: what was found damaged, and made again
 
@@ -158,7 +159,9 @@ class Run:
         self._put_aside(damage.of_models(self.teacher_dir, self._round_dirs()), resume)
         self._put_aside(damage.of_states(self._states, self.config, self._is_finished), resume)
         self._metrics.drop_partial_line()
-        self.write_text("config.toml", dump_config(self.config))
+        config = self.path / "config.toml"
+        if not config.is_file() or config.read_bytes() != dump_config(self.config).encode():
+            self.write_text("config.toml", dump_config(self.config))
         files.make_folder(self.path / "samples")
 
     def _put_aside(self, found: list[Finding], resume: Resume) -> None:
