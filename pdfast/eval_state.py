@@ -1,10 +1,11 @@
-"""What an evaluation has done so far, so that a killed one goes on: eval-state/.
+"""What an evaluation has done, so that a killed one goes on and none is done again: eval-state/.
 
 A folder for each model at each number of steps, with its samples in parts as they were made, and,
 once they are judged, the figure in their place. Samples depend on no detector and are used by any.
-format.json says which version of pdfast wrote last.
+format.json says which version of pdfast wrote last. When a report is whole, its figures stay.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pdfast import files, formats, kept
+from pdfast import files, formats, kept, staging
 from pdfast.files import Damaged
 from pdfast.formats import FIRST, FORMAT
 from pdfast.judge import Figure
@@ -166,6 +167,17 @@ class EvalState:
         marker = self._folder / MARKER
         if not marker.is_file() or marker.read_text("utf-8", "replace") != mark:
             files.write_file(marker, lambda stage: stage.write_text(mark, "utf-8"), sync=False)
+
+
+def forget_samples(folder: Path) -> None:
+    """Remove all samples but those that are shown beside a figure, and what was half-written."""
+    for of_one in [folder, *folder.glob("*/")]:
+        with contextlib.suppress(OSError):  # what cannot be removed may stay
+            staging.sweep(of_one)
+            for path in of_one.glob("samples-*"):
+                path.unlink()
+            if of_one != folder and not any(of_one.iterdir()):
+                of_one.rmdir()
 
 
 def _load(path: Path, facts: dict[str, str]) -> dict[str, Tensor] | None:

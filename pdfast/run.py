@@ -3,7 +3,8 @@
 - config.toml, metrics.jsonl, report.html, report.json, report.md, report.png
 - teacher/, round-01-steps-4096/ ...: models, each whole or absent
 - samples/: pictures; state/: the phase in progress; .lock: whose it is at the moment
-- tensorboard/, wandb/: what trackers keep; eval-state/: an evaluation in progress
+- tensorboard/, wandb/: what trackers keep; eval-state/: an evaluation in progress, and, of one that
+  is done, its figures and what the report was made of
 - not-finite-round-00-update-000000123/ ...: what an update began from that would not be finite
 - round-01-steps-4096.damaged/ ...: what was found damaged, and made again
 
@@ -171,7 +172,9 @@ class Run:
         self._put_aside(broken, resume)
         self._metrics.drop_partial_line()
         now = (Record() if begun is None else begun[1]).now(self.data)
-        self.write_text("config.toml", record.dump(self.config, now))
+        text, path = record.dump(self.config, now), self.path / "config.toml"
+        if not path.is_file() or path.read_bytes() != text.encode():
+            self.write_text("config.toml", text)
         files.make_folder(self.path / "samples")
 
     def _put_aside(self, found: list[Finding], resume: Resume) -> None:
