@@ -1,5 +1,6 @@
 """`pdfast sample`: images of a model as PNG files, one .npz, or a grid."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +31,12 @@ def sample_to(
     device: str,
     threads: int,
     precision: str,
+    force: bool = False,
 ) -> None:
-    """Sample `num` images and write them to `out`, a folder, an .npz or a .png."""
+    """Sample `num` images and write them to `out`, a folder, an .npz or a .png.
+
+    Raises UsageError if anything is there, unless `force` has images of the same names replaced.
+    """
     screen = Screen()
     with distributed.session(device, threads, poll) as where:
         found = numerics.set_up(precision, where)
@@ -45,7 +50,7 @@ def sample_to(
                 f"{model_dir} is a teacher, made for any number of steps: pass --steps"
             )
         _check(model, out, num, seed, label)
-        distributed.from_first(lambda: _refuse_mixing(out, num))
+        distributed.from_first(lambda: _refuse(out, num, force))
         labels = None if label is None else torch.full((num,), label, dtype=torch.int64)
         with screen.task(f"sampling, {counted(steps)}", steps * Model.calls_for(num)) as task:
 
@@ -76,8 +81,16 @@ def _check(model: Model, out: Path, num: int, seed: int, label: int | None) -> N
         raise UsageError(f"--label must be in 0 .. {model.num_classes - 1}")
 
 
-def _refuse_mixing(out: Path, num: int) -> None:
-    """Raise UsageError for a folder with pictures of another set, which would stay."""
+def _refuse(out: Path, num: int, force: bool) -> None:
+    """Raise UsageError for what is there and not to be replaced.
+
+    That is also a folder with pictures of another set, which would stay among the new ones.
+    """
+    there = any(out.iterdir()) if out.is_dir() and not out.suffix else os.path.lexists(out)
+    if there and not force:
+        raise UsageError(
+            f"{out} is there already: choose another --out, or pass --force to replace it"
+        )
     ours = {_name(k) for k in range(num)}
     others = sorted(path.name for path in out.glob("*.png") if path.name not in ours)
     if others and not out.suffix:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tyro.conf import Positional
+from tyro.conf import FlagCreatePairsOff, Positional
 
 from pdfast.commands.shared import Machine
 from pdfast.config import Precision
@@ -25,6 +25,8 @@ class Sample(Machine):
     """Image k depends on the seed and on k alone."""
     out: Path = Path("samples")
     """A folder for PNG files, or an .npz (uint8 NHWC, arr_0), or a .png (a grid)."""
+    force: FlagCreatePairsOff[bool] = False
+    """Replace what is in --out: the file, or the pictures of the same names."""
     label: int | None = None
     """Class of every image, for a class-conditional model; drawn at random if left out."""
     guidance: float | None = None
