@@ -21,6 +21,7 @@ from pdfast.progress import Screen
 def test_run_directory(straight):
     assert {p.name for p in straight.iterdir()} == {
         "config.toml",
+        "log.txt",
         "metrics.jsonl",
         "report.json",
         "report.html",
