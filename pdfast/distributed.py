@@ -13,6 +13,7 @@ its one process needs. Inside, all processes must reach the same functions in th
 """
 
 import contextlib
+import faulthandler
 import functools
 import hashlib
 import itertools
@@ -33,10 +34,12 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
+from pdfast import failure
 from pdfast.config import Config
 from pdfast.device import choose_device
 from pdfast.errors import PdfastError, Stopped, UsageError
 from pdfast.launch import launched
+from pdfast.log import last_words
 
 T = TypeVar("T")
 GRACE = 10.0  # seconds that a process has to notice, in its own work, that another one has ended
@@ -191,6 +194,9 @@ def _watch(peer: int, left: threading.Event) -> None:
         dist.recv(word, peer, tag=WATCH_TAG)
     if int(word) == GOODBYE or left.wait(GRACE):
         return
+    if failure.debugging():
+        faulthandler.dump_traceback()
+    last_words(f"pdfast: {ProcessLost()}")
     print(f"pdfast: {ProcessLost()}", file=sys.stderr, flush=True)
     os._exit(ProcessLost.exit_code)
 
@@ -331,14 +337,14 @@ def from_first(function: Callable[[], T]) -> T:
     """
     if not _session:
         return function()
-    told = ""
+    told, error = "", None
     if rank() == 0:
         value, error = _attempt(function)
         told = _packed(error) if error else json.dumps({"value": value})
     told = _tell(told, 0)
     table = json.loads(told)
     if "value" not in table:
-        raise _unpacked(table)
+        raise _unpacked(table) from error
     return table["value"]  # type: ignore[no-any-return]
 
 
@@ -352,7 +358,7 @@ def together(function: Callable[[], T]) -> T:
     value, error = _attempt(function)
     failed = size() - largest(size() - rank() if error else 0)
     if failed < size():
-        raise _unpacked(json.loads(_tell(_packed(error) if error else "", failed)))
+        raise _unpacked(json.loads(_tell(_packed(error) if error else "", failed))) from error
     return value  # type: ignore[return-value]
 
 
