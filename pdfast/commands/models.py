@@ -61,6 +61,7 @@ class Sample(Machine):
             precision=self.precision,
             device=self.device,
             threads=self.threads,
+            force=self.force,
         )
 
 
