@@ -3,8 +3,9 @@
 import io
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -25,6 +26,24 @@ from pdfast.version import __version__
 NO_PICTURES = "no pictures: the samples are neither images of 1 or 3 channels nor signals"
 
 
+class SampledAt(NamedTuple):
+    """Numbers of steps that a report samples at."""
+
+    teacher: set[int]
+    student: set[int]
+    """Of the students that have these as their own."""
+
+
+def sampled_at(steps: Iterable[int], baseline: int, students: Iterable[int]) -> SampledAt:
+    """Where a report has samples: `students` are the own steps of those that are there.
+
+    At `steps` and the baseline's; and at the last student's, if they are not more than those.
+    """
+    wanted, own = set(steps), set(students)
+    wanted |= {newest for newest in own if newest == min(own) and newest <= baseline}
+    return SampledAt({*wanted, baseline}, own & wanted)
+
+
 def report_run(run: Run, data: Dataset, steps: Sequence[int], device: torch.device) -> None:
     """Evaluate a run's saved models; write report.json, .md, .png and .html, and pictures.
 
@@ -35,17 +54,13 @@ def report_run(run: Run, data: Dataset, steps: Sequence[int], device: torch.devi
     config, students = run.config, run.students()
     if students:
         check_guided_students(config)
-    baseline = config.eval.baseline_steps
-    wanted = set(steps)
-    if students:
-        newest = min(students)
-        if newest <= baseline:
-            wanted |= {newest}
-        elif newest not in wanted:
-            run.screen.say(
-                f"the student of {newest} steps is not sampled at its own steps, which takes long: "
-                f"pdfast eval {run.path} --steps {newest} does it"
-            )
+    wanted = sampled_at(steps, config.eval.baseline_steps, students)
+    newest = min(students, default=0)
+    if newest not in wanted.student and newest:
+        run.screen.say(
+            f"the student of {newest} steps is not sampled at its own steps, which takes long: "
+            f"pdfast eval {run.path} --steps {newest} does it"
+        )
     precision = numerics.precision_of(config.precision, device)
 
     def load(path: Path) -> Model:
@@ -54,10 +69,10 @@ def report_run(run: Run, data: Dataset, steps: Sequence[int], device: torch.devi
     teacher = load(run.teacher_dir)
     judge = Judge.of(data, config, device, run.screen, teacher)
     meter = Meter(judge, run)
-    of_teacher = meter("teacher", teacher, {*wanted, baseline})
+    of_teacher = meter("teacher", teacher, wanted.teacher)
     of_students: Curve = {}
     for k, path in students.items():
-        if k in wanted:
+        if k in wanted.student:
             of_students |= meter("student", load(path), [k])
 
     def write() -> str:
