@@ -38,6 +38,7 @@ from pdfast.model import Model
 from pdfast.progress import Screen
 from pdfast.report import check_out, report_model, report_run
 from pdfast.run import BUILT_IN, Networks, Resume, Run
+from pdfast.settings import kept
 from pdfast.signals import caught, poll
 from pdfast.tables import from_table, to_table
 from pdfast.training import train_teacher
@@ -61,6 +62,13 @@ def _config(config: Config | str | Path) -> Config:
     if distill.teacher:
         distill = dataclasses.replace(distill, teacher=str(Path(distill.teacher).absolute()))
     return dataclasses.replace(loaded, data=data, distill=distill, eval=judged)
+
+
+@contextlib.contextmanager
+def _call(device: str, threads: int, stop: Callable[[], object] | None) -> Iterator[torch.device]:
+    """What every call works in; gives the device. Signals and settings are the caller's after."""
+    with caught(stop), kept(), distributed.session(device, threads, poll) as where:
+        yield where
 
 
 @contextlib.contextmanager
@@ -159,7 +167,7 @@ def train(
         settings, given = own.asked_to_train(_own_config(config, {}), network, data)
     else:
         settings, given = _config("digits" if config is None else config), None
-    with caught(stop), distributed.session(device, threads, poll) as where:
+    with _call(device, threads, stop) as where:
         peers.check(settings, where)
         if not _has_teacher(settings, out):
             check_trainable(settings)
@@ -215,7 +223,7 @@ def distill(
         settings = _config(_loaded("digits" if config is None else config, {"distill": changes}))
         check_distillable(settings)
         networks = BUILT_IN
-    with caught(stop), distributed.session(device, threads, poll) as where:
+    with _call(device, threads, stop) as where:
         peers.check(settings, where)
         if networks.teacher is None:
             settings, given = _teacher_for(settings, out, where)
@@ -307,7 +315,7 @@ def evaluate(
     judged |= {"guidance": guidance} if guidance is not None else {}
     asked: dict[str, Any] = {"eval": judged}
     asked |= {"precision": precision} if precision else {}
-    with caught(stop), distributed.session(device, threads, poll) as where:
+    with _call(device, threads, stop) as where:
         _evaluate(model, config, asked, out, where, Screen(quiet))
 
 

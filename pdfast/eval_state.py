@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pdfast import files, kept
+from pdfast import files, kept, settings
 from pdfast.files import LEFT, Damaged
 from pdfast.judge import Figure
 from pdfast.model import SAMPLE_BATCH, Model
@@ -50,9 +50,7 @@ def fingerprint(model: Model) -> str:
     kind: dict[str, Any] = {"dtype": model.dtype, "device": model.device}
     z = torch.linspace(-1, 1, math.prod(model.image_shape), **kind).reshape(1, *model.image_shape)
     label = torch.zeros(1, dtype=torch.int64, device=model.device) if model.num_classes else None
-    cudnn = torch.backends.cudnn  # which otherwise chooses by timing, anew in each process
-    chosen = {"enabled": True, "benchmark": False, "deterministic": True}
-    with cudnn.flags(**chosen, allow_tf32=cudnn.allow_tf32):
+    with settings.same_choice():
         x_hat = model.predict_x(z, torch.zeros(1, **kind), label)
     described = json.dumps([model.describe(), files.versions(), str(model.device)])
     return kept.digest({**model.weights(), "x-hat": x_hat, "described": _bytes(described)})

@@ -36,6 +36,12 @@ class RunCommand(Machine):
 
     def forecast(self, distill: bool) -> None:
         """`--dry-run`."""
+        from pdfast.settings import kept
+
+        with kept():
+            self._forecast(distill)
+
+    def _forecast(self, distill: bool) -> None:
         from pdfast.device import choose_device
         from pdfast.forecast import forecast
         from pdfast.progress import Screen
