@@ -16,7 +16,7 @@ from pdfast.errors import PdfastError, UsageError
 from pdfast.files import MANIFEST, Damaged
 from pdfast.kernels import group_norm_silu
 from pdfast.model import Model
-from pdfast.network import OWN, Network, kind_of
+from pdfast.network import OWN, Network, OutOfRange, kind_of
 from pdfast.samplers import MAX_STEPS
 from pdfast.tables import from_table
 
@@ -124,6 +124,8 @@ def _load_own(
     try:
         steps = _steps(table)
         asked = Network.from_table(module, table)
+    except OutOfRange as error:
+        raise UsageError(f"{path}: {error}") from None
     except (KeyError, TypeError, UsageError) as error:
         raise PdfastError(f"{path / CONFIG} is not a model's configuration: {error}") from None
     if isinstance(given, Network):

@@ -56,7 +56,7 @@ def kept() -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-        if _has_begun():
+        if _has_begun() and torch.cuda.current_device() != device:
             torch.cuda.set_device(device)
 
 
