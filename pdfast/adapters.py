@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from pdfast.errors import UsageError
 from pdfast.method import per_image
 from pdfast.schedule import CosineSchedule as CosineSchedule
-from pdfast.schedule import FormulaSchedule, Schedule, phi_of
+from pdfast.schedule import FormulaSchedule, Schedule, logsnr_of, phi_of
 from pdfast.schedule import TableSchedule as TableSchedule
 from pdfast.tables import check, from_table
 
@@ -151,12 +151,47 @@ def schedule_from(table: dict[str, Any]) -> Schedule:
 # Networks
 
 
-class FromEDM(nn.Module):
+class Adapter(nn.Module):
+    """A network of another convention, and the noise levels that it was trained for."""
+
+    def fault(self, logsnr: float) -> str:
+        """What is wrong with a noise level; empty if nothing is."""
+        raise NotImplementedError
+
+    def fix(self) -> str:
+        """What keeps a schedule within its noise levels."""
+        raise NotImplementedError
+
+
+SLACK = 1e-6  # in logSNR: a schedule's end is not outside itself
+
+
+class FromEDM(Adapter):
     """See `from_edm`."""
 
-    def __init__(self, denoiser: nn.Module) -> None:
+    def __init__(self, denoiser: nn.Module, sigma_min: float, sigma_max: float) -> None:
         super().__init__()
         self.denoiser = denoiser
+        check(
+            0 <= sigma_min < sigma_max,
+            f"from_edm needs 0 <= sigma_min < sigma_max, not {sigma_min:g} and {sigma_max:g}",
+        )
+        self.sigma_min, self.sigma_max = sigma_min, sigma_max
+
+    def fault(self, logsnr: float) -> str:
+        """What is wrong with a noise level; empty if nothing is."""
+        sigma = math.exp(-0.5 * logsnr)
+        if self.sigma_min * (1 - SLACK) <= sigma <= self.sigma_max * (1 + SLACK):
+            return ""
+        return f"sigma {sigma:.4g}, outside {self.sigma_min:g} .. {self.sigma_max:g} of from_edm"
+
+    def fix(self) -> str:
+        """What keeps a schedule within its noise levels."""
+        ends = f"sigma_min={self.sigma_min:g}, sigma_max={self.sigma_max:g}"
+        return (
+            f"schedule=EDM({ends}) to pdfast.Network, or, where the network was trained for more, "
+            "say so to from_edm"
+        )
 
     def forward(self, z: Tensor, logsnr: Tensor, label: Tensor | None = None) -> Tensor:
         """z (B, ...), logsnr (B,) -> x-hat like z."""
@@ -166,12 +201,16 @@ class FromEDM(nn.Module):
         return x_hat
 
 
-class FromFlow(nn.Module):
+class FromFlow(Adapter):
     """See `from_flow`."""
 
     def __init__(self, velocity: nn.Module) -> None:
         super().__init__()
         self.velocity = velocity
+
+    def fault(self, logsnr: float) -> str:
+        """Empty: every noise level has its time in 0 .. 1."""
+        return ""
 
     def forward(self, z: Tensor, logsnr: Tensor, label: Tensor | None = None) -> Tensor:
         """z (B, ...), logsnr (B,) -> v-hat like z."""
@@ -183,12 +222,26 @@ class FromFlow(nn.Module):
         return v_hat
 
 
-class FromTime(nn.Module):
+class FromTime(Adapter):
     """See `from_time`."""
 
     def __init__(self, network: nn.Module, schedule: Schedule) -> None:
         super().__init__()
         self.network, self.schedule = network, schedule
+
+    def fault(self, logsnr: float) -> str:
+        """What is wrong with a noise level; empty if nothing is."""
+        most, least = (level_at(self.schedule, u) for u in (0.0, 1.0))
+        if least - SLACK <= logsnr <= most + SLACK:
+            return ""
+        return (
+            f"logSNR {logsnr:.4g}, outside {least:.4g} (t = 1) .. {most:.4g} (t = 0) of "
+            f"from_time's {self.schedule}"
+        )
+
+    def fix(self) -> str:
+        """What keeps a schedule within its noise levels."""
+        return f"schedule={self.schedule} to pdfast.Network, as to from_time"
 
     def forward(self, z: Tensor, logsnr: Tensor, label: Tensor | None = None) -> Tensor:
         """z (B, ...), logsnr (B,) -> the network's output."""
@@ -196,14 +249,21 @@ class FromTime(nn.Module):
         return out
 
 
-def from_edm(denoiser: nn.Module) -> nn.Module:
+def level_at(schedule: Schedule, u: float) -> float:
+    """The logSNR of a schedule at a time; inf where there is no noise."""
+    return float(logsnr_of(schedule.phi(torch.tensor(u, dtype=torch.float64))))
+
+
+def from_edm(denoiser: nn.Module, sigma_min: float = 0.002, sigma_max: float = 80.0) -> nn.Module:
     """EDM's denoiser D(x + sigma_edm eps, sigma_edm, label) -> x-hat, as a network of head x.
 
     Karras et al. 2022 noise without scaling, z_edm = x + sigma_edm eps. Since alpha = 1 / sqrt(1 +
     sigma_edm^2) where sigma_edm = sigma / alpha = exp(-logSNR / 2), z = alpha z_edm; so
-    z_edm = z sqrt(1 + sigma_edm^2), and x-hat is what it is.
+    z_edm = z sqrt(1 + sigma_edm^2), and x-hat is what it is. `sigma_min` and `sigma_max` are the
+    least and the largest sigma_edm that it was trained for: a schedule that leaves them, as the
+    cosine schedule does, is refused.
     """
-    return FromEDM(denoiser)
+    return FromEDM(denoiser, sigma_min, sigma_max)
 
 
 def from_flow(velocity: nn.Module) -> nn.Module:
@@ -222,6 +282,7 @@ def from_time(network: nn.Module, schedule: Schedule) -> nn.Module:
     """A variance-preserving network f(z, t, label) of a continuous time t in (0, 1], 1 being noise.
 
     t is the `schedule`'s u of the logSNR; the output is of any head, as it is. A network of T
-    timesteps takes t T - 1 (Ho et al. 2020, Song et al. 2021).
+    timesteps takes t T - 1 (Ho et al. 2020, Song et al. 2021). Where it is to be sampled at levels
+    that the `schedule` does not have, at which t would leave that interval, it is refused.
     """
     return FromTime(network, schedule)

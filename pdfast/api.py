@@ -50,6 +50,7 @@ from pdfast.progress import Screen
 from pdfast.record import Record
 from pdfast.report import check_out, report_model, report_run
 from pdfast.run import BUILT_IN, Networks, Resume, Run
+from pdfast.settings import kept
 from pdfast.signals import caught, poll
 from pdfast.streaming import is_streamed
 from pdfast.tables import from_table, to_table
@@ -74,6 +75,15 @@ def _config(config: Config | str | Path) -> Config:
     if distill.teacher:
         distill = dataclasses.replace(distill, teacher=str(Path(distill.teacher).absolute()))
     return dataclasses.replace(loaded, data=data, distill=distill, eval=judged)
+
+
+@contextlib.contextmanager
+def _call(
+    device: str, threads: int, stop: Callable[[], object] | None, timeout: float
+) -> Iterator[torch.device]:
+    """What every call works in; gives the device. Signals and settings are the caller's after."""
+    with caught(stop), kept(), distributed.session(device, threads, poll, timeout) as where:
+        yield where
 
 
 @contextlib.contextmanager
@@ -179,7 +189,7 @@ def train(
         settings, given = own.asked_to_train(_own_config(config, {}), network, data)
     else:
         settings, given = _config("digits" if config is None else config), None
-    with caught(stop), distributed.session(device, threads, poll, timeout) as where:
+    with _call(device, threads, stop, timeout) as where:
         settings = _as_begun(settings, out, quiet, resume)
         peers.check(settings, where)
         if not _has_teacher(settings, out):
@@ -237,7 +247,7 @@ def distill(
         settings = _config(_loaded("digits" if config is None else config, {"distill": changes}))
         check_distillable(settings)
         networks = BUILT_IN
-    with caught(stop), distributed.session(device, threads, poll, timeout) as where:
+    with _call(device, threads, stop, timeout) as where:
         settings = _as_begun(settings, out, quiet, resume)
         peers.check(settings, where)
         if networks.teacher is None:
@@ -339,7 +349,7 @@ def evaluate(
     judged |= {"guidance": guidance} if guidance is not None else {}
     asked: dict[str, Any] = {"eval": judged}
     asked |= {"precision": precision} if precision else {}
-    with caught(stop), distributed.session(device, threads, poll, timeout) as where:
+    with _call(device, threads, stop, timeout) as where:
         _evaluate(model, config, asked, out, where, Screen(quiet), other_data)
 
 

@@ -17,7 +17,7 @@ from pdfast.files import MANIFEST, Damaged
 from pdfast.formats import OtherVersion, Written
 from pdfast.kernels import group_norm_silu
 from pdfast.model import Model
-from pdfast.network import OWN, Network, kind_of
+from pdfast.network import OWN, Network, OutOfRange, kind_of
 from pdfast.samplers import MAX_STEPS
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -131,6 +131,8 @@ def _load_own(
         table = formats.complete(path / CONFIG, table, Network.KEYS, by, "config.json/")
         steps = _steps(table)
         asked = Network.from_table(module, table)
+    except OutOfRange as error:
+        raise UsageError(f"{path}: {error}") from None
     except (TypeError, ValueError) as error:
         raise PdfastError(f"{path / CONFIG} is not a model's configuration: {error}") from None
     if isinstance(given, Network):

@@ -10,6 +10,7 @@ from pdfast.kernels import group_norm_silu, runtime
 from pdfast.launch import launched
 from pdfast.numerics import precision_of
 from pdfast.progress import Screen
+from pdfast.settings import kept
 from pdfast.version import __version__
 
 
@@ -23,6 +24,7 @@ def implementations(device: torch.device) -> dict[str, str]:
     }
 
 
+@kept()
 def doctor(device_name: str, threads: int, screen: Screen) -> None:
     """Print the device, versions, number types and implementation of every op."""
     device = choose_device(device_name, threads)

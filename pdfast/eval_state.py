@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pdfast import files, formats, kept, staging
+from pdfast import files, formats, kept, settings, staging
 from pdfast.files import Damaged
 from pdfast.formats import FIRST, FORMAT
 from pdfast.judge import Figure
@@ -66,9 +66,7 @@ def fingerprints(model: Model) -> list[str]:
     kind: dict[str, Any] = {"dtype": model.dtype, "device": model.device}
     z = torch.linspace(-1, 1, math.prod(model.image_shape), **kind).reshape(1, *model.image_shape)
     label = torch.zeros(1, dtype=torch.int64, device=model.device) if model.num_classes else None
-    cudnn = torch.backends.cudnn  # which otherwise chooses by timing, anew in each process
-    chosen = {"enabled": True, "benchmark": False, "deterministic": True}
-    with cudnn.flags(**chosen, allow_tf32=cudnn.allow_tf32):
+    with settings.same_choice():
         x_hat = model.predict_x(z, torch.zeros(1, **kind), label)
     weights, found = model.weights(), []
     for format_ in range(FORMAT, 0, -1):

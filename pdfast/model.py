@@ -193,6 +193,7 @@ class Model(nn.Module):
         `batches` chooses some of the batches 0, 1, ... of SAMPLE_BATCH images; all if left out.
         """
         check_arguments(steps, sampler, variance, self.schedule.most_steps)
+        self.check_steps(steps)
         if num < 1:
             raise UsageError(f"num must be at least 1, not {num}")
         if not 0 <= seed < 2**32:
@@ -291,6 +292,9 @@ class Model(nn.Module):
     def set_checkpoint(self, on: bool) -> None:
         """Whether the net keeps its blocks' inputs alone for the backward pass."""
         self.net.checkpoint = on
+
+    def check_steps(self, steps: int) -> None:
+        """Nothing: it was trained for all noise levels of its schedule."""
 
     def describe(self) -> dict[str, Any]:
         """What config.json holds."""

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from pdfast.adapters import schedule_from
+from pdfast.adapters import Adapter, level_at, schedule_from
 from pdfast.config import Head
 from pdfast.data import to_floats
 from pdfast.errors import UsageError
@@ -33,6 +33,11 @@ from pdfast.unet import Dropped
 
 OWN = "own"  # what config.json says of such a network
 MAX_CLASSES = 2**20
+LEAST = -2 * math.log(2**24)  # logSNR: at lower ones z holds nothing of alpha x in float32
+
+
+class OutOfRange(UsageError):  # noqa: N818  # it says what is so
+    """A schedule has noise levels that a network was not made for."""
 
 
 class Network(Model):
@@ -60,8 +65,9 @@ class Network(Model):
 
         The output has z's shape, for the head "both" with twice the first axis: x-hat, then
         eps-hat. `schedule`: the noise levels that it is sampled at; the cosine schedule if left
-        out, others in `pdfast.adapters`. With `clip`, samplers cut x-hat to (low, high).
-        `steps`: what it was distilled to, 0 for a teacher. Raises UsageError for what is wrong.
+        out, others in `pdfast.adapters`. With `clip`, samplers cut x-hat to (low, high),
+        outside of which no data may lie. `steps`: what it was distilled to, 0 for a teacher.
+        Raises UsageError for what is wrong, such as noise levels that the module was not made for.
         """
         nn.Module.__init__(self)
         kind = kind_of(module)
@@ -81,6 +87,7 @@ class Network(Model):
         self._num_classes = num_classes
         self.clip = None if clip is None else _interval(clip)
         self.steps = steps
+        self.check_levels()
         # A module may have no parameters, but has a device and a dtype all the same.
         self.register_buffer("_place", torch.empty(0, **kind), persistent=False)
 
@@ -96,6 +103,32 @@ class Network(Model):
             num_classes=table["num_classes"],
             clip=None if clip is None else tuple(clip),
         )
+
+    def check_levels(self, u: float = 1.0) -> None:
+        """Raise OutOfRange for noise levels, from time 1 down to u, that it cannot be asked for."""
+        name = repr(self.schedule)
+        noisiest = level_at(self.schedule, 1.0)
+        if self.head == "eps" and noisiest < LEAST:
+            raise OutOfRange(
+                f"head eps divides by alpha, which is 0 at u = 1 on the schedule {name}: pass a "
+                "schedule that ends before, such as pdfast.adapters.LinearVP(), or a network of "
+                "another head"
+            )
+        adapter = getattr(self.net, "_orig_mod", self.net)  # torch.compile's wrapper has it
+        if not isinstance(adapter, Adapter):
+            return
+        for time in (1.0, u):
+            fault = adapter.fault(level_at(self.schedule, time))
+            if fault:
+                fewer = "" if time == 1.0 else "take fewer steps, or "
+                raise OutOfRange(
+                    f"the schedule {name} asks, at u = {time:.4g}, for {fault}: {fewer}pass "
+                    f"{adapter.fix()}"
+                )
+
+    def check_steps(self, steps: int) -> None:
+        """Raise OutOfRange for more sampling steps than its noise levels allow."""
+        self.check_levels(1 / steps)
 
     def copy(self) -> "Network":
         """One that shares nothing with this, in evaluation mode.

@@ -1,4 +1,4 @@
-"""The precision of the networks, and determinism: what holds for the whole process.
+"""The precision of the networks.
 
 Under "bf16" the convolutions and linear layers compute in bfloat16; float32 stay their master
 weights and moments, the norms' parameters and statistics, the embedding of time and class, and all
@@ -7,7 +7,6 @@ their factors to TF32's 10 bits; "fp32" does not.
 """
 
 import copy
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -15,6 +14,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from pdfast import settings
 from pdfast.errors import UsageError
 from pdfast.model import Model
 
@@ -32,34 +32,29 @@ def precision_of(name: str, device: torch.device) -> Precision:
 
 
 def set_up(name: str, device: torch.device, deterministic: bool = False) -> Precision:
-    """Have torch compute in a config's precision, from here on; returns what it means here."""
+    """Have torch compute in a config's precision, from here on; returns what it means here.
+
+    What is changed for that holds for the whole process: see `settings.kept`.
+    """
     precision = precision_of(name, device)
-    allow_tf32(precision == "tf32")
-    torch.backends.cudnn.benchmark = not deterministic  # the shapes never change
-    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False  # sums in float32
-    if torch.are_deterministic_algorithms_enabled() != deterministic:  # the call takes seconds
-        torch.use_deterministic_algorithms(deterministic)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before its first use
+    if device.type == "cuda":
+        settings.allow_tf32(precision == "tf32")
+    settings.be_exact_on_cpu()
+    settings.set_algorithms(deterministic)
     return precision
-
-
-def allow_tf32(allowed: bool) -> None:
-    """Whether float32 products may round to TF32; cuDNN's convolutions do by default."""
-    torch.backends.cudnn.allow_tf32 = allowed
-    torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
 @contextmanager
 def without_tf32() -> Iterator[None]:
     """Exact float32 products inside the block."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    allow_tf32(False)
-    try:
+    with settings.kept_precision():
+        settings.allow_tf32(False)
         yield
-    finally:
-        allow_tf32(before)
+
+
+def rounds_to_tf32(model: Model) -> bool:
+    """Whether the products of a model may be rounded to TF32 now."""
+    return model.device.type == "cuda" and settings.tf32_is_allowed()
 
 
 def net_dtype(precision: Precision) -> torch.dtype:

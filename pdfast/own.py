@@ -109,6 +109,10 @@ def asked_to_distill(
         config = dataclasses.replace(config, distill=config.distill.with_fit())
     config = settled(config, data)
     check_start(network, config)
+    start = config.distill.start_steps
+    network.check_steps(max(start, *config.eval.steps, config.eval.baseline_steps))
+    if networks.student is not None:
+        networks.student.check_steps(start)
     return config, networks
 
 
@@ -121,6 +125,7 @@ def asked_to_train(config: Config, network: nn.Module | None, data: Any) -> tupl
         isinstance(mine.schedule, CosineSchedule),
         "a network is trained in continuous time on the cosine schedule: give it no other one",
     )
+    mine.check_levels(0.0)
     return settled(config, data), mine
 
 
@@ -176,7 +181,28 @@ def fingerprint(data: Any) -> str:
 
 
 def dataset(config: Config, network: Model, data: Any) -> Dataset:
-    """The call's data, or, for images, the config's."""
+    """The call's data, or, for images, the config's, all within the network's clip."""
+    found = _dataset(config, network, data)
+    if network.clip is not None:
+        _check_clip(found, *network.clip)
+    return found
+
+
+def _check_clip(data: Dataset, low: float, high: float) -> None:
+    """Raise UsageError for data that samplers would cut."""
+    least, most = float(data.images.min()), float(data.images.max())
+    if not data.images.is_floating_point():
+        least, most = least / 127.5 - 1, most / 127.5 - 1  # as pictures are learned
+    slack = 1e-5 * (high - low)
+    check(
+        low - slack <= least and most <= high + slack,
+        f"the data go from {least:.4g} to {most:.4g}, outside the network's clip ({low:g}, "
+        f"{high:g}), at which samples are cut: scale them into it (x / 127.5 - 1, of pictures of "
+        "0 .. 255 and clip (-1, 1)), or pass another clip, or None",
+    )
+
+
+def _dataset(config: Config, network: Model, data: Any) -> Dataset:
     if data is not None:
         return from_numbers(data, network.shape, network.image_shape, network.num_classes)
     channels, height, width = network.image_shape

@@ -5,7 +5,9 @@ shares no function with it and uses no rearranged formula. Any floating-point dt
 accurate in float64 and loses digits in float32 (see README, "The method in ten lines").
 
 A model here is any callable (z, logsnr, label) -> raw output with attributes `head` ("x", "eps",
-"v" or "both") and `logsnr_min`, `logsnr_max`. z is (B, C, H, W); logsnr, u and i are (B,).
+"v" or "both") and `logsnr_min`, `logsnr_max`. z is (B, C, H, W); logsnr, u and i are (B,). A
+`pdfast.Network` serves as well, of samples z (B, *shape), cut by its own `clip`; a model of another
+schedule than the cosine schedule is refused.
 """
 
 import math
@@ -42,10 +44,23 @@ def alpha_sigma(logsnr: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     return torch.sqrt(torch.sigmoid(logsnr)), torch.sqrt(torch.sigmoid(-logsnr))
 
 
+def ends_of(model: Denoiser) -> tuple[float, float]:
+    """logSNR at u = 1 and at u = 0. Raises ValueError for another schedule than the cosine one."""
+    schedule = getattr(model, "schedule", model)
+    if not hasattr(schedule, "logsnr_min") or not hasattr(schedule, "logsnr_max"):
+        raise ValueError(
+            "pdfast.reference has the published cosine schedule alone, and this model another, "
+            f"{type(schedule).__name__}: call the model's own sample and predict_x"
+        )
+    return schedule.logsnr_min, schedule.logsnr_max
+
+
 def predict(
     model: Denoiser, z: Tensor, logsnr: Tensor, label: Tensor | None, clip: bool = False
 ) -> tuple[Tensor, Tensor]:
     """(x-hat, eps-hat) of a model at z. With `clip`, x-hat is cut to [-1, 1] and eps-hat follows.
+
+    A model that has an attribute `clip` says where instead: (low, high), or None for nowhere.
 
     Section 4: for the head "both" x-hat is the mean of the direct prediction and the one through
     eps-hat, weighted by sigma^2 and alpha^2.
@@ -63,10 +78,11 @@ def predict(
     else:
         x_direct, eps_direct = out.chunk(2, dim=1)
         x_hat = sigma**2 * x_direct + alpha**2 * (z - sigma * eps_direct) / alpha
-    if model.head == "eps" and not clip:
+    interval = getattr(model, "clip", (-1.0, 1.0)) if clip else None
+    if model.head == "eps" and interval is None:
         return x_hat, out
-    if clip:
-        x_hat = x_hat.clamp(-1.0, 1.0)
+    if interval is not None:
+        x_hat = x_hat.clamp(*interval)
     return x_hat, (z - alpha * x_hat) / sigma
 
 
@@ -103,7 +119,7 @@ def training_loss(
     label: Tensor | None = None,
 ) -> Tensor:
     """Algorithm 1: loss per image, (B,), of a model trained on data at times u in [0, 1]."""
-    logsnr = logsnr_schedule(u, model.logsnr_min, model.logsnr_max)
+    logsnr = logsnr_schedule(u, *ends_of(model))
     alpha, sigma = alpha_sigma(logsnr, x)
     z_t = alpha * x + sigma * eps
     x_hat, _ = predict(model, z_t, logsnr, label)
@@ -129,7 +145,7 @@ def distillation_loss(
     u_s = u_t - 1.0 / num_steps
 
     def logsnr_at(u: Tensor) -> Tensor:
-        return logsnr_schedule(u, teacher.logsnr_min, teacher.logsnr_max)
+        return logsnr_schedule(u, *ends_of(teacher))
 
     logsnr_t, logsnr_mid, logsnr_s = logsnr_at(u_t), logsnr_at(u_mid), logsnr_at(u_s)
     alpha_t, sigma_t = alpha_sigma(logsnr_t, x)
@@ -162,8 +178,8 @@ def ddim_sample(
     """DDIM from noise z (B, C, H, W) at u = 1 to x-hat, in `num_steps` steps (section 2)."""
     for i in reversed(range(num_steps)):
         u = torch.full((len(z),), (i + 1) / num_steps, dtype=z.dtype, device=z.device)
-        logsnr = logsnr_schedule(u, model.logsnr_min, model.logsnr_max)
-        logsnr_s = logsnr_schedule(u - 1 / num_steps, model.logsnr_min, model.logsnr_max)
+        logsnr = logsnr_schedule(u, *ends_of(model))
+        logsnr_s = logsnr_schedule(u - 1 / num_steps, *ends_of(model))
         x_hat, eps_hat = predict(model, z, logsnr, label, clip)
         alpha_s, sigma_s = alpha_sigma(logsnr_s, z)
         z = alpha_s * x_hat + sigma_s * eps_hat

@@ -56,7 +56,7 @@ def measure(teacher: Model, low: Model, num_steps: int, batch: Batch) -> Signal:
         return combine((to_v, y_target - prediction(outs[0], draw.phi_t, head)))
 
     found = difference(low)
-    coarse = low.net_dtype == torch.bfloat16 or torch.backends.cuda.matmul.allow_tf32
+    coarse = low.net_dtype == torch.bfloat16 or numerics.rounds_to_tf32(low)
     if not coarse and not low.in_double:
         return Signal(_typical(found), None)
     with numerics.without_tf32():

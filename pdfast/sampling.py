@@ -13,6 +13,7 @@ from pdfast.model import Model
 from pdfast.plots import counted, grid
 from pdfast.progress import Screen
 from pdfast.samplers import Sampler
+from pdfast.settings import kept
 from pdfast.signals import poll
 
 
@@ -39,7 +40,7 @@ def sample_to(
     PdfastError with a sentence that names the fix.
     """
     screen = Screen()
-    with distributed.session(device, threads, poll, timeout) as where:
+    with kept(), distributed.session(device, threads, poll, timeout) as where:
         found = numerics.set_up(precision, where)
         model = distributed.together(lambda: checkpoint.load_model(model_dir, where))
         model = numerics.lowered(model, found)

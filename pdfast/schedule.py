@@ -175,6 +175,10 @@ class TableSchedule(FormulaSchedule):
             self._on[device] = self.logsnr.to(device)
         return self._on[device]
 
+    def __repr__(self) -> str:
+        """Its length, not its numbers."""
+        return f"TableSchedule(logsnr of {len(self.logsnr)} timesteps)"
+
     def describe(self) -> dict[str, Any]:
         """The table."""
         return {"kind": "table", "logsnr": self.logsnr.tolist()}

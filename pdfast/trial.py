@@ -12,19 +12,44 @@ from pdfast.network import Network, name_of
 from pdfast.schedule import logsnr_of
 from pdfast.tables import check
 
+Inputs = tuple[Tensor, Tensor, Tensor | None]  # z, logsnr and label
 NUM = 4  # samples
+FEWER = 3  # of them, again: no number but 1 divides both
+ALIKE = 0.02  # relative: more than rounding, of bfloat16 too
+NOTHING = 1e-3  # of z: what an output of zeros is compared with
 
 
 def try_out(network: Network, learns: bool) -> None:
-    """Forward, and backward where it `learns`; UsageError says what is wrong, and where."""
+    """Forward, on two numbers of samples, and backward where it `learns`.
+
+    UsageError says what is wrong, and where.
+    """
     own = network.weights()  # that it can be saved, and loaded
     _called("loading", "its own state_dict", lambda: network.copy().net.load_state_dict(own))
-    z, logsnr, label = _inputs(network)
-    labels = "None" if label is None else f"({NUM},)"
-    given = f"z {tuple(z.shape)}, logsnr ({NUM},) and label {labels}"
-    out = _called("on", given, lambda: network.net(z, logsnr, label))
-    shape, head = network.shape, network.head
-    wanted = (NUM, shape[0] * (2 if head == "both" else 1), *shape[1:])
+    inputs = _inputs(network)
+    out = _output(network, inputs)
+    _try_fewer(network, inputs, out.detach())
+    if learns:
+        _try_backward(network, out)
+
+
+def _output(network: Network, inputs: Inputs) -> Tensor:
+    """What the module makes of its input, once it is known to be what a head's output is."""
+    z, logsnr, label = inputs
+    num, shape, head = len(z), network.shape, network.head
+    labels = "None" if label is None else f"({num},)"
+    out = _called(
+        "on",
+        f"z {tuple(z.shape)}, logsnr ({num},) and label {labels}",
+        lambda: network.net(z.clone(), logsnr.clone(), label),  # which it may write into
+        "; it must take any number B of samples: z (B, {}), logsnr (B,) and label {}".format(
+            ", ".join(map(str, shape)),
+            "None"
+            if label is None
+            else f"(B,), int64, each sample's class in 0 .. {network.num_classes - 1}",
+        ),
+    )
+    wanted = (num, shape[0] * (2 if head == "both" else 1), *shape[1:])
     check(
         isinstance(out, Tensor),
         f"the module's output is of type {type(out).__name__}, where a tensor is needed",
@@ -45,11 +70,33 @@ def try_out(network: Network, learns: bool) -> None:
         "the module's output holds numbers that are not finite, at logSNR "
         + ", ".join(f"{level:.3g}" for level in logsnr[~finite].tolist()),
     )
-    if learns:
-        _try_backward(network, out)
+    return out  # type: ignore[no-any-return]
 
 
-def _inputs(network: Network) -> tuple[Tensor, Tensor, Tensor | None]:
+@torch.no_grad()
+def _try_fewer(network: Network, inputs: Inputs, out: Tensor) -> None:
+    """Refuse a module that makes something else of a sample where others are beside it."""
+    z, logsnr, label = inputs
+    few = _output(network, (z[:FEWER], logsnr[:FEWER], None if label is None else label[:FEWER]))
+    if _differs(few, out[:FEWER], z[:FEWER]):
+        check(
+            not _differs(_output(network, inputs), out, z),
+            "the module's output is another each time for the same input: have it draw no random "
+            "numbers and keep nothing between calls, in evaluation mode",
+        )
+        raise UsageError(
+            f"the module's output for a sample is another among {NUM} samples than among {FEWER}: "
+            "have it make each from its own z, logsnr and label alone, with no mean, norm or "
+            "attention over the first axis"
+        )
+
+
+def _differs(a: Tensor, b: Tensor, z: Tensor) -> bool:
+    apart, size, least = (x.double().flatten(1).norm(dim=1) for x in (a - b, b, NOTHING * z))
+    return bool((apart > ALIKE * torch.maximum(size, least)).any())
+
+
+def _inputs(network: Network) -> Inputs:
     """Noise at four levels of the schedule, pure noise among them, and classes."""
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(NUM, *network.shape, generator=generator)
@@ -87,11 +134,11 @@ def _try_backward(network: Network, out: Tensor) -> None:
         )
 
 
-def _called(how: str, given: str, call: Callable[[], Any]) -> Any:
+def _called(how: str, given: str, call: Callable[[], Any], fix: str = "") -> Any:
     """What a call of the user's code gives; its error as one sentence, the original behind it."""
     try:
         return call()
     except Exception as error:
         raise UsageError(
-            f"the module failed {how} {given}: {type(error).__name__}: {reason(error)}"
+            f"the module failed {how} {given}: {type(error).__name__}: {reason(error)}{fix}"
         ) from error

@@ -61,12 +61,19 @@ class OfTime(nn.Module):
         ]
 
 
+WIDE = LinearVP(0.1, 1000.0)  # whose times reach all noise levels of the other schedules
+
+
+def of_time(head):
+    return adapters.from_time(OfTime(head, WIDE.beta_min, WIDE.beta_max), WIDE)
+
+
 def exact(kind, schedule=None):
     """The denoiser as a Network, by way of one convention."""
     if kind in ("x", "eps", "v", "both"):
-        module, head = adapters.from_time(OfTime(kind), LinearVP()), kind
+        module, head = of_time(kind), kind
     elif kind == "edm":
-        module, head = adapters.from_edm(Denoiser()), "x"
+        module, head = adapters.from_edm(Denoiser(), 0.0, math.inf), "x"
     else:
         module, head = adapters.from_flow(Velocity()), "v"
     return pdfast.Network(module, (2,), head=head, schedule=schedule).double()
@@ -235,8 +242,7 @@ class TwoStepsInOne(nn.Module):
 @pytest.mark.parametrize("schedule", [*SCHEDULES, TableSchedule(torch.tensor([3.0, 1, 0.5, -4]))])
 def test_the_target_is_where_two_steps_lead(schedule, head, pipelined):
     """On every schedule, whose two steps differ in angle; the teacher itself is not there."""
-    module = adapters.from_time(OfTime(head), LinearVP())
-    teacher = pdfast.Network(module, (2,), head=head, schedule=schedule).double()
+    teacher = pdfast.Network(of_time(head), (2,), head=head, schedule=schedule).double()
     n = 2
     student = pdfast.Network(TwoStepsInOne(teacher, n), (2,), head=head, schedule=schedule).double()
     x = torch.randn(64, 1, 1, 2, generator=torch.Generator().manual_seed(0))

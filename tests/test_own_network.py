@@ -234,7 +234,7 @@ def test_options_of_the_engine_teach_the_same(finished, option, tmp_path):
         (Odd(), r"its first.bias is missing, the module's float32 \(12,\)"),
         (Dense(seed=5), "already has another teacher: choose another --out"),
         (pdfast.Network(Dense(copies=2), SIGNAL, head="both"), "has head 'v', but .* has 'both'"),
-        (pdfast.Network(Dense(), SIGNAL, clip=(-1, 1)), r"has clip None, but .* has \[-1.0, 1.0\]"),
+        (pdfast.Network(Dense(), SIGNAL, clip=(-4, 4)), r"has clip None, but .* has \[-4.0, 4.0\]"),
     ],
     ids=["width", "names", "weights", "head", "clip"],
 )

@@ -39,6 +39,12 @@ class RunCommand(Machines):
         """`--dry-run`."""
         start = time.perf_counter()
         import pdfast.api  # noqa: F401  # all that the run itself imports
+        from pdfast.settings import kept
+
+        with kept():
+            self._forecast(distill, start)
+
+    def _forecast(self, distill: bool, start: float) -> None:
         from pdfast.device import choose_device
         from pdfast.forecast import forecast
         from pdfast.progress import Screen

@@ -20,12 +20,14 @@ from pdfast.guidance import Guided, guided
 from pdfast.model import Model
 from pdfast.network import Network
 from pdfast.progress import Screen
+from pdfast.settings import kept
 from pdfast.tables import nearest
 
 Target = Literal["diffusers", "onnx"]
 NEEDS = {"diffusers": ("diffusers",), "onnx": ("onnx", "onnxscript", "onnxruntime")}
 
 
+@kept()
 def export(
     model: Model | str | Path,
     out: str | Path,

@@ -27,6 +27,7 @@ from pdfast.model import Model
 from pdfast.progress import Screen
 from pdfast.samplers import MAX_STEPS
 from pdfast.schedule import logsnr_of
+from pdfast.settings import kept
 from pdfast.tables import from_table, to_table
 
 TABLE, CLASSES = "time_proj.weight", "class_embedding.weight"
@@ -45,6 +46,7 @@ class Imported(NamedTuple):
     """Whether the pipeline's own sampler clips x-hat."""
 
 
+@kept()
 def import_diffusers(
     source: str,
     out: Path,

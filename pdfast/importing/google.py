@@ -21,6 +21,7 @@ from pdfast.importing.published import Shape
 from pdfast.model import Model
 from pdfast.progress import Screen
 from pdfast.samplers import MAX_STEPS
+from pdfast.settings import kept
 
 PARAMS = "ema_params"
 LEAST_LIMIT = 2**28  # bytes of an array that are read even if no array of the config's has so many
@@ -40,6 +41,7 @@ class Imported(NamedTuple):
     """The parameters whose shape was another one with as many elements, and which."""
 
 
+@kept()
 def import_google(
     source: Path,
     out: Path,
