@@ -1,7 +1,7 @@
 # make demo       the main job on real data: pdfast distill --rounds 11 on the digits, about 8 minutes
 # make test       style, types and tests, some 10 minutes on 2 cores
 # make test-slow  the long tests, under 20 minutes
-# make bench      print speeds: every op, and the digits update, beside PyTorch's own ops
+# make bench      print speeds: every op, and the digits' updates, beside PyTorch's own ops
 # make clean      remove the environment and caches, not the runs
 #
 # All work in .venv, which any of them sets up. Where $(PYTHON) has torch already, that torch is

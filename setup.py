@@ -7,6 +7,7 @@ Ampere, Hopper and Blackwell); MAX_JOBS limits the parallel compilations.
 import os
 import pathlib
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,10 @@ import sysconfig
 from collections.abc import Iterator
 
 from setuptools import find_namespace_packages, setup
+
+here = pathlib.Path(__file__).parent
+if why_not := runpy.run_path(str(here / "pdfast" / "checkout.py"))["why_not"]():
+    sys.exit(why_not)
 
 try:
     import torch
@@ -33,7 +38,6 @@ CPP_SOURCES = [
 ]
 CUDA_SOURCES = ["csrc/group_norm_silu.cu"]
 
-here = pathlib.Path(__file__).parent
 version: dict[str, str] = {}
 exec((here / "pdfast" / "version.py").read_text("utf-8"), version)
 # ninja may lie beside this Python without being on the PATH.

@@ -7,7 +7,7 @@ import torch
 from harness import COPY
 
 from pdfast import peers
-from pdfast.kernels.group_norm_silu import group_norm_silu, reference
+from pdfast.kernels.group_norm_silu import eager, group_norm_silu
 
 ON_GPU = torch.cuda.is_available()
 DTYPE = torch.bfloat16 if ON_GPU else torch.float32
@@ -69,8 +69,8 @@ def test_group_norm_silu(case, passes, who, measure, device):
     options = {"groups": case.groups, "eps": 1e-6, "silu": case.silu}
     function = {
         "pdfast": group_norm_silu,
-        "eager": reference,
-        "torch.compile": torch.compile(reference, dynamic=False),
+        "eager": eager,
+        "torch.compile": torch.compile(eager, dynamic=False),
         "apex": peers.apex_group_norm_silu,
     }.get(who)
     leaves = [t for t in (x, weight, bias, film) if t is not None]

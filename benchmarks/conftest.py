@@ -21,6 +21,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="one round of the smallest shapes")
     parser.addoption("--compile", action="store_true", help="compiled updates too (minutes)")
     parser.addoption("--rows", type=Path, help="also write the measured rows to this JSON file")
+    parser.addoption("--kernels", type=Path, help="folder for tables of updates' kernels by name")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,15 +1,18 @@
-"""Everything that needs a GPU, in one command: build, test, time; one JSON and one Markdown file.
+"""Everything that needs a GPU, in parts: build, check, test, time; sized for 15 minutes of one GPU.
 
-    python benchmarks/gpu_suite.py --out DIR                    at most an hour on one GPU
-    python benchmarks/gpu_suite.py --out DIR --parts build,gpu  some of it
-    python benchmarks/gpu_suite.py --out DIR --dry-run          on a CPU: that it would run
+    python benchmarks/gpu_suite.py --out DIR                 all parts, what matters most first
+    python benchmarks/gpu_suite.py --out DIR --parts first   those up to fashion: 10 minutes at most
+    python benchmarks/gpu_suite.py --out DIR --parts rest    the others, on the build that is there
+    python benchmarks/gpu_suite.py --out DIR --parts update,norm --fashion fashion_mnist16.npz
+    python benchmarks/gpu_suite.py --out DIR --dry-run       on a CPU: that every part would run
 
-Every part has a time limit and leaves its results even when it fails or runs out of time; what
-matters most comes first. Where compute-sanitizer or a peer is not installed, the report says so.
-torch.compile runs in its default mode beside single ops, none of which is a matrix product, and as
-max-autotune, which takes minutes, beside whole updates, in a part of its own. The Python that runs
-this needs torch, triton, ninja, pytest with its plugins benchmark, timeout and xdist, hypothesis,
-and what pdfast requires: nothing is installed but pdfast.
+Every part has a time limit and leaves its results even when it fails or runs out of time. After
+each part they are written: gpu_suite.json, gpu_suite.md, logs.tar.gz, kernels-*.tsv of the updates.
+Where compute-sanitizer, a peer or the data of `fashion` is not there, the report says so.
+
+The Python that runs this needs torch, triton, ninja, setuptools, pytest with its plugins benchmark,
+timeout and xdist, hypothesis, and what pdfast requires: nothing is installed, and the build stays
+in the working tree.
 """
 
 import argparse
@@ -20,57 +23,136 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
+import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from harness import table
 
 ROOT = Path(__file__).parents[1]
-LIMITS = {"build": 180, "gpu": 480, "kernels": 400, "update": 400}  # seconds, in this order
-LIMITS |= {"tests": 480, "options": 480, "compiled": 580, "sanitize": 300}
-WORKERS = 8  # of the kernels' tests, most of whose time goes into compiling
+# Seconds, in the order that the parts run in; `first` and `rest` are their names together.
+FIRST = {"build": 50, "launch": 45, "gpu": 110, "soak": 60, "nccl": 35}
+FIRST |= {"update": 125, "norm": 55, "fashion": 120}
+REST = {"options": 100, "kernels": 55, "sanitize": 75, "compiled": 260}
+LIMITS = FIRST | REST
+DRY_LIMIT = 300
+WORKERS = 8  # of tests, most of whose time goes into compiling
+LAUNCHES, SOAK = "tests/gpu/test_launches.py", "tests/gpu/test_soak.py"
+NORM = "benchmarks/bench_group_norm_silu.py"
 WHOLE = ("bench_update", "bench_options")  # updates; the others time single ops
+OPTIONS = ("pipeline_teacher", "teacher_stream", "pipeline_teacher, teacher_stream")
+OPTIONS += ("tabulate_film", "checkpoint", "accumulate 2")
 SANITIZER, CHECKS = "compute-sanitizer", ("memcheck", "racecheck")
 
 
-def command(part: str, rows: Path, dry: bool) -> list[str]:
-    """What a part runs; the timed ones write their rows to `rows`."""
-    python = [sys.executable, "-m"]
-    bench = [*python, "pytest", "-q", "--benchmark-only", "--rows", str(rows)]
-    bench += ["--benchmark-columns=median,iqr,rounds", *(["--quick"] if dry else [])]
-    kernels = [str(p) for p in sorted(ROOT.glob("benchmarks/bench_*.py")) if p.stem not in WHOLE]
-    tests = [*python, "pytest", "-v", "--tb=short", "-rs", "-m", "not slow"]
-    tests += ["--collect-only"] * dry
+class Work(NamedTuple):
+    """What the parts need to know."""
+
+    out: Path
+    folder: Path
+    """For logs, rows and runs."""
+    dry: bool
+    fashion: Path | None
+    """fashion_mnist16.npz, if it is there."""
+
+    def rows(self, part: str) -> Path:
+        """Where a part's benchmarks write what they measured."""
+        return self.folder / f"{part}.rows.json"
+
+
+def commands(work: Work) -> dict[str, list[str]]:
+    """What each part runs, in order."""
+    python, dry = [sys.executable, "-m"], work.dry
+    really = [*python, "pytest", "-v", "--tb=short", "-rs"]
+    tests = [*really, *["--collect-only"] * dry]
+    on_gpu = "tests/gpu", "tests/kernels", "tests/test_peers.py"
+    side_by_side = ["-n", str(WORKERS)] if not dry else []
+    device, case = ("cpu", "digits") if dry else ("cuda:0", "cifar10")
+
+    def bench(part: str, *what: str) -> list[str]:
+        command = [*python, "pytest", "-q", "--benchmark-only", "--rows", str(work.rows(part))]
+        return [*command, "--benchmark-columns=median,iqr,rounds", *["--quick"] * dry, *what]
+
+    def updates(*names: str) -> list[str]:
+        return [f"benchmarks/bench_update.py::test_update[{case}-{name}]" for name in names]
+
+    build = "setup.py build_ext --inplace", f"-m pdfast doctor --device {device}"
+    ops = [str(p) for p in sorted(ROOT.glob("benchmarks/bench_*.py")) if p.stem not in WHOLE]
+    of_time = "pdfast-distill", "pdfast-train", "plain-distill", "plain-train"
+    slow = "pdfast-compiled-distill", "reduce-overhead-distill", "pdfast-compiled-train"
+    slow += "reduce-overhead-train", "max-autotune-distill"
+    options = [f"benchmarks/bench_options.py::test_option[{case}-{name}]" for name in OPTIONS]
     # The smaller of the odd sizes: a sanitizer is 10 to 100 times slower.
-    odd = [*python, "pytest", "-q", "tests/gpu/test_group_norm_silu.py"]
-    odd += ["-k", "'odd_sizes and bfloat16 and not 256'"]
-    case = "digits" if dry else "cifar10"
-    checks = [f"{SANITIZER} --error-exitcode 9 --tool {t} {' '.join(odd)}" for t in CHECKS]
+    odd = f"{sys.executable} -m pytest -q tests/gpu/test_group_norm_silu.py "
+    odd += "-k 'odd_sizes and bfloat16 and not 256'"
+    checks = [f"{SANITIZER} --error-exitcode 9 --tool {tool} {odd}" for tool in CHECKS]
     return {
-        "build": [*python, "pip", "install", "--no-build-isolation", "--no-deps", "-e", "."],
-        "gpu": [*tests, "tests/gpu"],
-        "tests": [*tests, "-n", str(WORKERS), "tests/kernels", "tests/test_peers.py"],
+        "build": ["bash", "-c", " && ".join(f"{sys.executable} {command}" for command in build)],
+        "launch": [*tests, *side_by_side, LAUNCHES],
+        "gpu": [
+            *tests,
+            *side_by_side,
+            "-m",
+            "not slow",
+            "--ignore",
+            SOAK,
+            "--ignore",
+            LAUNCHES,
+            *on_gpu,
+        ],
+        "soak": [*tests, "-s", SOAK],
+        "nccl": [*really, "-s", "-k", device.removesuffix(":0"), "tests/test_one_process.py"],
+        "update": bench("update", "--kernels", str(work.out), *updates(*of_time)),
+        "norm": bench("norm", "-k", "not compile", NORM),
+        "fashion": fashion(work, device),
+        "options": bench("options", *options),
+        "kernels": bench("kernels", "-k", "not group_norm or compile", *ops),
         "sanitize": ["bash", "-c", " && ".join(checks)],
-        "kernels": [*bench, *kernels],
-        "update": [*bench, "benchmarks/bench_update.py"],
-        "options": [*bench, "benchmarks/bench_options.py"],
-        "compiled": [*bench, "--compile", "-k", case, "benchmarks/bench_update.py"],
-    }[part]
+        "compiled": bench("compiled", "--compile", "--kernels", str(work.out), *updates(*slow))
+        + ["--collect-only"] * dry,  # a CPU compiles for minutes
+    }
 
 
-def run(part: str, out: Path, dry: bool) -> dict[str, object]:
-    """One part under its limit: exit status, seconds, the log's end, and the measured rows."""
-    rows, log = out / f"{part}.rows.json", out / f"{part}.log"
-    interpreted = dry and part != "options"  # which would be too many updates
-    environment = dict(os.environ, **({"TRITON_INTERPRET": "1"} if interpreted else {}))
+def fashion(work: Work, device: str) -> list[str]:
+    """The whole run of configs/fashion_mnist16.toml; dry, a few updates of noise."""
+    command = [sys.executable, "-m", "pdfast", "distill", "--config", "fashion_mnist16"]
+    command += ["--data.source", str(work.fashion), "--out", str(work.folder / "fashion")]
+    command += ["--precision", "bf16", "--device", device]
+    if work.dry:
+        command += ["--rounds", "2", "--train.updates", "3", "--distill.updates", "3"]
+        return [*command, "--eval.steps", "1", "2", "--eval.num", "64"]
+    return [*command, "--rounds", "13", "--eval.steps", "1", "2", "4", "8", "16", "64"]
+
+
+def why_not(part: str, work: Work) -> str:
+    """Why a part cannot run here; empty where it can."""
     if part == "sanitize" and shutil.which(SANITIZER) is None:
-        print(f"{part}: {SANITIZER} is not installed", flush=True)
-        return {"status": f"{SANITIZER} is not installed", "seconds": 0, "tail": [], "rows": []}
-    start = time.perf_counter()
+        return f"left out: {SANITIZER} is not installed"
+    if part == "fashion" and work.fashion is None:
+        return "left out: its data is not here (--fashion fashion_mnist16.npz)"
+    return ""
+
+
+def run(part: str, work: Work) -> dict[str, object]:
+    """One part under its limit: how it ended, seconds, the log's end, and what was measured."""
+    log, rows = work.folder / f"{part}.log", work.rows(part)
+    report = {"status": why_not(part, work), "well": True, "seconds": 0.0, "tail": [], "rows": []}
+    if report["status"]:
+        print(f"{part}: {report['status']}", flush=True)
+        return report
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    # GOMP_SPINCOUNT is what the command line sets for itself; see pdfast/cli.py.
+    environment = {"GOMP_SPINCOUNT": "1000", **os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    if work.dry and part in ("gpu", "kernels"):  # Triton's ops
+        environment["TRITON_INTERPRET"] = "1"
+    limit, start = DRY_LIMIT if work.dry else LIMITS[part], time.perf_counter()
     with log.open("w") as file:
         process = subprocess.Popen(
-            command(part, rows, dry),
+            commands(work)[part],
             cwd=ROOT,
             env=environment,
             stdout=file,
@@ -78,17 +160,20 @@ def run(part: str, out: Path, dry: bool) -> dict[str, object]:
             start_new_session=True,
         )
         try:
-            status = f"exit {process.wait(LIMITS[part])}"
+            code = process.wait(limit)
+            report |= {"status": f"exit {code}", "well": code == 0}
         except subprocess.TimeoutExpired:
-            status = f"stopped after {LIMITS[part]} s"
             os.killpg(process.pid, signal.SIGKILL)  # compilers and workers too
             process.wait()
-    seconds = round(time.perf_counter() - start, 1)
-    print(f"{part}: {status}, {seconds} s", flush=True)
-    measured = json.loads(rows.read_text()) if rows.exists() else []
-    rows.unlink(missing_ok=True)
-    tail = log.read_text().splitlines()[-12:]
-    return {"status": status, "seconds": seconds, "tail": tail, "rows": measured}
+            report |= {"status": f"stopped after {limit} s", "well": False}
+    report["seconds"] = round(time.perf_counter() - start, 1)
+    print(f"{part}: {report['status']}, {report['seconds']} s", flush=True)
+    report["rows"] = json.loads(rows.read_text()) if rows.exists() else []
+    report["tail"] = log.read_text(errors="replace").splitlines()[-12:]
+    table_of_run = work.folder / "fashion" / "report.md"
+    if part == "fashion" and table_of_run.exists():
+        report["text"] = table_of_run.read_text()
+    return report
 
 
 def output_of(*words: str) -> str:
@@ -128,32 +213,94 @@ def markdown(report: dict[str, dict]) -> str:
     lines += ["", "| part | result | seconds |", "|---|---|---:|"]
     parts = report["parts"]
     lines += [f"| {name} | {p['status']} | {p['seconds']} |" for name, p in parts.items()]
+    lines += [f"| together | | {sum(p['seconds'] for p in parts.values()):.1f} |"]
     lines += ["", table([row for p in parts.values() for row in p["rows"]])]
+    lines += [f"{p['text']}\n" for p in parts.values() if "text" in p]
     for name, part in parts.items():
+        if not part["tail"]:
+            continue
         lines += [f"### end of {name}'s log", "", "```", *part["tail"], "```", ""]
     return "\n".join(lines)
 
 
-def main() -> int:
-    """Run the chosen parts; 0 if all ended well."""
+def write(report: dict[str, dict], work: Work) -> None:
+    """All that there is so far."""
+    (work.out / "gpu_suite.json").write_text(json.dumps(report, indent=1) + "\n")
+    (work.out / "gpu_suite.md").write_text(markdown(report))
+    with tarfile.open(work.out / "logs.tar.gz", "w:gz") as tar:
+        for log in sorted(work.folder.glob("*.log")):
+            tar.add(log, log.name)
+
+
+def chosen(names: str) -> list[str]:
+    """The parts of a choice, in their order. Raises ValueError for a name that is none."""
+    sets = {"all": LIMITS, "first": FIRST, "rest": REST}
+    asked = {part for name in names.split(",") for part in sets.get(name, [name])}
+    if unknown := asked - set(LIMITS):
+        known = ", ".join([*sets, *LIMITS])
+        raise ValueError(f"no part {', '.join(sorted(unknown))}: choose from {known}")
+    return [part for part in LIMITS if part in asked]
+
+
+def why_not_built(dry: bool) -> str:
+    """What is wrong with the extension in the working tree; empty if nothing is."""
+    sys.path.insert(0, str(ROOT))
+    from pdfast.kernels import group_norm_silu
+
+    again = "run the part build first (--parts build,...)"
+    if group_norm_silu.UNFIT:
+        return f"{group_norm_silu.UNFIT.split(':')[0]}: {again}"
+    if not group_norm_silu.HAS_CPU:
+        return f"pdfast's extension is not built in {ROOT}: {again}"
+    if not dry and not group_norm_silu.HAS_CUDA:
+        return f"pdfast's extension in {ROOT} is built without CUDA: {again}"
+    return ""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the chosen parts; 0 if all that could run ended well."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--parts", default=",".join(LIMITS), help="of " + ", ".join(LIMITS))
-    parser.add_argument("--dry-run", action="store_true", help="tiny, on a CPU, interpreted")
-    args = parser.parse_args()
-    chosen = args.parts.split(",")
-    if unknown := set(chosen) - set(LIMITS):
-        parser.error(f"no part {', '.join(unknown)}: choose from {', '.join(LIMITS)}")
-    if not args.dry_run and not torch.cuda.is_available():
-        parser.error("torch sees no CUDA device; --dry-run tries the suite on a CPU")
-    args.out.mkdir(parents=True, exist_ok=True)
-    report: dict[str, dict] = {"facts": facts(), "parts": {}}
-    for part in chosen:
-        report["parts"][part] = run(part, args.out, args.dry_run)
-        (args.out / "gpu_suite.json").write_text(json.dumps(report, indent=1) + "\n")
-        (args.out / "gpu_suite.md").write_text(markdown(report))
-    bad = [p for p in report["parts"].values() if not p["status"].endswith(("exit 0", "installed"))]
-    return int(bool(bad))
+    parser.add_argument("--out", type=Path, required=True, help="folder without a report yet")
+    names = ", ".join(LIMITS)
+    parser.add_argument("--parts", default="all", help=f"all, first, rest, or some of {names}")
+    parser.add_argument("--fashion", type=Path, help="fashion_mnist16.npz, made by pdfast data")
+    parser.add_argument("--dry-run", action="store_true", help="tiny, on a CPU")
+    parser.add_argument("--list", action="store_true", help="print parts, limits, commands; stop")
+    args = parser.parse_args(arguments)
+    try:
+        parts = chosen(args.parts)
+    except ValueError as error:
+        parser.error(str(error))
+    if args.fashion and not args.fashion.is_file():
+        parser.error(f"no file {args.fashion}")
+    with tempfile.TemporaryDirectory() as folder:
+        given = args.fashion.resolve() if args.fashion else None
+        work = Work(args.out.resolve(), Path(folder), args.dry_run, given)
+        if args.list:
+            for part in parts:
+                limit = DRY_LIMIT if args.dry_run else LIMITS[part]
+                print(f"{part}, {limit} s at most: {' '.join(commands(work)[part])}")
+            return 0
+        if not args.dry_run and not torch.cuda.is_available():
+            parser.error("torch sees no CUDA device; --dry-run tries the suite on a CPU")
+        if (work.out / "gpu_suite.json").exists():
+            parser.error(f"{args.out} holds a report already: choose another --out")
+        if "build" not in parts and (reason := why_not_built(args.dry_run)):
+            parser.error(reason)
+        work.out.mkdir(parents=True, exist_ok=True)
+        if args.dry_run and given is None:  # noise in the place of clothes
+            given = work.folder / "noise.npz"
+            noise = np.random.default_rng(0).integers(0, 256, (64, 16, 16, 1), np.uint8)
+            np.savez(given, images=noise)
+            work = work._replace(fashion=given)
+        report: dict[str, dict] = {"facts": facts(), "parts": {}}
+        for part in parts:
+            report["parts"][part] = run(part, work)
+            write(report, work)
+            if part == "build" and not report["parts"][part]["well"]:
+                print("the build failed: nothing else is tried", flush=True)
+                break
+    return int(not all(part["well"] for part in report["parts"].values()))
 
 
 if __name__ == "__main__":

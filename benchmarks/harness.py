@@ -8,6 +8,7 @@ import pytest
 import torch
 from parts import GAPS, gpu_hours
 
+from pdfast import cuda_graph
 from pdfast.cuda_launches import NOT_COUNTED
 from pdfast.op_counter import PARTS, Amount
 
@@ -24,11 +25,12 @@ def capture(function: Callable[[], object]) -> torch.cuda.CUDAGraph:
         for _ in range(5):
             function()
     torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+
+    def calls() -> None:
         for _ in range(PER_GRAPH):
             function()
-    return graph
+
+    return cuda_graph.capture(calls, stream)
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -66,32 +68,43 @@ def update_tables(rows: list[dict[str, Any]]) -> list[str]:
     lines: list[str] = []
     for op, shape in dict.fromkeys((row["op"], row["shape"]) for row in rows):
         group = [row for row in rows if (row["op"], row["shape"]) == (op, shape)]
+        group.sort(key=lambda row: row["who"])
         done = [row for row in group if row["seconds"]]
-        times = {row["who"][:3]: row["times"] for row in done}
+        faster = {row["who"]: ratio(row["link"], row["times"]) for row in done}
+        compiled = next((faster[who] for who in faster if who.startswith("(c)")), None)
         lines += [f"### {op}: {shape}", ""]
         lines.append(
-            "| | ms | middle half | images/s | against (a) | against (c) | of the datasheet's "
-            "FLOP/s | of a matmul's | peak MB | GPU-hours for 11 rounds |"
+            "| | ms | middle half | images/s | (a) beside it, ms | against (a) | against (c) | "
+            "of the datasheet's FLOP/s | of a matmul's | peak MB | GPU-hours for 11 rounds |"
         )
-        lines.append("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
+        lines.append("|---|" + "---:|" * 10)
         for row in group:
             if not row["seconds"]:
-                lines.append(f"| {row['who']} | {row['absent']} |" + " |" * 8)
+                lines.append(f"| {row['who']} | {row['absent']} |" + " |" * 9)
                 continue
-            seconds, rate = row["seconds"], row["flops"] / row["seconds"]
+            seconds, rate, own = row["seconds"], row["flops"] / row["seconds"], faster[row["who"]]
             cells = [row["who"], f"{seconds * 1e3:.4g}"]
             middle = statistics.quantiles(row["times"] * 2, n=4)[::2]
             cells += [" to ".join(f"{q * 1e3:.4g}" for q in middle), f"{row['images_per_s']:,.0f}"]
-            cells += [ratio(times.get(who), row["times"]) for who in ("(a)", "(c)")]
+            cells.append(f"{statistics.median(row['link']) * 1e3:.4g}" if row["link"] else "")
+            cells.append(f"{own:.2f}x" if own else "")
+            cells.append(f"{own / compiled:.2f}x" if own and compiled else "")
             cells += [f"{rate / row[of]:.1%}" if row[of] else "" for of in ("datasheet", "matmul")]
             cells.append(f"{row['memory'] / 1e6:,.0f}" if row.get("memory") else "")
             cells.append(f"{gpu_hours(row['config'], seconds):,.1f}" if row.get("config") else "")
             lines.append("| " + " | ".join(cells) + " |")
         lines += [
             "",
+            "Each from (c) on has a process of its own, in which (a) is timed beside it, turn by "
+            "turn: against (a) is the median over those turns, against (c) the quotient of both "
+            "rows' ratios to (a).",
+            "",
+        ]
+        if not done:
+            continue
+        lines += [
             "Time by part, under torch.profiler: of kernels, on a CPU of ops. FiLM and SiLU are in "
-            "other where they are not fused; gaps are wall time that nothing ran in. Ratios above "
-            "are medians over repeats, in each of which all ran in turn.",
+            "other where they are not fused; gaps are wall time that nothing ran in.",
             "",
         ]
         lines.append("| | " + " | ".join(row["who"] for row in done) + " |")
@@ -103,11 +116,11 @@ def update_tables(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def ratio(others: list[float] | None, times: list[float]) -> str:
+def ratio(others: list[float] | None, times: list[float]) -> float | None:
     """How many times as fast: the median over repeats, in each of which both ran."""
     if others is None:
-        return ""
-    return f"{statistics.median(a / b for a, b in zip(others, times, strict=True)):.2f}x"
+        return None
+    return statistics.median(a / b for a, b in zip(others, times, strict=True))
 
 
 def count_tables(rows: list[dict[str, Any]]) -> list[str]:

@@ -1,10 +1,12 @@
-"""Where an update's time goes, by the parts of pdfast/op_counter.py; rates; the price."""
+"""Where an update's time goes, by kernel and by the parts of pdfast/op_counter.py; rates; price."""
 
 import functools
 import re
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch.autograd import DeviceType
@@ -37,10 +39,25 @@ def part_of(name: str) -> str | None:
     return None
 
 
-def time_by_part(
-    update: Callable[[], object], times: int, device: torch.device
-) -> dict[str, float]:
-    """Seconds of an update by part, and the gaps, under torch.profiler: of kernels, or of ops."""
+class Kernel(NamedTuple):
+    """What ran under one name in one update: a kernel, on a CPU an op by itself."""
+
+    seconds: float
+    launches: float
+    name: str
+
+
+class Profiled(NamedTuple):
+    """Where an update's time goes."""
+
+    parts: dict[str, float]
+    """Seconds by part, and the gaps."""
+    kernels: list[Kernel]
+    """The longest first."""
+
+
+def profiled(update: Callable[[], object], times: int, device: torch.device) -> Profiled:
+    """An update under torch.profiler, the mean of a few."""
     on_gpu = device.type == "cuda"
     kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with profile(activities=kinds) as done:
@@ -50,33 +67,41 @@ def time_by_part(
         if on_gpu:
             torch.cuda.synchronize(device)
         wall = time.perf_counter() - start
-    spent = kernel_times(done) if on_gpu else op_times(done)
-    spent[GAPS] = max(0.0, wall - sum(spent.values()))
-    return {part: seconds / times for part, seconds in spent.items()}
+    parts: dict[str, float] = {}
+    by_name: dict[str, list[float]] = {}
+    for name, part, seconds in kernels_of(done) if on_gpu else ops_of(done):
+        parts[part] = parts.get(part, 0.0) + seconds / times
+        by_name.setdefault(name, []).append(seconds / times)
+    parts[GAPS] = max(0.0, wall / times - sum(parts.values()))
+    kernels = [Kernel(sum(each), len(each) / times, name) for name, each in by_name.items()]
+    return Profiled(parts, sorted(kernels, reverse=True))
 
 
-def kernel_times(done: profile) -> dict[str, float]:
-    """Seconds of the GPU's kernels by part."""
+def kernels_of(done: profile) -> Iterator[tuple[str, str, float]]:
+    """(name, part, seconds) of every kernel that the GPU ran."""
     events = done.profiler.kineto_results.events()
     ranges = {e.name() for e in events if e.device_type() == DeviceType.CPU}  # shown on both
-    spent: dict[str, float] = {}
     for event in events:
         if event.device_type() == DeviceType.CUDA and event.name() not in ranges:
-            part = part_of(event.name()) or OTHER
-            spent[part] = spent.get(part, 0.0) + event.duration_ns() / 1e9
-    return spent
+            yield event.name(), part_of(event.name()) or OTHER, event.duration_ns() / 1e9
 
 
-def op_times(done: profile) -> dict[str, float]:
-    """Seconds of a CPU's ops by part: each op's own time goes to the nearest caller with a part."""
-    spent: dict[str, float] = {}
+def ops_of(done: profile) -> Iterator[tuple[str, str, float]]:
+    """(name, part, seconds) of every op of a CPU: its own time, of its nearest caller's part."""
     for event in done.events():
         part, caller = part_of(event.name), event.cpu_parent
         while part is None and caller is not None:
             part, caller = part_of(caller.name), caller.cpu_parent
-        part = part or OTHER
-        spent[part] = spent.get(part, 0.0) + event.self_cpu_time_total / 1e6
-    return spent
+        yield event.name, part or OTHER, event.self_cpu_time_total / 1e6
+
+
+def write_kernels(path: Path, title: str, kernels: Iterable[Kernel]) -> None:
+    """A table of what one update ran, by name: columns by tab, the longest first."""
+    lines = [f"# {title}", "ms\tlaunches\tkernel"]
+    for kernel in kernels:
+        name = " ".join(kernel.name.split())  # without a tab or a line's end
+        lines.append(f"{kernel.seconds * 1e3:.4f}\t{kernel.launches:g}\t{name}")
+    path.write_text("\n".join(lines) + "\n")
 
 
 def peak_rate(device: torch.device) -> float:

@@ -13,6 +13,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+from live import enliven
 from torch import Tensor, nn
 
 from pdfast.config import Config
@@ -89,13 +90,14 @@ class Published:
         self.config, self.phase, self.images = config, phase, images
         self.num_steps, self.autocast = num_steps, autocast
         self.cfg = config.train if phase == "train" else config.distill
-        self.model = plain(new_model(config, images.device), autocast).train()
+        self.model = plain(enliven(new_model(config, images.device)), autocast).train()
+        self.named = dict(self.model.net.named_parameters())
         if phase == "distill":
             self.teacher = copy.deepcopy(remove_dropout(self.model)).eval().requires_grad_(False)
         if compiled:
             for model in [self.model] + ([self.teacher] if phase == "distill" else []):
                 model.net = torch.compile(model.net, mode=compiled)
-        self.params = list(self.model.parameters())
+        self.params = list(self.named.values())
         self.ema = [p.detach().clone() for p in self.params] if self.cfg.ema_decay else []
         on_gpu = images.device.type == "cuda"
         kind = {"fused": True} if on_gpu else {"foreach": True}
@@ -116,6 +118,10 @@ class Published:
             with torch.profiler.record_function("optimizer"):
                 self.step()
         return loss.detach()
+
+    def gradients(self) -> dict[str, Tensor]:
+        """Those of the last update, clipped, by parameter."""
+        return {n: torch.zeros(()) if p.grad is None else p.grad for n, p in self.named.items()}
 
     def draw(self) -> Tensor:
         """A batch of images, (B, C, H, W) in [-1, 1], mirrored at random where the config says."""

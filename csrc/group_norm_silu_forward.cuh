@@ -168,7 +168,7 @@ struct ForwardBody {
     });
     team.sync();
     sum_rows(team, 2 * entries, entries);
-    const auto stat = [&](int j, int k) { return g.stat + 2 * j + k; };
+    const auto stat = [&](int j, int k) { return g.stat + 3 * j + k; };
     team.each([&](const Lane& lane, State&) {
       const float count = float(pixels_of(g, lane.rank)) * float(g.per_group);
       for (int j = lane.tid; j < groups; j += g.threads) {
@@ -196,8 +196,8 @@ struct ForwardBody {
       for (int j = lane.tid; j < groups; j += g.threads) {
         // What the deviations add up to is the rounding of the first mean.
         const float rest = sum_group(g, lane, j, 0), shift = count > 0.0f ? rest / count : 0.0f;
-        lane.at(stat(j, 0)) += shift;
         lane.at(stat(j, 1)) = sum_group(g, lane, j, 1) - rest * shift;
+        lane.at(stat(j, 2)) = shift;
       }
     });
     team.sync_cluster();
@@ -210,23 +210,29 @@ struct ForwardBody {
         for (int e = lane.tid; e < g.width; e += g.threads) {
           const int in_slab = chunk * g.width + e, j = in_slab / g.per_group;
           if (in_slab >= g.slab) break;
-          float mean = 0.0f, square = 0.0f;  // the mean is relative to the pivot
+          // Block 0's first mean is relative to the pivot; all else, relative to that first mean.
+          const float first = lane.remote(0, stat(j, 0));
+          const auto above = [&](int rank) {
+            return (lane.remote(rank, stat(j, 0)) - first) + lane.remote(rank, stat(j, 2));
+          };
+          float mean = 0.0f, square = 0.0f;
 #pragma unroll 1
           for (int rank = 0; rank < g.cluster; ++rank) {
             const float count = float(pixels_of(g, rank)) * float(g.per_group);
-            mean += count / total * lane.remote(rank, stat(j, 0));
+            mean += count / total * above(rank);
           }
 #pragma unroll 1
           for (int rank = 0; rank < g.cluster; ++rank) {
             const float count = float(pixels_of(g, rank)) * float(g.per_group);
-            const float d = lane.remote(rank, stat(j, 0)) - mean;
+            const float d = above(rank) - mean;
             square += lane.remote(rank, stat(j, 1)) + count * (d * d);
           }
           const float rstd = 1.0f / sqrtf(square / total + float(f.eps));
           // From the pivot to the mean itself: what rounding it leaves over goes into the offset
           // (Knuth's exact sum), so u = (x - mean) * slope + offset cancels in x - mean alone.
-          const float pivot = lane.at(pivots + e), rounded = pivot + mean, part = rounded - pivot;
-          const float rest = (pivot - (rounded - part)) + (mean - part);
+          const float pivot = lane.at(pivots + e), sum = pivot + first, part = sum - pivot;
+          const float left = ((pivot - (sum - part)) + (first - part)) + mean;
+          const float rounded = sum + left, rest = (sum - rounded) + left;
           const float slope = rstd * lane.at(slopes + e);
           lane.at(pivots + e) = rounded;
           lane.at(slopes + e) = slope;

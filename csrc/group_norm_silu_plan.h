@@ -98,7 +98,7 @@ inline Geometry lay_out(const Sizes& s, int size, bool backward, int64_t slab, i
   g.partial = take(backward ? g.rows * (2 * vector + 1) * g.cols : g.rows * entries);
   g.total = take(backward ? 2 * g.width : 0);
   g.share = take(backward ? 2 * g.width : 0);
-  g.stat = take(2 * groups);
+  g.stat = take((backward ? 2 : 3) * groups);
   g.floats = at;
   return g;
 }

@@ -23,6 +23,10 @@ using pdfast::cpu::Isa;
 #define PDFAST_TEXT_OF(x) #x
 #define PDFAST_TEXT(x) PDFAST_TEXT_OF(x)
 
+// Read from the file before it is loaded, by kernels/group_norm_silu.py: loading a module that was
+// built for another PyTorch may crash.
+[[gnu::used]] const char built_for[] = "pdfast is built for PyTorch " TORCH_VERSION;
+
 py::dict build_facts() {
   py::dict facts;
   facts["torch"] = TORCH_VERSION;

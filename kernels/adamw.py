@@ -48,6 +48,7 @@ def adamw(
     eps: float = 1e-8,
     weight_decay: float = 0.0,
     ema_decay: float = 0.0,
+    ema_warmup: bool = False,
 ) -> Tensor:
     """One update in place; returns the gradient's norm before clipping, of the params' dtype, 0-d.
 
@@ -55,7 +56,9 @@ def adamw(
     float64), (P,); `copy` takes the new weights in bfloat16 or float16, or is None. lr and loss,
     floating, and step, int64, counting from 1, have one element; loss may be 0-d. `max_norm` 0
     does not clip; otherwise as torch.nn.utils.clip_grad_norm_, and the rest as torch.optim.AdamW
-    (Loshchilov & Hutter 2019). ema = ema_decay ema + (1 - ema_decay) params, and params at first.
+    (Loshchilov & Hutter 2019). ema = decay ema + (1 - decay) params, and params at first, where
+    decay is ema_decay, or with `ema_warmup`, after k earlier updates, min(ema_decay, (1 + k) /
+    (10 + k)).
 
     skipped, int64 (2,): how many updates were skipped, and how many of them last, in a row. One is
     skipped, and changes nothing but these two, if its loss or its norm is not finite, or if
@@ -88,7 +91,7 @@ def adamw(
         raise ValueError("skipped must be contiguous")
     if max_skipped < 1:
         raise ValueError(f"max_skipped must be at least 1, not {max_skipped}")
-    numbers = (max_norm, beta1, beta2, eps, weight_decay, ema_decay, max_skipped)
+    numbers = (max_norm, beta1, beta2, eps, weight_decay, ema_decay, max_skipped, ema_warmup)
     buffers = (params.detach(), grads, exp_avg, exp_avg_sq, ema, copy)
     norm: Tensor = adamw_op(*buffers, lr, step, loss.detach(), skipped, *numbers)
     return norm
@@ -112,6 +115,7 @@ def adamw_reference(
     weight_decay: float,
     ema_decay: float,
     max_skipped: int,
+    ema_warmup: bool = False,
 ) -> Tensor:
     """`adamw` in plain PyTorch: a few operations on whole buffers, in place.
 
@@ -137,14 +141,23 @@ def adamw_reference(
     params.mul_(1 - lr * weight_decay)
     params.addcdiv_(exp_avg * -step_size, denominator)
     if ema is not None:
-        # The first average is the weights.
-        new = torch.where(count == 1, torch.ones_like(count), 1.0 - ema_decay)
-        ema.lerp_(params, new.to(ema.dtype))
+        ema.lerp_(params, newest_share(count, ema_decay, ema_warmup).to(ema.dtype))
     if copy is not None:
         copy.copy_(params)
     for buffer, old in before:
         torch.where(made, buffer, old, out=buffer)
     return norm
+
+
+def newest_share(count: Tensor, decay: float, warmup: bool) -> Tensor:
+    """The share of the newest weights in an average after `count` updates, all at first.
+
+    `count` is floating; the share has its dtype and shape.
+    """
+    share = torch.full_like(count, 1.0 - decay)
+    if warmup:  # 1 - (1 + k) / (10 + k), where k = count - 1
+        share = torch.maximum(share, torch.full_like(count, 9.0) / (count + 9.0))
+    return torch.where(count == 1, torch.ones_like(count), share)
 
 
 def count_skipped(norm: Tensor, loss: Tensor, skipped: Tensor, max_skipped: int) -> Tensor:
@@ -179,12 +192,14 @@ def adamw_op(
     weight_decay: float,
     ema_decay: float,
     max_skipped: int,
+    ema_warmup: bool = False,
 ) -> Tensor:
     """`adamw` of arguments known to be right."""
     buffers = (params, grads, exp_avg, exp_avg_sq, ema, copy)
     numbers = (max_norm, beta1, beta2, eps, weight_decay, ema_decay)
     if not runtime.uses_triton(params.device, params.dtype):
-        return adamw_reference(*buffers, lr, step, loss, skipped, *numbers, max_skipped)
+        last = (max_skipped, ema_warmup)
+        return adamw_reference(*buffers, lr, step, loss, skipped, *numbers, *last)
     size = len(params)
     programs = min(PROGRAMS, runtime.cdiv(size, BLOCK))
     partials = torch.empty(programs, dtype=torch.float64, device=params.device)
@@ -215,6 +230,7 @@ def adamw_op(
         eps=eps,
         weight_decay=weight_decay,
         ema_decay=ema_decay,
+        ema_warmup=ema_warmup,
         most=PROGRAMS,
         **loop,
     )
@@ -268,6 +284,7 @@ def adamw_kernel(
     eps: tl.constexpr,
     weight_decay: tl.constexpr,
     ema_decay: tl.constexpr,
+    ema_warmup: tl.constexpr,
     turns: tl.constexpr,
     programs: tl.constexpr,
     most: tl.constexpr,
@@ -294,6 +311,10 @@ def adamw_kernel(
     keep = (1.0 - rate * weight_decay).to(tl.float32)
     step_size = (rate / (1.0 - tl.exp(count * log_beta1))).to(tl.float32)
     scale = (1.0 / tl.sqrt(1.0 - tl.exp(count * log_beta2))).to(tl.float32)
+    decay, newest = ema_decay, 1.0 - ema_decay
+    if ema_warmup:  # its decay after k = count - 1 updates is (1 + k) / (10 + k)
+        decay = tl.minimum(count / (count + 9.0), ema_decay).to(tl.float32)
+        newest = tl.maximum(9.0 / (count + 9.0), 1.0 - ema_decay).to(tl.float32)
     if max_norm > 0:
         clip = tl.div_rn(tl.full((), max_norm, tl.float32), length + 1e-6)
         clip = tl.minimum(clip, 1.0)
@@ -317,9 +338,9 @@ def adamw_kernel(
         if ema is not None:
             average = tl.load(ema + element, mask=mask, other=0.0)
             if ema_decay < 0.5:  # exactly the weights at 0
-                average = weight - (weight - average) * ema_decay
+                average = weight - (weight - average) * decay
             else:
-                average = average + (weight - average) * (1.0 - ema_decay)
+                average = average + (weight - average) * newest
             average = tl.where(count == 1.0, weight, average)  # the first is the weights
             tl.store(ema + element, average, mask=mask)
         if copy is not None:

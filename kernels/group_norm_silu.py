@@ -9,9 +9,12 @@ CPUs that lack AVX2, where the portable build takes up to twice their time.
 """
 
 import importlib
+import importlib.util
 import math
+import mmap
 import re
-from typing import Any
+import warnings
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812  # the name everyone knows
@@ -19,29 +22,62 @@ from torch import Tensor
 
 from pdfast.errors import PdfastError
 from pdfast.kernels import runtime
+from pdfast.launch import speaks
+
+RECORD = re.compile(rb"pdfast is built for PyTorch ([0-9.]*[0-9])")  # in the extension's file
+FIX = "build it again with pip install --no-build-isolation --force-reinstall --no-deps on pdfast"
 
 
-def _load() -> tuple[Any, str]:
-    """The compiled module, which registers the ops, or None, and what is wrong with it."""
+def _built_for() -> str:
+    """The PyTorch that the extension was built for, by its file; "" where that is not known."""
+    spec = importlib.util.find_spec("pdfast._C")
+    if spec is None or not spec.origin:
+        return ""
+    with open(spec.origin, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as m:
+        found = RECORD.search(m)
+        return found[1].decode() if found else ""
+
+
+class _Extension(NamedTuple):
+    module: Any = None
+    """Registers the ops; None where there is none, or none that fits."""
+    unfit: str = ""
+    """Why GroupNorm is refused; empty where it is not."""
+    absent: str = "pdfast was built without a C++ compiler or Python's headers"
+    """Why there is no module."""
+
+
+def _load() -> _Extension:
+    """The extension, if it was built for the PyTorch that is installed.
+
+    PyTorch promises no binary compatibility of its C++ library, not even of patch releases: a
+    module that was built for another one may crash or compute nonsense, and is not loaded. In
+    another patch release, which comes with any update of an environment, the reference takes its
+    place, with a warning. Another minor release someone chose, and decides what to do.
+    """
     found = re.match(r"[\d.]*\d", torch.__version__)  # "2.9.0" of "2.9.0a0+git" and "2.9.0+cu130"
-    here = found[0] if found else torch.__version__
+    here, built, module = found[0] if found else torch.__version__, _built_for(), None
     try:
-        module = importlib.import_module("pdfast._C")
-        built = module.build_facts().get("torch")
-        reason = "" if built == here else f"was built for PyTorch {built}"
+        if built in ("", here):
+            module = importlib.import_module("pdfast._C")
+            built = module.build_facts().get("torch") or "another release"
     except ModuleNotFoundError:  # setup.py could not build it, and said why
-        return None, ""
+        return _Extension()
     except ImportError as error:
-        module, reason = None, f"does not load: {error}"
-    if reason:
-        reason = (
-            f"pdfast's extension {reason}, and PyTorch {here} is installed: build it again with "
-            "pip install --no-build-isolation --force-reinstall --no-deps on pdfast"
+        return _Extension(unfit=f"pdfast's extension does not load: {error}; {FIX}")
+    if built == here:
+        return _Extension(module)
+    what = f"pdfast's extension was built for PyTorch {built}, and PyTorch {here} is installed"
+    if built.split(".")[:2] != here.split(".")[:2]:
+        return _Extension(unfit=f"{what}: {FIX}")
+    if speaks():
+        warnings.warn(
+            f"{what}: GroupNorm runs as its slower reference until you {FIX}", stacklevel=1
         )
-    return module, reason
+    return _Extension(absent=f"pdfast was built for PyTorch {built}, and this is {here}")
 
 
-_C, UNFIT = _load()
+_C, UNFIT, _ABSENT = _load()
 
 
 def build_facts() -> dict[str, str | None]:
@@ -54,6 +90,30 @@ HAS_CPU = _C is not None
 HAS_CUDA = build_facts().get("cuda") is not None
 
 
+def eager(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    film: Tensor | None = None,
+    *,
+    groups: int,
+    eps: float = 1e-6,
+    silu: bool = True,
+) -> Tensor:
+    """The same in PyTorch's own ops, which want one type; arguments as for `group_norm_silu`.
+
+    What the benchmarks compare with, and what is exported. It loses digits where the mean is far
+    above the spread: on a CPU, PyTorch takes the variance of a channels-last tensor as
+    mean(x^2) - mean(x)^2 in float32, and its affine map is a x + b in any layout.
+    """
+    h = torch.group_norm(x, groups, weight.to(x.dtype), bias.to(x.dtype), eps)
+    if film is not None:
+        scale, shift = film.to(x.dtype)[:, :, None, None].chunk(2, dim=1)
+        h = torch.addcmul(shift, h, 1 + scale)
+    h = F.silu(h) if silu else h
+    return h.contiguous(memory_format=torch.channels_last)
+
+
 def reference(
     x: Tensor,
     weight: Tensor,
@@ -64,13 +124,19 @@ def reference(
     eps: float = 1e-6,
     silu: bool = True,
 ) -> Tensor:
-    """The same in PyTorch's own ops, which want one type; arguments as for `group_norm_silu`."""
-    h = torch.group_norm(x, groups, weight.to(x.dtype), bias.to(x.dtype), eps)
-    if film is not None:
-        scale, shift = film.to(x.dtype)[:, :, None, None].chunk(2, dim=1)
-        h = torch.addcmul(shift, h, 1 + scale)
-    h = F.silu(h) if silu else h
-    return h.contiguous(memory_format=torch.channels_last)
+    """What runs where nothing is compiled: PyTorch's own ops on x less its groups' means.
+
+    Arguments as for `group_norm_silu`. A group norm does not change when a constant is taken from
+    a group, and its backward neither, so the means need no gradient and no great accuracy. What is
+    left has a mean near 0, where PyTorch's ops lose no digits, forward or backward, in any layout.
+    16-bit types are computed in float32 and rounded once, as the compiled op does.
+    """
+    n, c = x.shape[:2]
+    wide = torch.promote_types(x.dtype, torch.float32)
+    of_channels = x.detach().mean((2, 3), dtype=wide).view(n, groups, c // groups)
+    means = of_channels.mean(2, keepdim=True).expand_as(of_channels).reshape(n, c, 1, 1)
+    y = eager(x.to(wide) - means, weight, bias, film, groups=groups, eps=eps, silu=silu)
+    return y.to(x.dtype)
 
 
 COMPILED_FOR = ("cpu", "meta") * HAS_CPU + ("cuda",) * HAS_CUDA  # kinds of devices
@@ -84,7 +150,7 @@ def implementation(device: torch.device) -> str:
     if UNFIT:
         raise PdfastError(UNFIT)
     if not HAS_CPU:
-        return "PyTorch reference: pdfast was built without a C++ compiler or Python's headers"
+        return f"PyTorch reference: {_ABSENT}"
     if device.type not in COMPILED_FOR:
         return f"PyTorch reference: pdfast was built without code for {device.type}"
     if device.type == "cuda":

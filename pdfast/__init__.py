@@ -7,16 +7,19 @@
 """
 
 import importlib
+import pathlib
+import sys
 from typing import TYPE_CHECKING, Any
 
-from pdfast.errors import PdfastError, UsageError
+from pdfast.checkout import why_not
+from pdfast.errors import PdfastError, Stopped, UsageError
 from pdfast.version import __version__
 
 if TYPE_CHECKING:
     from pdfast import adapters, reference
     from pdfast.api import distill, evaluate, train
     from pdfast.checkpoint import load_model as load
-    from pdfast.checkpoint import save_model as save
+    from pdfast.checkpoint import save as save
     from pdfast.config import Config, load_config
     from pdfast.exporting import export
     from pdfast.guidance import guided
@@ -28,6 +31,7 @@ __all__ = [
     "Model",
     "Network",
     "PdfastError",
+    "Stopped",
     "UsageError",
     "__version__",
     "adapters",
@@ -42,6 +46,11 @@ __all__ = [
     "train",
 ]
 
+if _why_not := why_not():
+    if pathlib.Path(sys.argv[0]).stem in ("-m", "pdfast"):  # the command: no traceback
+        sys.exit(f"pdfast: {_why_not}")
+    raise ImportError(_why_not)
+
 _LAZY = {  # what takes time to import: torch above all, which `pdfast --help` should not wait for
     "Config": ("pdfast.config", "Config"),
     "Model": ("pdfast.model", "Model"),
@@ -54,7 +63,7 @@ _LAZY = {  # what takes time to import: torch above all, which `pdfast --help` s
     "load": ("pdfast.checkpoint", "load_model"),
     "load_config": ("pdfast.config", "load_config"),
     "reference": ("pdfast.reference", ""),
-    "save": ("pdfast.checkpoint", "save_model"),
+    "save": ("pdfast.checkpoint", "save"),
     "train": ("pdfast.api", "train"),
 }
 

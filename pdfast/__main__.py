@@ -1,13 +1,31 @@
 """The command `pdfast`, and `python -m pdfast`."""
 
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 from pdfast import signals
+
+_elsewhere = warnings.formatwarning
+
+
+def _one_line(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    """A warning of pdfast's own as a line without its place in the source."""
+    if Path(filename).is_relative_to(Path(__file__).parent):
+        return f"warning: {message}\n"
+    return _elsewhere(message, category, filename, lineno, line)
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line, of sys.argv if left out; returns the exit code."""
     signals.install()  # before all that takes time to import
+    warnings.formatwarning = _one_line
     from pdfast import cli
 
     return cli.main(args)

@@ -1,8 +1,14 @@
-"""The Python interface: `pdfast.train`, `pdfast.distill`, `pdfast.evaluate`, as the commands."""
+"""The Python interface: `pdfast.train`, `pdfast.distill`, `pdfast.evaluate`, as the commands.
+
+Ctrl-C in one of them, from the main thread, saves the state and raises KeyboardInterrupt, SIGTERM
+does and raises `Stopped`; the caller's handlers are back when the call ends, however it does. In
+any thread `stop`, a function without arguments that is asked at every update and every sampling
+step, does the same as SIGTERM by returning true.
+"""
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -38,12 +44,13 @@ from pdfast.files import cannot_write
 from pdfast.guidance import guided
 from pdfast.judge import Judge
 from pdfast.kernels import group_norm_silu, runtime
+from pdfast.launch import TIMEOUT
 from pdfast.model import Model
 from pdfast.progress import Screen
 from pdfast.record import Record
-from pdfast.report import report_model, report_run
+from pdfast.report import check_out, report_model, report_run
 from pdfast.run import BUILT_IN, Networks, Resume, Run
-from pdfast.signals import poll
+from pdfast.signals import caught, poll
 from pdfast.tables import from_table, to_table
 from pdfast.training import train_teacher
 from pdfast.version import __version__
@@ -117,6 +124,8 @@ def _opened(
 
 def _place(data: Dataset, config: Config, device: torch.device) -> Dataset:
     """The set on the device, or left in host memory to be streamed; see EngineConfig.data."""
+    shape, labels = tuple(data.images.shape), "no labels" if data.labels is None else "labels"
+    distributed.check_alike("data of", f"shape {shape}, {data.images.dtype}, {labels}")
     place = config.engine.data
     if place == "auto":
         fits = device.type == "cpu" or (
@@ -151,13 +160,21 @@ def train(
     quiet: bool = False,
     resume: Resume = "auto",
     track: Sequence[str] = (),
+    stop: Callable[[], object] | None = None,
+    timeout: float = TIMEOUT,
 ) -> Model:
     """Train a teacher, or go on with one, and report its distances. Returns it.
 
     `config` is a Config, the name of one that comes with pdfast ("digits" if left out), or a TOML
     file; `out` is the run directory, runs/<name> by default. `resume` says what becomes of a run
     that is there; see `Run.start`. `track` names trackers, "tensorboard" and "wandb", that show the
-    run as it goes. Raises PdfastError with a sentence that names the fix.
+    run as it goes. Of several processes one that does not answer within `timeout` seconds ends the
+    others; see `heartbeat`. Raises PdfastError with a sentence that names the fix.
+
+    Ctrl-C saves the state and raises KeyboardInterrupt; SIGTERM, SIGUSR1 and SIGHUP raise
+    `pdfast.Stopped`, and so does `stop`, asked at every update, when it returns true: the only way
+    to stop a call in another thread than the main one. The same call goes on from there. A second
+    Ctrl-C is not waited for. The handlers are the caller's again after the call.
 
     `network` is one's own, a `Network` or its module, and `data` its samples, a tensor (M, *shape)
     or (samples, labels); a copy of it learns, on the cosine schedule.
@@ -166,7 +183,7 @@ def train(
         settings, given = own.asked_to_train(_own_config(config, {}), network, data)
     else:
         settings, given = _config("digits" if config is None else config), None
-    with distributed.session(device, threads, poll) as where:
+    with caught(stop), distributed.session(device, threads, poll, timeout) as where:
         settings = _as_begun(settings, out, quiet, resume)
         peers.check(settings, where)
         if not _has_teacher(settings, out):
@@ -200,12 +217,14 @@ def distill(
     quiet: bool = False,
     resume: Resume = "auto",
     track: Sequence[str] = (),
+    stop: Callable[[], object] | None = None,
+    timeout: float = TIMEOUT,
 ) -> Model:
     """Distil a teacher by progressive distillation (Salimans & Ho 2022). Returns the last student.
 
     Without `teacher`, a model directory, the config's own is trained first, or taken from the run
     directory `out`. Finished rounds are kept: the same call resumes, and more `rounds` go on.
-    Arguments and errors otherwise as in `train`.
+    Arguments, signals and errors otherwise as in `train`.
 
     `teacher` may be a network of one's own, a `Network` or its module, and `student` one of another
     architecture, which is first fitted to it (`distill.fit_updates`); `data` are samples, a tensor
@@ -222,7 +241,7 @@ def distill(
         settings = _config(_loaded("digits" if config is None else config, {"distill": changes}))
         check_distillable(settings)
         networks = BUILT_IN
-    with distributed.session(device, threads, poll) as where:
+    with caught(stop), distributed.session(device, threads, poll, timeout) as where:
         settings = _as_begun(settings, out, quiet, resume)
         peers.check(settings, where)
         if networks.teacher is None:
@@ -256,7 +275,7 @@ def _teacher_for(
     network = given.cfg if given else _network_in(config, out)
     if trains:
         network = config.model.unguided()
-    begun = distributed.together(lambda: _fit_of(config, out))
+    begun = distributed.from_first(lambda: _fit_of(config, out))
     if network is not None:
         if had:
             check_network(config, network, _path(config, out) / "teacher")
@@ -282,7 +301,13 @@ def _fit_of(config: Config, out: str | Path | None) -> int:
 
 def _network_in(config: Config, out: str | Path | None) -> NetConfig | None:
     """The network of the run's teacher, if it has one."""
-    return distributed.together(lambda: network_of(_path(config, out) / "teacher"))
+
+    def found() -> dict[str, Any] | None:
+        network = network_of(_path(config, out) / "teacher")
+        return None if network is None else to_table(network)
+
+    table = distributed.from_first(found)
+    return None if table is None else from_table(NetConfig, table, "model.")
 
 
 def evaluate(
@@ -299,6 +324,8 @@ def evaluate(
     detector: str | None = None,
     guidance: float | None = None,
     other_data: bool = False,
+    stop: Callable[[], object] | None = None,
+    timeout: float = TIMEOUT,
 ) -> None:
     """Measure the Frechet distance of a model directory, or of a whole run directory.
 
@@ -306,8 +333,9 @@ def evaluate(
     numbers go to `out` (eval-<model> beside it); its data come from `config`, or from the run
     directory that the model lies in. `steps`, `num`, `precision`, `detector` and `guidance` replace
     the config's. `other_data`: a run, or a model in one, is meant to be compared with data other
-    than it was begun with, which is refused otherwise.
+    than it was begun with, which is refused otherwise. `timeout` as in `train`.
     A killed evaluation leaves its samples in eval-state/, and the same call goes on from there.
+    Ctrl-C, other signals and `stop`, asked at every sampling step, end it as they end `train`.
     """
     judged: dict[str, Any] = {"steps": steps} if steps else {}
     judged |= {"num": num} if num is not None else {}
@@ -315,7 +343,7 @@ def evaluate(
     judged |= {"guidance": guidance} if guidance is not None else {}
     asked: dict[str, Any] = {"eval": judged}
     asked |= {"precision": precision} if precision else {}
-    with distributed.session(device, threads, poll) as where:
+    with caught(stop), distributed.session(device, threads, poll, timeout) as where:
         _evaluate(model, config, asked, out, where, Screen(quiet), other_data)
 
 
@@ -365,6 +393,7 @@ def _evaluate(
     data = placed(distributed.together(lambda: _seen_by(loaded, resolved, screen)))
     judge = Judge.of(data, resolved, where, screen, loaded)
     folder = path.parent / f"eval-{path.name}" if out is None else _path(resolved, out)
+    distributed.from_first(lambda: check_out(folder))
     distributed.from_first(lambda: _make(folder))
     inside = lies_in_run and config is None
     weights = "not known"

@@ -1,6 +1,7 @@
 """Model directories: config.json, model.safetensors, and the manifest that vouches for both."""
 
 import json
+import os
 import reprlib
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,37 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 KEYS = ("model", "steps")  # of config.json
 
 
+# Keys of a manifest that pdfast itself writes and reads.
+RESERVED = {"exported", "files", "format", "group_norm_silu", "imported", "manifest_sha256"}
+RESERVED |= {"round", "seed", "source", "steps", "versions"}
+
+
+def save(model: Model, path: str | Path, **facts: Any) -> None:
+    """Write a model directory, to be read by `pdfast.load`.
+
+    `facts` go into its manifest: names and what JSON can hold. `path` is a new folder, an empty
+    one, or a model directory as it was written, which is replaced; nothing that pdfast did not
+    write is ever deleted. Raises UsageError for any other `path`, and for a fact of a name that
+    the manifest itself has; PdfastError if it cannot be written.
+    """
+    if taken := sorted(RESERVED & facts.keys()):
+        raise UsageError(f"the manifest has its own {taken[0]}: give that fact another name")
+    try:
+        json.dumps(facts, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            f"the manifest is JSON, which cannot hold these facts ({files.reason(error)}): pass "
+            "numbers, texts, lists and dicts"
+        ) from None
+    save_model(model, path, **facts)
+
+
 def save_model(model: Model, path: str | Path, **facts: Any) -> None:
-    """Write a model directory; `facts` go into its manifest. Raises PdfastError if it cannot."""
-    path = Path(path)
+    """Write a model directory, with any `facts` in its manifest; otherwise as `save`."""
+    if not str(path):
+        raise UsageError("path is empty: name a folder")
+    path = Path(os.path.abspath(path))
+    files.check_replaceable(path)  # before anything is made
     if model.calls > 1:
         raise UsageError(
             "a guided teacher is no network of its own: save the model that was guided, and call "

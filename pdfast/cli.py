@@ -148,7 +148,7 @@ def _fail(message: str, code: int) -> int:
     """Print one line on stderr, of several processes once; returns the code."""
     message = " ".join(message.split())
     if launched():
-        from pdfast.distributed import first_to_say
+        from pdfast.board import first_to_say
 
         if not first_to_say(message):
             return code

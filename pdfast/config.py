@@ -7,6 +7,7 @@ torch, so that `--help` is quick.
 
 import dataclasses
 import math
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -75,6 +76,9 @@ class LoopConfig:
     """Decoupled weight decay."""
     ema_decay: float = 0.0
     """Decay per update of the averaged weights, which become the model; 0: none are kept."""
+    ema_warmup: bool = True
+    """Average over fewer updates at first: the decay after k updates is at most (1 + k) / (10 + k),
+    so that the averages reach over about the last tenth of the updates, and forget the first."""
     grad_clip: float = 1.0
     """Largest norm of the whole gradient; 0: not clipped."""
     max_skipped: int = 10
@@ -418,3 +422,13 @@ def config_names() -> list[str]:
 def dump_config(config: Config) -> str:
     """The config as TOML text that `load_config` reads back."""
     return tomli_w.dumps(to_table(config))
+
+
+def is_dumped(text: str) -> bool:
+    """Whether `dump_config` of this version or an earlier one made the text."""
+    try:
+        table = tomllib.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    whole = {"name", "seed", "data", "model", "train", "distill", "eval"} <= table.keys()
+    return whole and tomli_w.dumps(table) == text

@@ -111,7 +111,10 @@ class Replay:
 
     def close(self) -> None:
         """Give the graph's memory back."""
-        self._graph, self._work = None, _closed
+        if self._graph is not None:
+            self._graph = None
+            torch.cuda.empty_cache()  # until then PyTorch keeps the graph's pool reserved
+        self._work = _closed
 
 
 def _closed() -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from pdfast import files, sources
 from pdfast.errors import UsageError
+from pdfast.marked import save_npz, save_png
 from pdfast.plots import grid, rows
 from pdfast.progress import Screen
 from pdfast.sources.pictures import BLOCK
@@ -32,21 +33,21 @@ def make(
     channels: int = 0,
     labels: bool = False,
     duplicates: Duplicates = "drop",
+    force: bool = False,
     screen: Screen,
 ) -> None:
     """Write `source` to the new file `out`, an .npz, and a contact sheet (.png) beside it.
 
     Images become uint8 (N, size, size, channels) under `images`, by centre crop and antialiased
     resize; channels 0: 3 if any has colour, else 1. `labels`: their classes too, int64 (N,) under
-    `labels`. Raises UsageError for a source that cannot be read or has no labels, and PdfastError
-    if `out` cannot be written.
+    `labels`. `force`: replace both files where pdfast wrote them. Raises UsageError for a source
+    that cannot be read or has no labels, and PdfastError if `out` cannot be written.
     """
     sheet = out.with_suffix(".png")
     if out.suffix != ".npz":
         raise UsageError(f"--out {out} must be an .npz")
     for path in (out, sheet):
-        if path.exists():
-            raise UsageError(f"{path} is there already: choose another --out, or remove it")
+        files.check_new(path, force)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -70,8 +71,10 @@ def make(
     if classes is not None:
         arrays["labels"] = classes
     picture = _contact_sheet(images, classes)
-    files.write_file(out, lambda stage: np.savez(stage, **arrays))
-    files.write_file(sheet, picture.save)
+    for path in (out, sheet):
+        files.check_new(path, force)  # reading may have taken long
+    files.write_file(out, lambda stage: save_npz(stage, **arrays))
+    files.write_file(sheet, lambda stage: save_png(picture, stage))
     what = {"keep": "kept", "drop": "dropped"}[duplicates]
     screen.say(
         f"{out}: {_summary(images, classes)}; exact duplicates {what}: {repeated:,}; {sheet}"

@@ -50,13 +50,22 @@ def distill_rounds(run: Run, data: Dataset, device: torch.device) -> Model:
             f"{alpha:.1e} at u = 1, so that it cannot be distilled as it is: round 1 moves it to "
             f"{run.student_head} at the same {config.distill.start_steps} steps"
         )
+    made = _rounds_made(run, drawable(student))
+    for round_ in range(1, made + 1):
+        run.clear_states(round_)
+    if made == config.distill.num_rounds:
+        return peers.select(run.load(run.round_dir(made), device), config.peers)
     precision = numerics.precision_of(config.precision, device)
     low = numerics.lowered(student, precision)  # cast once a round
     guidance = config.eval.guidance
     if drawable(low):
         teacher_row = sample_row(guided(low, guidance), config.eval.baseline_steps, config.seed)
-    before = _distance(run, 0, guided(low, guidance), config.distill.start_steps, judge)
-    for round_ in range(1, config.distill.num_rounds + 1):
+    if made:
+        student = peers.select(run.load(run.round_dir(made), device), config.peers)
+        low = numerics.lowered(student, precision)
+    steps = config.distill.steps_after(made) if made else config.distill.start_steps
+    before = _distance(run, made, guided(low, guidance), steps, judge)
+    for round_ in range(made + 1, config.distill.num_rounds + 1):
         steps, path = config.distill.steps_after(round_), run.round_dir(round_)
         if run.has(path):
             run.clear_states(round_)
@@ -78,6 +87,21 @@ def distill_rounds(run: Run, data: Dataset, device: torch.device) -> Model:
             )
         before = distance
     return student
+
+
+def _rounds_made(run: Run, drawn: bool) -> int:
+    """The rounds, from the first on, of which nothing is left to be done.
+
+    `drawn`: a picture belongs to each.
+    """
+    made = 0
+    while made < run.config.distill.num_rounds and _logged(run, made) is not None:
+        path = run.round_dir(made + 1)
+        whole = run.has(path) and (not drawn or run.has_picture(f"{path.name}.png"))
+        if not whole or _logged(run, made + 1) is None:
+            break
+        made += 1
+    return made
 
 
 def _distill_round(

@@ -1,110 +1,54 @@
 """Several processes of one run, as torchrun starts them, one to a GPU; alone, all is a no-op.
 
 Outside a `session`, and with one process, `size()` is 1 and every function does nothing more than
-its one process needs. Inside, all processes must reach the same functions in the same order.
+its one process needs. Inside, all processes must reach the same functions in the same order: what
+decides whether one is reached is the same on all, as the config is, or is told by `from_first`.
 
 - Words of the host (`largest`, `from_first`), samples (`gather`) and features (`to_first`) go by
   gloo and never touch the GPU's queue; tensors of the device (`all_reduce`, `broadcast`) go by nccl
   on CUDA, by gloo on a CPU.
-- Waiting has no limit of its own, for process 0 may work alone for long. A process that has ended
-  is noticed by its closed connection: a waiting one raises `ProcessLost` at once, and one that is
-  held up elsewhere, by the GPU say, is ended after `GRACE` seconds, with the same words.
+- Waiting has no limit of its own, for process 0 may work alone for long. A process that has ended,
+  or that does not answer, is noticed by `heartbeat`, and a waiting one raises `ProcessLost`.
 - Process 0 alone writes. The others read what it wrote, so all need the same file system.
 """
 
 import contextlib
-import functools
-import hashlib
-import itertools
 import json
-import os
-import sys
-import threading
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import PrefixStore
-from torch.distributed.rendezvous import rendezvous
 
 from pdfast.config import Config
 from pdfast.device import choose_device
 from pdfast.errors import PdfastError, Stopped, UsageError
-from pdfast.launch import launched
+from pdfast.heartbeat import FAILED, GOODBYE
+from pdfast.joining import Session, join
+from pdfast.launch import TIMEOUT, check_timeout, launched
 
 T = TypeVar("T")
-GRACE = 10.0  # seconds that a process has to notice, in its own work, that another one has ended
-JOIN_LIMIT = 600.0  # seconds for all processes to start
-FOREVER = timedelta(days=365)
-WATCH_TAG = 1  # of the words below; no other message has a tag
-GOODBYE, FAILED = 1, 2  # what a process that leaves tells the ones that watch it
 
-
-class ProcessLost(PdfastError):  # noqa: N818  # the error is the other process's
-    """Another process of the run has ended, so that this one cannot go on."""
-
-    def __init__(self) -> None:
-        rank, size = os.environ["RANK"], os.environ["WORLD_SIZE"]
-        super().__init__(
-            f"process {rank} of {size}: another process of this run has ended; its own message "
-            "says why; the last saved state is whole, and the same command goes on from there"
-        )
-
-
-@dataclass(frozen=True)
-class _Session:
-    rank: int
-    size: int
-    of_device: dist.ProcessGroup | None
-    """The group of the device's tensors; None: gloo's, which is the default group."""
-    left: threading.Event
-    watchers: tuple[threading.Thread, ...]
-
-
-_session: _Session | None = None
-_sessions = itertools.count()
-
-
-def first_to_say(text: str) -> bool:
-    """Whether no other process of this run has said this; True where that cannot be known.
-
-    A mistake that every process finds is so told once.
-    """
-    if not launched() or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        return True
-    try:
-        return bool(_store().add(f"said/{hashlib.sha256(text.encode()).hexdigest()}", 1) == 1)
-    except (RuntimeError, ValueError):
-        return True
-
-
-@functools.cache
-def _store() -> Any:
-    """The run's board of notes, which torchrun keeps (or process 0, under another launcher)."""
-    store = next(rendezvous("env://"))[0]
-    return PrefixStore(f"pdfast/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-
-
-# ------------------------------------------------------------------------------------------
-# Coming and going
+_session: Session | None = None
 
 
 @contextlib.contextmanager
 def session(
-    device: str, threads: int, poll: Callable[[], None] = lambda: None
+    device: str,
+    threads: int,
+    poll: Callable[[], None] = lambda: None,
+    timeout: float = TIMEOUT,
 ) -> Iterator[torch.device]:
     """Work together with the other processes while the block runs; gives this process's device.
 
     `device` and `threads` are those of `choose_device`. All leave the block together; one that
     leaves it by an exception ends the others. `poll` is called first, and while processes are
-    waited for. Raises UsageError as `choose_device` does, ProcessLost if not all come.
+    waited for. One that does not answer ends the others within `timeout` seconds. Raises UsageError
+    as `choose_device` does, ProcessLost if not all come.
     """
+    check_timeout(timeout)
     where = choose_device(device, threads)
     if where.type == "cuda":
         torch.cuda.set_device(where)  # whose streams, events and graphs are meant from here on
@@ -113,7 +57,7 @@ def session(
         yield where
         return
     global _session
-    joined = _session = _join(where, poll)
+    joined = _session = join(where, poll, timeout)
     word = FAILED
     try:
         yield where
@@ -121,78 +65,9 @@ def session(
         word = GOODBYE
     finally:
         _session = None
-        joined.left.set()
-        for peer in _watched(joined.rank, joined.size):  # they watch this one as well
-            with contextlib.suppress(RuntimeError):
-                sending = dist.isend(torch.tensor([word]), peer, tag=WATCH_TAG)
-                assert sending is not None
-                sending.wait(timedelta(seconds=5))
+        joined.heartbeat.close(word)
         if word == GOODBYE:  # after a failure a collective may be stuck, which this would wait for
-            for watcher in joined.watchers:
-                watcher.join()
             dist.destroy_process_group()
-
-
-def _join(device: torch.device, poll: Callable[[], None]) -> _Session:
-    if dist.is_initialized():
-        raise UsageError(
-            "torch.distributed is in use already, by your script or by a call of pdfast that "
-            "failed: start the processes anew, and leave its set-up to pdfast"
-        )
-    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    of_device, left = None, threading.Event()
-    store = PrefixStore(f"session-{next(_sessions)}", _store())
-    _meet(store, rank, size, poll)
-    with _peers():  # one may end while the others connect
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=FOREVER)
-        dist.all_reduce(torch.zeros(1))  # none goes on, maybe to fail, before all are connected
-        if device.type == "cuda":
-            # nccl's own watchdog would abort the process, without a word of ours.
-            os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
-            of_device = dist.new_group(backend="nccl", timeout=FOREVER)
-            # Connects, which must have happened before a graph is captured.
-            dist.all_reduce(torch.zeros(1, device=device), group=of_device)
-    watchers = [
-        threading.Thread(target=_watch, args=(peer, left), daemon=True)
-        for peer in _watched(rank, size)
-    ]
-    for watcher in watchers:
-        watcher.start()
-    return _Session(rank, size, of_device, left, tuple(watchers))
-
-
-def _meet(store: Any, rank: int, size: int, poll: Callable[[], None]) -> None:
-    """Wait until all processes are here; then either all go on, or all give up."""
-    store.set(f"here/{rank}", "")
-    limit = time.monotonic() + JOIN_LIMIT
-    while not store.check([f"here/{other}" for other in range(size)]):
-        try:
-            if time.monotonic() > limit or store.check(["verdict"]):
-                raise ProcessLost
-            poll()
-        except PdfastError:
-            if store.compare_set("verdict", "", "give up") == b"give up":
-                raise
-            return  # too late, the others are going on
-        time.sleep(0.05)
-    if store.compare_set("verdict", "", "go on") != b"go on":
-        raise ProcessLost
-
-
-def _watched(rank: int, size: int) -> Sequence[int]:
-    """Whom a process watches: 0 all others, they 0; so the end of any ends all in two steps."""
-    return [0] if rank else range(1, size)
-
-
-def _watch(peer: int, left: threading.Event) -> None:
-    """Wait for the peer's last word, or for its connection to close."""
-    word = torch.zeros(1, dtype=torch.int64)
-    with contextlib.suppress(RuntimeError):
-        dist.recv(word, peer, tag=WATCH_TAG)
-    if int(word) == GOODBYE or left.wait(GRACE):
-        return
-    print(f"pdfast: {ProcessLost()}", file=sys.stderr, flush=True)
-    os._exit(ProcessLost.exit_code)
 
 
 # ------------------------------------------------------------------------------------------
@@ -212,16 +87,18 @@ def size() -> int:
 @contextlib.contextmanager
 def _peers() -> Iterator[None]:
     """What goes wrong between processes, as ProcessLost."""
+    assert _session is not None
+    session = _session
     try:
         yield
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:  # gloo's and nccl's
-        raise ProcessLost from error
+        raise session.lost() from error
 
 
 @contextlib.contextmanager
-def _alone() -> Iterator[None]:
+def alone() -> Iterator[None]:
     """This process works by itself: nothing in the block waits for the others."""
     global _session
     session, _session = _session, None
@@ -357,7 +234,7 @@ def together(function: Callable[[], T]) -> T:
 
 
 def _attempt(function: Callable[[], T]) -> tuple[T | None, PdfastError | None]:
-    with _alone():
+    with alone():
         try:
             return function(), None
         except PdfastError as error:
@@ -386,6 +263,17 @@ def _unpacked(table: dict[str, Any]) -> PdfastError:
     error = PdfastError.__new__(kinds[table["kind"]], table["text"])
     error.exit_code = table["code"]
     return error
+
+
+def check_alike(what: str, mine: str) -> None:
+    """Raise UsageError, on all processes, unless this text is the same on all."""
+    first = from_first(lambda: mine)
+    other = size() - largest(size() - rank() if mine != first else 0)
+    if other < size():
+        theirs = _tell(mine, other)
+        raise UsageError(
+            f"process {other} has {what} {theirs}, where process 0 has {first}: give all the same"
+        )
 
 
 def check_batch(config: Config, *tables: str) -> None:

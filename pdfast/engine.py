@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from pdfast import compilation, distributed, numerics, signals
+from pdfast import averages, compilation, distributed, numerics, signals
 from pdfast.batch import Batch, open_batch
 from pdfast.config import Config, LoopConfig
 from pdfast.cuda_graph import Replay
@@ -167,6 +167,8 @@ def fit(
                 raise signals.stop(f"{title} is saved at update {saved}; run it again to go on")
     seconds = time.perf_counter() - start
     optimizer.average()
+    if note := averages.share_note(cfg, cfg.updates - int(optimizer.skipped[0])):
+        run.screen.warn(f"{title}: {note}")
     loss_end = held_loss(model, objective, held, cfg.accumulate)
     optimizer.release()
     check_held(title, cfg.updates, loss_end)

@@ -25,9 +25,18 @@ class UsageError(PdfastError, ValueError):
 
 
 class Stopped(PdfastError):  # noqa: N818  # it ends a run, but is no error
-    """A signal asked the run to stop, and its state is saved; exit code 128 + signal."""
+    """A signal, or the caller's `stop`, asked the run to stop, and its state is saved.
+
+    The same call goes on from there. Exit code 128 + signal; 1 for `stop`.
+    """
 
     def __init__(self, signum: int, saved: str) -> None:
-        name = signal.Signals(signum).name
-        super().__init__(f"stopped by {name}; {saved}")
-        self.exit_code = 128 + signum
+        """`signum` 0: it was the caller's `stop`."""
+        by = f"by {signal.Signals(signum).name}" if signum else "as stop() asked"
+        super().__init__(f"stopped {by}; {saved}")
+        self.exit_code = 128 + signum if signum else 1
+
+    @property
+    def signum(self) -> int:
+        """The signal; 0 where it was the caller's `stop`."""
+        return max(0, self.exit_code - 128)

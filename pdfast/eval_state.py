@@ -1,13 +1,15 @@
-"""What an evaluation has done so far, so that a killed one goes on: eval-state/.
+"""What an evaluation has done, so that a killed one goes on and none is done again: eval-state/.
 
 A folder for each model at each number of steps, with its samples in parts as they were made, and,
 once they are judged, the figure in their place. Samples depend on no detector and are used by any.
-format.json says which version of pdfast wrote last.
+format.json says which version of pdfast wrote last. When a report is whole, its figures stay.
 """
 
+import contextlib
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,15 +17,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pdfast import files, formats, kept
+from pdfast import files, formats, kept, staging
 from pdfast.files import Damaged
 from pdfast.formats import FIRST, FORMAT
 from pdfast.judge import Figure
 from pdfast.model import SAMPLE_BATCH, Model
+from pdfast.staging import is_left
 from pdfast.version import __version__
 
 FOLDER = "eval-state"
 MARKER = "format.json"
+MODEL = re.compile(r"[0-9a-f]{24}")
+PART = re.compile(r"(samples-\d{9}|figure-[0-9a-f]{24})\.safetensors")
 
 
 class Part(NamedTuple):
@@ -83,6 +88,19 @@ def _described(model: Model, format_: int) -> str | None:
         return json.dumps([table, versions | {"pdfast": FIRST.version}, device])
     del versions["pdfast"]
     return json.dumps([table, versions, device, format_])
+
+
+def is_one(folder: Path) -> bool:
+    """Whether a folder holds what an evaluation has done, and nothing else."""
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    of_models = [
+        path for path in folder.iterdir() if path.name != MARKER and not is_left(path.name)
+    ]
+    if not all(path.is_dir() and MODEL.fullmatch(path.name) for path in of_models):
+        return False
+    inside = (file.name for path in of_models for file in path.iterdir())
+    return all(PART.fullmatch(name) or is_left(name) for name in inside)
 
 
 class EvalState:
@@ -149,6 +167,17 @@ class EvalState:
         marker = self._folder / MARKER
         if not marker.is_file() or marker.read_text("utf-8", "replace") != mark:
             files.write_file(marker, lambda stage: stage.write_text(mark, "utf-8"), sync=False)
+
+
+def forget_samples(folder: Path) -> None:
+    """Remove all samples but those that are shown beside a figure, and what was half-written."""
+    for of_one in [folder, *folder.glob("*/")]:
+        with contextlib.suppress(OSError):  # what cannot be removed may stay
+            staging.sweep(of_one)
+            for path in of_one.glob("samples-*"):
+                path.unlink()
+            if of_one != folder and not any(of_one.iterdir()):
+                of_one.rmdir()
 
 
 def _load(path: Path, facts: dict[str, str]) -> dict[str, Tensor] | None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pdfast import distributed, eval_state, files
+from pdfast import distributed, eval_state, staging
 from pdfast.eval_state import EvalState, Finished, Part
 from pdfast.judge import Figure, Judge
 from pdfast.model import SAMPLE_BATCH, Model
@@ -65,12 +65,12 @@ class Meter:
         return {k: self._measured(name, model, k, marks) for k in sorted(set(steps))}
 
     def _begin(self) -> None:
-        files.sweep(self._folder.parent)
+        staging.sweep(self._folder.parent)
         eval_state.check_format(self._folder)
 
     def clear(self) -> None:
-        """Forget what was kept: the report is whole."""
-        distributed.from_first(lambda: files.remove(self._folder))
+        """Forget the samples that were kept, but not the figures: the report is whole."""
+        distributed.from_first(lambda: eval_state.forget_samples(self._folder))
 
     def _measured(self, name: str, model: Model, steps: int, marks: list[str]) -> Measured:
         judge, state = self.judge, EvalState(self._folder, marks, steps, self.judge.seed)

@@ -116,5 +116,6 @@ def averaging(model_dir: Path, config: Config, student: bool) -> str:
     """What the weights of a run's model are."""
     if "source" in files.read_manifest(model_dir):  # adopted, see distillation.adopt_teacher
         return "as they were given"
-    decay = (config.distill if student else config.train).ema_decay
-    return f"EMA {decay:g}" if decay else "raw"
+    cfg = config.distill if student else config.train
+    warmed_up = ", warmed up" if cfg.ema_warmup else ""
+    return f"EMA {cfg.ema_decay:g}{warmed_up}" if cfg.ema_decay else "raw"

@@ -3,6 +3,7 @@
 - `write_file` makes one file, `write` a directory: under another name, synced, then renamed.
 - A directory's manifest has the size and SHA-256 of every file in it, and its own; `verify` and
   `read` believe nothing before it is checked, so a single altered byte is found and named.
+- What is replaced was written by pdfast, as it is now: see `check_replaceable`.
 
 Model directories (`pdfast.checkpoint`) and saved states (`pdfast.states`) are both of this kind.
 No pickle anywhere, and nothing in a file is trusted: names, sizes and headers are bounded.
@@ -15,7 +16,7 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,8 +26,9 @@ import torch
 from torch import Tensor
 
 from pdfast import formats
-from pdfast.errors import PdfastError
+from pdfast.errors import PdfastError, UsageError
 from pdfast.formats import FORMAT, Written
+from pdfast.staging import beside
 from pdfast.version import __version__
 
 MANIFEST = "manifest.json"
@@ -35,7 +37,8 @@ MAX_HEADER = 2**23  # bytes of a safetensors file's JSON
 HEAD = b'{\n "manifest_sha256": "'  # how a manifest begins; then its digest, taken with zeros there
 DIGITS = 64
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")  # of a file in a manifest
-LEFT = re.compile(r"\.(\d+)\.(tmp|old)\.(.+)")  # process, kind, final name: see `_beside`
+MARK = b"written by pdfast"  # in a file that has no manifest: see pdfast/marked.py
+MARK_WITHIN = 256  # bytes of a file's head
 
 
 class Damaged(PdfastError):  # noqa: N818  # what a directory is found to be
@@ -64,9 +67,11 @@ def write_file(path: Path, save: Callable[[Path], object], sync: bool = True) ->
     """Have `save` write a file under another name of the same suffix; rename it when whole.
 
     `sync`: so that it outlasts a loss of power, for which the disk is waited for. Raises
-    PdfastError, and leaves `path` as it was, when writing fails.
+    PdfastError, and leaves `path` as it was, when writing fails, and UsageError where `path` is a
+    symlink.
     """
-    stage = _beside(path, "tmp")
+    _refuse_symlink(path)
+    stage = beside(path, "tmp")
     try:
         save(stage)
         if sync:
@@ -87,7 +92,7 @@ def write(
 
     `facts` go into the manifest. A directory that was there stays whole until the new one is, and
     is then replaced. The folder that it lies in must be there. Raises PdfastError, and leaves
-    `path` as it was, when writing fails.
+    `path` as it was, when writing fails, and UsageError as `check_replaceable` does.
     """
 
     def fill(stage: Path) -> None:
@@ -102,12 +107,16 @@ def write(
     write_folder(path, fill)
 
 
-def write_folder(path: Path, fill: Callable[[Path], object]) -> None:
+def write_folder(path: Path, fill: Callable[[Path], object], sync: bool = True) -> None:
     """Have `fill` write files and folders into a new directory; it becomes `path` when whole.
 
-    As for `write`, which is this for a directory with a manifest.
+    As for `write`, which is this for a directory with a manifest, and `sync` as for `write_file`.
     """
-    stage, old = _beside(path, "tmp"), _beside(path, "old")
+    path = Path(os.path.abspath(path))  # "." has no name that a stage could lie beside
+    check_replaceable(path)
+    if path.is_file():
+        raise _foreign(f"{path} is a file")
+    stage, old = beside(path, "tmp"), beside(path, "old")
     try:
         stage.mkdir()
         fill(stage)
@@ -115,12 +124,16 @@ def write_folder(path: Path, fill: Callable[[Path], object]) -> None:
         for file in stage.rglob("*"):
             if file.is_file():
                 file.chmod(mode)  # safetensors' own are for the owner alone, whatever the umask
-            fsync(file)
-        fsync(stage)
-        if path.exists():
+            if sync:
+                fsync(file)
+        if sync:
+            fsync(stage)
+        if os.path.lexists(path):
+            check_replaceable(path)  # filling may have taken long
             path.rename(old)
         stage.rename(path)
-        fsync(path.parent)
+        if sync:
+            fsync(path.parent)
     except (OSError, safetensors.SafetensorError) as error:
         if old.exists() and not path.exists():
             old.rename(path)
@@ -132,23 +145,31 @@ def write_folder(path: Path, fill: Callable[[Path], object]) -> None:
 
 
 def seal(path: Path, **facts: Any) -> None:
-    """Write the manifest of a directory, from the files that are in it now."""
+    """Write the manifest of a directory, from the files that are in it and below it now.
+
+    Raises UsageError where it would be too long to be read.
+    """
     listed = {
-        file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)}
-        for file in sorted(path.iterdir())
-        if file.name != MANIFEST
+        file.relative_to(path).as_posix(): {"bytes": file.stat().st_size, "sha256": sha256(file)}
+        for file in sorted(path.rglob("*"))
+        if file.is_file() and file != path / MANIFEST
     }
     blank = {"manifest_sha256": "0" * DIGITS}
     kind = {"format": FORMAT, "files": listed, "versions": versions()}
     manifest = {**blank, **kind, **facts, **blank}
     text = (json.dumps(manifest, indent=1, allow_nan=False) + "\n").encode()
+    if len(text) > MAX_JSON:
+        raise UsageError(
+            f"a manifest of {len(text)} bytes is longer than {MAX_JSON}, the most that is read: "
+            "give it less to hold"
+        )
     digest = hashlib.sha256(text).hexdigest().encode()
     (path / MANIFEST).write_bytes(HEAD + digest + text[len(HEAD) + DIGITS :])
 
 
 def remove(path: Path) -> None:
     """Remove a directory; a process killed meanwhile leaves none that looks damaged."""
-    stage = _beside(path, "tmp")
+    stage = beside(path, "tmp")
     try:
         path.rename(stage)
     except OSError:
@@ -174,37 +195,105 @@ def make_folder(path: Path) -> None:
         fsync(path.parent)
 
 
-def sweep(folder: Path) -> None:
-    """Clear what a killed process left half-written in `folder`, or half-replaced."""
-    for left in folder.glob(".*"):
-        match = LEFT.fullmatch(left.name)
-        if match is None:
-            continue
-        if match[2] == "old" and not (folder / match[3]).exists():
-            left.rename(folder / match[3])  # killed between two renames: the old one still counts
-        elif _alive(int(match[1])):
-            continue
-        elif left.is_dir():
-            shutil.rmtree(left, ignore_errors=True)
-        else:
-            left.unlink(missing_ok=True)
+# ------------------------------------------------------------------------------------------
+# Replacing
 
 
-def _beside(path: Path, kind: str) -> Path:
-    """A name in the same folder, of the same suffix, that `sweep` knows."""
-    return path.with_name(f".{os.getpid()}.{kind}.{path.name}")
+def check_new(path: Path, force: bool = False) -> None:
+    """Raise UsageError where `path` holds anything; with `force`, as `check_replaceable` does."""
+    if force:
+        check_replaceable(path)
+        return
+    _refuse_symlink(path)
+    if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
+        raise UsageError(
+            f"{path} is there already: choose another --out, remove it, or pass --force, which "
+            "replaces what pdfast wrote and nothing else"
+        )
 
 
-def _alive(pid: int) -> bool:
-    if pid == os.getpid():
+def check_replaceable(path: Path) -> None:
+    """Raise UsageError unless replacing `path` loses nothing that pdfast did not write.
+
+    It may be absent, an empty folder or file, a folder that holds exactly the files that its
+    manifest lists, as they were written, and files with pdfast's mark, alone or in a folder. No
+    symlink is followed.
+    """
+    _refuse_symlink(path)
+    if not os.path.lexists(path):
+        return
+    if not path.is_dir():
+        if not _has_mark(path):
+            raise _foreign(f"{path} is not known to be pdfast's")
+        return
+    try:
+        found = sorted(_below(path))
+    except OSError as error:
+        raise _foreign(f"{path} cannot be read ({reason(error)})") from None
+    for name in found:
+        if (path / name).is_symlink():
+            raise _foreign(f"{path} holds a symlink, {name}")
+    if MANIFEST not in found:
+        for name in found:
+            if "/" in name or not _has_mark(path / name):
+                raise _foreign(f"{path} holds {name}, which is not known to be pdfast's")
+        return
+    try:
+        listed = verify(path, nested=True)["files"]
+    except Damaged as error:
+        raise _foreign(f"{path} is not as pdfast wrote it: {error.what}") from None
+    for name in found:
+        if name != MANIFEST and name not in listed:
+            raise _foreign(f"{path} holds {name}, which its {MANIFEST} does not list")
+
+
+def _refuse_symlink(path: Path) -> None:
+    if path.is_symlink():
+        raise _foreign(f"{path} is a symlink")
+
+
+def _foreign(what: str) -> UsageError:
+    return UsageError(f"{what}, and is not replaced: choose another place, or move it away")
+
+
+def _below(path: Path) -> Iterator[str]:
+    """Names, relative to a folder, of what is in it: files, symlinks and empty folders."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for folder, folders, names in os.walk(path, onerror=fail):
+        place = Path(folder)
+        links = [name for name in folders if (place / name).is_symlink()]
+        if not folders and not names and place != path:
+            yield place.relative_to(path).as_posix()
+        yield from ((place / name).relative_to(path).as_posix() for name in (*names, *links))
+
+
+def _has_mark(file: Path) -> bool:
+    """Whether a file is a PNG, a zip (an .npz) or a text with pdfast's mark, or is empty."""
+    if not file.is_file():
         return False
     try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
+        with file.open("rb") as opened:
+            size = opened.seek(0, os.SEEK_END)
+            opened.seek(0)
+            head = opened.read(MARK_WITHIN)
+            opened.seek(max(0, size - len(MARK)))
+            end = opened.read()
+        if head.startswith(b"\x89PNG"):
+            return b"tEXtComment\0" + MARK in head
+        if head.startswith(b"PK"):
+            return end == MARK
+        text = file.read_bytes() if size <= MAX_JSON else b"?"
+        return text == marked_text(text[: text.rfind(b"\n", 0, -1) + 1]) or not text
+    except OSError:
         return False
-    except PermissionError:
-        pass
-    return True
+
+
+def marked_text(text: bytes) -> bytes:
+    """A text, each line ended, with a comment below it by which it is known while unchanged."""
+    return text + b"# %b, SHA-256 %b\n" % (MARK, hashlib.sha256(text).hexdigest().encode())
 
 
 # ------------------------------------------------------------------------------------------
@@ -227,9 +316,12 @@ def read(path: Path) -> Contents:
     return contents
 
 
-def verify(path: Path) -> dict[str, Any]:
-    """The manifest of a directory, every file checked against it; raises as `read` does."""
-    manifest = read_manifest(path)
+def verify(path: Path, nested: bool = False) -> dict[str, Any]:
+    """The manifest of a directory, every file checked against it; raises as `read` does.
+
+    With `nested` it may list files of folders inside.
+    """
+    manifest = read_manifest(path, nested)
     for name, entry in manifest["files"].items():
         file = path / name
         if not file.is_file():
@@ -247,10 +339,11 @@ def verify(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
+def read_manifest(path: Path, nested: bool = False) -> dict[str, Any]:
     """The manifest of a directory, checked against its own digest, with plain file names only.
 
-    How it begins, and what it says of format and version, is the same in every format.
+    With `nested` folders' names may come before them. How it begins, and what it says of format
+    and version, is the same in every format.
     """
     file = path / MANIFEST
     if not file.is_file():
@@ -266,7 +359,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if not isinstance(listed, dict) or not isinstance(manifest.get("versions"), dict):
         raise Damaged(file, "lists no files or no versions")
     for name, entry in listed.items():
-        if not NAME.fullmatch(name) or name == MANIFEST:
+        parts = name.split("/") if nested else [name]
+        if not all(map(NAME.fullmatch, parts)) or name == MANIFEST:
             raise Damaged(file, f"lists {name!r}, which is no plain file name")
         if not isinstance(entry, dict) or not {"bytes", "sha256"} <= entry.keys():
             raise Damaged(file, f"has no size or no SHA-256 for {name}")

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from pdfast import numerics, sources
+from pdfast import averages, numerics, sources
 from pdfast.config import Config, NetConfig, dump_config
 from pdfast.counting import Count, count_update
 from pdfast.progress import Screen, short
@@ -110,6 +110,12 @@ def forecast(
             f"{cfg.updates * cfg.batch:>12,} {_lasts(seconds):>9}"
         )
     screen.say(f"{'total':>9} {'':>6} {'':>9} {'':>8} {'':>12} {_lasts(total):>9}")
+    notes: dict[str, list[str]] = {}
+    for name, cfg, _, _ in phases:
+        notes.setdefault(averages.share_note(cfg, cfg.updates), []).append(name)
+    for note, names in notes.items():
+        if note:
+            screen.warn(f"{', '.join(names)}: {note}")
 
 
 def _lasts(seconds: float) -> str:

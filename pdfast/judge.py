@@ -135,8 +135,9 @@ class Judge:
     def distance(self, images: Tensor) -> float:
         """Distance of images (N, H, W, C), as the set's, from it."""
         moments = Moments()
-        for found in self._features(images):
-            moments.add(found.values)
+        with distributed.alone():
+            for found in self._features(images):
+                moments.add(found.values)
         return frechet_distance(self.reference.gaussian, moments.gaussian())
 
     def figure(self, images: Tensor) -> Figure:
@@ -147,10 +148,12 @@ class Judge:
         moments, by_class = Moments(), defaultdict[int, Moments](Moments)
         points, logits = Rows(min(self.num, scores.MOST)), Rows(self.num)
         start = 0
+        self.reference.find()
+        classes = distributed.from_first(lambda: list(self.classes))
         for found in self._features(images):
             moments.add(found.values)
             stop = start + len(found.values)
-            for label in self.classes:
+            for label in classes:
                 chosen = self._are(label, start, stop).to(found.values.device)
                 by_class[label].add(found.values[chosen])
             if self.detector.weights:

@@ -2,6 +2,10 @@
 
 import os
 
+from pdfast.errors import UsageError
+
+TIMEOUT = 600  # seconds within which a process that does not answer ends the run
+MOST = 10**6  # seconds
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -13,3 +17,9 @@ def launched() -> bool:
 def speaks() -> bool:
     """Whether this process prints what all of them would."""
     return not launched() or os.environ["RANK"] == "0"
+
+
+def check_timeout(seconds: float) -> None:
+    """Raise UsageError for what is no `timeout`."""
+    if not 1 <= seconds <= MOST:
+        raise UsageError(f"timeout must be in 1 .. {MOST} seconds, not {seconds:g}")

@@ -52,6 +52,11 @@ class Lock:
             self.release()
             raise
 
+    @property
+    def excludes(self) -> bool:
+        """Whether others are kept out, which takes a file system that has locks."""
+        return self._file is not None
+
     def is_ours(self) -> bool:
         """Whether the folder still has the file that was locked, or, without locks, is there."""
         return self._path.parent.is_dir() if self._file is None else _names(self._path, self._file)
@@ -71,7 +76,7 @@ class Lock:
 def _open_locked(path: Path, warn: Callable[[str], None]) -> io.FileIO | None:
     """The file, locked; None where the file system has no locks."""
     while True:
-        file = io.FileIO(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+")
+        file = io.FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

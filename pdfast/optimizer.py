@@ -117,6 +117,7 @@ class Optimizer:
             max_skipped=self.cfg.max_skipped,
             weight_decay=self.cfg.weight_decay,
             ema_decay=self.cfg.ema_decay,
+            ema_warmup=self.cfg.ema_warmup,
         )
         self.norm.copy_(norm)
         made, with_loss = self.skipped[1] == 0, self.loss_sum + self.loss

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pdfast.config import Config, PeersConfig
 from pdfast.errors import UsageError
-from pdfast.kernels.adamw import count_skipped
+from pdfast.kernels.adamw import count_skipped, newest_share
 from pdfast.model import Model
 from pdfast.unet import Attention, GroupNormSiLU
 
@@ -126,6 +126,7 @@ def apex_adamw(
     eps: float = 1e-8,
     weight_decay: float = 0.0,
     ema_decay: float = 0.0,
+    ema_warmup: bool = False,
 ) -> Tensor:
     """As `adamw`: FusedAdam's kernel on the flat buffers; the rest in PyTorch; grads are scaled.
 
@@ -144,7 +145,7 @@ def apex_adamw(
     rates = (lr.float(), beta1, beta2, eps, count.int(), decoupled, corrected, weight_decay)
     apply(adam, overflow, lists, *rates, inverse_scale)
     if ema is not None:
-        new = torch.where(count == 1, 1.0, 1.0 - ema_decay).to(ema.dtype).reshape(())
+        new = newest_share(count.double(), ema_decay, ema_warmup).to(ema.dtype).reshape(())
         torch.where(made, ema.lerp(params, new), ema, out=ema)
     if copy is not None:
         torch.where(made, params.to(copy.dtype), copy, out=copy)

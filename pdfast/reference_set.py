@@ -59,11 +59,16 @@ def features_of(detector: Detector, images: Tensor, screen: Screen) -> Iterator[
 
 
 class Reference:
-    """A set of images, seen by a detector. Figures of it are for the first process, but `floor`."""
+    """A set of images, seen by a detector.
+
+    `find` and `floor` are reached by all processes, which share what takes a network. The rest is
+    for the first process, which then works alone: it may come to it at any time, or never.
+    """
 
     def __init__(self, data: Dataset, detector: Detector, screen: Screen) -> None:
         self._data, self._images, self._labels = data, data.images, data.labels
         self._detector, self._screen = detector, screen
+        self._statistics: dict[str, Tensor] | None = None
 
     @property
     def digest(self) -> str:
@@ -73,17 +78,18 @@ class Reference:
     @cached_property
     def gaussian(self) -> Gaussian:
         """Of all images."""
-        return Gaussian(self._statistics["mean"], self._statistics["cov"])
+        return Gaussian(self._found["mean"], self._found["cov"])
 
     @property
     def points(self) -> Tensor:
         """Features, float32 (M, D), of at most 50,000 images, evenly apart; of a network alone."""
-        return self._statistics["points"]
+        return self._found["points"]
 
     @cached_property
     def near(self) -> Neighbourhood:
         """Of `points`, once for all samples; of 50,000 it takes minutes on a CPU."""
-        return Neighbourhood.of(self.points)
+        with distributed.alone():
+            return Neighbourhood.of(self.points)
 
     # -- the floor -------------------------------------------------------------------------
 
@@ -102,7 +108,7 @@ class Reference:
             distances = found["distances"]
             return float(distances.mean()), float(distances.std())
 
-        _ = self._statistics  # found here, where all processes are
+        self.find()
         found = self._kept(f"floor-{num}-{seed}", {"num": str(num), "seed": str(seed)}, count)
         return distributed.from_first(told)
 
@@ -134,12 +140,21 @@ class Reference:
         elif distributed.rank() == 0:
             yield from (part.double() for part in torch.split(self.points, CHUNK))
 
-    @cached_property
-    def _statistics(self) -> dict[str, Tensor]:
-        """Of the features: mean, cov, points; empty on other processes."""
-        found = self._kept("statistics", {}, self._counted)
-        device = self._detector.device or self._images.device
-        return {name: tensor.to(device) for name, tensor in found.items()}
+    def find(self) -> None:
+        """Look at the images, unless the first process has done so. Reached by all processes."""
+        if distributed.from_first(lambda: self._statistics is None):
+            found = self._kept("statistics", {}, self._counted)
+            device = self._detector.device or self._images.device
+            self._statistics = {name: tensor.to(device) for name, tensor in found.items()}
+
+    @property
+    def _found(self) -> dict[str, Tensor]:
+        """Of the features: mean, cov, points; for the first process."""
+        if self._statistics is None:
+            with distributed.alone():
+                self.find()
+        assert self._statistics is not None
+        return self._statistics
 
     def _counted(self) -> dict[str, Tensor]:
         """Mean, covariance, and the features that are kept, in one pass, of all processes."""
@@ -177,7 +192,8 @@ class Reference:
 
     def of_class(self, label: int, num: int, seed: int) -> tuple[Gaussian, float]:
         """The images of a class, and the floor of `num` samples of it: the mean of a few."""
-        features = self._class_features(label)
+        with distributed.alone():
+            features = self._class_features(label)
         gaussian, distances = gaussian_of(features), []
         draws = Draws(seed, Stream.BOOTSTRAP, device=features.device)
         for k in range(CLASS_RESAMPLES):
@@ -212,12 +228,15 @@ class Reference:
         weights = self._detector.weights
         if not weights:
             return make()
-        path = cache_folder() / f"{self.digest[:16]}-{weights[:16]}-{name}.safetensors"
-        facts = {"format": FORMAT, "images": self.digest, "weights": weights, **more}
         found: dict[str, Tensor] = {}
-        if not distributed.from_first(lambda: self._read(path, facts, found)):
+
+        def place() -> tuple[Path, dict[str, str]]:
+            path = cache_folder() / f"{self.digest[:16]}-{weights[:16]}-{name}.safetensors"
+            return path, {"format": FORMAT, "images": self.digest, "weights": weights, **more}
+
+        if not distributed.from_first(lambda: self._read(*place(), found)):
             found |= make()
-            distributed.from_first(lambda: self._write(path, facts, found))
+            distributed.from_first(lambda: self._write(*place(), found))
         return found
 
     def _read(self, path: Path, facts: dict[str, str], found: dict[str, Tensor]) -> bool:

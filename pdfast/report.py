@@ -1,20 +1,24 @@
 """The report of a run or of one model: distances against sampling steps, tables, plot and page."""
 
+import contextlib
 import io
 import json
 import platform
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from pdfast import distributed, numerics
+from pdfast import distributed, eval_state, files, numerics
 from pdfast.config import check_guided_students, dump_config
 from pdfast.data import Dataset
 from pdfast.evaluation import NUM_KEPT, Meter
 from pdfast.facts import averaging, facts_of
 from pdfast.guidance import guided
 from pdfast.judge import Judge
+from pdfast.made_of import Record, digest, digest_of
+from pdfast.marked import METADATA
 from pdfast.model import Model
 from pdfast.page import Section, Table, page
 from pdfast.plots import drawable, picture, plot_distances
@@ -22,6 +26,8 @@ from pdfast.report_tables import QUICK, Curve, Report, as_json
 from pdfast.run import Run
 from pdfast.version import __version__
 
+TABLE, PICTURE = "eval.json", "eval.png"  # of one model
+FORMAT = "1"  # of the report's files; one of another format is made again
 NO_PICTURES = "no pictures: the samples are neither images of 1 or 3 channels nor signals"
 
 
@@ -30,7 +36,8 @@ def report_run(run: Run, data: Dataset, steps: Sequence[int], device: torch.devi
 
     The teacher is sampled at each of `steps` and at the baseline's, each student whose own step
     count is among `steps`, and the last student, at that count. The numbers depend on the saved
-    models, the data and the config alone. A killed evaluation goes on where it was.
+    models, the data and the config alone. A killed evaluation goes on where it was. Nothing is done
+    where the report is there, and of the same models, data, metrics, config, device and versions.
     """
     config, students = run.config, run.students()
     if students:
@@ -51,8 +58,17 @@ def report_run(run: Run, data: Dataset, steps: Sequence[int], device: torch.devi
     def load(path: Path) -> Model:
         return guided(numerics.lowered(run.load(path, device), precision), config.eval.guidance)
 
+    judge, models = Judge.of(data, config, device), [run.teacher_dir, *students.values()]
+    own = run.networks.teacher is not None
+    computed = [eval_state.fingerprint(load(path)) for path in models] if own else []
+    record = Record(
+        run, partial(_made_of, run, judge, models, computed, {*wanted, baseline}, device)
+    )
+    if distributed.from_first(record.holds):
+        run.screen.say(f"report: {run.path / 'report.html'}, {run.path / 'report.md'}: up to date")
+        return
     teacher = load(run.teacher_dir)
-    judge = Judge.of(data, config, device, run.screen, teacher)
+    judge = Judge(data, config.eval.num, config.seed, judge.detector, run.screen, teacher)
     meter = Meter(judge, run)
     of_teacher = meter("teacher", teacher, {*wanted, baseline})
     of_students: Curve = {}
@@ -66,7 +82,8 @@ def report_run(run: Run, data: Dataset, steps: Sequence[int], device: torch.devi
             weights["student"] = averaging(path, config, student=True)
         facts = facts_of(judge, config, teacher, weights)
         shown = data.images[:NUM_KEPT].cpu()
-        _write(Report(run, meter, teacher, shown, facts, of_teacher, of_students))
+        record.forget()
+        record.keep(_write(Report(run, meter, teacher, shown, facts, of_teacher, of_students)))
         return facts.text()
 
     line = distributed.from_first(write)
@@ -75,6 +92,43 @@ def report_run(run: Run, data: Dataset, steps: Sequence[int], device: torch.devi
     seen = f", {shown}" if drawable(teacher) else f"; {NO_PICTURES}"
     run.screen.say(f"report: {run.path / 'report.html'}, {run.path / 'report.md'}{seen}")
     run.screen.say(line)
+
+
+def check_out(folder: Path) -> None:
+    """Raise UsageError where `report_model` would replace what no earlier evaluation wrote."""
+    table, picture, state = (folder / name for name in (TABLE, PICTURE, eval_state.FOLDER))
+    earlier = False
+    if table.is_file():
+        with contextlib.suppress(files.Damaged):
+            earlier = files.read_json(table).keys() >= {"metric", "floor", "facts", "model"}
+    if not earlier:
+        files.check_replaceable(table)
+        files.check_replaceable(picture)
+    if not eval_state.is_one(state):
+        files.check_replaceable(state)
+
+
+def _made_of(
+    run: Run,
+    judge: Judge,
+    models: Sequence[Path],
+    computed: Sequence[str],
+    steps: set[int],
+    device: torch.device,
+) -> dict[str, str]:
+    """All that a run's report depends on; for the first process.
+
+    `computed`: fingerprints of networks of one's own, whose code is in no file of the run.
+    """
+    manifests = {path.name: files.read_manifest(path)["manifest_sha256"] for path in models}
+    return judge.key() | {
+        "format": FORMAT,
+        "models": json.dumps([manifests, computed]),
+        "steps": json.dumps(sorted(steps)),
+        "config": digest(dump_config(run.config)),
+        "metrics": digest_of(run.path / "metrics.jsonl"),
+        "versions": json.dumps([files.versions(), _versions(device)]),
+    }
 
 
 def report_model(name: str, model: Model, out: Run, judge: Judge, averaged: dict[str, str]) -> None:
@@ -88,14 +142,14 @@ def report_model(name: str, model: Model, out: Run, judge: Judge, averaged: dict
     def write() -> str:
         facts = facts_of(judge, out.config, model, averaged)
         figure = plot_distances(judge.metric, meter.floor, [(name, _distances(found))])
-        out.write("eval.png", figure.savefig)
+        out.write(PICTURE, lambda stage: figure.savefig(stage, metadata=METADATA))
         table = as_json(meter, facts, {"model": found})
-        out.write_text("eval.json", json.dumps(table, indent=1) + "\n")
+        out.write_text(TABLE, json.dumps(table, indent=1) + "\n")
         return facts.text()
 
     line = distributed.from_first(write)
     meter.clear()
-    out.screen.say(f"report: {out.path / 'eval.json'}, {out.path / 'eval.png'}")
+    out.screen.say(f"report: {out.path / TABLE}, {out.path / PICTURE}")
     out.screen.say(line)
 
 
@@ -103,8 +157,8 @@ def _distances(found: Curve) -> dict[int, float]:
     return {k: m.distance for k, m in found.items()}
 
 
-def _write(report: Report) -> None:
-    """All files, report.json last: where it is, the others are."""
+def _write(report: Report) -> list[str]:
+    """All files, report.json last: where it is, the others are. Gives their names."""
     run, metric = report.run, report.meter.judge.metric
     curves = [
         ("teacher", _distances(report.teacher)),
@@ -135,6 +189,8 @@ def _write(report: Report) -> None:
     run.write_text("report.html", text)
     table = as_json(report.meter, report.facts, report.curves)
     run.write_text("report.json", json.dumps(table, indent=1) + "\n")
+    names = ["report.md", "report.png", "report.html", "report.json"]
+    return names + (["samples/compare.png"] if drawn else [])
 
 
 def _versions(device: torch.device) -> dict[str, str]:

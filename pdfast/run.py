@@ -3,7 +3,8 @@
 - config.toml, metrics.jsonl, report.html, report.json, report.md, report.png
 - teacher/, round-01-steps-4096/ ...: models, each whole or absent
 - samples/: pictures; state/: the phase in progress; .lock: whose it is at the moment
-- tensorboard/, wandb/: what trackers keep; eval-state/: an evaluation in progress
+- tensorboard/, wandb/: what trackers keep; eval-state/: an evaluation in progress, and, of one that
+  is done, its figures and what the report was made of
 - not-finite-round-00-update-000000123/ ...: what an update began from that would not be finite
 - round-01-steps-4096.damaged/ ...: what was found damaged, and made again
 
@@ -21,8 +22,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pdfast import checkpoint, damage, distributed, files, record, states
-from pdfast.config import Config, Head
+from pdfast import checkpoint, damage, distributed, files, record, staging, states
+from pdfast.config import Config, Head, is_dumped
 from pdfast.damage import Finding
 from pdfast.data import GIVEN, UNKNOWN, Digest
 from pdfast.errors import PdfastError, UsageError
@@ -151,15 +152,16 @@ class Run:
             )
         if not is_run and self.path.is_dir():
             theirs = (p.name for p in self.path.iterdir())
-            if any(name != LOCK and not files.LEFT.fullmatch(name) for name in theirs):
+            if any(name != LOCK and not staging.is_left(name) for name in theirs):
                 raise UsageError(f"{self.path} is not empty and holds no run: choose another --out")
 
     def _take_up(self, resume: Resume) -> None:
         begun = self._begun()
         if begun is not None:
             self._refuse_others(*begun)
+        self._refuse_foreign_config()
         for folder in (self.path, self.path / "samples", self._states):
-            files.sweep(folder)
+            staging.sweep(folder, locked=self._lock is not None and self._lock.excludes)
         if resume == "strict" and self._round_dirs() and not self.teacher_dir.is_dir():
             raise PdfastError(
                 f"{self.teacher_dir}, the teacher of the rounds that are there, is gone: put it "
@@ -170,7 +172,9 @@ class Run:
         self._put_aside(broken, resume)
         self._metrics.drop_partial_line()
         now = (Record() if begun is None else begun[1]).now(self.data)
-        self.write_text("config.toml", record.dump(self.config, now))
+        text, path = record.dump(self.config, now), self.path / "config.toml"
+        if not path.is_file() or path.read_bytes() != text.encode():
+            self.write_text("config.toml", text)
         files.make_folder(self.path / "samples")
 
     def _put_aside(self, found: list[Finding], resume: Resume) -> None:
@@ -235,6 +239,21 @@ class Run:
             return {"config": to_table(config)}
 
         return from_table(Config, distributed.from_first(kept)["config"])
+
+    def _refuse_foreign_config(self) -> None:
+        """Raise UsageError for a config.toml of somebody else, which would be replaced.
+
+        Where a run has begun it is the run's, and may have been edited; its metrics are its first
+        word.
+        """
+        path = self.path / "config.toml"
+        begun = self._metrics.path.exists() or self.teacher_dir.exists() or self._round_dirs()
+        if begun or not path.is_file():
+            return
+        if not is_dumped(path.read_text("utf-8", "replace")):
+            raise UsageError(
+                f"{path} was not written by a run, and is not replaced: choose another --out"
+            )
 
     # -- models ----------------------------------------------------------------------------
 

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 
 from pdfast import checkpoint, distributed, files, numerics
 from pdfast.errors import UsageError
 from pdfast.guidance import guided
+from pdfast.marked import save_npz, save_png
 from pdfast.model import Model
 from pdfast.plots import counted, grid
 from pdfast.progress import Screen
@@ -30,10 +30,16 @@ def sample_to(
     device: str,
     threads: int,
     precision: str,
+    timeout: float,
+    force: bool = False,
 ) -> None:
-    """Sample `num` images and write them to `out`, a folder, an .npz or a .png."""
+    """Sample `num` images and write them to `out`, a folder, an .npz or a .png.
+
+    What is at `out` is refused, or, with `force`, replaced where pdfast wrote it. Raises
+    PdfastError with a sentence that names the fix.
+    """
     screen = Screen()
-    with distributed.session(device, threads, poll) as where:
+    with distributed.session(device, threads, poll, timeout) as where:
         found = numerics.set_up(precision, where)
         model = distributed.together(lambda: checkpoint.load_model(model_dir, where))
         model = numerics.lowered(model, found)
@@ -45,7 +51,7 @@ def sample_to(
                 f"{model_dir} is a teacher, made for any number of steps: pass --steps"
             )
         _check(model, out, num, seed, label)
-        distributed.from_first(lambda: _refuse_mixing(out, num))
+        distributed.from_first(lambda: files.check_new(out, force))
         labels = None if label is None else torch.full((num,), label, dtype=torch.int64)
         with screen.task(f"sampling, {counted(steps)}", steps * Model.calls_for(num)) as task:
 
@@ -58,7 +64,7 @@ def sample_to(
             )
         if model.steps not in (0, steps):
             screen.warn(f"{model_dir} was distilled to {counted(model.steps)}, not to {steps}")
-        distributed.from_first(lambda: _write(images.cpu(), out))
+        distributed.from_first(lambda: _write(images.cpu(), out, force))
         screen.say(f"{num} images in {counted(steps)} (seed {seed}): {out}")
 
 
@@ -76,34 +82,23 @@ def _check(model: Model, out: Path, num: int, seed: int, label: int | None) -> N
         raise UsageError(f"--label must be in 0 .. {model.num_classes - 1}")
 
 
-def _refuse_mixing(out: Path, num: int) -> None:
-    """Raise UsageError for a folder with pictures of another set, which would stay."""
-    ours = {_name(k) for k in range(num)}
-    others = sorted(path.name for path in out.glob("*.png") if path.name not in ours)
-    if others and not out.suffix:
-        raise UsageError(
-            f"{out} holds pictures that are not of these {num}, {others[0]} first of "
-            f"{len(others)}: choose another --out, or remove them"
-        )
-
-
-def _name(k: int) -> str:
-    return f"{k:06d}.png"
-
-
-def _write(images: torch.Tensor, out: Path) -> None:
-    """Every file is whole or absent, so that a full disk destroys nothing."""
+def _write(images: torch.Tensor, out: Path, force: bool) -> None:
+    """All images are there or none, so that a full disk destroys nothing."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        if not out.suffix:
-            out.mkdir(exist_ok=True)
     except OSError as error:
         raise files.cannot_write(out, error) from None
+    files.check_new(out, force)  # sampling may have taken long
     if out.suffix == ".npz":
-        files.write_file(out, lambda stage: np.savez(stage, images.numpy()))
+        files.write_file(out, lambda stage: save_npz(stage, arr_0=images.numpy()))
     elif out.suffix == ".png":
-        files.write_file(out, grid(images, max(1, round(len(images) ** 0.5))).save)
+        sheet = grid(images, max(1, round(len(images) ** 0.5)))
+        files.write_file(out, lambda stage: save_png(sheet, stage))
     else:
-        for k, image in enumerate(images.numpy()):
-            picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-            files.write_file(out / _name(k), picture.save, sync=False)  # they are many
+        files.write_folder(out, lambda stage: _write_each(images, stage), sync=False)  # many files
+
+
+def _write_each(images: torch.Tensor, folder: Path) -> None:
+    for k, image in enumerate(images.numpy()):
+        picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+        save_png(picture, folder / f"{k:06d}.png")

@@ -112,7 +112,7 @@ def drop(device, dtype="bf16", shape=LARGE, **draws):
     return dropout.dropout(x, 0.1, **draws)
 
 
-def optimize(device, ema=True, copy="bf16", max_norm=1.0, size=4096, live=True):
+def optimize(device, ema=True, copy="bf16", max_norm=1.0, size=4096, live=True, warmup=True):
     """adamw; all buffers after it. Without `live` they hold nothing, and no memory is touched."""
 
     def buffer(seed, dtype=torch.float32):
@@ -127,6 +127,7 @@ def optimize(device, ema=True, copy="bf16", max_norm=1.0, size=4096, live=True):
     count = torch.tensor([3], device=device)
     skipped = torch.zeros(2, dtype=torch.int64, device=device)
     options = {"max_norm": max_norm, "max_skipped": 10, "weight_decay": 0.1, "ema_decay": 0.999}
+    options["ema_warmup"] = warmup
     norm = adamw.adamw(*buffers, lr, count, loss, skipped, **options)
     return norm, *(b for b in buffers if b is not None), skipped
 
@@ -161,6 +162,7 @@ def _cases():
         yield "dropout", drop, {"shape": shape}
     for size in (1, 4099):
         yield "adamw", optimize, {"size": size}
+    yield "adamw", optimize, {"warmup": False}
     yield "ddim_step", step, {"offset": 1, "shape": SMALL}
 
 

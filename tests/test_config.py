@@ -44,6 +44,7 @@ def test_published_hyper_parameters():
     assert (cifar.distill.start_steps, imagenet.distill.start_steps) == (8192, 1024)
     for config in (cifar, imagenet, lsun):
         assert config.distill.ema_decay == config.distill.weight_decay == 0
+        assert (config.train.ema_decay, config.train.ema_warmup) == (0.9999, False)
         assert config.distill.anneal == "linear"
         assert [config.distill.updates_of(n) for n in (8, 4, 2, 1)] == [50_000] * 2 + [100_000] * 2
         assert config.data.horizontal_flip

@@ -49,6 +49,7 @@ def recorded(monkeypatch):
     fake = SimpleNamespace(
         CUDAGraph=lambda: SimpleNamespace(replay=record.note("replay")),
         Event=lambda: SimpleNamespace(record=record.note("event"), synchronize=record.note("wait")),
+        empty_cache=record.note("empty cache"),
         current_stream=lambda device: record.named("here"),
         graph=record.graph,
         reset_peak_memory_stats=record.note("reset peak"),
@@ -80,6 +81,11 @@ def test_workspaces_are_cleared_around_the_capture(recorded):
     for _ in range(3):
         repeat()
     assert recorded.calls == ["replay", "event", "replay", "event", "wait", "replay", "event"]
+    recorded.calls.clear()
+    repeat.close()
+    assert recorded.calls == ["empty cache"]
+    with pytest.raises(RuntimeError, match="closed"):
+        repeat()
 
 
 def test_a_capture_that_fails_leaves_no_workspace(recorded):

@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from pair import Pair
 from torchrun import ALARM, LIMIT, finish, lost, run, start
 
 import pdfast
-from pdfast import distributed, launch, signals
+from pdfast import board, distributed, joining, launch, signals
 from pdfast.config import Config, dump_config
 from pdfast.device import choose_device
-from pdfast.distributed import ProcessLost
 from pdfast.errors import UsageError
+from pdfast.heartbeat import ProcessLost
 from pdfast.model import Model
 from pdfast.progress import Screen
 from pdfast.run import Run
@@ -115,8 +116,8 @@ def test_one_that_ends_while_the_others_connect(monkeypatch, as_one_of):
         raise RuntimeError("Gloo connectFullMesh failed with ... Connection closed by peer")
 
     as_one_of(2)
-    monkeypatch.setattr(distributed, "_store", dist.HashStore)
-    monkeypatch.setattr(distributed, "_meet", lambda *_: None)
+    monkeypatch.setattr(board, "store", dist.HashStore)
+    monkeypatch.setattr(joining, "_meet", lambda *_: None)
     monkeypatch.setattr(dist, "init_process_group", closed)
     told = pytest.raises(ProcessLost, match="process 1 of 2: another process")
     with told, distributed.session("cpu", 1):
@@ -350,6 +351,28 @@ def test_only_the_first_writes_and_speaks(together):
     }
 
 
+def test_what_must_be_alike_is_compared(tmp_path):
+    def member(rank):
+        with distributed.session("cpu", 1):
+            distributed.check_alike("numbers", "1 2 3")
+            distributed.check_alike("numbers", "1 2 3" + rank * " 4")
+
+    with Pair(tmp_path, member) as pair:
+        assert pair.codes() == [2, 2], pair.said()
+        message = "process 1 has numbers 1 2 3 4, where process 0 has 1 2 3: give all the same"
+        assert [pair.raised(rank) for rank in range(2)] == [message] * 2
+
+
+def test_processes_with_and_without_a_gpu_are_refused(tmp_path):
+    def member(rank):
+        joining.join(torch.device("cuda" if rank else "cpu"), lambda: None, 60)
+
+    with Pair(tmp_path, member) as pair:
+        assert pair.codes() == [2, 2], pair.said()
+        for rank in range(2):
+            assert pair.raised(rank).startswith("GPUs are seen by 1 of the 2 processes: pass")
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -410,10 +433,10 @@ def test_a_killed_process_ends_the_other(run_dir, tmp_path):
 
 HELD_UP = f"""
 import os, pathlib, signal, time
-from pdfast import distributed
+from pdfast import distributed, heartbeat
 
 signal.alarm({ALARM})
-distributed.GRACE = 1.0
+heartbeat.GRACE = 1.0
 signal.signal(signal.SIGTERM, lambda *_: None)
 first_is_in = pathlib.Path("first-is-in")
 with distributed.session("cpu", 1):

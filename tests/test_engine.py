@@ -25,6 +25,7 @@ OPTIONS = {
     "plain": {"grad_clip": 0.0},
     "clip": {"grad_clip": 0.05},
     "ema": {"ema_decay": 0.9},
+    "ema, plain": {"ema_decay": 0.9, "ema_warmup": False},
     "accumulate": {"accumulate": 4},
     "checkpoint": {"checkpoint": True},
     "dropout": {"dropout": 0.25},
@@ -74,9 +75,10 @@ def plain_loop(config, phase, model, teacher, data):
         rise, fall = min(1, (k + 1) / cfg.warmup), 1 - k / cfg.updates
         adamw.param_groups[0]["lr"] = cfg.lr * rise * fall
         adamw.step()
+        decay = min(cfg.ema_decay, (1 + k) / (10 + k)) if cfg.ema_warmup else cfg.ema_decay
         with torch.no_grad():
             for average, p in zip(averages, parameters, strict=True):
-                average.lerp_(p, 1 - cfg.ema_decay if k else 1.0)
+                average.lerp_(p, 1 - decay if k else 1.0)
     with torch.no_grad():
         for average, p in zip(averages, parameters, strict=True):
             p.copy_(average)  # the weights themselves at decay 0

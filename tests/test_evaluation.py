@@ -312,7 +312,7 @@ def test_an_evaluation_by_class_is_in_the_report(evaluated):
         text = (run / name).read_text()
         assert "Distance by class" in text
         assert f"{report['classes']['teacher']['2']['3']:.3f}" in text
-        assert "teacher: EMA 0.9; student: raw" in text
+        assert "teacher: EMA 0.9, warmed up; student: raw" in text
         assert report["facts"]["reference_sha256"][:16] in text
 
 

@@ -10,8 +10,6 @@ from pdfast import files
 from pdfast.errors import PdfastError
 from pdfast.files import Damaged
 
-DEAD = 2**22 - 1  # above any process number in use here
-
 
 @pytest.fixture
 def made(tmp_path):
@@ -147,23 +145,6 @@ def test_a_number_type_that_torch_may_not_have(made, dtype, num):
     files.seal(made)
     with pytest.raises(Damaged, match=r"a\.safetensors cannot be read"):
         files.read(made)
-
-
-def test_sweep_clears_what_a_killed_process_left(made):
-    folder, alive = made.parent, os.getppid()
-    (folder / f".{DEAD}.tmp.made").mkdir()
-    (folder / f".{DEAD}.old.made").mkdir()
-    (folder / f".{alive}.tmp.made").mkdir()
-    (folder / f".{DEAD}.tmp.report.json").write_text("{")
-    (folder / f".{10**30}.tmp.report.json").write_text("{")
-    (folder / ".hidden.file").write_text("not ours")
-    for name in ("gone", "lost"):
-        (folder / name).mkdir()
-    (folder / "gone").rename(folder / f".{DEAD}.old.gone")
-    (folder / "lost").rename(folder / f".{alive}.old.lost")  # its number is another's by now
-    files.sweep(folder)
-    left = sorted(p.name for p in folder.iterdir())
-    assert left == sorted(["made", f".{alive}.tmp.made", ".hidden.file", "gone", "lost"])
 
 
 def test_what_is_put_aside_replaces_nothing(made):

@@ -14,6 +14,7 @@ import safetensors
 import safetensors.torch
 import tomli_w
 import torch
+from engine_cases import changed
 from run_cases import TIMING, metrics, stop_after
 from torch import nn
 
@@ -118,7 +119,7 @@ def test_a_run_ends_where_it_would_have_ended(old, name, capsys):
     run = old / name
     distill(old / "config.toml", run)
     said = " ".join(capsys.readouterr().err.split())
-    assert said.count("warning: ") == 1
+    assert said.count("kept no digest of the data") == 1
     assert f"warning: {run} was begun by pdfast 0.1.0, which kept no digest of the data" in said
     assert not (run / "state").exists()
     for model in MODELS:
@@ -226,8 +227,10 @@ def test_a_config_of_an_old_run_is_a_config_like_any_other():
     mine = load_config(OLD / "config.toml")
     assert old.engine.compile == "off"
     assert mine.engine.compile == Config().engine.compile
-    engine = dataclasses.replace(mine.engine, compile="off")
-    assert dataclasses.replace(mine, engine=engine, precision="fp32", name="old") == old
+    before = {"engine": {"compile": "off"}}
+    before |= {phase: {"ema_warmup": False} for phase in ("train", "distill")}
+    mine = changed(mine, **before)
+    assert dataclasses.replace(mine, precision="fp32", name="old") == old
 
 
 # ------------------------------------------------------------------------------------------
@@ -291,8 +294,9 @@ def test_a_new_field_means_what_was_done_before_it(old, newer_field, monkeypatch
             stop_after(patch, 1)
             with pytest.raises(Stopped):
                 pdfast.distill(old / "config.toml", out=run, threads=1)
-        said = f"{run} was begun by pdfast 0.1.0, and goes on as it was there: train.grad_clip 0.0"
-        assert said in " ".join(capsys.readouterr().out.split())
+        said = " ".join(capsys.readouterr().out.split())
+        assert f"{run} was begun by pdfast 0.1.0, and goes on as it was there: " in said
+        assert "train.grad_clip 0.0" in said
         newest = run / "state" / f"round-00-update-{update:09d}"
         saved = json.loads((newest / "state.json").read_text())
         assert saved["config"]["train"]["grad_clip"] == 0.0

@@ -176,7 +176,7 @@ def on_disk(run):
     """Names in a run, whatever the process that staged them, and the bytes of models and states."""
     found = {}
     for path in (path for path in run.rglob("*") if path.is_file()):
-        name = re.sub(r"/\.\d+\.", "/.PID.", str(path.relative_to(run.parent)))
+        name = re.sub(r"/\.[-\w]+\.(tmp|old)\.", r"/.OWNER.\1.", str(path.relative_to(run.parent)))
         timed = "eval-state" in name  # what is kept there has the seconds that it took
         found[name] = path.read_bytes() if path.suffix == ".safetensors" and not timed else b""
     return found

@@ -139,6 +139,7 @@ def test_a_skipped_update_changes_nothing(tiny, tmp_path, monkeypatch, where, va
 
     optimizer, weights, exp_avg, exp_avg_sq, ema = start
     options = {"max_norm": 0.05, "max_skipped": 1, "weight_decay": 0.01, "ema_decay": 0.9}
+    options["ema_warmup"] = True
     for n, (grad, rate) in enumerate(taken, 1):
         count, one, none = torch.tensor([n]), torch.ones(()), torch.tensor([0, 0])
         adamw(weights, grad, exp_avg, exp_avg_sq, ema, None, rate, count, one, none, **options)
@@ -161,7 +162,7 @@ def test_skipped_updates_are_said_and_their_losses_left_out(tiny, tmp_path, monk
 
     monkeypatch.setattr(Optimizer, "step", watched)
     monkeypatch.setattr("engine_cases.Screen", lambda quiet: Screen())
-    config = config_of(tiny, "train", updates=7, log_every=2, max_skipped=5)
+    config = config_of(tiny, "train", updates=7, log_every=2, max_skipped=5, ema_decay=0.0)
     fit(config, "train", tmp_path)
     lines = [m for m in metrics(tmp_path) if "loss" in m]
     assert [m.get("skipped") for m in lines] == [None, 2, 1, None]

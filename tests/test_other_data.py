@@ -235,7 +235,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def test_one_pass_a_call(made, ended, passes, cache):
-    """For the check, the evaluation in progress and the report; a small set's is not kept."""
+    """For the check, the evaluation in progress and the report together; no small set is kept."""
     pdfast.evaluate(ended, quiet=True)
     assert passes == [NUM]
     distill(made / "set.npz", ended)
@@ -276,7 +276,7 @@ def test_a_large_set_is_gone_through_once(tmp_path, passes, cache, monkeypatch):
 
 
 def test_files_that_are_new_have_no_stamp(tmp_path, monkeypatch):
-    """A file system's clock may stand still between two writes."""
+    """A file system's clock may stand still between two writes; see also where nothing is read."""
     path = write(tmp_path / "set.npz")
     assert sources.stamp(str(path)) == ""
     monkeypatch.setattr(sources, "SETTLED", -(10**12))

@@ -1,14 +1,23 @@
 """The package as an engineer meets it: layout, import names, build."""
 
 import importlib
+import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
+from run_cases import weights
+
 import pdfast
+from pdfast.kernels import group_norm_silu
 
 ROOT = Path(__file__).parents[1]
+FIRST = ("__init__", "__main__", "checkout", "errors", "version")  # what an import begins with
 
 
 def test_public_names():
@@ -116,3 +125,110 @@ def test_an_extension_of_another_torch_is_one_sentence_that_names_the_fix(tmp_pa
     assert "extension does not load" in done.stderr
     assert "--no-build-isolation" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("windows", [False, True])
+def test_a_checkout_without_links_is_told_in_one_sentence(tmp_path, windows):
+    """Where git makes no symbolic links, it writes text files that hold where they led."""
+    (tmp_path / "pdfast").mkdir()
+    for name in ("setup.py", *(f"pdfast/{n}.py" for n in FIRST)):
+        shutil.copy(ROOT / name, tmp_path / name)
+    for name in ("kernels", "configs"):
+        link = ROOT / "pdfast" / name
+        (tmp_path / "pdfast" / name).write_text(os.readlink(link))
+    if windows:
+        on_windows = "import sys\nsys.platform = 'win32'\n"
+        (tmp_path / "sitecustomize.py").write_text(on_windows)
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(tmp_path)}
+
+    def errors(*args):
+        done = subprocess.run(
+            [sys.executable, *args],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stdout) == (1, "")
+        return done.stderr.splitlines()
+
+    folder = tmp_path / "pdfast"
+    expected = f"{folder / 'kernels'} and {folder / 'configs'} should be symbolic links to folders"
+    if windows:
+        expected = "pdfast runs on Linux and macOS: on Windows, clone it anew inside WSL"
+    built, command, imported = (
+        errors("setup.py", "--version"),
+        errors("-m", "pdfast", "doctor"),
+        errors("-c", "import pdfast"),
+    )
+    assert len(built) == len(command) == 1
+    assert built[0].startswith(expected)
+    assert command[0].startswith(f"pdfast: {expected}")
+    assert imported[-1].startswith(f"ImportError: {expected}")
+    if not windows:
+        for name in ("kernels", "configs"):  # as it says
+            (folder / name).unlink()
+            (folder / name).mkdir()
+        subprocess.run([sys.executable, "-c", "import pdfast"], cwd=tmp_path, check=True)
+
+
+OTHER_TORCH = """
+import sys
+import torch
+torch.__version__ = sys.argv.pop(1)
+from pdfast.__main__ import main
+code = main(sys.argv[1:])
+assert "pdfast._C" not in sys.modules
+with open("/proc/self/maps") as file:
+    assert "pdfast/_C." not in file.read()
+sys.exit(code)
+"""
+
+
+def under(version, *args, cwd):
+    """The command where another PyTorch is installed than the extension was built for."""
+    command = [sys.executable, "-c", OTHER_TORCH, version, *args]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
+
+
+def release(minor, patch):
+    """A release of PyTorch, relative to the one that is here."""
+    numbers = [int(number) for number in re.findall(r"\d+", torch.__version__)[:3]]
+    return f"{numbers[0]}.{numbers[1] + minor}.{numbers[2] + patch}+cpu"
+
+
+def test_in_another_patch_release_of_torch_the_reference_runs_with_one_warning(tiny_toml, tmp_path):
+    later, numbers = release(0, 1), torch.__version__.split("+")[0]
+    args = ("--config", str(tiny_toml), "--out", "run", "--device", "cpu", "--threads", "1")
+    done = under(later, "train", *args, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    warning = (
+        f"warning: pdfast's extension was built for PyTorch {numbers}, and PyTorch "
+        f"{later.split('+')[0]} is installed: GroupNorm runs as its slower reference until you "
+        "build it again with pip install --no-build-isolation --force-reinstall --no-deps on "
+        "pdfast\n"
+    )
+    assert done.stderr == warning
+    why = f"PyTorch reference: pdfast was built for PyTorch {numbers}, and this is {later[:-4]}"
+    output = " ".join(done.stdout.split())
+    assert f"group_norm_silu: {why};" in output
+    assert "warning" not in output
+    manifest = json.loads((tmp_path / "run" / "teacher" / "manifest.json").read_text())
+    assert manifest["group_norm_silu"] == why
+    # The model is what the reference gives here.
+    pdfast.train(tiny_toml, out=tmp_path / "here", quiet=True)
+    here, there = (weights(tmp_path / name / "teacher") for name in ("here", "run"))
+    assert all(torch.allclose(tensor, there[name], atol=1e-3) for name, tensor in here.items())
+
+
+def test_in_another_minor_release_of_torch_nothing_runs(tmp_path):
+    version = release(1, 0)
+    done = under(version, "doctor", cwd=tmp_path)
+    assert done.returncode == 1
+    assert f"and PyTorch {version.split('+')[0]} is installed: build it again" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_extension_s_record_is_what_it_was_built_for():
+    assert group_norm_silu._built_for() == group_norm_silu.build_facts()["torch"]

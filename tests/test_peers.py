@@ -117,9 +117,10 @@ def optimizer_case(device="cpu"):
     return [*flat, *zeros, flat[0].clone(), flat[0].bfloat16()]
 
 
-def same_updates(device):
+def same_updates(device, ema_warmup):
     """Five updates, of which the first, the third (its gradient) and the last are skipped."""
     options = {"max_norm": 1.0, "max_skipped": 9, "weight_decay": 0.01, "ema_decay": 0.9}
+    options["ema_warmup"] = ema_warmup
     ours, theirs = optimizer_case(device), optimizer_case(device)
     counts = [torch.zeros(2, dtype=torch.int64, device=device) for _ in range(2)]
     for k in range(1, 6):
@@ -141,9 +142,10 @@ def same_updates(device):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
 
 
-def test_the_apex_optimizer_is_given_what_ours_is(monkeypatch):
+@pytest.mark.parametrize("ema_warmup", [False, True])
+def test_the_apex_optimizer_is_given_what_ours_is(monkeypatch, ema_warmup):
     stand_ins(monkeypatch)
-    same_updates("cpu")
+    same_updates("cpu", ema_warmup)
 
 
 @pytest.mark.apex
@@ -169,8 +171,9 @@ def test_apex_group_norm(film):
     peers.why_not("optimizer") != "" or not torch.cuda.is_available(),
     reason=peers.why_not("optimizer") or "no GPU",
 )
-def test_apex_optimizer():
-    same_updates("cuda")
+@pytest.mark.parametrize("ema_warmup", [False, True])
+def test_apex_optimizer(ema_warmup):
+    same_updates("cuda", ema_warmup)
 
 
 @pytest.mark.xformers

@@ -3,9 +3,8 @@
 import pytest
 import torch
 from harness import table
-from parts import GAPS, gpu_hours, op_times, part_of
+from parts import GAPS, Kernel, gpu_hours, part_of, profiled, write_kernels
 from published import Published, norm_film_silu, plain
-from torch.profiler import ProfilerActivity, profile
 
 from pdfast.kernels.group_norm_silu import group_norm_silu
 from pdfast.op_counter import ATTENTION, NETS, NORMS, OPTIMIZER, OTHER, PARTS, STEPS
@@ -93,15 +92,30 @@ def test_names_of_kernels(name, part):
 
 
 def test_an_op_s_time_is_its_caller_s_part():
-    with profile(activities=[ProfilerActivity.CPU]) as done:
+    def update():
         a = torch.randn(400, 400)
         a @ a
         with torch.profiler.record_function(OPTIMIZER):
             for _ in range(20):
                 a.mul_(1.01)
-    spent = op_times(done)
-    assert set(spent) == {NETS, OPTIMIZER, OTHER}
-    assert min(spent.values()) > 0
+
+    found = profiled(update, 2, torch.device("cpu"))
+    assert set(found.parts) == {NETS, OPTIMIZER, OTHER, GAPS}
+    assert min(found.parts[part] for part in (NETS, OPTIMIZER, OTHER)) > 0
+    launches = {kernel.name: kernel.launches for kernel in found.kernels}
+    assert launches["aten::mul_"] == 20  # of one update
+    assert launches["aten::mm"] == 1
+    seconds = [kernel.seconds for kernel in found.kernels]
+    assert seconds == sorted(seconds, reverse=True)
+    assert sum(seconds) == pytest.approx(sum(found.parts.values()) - found.parts[GAPS])
+
+
+def test_a_table_of_kernels(tmp_path):
+    path = tmp_path / "kernels.tsv"
+    write_kernels(path, "of an update", [Kernel(0.0123, 84.5, "void f<A\t, B>\n(int)")])
+    assert path.read_text() == (
+        "# of an update\nms\tlaunches\tkernel\n12.3000\t84.5\tvoid f<A , B> (int)\n"
+    )
 
 
 def test_price_of_the_paper_s_distillation():
@@ -112,25 +126,34 @@ def test_price_of_the_paper_s_distillation():
 def test_tables():
     update = {"op": "update, distill", "shape": "x, batch 8", "bytes": 0, "kind": "update"}
     parts = dict.fromkeys((*PARTS, GAPS), 0.01)
-    timed = {"rounds": 10, "flops": 5e12, "images_per_s": 80.0}
+    timed = {"rounds": 3, "flops": 5e12, "images_per_s": 80.0}
     timed |= {"datasheet": 1e15, "matmul": 5e14, "parts": parts, "memory": 3e9}
+    eager, beside_c, beside_e = [0.4, 0.4, 0.8], [0.5, 0.5, 0.5], [0.3, 0.3, 0.6]
     rows = [
-        {**update, "who": "(a) eager", "seconds": 0.4, "times": [0.4, 0.4, 0.8], **timed}
-        | {"config": "cifar10"},
+        {**update, "who": "(e) pdfast", "seconds": 0.1, "times": [0.1, 0.1, 0.2], **timed}
+        | {"link": beside_e},
+        {**update, "who": "(a) eager", "seconds": 0.4, "times": eager, **timed}
+        | {"config": "cifar10", "link": eager},
         {**update, "who": "(b) bf16 autocast", "seconds": None, "absent": "left out"},
-        {**update, "who": "(c) compiled", "seconds": 0.2, "times": [0.2, 0.2, 0.4], **timed},
-        {**update, "who": "(d) pdfast", "seconds": 0.1, "times": [0.1, 0.1, 0.2], **timed},
+        {**update, "who": "(c) compiled", "seconds": 0.25, "times": [0.25, 0.25, 0.25], **timed}
+        | {"link": beside_c},
+        {**update, "who": "(g) other norms", "seconds": 0.1, "times": [0.1, 0.1, 0.2], **timed}
+        | {"link": None},
         {"op": "count", "shape": "y", "who": "count", "kind": "count", "seconds": 0, "bytes": 0}
         | {"parts": {NETS: [989_000_000_000_000, 7, 3]}, "peak": 12_000_000},
         {"op": "z", "shape": "s", "who": "eager", "seconds": 1.0, "bytes": 10**9},
     ]
     text = table(rows)
     assert "| s | eager | 1000 | 1 |  | 1.00x |" in text
-    assert (
-        "| (d) pdfast | 100 | 100 to 200 | 80 | 4.00x | 2.00x | 5.0% | 10.0% | 3,000 |  |" in text
-    )
+    end = "5.0% | 10.0% | 3,000 |  |"
+    # Three times as fast as (a), in its own process; (c) is twice as fast as (a) in another.
+    assert f"| (e) pdfast | 100 | 100 to 200 | 80 | 300 | 3.00x | 1.50x | {end}" in text
+    assert f"| (g) other norms | 100 | 100 to 200 | 80 |  |  |  | {end}" in text
     assert "| (b) bf16 autocast | left out |" in text
+    assert text.index("| (a) eager") < text.index("| (b)") < text.index("| (e) pdfast")
     assert "| 61.1 |" in next(line for line in text.splitlines() if line.startswith("| (a) eager"))
-    assert f"| {NETS} | 14.3% | 14.3% | 14.3% |" in text
+    assert f"| {NETS} | 14.3% | 14.3% | 14.3% | 14.3% |" in text
     assert "### y: a count, not a measurement" in text
     assert "| together | 989,000 | 0.00 | 3 | 1000.00 |" in text
+    failed = table([{**update, "who": "(e) pdfast", "seconds": None, "absent": "failed: no"}])
+    assert "| (e) pdfast | failed: no |" in failed

@@ -21,6 +21,7 @@ from pdfast.progress import Screen
 def test_run_directory(straight):
     assert {p.name for p in straight.iterdir()} == {
         "config.toml",
+        "eval-state",
         "metrics.jsonl",
         "report.json",
         "report.html",
@@ -58,6 +59,7 @@ def test_report_is_the_same_when_eval_writes_it_again(straight, tmp_path):
     shutil.copytree(straight, copy)
     for name in ("report.json", "report.md", "report.png", "report.html"):
         (copy / name).unlink()
+    shutil.rmtree(copy / "eval-state")
     pdfast.evaluate(copy, quiet=True)
     assert (copy / "report.json").read_text() == (straight / "report.json").read_text()
     assert (copy / "report.md").is_file()
@@ -327,10 +329,10 @@ def test_a_signal_while_sampling_ends_the_report(straight, tmp_path, monkeypatch
     copy = tmp_path / "run"
     shutil.copytree(straight, copy)
     before = (copy / "report.json").read_text()
-    monkeypatch.setattr(signals, "_requested", signal.SIGINT)
+    monkeypatch.setattr(signals, "_requested", signal.SIGTERM)
     with pytest.raises(Stopped) as stopped:
         pdfast.evaluate(copy, quiet=True)
-    assert stopped.value.exit_code == 130
+    assert stopped.value.exit_code == 143
     assert (copy / "report.json").read_text() == before
 
 

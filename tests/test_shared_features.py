@@ -1,18 +1,25 @@
 """Features that take a network are shared by the processes of an evaluation, to the same bits."""
 
+import itertools
 import json
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 import torchrun
 from conftest import TINY
+from pair import Pair
 
 import pdfast
-from pdfast.config import Config
+from pdfast import distributed
+from pdfast.config import Config, NetConfig
+from pdfast.data import Dataset
+from pdfast.detectors.plain import PIXEL
 from pdfast.eval_state import EvalState
 from pdfast.evaluation import Meter
+from pdfast.judge import Judge
 from pdfast.model import Model
 from pdfast.progress import Screen
 from pdfast.run import Run
@@ -100,3 +107,42 @@ def test_figures_are_the_same(begun, tmp_path, monkeypatch):
         seen = (tmp_path / f"seen-{rank}").read_text().split()
         expected = batches(IMAGES, rank) + 2 * SETS * batches(SAMPLES, rank)
         assert len(seen) == expected
+
+
+def judged():
+    """All figures of one model, each judge asked in another order."""
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (6000, 2, 2, 1), generator=draw, dtype=torch.uint8)
+    data = Dataset(images, torch.randint(0, 2, (6000,), generator=draw))
+    small = {"image_size": 2, "num_classes": 2, "ch_mult": [1], "attn_resolutions": []}
+    torch.manual_seed(0)
+    model = Model(from_table(NetConfig, TINY["model"] | small))
+    orders = itertools.permutations(("distance", "figure", "floor"))
+    return [{what: asked(judge, model, what) for what in order} for judge, order in (
+        (Judge(data, 70, 0, PIXEL, model=model), order) for order in orders
+    )]  # fmt: skip
+
+
+def asked(judge, model, what):
+    if what == "distance":
+        return judge.judge(model, 2)[0]
+    if what == "figure":
+        return judge.figure(judge.stored(model.sample_images(70, 2))).table()
+    return list(judge.floor())
+
+
+def test_processes_agree_in_whatever_order_figures_are_asked_for(tmp_path):
+    """What the first one has looked at before, and the others have not, changes no collective."""
+
+    def member(rank):
+        with distributed.session("cpu", 1):
+            Path(f"judged-{rank}").write_text(json.dumps(judged()))
+
+    with Pair(tmp_path, member) as pair:
+        assert pair.codes() == [0, 0], pair.said()
+    alone = judged()
+    assert len(alone) == 6
+    assert all(figures == alone[0] for figures in alone)
+    assert set(alone[0]["figure"]["classes"]) == {"0", "1"}
+    for rank in range(2):
+        assert json.loads((tmp_path / f"judged-{rank}").read_text()) == alone

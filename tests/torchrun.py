@@ -21,10 +21,10 @@ class Ended(NamedTuple):
     errors: str
 
 
-def start(cwd, *args):
-    """Two processes in a folder; `--` before a flag keeps torchrun from taking it for its own."""
+def start(cwd, *args, processes=2):
+    """Processes in a folder; `--` before a flag keeps torchrun from taking it for its own."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", "2", *map(str, args)]
+    command += ["--nproc-per-node", str(processes), *map(str, args)]
     return subprocess.Popen(
         command,
         cwd=cwd,
@@ -47,9 +47,9 @@ def finish(running):
     return Ended(output, said, {int(rank): int(code) for rank, code in pairs}, errors)
 
 
-def run(cwd, *args):
+def run(cwd, *args, processes=2):
     """Start and finish."""
-    return finish(start(cwd, *args))
+    return finish(start(cwd, *args, processes=processes))
 
 
 def lost(rank):

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from pdfast.commands.shared import DEFAULT_CONFIG, check_alone
+from pdfast.commands.shared import DEFAULT_CONFIG, Force, check_alone
 from pdfast.config import NetConfig, load_config
 from pdfast.tables import check
 
@@ -23,6 +23,8 @@ class Import:
     """Whose it is."""
     out: Path
     """Model directory to write; of a diffusers pipeline also OUT.toml, a config to distil it by."""
+    force: Force = False
+    """Replace what is at --out, where pdfast wrote it and nothing was changed or added since."""
     config: str = ""
     """google: config whose [model] gives the network, which the file does not; the fields of
     [model] are flags."""
@@ -44,7 +46,7 @@ class Import:
             )
             from pdfast.importing.diffusers import import_diffusers
 
-            import_diffusers(str(self.source), self.out, self.steps)
+            import_diffusers(str(self.source), self.out, self.steps, force=self.force)
             return
         check(
             bool(self.config),
@@ -54,7 +56,7 @@ class Import:
         from pdfast.importing.google import import_google
 
         config = dataclasses.replace(config, model=self.model)
-        import_google(self.source, self.out, config, self.steps)
+        import_google(self.source, self.out, config, self.steps, force=self.force)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +70,8 @@ class Export:
     a JSON file that says what its output means."""
     out: Path
     """A new folder."""
+    force: Force = False
+    """Replace what is at --out, where pdfast wrote it and nothing was changed or added since."""
     guidance: float | None = None
     """Guidance weight at which a guided student is written."""
 
@@ -76,4 +80,4 @@ class Export:
         check_alone("export")
         from pdfast.exporting import export
 
-        export(self.model, self.out, self.to, guidance=self.guidance)
+        export(self.model, self.out, self.to, guidance=self.guidance, force=self.force)

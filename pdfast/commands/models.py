@@ -6,13 +6,13 @@ from typing import Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional
 
-from pdfast.commands.shared import Machine
+from pdfast.commands.shared import Force, Machines
 from pdfast.config import Precision
 from pdfast.tables import check
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample(Machine):
+class Sample(Machines):
     """Sample images from a model directory."""
 
     model: Positional[Path]
@@ -24,7 +24,9 @@ class Sample(Machine):
     seed: int = 0
     """Image k depends on the seed and on k alone."""
     out: Path = Path("samples")
-    """A folder for PNG files, or an .npz (uint8 NHWC, arr_0), or a .png (a grid)."""
+    """A new folder for PNG files, or an .npz (uint8 NHWC, arr_0), or a .png (a grid)."""
+    force: Force = False
+    """Replace what is at --out, where pdfast wrote it and nothing was changed or added since."""
     label: int | None = None
     """Class of every image, for a class-conditional model; drawn at random if left out."""
     guidance: float | None = None
@@ -59,11 +61,13 @@ class Sample(Machine):
             precision=self.precision,
             device=self.device,
             threads=self.threads,
+            force=self.force,
+            timeout=self.timeout,
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Eval(Machine):
+class Eval(Machines):
     """Frechet distance against sampling steps, of a model or of a run (whose report it writes)."""
 
     model: Positional[Path]
@@ -98,6 +102,7 @@ class Eval(Machine):
             out=self.out,
             device=self.device,
             threads=self.threads,
+            timeout=self.timeout,
             precision=self.precision,
             detector=self.detector,
             guidance=self.guidance,

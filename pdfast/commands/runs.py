@@ -6,12 +6,12 @@ from typing import Any, Literal
 
 from tyro.conf import FlagCreatePairsOff
 
-from pdfast.commands.shared import DEFAULT_CONFIG, Fields, Machine
+from pdfast.commands.shared import DEFAULT_CONFIG, Fields, Machines
 from pdfast.config import Config, check_distillable, check_own_teacher, check_trainable
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunCommand(Machine):
+class RunCommand(Machines):
     """What `train` and `distill` share."""
 
     config: str = DEFAULT_CONFIG
@@ -31,7 +31,7 @@ class RunCommand(Machine):
 
     def options(self) -> dict[str, Any]:
         """What `pdfast.train` and `pdfast.distill` take beside the config."""
-        names = ("out", "device", "threads", "resume", "track")
+        names = ("out", "device", "threads", "resume", "track", "timeout")
         return {name: getattr(self, name) for name in names}
 
     def forecast(self, distill: bool) -> None:

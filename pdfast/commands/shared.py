@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from tyro.conf import arg
+from tyro.conf import FlagCreatePairsOff, arg
 
 from pdfast.config import Config
-from pdfast.launch import launched
+from pdfast.launch import TIMEOUT, launched
 from pdfast.tables import check
 
 DEFAULT_CONFIG = "digits"
+Force = FlagCreatePairsOff[bool]
 Fields = Annotated[Config, arg(name="")]  # every config field as a flag, --model.ch and so on
 
 
@@ -21,6 +22,15 @@ class Machine:
     """auto (the first GPU, else the CPU; under torchrun each process's own GPU), cpu or cuda:k."""
     threads: int = 0
     """CPU threads; 0: torch's choice."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machines(Machine):
+    """Where to run, of several processes each."""
+
+    timeout: float = TIMEOUT
+    """Of several processes (torchrun): seconds within which one that does not answer ends the run;
+    while they start at least 60. A process answers however long it works."""
 
 
 def check_alone(command: str) -> None:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional
 
-from pdfast.commands.shared import Machine, check_alone
+from pdfast.commands.shared import Force, Machine, check_alone
 from pdfast.config import DataConfig
 from pdfast.tables import check
 
@@ -20,6 +20,8 @@ class Data:
     hf:NAME[:SPLIT], or digits; see data.source. Images may have any size."""
     out: Path
     """A new .npz; a contact sheet, .png, is written beside it."""
+    force: Force = False
+    """Replace what is at --out, where pdfast wrote it and nothing was changed or added since."""
     size: int
     """Height and width in pixels."""
     channels: Literal[0, 1, 3] = 0
@@ -43,6 +45,7 @@ class Data:
             channels=self.channels,
             labels=self.labels,
             duplicates=self.duplicates,
+            force=self.force,
             screen=Screen(),
         )
 

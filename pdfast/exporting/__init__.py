@@ -6,6 +6,7 @@ Each checks what it wrote against the model, and imports its library only when i
 
 import dataclasses
 import importlib
+import os
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -31,23 +32,24 @@ def export(
     to: Target = "diffusers",
     *,
     guidance: float | None = None,
+    force: bool = False,
     quiet: bool = False,
 ) -> Path:
     """Write a model, or a model directory, to the folder `out` for another library; returns it.
 
     `to` is "diffusers" (a `DDIMPipeline` folder with a model card) or "onnx" (the network, and
     a JSON file that says what its output means). A guided student is written as it is at one
-    weight, `guidance`. The model itself is not changed. Raises UsageError
-    for what the format cannot express, naming the field, and PdfastError if `out` holds anything,
-    the library is missing, or what was written does not agree with the model.
+    weight, `guidance`. The model itself is not changed. `force`: replace a folder that holds
+    exactly what an export wrote. Raises UsageError for what the format cannot express, naming the
+    field, and PdfastError if `out` holds anything else, the library is missing, or what was
+    written does not agree with the model.
     """
     if to not in get_args(Target):
         raise UsageError(f"no export to '{to}'{nearest(to, get_args(Target))} (diffusers or onnx)")
     if out == "":
         raise UsageError("out is empty: name a folder")
-    path = Path(out).resolve()
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise UsageError(f"{out} is there already: choose another --out, or remove it")
+    path = Path(os.path.abspath(out))
+    files.check_new(path, force)
     loaded = model if isinstance(model, Model) else load_model(model)
     if guidance is not None:
         loaded = guided(loaded, guidance)
@@ -67,7 +69,13 @@ def export(
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise files.cannot_write(path, error) from None
-    files.write_folder(path, prepared.write)
+
+    def fill(stage: Path) -> None:
+        prepared.write(stage)
+        files.seal(stage, exported=to)  # so that --force knows it
+
+    files.check_new(path, force)  # the check of what is written may have taken long
+    files.write_folder(path, fill)
     Screen(quiet).say(f"{out}: {prepared.line}")
     return path
 

@@ -1,7 +1,7 @@
 """A model's network as one ONNX graph, and a JSON file that says what its output means.
 
-The graph is (z, logsnr[, label]) -> raw output, float32, for any batch. pdfast's own ops are traced
-as their references, and onnxruntime runs the graph beside the model before it is kept.
+The graph is (z, logsnr[, label]) -> raw output, float32, for any batch. group_norm_silu is traced
+as PyTorch's own ops, and onnxruntime runs the graph beside the model before it is kept.
 """
 
 import contextlib
@@ -75,7 +75,7 @@ def trace(net: UNet, inputs: Probe) -> Any:
     net = copy.deepcopy(net)
     for module in net.modules():
         if isinstance(module, GroupNormSiLU):
-            module.op = group_norm_silu.reference
+            module.op = group_norm_silu.eager
     given = {name: value for name, value in inputs._asdict().items() if value is not None}
     batch = torch.export.Dim("batch")
     with quiet():

@@ -46,20 +46,23 @@ class Imported(NamedTuple):
 
 
 def import_diffusers(
-    source: str, out: Path, steps: int | None = None, screen: Screen | None = None
+    source: str,
+    out: Path,
+    steps: int | None = None,
+    screen: Screen | None = None,
+    force: bool = False,
 ) -> Model:
     """Write the model directory `out` from a pipeline; returns the model.
 
     `source` is a folder, or an id on the hub; `steps` is what the model was distilled to, 0 for a
     teacher, which it is unless it is our own export of a student. Beside `out` goes a config to
-    distil it by, `out`.toml. Raises UsageError for what cannot be represented, naming the file and
-    the field, PdfastError for a damaged file.
+    distil it by, `out`.toml. `force`: replace both where pdfast wrote them. Raises UsageError for
+    what cannot be represented, naming the file and the field, PdfastError for a damaged file.
     """
     screen = screen or Screen()
     config = out.parent / f"{out.name}.toml"
     for path in (out, config):
-        if path.exists() and (path == config or not path.is_dir() or any(path.iterdir())):
-            raise UsageError(f"{path} is there already: choose another --out, or remove it")
+        files.check_new(path, force)
     found = load_diffusers(source, steps)
     model, pipeline = found.model, found.pipeline
     facts = {
@@ -105,7 +108,8 @@ def _write_config(path: Path, model: Model, out: Path, screen: Screen) -> None:
         table["eval"] = {"baseline_steps": most, "steps": few}
     command = f"pdfast distill --config {_quoted(path)} --teacher {_quoted(out)}"
     text = f"# {command} --data.source YOUR_IMAGES\n\n{tomli_w.dumps(table)}"
-    files.write_file(path, lambda stage: stage.write_text(text, "utf-8"))
+    content = files.marked_text(text.encode())
+    files.write_file(path, lambda stage: stage.write_bytes(content))
     screen.say(
         f"{path}: a config to distil it from {plan[0]} steps in {plan[1]} "
         f"round{'s' * (plan[1] > 1)}"

@@ -41,17 +41,22 @@ class Imported(NamedTuple):
 
 
 def import_google(
-    source: Path, out: Path, config: Config, steps: int | None = None, screen: Screen | None = None
+    source: Path,
+    out: Path,
+    config: Config,
+    steps: int | None = None,
+    screen: Screen | None = None,
+    force: bool = False,
 ) -> Model:
     """Write the model directory `out` from a training state; returns the model.
 
     `config.model` gives the network, `config.distill.start_steps` tells a teacher from a student
-    unless `steps` does (see `load_google`). Raises UsageError for a file of another network or an
-    `out` that is there, PdfastError for a damaged file.
+    unless `steps` does (see `load_google`). `force`: replace `out` where pdfast wrote it. Raises
+    UsageError for a file of another network or an `out` that is there, PdfastError for a damaged
+    file.
     """
     screen = screen or Screen()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} is there already: choose another --out, or remove it")
+    files.check_new(out, force)
     found = load_google(source, config, steps)
     facts = {
         "from": "google",

@@ -2,7 +2,16 @@
 
 import pytest
 import torch
-from group_norm_checks import CENSUS, DTYPES, check, make, outputs
+from group_norm_checks import (
+    CENSUS,
+    DTYPES,
+    EXTREMES,
+    OUTLIERS,
+    check,
+    make,
+    make_outliers,
+    outputs,
+)
 
 from pdfast.kernels import group_norm_silu as module
 from pdfast.kernels.group_norm_silu import group_norm_silu
@@ -50,10 +59,16 @@ def test_odd_sizes(shape, groups, dtype, mixed):
     check(draws, groups, True)
 
 
-@pytest.mark.parametrize(("mean", "std"), [(1000.0, 1.0), (-1e4, 1e-2), (50.0, 1e3)])
+@pytest.mark.parametrize(("mean", "std"), EXTREMES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_extreme_statistics(mean, std, dtype):
     check([on_gpu((2, 64, 16, 16), dtype, mean=mean, std=std)], 8, True)
+
+
+@pytest.mark.parametrize("where", OUTLIERS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_outliers(where, dtype):
+    check([[t.cuda() for t in make_outliers(where, (1, 16, 64, 64), dtype)]], 2, True)
 
 
 def test_views_and_other_layouts():

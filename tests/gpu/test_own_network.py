@@ -41,6 +41,6 @@ def test_it_can_be_called(tmp_path):
 
 
 def test_what_cannot_be_captured(tmp_path):
-    """The last of this folder: after it PyTorch, up to 2.11, captures nothing in this process."""
+    """The last, by conftest.py: after it PyTorch, up to 2.11, captures nothing in this process."""
     with pytest.raises(PdfastError, match=r"set engine.graph to false"):
         distill(tmp_path / "graph", Waits(), device="cuda")

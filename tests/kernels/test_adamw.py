@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from kernel_checks import DEVICE, FEW, MANY, SEEDS, assert_accepted
 from torch.library import opcheck
 
+from pdfast import averages
+from pdfast.config import TrainConfig
 from pdfast.kernels import adamw as file
 from pdfast.kernels.adamw import adamw, adamw_op, adamw_reference
 
@@ -14,7 +16,8 @@ CASE = {
     "size": st.sampled_from([101, 1000, 1024, 5003]),
     "max_norm": st.sampled_from([0.0, 0.01, 1.0, 1e6]),
     "weight_decay": st.sampled_from([0.0, 0.01, 0.3]),
-    "ema_decay": st.sampled_from([None, 0.0, 0.9, 0.9999]),
+    "ema_decay": st.sampled_from([None, 0.0, 0.3, 0.9, 0.9999]),
+    "ema_warmup": st.booleans(),
     "lr": st.sampled_from([0.0, 1e-4, 0.1]),
     "betas": st.sampled_from([(0.9, 0.999), (0.5, 0.99)]),
     "scale": st.sampled_from([1e-6, 1.0, 1e4]),
@@ -42,14 +45,17 @@ def to(buffers, dtype):
     return [None if b is None else b.clone().to(dtype) for b in buffers[:5]] + [None]
 
 
-def check(copy, size, max_norm, weight_decay, ema_decay, lr, betas, scale, first_step, draw):
+def check(
+    copy, size, max_norm, weight_decay, ema_decay, ema_warmup, lr, betas, scale, first_step, draw
+):
     g = torch.Generator().manual_seed(draw)
     ours = start(size, ema_decay is not None, copy, g)
     if first_step == 1:
         ours[2].zero_(), ours[3].zero_()
     exact, eager = to(ours, torch.float64), to(ours, torch.float32)
-    numbers = (max_norm, *betas, 1e-8, weight_decay, ema_decay or 0.0, 1)
+    numbers = (max_norm, *betas, 1e-8, weight_decay, ema_decay or 0.0, 1, ema_warmup)
     names = ("max_norm", "beta1", "beta2", "eps", "weight_decay", "ema_decay", "max_skipped")
+    names += ("ema_warmup",)
     for step in range(first_step, first_step + 2):
         grads = scale * torch.randn(size, generator=g).to(DEVICE)
         ours[1].copy_(grads), exact[1].copy_(grads), eager[1].copy_(grads)
@@ -167,9 +173,11 @@ def test_a_skipped_update_changes_two_counters_alone(kind, loss, grad, before, a
     assert bool(norm.isnan()) == (grad is not None and grad[1] != grad[1])
 
 
-def test_skipped_updates_are_no_steps(kind):
-    """The same bits as without them: bias correction, and the first average."""
+@pytest.mark.parametrize("ema_warmup", [False, True])
+def test_skipped_updates_are_no_steps(kind, ema_warmup):
+    """The same bits as without them: bias correction, the first average, and its warm-up."""
     options = {"max_norm": 1.0, "max_skipped": 3, "weight_decay": 0.1, "ema_decay": 0.9}
+    options["ema_warmup"] = ema_warmup
     with_some, without = changing(kind), changing(kind)
     for buffers in (with_some, without):
         buffers[2].zero_(), buffers[3].zero_()
@@ -184,6 +192,45 @@ def test_skipped_updates_are_no_steps(kind):
         pairs = zip(bits(with_some), bits(without), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)
     assert (skipped.tolist(), made) == ([5, 0], 4)
+
+
+# ------------------------------------------------------------------------------------------
+# Averages
+
+AVERAGES = [(decay, warmup) for decay in (0.0, 0.3, 0.8, 0.9999) for warmup in (False, True)]
+
+
+@pytest.mark.parametrize(("ema_decay", "ema_warmup"), AVERAGES)
+def test_averages_of_weights_that_jump(kind, ema_decay, ema_warmup):
+    """Twenty updates, each of weights of its own, by the definition in float64."""
+    buffers, generator = changing(kind), torch.Generator().manual_seed(0)
+    options = {"max_norm": 0.0, "max_skipped": 1, "ema_decay": ema_decay, "ema_warmup": ema_warmup}
+    expected, unit = buffers[0].double(), torch.finfo(kind).eps
+    for k in range(20):
+        buffers[0].copy_(torch.randn(SIZE, generator=generator))
+        adamw(*buffers, *counters_of(0.0, k + 1), **options)
+        decay = min(ema_decay, (1 + k) / (10 + k)) if ema_warmup else ema_decay
+        decay = decay if k else 0.0
+        expected = decay * expected + (1 - decay) * buffers[0].double()
+        apart = (buffers[4].double() - expected).norm()
+        assert apart <= 2 * unit * (k + 1) ** 0.5 * expected.norm(), (k, apart)
+    assert torch.equal(buffers[4], buffers[0]) == (ema_decay == 0.0)
+
+
+@pytest.mark.parametrize(("ema_decay", "ema_warmup"), AVERAGES[2:])
+def test_the_share_of_the_first_weights_in_the_averages(kind, ema_decay, ema_warmup, launched):
+    """Averages of weights that are 1 after the first update and 0 after each later one."""
+    cfg = TrainConfig(ema_decay=ema_decay, ema_warmup=ema_warmup)
+    buffers = [torch.zeros(16, dtype=kind, device=DEVICE) for _ in range(5)]
+    options = {"max_norm": 0.0, "max_skipped": 1, "ema_decay": ema_decay, "ema_warmup": ema_warmup}
+    buffers[4].fill_(7.0)  # what was there before does not count
+    for step in range(1, 400):
+        buffers[0].fill_(1.0 if step == 1 else 0.0)
+        adamw(*buffers, None, *counters_of(0.0, step), **options)
+        found = averages.initial_share(cfg, step)
+        assert found == pytest.approx(float(buffers[4][0]), rel=1e-3, abs=1e-30)
+        if launched and step == 50:  # the interpreter takes 15 ms for each
+            break
 
 
 def test_after_the_limit_nothing_is_updated_again(kind):
@@ -213,7 +260,7 @@ def test_every_program_decides_the_same_after_the_first_has_counted(loss, max_sk
 
 def test_the_same_bits_again_with_several_blocks_per_program(monkeypatch):
     monkeypatch.setattr(file, "PROGRAMS", 4)
-    check(torch.bfloat16, 10 * file.BLOCK + 3, 0.1, 0.1, 0.9, 0.1, (0.9, 0.999), 1.0, 1, 0)
+    check(torch.bfloat16, 10 * file.BLOCK + 3, 0.1, 0.1, 0.9, True, 0.1, (0.9, 0.999), 1.0, 1, 0)
     runs = []
     for _ in range(2):
         buffers = start(10 * file.BLOCK + 3, True, None, torch.Generator().manual_seed(0))
@@ -249,7 +296,7 @@ def arguments():
 
 
 def test_registered():
-    numbers = (1.0, 0.9, 0.999, 1e-8, 0.1, 0.9, 1)
+    numbers = (1.0, 0.9, 0.999, 1e-8, 0.1, 0.9, 1, True)
     opcheck(adamw_op, (*arguments().values(), *numbers))
     opcheck(adamw_op, (*(arguments() | {"ema": None, "copy": None}).values(), *numbers))
 

@@ -39,13 +39,25 @@ def inputs(head, shape, layout, num_steps, draw, dtype):
     return z, out, phi, phi_next, head
 
 
+def parts_of(z, out, *rest):
+    """Magnitudes of what z_next is a sum of; with the eps head near pi/2 these cancel."""
+    none = torch.zeros_like(out)
+    total = ddim_step_reference(z, none, *rest).abs()
+    for k in range(out.shape[1] // z.shape[1]):
+        one = none.clone()
+        one.unflatten(1, (-1, z.shape[1]))[:, k] = out.unflatten(1, (-1, z.shape[1]))[:, k]
+        total += ddim_step_reference(torch.zeros_like(z), one, *rest).abs()
+    return total
+
+
 def check(dtype, **case):
     z, out, phi, phi_next, head = inputs(**case, dtype=dtype)
     exact = ddim_step_reference(z.double(), out.double(), phi, phi_next, head)
     eager = ddim_step_reference(z, out.float(), phi, phi_next, head)
     step = ddim_step(z, out, phi, phi_next, head, dtype)
-    assert_accepted(step.z, eager, exact)
-    assert_accepted(step.z_in, eager.to(dtype), exact)
+    parts = parts_of(z.double(), out.double(), phi, phi_next, head)
+    assert_accepted(step.z, eager, exact, parts=parts)
+    assert_accepted(step.z_in, eager.to(dtype), exact, parts=parts)
     assert (step.z_in is step.z) == (dtype == torch.float32)
     assert step.z.is_contiguous(memory_format=torch.channels_last)
 

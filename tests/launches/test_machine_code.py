@@ -138,14 +138,16 @@ def test_sum_of_squares(check, launches, arch):
     check(arch, 4 * adamw.BLOCK, 0, first)
 
 
-ADAMWS = [(90, ema, copy, n) for ema in (0, 1) for copy in (None, "bf16", "fp16") for n in (0, 1)]
-ADAMWS += [(arch, 1, "bf16", 1) for arch in (80, 100)]
+COPIES = (None, "bf16", "fp16")
+ADAMWS = [(90, ema, copy, n, True) for ema in (0, 1) for copy in COPIES for n in (0, 1)]
+ADAMWS += [(arch, 1, "bf16", 1, warmup) for arch in (80, 100) for warmup in (False, True)]
+ADAMWS += [(90, 1, "bf16", 1, False)]
 
 
-@pytest.mark.parametrize(("arch", "ema", "copy", "max_norm"), ADAMWS)
-def test_adamw(check, arch, ema, copy, max_norm):
+@pytest.mark.parametrize(("arch", "ema", "copy", "max_norm", "warmup"), ADAMWS)
+def test_adamw(check, arch, ema, copy, max_norm, warmup):
     block, flat = adamw.BLOCK, 4 + ema
     loads = 4 * flat * block + 8 * adamw.PROGRAMS  # and the partial sums
     stores = (4 * (flat - 1) + (2 if copy else 0)) * block
-    options = {"ema": bool(ema), "copy": copy, "max_norm": float(max_norm)}
+    options = {"ema": bool(ema), "copy": copy, "max_norm": float(max_norm), "warmup": warmup}
     check(arch, loads, stores, paper_s, **options)

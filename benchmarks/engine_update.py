@@ -1,0 +1,115 @@
+"""pdfast's own update, made as `pdfast.engine.fit` makes it, for the benchmarks of updates."""
+
+import copy
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+
+import torch
+from live import enliven
+from published import Phase
+from torch import Tensor
+
+from pdfast import engine, numerics
+from pdfast.batch import open_batch
+from pdfast.config import Config, EngineConfig
+from pdfast.data import Dataset
+from pdfast.distillation import remove_dropout
+from pdfast.model import Model
+from pdfast.op_counter import OPTIMIZER
+from pdfast.optimizer import Optimizer
+from pdfast.rollout import rollout
+from pdfast.training import DataObjective, new_model
+from pdfast.unet import GroupNormSiLU
+
+
+def compile_net(model: Model) -> None:
+    """Compile a model's network as a run does whose engine.compile is on."""
+    model.net.compile(dynamic=False)
+
+
+class Engine:
+    """A trainer of one phase of a config; each `update()` is one update, replayed on a GPU."""
+
+    def __init__(
+        self,
+        config: Config,
+        phase: Phase,
+        images: Tensor,
+        num_steps: int,
+        *,
+        norm: Callable[..., Tensor] | None = None,
+        compiled: bool = False,
+    ) -> None:
+        """`images` uint8 (N, H, W, C), on the device that all runs on; unlabelled.
+
+        `num_steps`: the student's, in distillation. `norm` replaces group_norm_silu. `compiled`:
+        compile the networks, whatever the config says of it.
+        """
+        cfg, device = getattr(config, phase), images.device
+        on_gpu = device.type == "cuda"
+        before = torch.cuda.memory_allocated(device) if on_gpu else 0
+        precision = numerics.set_up(config.precision, device)
+        model = enliven(new_model(config, device))
+        objective = DataObjective(cfg.loss_weight)
+        if phase == "distill":
+            remove_dropout(model)
+            teacher = numerics.lowered(copy.deepcopy(model).eval(), precision)
+            use_norm(teacher, norm)
+            if compiled:
+                compile_net(teacher)
+            objective = rollout(teacher, num_steps, cfg, config.engine)
+        use_norm(model.train(), norm)
+        self.optimizer = Optimizer(model, cfg, numerics.net_dtype(precision))
+        model.set_checkpoint(cfg.checkpoint)
+        if compiled:
+            compile_net(model)
+        batch, _ = open_batch(config, cfg, Dataset(images, None), model, 1, self.optimizer.done)
+        name_for_the_profiler(self.optimizer)
+        objective.begin(batch)
+        work = functools.partial(engine.update, model, objective, self.optimizer, batch)
+        state = [*self.optimizer.tensors(), *objective.carried]
+        self.repeat = engine.Replay(work, state, device)
+        if on_gpu:
+            self.peak = torch.cuda.max_memory_allocated(device) - before  # of the capture
+
+    def update(self) -> Tensor:
+        """One update; returns the mean loss."""
+        self.optimizer.rate.fill_(self.optimizer.cfg.lr)
+        self.repeat()
+        return self.optimizer.loss
+
+    def gradients(self) -> dict[str, Tensor]:
+        """Those of the last update, by parameter."""
+        return self.optimizer._grads
+
+
+def use_norm(model: Model, norm: Callable[..., Tensor] | None) -> None:
+    """Have the model's norms run as `norm`, where one is given."""
+    for module in model.modules():
+        if isinstance(module, GroupNormSiLU) and norm is not None:
+            module.op = norm
+
+
+def name_for_the_profiler(optimizer: Optimizer) -> None:
+    """Put the optimizer's step under its part's name."""
+    step = optimizer.step
+
+    def named() -> None:
+        with torch.profiler.record_function(OPTIMIZER):
+            step()
+
+    optimizer.step = named
+
+
+def with_options(config: Config, phase: Phase, options: Mapping[str, object]) -> Config:
+    """The config with options of [engine], of the phase's table or of its own set."""
+    own = {name: value for name, value in options.items() if name == "precision"}
+    names = {field.name for field in dataclasses.fields(EngineConfig)}
+    of_engine = {name: value for name, value in options.items() if name in names}
+    of_loop = {name: value for name, value in options.items() if name not in names | set(own)}
+    tables = {
+        "engine": dataclasses.replace(config.engine, **of_engine),
+        phase: dataclasses.replace(getattr(config, phase), **of_loop),
+    }
+    return dataclasses.replace(config, **tables, **own)

@@ -1,0 +1,48 @@
+"""The run's board of notes, which torchrun keeps (or process 0, under another launcher)."""
+
+import contextlib
+import functools
+import hashlib
+import os
+import threading
+from typing import Any
+
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
+
+from pdfast.launch import launched
+
+ANSWER = 5.0  # seconds to wait for it before something is said: its machine may be gone
+
+_said: set[str] = set()
+
+
+@functools.cache
+def store() -> Any:
+    """The board: a torch.distributed.Store."""
+    kept = next(rendezvous("env://"))[0]
+    return PrefixStore(f"pdfast/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", kept)
+
+
+def first_to_say(text: str) -> bool:
+    """Whether no process of this run has said this; True where that cannot be known.
+
+    A mistake that every process finds is so told once.
+    """
+    if not launched():
+        return True
+    if text in _said:
+        return False
+    _said.add(text)
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return True
+    first = [True]
+
+    def ask() -> None:
+        with contextlib.suppress(RuntimeError, ValueError):
+            first[0] = store().add(f"said/{hashlib.sha256(text.encode()).hexdigest()}", 1) == 1
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(ANSWER)
+    return first[0]

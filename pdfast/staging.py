@@ -1,0 +1,72 @@
+"""Names for what is written beside its place until it is whole, and what becomes of leftovers.
+
+A name tells which process writes there, and is drawn anew each time: no two are the same, on
+whatever machines or in whatever containers they are made.
+"""
+
+import os
+import re
+import secrets
+import shutil
+import time
+from pathlib import Path
+
+from pdfast import processes
+from pdfast.processes import Process
+
+# Process, kind, final name; version 0.1.0 had the process's number alone.
+LEFT = re.compile(rf"\.(?:({processes.PATTERN})-[0-9a-f]{{8}}|(\d+))\.(tmp|old)\.(.+)")
+ABANDONED = 24 * 3600.0  # seconds without a change after which nobody is taken to write there
+
+
+def beside(path: Path, kind: str) -> Path:
+    """A name in the same folder, of the same suffix, that `sweep` knows; tmp or old."""
+    owner = f"{processes.this()}-{secrets.token_hex(4)}"
+    return path.with_name(f".{owner}.{kind}.{path.name}")
+
+
+def is_left(name: str) -> bool:
+    """Whether a file or folder of this name is one that `beside` named."""
+    return LEFT.fullmatch(name) is not None
+
+
+def sweep(folder: Path, locked: bool = False) -> None:
+    """Clear what a killed process left half-written in `folder`, or half-replaced.
+
+    What a process that lives may be writing stays. Of another machine's or container's processes
+    that cannot be known: what they left is cleared where it has not changed for a day, or, with
+    `locked`, at once: then this process alone may work in the folder, on whatever machine.
+    """
+    for left in folder.glob(".*"):
+        match = LEFT.fullmatch(left.name)
+        if match is None:
+            continue
+        owner, number, kind, name = match[1], match[5], match[6], match[7]
+        if kind == "old" and not (folder / name).exists():
+            left.rename(folder / name)  # killed between two renames: the old one still counts
+        elif _in_use(left, owner, number, locked):
+            continue
+        elif left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
+def _in_use(left: Path, owner: str | None, number: str, locked: bool) -> bool:
+    if owner is None:
+        return int(number) != os.getpid() and processes.exists(int(number))
+    process = Process.parse(owner)
+    if process.is_here():
+        return process.is_alive()
+    return not locked and time.time() - _changed(left) < ABANDONED
+
+
+def _changed(left: Path) -> float:
+    """When a file, or anything in a folder, was last written to."""
+    times = [0.0]
+    for path in (left, *left.rglob("*")):
+        try:
+            times.append(path.lstat().st_mtime)
+        except OSError:  # it has just gone
+            continue
+    return max(times)

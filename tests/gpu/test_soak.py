@@ -1,0 +1,55 @@
+"""Thirteen rounds in one process: each gives back all the memory that it took.
+
+Skipped where there is no GPU.
+"""
+
+import dataclasses
+import gc
+
+import pytest
+import torch
+from engine_cases import changed
+
+import pdfast
+from pdfast import distillation
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+ROUNDS = 13
+ORDINARY = (0, 0)  # the pool of all that no graph owns
+
+
+def test_memory_is_flat_over_the_rounds(tiny, tmp_path, monkeypatch):
+    """What is allocated and reserved after the second round is so, or less, after each later one.
+
+    The first still finds algorithms, makes streams and loads libraries.
+    """
+    used, one_round = [], distillation._distill_round
+
+    def watched(*args):
+        student = one_round(*args)
+        gc.collect()
+        torch.cuda.synchronize()
+        pools = {segment["segment_pool_id"] for segment in torch.cuda.memory_snapshot()}
+        allocated, reserved = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+        used.append((allocated, reserved, len(pools - {ORDINARY})))
+        print(f"round {len(used)}: {allocated:,} bytes allocated, {reserved:,} reserved")
+        return student
+
+    monkeypatch.setattr(distillation, "_distill_round", watched)
+    config = changed(
+        tiny,
+        distill={"start_steps": 2**ROUNDS, "rounds": ROUNDS},
+        engine={"pipeline_teacher": True, "teacher_stream": True},
+    )
+    pdfast.distill(
+        dataclasses.replace(config, save_every=10_000), out=tmp_path, device="cuda:0", quiet=True
+    )
+    assert len(used) == ROUNDS
+    allocated, reserved, pools = zip(*used, strict=True)
+    assert set(pools) == {0}, f"graphs' pools that are still reserved: {pools}"
+    assert set(allocated[1:]) == {allocated[1]}, allocated
+    assert max(reserved[1:]) == reserved[1], reserved

@@ -1,0 +1,85 @@
+"""A function in two processes of a run, forked, so that neither imports anything, by no launcher.
+
+Process 0 has the store; each is an own child of the test, which so sees its exit status.
+"""
+
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from torchrun import ALARM, LIMIT
+
+from pdfast.errors import PdfastError
+from pdfast.launch import VARIABLES
+
+
+def variables(rank, size, port=1):
+    """What torchrun would set."""
+    return dict(zip(VARIABLES, map(str, (rank, size, rank, "localhost", port)), strict=True))
+
+
+class Pair:
+    """Begun at once; a context manager, after which both are gone."""
+
+    def __init__(self, folder, function):
+        """`function` gets the rank, and works in the folder."""
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        self.folder = folder
+        self.pids = [self._fork(rank, port, function) for rank in range(2)]
+
+    def _fork(self, rank, port, function):
+        pid = os.fork()
+        if pid:
+            return pid
+        code = 99
+        try:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(ALARM)
+            os.chdir(self.folder)
+            sys.stderr = Path(f"said-{rank}").open("w")  # noqa: SIM115  # until its end
+            os.dup2(sys.stderr.fileno(), 2)
+            os.environ.update(variables(rank, 2, port))
+            function(rank)
+            code = 0
+        except PdfastError as error:
+            Path(f"raised-{rank}").write_text(str(error))
+            code = error.exit_code
+        except BaseException:
+            traceback.print_exc()
+        finally:  # whatever it met, it must not go on as a second pytest
+            sys.stderr.flush()
+            os._exit(code)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for pid in self.pids:
+            os.kill(pid, signal.SIGKILL)
+        self.codes()
+
+    def until(self, name):
+        """Wait for a file of each process, such as name-0."""
+        end = time.monotonic() + LIMIT
+        while not all((self.folder / f"{name}-{rank}").is_file() for rank in range(2)):
+            assert time.monotonic() < end, self.said()
+            time.sleep(0.02)
+
+    def codes(self):
+        """Exit statuses, waited for; -n for signal n."""
+        pids, self.pids = self.pids, []
+        return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+
+    def said(self):
+        """What each wrote to stderr."""
+        return [(self.folder / f"said-{rank}").read_text() for rank in range(2)]
+
+    def raised(self, rank):
+        """The error that ended a process."""
+        return (self.folder / f"raised-{rank}").read_text()
