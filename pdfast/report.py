@@ -60,7 +60,7 @@ def report_run(run: Run, data: Dataset, steps: Sequence[int], device: torch.devi
 
     judge, models = Judge.of(data, config, device), [run.teacher_dir, *students.values()]
     own = run.networks.teacher is not None
-    computed = [eval_state.fingerprint(load(path)) for path in models] if own else []
+    computed = [eval_state.fingerprints(load(path))[0] for path in models] if own else []
     record = Record(
         run, partial(_made_of, run, judge, models, computed, {*wanted, baseline}, device)
     )

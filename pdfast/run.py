@@ -188,8 +188,12 @@ class Run:
     def _begun(self) -> tuple[Config, Record] | None:
         """What config.toml says, of a directory where something was made; None of another one."""
         path = self.path / "config.toml"
-        made = self.teacher_dir.exists() or self._round_dirs() or states.rounds(self._states)
-        return record.read(path) if made and path.is_file() else None
+        if not path.is_file():
+            return None
+        if self.teacher_dir.exists() or self._round_dirs() or states.rounds(self._states):
+            return record.read(path)
+        record.refuse_newer(path)
+        return None
 
     def _refuse_others(self, saved: Config, begun: Record) -> None:
         """Raise UsageError if the run was begun with values, or data, that are others now."""

@@ -207,7 +207,7 @@ def test_an_evaluation_goes_on_where_it_was(old, how, monkeypatch):
         pdfast.evaluate(run, threads=1, quiet=True)
     assert sampled == [(2, 2, 300 - 256, 256)]
     assert_same_figures(json.loads((run / "report.json").read_text()))
-    assert not (run / "eval-state").exists()
+    assert not list(run.glob("eval-state/*/samples-*"))
 
 
 @pytest.mark.parametrize(("then", "now"), [("true", "on"), ("false", "off")])
@@ -361,6 +361,12 @@ def newer_config(run, **table):
     (run / "config.toml").write_text(tomli_w.dumps(found | table | {"run": said}))
 
 
+def newer_config_alone(run):
+    """Of a run that has made nothing yet."""
+    shutil.rmtree(run / "state")
+    newer_config(run, sparkle=1)
+
+
 def newer_marker(run):
     (run / "eval-state" / "format.json").write_text('{"format": 7, "pdfast": "9.8.7"}')
 
@@ -370,6 +376,7 @@ def newer_marker(run):
     ("name", "folder", "change"),
     [
         ("training", "", newer_config),
+        ("training", "", newer_config_alone),
         ("training", "state/round-00-update-000000007", of_newer),
         ("distilling", "teacher", of_newer),
         ("distilling", "state/round-01-update-000000005", of_newer),
