@@ -231,7 +231,10 @@ class Run:
         """
 
         def kept() -> dict[str, Any]:
-            begun = self._begun()
+            try:
+                begun = self._begun()
+            except OSError as error:
+                raise files.cannot_write(self.path, error) from None
             if begun is None:
                 return {"config": to_table(self.config)}
             config, said = record.as_begun(*begun, self.config)
