@@ -51,6 +51,7 @@ from pdfast.record import Record
 from pdfast.report import check_out, report_model, report_run
 from pdfast.run import BUILT_IN, Networks, Resume, Run
 from pdfast.signals import caught, poll
+from pdfast.streaming import is_streamed
 from pdfast.tables import from_table, to_table
 from pdfast.training import train_teacher
 from pdfast.version import __version__
@@ -126,13 +127,8 @@ def _place(data: Dataset, config: Config, device: torch.device) -> Dataset:
     """The set on the device, or left in host memory to be streamed; see EngineConfig.data."""
     shape, labels = tuple(data.images.shape), "no labels" if data.labels is None else "labels"
     distributed.check_alike("data of", f"shape {shape}, {data.images.dtype}, {labels}")
-    place = config.engine.data
-    if place == "auto":
-        fits = device.type == "cpu" or (
-            data.images.nbytes <= torch.cuda.mem_get_info(device)[0] // 4
-        )
-        place = "device" if fits else "stream"
-    return data.to(device) if place == "device" else data
+    streamed = is_streamed(config.engine.data, data.images.nbytes, device)
+    return data if streamed else data.to(device)
 
 
 def _as_begun(config: Config, out: str | Path | None, quiet: bool, resume: Resume) -> Config:

@@ -8,21 +8,24 @@ import contextlib
 import io
 import itertools
 import os
-import re
 import sys
 from collections.abc import Sequence
 from typing import Any, cast
 
 import tyro
 
+from pdfast import failure
 from pdfast.commands import COMMANDS, DEFAULT_CONFIG, PARSED, Command
 from pdfast.commands.exchange import Import
 from pdfast.commands.runs import Distill, Train
 from pdfast.config import load_config
-from pdfast.errors import PdfastError, UsageError
+from pdfast.errors import UsageError
+from pdfast.flags import explain
 from pdfast.launch import launched, speaks
 from pdfast.tables import nearest
 from pdfast.version import __version__
+
+DEBUG = "--debug"
 
 
 def parse(args: Sequence[str]) -> Command:
@@ -68,30 +71,19 @@ def _tyro(kind: object, args: Sequence[str], prog: str, default: object = None) 
     except SystemExit as exit_:
         if exit_.code == 0:  # --help
             raise
-        raise UsageError(_one_line(errors.getvalue())) from None
-
-
-def _one_line(box: str) -> str:
-    """tyro's framed error as one sentence, with the nearest flag where it names one."""
-    lines = [line.strip("\u2502| ") for line in box.splitlines()[1:]]
-    text = (
-        " ".join(line for line in lines if re.search(r"[\w)]", line))
-        .split("For full helptext")[0]
-        .strip()
-    )
-    text = re.sub(r" Argument helptext.*| \(required\)$|^Error parsing fields[\w.]*: ", "", text)
-    text = re.sub(r" \(applied to [^)]*\)| Arguments are applied to .* can matter\.", "", text)
-    text, _, guess = text.partition("Perhaps you meant:")
-    nearest_flag = re.search(r"--[\w.-]+", guess)
-    if nearest_flag and nearest_flag[0] not in text.split():  # not a flag of another command
-        text = f"{text.strip()}; did you mean {nearest_flag[0]}?"
-    text = text.replace("did you mean --distill.rounds?", "did you mean --rounds?")  # its alias
-    return f"{text[0].lower()}{text[1:]}" if text else "the arguments cannot be read; see --help"
+        mistake = UsageError(explain(errors.getvalue(), args, prog))
+        mistake.add_note(errors.getvalue())
+        raise mistake from None
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Entry point of `pdfast`; returns the exit code."""
-    code = _run(list(sys.argv[1:] if args is None else args))
+    given = list(sys.argv[1:] if args is None else args)
+    failure.ask(DEBUG in given)  # wherever it stands, and before anything can fail
+    try:
+        code = _run([argument for argument in given if argument != DEBUG])
+    finally:
+        failure.ask(False)
     if code and launched():  # an orderly end could wait for another process, which waits for this
         sys.stdout.flush()
         sys.stderr.flush()
@@ -116,8 +108,6 @@ def _run(args: list[str]) -> int:
                 return 0
             command = parse(args or ["--help"])
         command.run()
-    except PdfastError as error:
-        return _fail(str(error), error.exit_code)
     except SystemExit as exit_:
         return int(exit_.code or 0)
     except BrokenPipeError:
@@ -125,39 +115,24 @@ def _run(args: list[str]) -> int:
 
         nobody_listens()
         return 0
-    except OSError as error:
-        return _fail(f"{error.filename or 'output'}: {error.strerror}", 1)
-    except (MemoryError, RuntimeError) as error:
-        if type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
-            return _fail(
-                f"engine.compile: {str(error).splitlines()[0]}; leave it off, or install what "
-                "torch.compile needs, a C++ compiler first",
-                1,
-            )
-        if not _is_out_of_memory(error):
-            raise
-        return _fail(
-            "out of memory: raise accumulate or set checkpoint, in [train] and [distill], or lower "
-            "the batch or the model's size; finished models are whole",
-            1,
-        )
+    except Exception as error:
+        return _fail(error)
     return 0
 
 
-def _fail(message: str, code: int) -> int:
-    """Print one line on stderr, of several processes once; returns the code."""
-    message = " ".join(message.split())
+def _fail(error: Exception) -> int:
+    """Print one line on stderr, of several processes once; returns the exit code.
+
+    Under `--debug` the traceback comes before it, that of every process.
+    """
+    message, code = failure.sentence(error)
+    said = f"pdfast: {message}\n"
+    traced = failure.trace(error) if failure.debugging() else ""
     if launched():
         from pdfast.board import first_to_say
 
-        if not first_to_say(message):
-            return code
-    print(f"pdfast: {message}", file=sys.stderr)
+        said = said if first_to_say(message) else ""
+        if traced:
+            traced = f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']}:\n{traced}"
+    sys.stderr.write(traced + said)  # at once, so that processes do not mix their lines
     return code
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether Python, the CPU's allocator or the GPU's says so."""
-    return isinstance(error, MemoryError) or bool(
-        re.search(r"out of memory|can't allocate memory", str(error), re.IGNORECASE)
-    )

@@ -208,14 +208,14 @@ def from_first(function: Callable[[], T]) -> T:
     """
     if not _session:
         return function()
-    told = ""
+    told, error = "", None
     if rank() == 0:
         value, error = _attempt(function)
         told = _packed(error) if error else json.dumps({"value": value})
     told = _tell(told, 0)
     table = json.loads(told)
     if "value" not in table:
-        raise _unpacked(table)
+        raise _unpacked(table) from error
     return table["value"]  # type: ignore[no-any-return]
 
 
@@ -229,7 +229,7 @@ def together(function: Callable[[], T]) -> T:
     value, error = _attempt(function)
     failed = size() - largest(size() - rank() if error else 0)
     if failed < size():
-        raise _unpacked(json.loads(_tell(_packed(error) if error else "", failed)))
+        raise _unpacked(json.loads(_tell(_packed(error) if error else "", failed))) from error
     return value  # type: ignore[return-value]
 
 

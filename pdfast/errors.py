@@ -5,6 +5,11 @@ import signal
 MAX_TEXT = 1000  # characters of a message
 
 
+def printable(text: str) -> str:
+    """The text as one line that does nothing to a terminal: control characters are escaped."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 class PdfastError(Exception):
     """Something the user can put right; the command line prints it as one line, exit code 1."""
 
@@ -15,7 +20,7 @@ class PdfastError(Exception):
         text = super().__str__()
         if len(text) > MAX_TEXT:  # the file is named at the beginning, the fix at the end
             text = f"{text[: MAX_TEXT // 2]} ... {text[-MAX_TEXT // 2 :]}"
-        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+        return printable(text)
 
 
 class UsageError(PdfastError, ValueError):

@@ -1,16 +1,40 @@
-"""`--dry-run`: what a run will take, counted from its updates; no weight is allocated."""
+"""`--dry-run`: what a run will take.
 
+Parameters, memory and disk are counted; the time of each phase is made of updates and samples that
+are timed on the device at hand, where that can be, and counted elsewhere. Nothing is written.
+"""
+
+import os
 import time
-from typing import Any
 
 import torch
 
-from pdfast import averages, numerics, sources
+from pdfast import averages, numerics, sources, timing
 from pdfast.config import Config, NetConfig, dump_config
 from pdfast.counting import Count, count_update
+from pdfast.counting import Phase as CountedPhase
+from pdfast.errors import UsageError
+from pdfast.launch import launched
+from pdfast.model import SAMPLE_BATCH
+from pdfast.plan import Stage, Update, stages
 from pdfast.progress import Screen, short
+from pdfast.timing import Costs, Timed
 
 MB = 1e6
+READ = 2**28  # bytes of a file of arrays, at most, that is read to see how long that takes
+NAMES: dict[Update, str] = {
+    "train": "updates of the teacher",
+    "fit": "updates of the first fit",
+    "distill": "updates of rounds",
+    "tabulated": "updates of rounds with tabulated FiLM parameters",
+}
+COUNTED: dict[Update, CountedPhase] = {
+    "train": "train",
+    "fit": "fit",
+    "distill": "distill",
+    "tabulated": "distill",
+}
+MEMORY = {"train": "training", "distill": "distillation", "fit": "the first fit"}
 
 
 def num_images(config: Config) -> int | None:
@@ -53,69 +77,174 @@ def forecast(
     screen: Screen,
     distill: bool,
     teacher: NetConfig | None = None,
+    imports: float = 0.0,
 ) -> None:
-    """Print the resolved config, parameters, memory, disk, time, and the table of rounds.
+    """Print the resolved config, parameters, memory, disk, and each phase with its time.
 
-    `teacher`: the network of one from elsewhere, which is not trained here.
+    `teacher`: the network of one from elsewhere, which is not trained here. `imports`: seconds that
+    the process took to begin.
     """
     screen.say(dump_config(config).rstrip())
-    images = num_images(config)
     precision = numerics.set_up(config.precision, device)
-
-    def count(phase: Any) -> Count:
-        net = teacher or config.model.unguided()
-        return count_update(config, phase, device, num_images=images or 0, teacher=net)
-
-    counts: dict[str, tuple[Count, int]] = {}
-    phases: list[tuple[str, Any, Count, int]] = []
-    if teacher is None:
-        train = count("train")
-        counts["training"] = (train, config.train.batch)
-        phases.append(("teacher", config.train, train, 0))
-    if distill:
-        rollout = count("distill")
-        counts["distillation"] = (rollout, config.distill.batch)
-        fit = count("fit") if config.distill.fit_updates else rollout
-        if config.distill.fit_updates:
-            counts["the first fit"] = (fit, config.distill.batch)
-        for round_ in range(1, config.distill.num_rounds + 1):
-            steps = config.distill.steps_after(round_)
-            counted = fit if steps == config.distill.start_steps else rollout
-            phases.append((f"round {round_}", config.distill.loop_of(steps), counted, steps))
-    screen.say("")
-    params = phases[0][2].params
-    screen.say(f"parameters: {params:,}")
-    for name, (counted, batch) in counts.items():
-        screen.say(memory_line(name, counted, batch, device, images is not None))
-    states = 3 * (4 if config.train.ema_decay else 3)
-    disk = (len(phases) + states) * 4 * params
-    screen.say(
-        f"disk: at most {disk / MB:,.0f} MB = {len(phases)} models and {states} more copies in "
-        "three saved states"
-    )
+    start = time.perf_counter()
+    images = num_images(config)
+    counting = time.perf_counter() - start
+    reading = None if images is None else _reading(config, images, screen)
+    plan = stages(config, images or config.eval.num, distill=distill, teacher=teacher)
+    counts = _counts(config, plan, device, images, teacher)
+    _say_sizes(config, plan, counts, device, images, screen)
     rate = matmul_rate(device, numerics.net_dtype(precision))
-    screen.say(
-        f"time on {device}: at least the figures below, which take every counted FLOP at the rate "
-        f"of a large {precision} matrix product here ({rate / 1e9:,.0f} GFLOP/s); sampling for "
-        "the report comes on top"
+    costs = timing.measure(
+        config,
+        plan,
+        counts,
+        device,
+        images=images or 0,
+        rate=rate,
+        teacher=teacher,
+        timed=images is not None,
     )
+    screen.say(f"time on {device}{explained(config, plan, costs, images is not None)}")
+    screen.say(f"not in it: {', '.join(_left_out(config, device, images, reading))}")
     screen.say("")
-    screen.say(f"{'':>9} {'steps':>6} {'updates':>9} {'lr':>8} {'images':>12} {'time':>9}")
-    total = 0.0
-    for name, cfg, counted, steps in phases:
-        seconds = cfg.updates * counted.total.flops / rate
-        total += seconds
-        screen.say(
-            f"{name:>9} {steps or '':>6} {cfg.updates:>9,} {cfg.lr:>8.1e} "
-            f"{cfg.updates * cfg.batch:>12,} {_lasts(seconds):>9}"
-        )
-    screen.say(f"{'total':>9} {'':>6} {'':>9} {'':>8} {'':>12} {_lasts(total):>9}")
+    for line in table(plan, costs, imports + counting + (reading or 0.0)):
+        screen.say(line)
     notes: dict[str, list[str]] = {}
-    for name, cfg, _, _ in phases:
-        notes.setdefault(averages.share_note(cfg, cfg.updates), []).append(name)
+    for stage in plan:
+        if stage.loop is not None and (note := averages.share_note(stage.loop, stage.updates)):
+            notes.setdefault(note, []).append(stage.name)
     for note, names in notes.items():
-        if note:
-            screen.warn(f"{', '.join(names)}: {note}")
+        screen.warn(f"{', '.join(names)}: {note}")
+
+
+def _reading(config: Config, images: int, screen: Screen) -> float | None:
+    """Seconds that reading the data takes; None where it would take long to see."""
+    net = config.model
+    size = images * net.image_size**2 * net.channels
+    try:
+        return sources.seconds(config.data.source, net, arrays=size <= READ)
+    except UsageError as error:
+        screen.warn(f"the run itself would be refused: {error}")
+        return None
+
+
+def _counts(
+    config: Config,
+    plan: list[Stage],
+    device: torch.device,
+    images: int | None,
+    teacher: NetConfig | None,
+) -> dict[Update, Count]:
+    """One update of each kind in the plan."""
+    by_phase: dict[CountedPhase, Count] = {}
+    kinds = dict.fromkeys(stage.update for stage in plan if stage.loop is not None)
+    for phase in dict.fromkeys(COUNTED[kind] for kind in kinds):
+        net = teacher or config.model.unguided()
+        by_phase[phase] = count_update(config, phase, device, num_images=images or 0, teacher=net)
+    return {kind: by_phase[COUNTED[kind]] for kind in kinds}
+
+
+def _say_sizes(
+    config: Config,
+    plan: list[Stage],
+    counts: dict[Update, Count],
+    device: torch.device,
+    images: int | None,
+    screen: Screen,
+) -> None:
+    """Parameters, memory and disk."""
+    phases = {COUNTED[kind]: count for kind, count in counts.items()}
+    params = next(iter(phases.values())).params
+    screen.say("")
+    screen.say(f"parameters: {params:,}")
+    for phase in sorted(phases, key=list(MEMORY).index):
+        batch = (config.train if phase == "train" else config.distill).batch
+        there = images is not None
+        screen.say(memory_line(MEMORY[phase], phases[phase], batch, device, there))
+    models = sum(stage.loop is not None for stage in plan)
+    states = 3 * (4 if config.train.ema_decay else 3)
+    screen.say(
+        f"disk: at most {(models + states) * 4 * params / MB:,.0f} MB = {models} models and "
+        f"{states} more copies in three saved states"
+    )
+
+
+def explained(config: Config, plan: list[Stage], costs: Costs, data: bool) -> str:
+    """What the times are made of; `data`: the data set is there."""
+    rate = f"{costs.rate / 1e9:,.3g} GFLOP/s"
+    if not any(timed.num for timed in costs.updates.values()):
+        why = "since one takes too long here, or more memory than is free"
+        why = why if data else "since the data are not found here"
+        return (
+            ": at least the figures below; no update was timed, "
+            f"{why}, and counted FLOPs take as long as in a large matrix product here ({rate})"
+        )
+    pieces = []
+    for kind, timed in costs.updates.items():
+        num = sum(stage.updates for stage in plan if stage.update == kind)
+        pieces.append((num, NAMES[kind], timed))
+    alike = len({id(timed) for timed in costs.calls.values()}) == 1
+    for net, timed in costs.calls.items():
+        nets = costs.calls if alike else (net,)
+        num = sum(stage.calls.get(n, 0) for stage in plan for n in nets)
+        of = "" if alike else f" of the {net}'s"
+        pieces.append((num, f"network calls{of} for {SAMPLE_BATCH} samples", timed))
+        if alike:
+            break
+    said = "; ".join(
+        f"{num:,} {what} at {_lasts(timed.seconds)} ({_how(timed, rate)})"
+        for num, what, timed in pieces
+    )
+    return f", by what was timed here in {_lasts(costs.spent)}: {said}"
+
+
+def _how(timed: Timed, rate: str) -> str:
+    """How a time is known."""
+    if not timed.num:
+        return f"counted, at {rate}"
+    of, all_ = timed.part
+    return f"{timed.num} timed" + (f" on {of:,} of {all_:,} images" if of < all_ else "")
+
+
+def _left_out(
+    config: Config, device: torch.device, images: int | None, reading: float | None
+) -> list[str]:
+    """What the times do not have."""
+    left = ["saving"]
+    if reading is None:
+        left.append("reading the data")
+    if images is None and not config.eval.num:
+        left.append("samples, as many as there are images")
+    if config.eval.detector != "pixel":
+        left.append(f"features and distances of {config.eval.detector}")
+    if config.engine.compile == "on" or (config.engine.compile == "auto" and device.type == "cuda"):
+        left.append("torch.compile, where engine.compile uses it")
+    if launched():
+        left.append(f"that {os.environ['WORLD_SIZE']} processes share the work")
+    return [*left, "other work on this machine"]
+
+
+def table(plan: list[Stage], costs: Costs, set_up: float) -> list[str]:
+    """The phases, a line each, and how long they last together."""
+    lines = [f"{'':>9} {'steps':>6} {'updates':>9} {'lr':>8} {'images':>12} {'time':>9}"]
+
+    def line(name: str, seconds: float, stage: Stage | None = None) -> None:
+        columns = [""] * 4
+        if stage is not None and stage.loop is not None:
+            cfg = stage.loop
+            images = f"{cfg.updates * cfg.batch:,}"
+            columns = [str(stage.steps or ""), f"{cfg.updates:,}", f"{cfg.lr:.1e}", images]
+        steps, updates, lr, seen = columns
+        lines.append(f"{name:>9} {steps:>6} {updates:>9} {lr:>8} {seen:>12} {_lasts(seconds):>9}")
+
+    total = set_up
+    line("set-up", set_up)
+    for stage in plan:
+        seconds = costs.of(stage)
+        total += seconds
+        line(stage.name, seconds, stage)
+    line("total", total)
+    return lines
 
 
 def _lasts(seconds: float) -> str:
@@ -123,4 +252,4 @@ def _lasts(seconds: float) -> str:
     for least, unit, name in ((5400, 3600, "h"), (90, 60, "min")):
         if seconds >= least:
             return f"{short(seconds / unit, 3)} {name}"
-    return f"{short(seconds, 2)} s"
+    return f"{short(seconds, 2)} s" if seconds >= 1 else f"{short(seconds * 1e3, 3)} ms"

@@ -18,6 +18,7 @@ work alone for long.
 """
 
 import contextlib
+import faulthandler
 import os
 import signal
 import sys
@@ -29,9 +30,11 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from pdfast import failure
 from pdfast.board import first_to_say
 from pdfast.errors import PdfastError
 from pdfast.launch import TIMEOUT
+from pdfast.log import last_words
 from pdfast.processes import Process
 
 GRACE = 10.0  # seconds that a process has to notice, in its own work, that another is lost
@@ -82,7 +85,10 @@ class ProcessLost(PdfastError):  # noqa: N818  # the error is the other process'
 
 
 def say(error: ProcessLost) -> None:
-    """Tell it on stderr, unless a process has."""
+    """Tell it on stderr, unless a process has, and in the logs."""
+    if failure.debugging():
+        faulthandler.dump_traceback()
+    last_words(f"pdfast: {error}")
     if first_to_say(str(error)):
         print(f"pdfast: {error}", file=sys.stderr, flush=True)
 

@@ -167,12 +167,11 @@ class PhaseLog:
             for value, digits in ((loss, 4), (grad_norm, 3))
         )
         self.task.note(f"loss {shown}  {short(rate, 3)} updates/s")
-        if self.run.screen.plain:
-            self.run.screen.say(
-                f"{self.title}: update {done}/{self.cfg.updates}  loss {shown}  "
-                f"grad norm {of_last}  lr {lr:.2e}  {images_per_s:.0f} images/s  "
-                f"{memory} MB  ETA {(self.cfg.updates - done) / rate:.0f} s"
-            )
+        self.run.screen.progress(
+            f"{self.title}: update {done}/{self.cfg.updates}  loss {shown}  "
+            f"grad norm {of_last}  lr {lr:.2e}  {images_per_s:.0f} images/s  "
+            f"{memory} MB  ETA {(self.cfg.updates - done) / rate:.0f} s"
+        )
         if skipped:
             self.run.screen.warn(
                 f"{self.title}: update {done}/{self.cfg.updates}  ({skipped} "

@@ -1,10 +1,13 @@
-"""What a run shows: a progress bar on a terminal, plain lines elsewhere."""
+"""What a run shows: a progress bar on a terminal, plain lines elsewhere, and all of it in a log."""
 
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -17,6 +20,9 @@ from rich.progress import (
 )
 
 from pdfast.launch import speaks
+from pdfast.log import Log
+
+EARLY = 1000  # lines said before there is a log, at most, that go into it
 
 
 def short(value: float, digits: int) -> str:
@@ -63,7 +69,8 @@ def nobody_listens() -> None:
 class Screen:
     """The run's output: `say` prints a line, `task` shows a bar while it lasts.
 
-    Of several processes the first alone has one; the others' is quiet.
+    Of several processes the first alone has one; the others' is quiet. What is said is also
+    written to a log, where there is one, whether it is shown or not.
     """
 
     def __init__(self, quiet: bool = False) -> None:
@@ -75,14 +82,57 @@ class Screen:
             _Console(stderr=True, quiet=not speaks(), **options) if quiet else self.console
         )
         self.plain = quiet or not self.console.is_terminal
+        self._log: Log | None = None
+        self._early: deque[tuple[datetime, str]] = deque(maxlen=EARLY)
 
     def say(self, text: str) -> None:
         """Print one line."""
         self.console.print(text)
+        self.note(text)
+
+    def progress(self, text: str) -> None:
+        """Print one line of how far the work is, unless a bar shows that."""
+        if self.plain:
+            self.console.print(text)
+        self.note(text)
 
     def warn(self, text: str) -> None:
         """Print one line that asks for attention; on stderr where the rest is quiet."""
         self._alarm.print(f"warning: {text}", style="yellow")
+        self.note(f"warning: {text}")
+
+    # -- the log ---------------------------------------------------------------------------
+
+    def note(self, text: str) -> None:
+        """Write lines to the log alone."""
+        if self._log is None:
+            self._early.append((datetime.now(), text))
+        else:
+            self._log.write(text, datetime.now())
+
+    def open_log(self, path: Path) -> None:
+        """Have a log from here on, with what was said before; none but the first process has one.
+
+        Where it cannot be written a warning says so, once.
+        """
+        if self._log is not None or not speaks():
+            return
+
+        def failed(error: OSError) -> None:
+            why = (error.strerror or str(error)).lower()
+            text = f"{path} cannot be written ({why}): the run goes on, and lines are missing there"
+            self._alarm.print(f"warning: {text}", style="yellow")
+
+        self._log = Log(path, failed)
+        while self._early:
+            at, text = self._early.popleft()
+            self._log.write(text, at)
+
+    def close_log(self) -> None:
+        """Have no log any more."""
+        if self._log is not None:
+            self._log.close()
+            self._log = None
 
     @contextmanager
     def task(self, title: str, total: int, done: int = 0) -> Iterator[Task]:

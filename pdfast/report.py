@@ -4,9 +4,10 @@ import contextlib
 import io
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -31,6 +32,24 @@ FORMAT = "1"  # of the report's files; one of another format is made again
 NO_PICTURES = "no pictures: the samples are neither images of 1 or 3 channels nor signals"
 
 
+class SampledAt(NamedTuple):
+    """Numbers of steps that a report samples at."""
+
+    teacher: set[int]
+    student: set[int]
+    """Of the students that have these as their own."""
+
+
+def sampled_at(steps: Iterable[int], baseline: int, students: Iterable[int]) -> SampledAt:
+    """Where a report has samples: `students` are the own steps of those that are there.
+
+    At `steps` and the baseline's; and at the last student's, if they are not more than those.
+    """
+    wanted, own = set(steps), set(students)
+    wanted |= {newest for newest in own if newest == min(own) and newest <= baseline}
+    return SampledAt({*wanted, baseline}, own & wanted)
+
+
 def report_run(run: Run, data: Dataset, steps: Sequence[int], device: torch.device) -> None:
     """Evaluate a run's saved models; write report.json, .md, .png and .html, and pictures.
 
@@ -42,17 +61,13 @@ def report_run(run: Run, data: Dataset, steps: Sequence[int], device: torch.devi
     config, students = run.config, run.students()
     if students:
         check_guided_students(config)
-    baseline = config.eval.baseline_steps
-    wanted = set(steps)
-    if students:
-        newest = min(students)
-        if newest <= baseline:
-            wanted |= {newest}
-        elif newest not in wanted:
-            run.screen.say(
-                f"the student of {newest} steps is not sampled at its own steps, which takes long: "
-                f"pdfast eval {run.path} --steps {newest} does it"
-            )
+    wanted = sampled_at(steps, config.eval.baseline_steps, students)
+    newest = min(students, default=0)
+    if newest not in wanted.student and newest:
+        run.screen.say(
+            f"the student of {newest} steps is not sampled at its own steps, which takes long: "
+            f"pdfast eval {run.path} --steps {newest} does it"
+        )
     precision = numerics.precision_of(config.precision, device)
 
     def load(path: Path) -> Model:
@@ -62,7 +77,8 @@ def report_run(run: Run, data: Dataset, steps: Sequence[int], device: torch.devi
     own = run.networks.teacher is not None
     computed = [eval_state.fingerprints(load(path))[0] for path in models] if own else []
     record = Record(
-        run, partial(_made_of, run, judge, models, computed, {*wanted, baseline}, device)
+        run,
+        partial(_made_of, run, judge, models, computed, wanted.teacher | wanted.student, device),
     )
     if distributed.from_first(record.holds):
         run.screen.say(f"report: {run.path / 'report.html'}, {run.path / 'report.md'}: up to date")
@@ -70,10 +86,10 @@ def report_run(run: Run, data: Dataset, steps: Sequence[int], device: torch.devi
     teacher = load(run.teacher_dir)
     judge = Judge(data, config.eval.num, config.seed, judge.detector, run.screen, teacher)
     meter = Meter(judge, run)
-    of_teacher = meter("teacher", teacher, {*wanted, baseline})
+    of_teacher = meter("teacher", teacher, wanted.teacher)
     of_students: Curve = {}
     for k, path in students.items():
-        if k in wanted:
+        if k in wanted.student:
             of_students |= meter("student", load(path), [k])
 
     def write() -> str:

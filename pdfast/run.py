@@ -1,6 +1,7 @@
 """A run directory: its config, models, metrics and saved states.
 
 - config.toml, metrics.jsonl, report.html, report.json, report.md, report.png
+- log.txt: what was said on the screen, of all resumptions
 - teacher/, round-01-steps-4096/ ...: models, each whole or absent
 - samples/: pictures; state/: the phase in progress; .lock: whose it is at the moment
 - tensorboard/, wandb/: what trackers keep; eval-state/: an evaluation in progress, and, of one that
@@ -22,12 +23,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pdfast import checkpoint, damage, distributed, files, record, staging, states
+from pdfast import checkpoint, damage, distributed, failure, files, record, staging, states
 from pdfast.config import Config, Head, is_dumped
 from pdfast.damage import Finding
 from pdfast.data import GIVEN, UNKNOWN, Digest
 from pdfast.errors import PdfastError, UsageError
 from pdfast.lock import LOCK, Lock
+from pdfast.log import LOG
 from pdfast.metrics import Metrics
 from pdfast.model import Model
 from pdfast.network import Network
@@ -114,6 +116,17 @@ class Run:
             if self._tracking is not None:
                 self._tracking.close(0 if error is None else getattr(error, "exit_code", 1))
         finally:
+            self._leave(error)
+
+    def _leave(self, error: BaseException | None) -> None:
+        """Write what ended the work to the log, and let others in."""
+        try:
+            if error is not None:
+                if failure.debugging() or not failure.foreseen(error):
+                    self.screen.note(failure.trace(error))
+                self.screen.note(f"pdfast: {failure.sentence(error)[0]}")
+            self.screen.close_log()
+        finally:
             if self._lock is not None:
                 self._lock.release()
 
@@ -135,16 +148,20 @@ class Run:
             self._lock = Lock(self.path, self.screen.warn)
             try:
                 self._refuse(resume)
+                if self._is_run():
+                    self.screen.open_log(self.path / LOG)
                 work()
-            except BaseException:
-                self._lock.release()
+                # Of a new run not before it is one: a folder with nothing but a log is no run's.
+                self.screen.open_log(self.path / LOG)
+            except BaseException as error:
+                self._leave(error)
                 raise
         except OSError as error:
             raise files.cannot_write(self.path, error) from None
 
     def _refuse(self, resume: Resume) -> None:
         """Raise UsageError for a folder of other things, or a run where none may be."""
-        is_run = (self.path / "config.toml").is_file()
+        is_run = self._is_run()
         if is_run and resume == "never":
             raise UsageError(
                 f"{self.path} holds a run, which --resume never does not go on with: choose "
@@ -154,6 +171,9 @@ class Run:
             theirs = (p.name for p in self.path.iterdir())
             if any(name != LOCK and not staging.is_left(name) for name in theirs):
                 raise UsageError(f"{self.path} is not empty and holds no run: choose another --out")
+
+    def _is_run(self) -> bool:
+        return (self.path / "config.toml").is_file()
 
     def _take_up(self, resume: Resume) -> None:
         begun = self._begun()

@@ -77,6 +77,13 @@ class Streamed:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
+def is_streamed(place: str, size: int, device: torch.device) -> bool:
+    """Whether images of so many bytes are left in host memory; see EngineConfig.data."""
+    if place != "auto":
+        return place == "stream"
+    return device.type == "cuda" and size > torch.cuda.mem_get_info(device)[0] // 4
+
+
 def open_source(
     data: Dataset,
     device: torch.device,

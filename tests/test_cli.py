@@ -72,11 +72,11 @@ def fails(capsys, expected_code, message, *args):
         (["eval", "nowhere", "--steps", "0"], "--steps must all be at least 1"),
         (
             ["eval", "nowhere", "--eval.num", "3"],
-            "misplaced options: --eval.num 3\n",
+            "--eval.num is no option of pdfast eval; did you mean --num?",
         ),
         (
             ["import", "x", "--from=google", "--out=y", "--train.lr=1"],
-            "unrecognized options: --train",
+            "--train.lr is no option of pdfast import\n",
         ),
         (["--frobnicate"], "--frobnicate"),
     ],

@@ -87,7 +87,9 @@ def flips(folder, seed, num):
 
 
 def contents(run):
-    return {str(p.relative_to(run)): p.read_bytes() for p in sorted(run.rglob("*")) if p.is_file()}
+    """All files but log.txt, which says what was refused, and what was put aside."""
+    files = (p for p in sorted(run.rglob("*")) if p.is_file() and p.name != "log.txt")
+    return {str(p.relative_to(run)): p.read_bytes() for p in files}
 
 
 def start(path, config, resume):

@@ -147,7 +147,8 @@ def error_of(function, *args):
     try:
         return function(*args)
     except PdfastError as error:
-        return [type(error).__name__, str(error), error.exit_code]
+        # Where it arose, what is raised has the traceback of that.
+        return [type(error).__name__, str(error), error.exit_code, str(error.__cause__)]
 
 def fail():
     raise UsageError("the first does not like it")
@@ -295,6 +296,8 @@ def test_the_functions(together):
         for rank in range(2):
             out = json.loads((together.folder / f"functions/{session}-{rank}.json").read_text())
             firsts = [[[0.5, 0.5]] * 3, [0, 0, 0]]
+            words = "the first does not like it", "stopped by SIGTERM; kept"
+            causes = [words[0], "None"] if rank == 0 else ["None", words[1]]
             assert out == {
                 "size": 2,
                 "total": [3.0, 30.0],
@@ -303,9 +306,9 @@ def test_the_functions(together):
                 "first": [0, 1, 1, "\u00e9"],
                 "none": None,
                 "nested": 0.1,
-                "error": ["UsageError", "the first does not like it", 2],
+                "error": ["UsageError", words[0], 2, causes[0]],
                 "together": rank,
-                "error of 1": ["Stopped", "stopped by SIGTERM; kept", 143],
+                "error of 1": ["Stopped", words[1], 143, causes[1]],
                 "gather": True,
                 "few": True,
                 "floats": True,
@@ -333,6 +336,8 @@ def test_only_the_first_writes_and_speaks(together):
     output, run_ = together.outputs["writes"], together.folder / "writes" / "run"
     assert output.count("2 processes, each on cpu (1 threads)") == 2
     assert output.count("pids ") == 1
+    log = (run_ / "log.txt").read_text()
+    assert [log.count(text) for text in ("pids ", "2 processes, ", "is put aside as")] == [1, 2, 1]
     assert output.count("state.json is missing: round-00-update-000000008 is put aside as") == 1
     lines = (run_ / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [
@@ -341,6 +346,7 @@ def test_only_the_first_writes_and_speaks(together):
     made = {str(p.relative_to(run_)) for p in run_.rglob("*")}
     assert made == {
         "config.toml",
+        "log.txt",
         "metrics.jsonl",
         "samples",
         "samples/one.png",
@@ -376,7 +382,7 @@ def test_processes_with_and_without_a_gpu_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["distill", "--roundz", "3"], "unrecognized"),  # before the processes meet
+        (["distill", "--roundz", "3"], "--roundz is no option"),  # before the processes meet
         (["distill", "--config=tiny.toml", "--train.batch=5"], "train.batch 5 cannot be shared"),
     ],
 )

@@ -107,6 +107,8 @@ def test_a_run_that_loses_processes_ends_at_the_same_bits(tiny_toml, tmp_path):
         killed = distill("run", rank, signal.SIGKILL, after)
         assert killed.codes == {rank: -signal.SIGKILL, 1 - rank: 1}, killed.errors
         assert lost(1 - rank) in killed.said, killed.errors
+        if rank:  # the first one, which writes, is there to say so
+            assert lost(0) in (tmp_path / "run" / "log.txt").read_text()
         left = sorted(p.name for p in states.iterdir()) if states.is_dir() else []
         assert newest is None or left[-1] == f"round-{newest}"
         assert {name[-1] for name in left} <= {"3", "5", "0"}  # none where it was killed

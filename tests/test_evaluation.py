@@ -272,6 +272,7 @@ def evaluated(server, tmp_path_factory):
     (folder / "a.toml").write_text(dump_config(from_table(Config, table)))
     ended = server.call(folder, "distill", "--config", "a.toml", "--out", "run", "--threads", 1)
     assert ended.code == 0, ended
+    shutil.rmtree(folder / "run" / "eval-state")
     ended = server.call(folder, *EVAL)
     assert ended.code == 0, ended
     return folder, ended.events
@@ -281,8 +282,7 @@ def gone_on(server, evaluated, tmp_path, signum, kinds, number):
     """An evaluation with a signal, and another one after it; the latter's events."""
     folder, straight = evaluated
     run = tmp_path / "run"
-    shutil.copytree(folder / "run", run)
-    (run / "report.json").unlink()
+    shutil.copytree(folder / "run", run, ignore=shutil.ignore_patterns("report.json", "eval-state"))
     ended = server.call(tmp_path, *EVAL, signum=signum, kinds=kinds, number=number)
     if signum == signal.SIGKILL:
         assert ended.code == -signum, ended

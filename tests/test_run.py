@@ -22,6 +22,7 @@ def test_run_directory(straight):
     assert {p.name for p in straight.iterdir()} == {
         "config.toml",
         "eval-state",
+        "log.txt",
         "metrics.jsonl",
         "report.json",
         "report.html",

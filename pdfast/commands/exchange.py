@@ -7,13 +7,13 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from pdfast.commands.shared import DEFAULT_CONFIG, Force, check_alone
+from pdfast.commands.shared import DEFAULT_CONFIG, Common, Force, check_alone
 from pdfast.config import NetConfig, load_config
 from pdfast.tables import check
 
 
 @dataclass(frozen=True, kw_only=True)
-class Import:
+class Import(Common):
     """Make a model directory of another library's model."""
 
     source: Positional[Path]
@@ -60,7 +60,7 @@ class Import:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Export:
+class Export(Common):
     """Write a model as a folder that diffusers or an ONNX runtime loads."""
 
     model: Positional[Path]

@@ -1,5 +1,6 @@
 """`pdfast train` and `pdfast distill`."""
 
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +37,8 @@ class RunCommand(Machines):
 
     def forecast(self, distill: bool) -> None:
         """`--dry-run`."""
+        start = time.perf_counter()
+        import pdfast.api  # noqa: F401  # all that the run itself imports
         from pdfast.device import choose_device
         from pdfast.forecast import forecast
         from pdfast.progress import Screen
@@ -52,7 +55,8 @@ class RunCommand(Machines):
             fields = with_fit(fields, fields.model.unguided())
         else:
             check_trainable(fields)
-        forecast(fields, where, Screen(), distill, teacher)
+        imports = time.perf_counter() - start
+        forecast(fields, where, Screen(), distill, teacher, imports)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,15 @@ Fields = Annotated[Config, arg(name="")]  # every config field as a flag, --mode
 
 
 @dataclass(frozen=True, kw_only=True)
-class Machine:
+class Common:
+    """What every command has."""
+
+    debug: FlagCreatePairsOff[bool] = False
+    """Before an error's line show its traceback and its cause; so does PDFAST_DEBUG=1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine(Common):
     """Where to run."""
 
     device: str = "auto"

@@ -6,13 +6,13 @@ from typing import Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional
 
-from pdfast.commands.shared import Force, Machine, check_alone
+from pdfast.commands.shared import Common, Force, Machine, check_alone
 from pdfast.config import DataConfig
 from pdfast.tables import check
 
 
 @dataclass(frozen=True, kw_only=True)
-class Data:
+class Data(Common):
     """Write images from anywhere as one .npz: cropped, resized, checked, each once."""
 
     source: Positional[str]

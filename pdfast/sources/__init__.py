@@ -7,6 +7,7 @@ file declares before it allocates for it, reads in parts that a signal can come 
 code from the file, and raises UsageError naming the file for all that is wrong.
 """
 
+import itertools
 import json
 import os
 import time
@@ -32,6 +33,7 @@ class _ArrayFiles(Protocol):
 
 SETTLED = 2 * 10**9  # nanoseconds after which a file system's clock has surely moved on
 ARRAYS: tuple[_ArrayFiles, ...] = (npz, idx, cifar)
+FEW = 64  # pictures that are read to see how long all take
 
 
 def read(source: str, model: NetConfig) -> Arrays:
@@ -112,6 +114,22 @@ def count(source: str) -> int | None:
     except (UsageError, OSError):
         return None
     return found.num if isinstance(found, Pictures) else len(found[0])
+
+
+def seconds(source: str, model: NetConfig, arrays: bool = True) -> float | None:
+    """How long `read` takes: of pictures, by the first few; None of `arrays`, unless asked for."""
+    wanted = Wanted(model.image_size, model.channels, bool(model.num_classes))
+    start = time.perf_counter()
+    if not (arrays or resizes(source)):
+        return None
+    found = _open(source, wanted)
+    if not isinstance(found, Pictures):
+        resize(source, found[0], wanted, Screen(quiet=True))
+        return time.perf_counter() - start
+    begun, num = time.perf_counter(), min(FEW, found.num)
+    few = Pictures(num, itertools.islice(found.files, num), None)
+    decode(source, few, wanted, Screen(quiet=True))
+    return begun - start + (time.perf_counter() - begun) * found.num / num
 
 
 def _open(source: str, wanted: Wanted) -> Arrays | Pictures:

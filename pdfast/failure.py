@@ -1,0 +1,82 @@
+"""What is said of an exception that ends the work: one sentence, and all there is if asked for.
+
+Asked for is it by `--debug`, or by PDFAST_DEBUG=1 in the environment. Nothing here imports torch.
+"""
+
+import os
+import re
+import traceback
+
+from pdfast.errors import PdfastError, printable
+
+VARIABLE = "PDFAST_DEBUG"
+HINT = " (--debug shows where)"
+OUT_OF_MEMORY = (
+    "out of memory: raise accumulate or set checkpoint, in [train] and [distill], or lower the "
+    "batch or the model's size; finished models are whole"
+)
+
+_asked = False
+
+
+def ask(debug: bool) -> None:
+    """Whether `--debug` was given to the command that begins."""
+    global _asked
+    _asked = debug
+
+
+def debugging() -> bool:
+    """Whether tracebacks are to be shown."""
+    return _asked or os.environ.get(VARIABLE, "") not in ("", "0")
+
+
+def sentence(error: BaseException) -> tuple[str, int]:
+    """One line for people, and the exit code.
+
+    It ends with a hint at `--debug` where the error was not foreseen.
+    """
+    text, code, foreseen = _said(error)
+    text = printable(" ".join(text.split()))
+    return text if foreseen or debugging() else text + HINT, code
+
+
+def foreseen(error: BaseException) -> bool:
+    """Whether the error has a sentence of its own, which says all that is needed."""
+    return _said(error)[2]
+
+
+def _said(error: BaseException) -> tuple[str, int, bool]:
+    """(sentence, exit code, whether the error was foreseen)."""
+    if isinstance(error, PdfastError):
+        return str(error), error.exit_code, True
+    if is_out_of_memory(error):
+        return OUT_OF_MEMORY, 1, True
+    if type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+        line = str(error).partition("\n")[0]
+        fix = "leave it off, or install what torch.compile needs, a C++ compiler first"
+        return f"engine.compile: {line}; {fix}", 1, False
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'output'}: {error.strerror}", 1, False
+    kind, line = type(error).__name__, str(error).strip().partition("\n")[0]
+    if not isinstance(error, Exception):  # such as KeyboardInterrupt
+        return f"ended by {kind}", 1, True
+    return f"unexpected {kind}: {line[:500] or 'it says nothing'}", 1, False
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python, the CPU's allocator or the GPU's says so."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and bool(re.search(r"out of memory|can't allocate memory", str(error), re.IGNORECASE))
+    )
+
+
+def trace(error: BaseException) -> str:
+    """The traceback, after that of each cause, also of those that `raise ... from None` hides."""
+    whole = traceback.TracebackException.from_exception(error)
+    below: traceback.TracebackException | None = whole
+    while below is not None:
+        below.__suppress_context__ = False
+        below = below.__cause__ or below.__context__
+    lines = "".join(whole.format()).splitlines()
+    return "".join(printable(line) + "\n" for line in lines)
