@@ -90,7 +90,7 @@ def _call(
 def _opened(
     config: Config,
     out: str | Path | None,
-    quiet: bool,
+    screen: Screen,
     resume: Resume,
     device: torch.device,
     track: Sequence[str],
@@ -119,7 +119,7 @@ def _opened(
     threads = f" ({torch.get_num_threads()} threads)" if device.type == "cpu" else ""
     processes = distributed.size()
     on = f"{processes} processes, each on {device.type}" if processes > 1 else f"on {device}"
-    screen, path = Screen(quiet), _path(config, out)
+    path = _path(config, out)
     with Run.start(path, config, screen, resume, networks, placed.digest) as run:
         run.screen.say(
             f"pdfast {__version__}: {run.path} {on}{threads}, networks in "
@@ -141,11 +141,11 @@ def _place(data: Dataset, config: Config, device: torch.device) -> Dataset:
     return data if streamed else data.to(device)
 
 
-def _as_begun(config: Config, out: str | Path | None, quiet: bool, resume: Resume) -> Config:
+def _as_begun(config: Config, out: str | Path | None, screen: Screen, resume: Resume) -> Config:
     """The config, as it holds for a run that an older version began; see `Run.as_begun`."""
     if resume == "never":
         return config
-    return Run(_path(config, out), config, Screen(quiet)).as_begun()
+    return Run(_path(config, out), config, screen).as_begun()
 
 
 def _path(config: Config, out: str | Path | None) -> Path:
@@ -190,7 +190,8 @@ def train(
     else:
         settings, given = _config("digits" if config is None else config), None
     with _call(device, threads, stop, timeout) as where:
-        settings = _as_begun(settings, out, quiet, resume)
+        screen = Screen(quiet)
+        settings = _as_begun(settings, out, screen, resume)
         peers.check(settings, where)
         if not _has_teacher(settings, out):
             check_trainable(settings)
@@ -198,7 +199,7 @@ def train(
         networks = Networks(given)
         if given is not None:
             networks = distributed.together(lambda: own.tried(networks, where, learns=True))
-        with _opened(settings, out, quiet, resume, where, track, networks, data) as (run, images):
+        with _opened(settings, out, screen, resume, where, track, networks, data) as (run, images):
             if given is None and settings.model.guidance:
                 run.screen.say(
                     "model.guidance is for students: the teacher, which is guided by its "
@@ -248,7 +249,8 @@ def distill(
         check_distillable(settings)
         networks = BUILT_IN
     with _call(device, threads, stop, timeout) as where:
-        settings = _as_begun(settings, out, quiet, resume)
+        screen = Screen(quiet)
+        settings = _as_begun(settings, out, screen, resume)
         peers.check(settings, where)
         if networks.teacher is None:
             settings, given = _teacher_for(settings, out, where)
@@ -256,7 +258,7 @@ def distill(
             networks = distributed.together(lambda: own.tried(networks, where))
             given = networks.teacher
             distributed.check_batch(settings, "distill")
-        with _opened(settings, out, quiet, resume, where, track, networks, data) as (run, images):
+        with _opened(settings, out, screen, resume, where, track, networks, data) as (run, images):
             adopt_teacher(run, given)
             made = distill_rounds(run, images, where)
             report_run(run, images, settings.eval.steps, where)

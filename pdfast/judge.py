@@ -115,7 +115,11 @@ class Judge:
         return cls(data, config.eval.num, config.seed, detector, screen, model)
 
     def key(self) -> dict[str, str]:
-        """What figures depend on, but for the samples; as texts."""
+        """What figures depend on, but for the samples; as texts.
+
+        A version that counts another figure of the same says so here, where the key of what was
+        kept before has nothing.
+        """
         return {
             "images": self.reference.digest,
             "labels": self.data.digest.labels,

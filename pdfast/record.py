@@ -3,6 +3,7 @@
 A copy of it is a config like any other.
 """
 
+import contextlib
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,12 @@ def find(path: Path) -> tuple[Config, Record | None]:
     except ValueError:
         by = None
     return (load_config(path), None) if by is None else read(path)
+
+
+def refuse_newer(path: Path) -> None:
+    """Raise OtherVersion for a config.toml of a newer format."""
+    with contextlib.suppress(ValueError):  # what no version wrote
+        written(path, read_toml(path))
 
 
 def as_begun(saved: Config, record: Record, asked: Config) -> tuple[Config, list[str]]:

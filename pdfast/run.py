@@ -208,8 +208,12 @@ class Run:
     def _begun(self) -> tuple[Config, Record] | None:
         """What config.toml says, of a directory where something was made; None of another one."""
         path = self.path / "config.toml"
-        made = self.teacher_dir.exists() or self._round_dirs() or states.rounds(self._states)
-        return record.read(path) if made and path.is_file() else None
+        if not path.is_file():
+            return None
+        if self.teacher_dir.exists() or self._round_dirs() or states.rounds(self._states):
+            return record.read(path)
+        record.refuse_newer(path)
+        return None
 
     def _refuse_others(self, saved: Config, begun: Record) -> None:
         """Raise UsageError if the run was begun with values, or data, that are others now."""
@@ -247,7 +251,10 @@ class Run:
         """
 
         def kept() -> dict[str, Any]:
-            begun = self._begun()
+            try:
+                begun = self._begun()
+            except OSError as error:
+                raise files.cannot_write(self.path, error) from None
             if begun is None:
                 return {"config": to_table(self.config)}
             config, said = record.as_begun(*begun, self.config)

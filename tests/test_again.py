@@ -131,7 +131,7 @@ CHANGES = {
     "a model": (lambda run, patch: resaved(run), 3 + 2),
     "the data": (lambda run, patch: other_data(patch), ALL),
     "the metrics": (lambda run, patch: lengthened(run), 3),
-    "the version": (lambda run, patch: patch.setattr(files, "__version__", "0.0.1"), ALL),
+    "the version": (lambda run, patch: patch.setattr(files, "__version__", "0.0.1"), 3),
     "the report's format": (lambda run, patch: patch.setattr(report, "FORMAT", "0"), 3),
     "the number of samples": (lambda run, patch: {"num": 63}, ALL),
     "the steps": (lambda run, patch: {"steps": (2, 4, 3)}, 3 + 3),
@@ -145,12 +145,18 @@ def test_a_report_is_made_again_when_what_it_is_of_changes(tiny, run, work, monk
     before = (run / "report.html").stat().st_mtime_ns
     change, calls = CHANGES[what]
     config = changed(tiny, eval=change(run, monkeypatch) or {})
-    pdfast.distill(config, out=run, quiet=True)
+
+    def again():
+        if what == "the data":  # of which no run goes on
+            return pdfast.evaluate(run, quiet=True, other_data=True)
+        return pdfast.distill(config, out=run, quiet=True)
+
+    again()
     assert work.count("call") == calls
     assert work.count("plot") == bool(calls)
     assert ((run / "report.html").stat().st_mtime_ns != before) == bool(calls)
     work.clear()
-    pdfast.distill(config, out=run, quiet=True)
+    again()
     assert work == []
 
 

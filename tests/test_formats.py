@@ -74,7 +74,8 @@ def old(tmp_path):
 
 
 def contents(folder):
-    found = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != ".lock")
+    left = {".lock", "log.txt"}
+    found = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.name not in left)
     return {str(p.relative_to(folder)): p.read_bytes() for p in found}
 
 
@@ -297,6 +298,7 @@ def test_a_new_field_means_what_was_done_before_it(old, newer_field, monkeypatch
         said = " ".join(capsys.readouterr().out.split())
         assert f"{run} was begun by pdfast 0.1.0, and goes on as it was there: " in said
         assert "train.grad_clip 0.0" in said
+        assert "goes on as it was there: " in (run / "log.txt").read_text()
         newest = run / "state" / f"round-00-update-{update:09d}"
         saved = json.loads((newest / "state.json").read_text())
         assert saved["config"]["train"]["grad_clip"] == 0.0
@@ -361,6 +363,12 @@ def newer_config(run, **table):
     (run / "config.toml").write_text(tomli_w.dumps(found | table | {"run": said}))
 
 
+def newer_config_alone(run):
+    """Of a run that has made nothing yet."""
+    shutil.rmtree(run / "state")
+    newer_config(run, sparkle=1)
+
+
 def newer_marker(run):
     (run / "eval-state" / "format.json").write_text('{"format": 7, "pdfast": "9.8.7"}')
 
@@ -370,6 +378,7 @@ def newer_marker(run):
     ("name", "folder", "change"),
     [
         ("training", "", newer_config),
+        ("training", "", newer_config_alone),
         ("training", "state/round-00-update-000000007", of_newer),
         ("distilling", "teacher", of_newer),
         ("distilling", "state/round-01-update-000000005", of_newer),
