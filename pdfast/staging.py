@@ -33,7 +33,8 @@ def is_left(name: str) -> bool:
 def sweep(folder: Path, locked: bool = False) -> None:
     """Clear what a killed process left half-written in `folder`, or half-replaced.
 
-    What a process that lives may be writing stays. Of another machine's or container's processes
+    What another process that lives may be writing stays; this one writes nothing there meanwhile,
+    but may have been interrupted before. Of another machine's or container's processes
     that cannot be known: what they left is cleared where it has not changed for a day, or, with
     `locked`, at once: then this process alone may work in the folder, on whatever machine.
     """
@@ -57,7 +58,7 @@ def _in_use(left: Path, owner: str | None, number: str, locked: bool) -> bool:
         return int(number) != os.getpid() and processes.exists(int(number))
     process = Process.parse(owner)
     if process.is_here():
-        return process.is_alive()
+        return process.pid != os.getpid() and process.is_alive()
     return not locked and time.time() - _changed(left) < ABANDONED
 
 
