@@ -143,7 +143,7 @@ def train(
     file; `out` is the run directory, runs/<name> by default. `resume` says what becomes of a run
     that is there; see `Run.start`. `track` names trackers, "tensorboard" and "wandb", that show the
     run as it goes. Of several processes one that does not answer within `timeout` seconds ends the
-    others; see `heartbeat`. Raises PdfastError with a sentence that names the fix.
+    others; see pdfast/heartbeat.py. Raises PdfastError with a sentence that names the fix.
 
     `network` is one's own, a `Network` or its module, and `data` its samples, a tensor (M, *shape)
     or (samples, labels); a copy of it learns, on the cosine schedule.
