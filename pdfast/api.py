@@ -175,7 +175,7 @@ def train(
     file; `out` is the run directory, runs/<name> by default. `resume` says what becomes of a run
     that is there; see `Run.start`. `track` names trackers, "tensorboard" and "wandb", that show the
     run as it goes. Of several processes one that does not answer within `timeout` seconds ends the
-    others; see `heartbeat`. Raises PdfastError with a sentence that names the fix.
+    others; see pdfast/heartbeat.py. Raises PdfastError with a sentence that names the fix.
 
     Ctrl-C saves the state and raises KeyboardInterrupt; SIGTERM, SIGUSR1 and SIGHUP raise
     `pdfast.Stopped`, and so does `stop`, asked at every update, when it returns true: the only way

@@ -1,4 +1,4 @@
-"""The run's board of notes, which torchrun keeps (or process 0, under another launcher)."""
+"""Short notes that the processes of a run share: the store of torchrun, or of process 0."""
 
 import contextlib
 import functools
@@ -12,14 +12,14 @@ from torch.distributed.rendezvous import rendezvous
 
 from pdfast.launch import launched
 
-ANSWER = 5.0  # seconds to wait for it before something is said: its machine may be gone
+ANSWER = 5.0  # seconds that a message waits for the store, whose machine may be down
 
 _said: set[str] = set()
 
 
 @functools.cache
 def store() -> Any:
-    """The board: a torch.distributed.Store."""
+    """A torch.distributed.Store, the same for all processes."""
     kept = next(rendezvous("env://"))[0]
     return PrefixStore(f"pdfast/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", kept)
 

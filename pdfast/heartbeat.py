@@ -1,20 +1,19 @@
-"""The threads by which the processes of a run tell each other that they are there.
+"""Threads that notice when another process of the run has ended or no longer answers.
 
-Process 0 sends each other one a word BEATS times in `timeout` seconds, by gloo, and they it. So
-the end of any process ends all in two steps:
+Process 0 and each of the others send each other a word, by gloo, BEATS times in `timeout` seconds.
+Through process 0 the loss of any process reaches all.
 
-- One that has ended is noticed by its closed connection: a process that waits for it raises
-  `ProcessLost` at once, and one that is held up elsewhere, by the GPU say, is ended by its thread
-  after `GRACE` seconds, with the same words.
-- One that is silent, being stopped, or on a machine that is down or cut off, is given up within
-  `timeout`: connections are closed, so that it comes to the same; on this machine it is killed,
-  so that it holds neither a GPU nor the run's lock.
+- A process that has ended closes its connections. Whoever waits for it raises `ProcessLost` at
+  once; a process that is held up elsewhere, by its GPU say, is ended by its thread after `GRACE`
+  seconds, with the same message.
+- A process that is stopped, or whose machine is down or cut off, is silent. Within `timeout` it is
+  given up: its connections are closed, with the same effect. If it is on this machine it is killed
+  too, for a stopped process would keep its GPU memory and the run's lock.
 
-A process beats whatever it works at, for the thread needs no more than Python's interpreter now and
-then; extension code that keeps that to itself for most of `timeout` looks like silence. What
-is not noticed is a process that beats and gets no further, its main thread waiting for a file
-system or a GPU that does not come back: collectives have no limit of their own, for process 0 may
-work alone for long.
+A process that works beats too: its thread needs Python's interpreter only now and then. Extension
+code that holds the interpreter's lock for most of `timeout` is taken for silence. A process whose
+thread beats while its main thread hangs, in a file system or a GPU that never returns, is not
+noticed: collectives have no time limit, since process 0 may work alone for long.
 """
 
 import contextlib
@@ -51,7 +50,7 @@ class ProcessLost(PdfastError):  # noqa: N818  # the error is the other process'
 
     @classmethod
     def ended(cls) -> "ProcessLost":
-        """The connection to it was closed."""
+        """The error where its connection was closed."""
         return cls(
             f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']}: another process of this "
             f"run has ended; its own message says why; {ON}"
@@ -59,7 +58,7 @@ class ProcessLost(PdfastError):  # noqa: N818  # the error is the other process'
 
     @classmethod
     def silent(cls, rank: int, timeout: float) -> "ProcessLost":
-        """Nothing is heard from it."""
+        """The error where nothing is heard from it."""
         return cls(
             f"process {rank} of {os.environ['WORLD_SIZE']} does not answer within --timeout "
             f"{timeout:g} s: it or its machine has stopped, or the network between; {ON}"
@@ -67,16 +66,16 @@ class ProcessLost(PdfastError):  # noqa: N818  # the error is the other process'
 
     @classmethod
     def absent(cls, ranks: Sequence[int], limit: float) -> "ProcessLost":
-        """They did not come to the beginning."""
+        """The error where some never started."""
         named = f"process{'es' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
         return cls(
             f"{named} of {os.environ['WORLD_SIZE']} did not start within {limit:g} s: see what "
-            "keeps them from it, and give the same command again"
+            "the start waits for, and give the same command again"
         )
 
     @classmethod
     def unconnected(cls, limit: float) -> "ProcessLost":
-        """They came, and then one did not answer."""
+        """The error where all have started, and then do not connect."""
         return cls(
             f"the {os.environ['WORLD_SIZE']} processes of this run did not connect within "
             f"{limit:g} s: one has stopped, or the network lets none through; give the same "
@@ -85,7 +84,7 @@ class ProcessLost(PdfastError):  # noqa: N818  # the error is the other process'
 
 
 def say(error: ProcessLost) -> None:
-    """Tell it on stderr, unless a process has, and in the logs."""
+    """Print the error on stderr, unless a process of the run has done so, and log it."""
     if failure.debugging():
         faulthandler.dump_traceback()
     last_words(f"pdfast: {error}")
@@ -94,33 +93,33 @@ def say(error: ProcessLost) -> None:
 
 
 def give_up(error: ProcessLost) -> None:
-    """End this process, whatever it waits for."""
+    """End this process with an error, whatever its main thread waits for."""
     say(error)
     os._exit(error.exit_code)
 
 
 class Silence:
-    """For how many beats of this process each other one was silent.
+    """Count of this process's beats since each of the others was last heard.
 
-    Not for how many seconds: where all were stopped for a while, as schedulers do, or this one
-    alone was, nobody was silent.
+    Beats, not seconds: a process that was stopped for a while, alone or with the whole job, as
+    schedulers do, must not take that time for the others' silence.
     """
 
     def __init__(self, peers: Iterable[int]) -> None:
         self._missed, self._lock = dict.fromkeys(peers, 0), threading.Lock()
 
     def heard(self, peer: int) -> None:
-        """It has sent a word."""
+        """Note a word from a process."""
         with self._lock:
             self._missed[peer] = 0
 
     def left(self, peer: int) -> None:
-        """It is not to be heard again."""
+        """Expect no more words from a process."""
         with self._lock:
             self._missed.pop(peer, None)
 
     def beat(self) -> int | None:
-        """Count a beat of this process; the first one that was silent for too many, or None."""
+        """Count a beat; gives a process that was silent for more than MISSED, or None."""
         with self._lock:
             for peer in self._missed:
                 self._missed[peer] += 1
@@ -128,18 +127,18 @@ class Silence:
 
 
 class Heartbeat:
-    """Threads from the beginning of a session to its end."""
+    """The threads of one process, from the beginning of a session to its end."""
 
     def __init__(self, peers: Mapping[int, Process], timeout: float = TIMEOUT) -> None:
-        """`peers`: whom to beat for and to listen to, by rank; of an initialised gloo group."""
+        """`peers`: the processes to send to and to hear, by rank, in gloo's default group."""
         self.lost: ProcessLost | None = None
-        """Why connections were closed, if this process did that."""
+        """The reason, once this process has closed its connections."""
         self._peers, self._timeout = peers, timeout
         self._grace = min(GRACE, timeout / 10)
         self._silence = Silence(peers)
         self._lock = threading.Lock()
         self._leaving, self._closed = threading.Event(), threading.Event()
-        # They are not waited for, since a wait that is given up closes all connections.
+        # Sends are not waited for: a wait that reaches its time limit closes all connections.
         self._sent = {peer: deque[dist.Work | None](maxlen=BEATS) for peer in peers}
         self._listeners = [threading.Thread(target=self._listen, args=(p,)) for p in peers]
         self._beater = threading.Thread(target=self._beat)
@@ -148,9 +147,10 @@ class Heartbeat:
             thread.start()
 
     def close(self, word: int) -> None:
-        """Leave with a last word. Raises ProcessLost if all say goodbye but one that is silent.
+        """Send the last word; after a GOODBYE, wait for the others' last words too.
 
-        After a failure nobody is waited for: a collective may be stuck.
+        Raises ProcessLost if one of them falls silent meanwhile. After a failure nobody is waited
+        for, since a collective may be stuck.
         """
         with self._lock:
             self._leaving.set()
@@ -181,7 +181,7 @@ class Heartbeat:
                 return
 
     def _listen(self, peer: int) -> None:
-        """Until the last word of a process, or the end of the connection."""
+        """Hear a process until its last word, or until its connection is closed."""
         word = torch.tensor([CLOSED])
         try:
             while True:
@@ -197,14 +197,14 @@ class Heartbeat:
         give_up(ProcessLost.ended())
 
     def _cut_off(self, peer: int) -> None:
-        """Give up a process that is silent, and with it the run."""
+        """Give up a silent process, and with it the run."""
         self.lost = ProcessLost.silent(peer, self._timeout)
         say(self.lost)
         process = self._peers[peer]
         if process.is_here() and process.is_alive():
             with contextlib.suppress(OSError):
                 os.kill(process.pid, signal.SIGKILL)
-        with contextlib.suppress(RuntimeError):  # that no such message comes closes all connections
+        with contextlib.suppress(RuntimeError):  # no such message comes, which closes connections
             waiting = dist.irecv(torch.zeros(1), peer, tag=CUT_TAG)
             assert waiting is not None
             waiting.wait(timedelta(milliseconds=1))

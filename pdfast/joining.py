@@ -1,4 +1,4 @@
-"""How the processes of a run meet and connect, and what they have in common from then on."""
+"""Meeting and connecting of the processes of a run."""
 
 import contextlib
 import itertools
@@ -27,7 +27,7 @@ _sessions = itertools.count()
 
 @dataclass(frozen=True)
 class Session:
-    """Processes that are connected."""
+    """What a process knows of the run's processes, once they are connected."""
 
     rank: int
     size: int
@@ -101,7 +101,10 @@ def _meet(store: Any, rank: int, size: int, poll: Callable[[], None], limit: flo
 
 @contextlib.contextmanager
 def _connecting(limit: float) -> Iterator[None]:
-    """One may end meanwhile, or stop, of which there is no heartbeat yet."""
+    """Raise ProcessLost if a process ends in the block; end this one if the limit is missed.
+
+    There is no heartbeat yet.
+    """
     timer = threading.Timer(limit, lambda: give_up(ProcessLost.unconnected(limit)))
     timer.daemon = True
     timer.start()

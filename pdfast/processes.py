@@ -1,7 +1,7 @@
-"""Which process this is, among those of all machines and containers, and whether another lives.
+"""Identity of a process among those of all machines and containers.
 
-A process number alone says little: each container counts its own, often from 1, and a machine
-gives one out again.
+A process number is not enough: each container has its own numbers, often from 1, and a number is
+used again after its process has ended.
 """
 
 import contextlib
@@ -21,9 +21,9 @@ class Process(NamedTuple):
 
     pid: int
     machine: str
-    """The system that gives out the numbers: a machine since it was booted, or a container."""
+    """Digest of host, boot and PID namespace, in which the number is unique at any one time."""
     start: str
-    """When it was started, in ticks since the machine was; "" where the system does not say."""
+    """Its start, in clock ticks after boot; "" where the system does not tell."""
 
     def __str__(self) -> str:
         return f"{self.pid}-{self.machine}-{self.start}"
@@ -37,7 +37,7 @@ class Process(NamedTuple):
         return cls(int(match[1]), match[2], match[3])
 
     def is_here(self) -> bool:
-        """Whether its number can be looked up by this process."""
+        """Whether its number means the same process here."""
         return self.machine == _machine()
 
     def is_alive(self) -> bool:
@@ -68,7 +68,7 @@ def exists(pid: int) -> bool:
 def _machine() -> str:
     """Host, boot and PID namespace, in 8 digits."""
     parts = [platform.node()]
-    with contextlib.suppress(OSError):  # elsewhere than on Linux, which alone has containers
+    with contextlib.suppress(OSError):  # not Linux, so no containers either
         parts += [Path("/proc/sys/kernel/random/boot_id").read_text()]
         parts += [os.readlink("/proc/self/ns/pid")]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]

@@ -1,7 +1,7 @@
-"""Names for what is written beside its place until it is whole, and what becomes of leftovers.
+"""Names for files and folders that are being written, and the removal of leftovers.
 
-A name tells which process writes there, and is drawn anew each time: no two are the same, on
-whatever machines or in whatever containers they are made.
+A name says which process writes, and has a part drawn at random each time: no two are the same,
+whatever machines or containers they come from.
 """
 
 import os
@@ -33,9 +33,10 @@ def is_left(name: str) -> bool:
 def sweep(folder: Path, locked: bool = False) -> None:
     """Clear what a killed process left half-written in `folder`, or half-replaced.
 
-    What a process that lives may be writing stays. Of another machine's or container's processes
-    that cannot be known: what they left is cleared where it has not changed for a day, or, with
-    `locked`, at once: then this process alone may work in the folder, on whatever machine.
+    What a living process of this machine may still be writing stays, unless it is this process,
+    which must write nothing there during the call. Whether a process of another machine or
+    container lives cannot be known: what it left is cleared once it has not changed for a day, or
+    at once if `locked`, which says that this process holds the folder's lock.
     """
     for left in folder.glob(".*"):
         match = LEFT.fullmatch(left.name)
@@ -57,7 +58,7 @@ def _in_use(left: Path, owner: str | None, number: str, locked: bool) -> bool:
         return int(number) != os.getpid() and processes.exists(int(number))
     process = Process.parse(owner)
     if process.is_here():
-        return process.is_alive()
+        return process.pid != os.getpid() and process.is_alive()
     return not locked and time.time() - _changed(left) < ABANDONED
 
 

@@ -62,7 +62,7 @@ def test_a_timeout_that_is_none(timeout):
 def test_one_that_does_not_start(monkeypatch):
     one_of(monkeypatch, 4)
     store = dist.HashStore()
-    message = r"processes 0, 2, 3 of 4 did not start within 0.1 s: see what keeps them"
+    message = r"processes 0, 2, 3 of 4 did not start within 0.1 s: see what the start"
     with pytest.raises(ProcessLost, match=message):
         joining._meet(store, 1, 4, lambda: None, 0.1)
     with pytest.raises(ProcessLost, match="another process of this run has ended"):

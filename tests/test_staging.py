@@ -73,9 +73,10 @@ def left(folder):
 
 
 def test_sweep_clears_what_a_killed_process_left(folder):
-    alive = processes.this()
+    number = os.getppid()
+    alive = HERE._replace(pid=number, start=processes._start(number))
     dead, reused = alive._replace(pid=DEAD), alive._replace(start="1")
-    for owner in (dead, reused):
+    for owner in (dead, reused, HERE):  # HERE: interrupted in a former call
         (folder / name(owner)).mkdir()
         (folder / name(owner, "old")).mkdir()
         (folder / name(owner, final="report.json")).write_text("{")
