@@ -8,6 +8,7 @@ It loses where a slab fits neither (x is then read twice), and without FiLM to P
 CPUs that lack AVX2, where the portable build takes up to twice their time.
 """
 
+import contextlib
 import importlib
 import importlib.util
 import math
@@ -33,9 +34,14 @@ def _built_for() -> str:
     spec = importlib.util.find_spec("pdfast._C")
     if spec is None or not spec.origin:
         return ""
-    with open(spec.origin, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as m:
-        found = RECORD.search(m)
+    with (
+        contextlib.suppress(OSError, ValueError),  # not a file, or an empty one
+        open(spec.origin, "rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+    ):
+        found = RECORD.search(content)
         return found[1].decode() if found else ""
+    return ""
 
 
 class _Extension(NamedTuple):

@@ -1,4 +1,4 @@
-"""Models sampled at some numbers of steps, and judged; what is done is kept until the report."""
+"""Models sampled at some numbers of steps, and judged; every figure is kept, and found once."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -42,7 +42,7 @@ class Meter:
     """Judges models. Every method is reached by all processes."""
 
     def __init__(self, judge: Judge, run: Run) -> None:
-        """What is done is kept in `run`'s folder, and used if a killed evaluation left it there."""
+        """What is done is kept in `run`'s folder, and used where an evaluation left it there."""
         self.judge, self.screen = judge, run.screen
         self._folder = run.path / eval_state.FOLDER
         distributed.from_first(self._begin)
