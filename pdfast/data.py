@@ -27,14 +27,24 @@ class Dataset:
     labels: Tensor | None
     shape: tuple[int, ...] = ()
     """Of one sample, where its axes are not those of an image."""
+    trained: Tensor | None = None
+    """Numbers of the images to train on, int64, rising; None for all."""
+    held_out: Tensor | None = None
+    """Numbers of the others."""
 
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def num_trained(self) -> int:
+        """How many images are trained on."""
+        return len(self if self.trained is None else self.trained)
+
     def to(self, device: torch.device | str) -> "Dataset":
         """The same set on another device."""
-        labels = None if self.labels is None else self.labels.to(device)
-        return Dataset(self.images.to(device), labels, self.shape)
+        rest = (self.labels, self.trained, self.held_out)
+        labels, trained, held_out = (None if t is None else t.to(device) for t in rest)
+        return Dataset(self.images.to(device), labels, self.shape, trained, held_out)
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -120,7 +130,10 @@ def described(data: Dataset, config: DataConfig) -> str:
     """What was read of where, in words."""
     _, height, width, channels = data.images.shape
     colour = {1: "grey", 3: "colour"}[channels]
-    return f"{len(data):,} images of {config.source}, as {height}x{width} {colour}"
+    text = f"{len(data):,} images of {config.source}, as {height}x{width} {colour}"
+    if data.held_out is not None:
+        text += f", {len(data.held_out):,} of them held out of training"
+    return text
 
 
 def load_dataset(data: DataConfig, model: NetConfig) -> Dataset:

@@ -8,6 +8,7 @@ import torch
 from pdfast import numerics, sources
 from pdfast.config import Config, NetConfig, dump_config
 from pdfast.counting import Count, count_update
+from pdfast.holdout import check_holdout
 from pdfast.progress import Screen, short
 
 MB = 1e6
@@ -59,7 +60,9 @@ def forecast(
     `teacher`: the network of one from elsewhere, which is not trained here.
     """
     screen.say(dump_config(config).rstrip())
-    images = num_images(config)
+    images, holdout = num_images(config), config.data.holdout
+    if images is not None:
+        check_holdout(holdout, images)
     precision = numerics.set_up(config.precision, device)
 
     def count(phase: Any) -> Count:
@@ -85,6 +88,8 @@ def forecast(
     screen.say("")
     params = phases[0][2].params
     screen.say(f"parameters: {params:,}")
+    if holdout and images is not None:
+        screen.say(f"images: {images:,}, {holdout:,} of them held out of training")
     for name, (counted, batch) in counts.items():
         screen.say(memory_line(name, counted, batch, device, images is not None))
     states = 3 * (4 if config.train.ema_decay else 3)
