@@ -9,7 +9,8 @@ has much of it (data centre) a few microseconds a batch, elsewhere tens. Loses: 
 ahead by another stream, if such a launch were ever in the way.
 
 Float streams go in 16-byte accesses when H W C divides by 16. The data set's pixels, gathered and
-perhaps mirrored, are read one by one; 4 bytes each where they are float32.
+perhaps mirrored, are read one by one; 4 bytes each where they are float32. Where only some images
+of a set may be drawn, a table has their numbers, of which a program reads one.
 """
 
 from typing import NamedTuple
@@ -60,8 +61,9 @@ def add_noise(
     flip: bool = False,
     head: Head | None = None,
     net_dtype: torch.dtype = torch.float32,
-    held: bool = False,
+    fixed: bool = False,
     population: int = 0,
+    rows: Tensor | None = None,
 ) -> Noised:
     """Draw `num` images and times, and diffuse: z_t = alpha x + sigma eps (section 2).
 
@@ -69,11 +71,12 @@ def add_noise(
     b) of phi = a u + b, or the angles at u = k / 2N, float64 (2N + 1,). Times are u = (i + 1) / N
     with i ~ U{0 .. N-1} for `num_steps` N > 0, and u ~ U(0, 1) for 0. The draws are those of
     positions first .. first + num - 1 in the batch of `update`, an int or an int64 tensor of one
-    element on the device of the images; `held`: of the held batch's streams. With a `head`, y is
+    element on the device of the images; `fixed`: of the fixed batch's streams. With a `head`, y is
     made. net_dtype float64 makes everything float64. Raises ValueError or TypeError otherwise.
 
     For sets that lie elsewhere, `population` is the set's size where it is not 0, and the images
     are the `num` that `draw_indices` draws from it, in order; all results are as of the whole set.
+    `rows`, int64 (n,), are the numbers of the images to draw from, where those are not all.
     """
     runtime.check_tensor("images", images, (torch.uint8, torch.float32))
     if isinstance(update, int):
@@ -85,6 +88,11 @@ def add_noise(
         runtime.check_tensor("schedule", angles, (torch.float64,), size, images)
         if not num_steps:
             raise ValueError("num_steps must be at least 1 where the schedule is a table of angles")
+    if rows is not None:
+        size = (rows.numel(),) if isinstance(rows, Tensor) else ()
+        runtime.check_tensor("rows", rows, (torch.int64,), size, images)
+        if not len(rows):
+            raise ValueError("rows must hold at least one number")
     if head is not None:
         runtime.check_choice("head", head, Head)
     if net_dtype not in runtime.FLOATS:
@@ -100,7 +108,7 @@ def add_noise(
         raise ValueError(f"with a population, images must be the {num} drawn, not {len(images)}")
     z_t, z_in, phi_t, phi_mid, last, chosen, spare, y = add_noise_op(
         images, a, b, angles, num_steps, seed, round_, update, first, num, flip, head, net_dtype,
-        held, population,
+        fixed, population, rows,
     )  # fmt: skip
     same = net_dtype == z_t.dtype
     z_in, y_or_none = z_t if same else z_in, y if head else None
@@ -114,11 +122,17 @@ def draw_indices(
     first: int,
     num: int,
     population: int,
-    held: bool = False,
+    fixed: bool = False,
+    rows: Tensor | None = None,
 ) -> Tensor:
-    """Which images of a set `add_noise` takes: int64 (num,) in 0 .. population - 1, on the CPU."""
-    key, _ = _keys(seed, round_, held)
+    """Which images of a set `add_noise` takes: int64 (num,) in 0 .. population - 1, on the CPU.
+
+    `rows`, int64 (n,) on the CPU, as for `add_noise`.
+    """
+    key, _ = _keys(seed, round_, fixed)
     words = philox.words(key, torch.tensor(update), first, num)
+    if rows is not None:
+        return rows[philox.index_below(words[:, 0], len(rows))]
     return philox.index_below(words[:, 0], population)
 
 
@@ -145,9 +159,9 @@ def data_target(x: Tensor, eps: Tensor, phi: Tensor, head: Head) -> Tensor:
     return combine((phi.cos(), eps), (-phi.sin(), x))
 
 
-def _keys(seed: int, round_: int, held: bool) -> tuple[tuple[int, int], tuple[int, int]]:
+def _keys(seed: int, round_: int, fixed: bool) -> tuple[tuple[int, int], tuple[int, int]]:
     """Keys of the batch's words and of its noise."""
-    streams = (Stream.HELD, Stream.HELD_NOISE) if held else (Stream.BATCH, Stream.NOISE)
+    streams = (Stream.FIXED, Stream.FIXED_NOISE) if fixed else (Stream.BATCH, Stream.NOISE)
     return philox.key_of(seed, streams[0], round_), philox.key_of(seed, streams[1], round_)
 
 
@@ -165,16 +179,20 @@ def add_noise_reference(
     flip: bool,
     head: Head | None,
     dtype: torch.dtype,
-    held: bool,
+    fixed: bool,
     population: int = 0,
+    rows: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
     """(z_t, phi_t, phi_mid, last, chosen, spare, y) in plain PyTorch, z_t and y in `dtype`."""
     shape = (images.shape[1], images.shape[2], images.shape[3])
-    (_, batch_key), (_, noise_key) = _keys(seed, round_, held)
+    (_, batch_key), (_, noise_key) = _keys(seed, round_, fixed)
     block = torch.arange(-1, philox.blocks_of(shape), device=update.device)  # -1: of the batch
     key = seed, torch.where(block < 0, batch_key, noise_key)
     words = philox.words_of(key, update, first, num, block.clamp_(min=0))
-    chosen = philox.index_below(words[:, 0], population or len(images))
+    if rows is None:
+        chosen = philox.index_below(words[:, 0], population or len(images))
+    else:
+        chosen = rows[philox.index_below(words[:, 0], len(rows))]
     x = to_float(images if population else images[chosen]).to(dtype)
     if flip:
         x = torch.where((words[:, 1] & 1).bool()[:, None, None, None], x.flip(3), x)
@@ -215,8 +233,9 @@ def add_noise_op(
     flip: bool,
     head: str | None,
     net_dtype: torch.dtype,
-    held: bool,
+    fixed: bool,
     population: int = 0,
+    rows: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`add_noise` of arguments known to be right; z_in and y are empty where there are none."""
     outputs = _outputs(images, num, head, net_dtype)
@@ -224,7 +243,7 @@ def add_noise_op(
     if not runtime.uses_triton(images.device, net_dtype):
         results = add_noise_reference(
             images, a, b, angles, num_steps, seed, round_, update, first, num, flip,
-            head, z_t.dtype, held, population,  # type: ignore[arg-type]
+            head, z_t.dtype, fixed, population, rows,  # type: ignore[arg-type]
         )  # fmt: skip
         filled = (z_t, phi_t, phi_mid, last, chosen, spare, y)
         for output, result in zip(filled, results, strict=True):
@@ -233,7 +252,7 @@ def add_noise_op(
         if z_in.numel():
             z_in.copy_(z_t)
         return outputs
-    batch_key, noise_key = _keys(seed, round_, held)
+    batch_key, noise_key = _keys(seed, round_, fixed)
     size = images[0].numel()
     runtime.launch(
         add_noise_kernel,
@@ -241,6 +260,7 @@ def add_noise_op(
         images.device,
         runtime.channels_last(images),
         None if angles is None else angles.contiguous(),
+        None if rows is None else rows.contiguous(),
         update,
         z_t,
         z_in,
@@ -251,7 +271,7 @@ def add_noise_op(
         chosen,
         spare,
         size,
-        population or len(images),
+        (population or len(images)) if rows is None else len(rows),
         num_steps,
         first,
         seed,
@@ -286,8 +306,9 @@ def _fake_outputs(
     flip: bool,
     head: str | None,
     net_dtype: torch.dtype,
-    held: bool,
+    fixed: bool,
     population: int = 0,
+    rows: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     return _outputs(images, num, head, net_dtype)
 
@@ -329,6 +350,7 @@ DRAWN_BY = ["num_images", "num_steps", "first", "seed", "batch_key", "noise_key"
 def add_noise_kernel(
     images,
     angles,
+    rows,
     update,
     z_t,
     z_in,
@@ -361,6 +383,8 @@ def add_noise_kernel(
     number, position = tl.load(update), n + first
     w_0, w_1, w_2, w_3 = words_at(number, position, n * 0, seed, batch_key)
     chosen, mirrored = scaled_word(w_0, num_images), (w_1 & 1) != 0
+    if rows is not None:
+        chosen = tl.load(rows + chosen)
     if continuous:
         angle = a * uniform_from(w_2, w_3) + b
         angle_mid, is_last = angle, w_2 != w_2

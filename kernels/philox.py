@@ -24,12 +24,13 @@ class Stream(enum.IntEnum):
 
     BATCH = 0  # which image, flipped or not, which time
     NOISE = 1  # eps of an update
-    HELD = 2  # which images and times make the held batch
-    HELD_NOISE = 7  # its eps
+    FIXED = 2  # which images and times make the fixed batch, or go with held-out images
+    FIXED_NOISE = 7  # their eps
     SAMPLE = 3  # the sampler's noise
     BOOTSTRAP = 4  # resampling of a data set
     INIT = 5  # initial weights (through torch's generator)
     DROPOUT = 6  # dropout masks
+    HOLDOUT = 8  # which images are held out of training
 
 
 # ------------------------------------------------------------------------------------------

@@ -42,6 +42,7 @@ from pdfast.errors import UsageError
 from pdfast.facts import averaging
 from pdfast.files import cannot_write
 from pdfast.guidance import guided
+from pdfast.holdout import hold_out
 from pdfast.judge import Judge
 from pdfast.kernels import group_norm_silu, runtime
 from pdfast.launch import TIMEOUT
@@ -111,8 +112,10 @@ def _opened(
 
     def read() -> Dataset:
         if own_network is None:
-            return load_dataset(config.data, config.model)
-        return own.dataset(config, own_network, data)
+            images = load_dataset(config.data, config.model)
+        else:
+            images = own.dataset(config, own_network, data)
+        return hold_out(images, config.data.holdout, config.seed)
 
     placed = _place(set_digest.known(distributed.together(read)), config, device)
     Judge.of(placed, config, device)  # which the report will need, refused before anything is made

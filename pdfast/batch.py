@@ -1,7 +1,7 @@
 """A batch: which images, which random numbers, and what the network is told beside them."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,6 +16,8 @@ from pdfast.model import Model
 from pdfast.schedule import Grid
 from pdfast.streaming import Resident, Streamed, open_source
 from pdfast.unet import NO_CLASS, Dropped
+
+HELD_OUT_BATCH = 64  # images at a time, of those held out
 
 
 class Condition(NamedTuple):
@@ -48,7 +50,7 @@ class Batch:
     images: Tensor
     """uint8 or float32 (M, H, W, C): the whole set, or, with a population, this process's."""
     labels: Tensor | None
-    """int64, of the whole set."""
+    """int64, of the whole set; of the images where those are taken in order."""
     population: int
     """Size of the set, where `images` holds the batch's alone; otherwise 0."""
     size: int
@@ -65,8 +67,12 @@ class Batch:
     """Share of the images whose class is not told."""
     guidance: tuple[float, ...] = ()
     """Interval that guidance weights are drawn from, uniformly; () for none."""
-    held: bool = False
-    """Of the streams of the held batch."""
+    rows: Tensor | None = None
+    """Numbers of the images that are drawn from, int64, on the device; None for all."""
+    fixed: bool = False
+    """Of the streams of the fixed batch, and of the images held out."""
+    in_order: bool = False
+    """The images are not drawn: they are those given, of a population, one after the other."""
 
     def part(self, n: int, parts: int) -> "Batch":
         """The n-th of equal parts."""
@@ -98,14 +104,15 @@ class Batch:
             flip=self.flip,
             head=head,
             net_dtype=self.dtype,
-            held=self.held,
+            fixed=self.fixed,
+            rows=self.rows,
         )
         return noised, self._condition(noised)
 
     def _condition(self, noised: Noised) -> Condition:
         label = guidance = None
         if self.labels is not None:
-            label = self.labels[noised.chosen]
+            label = self.labels if self.in_order else self.labels[noised.chosen]
         if label is not None and self.label_dropout:
             label = torch.where(noised.spare < self.label_dropout, NO_CLASS, label)
         if self.guidance:
@@ -125,9 +132,12 @@ def open_batch(
     model: Model,
     round_: int,
     number: Tensor | None = None,
-    held: bool = False,
+    fixed: bool = False,
 ) -> tuple[Batch, Resident | Streamed]:
-    """This process's part of the batch of update `number` (0), and what brings its images."""
+    """This process's part of the batch of update `number` (0), and what brings its images.
+
+    `fixed`: of the batch that the loss is watched on, which is of the same images as training.
+    """
     size, stream = cfg.batch // distributed.size(), config.engine.data == "stream"
     first = distributed.rank() * size
     source = open_source(
@@ -137,7 +147,8 @@ def open_batch(
         first=first,
         seed=config.seed,
         round_=round_,
-        held=held,
+        fixed=fixed,
+        rows=data.trained,
         stream=stream,
     )
     batch = Batch(
@@ -151,8 +162,35 @@ def open_batch(
         first=first,
         seed=config.seed,
         round_=round_,
-        label_dropout=0.0 if held else model.label_dropout,
+        label_dropout=0.0 if fixed else model.label_dropout,
         guidance=model.guidance,
-        held=held,
+        rows=None if data.trained is None else data.trained.to(model.device),
+        fixed=fixed,
     )
     return batch, source
+
+
+def held_out_batches(config: Config, data: Dataset, model: Model, round_: int) -> Iterator[Batch]:
+    """This process's share of the images held out, each of them once, at one time and noise.
+
+    Their draws are those of their positions, the same for any number of processes.
+    """
+    assert data.held_out is not None
+    for start in distributed.dealt(-(-len(data.held_out) // HELD_OUT_BATCH)):
+        first = start * HELD_OUT_BATCH
+        rows = data.held_out[first : first + HELD_OUT_BATCH]
+        yield Batch(
+            images=data.images[rows].to(model.device),
+            labels=None if data.labels is None else data.labels[rows].to(model.device),
+            population=len(data),
+            size=len(rows),
+            first=first,
+            update=torch.zeros(1, dtype=torch.int64, device=model.device),
+            seed=config.seed,
+            round_=round_,
+            flip=config.data.horizontal_flip,
+            dtype=model.net_dtype,
+            guidance=model.guidance,
+            fixed=True,
+            in_order=True,
+        )

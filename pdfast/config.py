@@ -49,12 +49,19 @@ class DataConfig:
     wrote, a .parquet file, a folder of them, or a name on the hub)."""
     horizontal_flip: bool = False
     """Mirror each training image with probability 1/2 (wrong for digits and text)."""
+    holdout: int = 0
+    """Images that are never trained on, drawn by the seed; before and after each phase the loss is
+    computed on all of them. 0: none, and that loss is of a fixed batch of training images."""
 
     def __post_init__(self) -> None:
         check(bool(self.source.strip("\0 ")), "data.source must name a folder or a file")
         check(
             "\0" not in self.source and len(self.source) <= 4096,
             "data.source must be a path, of at most 4096 characters",
+        )
+        check(
+            0 <= self.holdout <= MAX_COUNT,
+            f"data.holdout must be 0 (none) or more, at most {MAX_COUNT}",
         )
 
 

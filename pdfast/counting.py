@@ -148,9 +148,10 @@ def _count(
                 objective = rollout(teacher, start // 2, cfg, config.engine)
         optimizer = Optimizer(_materialized(model, device), cfg, dtype)
         model.net.checkpoint = cfg.checkpoint
+        holdout = config.data.holdout
         if config.engine.data == "stream" or not num_images:
-            num_images = cfg.batch
-        data = _data(config, num_images, device)
+            num_images, holdout = cfg.batch, 0
+        data = _data(config, num_images, holdout, device)
         state = _state(optimizer, teacher if phase != "train" else None, data)
         _update(model, objective, optimizer, data, config, counter)
         memory = Memory(state, counter.peak - sum(state.values()))
@@ -193,12 +194,13 @@ def _materialized(model: Model, device: torch.device, dtype: torch.dtype = torch
     return model
 
 
-def _data(config: Config, num: int, device: torch.device) -> Dataset:
+def _data(config: Config, num: int, holdout: int, device: torch.device) -> Dataset:
     net = config.model
     shape = (num, net.image_size, net.image_size, net.channels)
     images = torch.empty(shape, dtype=torch.uint8, device=device)
     labels = torch.empty(num, dtype=torch.int64, device=device) if net.num_classes else None
-    return Dataset(images, labels)
+    trained = torch.empty(num - holdout, dtype=torch.int64, device=device) if holdout else None
+    return Dataset(images, labels, trained=trained)
 
 
 HOLDS = {"exp_avg": "moments", "exp_avg_sq": "moments", "ema": "averages"}
@@ -209,7 +211,7 @@ def _state(optimizer: Optimizer, teacher: Model | None, data: Dataset) -> dict[s
     """Bytes that live from update to update, by what they hold."""
     named = [(HOLDS.get(name, name), value) for name, value in vars(optimizer).items()]
     named += [("teacher", p) for p in teacher.parameters()] if teacher is not None else []
-    named += [("data set", data.images), ("data set", data.labels)]
+    named += [("data set", part) for part in (data.images, data.labels, data.trained)]
     state: dict[str, int] = {}
     seen: set[int] = set()
     for name, value in named:

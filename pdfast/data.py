@@ -66,6 +66,10 @@ class Dataset:
     that is not known. See `sources.stamp`."""
     told: Digest = UNKNOWN
     """Its digest, where that is known."""
+    trained: Tensor | None = None
+    """Numbers of the images to train on, int64, rising; None for all."""
+    held_out: Tensor | None = None
+    """Numbers of the others."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -81,10 +85,16 @@ class Dataset:
         images = kept.digest({"images": self.images}, on_part)
         return Digest(num=len(self), images=images, labels=labels)
 
+    @property
+    def num_trained(self) -> int:
+        """How many images are trained on."""
+        return len(self if self.trained is None else self.trained)
+
     def to(self, device: torch.device | str) -> "Dataset":
         """The same set on another device."""
-        labels = None if self.labels is None else self.labels.to(device)
-        return dataclasses.replace(self, images=self.images.to(device), labels=labels)
+        rest = {"labels": self.labels, "trained": self.trained, "held_out": self.held_out}
+        moved = {name: None if t is None else t.to(device) for name, t in rest.items()}
+        return dataclasses.replace(self, images=self.images.to(device), **moved)  # type: ignore[arg-type]
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -170,7 +180,10 @@ def described(data: Dataset, config: DataConfig) -> str:
     """What was read of where, in words."""
     _, height, width, channels = data.images.shape
     colour = {1: "grey", 3: "colour"}[channels]
-    return f"{len(data):,} images of {config.source}, as {height}x{width} {colour}"
+    text = f"{len(data):,} images of {config.source}, as {height}x{width} {colour}"
+    if data.held_out is not None:
+        text += f", {len(data.held_out):,} of them held out of training"
+    return text
 
 
 def load_dataset(data: DataConfig, model: NetConfig) -> Dataset:

@@ -132,7 +132,7 @@ def _distill_round(
     run.save_model(student, run.round_dir(round_), round=round_, seed=config.seed)
     run.clear_states(round_)
     run.screen.say(
-        f"{title}: held loss {result.loss_start:.4g} -> {result.loss_end:.4g}, "
+        f"{title}: {result.text()}, "
         f"{cfg.updates} updates in {result.seconds:.1f} s, saved to {run.round_dir(round_)}"
     )
     return student
@@ -148,7 +148,7 @@ def _signal(
     )
 
     def by_the_first() -> list[float | None]:
-        batch, source = open_batch(config, few, data, low, round_, held=True)
+        batch, source = open_batch(config, few, data, low, round_, fixed=True)
         with closing(source):
             source.load(0)
         return list(measure(teacher, low, steps, batch))

@@ -7,7 +7,7 @@ is captured once per phase as a CUDA graph and replayed, with the learning rate 
 import contextlib
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pdfast import averages, compilation, distributed, numerics, signals
-from pdfast.batch import Batch, open_batch
+from pdfast.batch import Batch, held_out_batches, open_batch
 from pdfast.config import Config, LoopConfig
 from pdfast.cuda_graph import Replay
 from pdfast.data import Dataset
@@ -23,8 +23,9 @@ from pdfast.errors import UsageError
 from pdfast.method import Loss
 from pdfast.model import Model
 from pdfast.optimizer import Optimizer
-from pdfast.phase_log import PhaseLog, check_held
+from pdfast.phase_log import PhaseLog, check_watched
 from pdfast.run import Run
+from pdfast.watched_loss import WORDS, Watched, watched
 
 
 class Problem(NamedTuple):
@@ -71,7 +72,7 @@ def update(
 
 
 @torch.no_grad()
-def held_loss(model: Model, objective: Objective, batch: Batch, parts: int) -> float:
+def fixed_batch_loss(model: Model, objective: Objective, batch: Batch, parts: int) -> float:
     """Mean loss of the model as it samples (no dropout) on one batch."""
     model.eval()
     losses = [objective(model, batch.part(n, parts)).loss.per_image.mean() for n in range(parts)]
@@ -80,12 +81,26 @@ def held_loss(model: Model, objective: Objective, batch: Batch, parts: int) -> f
     return float(mean)
 
 
+@torch.no_grad()
+def held_out_loss(model: Model, objective: Objective, batches: Iterable[Batch]) -> float:
+    """The same on all images of batches that each process has some of."""
+    model.eval()
+    sums = torch.zeros(2, dtype=torch.float64, device=model.device)  # of losses, of images
+    for batch in batches:
+        losses = objective(model, batch).loss.per_image.double()
+        sums += torch.stack([losses.sum(), torch.ones_like(losses).sum()])
+    distributed.all_reduce(sums)
+    return float(sums[0] / sums[1])
+
+
 @dataclass(frozen=True)
 class FitResult:
     """What a phase did."""
 
+    watched: Watched
+    """Name of the loss that is watched."""
     loss_start: float
-    """Loss on the held batch before the first update."""
+    """That loss before the first update."""
     loss_end: float
     """The same after the last, with the averaged weights where there are any."""
     seconds: float
@@ -94,10 +109,14 @@ class FitResult:
     def as_metrics(self) -> dict[str, float]:
         """The line of metrics that ends a phase."""
         return {
-            "held_loss_start": self.loss_start,
-            "held_loss_end": self.loss_end,
+            f"{self.watched}_start": self.loss_start,
+            f"{self.watched}_end": self.loss_end,
             "seconds": round(self.seconds, 1),
         }
+
+    def text(self) -> str:
+        """The losses in words."""
+        return f"{WORDS[self.watched]} {self.loss_start:.4g} -> {self.loss_end:.4g}"
 
 
 def check(config: Config, device: torch.device) -> None:
@@ -126,12 +145,10 @@ def fit(
     optimizer = Optimizer(model, cfg, dtype, config.peers.optimizer)
     model.set_checkpoint(cfg.checkpoint)
     batch, source = open_batch(config, cfg, data, model, round_, optimizer.done)
-    held, held_source = open_batch(config, cfg, data, model, round_, held=True)
-    with contextlib.closing(held_source):
-        held_source.load(0)
-    loss_start = held_loss(model, objective, held, cfg.accumulate)
-    check_held(title, 0, loss_start)
-    first, start = _begin(run, round_, title, optimizer, loss_start)
+    name, loss_now = watched(config), loss_of(config, cfg, data, model, objective, round_)
+    loss_start = loss_now()
+    check_watched(title, 0, loss_start)
+    first, start = _begin(run, round_, title, optimizer, {name: loss_start})
 
     with contextlib.ExitStack() as stack:
         task = stack.enter_context(run.screen.task(title, cfg.updates, first))
@@ -147,8 +164,9 @@ def fit(
         repeat = stack.enter_context(
             contextlib.closing(Replay(work, state, device, config.engine.graph))
         )
-        images = {"num_steps": model.steps, "num_images": len(data)}
-        log = PhaseLog(run, round_, title, optimizer, task, start=start, **images)
+        log = PhaseLog(
+            run, round_, title, optimizer, task, start=start, num_steps=model.steps, data=data
+        )
         due = False
         for k in range(first, cfg.updates):
             source.load(k + objective.ahead)
@@ -169,14 +187,28 @@ def fit(
     optimizer.average()
     if note := averages.share_note(cfg, cfg.updates - int(optimizer.skipped[0])):
         run.screen.warn(f"{title}: {note}")
-    loss_end = held_loss(model, objective, held, cfg.accumulate)
+    loss_end = loss_now()
     optimizer.release()
-    check_held(title, cfg.updates, loss_end)
-    return FitResult(loss_start, loss_end, seconds)
+    check_watched(title, cfg.updates, loss_end)
+    return FitResult(name, loss_start, loss_end, seconds)
+
+
+def loss_of(
+    config: Config, cfg: LoopConfig, data: Dataset, model: Model, objective: Objective, round_: int
+) -> Callable[[], float]:
+    """What gives the model's loss on the images held out, or on a fixed batch where none are."""
+    if data.held_out is not None:
+        return lambda: held_out_loss(
+            model, objective, held_out_batches(config, data, model, round_)
+        )
+    batch, source = open_batch(config, cfg, data, model, round_, fixed=True)
+    with contextlib.closing(source):
+        source.load(0)
+    return lambda: fixed_batch_loss(model, objective, batch, cfg.accumulate)
 
 
 def _begin(
-    run: Run, round_: int, title: str, optimizer: Optimizer, loss_start: float
+    run: Run, round_: int, title: str, optimizer: Optimizer, losses: dict[str, float]
 ) -> tuple[int, float]:
     """The first update to be made, after those of a saved state, and when, by time.perf_counter,
     all would have begun without a break.
@@ -184,7 +216,7 @@ def _begin(
     first, start, resumed = 0, time.perf_counter(), run.load_state(round_)
     if resumed is None:
         run.rewind_metrics(round_, -1)
-        run.log(round=round_, update=0, held_loss=loss_start)
+        run.log(round=round_, update=0, **losses)
     else:
         table, tensors = resumed
         first, start = int(table["update"]), start - float(table["seconds"])

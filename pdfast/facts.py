@@ -25,6 +25,9 @@ class Facts:
     sampler: str
     reference: str
     reference_images: int
+    """All of the set's, those held out of training too."""
+    reference_held_out: int
+    """How many of them the config holds out of training."""
     reference_sha256: str
     """Of the tensor of images, as the model sees them."""
     reading: str
@@ -49,10 +52,13 @@ class Facts:
         by = f"{self.detector}, {self.features} features"
         if self.detector_sha256:
             by += f", weights SHA-256 {self.detector_sha256[:SHOWN]}"
+        images = f"{self.reference_images:,} images"
+        if self.reference_held_out:
+            images += f", {self.reference_held_out:,} of them held out (data.holdout)"
         return [
             ("figure", self.metric),
             ("samples", f"{self.samples:,}, seed {self.seed}, {self.sampler}"),
-            ("reference set", f"{self.reference}, {self.reference_images:,} images"),
+            ("reference set", f"{self.reference}, {images}"),
             ("its SHA-256", self.reference_sha256[:SHOWN]),
             ("resize when it is read", self.reading),
             ("detector", by),
@@ -100,6 +106,7 @@ def facts_of(judge: Judge, config: Config, model: Model, weights: dict[str, str]
         sampler=sampler,
         reference=source,
         reference_images=len(data),
+        reference_held_out=config.data.holdout,
         reference_sha256=judge.reference.digest,
         reading=reading,
         detector=judge.detector.name,

@@ -14,6 +14,7 @@ from pdfast.config import Config, NetConfig, dump_config
 from pdfast.counting import Count, count_update
 from pdfast.counting import Phase as CountedPhase
 from pdfast.errors import UsageError
+from pdfast.holdout import check_holdout
 from pdfast.launch import launched
 from pdfast.model import SAMPLE_BATCH
 from pdfast.plan import Stage, Update, stages
@@ -89,6 +90,8 @@ def forecast(
     start = time.perf_counter()
     images = num_images(config)
     counting = time.perf_counter() - start
+    if images is not None:
+        check_holdout(config.data.holdout, images)
     reading = None if images is None else _reading(config, images, screen)
     plan = stages(config, images or config.eval.num, distill=distill, teacher=teacher)
     counts = _counts(config, plan, device, images, teacher)
@@ -157,6 +160,8 @@ def _say_sizes(
     params = next(iter(phases.values())).params
     screen.say("")
     screen.say(f"parameters: {params:,}")
+    if config.data.holdout and images is not None:
+        screen.say(f"images: {images:,}, {config.data.holdout:,} of them held out of training")
     for phase in sorted(phases, key=list(MEMORY).index):
         batch = (config.train if phase == "train" else config.distill).batch
         there = images is not None

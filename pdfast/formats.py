@@ -42,6 +42,7 @@ ADDED: Mapping[int, Mapping[str, Any]] = MappingProxyType(
                 "run/begun_by": "0.1.0",
                 "run/data": UNKNOWN_DATA,
                 "state.json/data": UNKNOWN_DATA,
+                "data.holdout": 0,
                 "train.ema_warmup": False,
                 "distill.ema_warmup": False,
             }

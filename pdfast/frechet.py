@@ -3,11 +3,14 @@
 Named FD-<detector>; FID where the features are Inception's, and nowhere else (pdfast/detectors).
 """
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from pdfast.errors import PdfastError
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,26 @@ def gaussian_of(features: Tensor) -> Gaussian:
 def frechet_distance(p: Gaussian, q: Gaussian) -> float:
     """||mu_p - mu_q||^2 + tr(C_p + C_q - 2 (C_p^1/2 C_q C_p^1/2)^1/2) (Dowson & Landau 1982).
 
-    The symmetric square root keeps every eigenvalue real. p's is computed once and kept.
+    The symmetric square root keeps every eigenvalue real. p's is computed once and kept. It is at
+    least 0: what rounding takes below is 0. Raises PdfastError where it is lower than that.
     """
-    cross = torch.linalg.eigvalsh(p.root @ q.cov @ p.root).clamp(min=0).sqrt().sum()
-    distance = (p.mean - q.mean).square().sum() + p.cov.trace() + q.cov.trace() - 2 * cross
-    return float(distance)
+    eigenvalues = torch.linalg.eigvalsh(p.root @ q.cov @ p.root).clamp(min=0)
+    cross = eigenvalues.sqrt().sum()
+    traces = p.cov.trace() + q.cov.trace()
+    distance = float((p.mean - q.mean).square().sum() + traces - 2 * cross)
+    if distance >= 0 or math.isnan(distance):
+        return distance
+    # Each eigenvalue is known to within `error`, about a few units in the last place of the
+    # product's norm, of which the square root makes much where it should be 0.
+    eps, width = torch.finfo(eigenvalues.dtype).eps, len(eigenvalues)
+    error = 10 * math.sqrt(width) * eps * p.cov.norm() * q.cov.norm()
+    too_much = (eigenvalues.sqrt() - (eigenvalues - error).clamp(min=0).sqrt()).sum()
+    rounding = float(2 * too_much + 10 * width * eps * traces)
+    if distance < -rounding:
+        raise PdfastError(
+            f"a Frechet distance came out as {distance:.3g}, where rounding explains "
+            f"{-rounding:.1g}: the covariances' eigenvalues are wrong, by PyTorch "
+            f"{torch.__version__} on {eigenvalues.device}; evaluate with --device cpu, or by "
+            "another version of PyTorch"
+        )
+    return 0.0

@@ -6,9 +6,14 @@ from typing import Any
 
 from pdfast import files
 from pdfast.errors import PdfastError
+from pdfast.watched_loss import WORDS, renamed
 
 MAY_BE_NULL = ("loss", "grad_norm", "rounding")  # where there is no number
-TOGETHER = ({"held_loss_end", "held_loss_start", "seconds"}, {"signal", "rounding"})
+# Keys that come together: all of the first set that has any of them.
+TOGETHER = (
+    [{f"{name}_start", f"{name}_end", "seconds"} for name in WORDS],
+    [{"signal", "rounding"}],
+)
 
 
 def _is_whole(values: dict[str, Any]) -> bool:
@@ -18,7 +23,11 @@ def _is_whole(values: dict[str, Any]) -> bool:
     return (
         all(type(count) is int for count in counts)
         and all(type(number) in (int, float) for number in numbers)
-        and all(not (keys & values.keys()) or keys <= values.keys() for keys in TOGETHER)
+        and all(
+            not any(keys & values.keys() for keys in kinds)
+            or any(keys <= values.keys() for keys in kinds)
+            for kinds in TOGETHER
+        )
     )
 
 
@@ -29,13 +38,16 @@ class Metrics:
         self.path = path
 
     def read(self) -> list[dict[str, Any]]:
-        """All lines, by round (one may have been made again); PdfastError names a damaged one."""
+        """All lines, by round (one may have been made again); PdfastError names a damaged one.
+
+        They have today's names.
+        """
         if not self.path.is_file():
             return []
         lines = []
         for number, line in enumerate(self.path.read_text("utf-8", "replace").splitlines(), 1):
             try:
-                values = json.loads(line)
+                values = renamed(json.loads(line))
                 if not _is_whole(values):
                     raise ValueError
                 lines.append(values)

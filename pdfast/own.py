@@ -165,7 +165,8 @@ def settled(config: Config, data: Any) -> Config:
             not config.data.horizontal_flip,
             "data.horizontal_flip is for pictures that pdfast reads: with data=, leave it off",
         )
-        config = dataclasses.replace(config, data=DataConfig(source=fingerprint(data)))
+        given = DataConfig(source=fingerprint(data), holdout=config.data.holdout)
+        config = dataclasses.replace(config, data=given)
     precision = "fp32" if config.precision == "auto" else config.precision
     return dataclasses.replace(config, precision=precision)
 

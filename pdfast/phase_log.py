@@ -10,6 +10,7 @@ from typing import NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
+from pdfast.data import Dataset
 from pdfast.errors import PdfastError
 from pdfast.kernels.add_noise import draw_indices
 from pdfast.optimizer import Optimizer
@@ -51,12 +52,12 @@ class PhaseLog:
         *,
         start: float,
         num_steps: int,
-        num_images: int,
+        data: Dataset,
     ) -> None:
-        """`start`: when the phase began, by time.perf_counter; the numbers are for the failure."""
+        """`start`: when the phase began, by time.perf_counter; what follows is for the failure."""
         self.run, self.round, self.title, self.task = run, round_, title, task
         self.optimizer, self.cfg, self.start = optimizer, optimizer.cfg, start
-        self.num_steps, self.num_images = num_steps, num_images
+        self.num_steps, self.data = num_steps, data
         self._waiting: deque[Reading] = deque()
         self._first = int(optimizer.done)
         self._last, self._skipped = optimizer.logged.tolist()
@@ -184,10 +185,11 @@ class PhaseLog:
         """End the run, leaving what repeats the failure."""
         optimizer, seed, most = self.optimizer, self.run.config.seed, self.cfg.max_skipped
         update, files = self._state()
-        numbers = range(update, update + most)
+        numbers, rows = range(update, update + most), self.data.trained
+        rows = None if rows is None else rows.cpu()
+        size, of = self.cfg.batch, len(self.data)
         drawn = [
-            draw_indices(seed, self.round, k, 0, self.cfg.batch, self.num_images).tolist()
-            for k in numbers
+            draw_indices(seed, self.round, k, 0, size, of, rows=rows).tolist() for k in numbers
         ]
         last = {"loss": float(optimizer.loss), "grad_norm": float(optimizer.norm)}
         name = f"round-{self.round:02d}-update-{update:09d}"
@@ -213,8 +215,8 @@ class PhaseLog:
         )
 
 
-def check_held(title: str, update: int, loss: float) -> None:
-    """Raise PdfastError unless the loss on the held batch, before or after a phase, is finite."""
+def check_watched(title: str, update: int, loss: float) -> None:
+    """Raise PdfastError unless the loss that is watched before and after a phase is finite."""
     if math.isfinite(loss):
         return
     if update:

@@ -23,7 +23,7 @@ from pdfast.marked import METADATA
 from pdfast.model import Model
 from pdfast.page import Section, Table, page
 from pdfast.plots import drawable, picture, plot_distances
-from pdfast.report_tables import QUICK, Curve, Report, as_json
+from pdfast.report_tables import Curve, Report, as_json
 from pdfast.run import Run
 from pdfast.version import __version__
 
@@ -198,7 +198,7 @@ def _write(report: Report) -> list[str]:
         curve=curve,
         more=_more(report),
         rounds=report.rounds(),
-        note=QUICK,
+        note=report.rounds_note,
         versions=_versions(report.model.device),
         config=dump_config(run.config),
     )
@@ -245,7 +245,7 @@ def _markdown(report: Report) -> str:
     ]
     for heading, table, note in _more(report):
         parts += [f"## {heading}", *([_lines(table)] if table else []), *([note] if note else [])]
-    parts += ["## Rounds", _lines(report.rounds()), QUICK]
+    parts += ["## Rounds", _lines(report.rounds()), report.rounds_note]
     return "\n\n".join(parts) + "\n"
 
 

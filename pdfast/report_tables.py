@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from pdfast import watched_loss
 from pdfast.evaluation import Measured, Meter
 from pdfast.facts import Facts
 from pdfast.model import Model
@@ -13,12 +14,14 @@ from pdfast.page import Table, View
 from pdfast.plots import NUM_SHOWN, Row, counted, gallery
 from pdfast.progress import short
 from pdfast.run import Run
+from pdfast.watched_loss import MEANING, WORDS
 
 QUICK = (
     "Round 0 is the teacher's training; the distance is a quick one, 256 images in at most 16 "
-    "steps, for comparing rounds only. Signal / rounding: how far the target is from the student "
-    "when a round begins, in v, over what the networks' rounding changes in that (medians over a "
-    "held batch). A round where it is not well above 1 teaches little at this precision."
+    "steps, for comparing rounds only. {loss} Signal / rounding: how far the target is from the "
+    "student when a round begins, in v, over what the networks' rounding changes in that (medians "
+    "over a fixed batch of training images). A round where it is not well above 1 teaches little "
+    "at this precision."
 )
 
 
@@ -186,20 +189,26 @@ class Report:
         """What each phase took and did, by the metrics."""
         logged, config = self.run.metrics(), self.run.config
         quick = {m["round"]: m["distance"] for m in logged if "distance" in m}
-        header = ["round", "steps", "updates", "held loss, start", "end", "distance"]
+        name = watched_loss.logged(logged)
+        header = ["round", "steps", "updates", f"{WORDS[name]}, start", "end", "distance"]
         header += ["updates/s", "signal / rounding"]
         lines = []
         for m in logged:
-            if "held_loss_end" not in m:
+            if f"{name}_end" not in m:
                 continue
             r, steps = m["round"], m.get("steps", 0)
             updates = config.distill.updates_of(steps) if steps else config.train.updates
             rate = updates / m["seconds"] if m["seconds"] else 0.0
-            losses = [f"{m[f'held_loss_{at}']:.3g}" for at in ("start", "end")]
+            losses = [f"{m[f'{name}_{at}']:.3g}" for at in ("start", "end")]
             distance = f"{quick[r]:.3f}" if r in quick else ""
             numbers = [str(r), str(steps or ""), str(updates), *losses, distance]
             lines.append([*numbers, short(rate, 3), _learnable(m)])
         return header, lines
+
+    @property
+    def rounds_note(self) -> str:
+        """What the columns of the rounds are."""
+        return QUICK.format(loss=MEANING[watched_loss.logged(self.run.metrics())])
 
     def rows(self) -> list[Row]:
         """For samples/compare.png: the data, the teacher's best, and each student below it."""

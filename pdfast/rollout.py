@@ -109,7 +109,7 @@ class Pipelined(Rollout):
 
     def __call__(self, student: Model, batch: Batch) -> Problem:
         """As in Rollout, the teacher's two steps taken in different calls."""
-        if batch.held:
+        if batch.fixed:
             return super().__call__(student, batch)
         head = self.teacher.head
         z_t, z_in, phi_t, phi_mid, last, out_t, *rest = (t.clone() for t in self.carried)

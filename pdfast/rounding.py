@@ -18,7 +18,7 @@ from pdfast.schedule import next_angle
 
 
 class Signal(NamedTuple):
-    """What the first update of a round sees, in v: medians over a held batch's images of the root
+    """What the first update of a round sees, in v: medians over a fixed batch's images of the root
     mean square over pixels. (A mean would be that of the rare image at i = 0.)
     """
 

@@ -92,14 +92,20 @@ def open_source(
     first: int,
     seed: int,
     round_: int,
-    held: bool = False,
+    fixed: bool = False,
+    rows: Tensor | None = None,
     stream: bool = False,
 ) -> Resident | Streamed:
-    """The images of batches of `num` from position `first`; streamed if asked, or if elsewhere."""
+    """The images of batches of `num` from position `first`; streamed if asked, or if elsewhere.
+
+    `rows`: as for `add_noise`, wherever they lie.
+    """
     if not stream and data.images.device == device:
         return Resident(data)
 
+    on_cpu = None if rows is None else rows.cpu()
+
     def indices(update: int) -> Tensor:
-        return draw_indices(seed, round_, update, first, num, len(data), held)
+        return draw_indices(seed, round_, update, first, num, len(data), fixed, on_cpu)
 
     return Streamed(data, indices, num, device)

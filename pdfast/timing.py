@@ -24,7 +24,7 @@ from pdfast.cuda_graph import Replay
 from pdfast.data import Dataset
 from pdfast.detectors.opening import without_network
 from pdfast.distillation import remove_dropout
-from pdfast.engine import Objective, held_loss, update
+from pdfast.engine import Objective, loss_of, update
 from pdfast.fitting import Fit
 from pdfast.frechet import Gaussian, Moments, frechet_distance
 from pdfast.guidance import guided
@@ -235,7 +235,7 @@ class Bench:
                 return Timed(whole(first), 1, (size, cfg.batch))
         start = clock()
         with self._phase(stage, part) as phase:
-            begin = clock() - start + phase.held
+            begin = clock() - start + phase.watched
             each, num = self._mean(phase.once, given)
             begin = begin if size == cfg.batch else 0.0
             return Timed(whole(each), num, (size, cfg.batch), begin)
@@ -251,10 +251,7 @@ class Bench:
         with contextlib.ExitStack() as stack:
             batch, source = open_batch(config, cfg, self.data, model, 1, optimizer.done)
             stack.enter_context(contextlib.closing(source))
-            held, held_source = open_batch(config, cfg, self.data, model, 1, held=True)
-            with contextlib.closing(held_source):
-                held_source.load(0)
-            seconds = self.seconds(lambda: held_loss(model, objective, held, cfg.accumulate))
+            seconds = self.seconds(loss_of(config, cfg, self.data, model, objective, 1))
             model.train()
             source.load(0)
             objective.begin(batch)
@@ -340,8 +337,8 @@ class Phase:
     """One more update."""
     step: Callable[[], None]
     """The optimizer's alone."""
-    held: float
-    """Seconds of the loss on the held batch, which is taken at the end too."""
+    watched: float
+    """Seconds of the loss that is watched, which is taken at the end too."""
 
 
 def free(device: torch.device) -> float:

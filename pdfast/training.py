@@ -67,7 +67,7 @@ def train_teacher(run: Run, data: Dataset, device: torch.device) -> Model:
     num_params = sum(p.numel() for p in model.parameters())
     run.screen.say(
         f"teacher: {num_params:,} parameters, {run.config.train.updates} updates, "
-        f"{len(data)} images"
+        f"{data.num_trained} images"
     )
     cfg = run.config.train
     objective = DataObjective(cfg.loss_weight)
@@ -76,8 +76,5 @@ def train_teacher(run: Run, data: Dataset, device: torch.device) -> Model:
     run.log(round=ROUND, **result.as_metrics())
     run.save_model(model, run.teacher_dir, seed=run.config.seed)
     run.clear_states(ROUND)
-    run.screen.say(
-        f"teacher: held loss {result.loss_start:.4g} -> {result.loss_end:.4g}, "
-        f"saved to {run.teacher_dir}"
-    )
+    run.screen.say(f"teacher: {result.text()}, saved to {run.teacher_dir}")
     return model

@@ -342,7 +342,8 @@ class UNet(nn.Module):
             # A one-hot input to a dense layer is a row of its weight, plus its bias.
             rows = self.emb_class.weight.t()
             if self.cfg.label_dropout:
-                rows = F.embedding(label.clamp(min=0), rows) * (label != NO_CLASS)[:, None]
+                told = label != NO_CLASS
+                rows = F.embedding(label * told, rows) * told[:, None]
             else:
                 rows = F.embedding(label, rows)
             emb = emb + rows + self.emb_class.bias

@@ -77,19 +77,21 @@ def noise(
     times="discrete",
     gathered=False,
     levels="u8",
+    some=False,
     shape=(5, 3, 32, 32),
     **draws,
 ):
-    """add_noise: 3 images of 5; `times` discrete, continuous or by table."""
+    """add_noise: 3 images of 5, or of `some`; `times` discrete, continuous or by table."""
     draws = {"seed": 2**32 - 1, "round_": 1, "update": 7, "first": 0, **draws}
     images = values(shape, torch.float32, "cpu")
     if levels == "u8":
         images = (40 * images + 128).clamp(0, 255).to(torch.uint8)
     num, population = 3, 0
+    rows = torch.tensor([4, 1]) if some else None
     if gathered:
         population = len(images)
         keys = (draws[name] for name in ("seed", "round_", "update", "first"))
-        images = images[draw_indices(*keys, num, population)]
+        images = images[draw_indices(*keys, num, population, rows=rows)]
     n = 0 if times == "continuous" else 6
     table = torch.linspace(0.1, 1.5, 2 * n + 1, dtype=torch.float64).square().to(device)
     return add_noise.add_noise(
@@ -101,6 +103,7 @@ def noise(
         head=head,
         net_dtype=DTYPES[dtype],
         population=population,
+        rows=None if rows is None else rows.to(device),
         **draws,
     )
 
@@ -151,6 +154,8 @@ def _cases():
         yield "add_noise", noise, {"head": head, "times": "table"}
     for levels, flip, gathered in itertools.product(("u8", "fp32"), (False, True), (False, True)):
         yield "add_noise", noise, {"levels": levels, "flip": flip, "gathered": gathered}
+    for gathered in (False, True):
+        yield "add_noise", noise, {"some": True, "gathered": gathered}
     for dtype in DTYPES:
         yield "dropout", drop, {"dtype": dtype}
     for ema, copy, most in itertools.product((False, True), (None, "bf16", "fp16"), (0.0, 1.0)):

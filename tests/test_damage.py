@@ -450,7 +450,7 @@ def test_a_model_of_another_round_is_not_taken_for_this_ones(config, straight, c
     ("old", "new"),
     [
         ('"seconds"', '"secones"'),
-        ('"held_loss_start"', '"held_loss_strat"'),
+        ('"fixed_batch_loss_start"', '"fixed_batch_loss_strat"'),
         ('"rounding"', '"roundinh"'),
         ('"distance": ', '"distance": "x", "y": '),
         ('"distance": ', '"distance": null, "y": '),

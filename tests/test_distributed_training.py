@@ -1,28 +1,34 @@
 """Two processes that train: one process's updates, and an end that loses nothing."""
 
 import copy
+import json
 import signal
 from pathlib import Path
 
 import pytest
 import torch
-from engine_cases import digits, flat, objective_of, random_model, run_engine, set_of
+from engine_cases import changed, digits, flat, objective_of, random_model, run_engine, set_of
 from torchrun import ALARM, lost, run
 
 from pdfast import checkpoint, files
+from pdfast.holdout import hold_out
 
 CASES = [("train", torch.float64), ("distill", torch.float32)]
 OPTIONS = {"grad_clip": 0.05, "ema_decay": 0.9, "accumulate": 2, "dropout": 0.25}
 
 
 def trained(tiny, phase, dtype, path):
-    """(weights at the start, weights after 50 updates) with every option that averages."""
-    config = set_of(tiny, phase, **OPTIONS)
+    """(weights at the start, weights after 50 updates) with every option that averages.
+
+    Of the images held out, the two processes have shares of different sizes.
+    """
+    config = changed(set_of(tiny, phase, **OPTIONS), data={"holdout": 70})
     teacher = random_model(config.model, 0, dtype)
     start = random_model(config.model, 1, dtype) if phase == "train" else teacher
     model = copy.deepcopy(start)
     objective = objective_of(phase, getattr(config, phase), teacher)
-    run_engine(config, phase, objective, model, digits(), path)
+    data = hold_out(digits(200), 70, config.seed)
+    run_engine(config, phase, objective, model, data, path)
     return flat(start), flat(model)
 
 
@@ -57,7 +63,14 @@ def test_two_processes_train_as_one(tiny, tmp_path):
         print(f"{phase} {dtype} apart {apart:.3g}")
         assert apart <= {torch.float32: 1e-2, torch.float64: 1e-7}[dtype]
         one, two = (tmp_path / f / "metrics.jsonl" for f in (f"alone-{n}", f"case-{n}"))
-        assert len(one.read_text().splitlines()) == len(two.read_text().splitlines())
+        one, two = (
+            [json.loads(line) for line in path.read_text().splitlines()] for path in (one, two)
+        )
+        assert len(one) == len(two)
+        (of_one,), (of_two,) = (
+            [m["held_out_loss"] for m in lines if "held_out_loss" in m] for lines in (one, two)
+        )
+        assert of_two == pytest.approx(of_one, rel=1e-12 if dtype == torch.float64 else 1e-6)
 
 
 # The command line, in a process that sends itself a signal after so many of its updates.

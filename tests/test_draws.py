@@ -45,7 +45,7 @@ def test_a_draw_depends_on_its_position_alone():
     "other",
     [
         (Draws(8, Stream.NOISE, 3), 11),
-        (Draws(7, Stream.HELD, 3), 11),
+        (Draws(7, Stream.FIXED, 3), 11),
         (Draws(7, Stream.NOISE, 4), 11),
         (Draws(7, Stream.NOISE, 3), 12),
         (Draws(7, Stream.NOISE, 3), 11 + 2**32),

@@ -258,7 +258,7 @@ def test_bf16_learns_what_float32_learns(tiny, tmp_path):
 def test_the_signal_is_the_references(tiny):
     """In float64, |v_target - v_student| by the published formulas."""
     teacher = random_model(tiny.model, 0, torch.float64)
-    batch, _ = open_batch(tiny, tiny.distill, digits(), teacher, 1, held=True)
+    batch, _ = open_batch(tiny, tiny.distill, digits(), teacher, 1, fixed=True)
     found = measure(teacher, teacher, STEPS, batch)
     draw, _ = batch.noised(teacher.schedule.grid(STEPS, teacher.device), STEPS)
     logsnr = -2 * torch.log(torch.tan(draw.phi_t))
@@ -283,7 +283,7 @@ def test_more_steps_leave_less_to_learn(tiny, precision):
     teacher = random_model(tiny.model, 0, torch.float32)
     low = numerics.lowered(teacher, precision)
     loop = dataclasses.replace(tiny.distill, batch=64)
-    batch, _ = open_batch(tiny, loop, digits(), low, 1, held=True)
+    batch, _ = open_batch(tiny, loop, digits(), low, 1, fixed=True)
     few, many = (measure(teacher, low, n, batch) for n in (8, 512))
     assert few.signal > 4 * many.signal
     assert 0.1 < few.rounding / many.rounding < 10

@@ -1,6 +1,8 @@
 """What is exported gives what pdfast gives: samples in diffusers, the network in onnxruntime."""
 
 import copy
+import importlib
+import itertools
 import json
 import math
 import re
@@ -192,6 +194,9 @@ def test_the_cards_call_as_written(num_classes, steps, tmp_path, monkeypatch):
         pictures = np.stack([np.asarray(image) for image in ran["images"]])
         assert np.abs(pictures - ours[:, 0].numpy() * 255).max() < 0.51  # rounded to uint8
     assert "use_clipped_model_output=True" in card
+    tags = card.split("---")[1]
+    assert ("\n- class-conditional-image-generation\n" in tags) == bool(num_classes)
+    assert ("\n- unconditional-image-generation\n" in tags) == (not num_classes)
     assert ("labels 0 to 4" in card) == bool(num_classes)
 
 
@@ -216,13 +221,23 @@ def test_what_diffusers_cannot_express(steps, fields, message, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "fields",
-    [{"head": "x", "ch_mult": (1,)}, {"head": "both", "num_classes": 5, "ch_mult": (2, 2)}],
+    ("fields", "mean"),
+    [
+        ({"head": "x", "ch_mult": (1,)}, 1e4),
+        ({"head": "both", "num_classes": 5, "ch_mult": (2, 2)}, 0),
+    ],
     ids=str,
 )
-def test_onnx(fields, tmp_path):
-    """The network at other batches, and samples by the JSON file alone."""
+def test_onnx(fields, mean, tmp_path):
+    """The network at other batches, and samples by the JSON file alone.
+
+    Also where the norms' inputs have a mean of thousands of standard deviations, so that
+    E[x^2] - E[x]^2 has lost every digit of the variance, and is often below 0.
+    """
     model = make(2, **fields)
+    if mean:
+        with torch.no_grad():
+            model.net.conv_in.bias += mean
     pdfast.export(model, tmp_path / "out", "onnx", quiet=True)
     names = {p.name for p in (tmp_path / "out").iterdir()}
     assert names == {onnx.MEANING, onnx.GRAPH, "manifest.json"}
@@ -231,6 +246,8 @@ def test_onnx(fields, tmp_path):
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     about = json.loads((tmp_path / "out" / onnx.MEANING).read_text())
     assert [i.name for i in session.get_inputs()] == list(about["inputs"])
+    graph = importlib.import_module("onnx").load_from_string(content)
+    assert [o.version for o in graph.opset_import] == [about["opset"]] == [20]
     for num in (1, 5):
         z, labels = noise(model, num), labels_for(model, num)
         logsnr = torch.linspace(-19, 19, num)
@@ -238,7 +255,11 @@ def test_onnx(fields, tmp_path):
         out = session.run(None, {k: v.numpy() for k, v in given.items()})[0]
         with torch.no_grad():
             assert apart(torch.from_numpy(out), model(z, logsnr, labels)) < TOL
+            exact = copy.deepcopy(model).double()(z.double(), logsnr.double(), labels)
+        assert apart(torch.from_numpy(out), exact) < TOL
     if about["head"] != "x":
+        assert about["inputs"]["label"]["no_class"] is None
+        refuses(opened_quietly(tmp_path / "out"), model, -1)
         assert out.shape[1:] == tuple(about["output"]["shape"][1:]) == (2, 8, 8)
         return
     z = noise(model).double().numpy()
@@ -253,11 +274,52 @@ def test_onnx(fields, tmp_path):
     assert apart(torch.from_numpy(x), model.sample(4, steps, noise=noise(model))) < TOL
 
 
+def test_labels_that_are_no_class_in_onnx(tmp_path):
+    """-1 is the class that is not told, where the model learned that; the rest are errors."""
+    model, folder = make(num_classes=4, label_dropout=0.1, ch_mult=(1,)), tmp_path / "out"
+    pdfast.export(model, folder, "onnx", quiet=True)
+    about = json.loads((folder / onnx.MEANING).read_text())["inputs"]["label"]
+    assert (about["from"], about["below"], about["no_class"]) == (0, 4, -1)
+    session = opened_quietly(folder)
+    z, logsnr, labels = noise(model, 5), torch.linspace(-9, 9, 5), torch.tensor([-1, 0, 1, 2, 3])
+    outs = {}
+    for shift in range(5):
+        label = labels.roll(shift)
+        given = {"z": z.numpy(), "logsnr": logsnr.numpy(), "label": label.numpy()}
+        out = torch.from_numpy(session.run(None, given)[0])
+        with torch.no_grad():
+            assert apart(out, model(z, logsnr, label)) < TOL
+        outs[int(label[0])] = out[0]
+    for label, other in itertools.combinations(outs, 2):
+        assert apart(outs[label], outs[other]) > 0.01
+    for label in (-5, -4, -3, -2, 4):
+        refuses(session, model, label)
+
+
+def opened_quietly(folder):
+    """The exported graph in onnxruntime, which logs the errors that it raises."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    path = str(folder / onnx.GRAPH)
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def refuses(session, model, label):
+    """Of two images' labels one is none: an error in PyTorch and in onnxruntime."""
+    z, logsnr, labels = noise(model, 2), torch.zeros(2), torch.tensor([1, label])
+    with pytest.raises(IndexError):
+        model(z, logsnr, labels)
+    given = {"z": z.numpy(), "logsnr": logsnr.numpy(), "label": labels.numpy()}
+    with pytest.raises(Exception, match="indices element out of data bounds"):
+        session.run(None, given)
+
+
 def test_an_export_that_differs_is_not_kept(tmp_path, monkeypatch):
     model, off = make(ch_mult=(1,)), 2e-5
     run, weights = onnx.run, diffusers.weights
     monkeypatch.setattr(onnx, "run", lambda *args: run(*args) + off)
-    with pytest.raises(PdfastError, match="the network in onnxruntime differs from the model by"):
+    message = r"the network in {} [\d.]+ differs from the model by .*, and is not written"
+    with pytest.raises(PdfastError, match=message.format("onnxruntime")):
         pdfast.export(model, tmp_path / "out", "onnx")
 
     def shifted(*args):
@@ -266,7 +328,11 @@ def test_an_export_that_differs_is_not_kept(tmp_path, monkeypatch):
         return state
 
     monkeypatch.setattr(diffusers, "weights", shifted)
-    with pytest.raises(PdfastError, match="the network in diffusers differs from the model by"):
+    with pytest.raises(PdfastError, match=message.format("diffusers")):
+        pdfast.export(model, tmp_path / "out")
+    with torch.no_grad():
+        model.net.conv_in.bias[0] = math.nan
+    with pytest.raises(PdfastError, match="output holds numbers that are not finite: it has"):
         pdfast.export(model, tmp_path / "out")
     assert not list(tmp_path.iterdir())
 

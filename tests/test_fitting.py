@@ -128,9 +128,9 @@ def test_an_eps_teacher_gets_a_first_round_of_the_same_steps(
     assert checkpoint.load_model(plain / f"round-01-steps-{start:04d}").head == "v"
     kept = pdfast.load_config(plain / "config.toml")
     assert kept.distill.fit_updates == 4 * updates
-    ends = [m for m in metrics(plain) if "held_loss_end" in m]
+    ends = [m for m in metrics(plain) if "fixed_batch_loss_end" in m]
     assert [m["steps"] for m in ends] == [start >> n for n in range(tiny.distill.rounds + 1)]
-    assert ends[0]["held_loss_end"] < ends[0]["held_loss_start"]
+    assert ends[0]["fixed_batch_loss_end"] < ends[0]["fixed_batch_loss_start"]
     for stop in (2 * updates, 2 * updates + 3):  # in the fit, and then in the next round
         with monkeypatch.context() as patch:
             stop_after(patch, stop)
@@ -144,8 +144,8 @@ def test_a_student_of_another_network(tiny, straight, tmp_path):
     half = changed(tiny, model={"ch": tiny.model.ch // 2}, distill={"fit_updates": 20})
     student = pdfast.distill(half, teacher=straight / "teacher", out=tmp_path / "run", quiet=True)
     assert student.cfg.ch == tiny.model.ch // 2
-    ends = [m for m in metrics(tmp_path / "run") if "held_loss_end" in m]
-    assert ends[0]["held_loss_end"] < ends[0]["held_loss_start"]
+    ends = [m for m in metrics(tmp_path / "run") if "fixed_batch_loss_end" in m]
+    assert ends[0]["fixed_batch_loss_end"] < ends[0]["fixed_batch_loss_start"]
     assert json.loads((tmp_path / "run" / "teacher" / "config.json").read_text())["model"][
         "ch"
     ] == (tiny.model.ch)

@@ -188,14 +188,14 @@ class Machine:
         def sampled(model, z, steps, **_):
             self.now += call * steps * len(z) / SAMPLE_BATCH
 
-        def held(*_):
+        def watched():
             self.now += 0.125
             return 0.0
 
         monkeypatch.setattr(timing, "clock", lambda: self.now)
         monkeypatch.setattr(timing, "update", update)
         monkeypatch.setattr(timing, "sample", sampled)
-        monkeypatch.setattr(timing, "held_loss", held)
+        monkeypatch.setattr(timing, "loss_of", lambda *_: watched)
         monkeypatch.setattr(timing.Optimizer, "step", stepped)
 
 

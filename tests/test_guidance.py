@@ -101,7 +101,7 @@ def test_a_runs_first_student_has_its_teachers_weights(guides, tmp_path):
 
 def test_labels_are_dropped_by_counter_and_in_training_alone(classes):
     model = teacher_of(classes)
-    whole, held = batch(classes, model, 4096), batch(classes, model, 64, held=True)
+    whole, fixed = batch(classes, model, 4096), batch(classes, model, 64, fixed=True)
     grid = model.schedule.grid(0, model.device)
     draw, told = whole.noised(grid, 0, "v")
     dropped = told.label == NO_CLASS
@@ -113,7 +113,7 @@ def test_labels_are_dropped_by_counter_and_in_training_alone(classes):
     assert torch.equal(torch.cat(parts), told.label)
     later = whole.next().noised(grid, 0, "v")[1].label == NO_CLASS
     assert not torch.equal(later, dropped)
-    assert (held.noised(grid, 0, "v")[1].label >= 0).all()
+    assert (fixed.noised(grid, 0, "v")[1].label >= 0).all()
     student = copy.deepcopy(model)
     student.remove_dropout()
     assert (batch(classes, student, 512).noised(grid, 0, "v")[1].label >= 0).all()

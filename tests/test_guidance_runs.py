@@ -25,7 +25,7 @@ def test_a_run_with_guided_students(guides, tmp_path, capsys, monkeypatch):
     assert (student.guidance, student.label_dropout, student.steps) == (RANGE, 0.0, 2)
     teacher = pdfast.load(plain / "teacher")
     assert (teacher.guidance, teacher.label_dropout) == ((), 0.25)
-    ends = [m for m in metrics(plain) if "held_loss_end" in m]
+    ends = [m for m in metrics(plain) if "fixed_batch_loss_end" in m]
     assert [m.get("steps", 0) for m in ends] == [0, 8, 4, 2]
     for stop in (5, 10, 7):  # in the training, the fit and the second halving
         with monkeypatch.context() as patch:
@@ -78,8 +78,8 @@ def test_a_teacher_from_elsewhere_is_guided(guides, classes, tiny, tmp_path):
     assert student.guidance == RANGE
     kept = pdfast.load_config(out / "config.toml")
     assert kept.distill.fit_updates == 4 * asked.distill.updates
-    ends = [m for m in metrics(out) if "held_loss_end" in m]
-    assert ends[0]["held_loss_end"] < ends[0]["held_loss_start"]
+    ends = [m for m in metrics(out) if "fixed_batch_loss_end" in m]
+    assert ends[0]["fixed_batch_loss_end"] < ends[0]["fixed_batch_loss_start"]
     for name, message in {
         "told": "cannot be guided, since it always was told the class: train one with model.label_",
         "eps": "cannot be guided, since it predicts eps: train one of x, v or both, or leave model",
@@ -117,8 +117,8 @@ def test_a_guided_student_as_teacher_keeps_its_weights(guides, tmp_path):
     half = changed(guides, model={"ch": 4}, distill={"fit_updates": 20})
     student = pdfast.distill(half, teacher=teacher, out=tmp_path / "run", quiet=True)
     assert (student.cfg.ch, student.guidance) == (4, RANGE)
-    ends = [m for m in metrics(tmp_path / "run") if "held_loss_end" in m]
-    assert ends[0]["held_loss_end"] < ends[0]["held_loss_start"]
+    ends = [m for m in metrics(tmp_path / "run") if "fixed_batch_loss_end" in m]
+    assert ends[0]["fixed_batch_loss_end"] < ends[0]["fixed_batch_loss_start"]
     for model in ({"guidance": ()}, {"guidance": (0.0, 2.0)}):
         asked = changed(changed(guides, eval={"guidance": 0.0}), model=model)
         with pytest.raises(UsageError, match=r"has model\.guidance \[0.0, 4.0\].*trained with$"):

@@ -55,7 +55,7 @@ def inject(monkeypatch, where, value, at, rank=0):
 
         def noised(self, *args):
             draw, labels = real_noised(self, *args)
-            if int(self.update) in at and not self.held and distributed.rank() == rank:
+            if int(self.update) in at and not self.fixed and distributed.rank() == rank:
                 draw.z_in[-1, 0, 3, 4] = value
             return draw, labels
 
@@ -299,7 +299,7 @@ def test_the_images_of_the_dump_are_those_of_the_batch(tiny, tmp_path, monkeypat
 
     def noised(self, *args):
         draw, labels = real(self, *args)
-        if not self.held:
+        if not self.fixed:
             seen[str(int(self.update))] = draw.chosen.tolist()
         return draw, labels
 
@@ -368,7 +368,7 @@ def test_skipped_updates_survive_a_stop(tiny, tmp_path, monkeypatch):
 
 
 # ------------------------------------------------------------------------------------------
-# The command line, the config, the held batch
+# The command line, the config, the fixed batch
 
 
 def test_the_command_says_it_in_one_line(tiny_toml, tmp_path, capsys, handlers):

@@ -175,9 +175,9 @@ def test_a_smaller_student_and_an_interruption(tmp_path, monkeypatch):
     plain, run = tmp_path / "plain", tmp_path / "run"
     student = distill(plain, config=config, student=small)
     assert student.net.inner.weight.shape == (4, 13)
-    fit = next(m for m in metrics(plain) if "held_loss_end" in m)
+    fit = next(m for m in metrics(plain) if "fixed_batch_loss_end" in m)
     assert fit["steps"] == 8
-    assert fit["held_loss_end"] < fit["held_loss_start"]
+    assert fit["fixed_batch_loss_end"] < fit["fixed_batch_loss_start"]
     for updates in (8, 6):
         with monkeypatch.context() as patch:
             stop_after(patch, updates)

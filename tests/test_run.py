@@ -48,9 +48,9 @@ def test_run_directory(straight):
     assert [m["update"] for m in logged if m["round"] == 0 and "loss" in m] == [4, 8, 12]
     needed = {"round", "update", "loss", "grad_norm", "lr"}
     assert all(needed <= set(m) for m in logged if "loss" in m)
-    ends = [m for m in logged if "held_loss_end" in m]
+    ends = [m for m in logged if "fixed_batch_loss_end" in m]
     assert [m["round"] for m in ends] == [0, 1, 2]
-    assert ends[0]["held_loss_end"] < ends[0]["held_loss_start"]
+    assert ends[0]["fixed_batch_loss_end"] < ends[0]["fixed_batch_loss_start"]
     assert [m["round"] for m in logged if "distance" in m] == [0, 1, 2]
     assert checkpoint.load_model(straight / "round-02-steps-0002").steps == 2
 

@@ -4,7 +4,6 @@
 Each checks what it wrote against the model, and imports its library only when it is asked for.
 """
 
-import dataclasses
 import importlib
 import os
 from pathlib import Path
@@ -103,9 +102,9 @@ def _refuse(model: Model) -> None:
 
 
 def plain(model: Model) -> Model:
-    """A copy in float32 on the CPU, in evaluation mode, which is always told the class."""
+    """A copy in float32 on the CPU, in evaluation mode."""
     with torch.device("meta"):
-        copy = Model(dataclasses.replace(model.cfg, label_dropout=0.0), model.steps)
+        copy = Model(model.cfg, model.steps)
     state = {k: v.detach().cpu().float() for k, v in model.net.state_dict().items()}
     copy.net.load_state_dict(state, assign=True)
     copy.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

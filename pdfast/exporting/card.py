@@ -10,7 +10,7 @@ CARD = """\
 ---
 library_name: diffusers
 tags:
-- unconditional-image-generation
+- {task}
 - progressive-distillation
 ---
 
@@ -85,6 +85,7 @@ def card(model: Model, grid: int, error: float, difference: float) -> str:
     exact = [n for n in range(1, grid + 1) if grid % n == 0]
     powers = [n for n in exact if n & (n - 1) == 0]
     return CARD.format(
+        task=f"{'class-' if cfg.num_classes else 'un'}conditional-image-generation",
         title=f"A {steps}-step student" if steps else "A diffusion model",
         version=__version__,
         made=(

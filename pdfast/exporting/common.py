@@ -1,5 +1,6 @@
 """What the exports share: how a written network is compared with the model it came from."""
 
+import importlib.metadata
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -41,12 +42,19 @@ def probe(model: Model, logsnr: Tensor) -> Probe:
 def agreed(library: str, output: Tensor, expected: Tensor) -> float:
     """The largest difference of two outputs, of their scale, or of 1 where they are smaller.
 
-    Raises PdfastError if it is more than the tolerance.
+    Raises PdfastError if it is more than the tolerance, or not a number.
     """
+    if not expected.isfinite().all():
+        raise PdfastError(
+            "the model's output holds numbers that are not finite: it has diverged, and is not "
+            "exported"
+        )
     difference = float((output - expected).abs().max() / expected.abs().max().clamp(min=1.0))
     if not difference <= TOLERANCE:
+        here = f"{library} {importlib.metadata.version(library)}"
         raise PdfastError(
-            f"the network in {library} differs from the model by {difference:.1e}, where "
-            f"{TOLERANCE:.0e} is allowed: install another version of {library}"
+            f"the network in {here} differs from the model by {difference:.1e}, where "
+            f"{TOLERANCE:.0e} is allowed, and is not written: sample the model with pdfast sample; "
+            f"another version of {library} may round its operators less"
         )
     return difference

@@ -9,6 +9,7 @@ steps that divides T is sampled as pdfast samples it.
 back the model that was exported.
 """
 
+import dataclasses
 import importlib
 import json
 import math
@@ -45,6 +46,8 @@ def prepare(model: Model) -> Prepared:
     """Build and check the pipeline. Raises UsageError if diffusers cannot express the model."""
     diffusers = importlib.import_module("diffusers")
     check_expressible(model.cfg)
+    # Its table has a row for each class, and none for the class that is not told.
+    model.cfg = dataclasses.replace(model.cfg, label_dropout=0.0)
     grid = grid_of(model)
     phi = angles(model, grid)
     scheduler = diffusers.DDIMScheduler(**scheduler_arguments(model, phi))

@@ -2,6 +2,9 @@
 
 The graph is (z, logsnr[, label]) -> raw output, float32, for any batch. group_norm_silu is traced
 as PyTorch's own ops, and onnxruntime runs the graph beside the model before it is kept.
+
+A label is a class, or -1 where the model learned to do without one. Any other is an error, as it is
+in PyTorch.
 """
 
 import contextlib
@@ -23,10 +26,14 @@ from pdfast.kernels import group_norm_silu
 from pdfast.model import Model
 from pdfast.schedule import logsnr_of
 from pdfast.tables import to_table
-from pdfast.unet import GroupNormSiLU, UNet
+from pdfast.unet import NO_CLASS, GroupNormSiLU, UNet
 from pdfast.version import __version__
 
 GRAPH, MEANING = "network.onnx", "network.json"
+# From 21 on a group norm is exported as GroupNormalization, whose definition in the standard takes
+# the variance as E[x^2] - E[x]^2: off at a large mean, and then NaN (in onnxruntime 1.32.0, see
+# findings/onnxruntime_group_norm.sh). Up to 20 it is InstanceNormalization, which is exact.
+OPSET = 20
 MAX_BYTES = 2**31 - 2**24  # a protobuf file ends at 2 GiB; the nodes take their part of it
 OUTPUTS = {
     "x": "x-hat",
@@ -54,19 +61,20 @@ def prepare(model: Model) -> Prepared:
     graph = trace(model.net, probe(model, levels))
     content = graph.SerializeToString()
     difference = 0.0
-    for count in (3, 1, 2):  # the batch that was traced, and others
-        inputs = probe(model, levels[:count])
+    checked = [probe(model, levels[:count]) for count in (3, 1, 2)]  # the traced batch, and others
+    if model.label_dropout:
+        checked.append(checked[0]._replace(label=torch.full((3,), NO_CLASS)))
+    for inputs in checked:
         with torch.no_grad():
             expected = model(*inputs)
         difference = max(difference, agreed("onnxruntime", run(content, inputs), expected))
-    opset = graph.opset_import[0].version
-    meaning = json.dumps(describe(model, opset, difference), indent=1, allow_nan=False)
+    meaning = json.dumps(describe(model, difference), indent=1, allow_nan=False)
 
     def write(folder: Path) -> None:
         (folder / GRAPH).write_bytes(content)
         (folder / MEANING).write_text(meaning + "\n", "utf-8")
 
-    line = f"{GRAPH} (opset {opset}), equal to {difference:.0e} in onnxruntime"
+    line = f"{GRAPH} (opset {OPSET}), equal to {difference:.0e} in onnxruntime"
     return Prepared(write, f"{line}; {MEANING} says what its output means")
 
 
@@ -85,8 +93,10 @@ def trace(net: UNet, inputs: Probe) -> Any:
             dynamo=True,
             dynamic_shapes={name: {0: batch} for name in given},
             output_names=["out"],
+            opset_version=OPSET,
             custom_translation_table={
                 torch.ops.aten.atan.default: atan,
+                torch.ops.aten.embedding.default: embedding,
                 torch.ops.aten.searchsorted.Tensor: searchsorted,
             },
             verbose=False,
@@ -111,6 +121,23 @@ def atan(self: Any) -> Any:
     return op.Add(start, rest)
 
 
+def embedding(
+    weight: Any,
+    indices: Any,
+    padding_idx: int = -1,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Any:
+    """Rows of a table (V, E), where Gather alone would count indices below 0 from the end.
+
+    They are moved below -V, where they are as much an error as those from V on.
+    """
+    op = importlib.import_module("onnxscript").opset20
+    size = op.Shape(weight, start=0, end=1)
+    below = op.Less(indices, op.Constant(value_ints=[0]))
+    return op.Gather(weight, op.Where(below, op.Sub(indices, size), indices))
+
+
 def searchsorted(rising: Any, wanted: Any) -> Any:
     """How many numbers of a rising table (T,) are below each of (B,): int64."""
     op, whole = importlib.import_module("onnxscript").opset20, 7  # onnx.TensorProto's int64
@@ -126,7 +153,7 @@ def run(content: bytes, inputs: Probe) -> Tensor:
     return torch.from_numpy(session.run(["out"], given)[0])
 
 
-def describe(model: Model, opset: int, difference: float) -> dict[str, Any]:
+def describe(model: Model, difference: float) -> dict[str, Any]:
     """What a reader needs to sample with the graph alone."""
     cfg = model.cfg
     shape = ["batch", *model.image_shape]
@@ -135,10 +162,17 @@ def describe(model: Model, opset: int, difference: float) -> dict[str, Any]:
         "logsnr": {"type": "float32", "shape": ["batch"]},
     }
     if cfg.num_classes:
-        inputs["label"] = {"type": "int64", "shape": ["batch"], "below": cfg.num_classes}
+        inputs["label"] = {
+            "type": "int64",
+            "shape": ["batch"],
+            "from": 0,
+            "below": cfg.num_classes,
+            "no_class": NO_CLASS if cfg.label_dropout else None,
+            "others": "are an error",
+        }
     return {
         "pdfast": __version__,
-        "opset": opset,
+        "opset": OPSET,
         "inputs": inputs,
         "output": {"name": "out", "shape": ["batch", cfg.out_channels, *shape[2:]]},
         "head": cfg.head,

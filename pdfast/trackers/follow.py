@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, NamedTuple
 from pdfast.config import load_config
 from pdfast.signals import CAUGHT
 from pdfast.trackers import Axis, Tracker, tracker
+from pdfast.watched_loss import renamed
 
 PERIOD = 1.0  # seconds between looks
 
@@ -45,7 +46,7 @@ class Lines:
         start, content = self._file.tell(), self._file.read()
         whole = content[: content.rfind(b"\n") + 1]
         self._file.seek(start + len(whole))
-        return anew, [json.loads(line) for line in whole.splitlines()]
+        return anew, [renamed(json.loads(line)) for line in whole.splitlines()]
 
     def all(self) -> list[dict[str, Any]]:
         """From the beginning, by round: one may have been made again."""

@@ -40,9 +40,10 @@ CASE = {
     "num": st.integers(1, 2),
     "flip": st.booleans(),
     "head": st.sampled_from([None, *HEADS]),
-    "held": st.booleans(),
+    "fixed": st.booleans(),
     "table": st.booleans(),
     "levels": st.sampled_from([torch.uint8, torch.float32]),
+    "some": st.booleans(),
     "draw": SEEDS,
 }
 
@@ -69,8 +70,12 @@ def angles_of(num_steps):
     return 1.57 * u.square()
 
 
-def check(dtype, shape, layout, draw, num_steps, table=False, levels=torch.uint8, **case):
+def check(
+    dtype, shape, layout, draw, num_steps, table=False, levels=torch.uint8, some=False, **case
+):
+    """`some`: every other image alone may be drawn."""
     pixels = data(shape, layout, draw, levels)
+    case["rows"] = torch.arange(0, len(pixels), 2, device=DEVICE) if some else None
     angles = angles_of(num_steps) if table and num_steps else None
     schedule = (SCHEDULE.a, SCHEDULE.b) if angles is None else angles
     got = add_noise(pixels, schedule, num_steps, net_dtype=dtype, **case)
@@ -81,6 +86,7 @@ def check(dtype, shape, layout, draw, num_steps, table=False, levels=torch.uint8
     )
     eager, *_, y = add_noise_reference(pixels, dtype=torch.float32, **args)
     assert torch.equal(got.chosen, chosen)
+    assert not some or (chosen % 2 == 0).all()
     assert torch.equal(got.last, last)
     assert torch.equal(got.spare, spare)
     assert torch.equal(got.phi_t, phi_t)
@@ -131,7 +137,7 @@ def test_angles_have_one_value_for_any_number_of_steps(num_steps):
     args = {"a": SCHEDULE.a, "b": SCHEDULE.b, "angles": None, "num_steps": num_steps, **draw}
     update = torch.tensor([1], device=DEVICE)
     _, phi_t, phi_mid, *_ = add_noise_reference(
-        pixels, update=update, held=False, dtype=torch.float32, **args
+        pixels, update=update, fixed=False, dtype=torch.float32, **args
     )
     assert torch.equal(got.phi_t, phi_t)
     assert torch.equal(got.phi_mid, phi_mid)
@@ -146,7 +152,7 @@ def test_the_spare_number_is_uniform_and_of_its_own_bits():
     for steps in (64, 0):
         _, phi_t, _, _, chosen, spare, x = add_noise_reference(
             images, SCHEDULE.a, SCHEDULE.b, None, steps, **draw, flip=True, head="x",
-            dtype=torch.float32, held=False,
+            dtype=torch.float32, fixed=False,
         )  # fmt: skip
         assert 0 < spare.min() < spare.max() < 1
         assert (torch.histc(spare, 8, 0, 1) - num / 8).abs().max() < 4 * (num / 8) ** 0.5
@@ -170,30 +176,52 @@ def test_an_update_on_the_device_is_the_same_as_a_number():
 
 def test_more_elements_than_a_block():
     pixels = data((3, 3, 31, 29), "channels last", 0)
-    args = {"update": 1, "first": 0, "num": 2, "flip": True, "head": "v", "held": False}
+    args = {"update": 1, "first": 0, "num": 2, "flip": True, "head": "v", "fixed": False}
     assert pixels[0].numel() > BLOCK
     for num_steps in (0, 8):
         case = {"num_steps": num_steps, "seed": 5, "round_": 0, **args}
         check(torch.bfloat16, (3, 3, 31, 29), "channels last", 0, **case)
 
 
-@pytest.mark.parametrize("held", [False, True])
+def test_some_images_are_drawn_as_a_set_of_them_alone_would_be():
+    """And their order in the table counts."""
+    rows = torch.tensor([8, 1, 2, 5], device=DEVICE)
+    args = ARGS | {"num": 24, "flip": True, "head": "x"}
+    got = add_noise(**args, rows=rows)
+    assert set(got.chosen.tolist()) == set(rows.tolist())
+    alone = add_noise(**args | {"images": ARGS["images"][rows]})
+    assert torch.equal(got.chosen, rows[alone.chosen])
+    for name in ("z_t", "phi_t", "phi_mid", "last", "spare", "y"):
+        assert torch.equal(getattr(got, name), getattr(alone, name)), name
+    everything = add_noise(**args, rows=torch.arange(9, device=DEVICE))
+    assert all(map(torch.equal, everything, add_noise(**args)))
+    index = draw_indices(7, 3, 11, 0, 24, 9, rows=rows.cpu())
+    assert torch.equal(index, got.chosen.cpu())
+
+
+@pytest.mark.parametrize(("fixed", "some"), [(False, False), (False, True), (True, False)])
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize(("num_steps", "net_dtype"), [(64, torch.bfloat16), (0, torch.float64)])
-def test_images_gathered_elsewhere_are_those_of_the_whole_set(num_steps, net_dtype, flip, held):
+def test_images_gathered_elsewhere_are_those_of_the_whole_set(
+    num_steps, net_dtype, flip, fixed, some
+):
     """Also first > 0, and a set that is not resident anywhere: only its size is known."""
     changed = {"num_steps": num_steps, "update": 2**32 + 11, "first": 2}
-    case = ARGS | changed | {"flip": flip, "held": held, "net_dtype": net_dtype, "head": "v"}
-    whole = add_noise(**case)
-    index = draw_indices(7, 3, 2**32 + 11, 2, 4, len(ARGS["images"]), held)
+    case = ARGS | changed | {"flip": flip, "fixed": fixed, "net_dtype": net_dtype, "head": "v"}
+    rows = torch.tensor([7, 0, 3]) if some else None
+    whole = add_noise(**case, rows=rows if rows is None else rows.to(DEVICE))
+    index = draw_indices(7, 3, 2**32 + 11, 2, 4, len(ARGS["images"]), fixed, rows)
     assert index.device.type == "cpu"
     assert torch.equal(index, whole.chosen.cpu())
     gathered = ARGS["images"].cpu()[index].to(DEVICE)
-    part = add_noise(**case | {"images": gathered, "population": len(ARGS["images"])})
+    part = add_noise(
+        **case | {"images": gathered, "population": len(ARGS["images"])},
+        rows=rows if rows is None else rows.to(DEVICE),
+    )
     for name, expected in whole._asdict().items():
         assert torch.equal(getattr(part, name), expected), name
     other = add_noise(**case | {"images": gathered, "population": 2**31 - 1})
-    index = draw_indices(7, 3, 2**32 + 11, 2, 4, 2**31 - 1, held)
+    index = draw_indices(7, 3, 2**32 + 11, 2, 4, 2**31 - 1, fixed)
     assert torch.equal(other.chosen.cpu(), index)
     assert index.max() > 2**20
     assert torch.equal(other.z_t, whole.z_t)
@@ -234,10 +262,13 @@ def test_normals_are_those_of_pytorch_to_an_ulp():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize(("head", "population"), [(None, 0), ("v", 0), ("v", 100)])
-def test_registered(dtype, head, population):
+@pytest.mark.parametrize(
+    ("head", "population", "some"), [(None, 0, False), ("v", 0, True), ("v", 100, False)]
+)
+def test_registered(dtype, head, population, some):
     update = torch.tensor([3], device=DEVICE)
-    draws = (64, 7, 3, update, 0, 4, True, head, dtype, False, population)
+    rows = torch.tensor([2, 0], device=DEVICE) if some else None
+    draws = (64, 7, 3, update, 0, 4, True, head, dtype, False, population, rows)
     images = ARGS["images"][: 4 if population else None]
     opcheck(add_noise_op, (images, SCHEDULE.a, SCHEDULE.b, None, *draws))
     opcheck(add_noise_op, (images.float(), 0.0, 0.0, angles_of(64), *draws))
@@ -264,6 +295,14 @@ def test_registered(dtype, head, population):
         ({"first": -1}, "first must be in 0"),
         ({"num": 0}, "num must be at least 1, not 0"),
         ({"population": -1}, "population must be in 0"),
+        ({"rows": [0]}, "rows must be a tensor, not list"),
+        ({"rows": torch.zeros(2, device=DEVICE)}, "rows must be int64, not float32"),
+        (
+            {"rows": torch.zeros(2, 1, dtype=torch.int64, device=DEVICE)},
+            r"rows must have shape \(2,",
+        ),
+        ({"rows": torch.zeros(0, dtype=torch.int64, device=DEVICE)}, "rows must hold at least one"),
+        ({"rows": torch.zeros(1, dtype=torch.int64, device="meta")}, "rows must be on"),
         ({"population": 100}, "with a population, images must be the 4 drawn, not 9"),
     ],
 )

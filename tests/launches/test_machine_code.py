@@ -117,6 +117,12 @@ def test_add_noise(check, arch, head, dtype, flip, times, gathered, levels):
     check(arch, loads * block, stores * block, noise, **options)
 
 
+@pytest.mark.parametrize("gathered", [False, True])
+@pytest.mark.parametrize("arch", [80, 90, 100])
+def test_add_noise_of_some_images(check, arch, gathered):
+    check(arch, 0, (4 + 2) * add_noise.BLOCK, noise, some=True, gathered=gathered)
+
+
 @pytest.mark.parametrize("dtype", SIZE)
 @pytest.mark.parametrize("arch", [80, 90, 100])
 def test_dropout(check, arch, dtype):
