@@ -171,6 +171,8 @@ class Run:
             theirs = (p.name for p in self.path.iterdir())
             if any(name != LOCK and not staging.is_left(name) for name in theirs):
                 raise UsageError(f"{self.path} is not empty and holds no run: choose another --out")
+        if is_run:
+            self._refuse_foreign_config()
 
     def _is_run(self) -> bool:
         return (self.path / "config.toml").is_file()
@@ -179,7 +181,6 @@ class Run:
         begun = self._begun()
         if begun is not None:
             self._refuse_others(*begun)
-        self._refuse_foreign_config()
         for folder in (self.path, self.path / "samples", self._states):
             staging.sweep(folder, locked=self._lock is not None and self._lock.excludes)
         if resume == "strict" and self._round_dirs() and not self.teacher_dir.is_dir():

@@ -11,6 +11,7 @@ from engine_cases import changed
 import pdfast
 from pdfast import api, cli, files, plots, report
 from pdfast.data import Dataset
+from pdfast.log import LOG
 from pdfast.model import SAMPLE_BATCH
 from pdfast.unet import UNet
 
@@ -45,8 +46,8 @@ def run(straight, tmp_path):
 
 
 def times(run):
-    """When each file was last written, and what is in it."""
-    found = {path for path in run.rglob("*") if path.is_file()}
+    """When each file but the log was last written, and what is in it."""
+    found = {path for path in run.rglob("*") if path.is_file() and path.name != LOG}
     return {str(p.relative_to(run)): (p.stat().st_mtime_ns, p.read_bytes()) for p in found}
 
 
