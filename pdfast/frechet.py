@@ -70,8 +70,9 @@ def frechet_distance(p: Gaussian, q: Gaussian) -> float:
     """
     eigenvalues = torch.linalg.eigvalsh(p.root @ q.cov @ p.root).clamp(min=0)
     cross = eigenvalues.sqrt().sum()
-    between = (p.mean - q.mean).square().sum()
-    distance = float(between + p.cov.trace() + q.cov.trace() - 2 * cross)
+    apart, p_trace, q_trace = (p.mean - q.mean).square().sum(), p.cov.trace(), q.cov.trace()
+    # In this order, so that figures keep their bits from version to version.
+    distance = float(apart + p_trace + q_trace - 2 * cross)
     if distance >= 0 or math.isnan(distance):
         return distance
     # Each eigenvalue is known to within `error`, about a few units in the last place of the
@@ -79,7 +80,7 @@ def frechet_distance(p: Gaussian, q: Gaussian) -> float:
     eps, width = torch.finfo(eigenvalues.dtype).eps, len(eigenvalues)
     error = 10 * math.sqrt(width) * eps * p.cov.norm() * q.cov.norm()
     too_much = (eigenvalues.sqrt() - (eigenvalues - error).clamp(min=0).sqrt()).sum()
-    rounding = float(2 * too_much + 10 * width * eps * (p.cov.trace() + q.cov.trace()))
+    rounding = float(2 * too_much + 10 * width * eps * (p_trace + q_trace))
     if distance < -rounding:
         raise PdfastError(
             f"a Frechet distance came out as {distance:.3g}, where rounding explains "
