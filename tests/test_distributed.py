@@ -216,10 +216,11 @@ from pdfast import distributed, signals
 from pdfast.api import _opened
 from pdfast.config import load_config
 from pdfast.model import Model
+from pdfast.progress import Screen
 
 config = load_config("tiny.toml")
 def opened():
-    return _opened(config, "run", False, "auto", device, track=())
+    return _opened(config, "run", Screen(False), "auto", device, track=())
 
 with distributed.session("cpu", 1) as device:
     with opened() as (run, data):

@@ -104,12 +104,17 @@ def test_what_is_as_it_should_be(function, tmp_path):
 # Data and clip
 
 
+def spread(low, high):
+    """Signals whose numbers go from one to the other."""
+    return torch.linspace(low, high, 40 * math.prod(SIGNAL)).reshape(40, *SIGNAL)
+
+
 @pytest.mark.parametrize(
     ("data", "clip", "message"),
     [
-        (torch.rand(40, *SIGNAL) * 255, (-1, 1), r"from 0\.\d+ to 25\d.*, outside the n"),
-        (torch.rand(40, *SIGNAL) - 2, (-1, 1), r"go from -(2|1\.99\d+) to -1\.0\d+, outside"),
-        (torch.rand(40, *SIGNAL) * 1.01, (0, 1), r"to 1\.0\d+, outside .* clip \(0, 1\)"),
+        (spread(0.5, 254), (-1, 1), r"from 0\.5 to 254, outside the n"),
+        (spread(-2, -1.5), (-1, 1), r"go from -2 to -1\.5, outside"),
+        (spread(0, 1.01), (0, 1), r"from 0 to 1\.01, outside .* clip \(0, 1\)"),
     ],
 )  # fmt: skip
 def test_data_outside_the_clip(data, clip, message, tmp_path):
