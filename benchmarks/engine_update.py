@@ -80,7 +80,7 @@ class Engine:
         return self.optimizer.loss
 
     def gradients(self) -> dict[str, Tensor]:
-        """Those of the last update, by parameter."""
+        """Return the gradients of the last update, by parameter name."""
         return self.optimizer._grads
 
 

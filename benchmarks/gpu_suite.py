@@ -50,7 +50,7 @@ SANITIZER, CHECKS = "compute-sanitizer", ("memcheck", "racecheck")
 
 
 class Work(NamedTuple):
-    """What the parts need to know."""
+    """Settings that all parts share."""
 
     out: Path
     folder: Path
@@ -65,7 +65,7 @@ class Work(NamedTuple):
 
 
 def commands(work: Work) -> dict[str, list[str]]:
-    """What each part runs, in order."""
+    """Return the command line of each part, in the order in which they run."""
     python, dry = [sys.executable, "-m"], work.dry
     really = [*python, "pytest", "-v", "--tb=short", "-rs"]
     tests = [*really, *["--collect-only"] * dry]
@@ -243,7 +243,7 @@ def chosen(names: str) -> list[str]:
 
 
 def why_not_built(dry: bool) -> str:
-    """What is wrong with the extension in the working tree; empty if nothing is."""
+    """Return why the extension in the working tree cannot be used; empty if it can."""
     sys.path.insert(0, str(ROOT))
     from pdfast.kernels import group_norm_silu
 

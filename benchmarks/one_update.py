@@ -41,33 +41,33 @@ Trainer = Published | Engine
 
 
 class Job(NamedTuple):
-    """What a process times, as JSON has it."""
+    """The updates that one process times, in the form of its JSON file."""
 
     case: str
     """A named config, or "medium"."""
     phase: Phase
     num_steps: int
-    """Of the student, in distillation."""
+    """Sampling steps of the student, in distillation."""
     variants: dict[str, Options]
-    """By name: {"who": "published"}, with keyword arguments of Published, or {"who": "pdfast"},
-    with "compiled" and "torch_norms" of Engine and options of the config."""
+    """Trainers by name: {"who": "published"}, with keyword arguments of Published, or {"who":
+    "pdfast"}, with "compiled" and "torch_norms" of Engine and options of the config."""
     repeats: int
     updates: int
-    """Of each repeat."""
+    """Updates in each repeat."""
     engine_defaults: bool = False
     """Leave the config's [engine] out."""
     look: bool = True
     """Measure parts of the time and memory too."""
     kernels: dict[str, str] = {}  # noqa: RUF012  # never changed
-    """By name: the file for the table of what one update ran."""
+    """Files for the tables of the kernels that one update ran, by name of the trainer."""
 
 
 class Outcome(NamedTuple):
-    """What came of a job."""
+    """Results of a job."""
 
     measured: dict[str, dict[str, Any]]
     failed: dict[str, str]
-    """By name, the reason."""
+    """Reasons why a trainer was not timed, by name."""
 
 
 def config_of(case: str) -> Config:

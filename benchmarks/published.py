@@ -120,7 +120,7 @@ class Published:
         return loss.detach()
 
     def gradients(self) -> dict[str, Tensor]:
-        """Those of the last update, clipped, by parameter."""
+        """Return the clipped gradients of the last update, by parameter name."""
         return {n: torch.zeros(()) if p.grad is None else p.grad for n, p in self.named.items()}
 
     def draw(self) -> Tensor:

@@ -152,15 +152,15 @@ def schedule_from(table: dict[str, Any]) -> Schedule:
 
 
 class Adapter(nn.Module):
-    """A network of another convention, and the noise levels that it was trained for."""
+    """A network of another convention, which takes every noise level unless it says otherwise."""
 
     def fault(self, logsnr: float) -> str:
-        """What is wrong with a noise level; empty if nothing is."""
-        raise NotImplementedError
+        """Return why the network cannot take a noise level; empty if it can."""
+        return ""
 
     def fix(self) -> str:
-        """What keeps a schedule within its noise levels."""
-        raise NotImplementedError
+        """Return what keeps a schedule within the network's noise levels; empty if any does."""
+        return ""
 
 
 SLACK = 1e-6  # in logSNR: a schedule's end is not outside itself
@@ -179,14 +179,14 @@ class FromEDM(Adapter):
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
 
     def fault(self, logsnr: float) -> str:
-        """What is wrong with a noise level; empty if nothing is."""
+        """Return why the network cannot take a noise level; empty if it can."""
         sigma = math.exp(-0.5 * logsnr)
         if self.sigma_min * (1 - SLACK) <= sigma <= self.sigma_max * (1 + SLACK):
             return ""
         return f"sigma {sigma:.4g}, outside {self.sigma_min:g} .. {self.sigma_max:g} of from_edm"
 
     def fix(self) -> str:
-        """What keeps a schedule within its noise levels."""
+        """Return what keeps a schedule within the network's noise levels."""
         ends = f"sigma_min={self.sigma_min:g}, sigma_max={self.sigma_max:g}"
         return (
             f"schedule=EDM({ends}) to pdfast.Network, or, where the network was trained for more, "
@@ -208,10 +208,6 @@ class FromFlow(Adapter):
         super().__init__()
         self.velocity = velocity
 
-    def fault(self, logsnr: float) -> str:
-        """Empty: every noise level has its time in 0 .. 1."""
-        return ""
-
     def forward(self, z: Tensor, logsnr: Tensor, label: Tensor | None = None) -> Tensor:
         """z (B, ...), logsnr (B,) -> v-hat like z."""
         phi = phi_of(logsnr)
@@ -230,7 +226,7 @@ class FromTime(Adapter):
         self.network, self.schedule = network, schedule
 
     def fault(self, logsnr: float) -> str:
-        """What is wrong with a noise level; empty if nothing is."""
+        """Return why the network cannot take a noise level; empty if it can."""
         most, least = (level_at(self.schedule, u) for u in (0.0, 1.0))
         if least - SLACK <= logsnr <= most + SLACK:
             return ""
@@ -240,7 +236,7 @@ class FromTime(Adapter):
         )
 
     def fix(self) -> str:
-        """What keeps a schedule within its noise levels."""
+        """Return what keeps a schedule within the network's noise levels."""
         return f"schedule={self.schedule} to pdfast.Network, as to from_time"
 
     def forward(self, z: Tensor, logsnr: Tensor, label: Tensor | None = None) -> Tensor:
