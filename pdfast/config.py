@@ -27,6 +27,8 @@ from pdfast.tables import check, from_table, nearest, read_toml, to_table
 CONFIG_DIR = Path(__file__).parent / "configs"
 RUN = "run"  # the table that the config.toml of a run has beside the config; see record.py
 Precision = Literal["auto", "bf16", "tf32", "fp32"]
+LabelFolders = Literal["auto", "top", "parent", "top-as-text"]
+Resize = Literal["bicubic", "area"]
 
 # Bounds that no sensible config meets, so that a foreign one can neither hang nor overflow.
 MAX_COUNT = 10**8  # of updates and samples
@@ -47,6 +49,20 @@ class DataConfig:
     binary or python .tar.gz, WebDataset's .tar shards (a folder, or a{00..09}.tar), emoji:FONT of
     an emoji font with bitmaps, or hf:NAME[:SPLIT] of Hugging Face's datasets (what save_to_disk
     wrote, a .parquet file, a folder of them, or a name on the hub)."""
+    labels: LabelFolders = "auto"
+    """Which sub-folders of a folder of images are its classes. auto: those directly below the
+    source, which hold the images themselves; other folders are refused. top: those directly below
+    the source, however deep the images lie. parent: those that hold the images. Names that are
+    numbers are in the order of the numbers, others in that of the alphabet; top-as-text: as top,
+    all in that of the alphabet, as pdfast 0.1.0 had them."""
+    resize: Resize = "bicubic"
+    """How images are resized after the centre crop to a square: bicubic, antialiased, or area, the
+    mean of what each pixel covers, as of the published ImageNet models."""
+    skip_bad: bool = False
+    """Leave out images that cannot be read, and list them; otherwise they are refused by name."""
+    order: Literal["epochs", "independent"] = "epochs"
+    """How training draws its images. epochs: each once before any comes again, in an order of its
+    own each time. independent: each draw from all images, as pdfast 0.1.0 did."""
     horizontal_flip: bool = False
     """Mirror each training image with probability 1/2 (wrong for digits and text)."""
     holdout: int = 0

@@ -61,6 +61,10 @@ class Dataset:
     labels: Tensor | None
     shape: tuple[int, ...] = ()
     """Of one sample, where its axes are not those of an image."""
+    names: tuple[str, ...] = ()
+    """Of the classes, by number; () where they have none."""
+    left_out: str = ""
+    """What the reading passed over, and why."""
     stamp: str = ""
     """Of the files that it was read from: the same as long as nobody writes to them; "" where
     that is not known. See `sources.stamp`."""
@@ -192,9 +196,9 @@ def load_dataset(data: DataConfig, model: NetConfig) -> Dataset:
     Raises UsageError naming the file and the fix.
     """
     stamp = sources.stamp(data.source)
-    images, labels = sources.read(data.source, model)
+    images, labels, names, left_out = sources.read(data, model)
     if not model.num_classes:
-        return Dataset(torch.from_numpy(images), None, stamp=stamp)
+        return Dataset(torch.from_numpy(images), None, left_out=left_out, stamp=stamp)
     where = data.source
     if labels is None:
         raise UsageError(
@@ -211,4 +215,4 @@ def load_dataset(data: DataConfig, model: NetConfig) -> Dataset:
             f"0 .. {model.num_classes - 1}: set model.num_classes to {most + 1}"
         )
     numbers = torch.from_numpy(labels.astype(np.int64))
-    return Dataset(torch.from_numpy(images), numbers, stamp=stamp)
+    return Dataset(torch.from_numpy(images), numbers, names=names, left_out=left_out, stamp=stamp)

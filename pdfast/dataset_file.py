@@ -54,7 +54,7 @@ def make(
         raise files.cannot_write(out, error) from None
 
     wanted = Wanted(size, channels, labels, resize=True)
-    images, numbers = sources.load(source, wanted, screen)
+    images, numbers, _, _ = sources.load(source, wanted, screen)
     classes = None
     if labels:
         classes = _classes(source, numbers)

@@ -125,7 +125,7 @@ def _reading(config: Config, images: int, screen: Screen) -> float | None:
     net = config.model
     size = images * net.image_size**2 * net.channels
     try:
-        return sources.seconds(config.data.source, net, arrays=size <= READ)
+        return sources.seconds(config.data, net, arrays=size <= READ)
     except UsageError as error:
         screen.warn(f"the run itself would be refused: {error}")
         return None

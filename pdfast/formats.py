@@ -43,6 +43,10 @@ ADDED: Mapping[int, Mapping[str, Any]] = MappingProxyType(
                 "run/data": UNKNOWN_DATA,
                 "state.json/data": UNKNOWN_DATA,
                 "data.holdout": 0,
+                "data.labels": "top-as-text",
+                "data.resize": "bicubic",
+                "data.skip_bad": False,
+                "data.order": "independent",
                 "train.ema_warmup": False,
                 "distill.ema_warmup": False,
             }

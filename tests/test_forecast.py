@@ -14,7 +14,7 @@ from PIL import Image
 import pdfast
 from pdfast import engine, judge, plan, reference_set, rollout, sources, timing
 from pdfast.cli import main
-from pdfast.config import load_config
+from pdfast.config import DataConfig, load_config
 from pdfast.counting import Count, Memory
 from pdfast.distillation import with_fit
 from pdfast.errors import UsageError
@@ -317,11 +317,11 @@ def test_pictures_are_read_in_part(tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, "_open", slow)
     monkeypatch.setattr(sources, "FEW", 2)
     net = replace(load_config("digits").model, image_size=8)
-    seconds = sources.seconds(str(tmp_path), net)
+    seconds = sources.seconds(DataConfig(source=str(tmp_path)), net)
     assert len(read) == 2
     assert seconds >= 6 * 0.05
     np.savez(tmp_path / "set.npz", images=np.zeros((7, 8, 8, 1), np.uint8))
-    assert sources.seconds(str(tmp_path / "set.npz"), net, arrays=False) is None
-    assert sources.seconds(str(tmp_path / "set.npz"), net) > 0
+    assert sources.seconds(DataConfig(source=str(tmp_path / "set.npz")), net, arrays=False) is None
+    assert sources.seconds(DataConfig(source=str(tmp_path / "set.npz")), net) > 0
     with pytest.raises(UsageError, match="has images of 8x8x1, but the config asks for 16x16x1"):
-        sources.seconds(str(tmp_path / "set.npz"), replace(net, image_size=16))
+        sources.seconds(DataConfig(source=str(tmp_path / "set.npz")), replace(net, image_size=16))

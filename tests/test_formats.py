@@ -229,6 +229,7 @@ def test_a_config_of_an_old_run_is_a_config_like_any_other():
     assert old.engine.compile == "off"
     assert mine.engine.compile == Config().engine.compile
     before = {"engine": {"compile": "off"}}
+    before["data"] = {"labels": "top-as-text", "order": "independent"}
     before |= {phase: {"ema_warmup": False} for phase in ("train", "distill")}
     mine = changed(mine, **before)
     assert dataclasses.replace(mine, precision="fp32", name="old") == old

@@ -18,6 +18,7 @@ from pdfast.config import DataConfig, NetConfig
 from pdfast.data import load_dataset
 from pdfast.errors import Stopped, UsageError
 from pdfast.sources import huggingface
+from pdfast.sources.reading import Wanted
 
 GREY = NetConfig(image_size=8, channels=1)
 CLASSES = NetConfig(image_size=8, channels=1, num_classes=3)
@@ -120,12 +121,13 @@ def test_of_a_parquet_file_one_block_is_read_at_a_time(tmp_path, monkeypatch):
     content = bytearray(path.read_bytes())
     content[last.data_page_offset : last.data_page_offset + 40] = bytes(40)
     path.write_bytes(content)
-    found = huggingface.find(f"hf:{path}", False)
+    found = huggingface.find(f"hf:{path}", Wanted(8))
     assert found.num == 6
-    names = [next(found.files)[0] for _ in range(4)]
+    files = found.files(0)
+    names = [next(files)[0] for _ in range(4)]
     assert names[3] == f"hf:{path}: row 3"
     with pytest.raises(UsageError, match=r"a\.parquet cannot be read \(.+\)$"):
-        next(found.files)
+        next(files)
     refused(path, "cannot be read (")
 
 

@@ -19,6 +19,7 @@ from pdfast.data import load_dataset
 from pdfast.errors import Stopped, UsageError
 from pdfast.sources import count, shards
 from pdfast.sources import image_zip as zips
+from pdfast.sources.reading import Wanted
 
 GREY = NetConfig(image_size=8, channels=1)
 CLASSES = NetConfig(image_size=8, channels=1, num_classes=10)
@@ -251,12 +252,12 @@ def test_bad_shards(tmp_path, case):
 def test_a_shard_that_changes_while_it_is_read(tmp_path):
     path = tmp_path / "a.tar"
     path.write_bytes(shard(samples()))
-    found = shards.find([path], labels=False)
+    found = shards.find([path], Wanted(8))
     path.write_bytes(path.read_bytes()[:600])
     with pytest.raises(
         UsageError, match=r"a\.tar is not a readable tar shard \(000000\.png is cut"
     ):
-        list(found.files)
+        list(found.files(0))
 
 
 # ------------------------------------------------------------------------------------------

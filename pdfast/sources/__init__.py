@@ -1,8 +1,7 @@
 """Readers of data sets: one module a kind of file, each of which trusts nothing in the file.
 
-A reader gives either arrays, of sets whose images have one size (`read`: uint8 (N, H, W, C) in C
-order, and labels as whole numbers (N,), or None where there are none or none are wanted), or
-pictures yet to be decoded (`find`), which pictures.py crops and resizes. It checks each size that a
+A reader gives either arrays, of sets whose images have one size (`read`), or pictures yet to be
+decoded (`find`), which pictures.py crops and resizes. It checks each size that a
 file declares before it allocates for it, reads in parts that a signal can come between, runs no
 code from the file, and raises UsageError naming the file for all that is wrong.
 """
@@ -14,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Protocol
 
-from pdfast.config import NetConfig
+from pdfast.config import DataConfig, NetConfig
 from pdfast.errors import UsageError
 from pdfast.progress import Screen
 from pdfast.sources import cifar, digits, emoji, folder, huggingface, idx, image_zip, npz, shards
@@ -36,19 +35,30 @@ ARRAYS: tuple[_ArrayFiles, ...] = (npz, idx, cifar)
 FEW = 64  # pictures that are read to see how long all take
 
 
-def read(source: str, model: NetConfig) -> Arrays:
+def read(data: DataConfig, model: NetConfig) -> Arrays:
     """Images and labels of `data.source`, of the model's size and channels."""
-    wanted = Wanted(model.image_size, model.channels, bool(model.num_classes))
-    return load(source, wanted, Screen(quiet=True))
+    return load(data.source, wanted(data, model), Screen(quiet=True))
+
+
+def wanted(data: DataConfig, model: NetConfig) -> Wanted:
+    """What a run wants of its source."""
+    return Wanted(
+        model.image_size,
+        model.channels,
+        bool(model.num_classes),
+        folders=data.labels,
+        method=data.resize,
+        skip_bad=data.skip_bad,
+    )
 
 
 def load(source: str, wanted: Wanted, screen: Screen) -> Arrays:
     """Images (N, size, size, channels) and labels of any source, as wanted."""
     found = _open(source, wanted)
     if isinstance(found, Pictures):
-        return decode(source, found, wanted, screen), found.labels
-    images, labels = found
-    return resize(source, images, wanted, screen), labels
+        images = decode(source, found, wanted, screen)
+        return Arrays(images, found.labels, found.names, found.left_out)
+    return found._replace(images=resize(source, found.images, wanted, screen))
 
 
 def absolute(source: str) -> str:
@@ -113,22 +123,22 @@ def count(source: str) -> int | None:
         found = _open(source, wanted)
     except (UsageError, OSError):
         return None
-    return found.num if isinstance(found, Pictures) else len(found[0])
+    return found.num if isinstance(found, Pictures) else len(found.images)
 
 
-def seconds(source: str, model: NetConfig, arrays: bool = True) -> float | None:
+def seconds(data: DataConfig, model: NetConfig, arrays: bool = True) -> float | None:
     """How long `read` takes: of pictures, by the first few; None of `arrays`, unless asked for."""
-    wanted = Wanted(model.image_size, model.channels, bool(model.num_classes))
+    source, asked = data.source, wanted(data, model)
     start = time.perf_counter()
     if not (arrays or resizes(source)):
         return None
-    found = _open(source, wanted)
+    found = _open(source, asked)
     if not isinstance(found, Pictures):
-        resize(source, found[0], wanted, Screen(quiet=True))
+        resize(source, found.images, asked, Screen(quiet=True))
         return time.perf_counter() - start
     begun, num = time.perf_counter(), min(FEW, found.num)
-    few = Pictures(num, itertools.islice(found.files, num), None)
-    decode(source, few, wanted, Screen(quiet=True))
+    few = Pictures(num, lambda first: itertools.islice(found.files(first), num))
+    decode(source, few, asked, Screen(quiet=True))
     return begun - start + (time.perf_counter() - begun) * found.num / num
 
 
@@ -141,25 +151,25 @@ def _open(source: str, wanted: Wanted) -> Arrays | Pictures:
         if emoji.reads(source):
             return emoji.find(source)
         if huggingface.reads(source):
-            return huggingface.find(source, wanted.labels)
+            return huggingface.find(source, wanted)
         if (paths := shards.named(source)) is not None:
-            return shards.find(paths, wanted.labels)
+            return shards.find(paths, wanted)
         path = idx.train_images(path) or path
         if path.is_dir():
             paths = sorted(file for file in path.iterdir() if shards.reads(file.name))
             if not paths:
-                return folder.find(path, wanted.labels)
+                return folder.find(path, wanted)
             if any(folder.files(path)):
                 raise UsageError(f"{path} holds both images and tar shards: keep them apart")
-            return shards.find(paths, wanted.labels)
+            return shards.find(paths, wanted)
         if path.is_file():
             for kind in ARRAYS:
                 if kind.reads(path.name):
                     return kind.read(path, wanted)
             if image_zip.reads(path.name):
-                return image_zip.find(path, wanted.labels)
+                return image_zip.find(path, wanted)
             if shards.reads(path.name):
-                return shards.find([path], wanted.labels)
+                return shards.find([path], wanted)
         there = path.exists()
     except OSError as error:
         raise UsageError(f"data source {path} cannot be read: {error.strerror}") from None

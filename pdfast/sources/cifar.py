@@ -60,7 +60,7 @@ def read(path: Path, wanted: Wanted) -> Arrays:
     whole = images.reshape(-1, SIZE, SIZE, 3)
     if sum(map(len, parts)) < len(whole):  # never as published
         whole = np.concatenate(parts)
-    return whole, np.concatenate([labels[k] for k in range(BATCHES)])
+    return Arrays(whole, np.concatenate([labels[k] for k in range(BATCHES)]))
 
 
 def files(path: Path) -> list[Path]:
@@ -70,7 +70,7 @@ def files(path: Path) -> list[Path]:
 
 def count(path: Path) -> int:
     """Number of images, for which the archive is read."""
-    return len(read(path, Wanted(SIZE, 3))[0])
+    return len(read(path, Wanted(SIZE, 3)).images)
 
 
 def _read_members(

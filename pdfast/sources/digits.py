@@ -18,4 +18,4 @@ def read(wanted: Wanted) -> Arrays:
     digits = load_digits()
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]  # greys 0 .. 16
     check_shape("scikit-learn's digits", images.shape, wanted)
-    return images, digits.target
+    return Arrays(images, digits.target)

@@ -8,16 +8,16 @@ from numpy.typing import NDArray
 
 from pdfast.errors import UsageError
 from pdfast.sources.pictures import SUFFIXES, Pictures
-from pdfast.sources.reading import listen
+from pdfast.sources.reading import Wanted, listen
 
 
-def find(path: Path, labels: bool) -> Pictures:
+def find(path: Path, wanted: Wanted) -> Pictures:
     """The pictures in a folder and those below it, by name."""
     found = sorted(files(path))
     if not found:
         raise UsageError(f"{path} holds no images ({', '.join(SUFFIXES)})")
-    classes = _labels(path, found) if labels else None
-    return Pictures(len(found), ((str(file), file) for file in found), classes)
+    classes = _labels(path, found) if wanted.labels else None
+    return Pictures(len(found), lambda start: ((str(f), f) for f in found[start:]), classes)
 
 
 def files(path: Path) -> Iterator[Path]:

@@ -9,6 +9,7 @@ library runs none.
 import contextlib
 import importlib
 import io
+import itertools
 import logging
 import re
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from pdfast.errors import PdfastError, UsageError
 from pdfast.sources.pictures import MAX_BYTES, Pictures
-from pdfast.sources.reading import listen
+from pdfast.sources.reading import Wanted, listen
 
 PREFIX = "hf:"
 SPLIT = re.compile(r"(.+):([A-Za-z_][\w.-]*)")
@@ -57,7 +58,7 @@ def on_hub(source: str) -> bool:
     return not _exists(_parts(source)[0])
 
 
-def find(source: str, labels: bool) -> Pictures:
+def find(source: str, wanted: Wanted) -> Pictures:
     """The pictures of a split, in its order."""
     with _reading(source):
         table = _open(source)
@@ -67,8 +68,12 @@ def find(source: str, labels: bool) -> Pictures:
                 f"{source} has no column of pictures, type Image (columns: "
                 f"{', '.join(table.features) or 'none'}): cast one to datasets.Image"
             )
-        classes = _labels(source, table) if labels else None
-    return Pictures(table.num, _files(source, table, image), classes)
+        classes = _labels(source, table) if wanted.labels else None
+    return Pictures(
+        table.num,
+        lambda start: itertools.islice(_files(source, table, image), start, None),
+        classes,
+    )
 
 
 def _parts(source: str) -> tuple[str, str]:

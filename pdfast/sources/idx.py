@@ -55,7 +55,7 @@ def read(path: Path, wanted: Wanted) -> Arrays:
         images = allocate(str(path), (*shape, 1))
         fill(images, load)
     if not wanted.labels:
-        return images, None
+        return Arrays(images)
     beside = _labels(path)
     if not beside.is_file():
         raise UsageError(
@@ -67,7 +67,7 @@ def read(path: Path, wanted: Wanted) -> Arrays:
             raise UsageError(f"{beside} has {shape[0]} labels for {len(images)} images of {path}")
         labels = allocate(str(beside), shape)
         fill(labels, load)
-    return images, labels
+    return Arrays(images, labels)
 
 
 def files(path: Path) -> list[Path]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pdfast.errors import UsageError
 from pdfast.sources.pictures import MAX_BYTES, SUFFIXES, Pictures, label
-from pdfast.sources.reading import listen
+from pdfast.sources.reading import Wanted, listen
 from pdfast.sources.zips import open_member, open_zip
 
 LABELS = "dataset.json"
@@ -28,7 +28,7 @@ def reads(name: str) -> bool:
     return name.endswith(".zip")
 
 
-def find(path: Path, labels: bool) -> Pictures:
+def find(path: Path, wanted: Wanted) -> Pictures:
     """The pictures in it, by name."""
     with open_zip(path, KIND, MAX_LIST) as archive:
         names = [name for name in archive.namelist() if _is_picture(name)]
@@ -37,8 +37,8 @@ def find(path: Path, labels: bool) -> Pictures:
         if len(set(names)) < len(names):
             raise zipfile.BadZipFile("it holds two members of one name")
         names.sort()
-        found = _labels(path, archive, names) if labels else None
-    return Pictures(len(names), _files(path, names), found)
+        found = _labels(path, archive, names) if wanted.labels else None
+    return Pictures(len(names), lambda start: _files(path, names[start:]), found)
 
 
 def _is_picture(name: str) -> bool:

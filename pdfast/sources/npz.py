@@ -35,7 +35,7 @@ def read(path: Path, wanted: Wanted) -> Arrays:
             check_shape(str(path), images.shape, wanted)
             pixels = _array(images, str(path))
         if not wanted.labels or "labels.npy" not in archive.namelist():
-            return pixels, None
+            return Arrays(pixels)
         labels = _open(archive, "labels")
         with labels.file:
             if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
@@ -44,7 +44,7 @@ def read(path: Path, wanted: Wanted) -> Arrays:
                     f"shape {labels.shape}"
                 )
             numbers = _array(labels, f"{path}: `labels`")
-        return pixels, numbers
+        return Arrays(pixels, numbers)
 
 
 def files(path: Path) -> list[Path]:

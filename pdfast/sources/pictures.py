@@ -4,7 +4,7 @@ A picture that no decoder can read, or that is too large, is refused by its name
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -32,10 +32,14 @@ class Pictures:
     """Pictures yet to be decoded."""
 
     num: int
-    files: Iterator[tuple[str, Path | BinaryIO]]
-    """`num` times the name for error messages, and what holds the picture."""
-    labels: NDArray[np.int64] | None
+    files: Callable[[int], Iterator[tuple[str, Path | BinaryIO]]]
+    """From a picture's number on: the name for error messages, and what holds the picture."""
+    labels: NDArray[np.int64] | None = None
     """(N,), if they were asked for and there are any."""
+    names: tuple[str, ...] = ()
+    """Of the classes, by number; () where they have none."""
+    left_out: str = ""
+    """What was passed over, and why; see LeftOut."""
 
 
 def decode(where: str, pictures: Pictures, wanted: Wanted, screen: Screen) -> NDArray[np.uint8]:
@@ -45,7 +49,7 @@ def decode(where: str, pictures: Pictures, wanted: Wanted, screen: Screen) -> ND
     images = allocate(where, shape)
     with warnings.catch_warnings(), screen.task("reading", pictures.num) as task:
         warnings.simplefilter("ignore")  # decoders warn of oddities in what they can read
-        for n, (name, file) in enumerate(pictures.files):
+        for n, (name, file) in enumerate(pictures.files(0)):
             listen()
             images[n] = _fit(_open(name, file, _MODES[shape[3]]), wanted.size)
             task.advance()

@@ -5,17 +5,18 @@ import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pdfast.config import LabelFolders, Resize
 from pdfast.errors import UsageError
 from pdfast.signals import poll
 
-Arrays = tuple[NDArray[np.uint8], NDArray[np.integer[Any]] | None]
 MIN_IMAGES = 2  # a covariance needs two
 CHUNK = 2**18  # bytes read at once
+MAX_SHOWN = 3  # names of what was left out for one reason
 MAX_RATIO = 1032  # bytes that deflate can make of one
 # How the standard library fails on files that are not what they say. All but MemoryError, which
 # `allocate` deals with: parsing takes no more of it than a file's bounded head.
@@ -30,6 +31,40 @@ UNREADABLE = (
 )
 
 
+class LeftOut:
+    """What a reader passes over, by reason."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, list[str]] = {}
+
+    def add(self, why: str, name: str) -> None:
+        """Note one; `why` is a plural, such as "broken links"."""
+        self._names.setdefault(why, []).append(name)
+
+    def __bool__(self) -> bool:
+        return bool(self._names)
+
+    def __str__(self) -> str:
+        return "; ".join(
+            f"{why}: {len(names):,} ({', '.join(names[:MAX_SHOWN])}"
+            f"{', ...' if len(names) > MAX_SHOWN else ''})"
+            for why, names in self._names.items()
+        )
+
+
+class Arrays(NamedTuple):
+    """Images of one size, and what is known of them."""
+
+    images: NDArray[np.uint8]
+    """(N, H, W, C), in C order."""
+    labels: NDArray[np.integer[Any]] | None = None
+    """(N,); None where there are none or none are wanted."""
+    names: tuple[str, ...] = ()
+    """Of the classes, by number; () where they have none."""
+    left_out: str = ""
+    """What was passed over in reading, and why."""
+
+
 @dataclass(frozen=True)
 class Wanted:
     """What is wanted of a source."""
@@ -41,6 +76,12 @@ class Wanted:
     labels: bool = False
     resize: bool = False
     """Crop and resize sets of another size too; else only pictures, which have each their own."""
+    folders: LabelFolders = "auto"
+    """See DataConfig.labels."""
+    method: Resize = "bicubic"
+    """See DataConfig.resize."""
+    skip_bad: bool = False
+    """See DataConfig.skip_bad."""
 
 
 def listen() -> None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from pdfast.errors import UsageError
 from pdfast.sources.pictures import MAX_BYTES, SUFFIXES, Pictures, label
-from pdfast.sources.reading import UNREADABLE, listen
+from pdfast.sources.reading import UNREADABLE, Wanted, listen
 from pdfast.sources.tars import Entry
 
 SUFFIX = ".tar"
@@ -55,9 +55,9 @@ def named(source: str) -> list[Path] | None:
     return paths
 
 
-def find(paths: list[Path], labels: bool) -> Pictures:
+def find(paths: list[Path], wanted: Wanted) -> Pictures:
     """The pictures of all shards, in their order."""
-    shards = [(path, _samples(path, labels)) for path in paths]
+    shards = [(path, _samples(path, wanted.labels)) for path in paths]
     samples = [sample for _, (found, _) in shards for sample in found]
     classes = [k for _, (_, of_shard) in shards for k in of_shard]
     if not samples:
@@ -72,7 +72,8 @@ def find(paths: list[Path], labels: bool) -> Pictures:
                         "or none"
                     )
         numbers = np.array(classes, np.int64)
-    return Pictures(len(samples), _files([(path, found) for path, (found, _) in shards]), numbers)
+    of_shards = [(path, found) for path, (found, _) in shards]
+    return Pictures(len(samples), lambda start: _files(of_shards, start), numbers)
 
 
 def _samples(path: Path, labels: bool) -> tuple[list[_Sample], list[int | None]]:
@@ -109,8 +110,10 @@ def _samples(path: Path, labels: bool) -> tuple[list[_Sample], list[int | None]]
     return list(pictures.values()), [classes.get(key) for key in pictures]
 
 
-def _files(shards: list[tuple[Path, list[_Sample]]]) -> Iterator[tuple[str, BinaryIO]]:
-    for path, samples in shards:
+def _files(shards: list[tuple[Path, list[_Sample]]], start: int) -> Iterator[tuple[str, BinaryIO]]:
+    """The pictures from number `start` on."""
+    for path, found in shards:
+        samples, start = found[start:], max(0, start - len(found))
         with _reading(path) as file:
             for name, offset, size in samples:
                 file.seek(offset)
