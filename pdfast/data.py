@@ -6,7 +6,8 @@ read is in sources/.
 """
 
 import dataclasses
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,6 +19,8 @@ from torch import Tensor
 from pdfast import kept, sources
 from pdfast.config import DataConfig, NetConfig
 from pdfast.errors import UsageError
+from pdfast.progress import Screen
+from pdfast.sources import npz_file
 
 MIN_SAMPLES = 2  # of which a covariance can be estimated
 GIVEN = "data="  # data.source of a run whose data came with the call, and their SHA-256
@@ -68,6 +71,8 @@ class Dataset:
     stamp: str = ""
     """Of the files that it was read from: the same as long as nobody writes to them; "" where
     that is not known. See `sources.stamp`."""
+    checksum: tuple[int, int] | None = None
+    """Of images in a file that is mapped into memory; see `sources.reading.Arrays`."""
     told: Digest = UNKNOWN
     """Its digest, where that is known."""
     trained: Tensor | None = None
@@ -84,7 +89,17 @@ class Dataset:
         return self.told if self.told.known else self.digested()
 
     def digested(self, on_part: Callable[[], None] = lambda: None) -> Digest:
-        """The digest of what the tensors hold; `on_part` is called on the way."""
+        """The digest of what the tensors hold; `on_part` is called on the way.
+
+        Raises UsageError for a file of images that is damaged.
+        """
+        if self.checksum is not None:
+            before, wanted = self.checksum
+            if npz_file.crc(self.images.numpy(), before, on_part) != wanted:
+                raise UsageError(
+                    "the images are not as they were written: their CRC-32 is not the one in the "
+                    ".npz; make or download it again"
+                )
         labels = "" if self.labels is None else kept.digest({"labels": self.labels})
         images = kept.digest({"images": self.images}, on_part)
         return Digest(num=len(self), images=images, labels=labels)
@@ -180,6 +195,12 @@ def as_tensor(name: str, value: Any) -> Tensor:
     raise UsageError(f"{name} must be a tensor or an array, not {type(value).__name__}")
 
 
+def class_name(number: int, names: Sequence[str]) -> str:
+    """A class's number, and its name where it has one that says more."""
+    known = number < len(names) and names[number] != str(number)
+    return f"{number} {names[number]}" if known else str(number)
+
+
 def described(data: Dataset, config: DataConfig) -> str:
     """What was read of where, in words."""
     _, height, width, channels = data.images.shape
@@ -190,15 +211,21 @@ def described(data: Dataset, config: DataConfig) -> str:
     return text
 
 
-def load_dataset(data: DataConfig, model: NetConfig) -> Dataset:
+def load_dataset(data: DataConfig, model: NetConfig, screen: Screen | None = None) -> Dataset:
     """Read `data.source` as the model's size, channels and classes ask.
 
     Raises UsageError naming the file and the fix.
     """
-    stamp = sources.stamp(data.source)
-    images, labels, names, left_out = sources.read(data, model)
+    found = sources.read(data, model, screen)
+    labels = found.labels
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of images that cannot be written to
+        images = torch.from_numpy(found.images)
+    dataset = Dataset(
+        images, None, left_out=found.left_out, stamp=found.stamp, checksum=found.checksum
+    )
     if not model.num_classes:
-        return Dataset(torch.from_numpy(images), None, left_out=left_out, stamp=stamp)
+        return dataset
     where = data.source
     if labels is None:
         raise UsageError(
@@ -215,4 +242,4 @@ def load_dataset(data: DataConfig, model: NetConfig) -> Dataset:
             f"0 .. {model.num_classes - 1}: set model.num_classes to {most + 1}"
         )
     numbers = torch.from_numpy(labels.astype(np.int64))
-    return Dataset(torch.from_numpy(images), numbers, names=names, left_out=left_out, stamp=stamp)
+    return dataclasses.replace(dataset, labels=numbers, names=found.names)

@@ -59,14 +59,14 @@ class Lock:
 
     def is_ours(self) -> bool:
         """Whether the folder still has the file that was locked, or, without locks, is there."""
-        return self._path.parent.is_dir() if self._file is None else _names(self._path, self._file)
+        return self._path.parent.is_dir() if self._file is None else names(self._path, self._file)
 
     def release(self) -> None:
         """Let others in; the file goes."""
         if self._file is None:
             return
         with contextlib.suppress(OSError):
-            if _names(self._path, self._file):
+            if names(self._path, self._file):
                 self._path.unlink()
         with contextlib.suppress(OSError):
             self._file.close()
@@ -95,12 +95,12 @@ def _open_locked(path: Path, warn: Callable[[str], None]) -> io.FileIO | None:
                 "second process from working there at the same time"
             )
             return None
-        if _names(path, file):
+        if names(path, file):
             return file
         file.close()  # its owner removed it, between the two calls above
 
 
-def _names(path: Path, file: io.FileIO) -> bool:
+def names(path: Path, file: io.FileIO) -> bool:
     """Whether the path is that of the open file."""
     try:
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))

@@ -4,7 +4,6 @@ What takes a network is kept in $XDG_CACHE_HOME/pdfast, or ~/.cache/pdfast, unde
 images and of the network's weights; pixels are counted anew each time.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -16,26 +15,17 @@ from pdfast import distributed, files, kept, scores
 from pdfast.data import Dataset
 from pdfast.detectors.base import CHUNK, Detector, Features, Rows
 from pdfast.draws import Draws, Stream, index_below
-from pdfast.errors import PdfastError, UsageError
+from pdfast.errors import PdfastError
 from pdfast.files import Damaged
 from pdfast.frechet import Gaussian, Moments, frechet_distance, gaussian_of
 from pdfast.progress import Screen
 from pdfast.scores import Neighbourhood
 from pdfast.signals import poll
+from pdfast.sources.preparing import cache_folder
 
 NUM_RESAMPLES = 10
 CLASS_RESAMPLES = 3  # of each class
 FORMAT = "2"  # of the kept files; another one is made anew
-
-
-def cache_folder() -> Path:
-    """Where features of sets are kept."""
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pdfast"
-    except RuntimeError:
-        raise UsageError(
-            "there is no home folder to keep features in: set XDG_CACHE_HOME to a folder"
-        ) from None
 
 
 def features_of(detector: Detector, images: Tensor, screen: Screen) -> Iterator[Features]:

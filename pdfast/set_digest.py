@@ -16,7 +16,7 @@ from torch import Tensor
 from pdfast import distributed, kept
 from pdfast.data import Dataset, Digest
 from pdfast.errors import PdfastError, UsageError
-from pdfast.reference_set import cache_folder
+from pdfast.sources.preparing import cache_folder
 from pdfast.sources.reading import listen
 from pdfast.tables import from_table, to_table
 

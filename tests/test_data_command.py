@@ -10,7 +10,7 @@ from PIL import Image
 from pdfast.cli import main
 from pdfast.config import DataConfig, NetConfig
 from pdfast.data import load_dataset
-from pdfast.sources import pictures
+from pdfast.sources import preparing
 
 pytestmark = pytest.mark.usefixtures("handlers")
 
@@ -105,7 +105,7 @@ def test_pictures_that_differ_in_shape(capsys, tmp_path, monkeypatch):
     """Of an .npz too; grey ones saved with three channels have one, unless any has colour."""
     images = np.repeat(pictures_of(6, 9)[:, :8, :, None], 3, 3)
     np.savez(tmp_path / "a.npz", images=images)
-    monkeypatch.setattr(pictures, "BLOCK", 4)
+    monkeypatch.setattr(preparing, "BLOCK", 4)
     data(capsys, tmp_path / "a.npz", "--size", 8, "--out", tmp_path / "grey.npz")
     assert np.array_equal(written(tmp_path / "grey.npz")["images"], images[:, :, :8, :1])
     data(capsys, tmp_path / "a.npz", "--size", 8, "--channels", 3, "--out", tmp_path / "3.npz")
@@ -175,12 +175,11 @@ def test_what_is_wrong_is_one_sentence(capsys, tmp_path):
 def test_a_disk_that_fails(capsys, tmp_path, monkeypatch):
     """Neither file is left."""
 
-    def full(path, **arrays):
-        path.write_bytes(b"a part")
+    def full(*args):
         raise OSError(28, "No space left on device")
 
     np.savez(tmp_path / "a.npz", images=pictures_of()[..., None])
-    monkeypatch.setattr(np, "savez", full)
+    monkeypatch.setattr(os, "posix_fallocate", full)
     code, _, errors = data(capsys, tmp_path / "a.npz", "--size", 8, "--out", tmp_path / "out.npz")
     assert code == 1
     assert "cannot write to" in errors

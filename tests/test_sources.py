@@ -11,7 +11,7 @@ from foreign import cifar, cifar_batches, idx, packed, tar
 from PIL import Image, PngImagePlugin
 from source_cases import CLASSES, load, pictures, refused
 
-from pdfast import signals
+from pdfast import memory, signals
 from pdfast.config import NetConfig
 from pdfast.errors import Stopped, UsageError
 from pdfast.sources import count, reading
@@ -135,12 +135,12 @@ def test_labels_are_looked_at_where_they_count(tmp_path):
 
 def test_what_does_not_fit_into_memory_is_refused(tmp_path, monkeypatch):
     np.savez_compressed(tmp_path / "a.npz", images=np.zeros((10_000, 8, 8, 1), np.uint8))
-    monkeypatch.setattr(reading.os, "sysconf", {"SC_PAGE_SIZE": 100, "SC_PHYS_PAGES": 6000}.get)
+    monkeypatch.setattr(memory.os, "sysconf", {"SC_PAGE_SIZE": 100, "SC_PHYS_PAGES": 6000}.get)
     refused(
         tmp_path / "a.npz",
-        "takes 0.0 GB, which do not fit into this machine's 0.0 GB of memory: use fewer",
+        "takes 0.0 GB, which do not fit into the 0.0 GB of memory that this process can have: use",
     )
-    monkeypatch.setattr(reading.os, "sysconf", {"SC_PAGE_SIZE": 100, "SC_PHYS_PAGES": 7000}.get)
+    monkeypatch.setattr(memory.os, "sysconf", {"SC_PAGE_SIZE": 100, "SC_PHYS_PAGES": 7000}.get)
     assert len(load(tmp_path / "a.npz")) == 10_000
 
 

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from tyro.conf import FlagCreatePairsOff, Positional
+from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from pdfast.commands.shared import Common, Force, Machine, check_alone
-from pdfast.config import DataConfig
+from pdfast.config import DataConfig, LabelFolders, Resize
 from pdfast.tables import check
 
 
@@ -30,6 +30,15 @@ class Data(Common):
     """Write the classes too."""
     duplicates: Literal["keep", "drop"] = "drop"
     """What becomes of images whose pixels repeat those of an earlier one."""
+    folders: Annotated[LabelFolders, arg(name="data.labels")] = "auto"
+    """Which sub-folders of a folder are its classes: top, those directly below it; parent, those
+    that hold the images; auto, where both are the same; see data.labels."""
+    method: Annotated[Resize, arg(name="resize", aliases=["--data.resize"])] = "bicubic"
+    """bicubic, antialiased, or area, the mean of what each pixel covers; see data.resize."""
+    skip_bad: Annotated[
+        FlagCreatePairsOff[bool], arg(name="skip-bad", aliases=["--data.skip-bad"])
+    ] = False
+    """Leave out images that cannot be read, and list them; otherwise they are refused by name."""
 
     def run(self) -> None:
         """Run the command."""
@@ -45,6 +54,9 @@ class Data(Common):
             channels=self.channels,
             labels=self.labels,
             duplicates=self.duplicates,
+            folders=self.folders,
+            method=self.method,
+            skip_bad=self.skip_bad,
             force=self.force,
             screen=Screen(),
         )

@@ -1,23 +1,29 @@
 """Readers of data sets: one module a kind of file, each of which trusts nothing in the file.
 
 A reader gives either arrays, of sets whose images have one size (`read`), or pictures yet to be
-decoded (`find`), which pictures.py crops and resizes. It checks each size that a
+decoded (`find`), which pictures.py crops and resizes. For a run, preparing.py makes of them one
+.npz, once, which all processes map into their memory. It checks each size that a
 file declares before it allocates for it, reads in parts that a signal can come between, runs no
 code from the file, and raises UsageError naming the file for all that is wrong.
 """
 
+import hashlib
 import itertools
 import json
 import os
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
+
+import numpy as np
 
 from pdfast.config import DataConfig, NetConfig
 from pdfast.errors import UsageError
 from pdfast.progress import Screen
 from pdfast.sources import cifar, digits, emoji, folder, huggingface, idx, image_zip, npz, shards
-from pdfast.sources.pictures import Pictures, decode, resize
+from pdfast.sources.pictures import Held, Pictures
+from pdfast.sources.preparing import SETTLED, Order, cache_folder, check_all, key_of, make_once
 from pdfast.sources.reading import Arrays, Wanted
 
 
@@ -30,14 +36,29 @@ class _ArrayFiles(Protocol):
     def files(self, path: Path) -> list[Path]: ...
 
 
-SETTLED = 2 * 10**9  # nanoseconds after which a file system's clock has surely moved on
 ARRAYS: tuple[_ArrayFiles, ...] = (npz, idx, cifar)
 FEW = 64  # pictures that are read to see how long all take
 
 
-def read(data: DataConfig, model: NetConfig) -> Arrays:
-    """Images and labels of `data.source`, of the model's size and channels."""
-    return load(data.source, wanted(data, model), Screen(quiet=True))
+def read(data: DataConfig, model: NetConfig, screen: Screen | None = None) -> Arrays:
+    """Images and labels of `data.source`, of the model's size and channels.
+
+    Pictures are prepared in the cache folder, or found there from the time before.
+    """
+    asked, source = wanted(data, model), data.source
+    before = stamp(source)
+    found = _open(source, asked)
+    if not isinstance(found, Pictures):
+        return found._replace(stamp=before)
+    order, shown = Order(source, asked), screen or Screen(quiet=True)
+    key = key_of(order, found, settle=True)
+    path = cache_folder() / f"prepared-{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
+    make_once(order, found, path, shown, key)
+    try:
+        return npz.read(path, asked)._replace(stamp=_stamp([path]))
+    finally:
+        if not list(found.paths()):  # of what it was made cannot be told the next time
+            path.unlink(missing_ok=True)
 
 
 def wanted(data: DataConfig, model: NetConfig) -> Wanted:
@@ -52,13 +73,18 @@ def wanted(data: DataConfig, model: NetConfig) -> Wanted:
     )
 
 
-def load(source: str, wanted: Wanted, screen: Screen) -> Arrays:
-    """Images (N, size, size, channels) and labels of any source, as wanted."""
+def find(source: str, wanted: Wanted) -> Pictures:
+    """The pictures of any source, yet to be decoded, cropped and resized."""
     found = _open(source, wanted)
     if isinstance(found, Pictures):
-        images = decode(source, found, wanted, screen)
-        return Arrays(images, found.labels, found.names, found.left_out)
-    return found._replace(images=resize(source, found.images, wanted, screen))
+        return found
+    images, labels, names, left_out, _, _ = found
+    numbers = None if labels is None else labels.astype(np.int64)
+
+    def files(start: int) -> Iterator[tuple[str, Held]]:
+        return ((f"{source}: image {n}", images[n]) for n in range(start, len(images)))
+
+    return Pictures(len(images), files, numbers, names, left_out, lambda: _files_of_arrays(source))
 
 
 def absolute(source: str) -> str:
@@ -84,13 +110,20 @@ def stamp(source: str) -> str:
     Of files of arrays, whose reading takes little more than a digest of them would; "" of other
     sources, and of files so new that a change may not show.
     """
+    try:
+        return _stamp(_files_of_arrays(source))
+    except (UsageError, OSError):
+        return ""
+
+
+def _stamp(paths: Sequence[Path]) -> str:
     found = []
     try:
-        for path in _files_of_arrays(source):
+        for path in paths:
             with path.open("rb") as file:  # where files come by a network, that asks anew
                 of = os.fstat(file.fileno())
             found.append([of.st_dev, of.st_ino, of.st_size, of.st_mtime_ns, of.st_ctime_ns])
-    except (UsageError, OSError):
+    except OSError:
         return ""
     settled = all(max(times) < time.time_ns() - SETTLED for _, _, _, *times in found)
     return json.dumps(found) if found and settled else ""
@@ -134,11 +167,10 @@ def seconds(data: DataConfig, model: NetConfig, arrays: bool = True) -> float | 
         return None
     found = _open(source, asked)
     if not isinstance(found, Pictures):
-        resize(source, found.images, asked, Screen(quiet=True))
         return time.perf_counter() - start
     begun, num = time.perf_counter(), min(FEW, found.num)
     few = Pictures(num, lambda first: itertools.islice(found.files(first), num))
-    decode(source, few, asked, Screen(quiet=True))
+    check_all(Order(source, asked), few)
     return begun - start + (time.perf_counter() - begun) * found.num / num
 
 

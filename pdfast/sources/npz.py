@@ -1,12 +1,15 @@
 """An .npz archive: uint8 `images` (N, H, W, C), and `labels` (N,) of any whole-number type.
 
 `arr_0` will do for `images`: `pdfast sample` and the usual reference batches call them so.
+`class_names`, texts, are those of the classes, by number. Large images that lie in the file as they
+are, as `np.savez` and `pdfast data` write them, are mapped into memory, and shared by processes.
 """
 
 import io
 import math
 import warnings
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,10 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pdfast.errors import UsageError
+from pdfast.sources import npz_file
 from pdfast.sources.reading import Arrays, Wanted, allocate, check_shape, fill
 from pdfast.sources.zips import open_member, open_zip
 
 NAMES = ("images", "arr_0")
+MAPPED = 2**28  # bytes of images from which they are left in the file
 MAX_HEADER = 4096  # bytes; NumPy writes 128
 MAX_LIST = 2**20  # bytes of the archive's list of members
 
@@ -33,18 +38,18 @@ def read(path: Path, wanted: Wanted) -> Arrays:
         images = _images(path, archive)
         with images.file:
             check_shape(str(path), images.shape, wanted)
-            pixels = _array(images, str(path))
+            arrays = _pixels(path, archive, images)
         if not wanted.labels or "labels.npy" not in archive.namelist():
-            return Arrays(pixels)
+            return arrays
         labels = _open(archive, "labels")
         with labels.file:
             if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
                 raise UsageError(
-                    f"{path}: `labels` must be {len(pixels)} whole numbers, not {labels.dtype} of "
-                    f"shape {labels.shape}"
+                    f"{path}: `labels` must be {images.shape[0]} whole numbers, not "
+                    f"{labels.dtype} of shape {labels.shape}"
                 )
             numbers = _array(labels, f"{path}: `labels`")
-        return Arrays(pixels, numbers)
+        return arrays._replace(labels=numbers, names=_names(path, archive))
 
 
 def files(path: Path) -> list[Path]:
@@ -67,6 +72,35 @@ class _Member(NamedTuple):
     shape: tuple[int, ...]
     dtype: "np.dtype[Any]"
     transposed: bool
+    info: zipfile.ZipInfo
+    header: bytes
+
+
+def _pixels(path: Path, archive: zipfile.ZipFile, images: _Member) -> Arrays:
+    """The images; large ones mapped, if they can be."""
+    size, info = math.prod(images.shape), images.info
+    if size < MAPPED or info.compress_type != zipfile.ZIP_STORED or images.transposed:
+        return Arrays(_array(images, str(path)))
+    at = npz_file.stored_at(path, info) + len(images.header)
+    checksum = zlib.crc32(images.header), info.CRC
+    return Arrays(npz_file.mapped(path, at, images.shape), checksum=checksum)
+
+
+def _names(path: Path, archive: zipfile.ZipFile) -> tuple[str, ...]:
+    """Of the classes; () if the archive has none."""
+    if "class_names.npy" not in archive.namelist():
+        return ()
+    names = _open(archive, "class_names")
+    with names.file:
+        if len(names.shape) != 1 or names.dtype.kind != "U":
+            raise UsageError(
+                f"{path}: `class_names` must be texts of shape (K,), not {names.dtype} of shape "
+                f"{names.shape}"
+            )
+        try:
+            return tuple(map(str, _array(names, f"{path}: `class_names`")))
+        except UnicodeDecodeError:
+            raise UsageError(f"{path}: `class_names` holds what is no text") from None
 
 
 def _images(path: Path, archive: zipfile.ZipFile) -> _Member:
@@ -114,7 +148,8 @@ def _open(archive: zipfile.ZipFile, name: str) -> _Member:
     needed = math.prod(shape) * dtype.itemsize
     if 8 + len(start) + length + needed != info.file_size:
         raise ValueError(f"`{name}` is not as long as its header says")
-    return _Member(file, shape, dtype, transposed)
+    begins = np.lib.format.magic(*version) + header.getvalue()
+    return _Member(file, shape, dtype, transposed, info, begins)
 
 
 def _array(member: _Member, where: str) -> NDArray[Any]:

@@ -1,11 +1,11 @@
-"""Pictures of any size and kind, decoded, cropped and resized: all that pdfast reads go this way.
+"""A picture of any size and kind, decoded, cropped and resized: all that pdfast reads go this way.
 
 A picture that no decoder can read, or that is too large, is refused by its name.
 """
 
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from pdfast.errors import UsageError
-from pdfast.progress import Screen
-from pdfast.sources.reading import Wanted, allocate, check_number, listen
+from pdfast.sources.reading import Wanted
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 # The decoders of those suffixes and no others: some of Pillow's start other programs.
@@ -23,8 +22,9 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_PIXELS = 2**26  # of one image, before it is scaled down
 MAX_BYTES = 2**28  # of one image's file, in an archive
 MAX_LABEL = 2**31
-BLOCK = 4096  # images looked at together
 _MODES = {1: "L", 3: "RGB"}  # Pillow's, by channels
+Held = Path | BinaryIO | NDArray[np.uint8] | UsageError
+"""What a picture is in: a file, its pixels (H, W, C), or why it cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Pictures:
     """Pictures yet to be decoded."""
 
     num: int
-    files: Callable[[int], Iterator[tuple[str, Path | BinaryIO]]]
+    files: Callable[[int], Iterator[tuple[str, Held]]]
     """From a picture's number on: the name for error messages, and what holds the picture."""
     labels: NDArray[np.int64] | None = None
     """(N,), if they were asked for and there are any."""
@@ -40,44 +40,23 @@ class Pictures:
     """Of the classes, by number; () where they have none."""
     left_out: str = ""
     """What was passed over, and why; see LeftOut."""
+    paths: Callable[[], Iterable[Path]] = lambda: ()
+    """All files that are read; none where those are not known."""
 
 
-def decode(where: str, pictures: Pictures, wanted: Wanted, screen: Screen) -> NDArray[np.uint8]:
-    """Pictures as (N, size, size, channels)."""
-    check_number(where, pictures.num)
-    shape = (pictures.num, wanted.size, wanted.size, wanted.channels or 3)
-    images = allocate(where, shape)
-    with warnings.catch_warnings(), screen.task("reading", pictures.num) as task:
-        warnings.simplefilter("ignore")  # decoders warn of oddities in what they can read
-        for n, (name, file) in enumerate(pictures.files(0)):
-            listen()
-            images[n] = _fit(_open(name, file, _MODES[shape[3]]), wanted.size)
-            task.advance()
-    return images if wanted.channels else without_false_colour(images)
+def pixels(name: str, file: Held, wanted: Wanted, channels: int) -> NDArray[np.uint8]:
+    """A picture as uint8 (size, size, channels): cropped to a square in its centre, and resized.
 
-
-def resize(
-    where: str, images: NDArray[np.uint8], wanted: Wanted, screen: Screen
-) -> NDArray[np.uint8]:
-    """Images (N, H, W, C) of any one size as (N, size, size, channels)."""
-    shape = (len(images), wanted.size, wanted.size, wanted.channels or images.shape[3])
-    if shape != images.shape:
-        native, images = images, allocate(where, shape)
-        with screen.task("resizing", len(native)) as task:
-            for n, image in enumerate(native):
-                listen()
-                flat = image[..., 0] if image.shape[2] == 1 else image
-                images[n] = _fit(Image.fromarray(flat).convert(_MODES[shape[3]]), wanted.size)
-                task.advance()
-    return images if wanted.channels else without_false_colour(images)
-
-
-def without_false_colour(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Images of three channels with one, if in none of them the channels differ."""
-    blocks = (images[k : k + BLOCK] for k in range(0, len(images), BLOCK))
-    if images.shape[3] == 1 or any((block != block[..., :1]).any() for block in blocks):
-        return images
-    return np.ascontiguousarray(images[..., :1])
+    Raises UsageError for one that cannot be used.
+    """
+    if isinstance(file, UsageError):
+        raise file
+    if isinstance(file, np.ndarray):
+        flat = file[..., 0] if file.shape[2] == 1 else file
+        image = Image.fromarray(flat).convert(_MODES[channels])
+    else:
+        image = _open(name, file, _MODES[channels])
+    return _area(image, wanted.size) if wanted.method == "area" else _bicubic(image, wanted.size)
 
 
 def label(number: Any, where: str) -> int:
@@ -119,8 +98,7 @@ def _open(name: str, file: Path | BinaryIO, mode: str) -> Image.Image:
         raise UsageError(f"{name} is not a readable image: repair or remove it") from None
 
 
-def _fit(image: Image.Image, size: int) -> NDArray[np.uint8]:
-    """Centre crop to a square, then antialiased resize: uint8 (size, size, channels)."""
+def _bicubic(image: Image.Image, size: int) -> NDArray[np.uint8]:
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     image = image.crop((left, top, left + side, top + side))
@@ -128,3 +106,29 @@ def _fit(image: Image.Image, size: int) -> NDArray[np.uint8]:
         # Pillow's filters widen with the scale, so that shrinking does not alias.
         image = image.resize((size, size), Image.Resampling.BICUBIC)
     return np.asarray(image, np.uint8).reshape(size, size, -1)
+
+
+def _area(image: Image.Image, size: int) -> NDArray[np.uint8]:
+    """The published crop and resize of ImageNet: the mean of all that a pixel covers.
+
+    As Salimans & Ho's code has them, whose results stay real numbers; here they are rounded.
+    """
+    side = min(image.size)
+    left, top = image.width // 2 - side // 2, image.height // 2 - side // 2
+    square = np.asarray(image.crop((left, top, left + side, top + side)), np.uint8)
+    if side == size:
+        return square.reshape(size, size, -1)
+    # Sums of whole numbers below 2^53, which are exact in any order.
+    covers = _covered(side, size)
+    rows = covers @ square.reshape(side, -1).astype(np.float64)
+    sums = covers @ rows.reshape(size, side, -1)
+    return np.rint(sums / side**2).astype(np.uint8)
+
+
+@lru_cache(maxsize=256)
+def _covered(side: int, size: int) -> NDArray[np.float64]:
+    """What each of `size` pixels covers of each of `side`, in parts of 1/size: (size, side)."""
+    start, other = np.arange(size)[:, None] * side, np.arange(side) * size
+    overlap = np.minimum(start + side, other + size) - np.maximum(start, other)
+    covered: NDArray[np.float64] = np.maximum(overlap, 0).astype(np.float64)
+    return covered

@@ -1,6 +1,5 @@
 """What every reader needs: checks before memory is taken, and reading in parts."""
 
-import os
 import struct
 import zlib
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pdfast import memory
 from pdfast.config import LabelFolders, Resize
 from pdfast.errors import UsageError
 from pdfast.signals import poll
@@ -63,6 +63,12 @@ class Arrays(NamedTuple):
     """Of the classes, by number; () where they have none."""
     left_out: str = ""
     """What was passed over in reading, and why."""
+    stamp: str = ""
+    """Of the files that they were read from: the same as long as nobody writes to them; "" where
+    that is not known."""
+    checksum: tuple[int, int] | None = None
+    """Where the images lie in a file that is mapped into memory: the CRC-32 of what comes before
+    them, and the one that is to be found behind them. They were not compared."""
 
 
 @dataclass(frozen=True)
@@ -125,11 +131,11 @@ def allocate(where: str, shape: tuple[int, ...], dtype: Any = np.uint8) -> NDArr
     needed = np.dtype(dtype).itemsize
     for length in shape:
         needed *= length
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed >= memory:
+    most = memory.limit()
+    if needed >= most:
         raise UsageError(
-            f"{where} takes {needed / 1e9:,.1f} GB, which do not fit into this machine's "
-            f"{memory / 1e9:,.1f} GB of memory: use fewer images or smaller ones"
+            f"{where} takes {needed / 1e9:,.1f} GB, which do not fit into the {most / 1e9:,.1f} GB "
+            "of memory that this process can have: use fewer images or smaller ones"
         )
     try:
         return np.empty(shape, dtype)

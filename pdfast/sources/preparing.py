@@ -1,0 +1,467 @@
+"""Any source as one .npz of one size, made on all cores, once, and in parts that a stop leaves.
+
+The file is made beside its place, as `.NAME.part`, which is as large as all images from the start,
+with `.NAME.part.json`, which says of what it is and how far it is. Whoever makes it holds a lock on
+it, so that of several processes one works and the others wait. The same call goes on with a part
+that a killed process left; what was refused leaves nothing.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import io
+import itertools
+import json
+import os
+import secrets
+import shutil
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pdfast import files
+from pdfast.errors import PdfastError, Stopped, UsageError
+from pdfast.lock import NO_LOCKS, names
+from pdfast.progress import Screen
+from pdfast.signals import poll
+from pdfast.sources.npz_file import NpzFile, size_of
+from pdfast.sources.pictures import Held, Pictures, pixels
+from pdfast.sources.reading import Wanted, check_number, listen
+
+FORMAT = 1  # of parts; another one is made anew
+MAX_BAD = 10  # images that a refusal names
+SAVED_EVERY, SAID_EVERY, ASKED_EVERY = 10.0, 60.0, 0.1  # seconds
+SPARE = 2**20  # bytes of disk for what goes behind the images, beside the labels
+DIGITS = 64  # of a SHA-256
+FEW = 4  # pictures that a thread takes at a time
+BLOCK = 1024  # images looked at together
+SETTLED = 2 * 10**9  # nanoseconds after which a file system's clock has surely moved on
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be made of a source."""
+
+    source: str
+    wanted: Wanted
+    duplicates: Literal["ignore", "keep", "drop"] = "ignore"
+    """What becomes of images whose pixels repeat an earlier one's; ignore: nobody looks for any."""
+
+
+class Made(NamedTuple):
+    """What was found on the way."""
+
+    num: int
+    repeated: int
+    """Images whose pixels repeat those of an earlier one."""
+    torn: tuple[int, int, int] | None
+    """How many of those are of another class, one of them, and the one that it repeats."""
+    bad: list[str]
+    """Why each image that was left out could not be used."""
+
+
+def cache_folder() -> Path:
+    """Where what takes long to make of data is kept, $XDG_CACHE_HOME/pdfast or ~/.cache/pdfast."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pdfast"
+    except RuntimeError:
+        raise UsageError(
+            "there is no home folder to keep what is made of data in: set XDG_CACHE_HOME to a "
+            "folder"
+        ) from None
+
+
+def check_all(order: Order, found: Pictures) -> None:
+    """Decode pictures for nothing. Raises UsageError for the first that cannot be used."""
+    for image, why in _decoded(order.wanted, found, 0, listen):
+        if image is None and not order.wanted.skip_bad:
+            raise UsageError(why)
+
+
+def stamp(paths: Sequence[Path]) -> tuple[str, int]:
+    """What is another text once one of the files was written to, or replaced.
+
+    And when that was, in nanoseconds: a change within SETTLED of it may not show. Raises OSError.
+    """
+    found, newest = hashlib.sha256(), 0
+    for path in paths:
+        of = os.stat(path)
+        newest = max(newest, of.st_ctime_ns, of.st_mtime_ns)
+        facts = f"{path}\0{of.st_size} {of.st_mtime_ns} {of.st_ctime_ns}\n"
+        found.update(facts.encode("utf-8", "surrogateescape"))
+    return found.hexdigest(), newest
+
+
+def key_of(order: Order, found: Pictures, settle: bool = False) -> str:
+    """What a file is made of, as text: the source's files, and what is done to them.
+
+    Where the files are not known, or so new that a change may not show, it is one that never comes
+    again; `settle`: wait until they are older. Raises UsageError if one of them has gone.
+    """
+    paths = list(found.paths())
+    try:
+        of_files, newest = stamp(paths)
+        while settle and paths and 0 <= time.time_ns() - newest < SETTLED:
+            listen()
+            time.sleep(ASKED_EVERY)
+            of_files, newest = stamp(paths)
+        if not paths or 0 <= time.time_ns() - newest < SETTLED:
+            of_files += secrets.token_hex(16)
+    except OSError as error:
+        raise UsageError(
+            f"{order.source}: {error.filename} cannot be read: {files.reason(error)}"
+        ) from None
+    fields = {name: str(value) for name, value in vars(order.wanted).items()}
+    table = {
+        "format": FORMAT,
+        "source": order.source,
+        "duplicates": order.duplicates,
+        "files": of_files,
+    }
+    return json.dumps(table | {"wanted": fields, "num": found.num})
+
+
+def make(
+    order: Order,
+    found: Pictures,
+    out: Path,
+    screen: Screen,
+    key: str,
+    check: Callable[[], None] = lambda: None,
+) -> Made:
+    """Write the pictures to `out`, an .npz with `images`, `labels`, `class_names` and `about`.
+
+    `out` is replaced; `check` is called before that, and may raise. Raises UsageError for pictures
+    that cannot be used, and for too small a disk; PdfastError if another process is making it, or
+    it cannot be written.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(_part(out), wait=False) as file:
+            return _make(order, found, out, screen, key, file, check)
+    except OSError as error:
+        raise files.cannot_write(out, error) from None
+
+
+def make_once(order: Order, found: Pictures, out: Path, screen: Screen, key: str) -> None:
+    """As `make`, unless `out` is there: of several processes one makes it, the others wait."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        while not out.is_file():
+            with _locked(_part(out), wait=True, until=out.is_file) as file:
+                if out.is_file():  # another process has just made it
+                    _part(out).unlink(missing_ok=True)
+                else:
+                    _make(order, found, out, screen, key, file)
+    except OSError as error:
+        raise files.cannot_write(out, error) from None
+
+
+def _part(out: Path) -> Path:
+    return out.with_name(f".{out.name}.part")
+
+
+@contextlib.contextmanager
+def _locked(
+    path: Path, wait: bool, until: Callable[[], bool] = lambda: False
+) -> Iterator[io.FileIO]:
+    """The file, which no other process has; waits for it, if at all, until it is of no use."""
+    while True:
+        file = io.FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+")
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not wait:
+                    raise PdfastError(
+                        f"{path} is being written by another process: wait for it to end, or stop "
+                        "it"
+                    ) from None
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
+                path.unlink(missing_ok=True)
+                raise UsageError(
+                    f"the file system of {path.parent} has no locks: have the set on another one"
+                ) from None
+            else:
+                if names(path, file) or until():
+                    yield file
+                    return
+                continue  # its owner has renamed it
+        listen()
+        time.sleep(ASKED_EVERY)
+
+
+def _make(
+    order: Order,
+    found: Pictures,
+    out: Path,
+    screen: Screen,
+    key: str,
+    file: io.FileIO,
+    check: Callable[[], None] = lambda: None,
+) -> Made:
+    part = _part(out)
+    work = _Work(order, found, file, part.with_name(f"{part.name}.json"), key)
+    try:
+        made = work.run(screen)
+        if not json.loads(key)["files"].startswith(stamp(list(found.paths()))[0]):
+            raise UsageError(f"{order.source} was changed while it was read: run it again")
+        check()
+        part.replace(out)
+        files.fsync(out.parent)
+        work.forget()
+        return made
+    except (UsageError, OSError, Stopped):
+        if not work.resumable:
+            part.unlink(missing_ok=True)
+            work.forget()
+        raise
+
+
+class _Work:
+    """The making of one file, which `file` becomes; how far it is is kept in `journal`."""
+
+    def __init__(
+        self, order: Order, found: Pictures, file: io.FileIO, journal: Path, key: str
+    ) -> None:
+        self._order, self._found, self._file = order, found, file
+        self._journal, self._key = journal, key
+        wanted = order.wanted
+        self._shape = (found.num, wanted.size, wanted.size, wanted.channels or 3)
+        self._done, self._bad = 0, dict[int, str]()
+        self.resumable = False
+        """Whether the same call can go on with what is there."""
+
+    def run(self, screen: Screen) -> Made:
+        """Decode, compare, and finish the file."""
+        check_number(self._order.source, self._found.num)
+        self._begin(screen)
+        npz = NpzFile(self._file, self._shape)
+        try:
+            self._decode(npz, screen)
+            kept = np.ones(len(npz.images), bool)
+            kept[list(self._bad)] = False
+            first = np.arange(len(kept))
+            if self._order.duplicates != "ignore":
+                first = self._first_alike(npz.images, kept, screen)
+            repeats = first != np.arange(len(kept))
+            torn = self._torn(first, repeats)
+            if self._order.duplicates == "drop":
+                kept &= ~repeats
+            self._keep(npz, kept)
+            npz.finish(self._arrays(kept), self._poll)
+        except Stopped:
+            if self._is_worth_keeping():
+                self._save(npz)
+                self.resumable = True
+            raise
+        return Made(int(kept.sum()), int(repeats.sum()), torn, list(self._bad.values()))
+
+    # -- progress --------------------------------------------------------------------------
+
+    def _begin(self, screen: Screen) -> None:
+        """Take up what a killed process left, or begin with a file of the whole size."""
+        needed = size_of(self._shape)
+        try:
+            table = files.read_json(self._journal)
+            if table["key"] == self._key and os.fstat(self._file.fileno()).st_size == needed:
+                self._done = int(table["done"])
+                self._bad = {int(n): str(why) for n, why in table["bad"].items()}
+                screen.say(
+                    f"{self._order.source}: {self._done:,} of {self._found.num:,} images were "
+                    "prepared before; the rest follow"
+                )
+                return
+        except (files.Damaged, OSError, KeyError, ValueError, TypeError, AttributeError):
+            pass  # none was left, or one of something else
+        self._file.truncate(0)
+        labels = 0 if self._found.labels is None else 8 * self._found.num
+        free = shutil.disk_usage(self._journal.parent).free
+        if needed + labels + SPARE > free:
+            raise UsageError(
+                f"{self._order.source} takes {(needed + labels) / 1e9:,.1f} GB as images of "
+                f"{self._shape[1]}x{self._shape[2]}, and the disk of {self._journal.parent} has "
+                f"{free / 1e9:,.1f} GB free: free some, or have them elsewhere, by pdfast data "
+                "--out, or by XDG_CACHE_HOME"
+            )
+        os.posix_fallocate(self._file.fileno(), 0, needed)  # so that none is lacking later
+
+    def _save(self, npz: NpzFile) -> None:
+        """Have what was done on the disk, and then say so."""
+        npz.sync()
+        table = {"key": self._key, "done": self._done, "bad": self._bad}
+        files.write_file(self._journal, lambda stage: stage.write_text(json.dumps(table)))
+
+    def forget(self) -> None:
+        """The work is done."""
+        self._journal.unlink(missing_ok=True)
+
+    def _is_worth_keeping(self) -> bool:
+        """Whether anything is done, and of a source that can be known again."""
+        return bool(self._done) and len(json.loads(self._key)["files"]) == DIGITS
+
+    def _poll(self) -> None:
+        if not self._is_worth_keeping():
+            listen()
+        poll(
+            f"{self._done:,} of {self._found.num:,} images are prepared; the same command goes on "
+            "from there"
+        )
+
+    # -- images ----------------------------------------------------------------------------
+
+    def _decode(self, npz: NpzFile, screen: Screen) -> None:
+        """Fill in the images, from the first that is missing on."""
+        num, start = self._found.num, self._done
+        saved = said = time.monotonic()
+        with screen.task("reading", num, start) as task:
+            for image, why in _decoded(self._order.wanted, self._found, start, self._poll):
+                if image is None:
+                    self._bad[self._done] = why
+                else:
+                    npz.images[self._done] = image
+                self._done += 1
+                task.advance()
+                if len(self._bad) == MAX_BAD and not self._order.wanted.skip_bad:
+                    break
+                now = time.monotonic()
+                if now - saved > SAVED_EVERY:
+                    self._save(npz)
+                    saved = now
+                if now - said > SAID_EVERY:
+                    screen.progress(
+                        f"{self._done:,} of {num:,} images, {task.rate():,.0f} a second"
+                    )
+                    said = now
+        if self._bad and not self._order.wanted.skip_bad:
+            raise self._refused()
+        if self._done < num:
+            raise UsageError(f"{self._order.source} was changed while it was read: run it again")
+
+    def _refused(self) -> UsageError:
+        whys = list(self._bad.values())
+        fix = "leave such images out by --skip-bad (data.skip_bad)"
+        if len(whys) == 1:
+            return UsageError(f"{whys[0]}, or {fix}")
+        return UsageError(
+            f"{len(whys)} of the first {self._done:,} images of {self._order.source} cannot be "
+            f"used: {'; '.join(whys)}; or {fix}"
+        )
+
+    def _first_alike(
+        self, images: NDArray[np.uint8], kept: NDArray[np.bool_], screen: Screen
+    ) -> NDArray[np.int64]:
+        """For each image the number of the first that has the same pixels, of those kept."""
+        digests = np.zeros((len(images), 2), np.uint64)
+
+        def digest(start: int) -> None:
+            for n in range(start, min(start + BLOCK, len(images))):
+                found = hashlib.sha256(images[n].data).digest()  # the second half would say no more
+                digests[n] = np.frombuffer(found, np.uint64, 2)
+
+        starts = range(0, len(images), BLOCK)
+        with (
+            screen.task("comparing", len(starts)) as task,
+            ThreadPoolExecutor(threads(), "pdfast-compare") as pool,
+        ):
+            for _ in pool.map(digest, starts):
+                self._poll()
+                task.advance()
+        rows = np.flatnonzero(kept)
+        order = rows[np.lexsort(digests[rows].T)]  # which keeps the order of those alike
+        begins = np.ones(len(order), bool)
+        begins[1:] = (digests[order[1:]] != digests[order[:-1]]).any(1)
+        first = np.arange(len(images))
+        first[order] = order[np.flatnonzero(begins)[np.cumsum(begins) - 1]]
+        return first
+
+    def _torn(
+        self, first: NDArray[np.int64], repeats: NDArray[np.bool_]
+    ) -> tuple[int, int, int] | None:
+        if self._found.labels is None:
+            return None
+        torn = np.flatnonzero(repeats & (self._found.labels != self._found.labels[first]))
+        return (len(torn), int(torn[0]), int(first[torn[0]])) if len(torn) else None
+
+    def _keep(self, npz: NpzFile, kept: NDArray[np.bool_]) -> None:
+        """Leave the others out, and colour that is none, if any number of channels will do."""
+        channels = self._shape[3]
+        if not self._order.wanted.channels and channels == 3 and _is_grey(npz.images):
+            channels = 1
+        if not kept.all() or channels != self._shape[3]:
+            if kept.sum() < 2:
+                raise UsageError(
+                    f"{self._order.source} has no two images that differ: nothing was written"
+                )
+            npz.keep(kept, channels)
+
+    def _arrays(self, kept: NDArray[np.bool_]) -> dict[str, NDArray[Any]]:
+        """What goes beside the images."""
+        found: dict[str, NDArray[Any]] = {}
+        about: dict[str, Any] = {"source": self._order.source, "resize": self._order.wanted.method}
+        if self._found.labels is not None:
+            found["labels"] = self._found.labels[kept]
+            numbers, counts = np.unique(found["labels"], return_counts=True)
+            about["class_counts"] = dict(zip(numbers.tolist(), counts.tolist(), strict=True))
+        if self._found.names:
+            found["class_names"] = np.array(self._found.names)
+        left_out = [self._found.left_out] if self._found.left_out else []
+        about["left_out"] = left_out + list(self._bad.values())
+        return found | {"about": np.array(json.dumps(about))}
+
+
+def threads() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def _is_grey(images: NDArray[np.uint8]) -> bool:
+    """Whether the three channels of all images are alike."""
+    return all(
+        (images[k : k + BLOCK, ..., :1] == images[k : k + BLOCK]).all()
+        for k in range(0, len(images), BLOCK)
+    )
+
+
+def _decoded(
+    wanted: Wanted, found: Pictures, start: int, on_picture: Callable[[], None]
+) -> Iterator[tuple[NDArray[np.uint8] | None, str]]:
+    """Each picture in order, or why it cannot be used; Pillow works outside Python's lock."""
+
+    def some(few: list[tuple[str, Held]]) -> list[tuple[NDArray[np.uint8] | None, str]]:
+        return [one(*picture) for picture in few]
+
+    def one(name: str, file: Held) -> tuple[NDArray[np.uint8] | None, str]:
+        try:
+            return pixels(name, file, wanted, wanted.channels or 3), ""
+        except UsageError as error:
+            return None, str(error)
+
+    Image.init()  # not by several threads at once
+    begun: deque[Future[list[tuple[NDArray[np.uint8] | None, str]]]] = deque()
+    files, most = found.files(start), 2 * threads()
+    pool = ThreadPoolExecutor(threads(), "pdfast-decode")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # decoders warn of oddities in what they can read
+            while few := list(itertools.islice(files, FEW)):
+                on_picture()
+                begun.append(pool.submit(some, few))
+                if len(begun) > most:
+                    yield from begun.popleft().result()
+            while begun:
+                on_picture()
+                yield from begun.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
