@@ -112,12 +112,12 @@ def _opened(
 
     def read() -> Dataset:
         if own_network is None:
-            images = load_dataset(config.data, config.model)
+            images = load_dataset(config.data, config.model, screen)
         else:
-            images = own.dataset(config, own_network, data)
+            images = own.dataset(config, own_network, data, screen)
         return hold_out(images, config.data.holdout, config.seed)
 
-    placed = _place(set_digest.known(distributed.together(read)), config, device)
+    placed = _place(set_digest.known(_read(config.data.source, read)), config, device)
     Judge.of(placed, config, device)  # which the report will need, refused before anything is made
     threads = f" ({torch.get_num_threads()} threads)" if device.type == "cpu" else ""
     processes = distributed.size()
@@ -134,6 +134,17 @@ def _opened(
             run.screen.say(f"data: {described(placed, config.data)}")
         run.track(track)
         yield run, placed
+
+
+def _read(source: str, function: Callable[[], Dataset]) -> Dataset:
+    """What `function` reads, on all processes; pictures are prepared by the first alone."""
+
+    def prepare() -> None:
+        function()
+
+    if distributed.size() > 1 and sources.resizes(source):
+        distributed.from_first(prepare)
+    return distributed.together(function)
 
 
 def _place(data: Dataset, config: Config, device: torch.device) -> Dataset:
@@ -386,6 +397,7 @@ def _evaluate(
     distributed.together(lambda: own.refuse_run(path))
     begun, resolved = distributed.together(lambda: _asked_of(path, is_run, config, asked))
     found = numerics.set_up(resolved.precision, where, resolved.deterministic)
+    source = resolved.data.source
 
     def placed(read: Dataset) -> Dataset:
         """The set on the device, once it is known to be the one that is meant."""
@@ -397,13 +409,13 @@ def _evaluate(
     if is_run:
         if out is not None:
             raise UsageError(f"{model} is a run, whose report goes into it: leave --out away")
-        data = placed(distributed.together(lambda: load_dataset(resolved.data, resolved.model)))
+        data = placed(_read(source, lambda: load_dataset(resolved.data, resolved.model, screen)))
         with Run.open(path, resolved, screen) as run:
             report_run(run, data, resolved.eval.steps, where)
         return
     loaded = numerics.lowered(distributed.together(lambda: load_model(path, where)), found)
     loaded = guided(loaded, resolved.eval.guidance)
-    data = placed(distributed.together(lambda: _seen_by(loaded, resolved, screen)))
+    data = placed(_read(source, lambda: _seen_by(loaded, resolved, screen)))
     judge = Judge.of(data, resolved, where, screen, loaded)
     folder = path.parent / f"eval-{path.name}" if out is None else _path(resolved, out)
     distributed.from_first(lambda: check_out(folder))
@@ -447,10 +459,10 @@ def _seen_by(model: Model, config: Config, screen: Screen) -> Dataset:
     """The data as a model sees them, with labels if it has classes and they are there."""
     if model.num_classes:
         try:
-            return load_dataset(config.data, model.cfg)
+            return load_dataset(config.data, model.cfg, screen)
         except UsageError as error:
             screen.say(f"no distances by class: {error}")
-    return load_dataset(config.data, dataclasses.replace(model.cfg, num_classes=0))
+    return load_dataset(config.data, dataclasses.replace(model.cfg, num_classes=0), screen)
 
 
 def _make(folder: Path) -> None:

@@ -70,7 +70,7 @@ def make(
             files.check_new(path, force)  # reading may have taken long
 
     made = preparing.make(order, found, out, screen, preparing.key_of(order, found), check)
-    images, classes, names = npz.read(out, wanted)[:3]
+    images, classes, names = npz.read_prepared(out, wanted)[:3]
     picture = _contact_sheet(images, classes, names)
     files.write_file(sheet, lambda stage: save_png(picture, stage))
     if made.torn:

@@ -15,6 +15,7 @@ from pdfast.distillation import check_start
 from pdfast.errors import UsageError
 from pdfast.model import Model
 from pdfast.network import Network
+from pdfast.progress import Screen
 from pdfast.run import Networks
 from pdfast.schedule import CosineSchedule
 from pdfast.tables import check
@@ -181,9 +182,9 @@ def fingerprint(data: Any) -> str:
     return f"{GIVEN}{digest.hexdigest()}"
 
 
-def dataset(config: Config, network: Model, data: Any) -> Dataset:
+def dataset(config: Config, network: Model, data: Any, screen: Screen | None = None) -> Dataset:
     """The call's data, or, for images, the config's, all within the network's clip."""
-    found = _dataset(config, network, data)
+    found = _dataset(config, network, data, screen)
     if network.clip is not None:
         _check_clip(found, *network.clip)
     return found
@@ -203,7 +204,7 @@ def _check_clip(data: Dataset, low: float, high: float) -> None:
     )
 
 
-def _dataset(config: Config, network: Model, data: Any) -> Dataset:
+def _dataset(config: Config, network: Model, data: Any, screen: Screen | None) -> Dataset:
     if data is not None:
         return from_numbers(data, network.shape, network.image_shape, network.num_classes)
     channels, height, width = network.image_shape
@@ -220,7 +221,7 @@ def _dataset(config: Config, network: Model, data: Any) -> Dataset:
         ch_mult=(1,),
         attn_resolutions=(),
     )
-    return load_dataset(config.data, pictures)
+    return load_dataset(config.data, pictures, screen)
 
 
 def refuse_run(path: Path) -> None:

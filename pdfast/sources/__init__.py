@@ -31,7 +31,7 @@ class _ArrayFiles(Protocol):
     """A module for files whose images have one size."""
 
     def reads(self, name: str) -> bool: ...
-    def read(self, path: Path, wanted: Wanted) -> Arrays: ...
+    def read(self, path: Path, wanted: Wanted) -> Arrays | Pictures: ...
     def count(self, path: Path) -> int: ...
     def files(self, path: Path) -> list[Path]: ...
 
@@ -55,7 +55,7 @@ def read(data: DataConfig, model: NetConfig, screen: Screen | None = None) -> Ar
     path = cache_folder() / f"prepared-{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
     make_once(order, found, path, shown, key)
     try:
-        return npz.read(path, asked)._replace(stamp=_stamp([path]))
+        return npz.read_prepared(path, asked)._replace(stamp=_stamp([path]))
     finally:
         if not list(found.paths()):  # of what it was made cannot be told the next time
             path.unlink(missing_ok=True)

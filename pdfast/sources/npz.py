@@ -5,11 +5,13 @@
 are, as `np.savez` and `pdfast data` write them, are mapped into memory, and shared by processes.
 """
 
+import dataclasses
 import io
 import math
 import warnings
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 
 from pdfast.errors import UsageError
 from pdfast.sources import npz_file
+from pdfast.sources.pictures import Held, Pictures
 from pdfast.sources.reading import Arrays, Wanted, allocate, check_shape, fill
 from pdfast.sources.zips import open_member, open_zip
 
@@ -32,15 +35,18 @@ def reads(name: str) -> bool:
     return name.endswith(".npz")
 
 
-def read(path: Path, wanted: Wanted) -> Arrays:
-    """Images, and labels if they are wanted; see the package."""
+def read(path: Path, wanted: Wanted) -> Arrays | Pictures:
+    """Images, and labels if they are wanted; see the package.
+
+    Large images that are deflated are given as pictures, one after the other.
+    """
     with open_zip(path, ".npz file", MAX_LIST) as archive:
         images = _images(path, archive)
         with images.file:
             check_shape(str(path), images.shape, wanted)
-            arrays = _pixels(path, archive, images)
+            found = _pixels(path, archive, images)
         if not wanted.labels or "labels.npy" not in archive.namelist():
-            return arrays
+            return found
         labels = _open(archive, "labels")
         with labels.file:
             if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
@@ -49,7 +55,17 @@ def read(path: Path, wanted: Wanted) -> Arrays:
                     f"{labels.dtype} of shape {labels.shape}"
                 )
             numbers = _array(labels, f"{path}: `labels`")
-        return arrays._replace(labels=numbers, names=_names(path, archive))
+        names = _names(path, archive)
+        if isinstance(found, Pictures):
+            return dataclasses.replace(found, labels=numbers.astype(np.int64), names=names)
+        return found._replace(labels=numbers, names=names)
+
+
+def read_prepared(path: Path, wanted: Wanted) -> Arrays:
+    """As `read`, of what preparing.py wrote, whose images are stored as they are."""
+    found = read(path, wanted)
+    assert isinstance(found, Arrays)
+    return found
 
 
 def files(path: Path) -> list[Path]:
@@ -76,14 +92,28 @@ class _Member(NamedTuple):
     header: bytes
 
 
-def _pixels(path: Path, archive: zipfile.ZipFile, images: _Member) -> Arrays:
-    """The images; large ones mapped, if they can be."""
+def _pixels(path: Path, archive: zipfile.ZipFile, images: _Member) -> Arrays | Pictures:
+    """The images; large ones mapped, or, where they are deflated, to be read one by one."""
     size, info = math.prod(images.shape), images.info
-    if size < MAPPED or info.compress_type != zipfile.ZIP_STORED or images.transposed:
+    if size < MAPPED or images.transposed:
         return Arrays(_array(images, str(path)))
+    if info.compress_type != zipfile.ZIP_STORED:
+        return Pictures(images.shape[0], lambda start: _each(path, start), paths=lambda: [path])
     at = npz_file.stored_at(path, info) + len(images.header)
     checksum = zlib.crc32(images.header), info.CRC
     return Arrays(npz_file.mapped(path, at, images.shape), checksum=checksum)
+
+
+def _each(path: Path, start: int) -> Iterator[tuple[str, Held]]:
+    """Each image from number `start` on, in order."""
+    with open_zip(path, ".npz file", MAX_LIST) as archive:
+        images = _images(path, archive)
+        with images.file:
+            for n in range(images.shape[0]):
+                image = np.empty(images.shape[1:], np.uint8)
+                fill(image, images.file.read, ends=n + 1 == images.shape[0])
+                if n >= start:
+                    yield f"{path}: image {n}", image
 
 
 def _names(path: Path, archive: zipfile.ZipFile) -> tuple[str, ...]:

@@ -146,8 +146,8 @@ def allocate(where: str, shape: tuple[int, ...], dtype: Any = np.uint8) -> NDArr
         ) from None
 
 
-def fill(array: NDArray[Any], read: Callable[[int], bytes]) -> None:
-    """Read exactly the array's bytes, which must be all that is left; EOFError or ValueError."""
+def fill(array: NDArray[Any], read: Callable[[int], bytes], ends: bool = True) -> None:
+    """Read exactly the array's bytes, all that is left if it `ends` there; EOFError, ValueError."""
     target, done = memoryview(array.data).cast("B"), 0
     while done < len(target):
         listen()
@@ -156,7 +156,7 @@ def fill(array: NDArray[Any], read: Callable[[int], bytes]) -> None:
             raise EOFError(f"it ends {len(target) - done:,} bytes too early")
         target[done : done + len(part)] = part
         done += len(part)
-    if read(1):  # at their ends zip and gzip compare their checksums
+    if ends and read(1):  # at their ends zip and gzip compare their checksums
         raise ValueError("bytes are left over at its end")
 
 
