@@ -1,10 +1,27 @@
-"""How much memory this process can have: the machine's, or less where its cgroup has a limit."""
+"""How much memory this process has, and can have: the machine's, or less by its cgroup's limit."""
 
 import os
+import resource
+import sys
 from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
 OWN = Path("/proc/self/cgroup")
+STATUS = Path("/proc/self/status")
+
+
+def own() -> int:
+    """Bytes of memory that this process has to itself, without those of files that it maps.
+
+    The kernel takes the latter back whenever it needs them. Where it does not tell them apart, all
+    that the process ever had.
+    """
+    try:
+        lines = STATUS.read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))
+    except (OSError, StopIteration):  # another system than Linux
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most if sys.platform == "darwin" else 1024 * most
 
 
 def limit() -> int:

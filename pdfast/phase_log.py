@@ -1,8 +1,6 @@
 """A phase's losses on their way to metrics.jsonl and the screen, its states, and its failure."""
 
 import math
-import resource
-import sys
 import time
 from collections import deque
 from typing import NamedTuple, NoReturn
@@ -10,6 +8,7 @@ from typing import NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
+from pdfast import memory
 from pdfast.data import Dataset
 from pdfast.errors import PdfastError
 from pdfast.kernels.add_noise import draw_indices
@@ -151,7 +150,7 @@ class PhaseLog:
         loss = loss_sum / made if made else None
         grad_norm = None if in_a_row else norm
         images_per_s = reading.rate * self.cfg.batch
-        memory = round(memory_mb(self.optimizer.weights.device))
+        megabytes = round(memory_mb(self.optimizer.weights.device))
         self.run.log(
             round=self.round,
             update=done,
@@ -160,7 +159,7 @@ class PhaseLog:
             lr=lr,
             **({"skipped": skipped} if skipped else {}),
             images_per_s=round(images_per_s, 1),
-            memory_mb=memory,
+            memory_mb=megabytes,
         )
         rate = self.task.rate()
         shown, of_last = (
@@ -171,7 +170,7 @@ class PhaseLog:
         self.run.screen.progress(
             f"{self.title}: update {done}/{self.cfg.updates}  loss {shown}  "
             f"grad norm {of_last}  lr {lr:.2e}  {images_per_s:.0f} images/s  "
-            f"{memory} MB  ETA {(self.cfg.updates - done) / rate:.0f} s"
+            f"{megabytes} MB  ETA {(self.cfg.updates - done) / rate:.0f} s"
         )
         if skipped:
             self.run.screen.warn(
@@ -232,8 +231,7 @@ def check_watched(title: str, update: int, loss: float) -> None:
 
 
 def memory_mb(device: torch.device) -> float:
-    """Peak memory in MB: allocated on the GPU, or resident of this process."""
+    """Memory in MB: the most that was allocated on the GPU, or what this process has of its own."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak / 1e3
+    return memory.own() / 1e6
