@@ -1,4 +1,4 @@
-"""CIFAR-10's archives are read, and what a file must not do it cannot."""
+"""CIFAR's archives are read, and what a file must not do it cannot."""
 
 import os
 import pickle
@@ -103,10 +103,10 @@ EVIL = {
     "memo, early": (lambda: b"\x80\x02Nr\xff\xff\x00\x00.", "memo slot 65,535 by opcode 3"),
     "nested calls": (
         lambda: b"cnumpy\nndarray\n" + b"cnumpy\nndarray\n)R\x85R" * 10 + b".",
-        "longer than CIFAR-10's",
+        "longer than CIFAR's",
     ),
-    "tuples as keys": (lambda: b"}" + NESTED + b"Ns.", "longer than CIFAR-10's"),
-    "many opcodes": (lambda: b"N" * 200_001 + b".", "longer than CIFAR-10's"),
+    "tuples as keys": (lambda: b"}" + NESTED + b"Ns.", "longer than CIFAR's"),
+    "many opcodes": (lambda: b"N" * 200_001 + b".", "longer than CIFAR's"),
     "a long string": (lambda: b"B\xff\xff\xff\x7f...", "expected 2147483647 bytes"),
     "a long number": (lambda: b"\x8b\2\0\0\0xx.", "its pickle uses LONG4"),
     "a great number": (lambda: b"\x8a\x09" + b"\x7f" * 9 + b".", "holds the number 235"),
@@ -165,7 +165,7 @@ BAD_MEMBERS = {
     "a pipe": (entry("pipe", tarfile.FIFOTYPE), "neither a file nor a folder"),
     "an absolute name": (entry("/etc/x", tarfile.DIRTYPE), "/etc/x is outside its folder"),
     "a name above": (entry("a/../../x", tarfile.DIRTYPE), "a/../../x is outside its folder"),
-    "a long name": (entry("x" * 200, tarfile.DIRTYPE), "neither a file nor a folder"),
+    "a long link": (entry("x" * 200, tarfile.SYMTYPE), "neither a file nor a folder"),
     "a control character": (entry("a\x1bb\n", tarfile.FIFOTYPE), r"its member a\x1bb\n is neither"),
     "a batch twice": (("cifar-10-batches-bin/data_batch_1.bin", b"x"), "it holds batch 1 twice"),
 }
@@ -201,13 +201,13 @@ def test_bad_archives_of_cifar(tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(sources.cifar, "MAX_TOTAL", 10_000)
         refused(path, "it has more than 100 members or 10,000 bytes", CIFAR)
-    path.write_bytes(packed(good + bytes(2**24)))
-    refused(path, "bytes are left over at its end", CIFAR)
+    path.write_bytes(packed(good + bytes(2**20) + b"x" * 512))
+    refused(path, "is damaged: ", CIFAR)
     path.write_bytes(packed(good[:2000]))
-    refused(path, "is not a readable CIFAR-10 archive", CIFAR)
+    refused(path, "is not a readable CIFAR archive", CIFAR)
     path.write_bytes(packed(good)[:-8])
     refused(path, "it ends too early", CIFAR)
-    path.write_bytes(good)
-    refused(path, "incorrect header check", CIFAR)
+    path.write_bytes(good)  # as a browser may unpack it
+    assert len(load(path, CIFAR)) == 5
     path.write_bytes(packed(b"no archive" * 1000))
-    refused(path, "is not a readable CIFAR-10 archive", CIFAR)
+    refused(path, "is not a readable CIFAR archive", CIFAR)

@@ -1,9 +1,30 @@
 """scikit-learn's 8x8 digits, which come inside that package."""
 
+from pathlib import Path
+
 import numpy as np
 
 from pdfast.errors import UsageError
+from pdfast.sources.pictures import SUFFIXES
 from pdfast.sources.reading import Arrays, Wanted, check_shape
+
+LEVELS = ("*", "*/*")  # of a folder, in which to look for what may be meant by its name
+ARCHIVES = (".npz", ".zip", ".tar", ".tgz", ".gz", ".parquet", "-ubyte")
+RUN = ("config.toml", "manifest.json")  # of pdfast's own folders
+
+
+def check_alone(here: Path) -> None:
+    """Refuse where a folder of this name, `here`, may be meant: it holds images, and is no run."""
+    if not here.is_dir() or any((here / name).exists() for name in RUN):
+        return
+    for level in LEVELS:
+        for path in here.glob(level):
+            if path.name.lower().endswith((*SUFFIXES, *ARCHIVES)):
+                raise UsageError(
+                    f"{here} is the name of scikit-learn's set, and of the folder "
+                    f"{here.absolute()}: name the folder as ./{here}; for scikit-learn's set, run "
+                    "pdfast in another folder, or rename this one"
+                )
 
 
 def read(wanted: Wanted) -> Arrays:
