@@ -1,6 +1,8 @@
 """Sources of pictures that are decoded one by one: zips, tar shards, emoji fonts, folders."""
 
 import io
+import json
+import shutil
 import struct
 import tarfile
 import warnings
@@ -88,6 +90,46 @@ def test_a_zip_without_labels(tmp_path):
     assert load(path, GREY).labels is None
     refused(path, "has no dataset.json, which a zip's labels are read from; sub-folders are")
     refused(write_zip(tmp_path, [("a.png", PNGS[0]), ("b.png", PNGS[1])]), "has no labels, but")
+
+
+def in_a_folder(listed, where="set/"):
+    """A zip as `zip -r set.zip set` makes one, with these labels."""
+    members = [(f"set/{name}", content) for name, content in MEMBERS]
+    text = json.dumps({"labels": listed}).encode()
+    return [*members, (f"{where}dataset.json", text), ("__MACOSX/set/._dataset.json", b"x")]
+
+
+@pytest.mark.parametrize("where", ["set/", ""])
+@pytest.mark.parametrize("front", ["set/", ""])
+def test_a_zip_with_one_top_folder(tmp_path, where, front):
+    """Names in its list are from the list's folder on, or from the zip's."""
+    if (where, front) == ("", ""):
+        message = f"a label for {NAMES[0]}, which is no picture in the zip"
+        refused(write_zip(tmp_path, in_a_folder(PAIRS, where)), message)
+        return
+    listed = [[f"{front}{name}", k] for name, k in PAIRS]
+    data = load(write_zip(tmp_path, in_a_folder(listed, where)))
+    assert np.array_equal(data.images[..., 0].numpy(), IMAGES)
+    assert data.labels.tolist() == [0, 3, 6, 9]
+
+
+def test_two_lists_of_labels_in_a_zip(tmp_path):
+    path = write_zip(tmp_path, in_a_folder(PAIRS), PAIRS)
+    refused(path, "has two lists of labels, set/dataset.json and dataset.json: keep one")
+
+
+def test_a_zip_in_capitals_and_what_it_does_not_give(tmp_path):
+    path = tmp_path / "A.ZIP"
+    others = [("__MACOSX/._a.png", b"x"), (".b.png", b"x"), ("c.heic", b"x")]
+    path.write_bytes(image_zip([*MEMBERS, *others], PAIRS))
+    data = load(path)
+    assert data.labels.tolist() == [0, 3, 6, 9]
+    assert data.left_out == (
+        "hidden files: 2 (__MACOSX/._a.png, .b.png); images of a kind that is not read: 1 (c.heic)"
+    )
+    path.write_bytes(image_zip(others))
+    refused(path, "holds no images (.png, ", GREY)
+    refused(path, "left out: hidden files: 2 (", GREY)
 
 
 BAD_LABELS = {
@@ -404,3 +446,33 @@ def test_every_reader_of_pictures_hears_a_signal(tmp_path, monkeypatch):
     for source in sources:
         with pytest.raises(Stopped, match="nothing was started"):
             load(source, COLOUR)
+
+
+def test_a_folder_named_digits(tmp_path, monkeypatch):
+    """It is told from scikit-learn's set; runs of pdfast, and folders without data, are no data."""
+    monkeypatch.chdir(tmp_path)
+    for sub in ("digits", "digits/cats"):
+        folder = tmp_path / sub
+        folder.mkdir(exist_ok=True)
+        (folder / "notes.txt").write_bytes(b"x")
+        assert len(load("digits", GREY)) == 1797
+        for k, png in enumerate(PNGS):
+            (folder / f"{k}.PNG").write_bytes(png)
+        with pytest.raises(UsageError) as error:
+            load("digits", GREY)
+        assert str(error.value) == (
+            f"digits is the name of scikit-learn's set, and of the folder {tmp_path}/digits: name "
+            "the folder as ./digits; for scikit-learn's set, run pdfast in another folder, or "
+            "rename this one"
+        )
+        assert count("digits") is None
+        assert sources.absolute("./digits") == f"{tmp_path}/digits"
+        for source in ("./digits", f"{tmp_path}/digits", sources.absolute("./digits")):
+            assert np.array_equal(load(source, GREY).images[..., 0].numpy(), IMAGES)
+        (folder / "config.toml").write_text("")  # as a run has
+        assert len(load("digits", GREY)) == 1797
+        shutil.rmtree(tmp_path / "digits")
+        (tmp_path / "digits").mkdir()
+    (tmp_path / "digits").rmdir()
+    (tmp_path / "digits").write_bytes(b"a file")
+    assert len(load("digits", GREY)) == 1797

@@ -1,5 +1,6 @@
 """scikit-learn's 8x8 digits, which come inside that package."""
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -8,18 +9,20 @@ from pdfast.errors import UsageError
 from pdfast.sources.pictures import SUFFIXES
 from pdfast.sources.reading import Arrays, Wanted, check_shape
 
-LEVELS = ("*", "*/*")  # of a folder, in which to look for what may be meant by its name
-ARCHIVES = (".npz", ".zip", ".tar", ".tgz", ".gz", ".parquet", "-ubyte")
+DATA = (".npz", ".zip", ".tar", ".tgz", ".gz", ".parquet", "-ubyte")
 RUN = ("config.toml", "manifest.json")  # of pdfast's own folders
 
 
 def check_alone(here: Path) -> None:
-    """Refuse where a folder of this name, `here`, may be meant: it holds images, and is no run."""
-    if not here.is_dir() or any((here / name).exists() for name in RUN):
-        return
-    for level in LEVELS:
-        for path in here.glob(level):
-            if path.name.lower().endswith((*SUFFIXES, *ARCHIVES)):
+    """Refuse where the folder of this name may be meant: it holds data, and not only in runs."""
+    with contextlib.suppress(OSError):  # no folder, or none to be read
+        for folder in (here, *(path for path in here.iterdir() if path.is_dir())):
+            inside = [path.name.lower() for path in folder.iterdir()]
+            if any(name in inside for name in RUN):
+                if folder == here:
+                    return
+                continue
+            if any(name.endswith((*SUFFIXES, *DATA)) for name in inside):
                 raise UsageError(
                     f"{here} is the name of scikit-learn's set, and of the folder "
                     f"{here.absolute()}: name the folder as ./{here}; for scikit-learn's set, run "
