@@ -97,6 +97,18 @@ def test_each_form(tmp_path, monkeypatch, write):
         refused(f"{source}:test", "has no split test: name one of ")
 
 
+@pytest.mark.parametrize("write", [saved, saved_splits, parquet, parquets])
+def test_files_here_are_read_without_a_network(tmp_path, monkeypatch, write):
+    """The library would tell the hub that it reads .parquet files."""
+    asked = []
+    monkeypatch.setattr(datasets.load, "get_session", lambda: asked.append(1))
+    datasets.load.increase_load_count("parquet")
+    assert asked == [1]
+    load(write(tmp_path / "set"))
+    assert asked == [1]
+    assert datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
+
+
 def test_data_command(tmp_path, capsys, handlers):
     """Pictures of several sizes, in colour; two are the same."""
     colours = [Pillow.fromarray(np.stack([a, a, 255 - a], -1)) for a in IMAGES]

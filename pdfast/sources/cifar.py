@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pdfast.errors import UsageError, printable
-from pdfast.sources.reading import UNREADABLE, Arrays, Wanted, allocate, check_shape
+from pdfast.sources.reading import UNREADABLE, Arrays, Wanted, allocate, check_number, check_shape
 from pdfast.sources.tars import Member, Stream, exactly, members, opened
 
 SIZE = 32
@@ -111,6 +111,7 @@ def read(path: Path, wanted: Wanted) -> Arrays:
             raise UsageError(f"{path} has no {name}: download it again")
     parts = [images[k, : len(labels[k])] for k in range(len(layout.batches))]
     whole = images.reshape(-1, SIZE, SIZE, 3)
+    check_number(str(path), sum(map(len, parts)))
     if sum(map(len, parts)) < len(whole):  # never as published
         whole = np.concatenate(parts)
     numbers = np.concatenate([labels[k] for k in range(len(parts))])

@@ -112,9 +112,11 @@ def _open(source: str) -> Table:
 
 def _parquet(source: str, path: Path, split: str, datasets: Any) -> Table:
     if path.is_file():
-        builder = datasets.load_dataset_builder("parquet", data_files=str(path))
+        with _uncounted(datasets):
+            builder = datasets.load_dataset_builder("parquet", data_files=str(path))
     elif any(path.rglob("*.parquet")):
-        builder = datasets.load_dataset_builder(str(path))
+        with _uncounted(datasets):
+            builder = datasets.load_dataset_builder(str(path))
     else:
         raise UsageError(f"{path} holds neither what save_to_disk writes nor .parquet files")
     chosen, files = _split(source, builder.config.data_files, split)
@@ -139,6 +141,20 @@ def _parquet(source: str, path: Path, split: str, datasets: Any) -> Table:
                 yield from (map(change, values) if change else values)
 
     return Table(sum(rows), features, column, f"{PREFIX}{path}:{chosen}")
+
+
+@contextlib.contextmanager
+def _uncounted(datasets: Any) -> Iterator[None]:
+    """Without the library's message to the hub that a set is read: these are files here.
+
+    Where there is no network, it would wait for one.
+    """
+    before = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+    try:
+        yield
+    finally:
+        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = before
 
 
 def _of_file(parquet: Any, file: Any, name: str) -> Iterator[Any]:
