@@ -9,23 +9,22 @@ import tracemalloc
 import numpy as np
 import pytest
 from foreign import cifar, cifar_batches, packed, picture, tar
-from source_cases import refused as load_refused
 
 from pdfast import sources
-from pdfast.config import NetConfig
+from pdfast.config import DataConfig, NetConfig
+from pdfast.data import load_dataset
 from pdfast.errors import UsageError
-from pdfast.progress import Screen
 from pdfast.sources import shards, tars
 from pdfast.sources.reading import Wanted
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (12, 8, 8), np.uint8)
 PNGS = [picture(image) for image in IMAGES]
-WANTED = Wanted(8, 1, labels=True)
-PLAIN = Wanted(8, 1)
+LABELLED = NetConfig(image_size=8, channels=1, num_classes=20)
+PLAIN = NetConfig(image_size=8, channels=1)
 
 
-def load(source, wanted=WANTED):
-    return sources.load(str(source), wanted, Screen(quiet=True))
+def load(source, model=LABELLED):
+    return load_dataset(DataConfig(source=str(source)), model)
 
 
 def write(path, members, pack=bytes):
@@ -33,18 +32,18 @@ def write(path, members, pack=bytes):
     return path
 
 
-def refused(source, *messages, wanted=WANTED):
+def refused(source, *messages, model=LABELLED):
     with pytest.raises(UsageError) as error:
-        load(source, wanted)
+        load(source, model)
     for message in messages:
         assert message in str(error.value)
 
 
-def expect(arrays, which, labels=None, names=()):
+def expect(data, which, labels=None, names=()):
     """The pictures of these numbers, in this order."""
-    np.testing.assert_array_equal(arrays.images[..., 0], IMAGES[list(which)])
-    assert (None if arrays.labels is None else arrays.labels.tolist()) == labels
-    assert arrays.names == names
+    np.testing.assert_array_equal(data.images[..., 0], IMAGES[list(which)])
+    assert (None if data.labels is None else data.labels.tolist()) == labels
+    assert data.names == names
 
 
 def samples(first, last, label=b"%d", name="{:06d}"):
@@ -145,10 +144,10 @@ def test_a_gzipped_shard_takes_little_memory(tmp_path):
             entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content))
     tracemalloc.start()
-    arrays = load(path)
+    data = load(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    expect(arrays, range(3), [0, 1, 2])
+    expect(data, range(3), [0, 1, 2])
     assert peak < 4 * 2**20
 
 
@@ -158,7 +157,7 @@ def test_pictures_from_any_number_on(tmp_path):
         write(tmp_path / "1.tgz", [("README", b"none")], packed),
         write(tmp_path / "2.tgz", samples(5, 9), packed),
     ]
-    found = shards.find(paths, PLAIN)
+    found = shards.find(paths, Wanted(8))
     assert found.num == 9
     for start in range(11):
         contents = [file.read() for _, file in found.files(start)]
@@ -169,7 +168,7 @@ def test_pictures_from_any_number_on(tmp_path):
 
 def test_a_gzipped_shard_that_changes_while_it_is_read(tmp_path):
     path = write(tmp_path / "a.tgz", samples(0, 3), packed)
-    found = shards.find([path], PLAIN)
+    found = shards.find([path], Wanted(8))
     write(path, tar(samples(0, 1))[:1000], packed)
     with pytest.raises(UsageError, match=r"is not a readable tar shard \(000001\.png is cut short"):
         list(found.files(1))
@@ -186,9 +185,9 @@ def test_a_folder_of_shards_of_every_kind(tmp_path):
     (tmp_path / "d.tar.xz").write_bytes(b"x")
     (tmp_path / "._a.tar").write_bytes(b"of a Mac")
     write(tmp_path / "e.tar", [("README", b"none")])
-    arrays = load(tmp_path)
-    expect(arrays, range(6), [0, 1, 2, 0, 1, 2])
-    assert arrays.left_out == (
+    data = load(tmp_path)
+    expect(data, range(6), [0, 1, 2, 0, 1, 2])
+    assert data.left_out == (
         "hidden files: 1 (._a.tar); archives of a kind that is not read as a shard: 1 (d.tar.xz); "
         "shards without images: 1 (e.tar)"
     )
@@ -228,9 +227,9 @@ def test_dots_before_the_suffix(tmp_path):
     }
     found = [(name, PNGS[k]) for k, name in enumerate(members)]
     found += [(name, b"%d" % k) for k, name in enumerate(members.values())]
-    arrays = load(write(tmp_path / "a.tar", found))
-    expect(arrays, range(7), list(range(7)))
-    assert arrays.left_out == ""
+    data = load(write(tmp_path / "a.tar", found))
+    expect(data, range(7), list(range(7)))
+    assert data.left_out == ""
 
 
 FIELDS = {
@@ -245,7 +244,7 @@ FIELDS = {
 def test_fields_of_one_sample_are_refused(tmp_path, case):
     names = FIELDS[case]
     path = write(tmp_path / "a.tar", [(name, PNGS[k]) for k, name in enumerate(names)])
-    refused(path, f"{names[0]} and {names[1]} may be two pictures of one sample", wanted=PLAIN)
+    refused(path, f"{names[0]} and {names[1]} may be two pictures of one sample", model=PLAIN)
 
 
 def test_one_picture_of_each_sample_may_have_a_field(tmp_path):
@@ -275,9 +274,9 @@ def test_what_is_not_taken_is_named(tmp_path):
             ("notes.md", b"x"),
         ],
     )
-    arrays = load(path)
-    expect(arrays, range(3), [0, 1, 2])
-    assert arrays.left_out == (
+    data = load(path)
+    expect(data, range(3), [0, 1, 2])
+    assert data.left_out == (
         "links: 2 (a.tar: hard.png, a.tar: soft.jpg); "
         "members that are no files: 1 (a.tar: pipe.png); "
         "hidden files: 2 (._000000.png, .cache/000000.png); "
@@ -335,17 +334,17 @@ def volume():
 @pytest.mark.parametrize("pack", [bytes, packed])
 def test_headers(tmp_path, case, pack):
     path = write(tmp_path / "a.tar", HEADERS[case](), pack)
-    arrays = load(path)
-    expect(arrays, range(6), [0, 1, 2, 0, 1, 2])
-    assert arrays.left_out == ""
+    data = load(path)
+    expect(data, range(6), [0, 1, 2, 0, 1, 2])
+    assert data.left_out == ""
 
 
 def test_long_links_and_the_member_behind_them(tmp_path):
     entry = tarfile.TarInfo("link.png")
     entry.type, entry.linkname = tarfile.SYMTYPE, "y" * 500
-    arrays = load(write(tmp_path / "a.tar", [("link.png", entry), *samples(0, 3)]))
-    expect(arrays, range(3), [0, 1, 2])
-    assert arrays.left_out == "links: 1 (a.tar: link.png)"
+    data = load(write(tmp_path / "a.tar", [("link.png", entry), *samples(0, 3)]))
+    expect(data, range(3), [0, 1, 2])
+    assert data.left_out == "links: 1 (a.tar: link.png)"
 
 
 def test_a_header_without_bounds_is_refused(tmp_path):
@@ -450,7 +449,7 @@ def test_labels(tmp_path, case):
     expect(load(path), range(4), labels, names)
     expect(load(path, PLAIN), range(4))
     two = [write(tmp_path / f"{k}.tar", labelled(kind, contents)) for k in range(2)]
-    both = shards.find(two, WANTED)
+    both = shards.find(two, Wanted(8, labels=True))
     assert both.labels.tolist() == labels * 2
     assert both.names == names
 
@@ -521,7 +520,7 @@ def test_the_shard_without_labels_is_named(tmp_path):
     one = write(tmp_path / "0.tar", labelled("cls", ["1", "0"]))
     two = write(tmp_path / "1.tar", labelled("cls", [None, None]))
     with pytest.raises(UsageError, match=r"1\.tar: 0\.png has no label \(\.cls\), as others have"):
-        shards.find([one, two], WANTED)
+        shards.find([one, two], Wanted(8, labels=True))
 
 
 def test_too_many_texts_are_captions(tmp_path, monkeypatch):
@@ -532,5 +531,4 @@ def test_too_many_texts_are_captions(tmp_path, monkeypatch):
 
 def test_text_beside_some_only_is_no_label(tmp_path):
     path = write(tmp_path / "a.tar", labelled("txt", ["cat", None, "cat", "cat"]))
-    assert load(path).labels is None
-    load_refused(path, "has no labels, but", NetConfig(image_size=8, channels=1, num_classes=2))
+    refused(path, f"{path} has no labels, but model.num_classes is 20")
