@@ -199,7 +199,7 @@ def _names(content: bytes, layout: _Layout) -> tuple[str, ...]:
     if layout.key:
         try:
             found = _unpickle(content, 2 * layout.records).get(layout.key[:-1] + b"_names")
-        except Exception:  # they are no more than an ornament
+        except Exception:  # classes need no names
             return ()
     if type(found) is not list or not all(type(name) is bytes for name in found):
         return ()

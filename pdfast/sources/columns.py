@@ -123,4 +123,5 @@ def _may_be_classes(of: Any) -> bool:
 
 
 def beyond(source: str, name: str, k: int, num: int) -> str:
+    """The refusal of a class that has no name."""
     return f"{source} has the class {k} in column {name}, which names {num} classes"
