@@ -214,7 +214,7 @@ def test_shards(tmp_path):
     refused(train / "{3..2}.tar", "names no shards, or more than 100,000")
     (train / "birds").mkdir()
     (train / "birds" / "a.png").write_bytes(PNGS[0])
-    refused(train, "holds both images and tar shards: keep them apart", GREY)
+    refused(train, "holds both images and tar shards, such as 008.tar: keep them apart", GREY)
 
 
 def test_shards_without_labels(tmp_path):

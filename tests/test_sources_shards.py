@@ -282,8 +282,8 @@ def test_what_is_not_taken_is_named(tmp_path):
     assert left_out(path) == (
         "links: 2 (a.tar: hard.png, a.tar: soft.jpg); "
         "members that are no files: 1 (a.tar: pipe.png); "
-        "hidden files: 2 (._000000.png, .cache/000000.png); "
-        "images of a kind that is not read: 1 (a.heic)"
+        "hidden files: 2 (a.tar: ._000000.png, a.tar: .cache/000000.png); "
+        "images of a kind that is not read: 1 (a.tar: a.heic)"
     )
 
 

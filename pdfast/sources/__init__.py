@@ -167,7 +167,10 @@ def _open(source: str, wanted: Wanted) -> Arrays | Pictures:
             if not paths:
                 return folder.find(path, wanted)
             if any(folder.files(path)):
-                raise UsageError(f"{path} holds both images and tar shards: keep them apart")
+                raise UsageError(
+                    f"{path} holds both images and tar shards, such as {paths[0].name}: keep them "
+                    "apart"
+                )
             return shards.find(paths, wanted, left_out)
         if (kind := _of_arrays(path)) is not None:
             return kind.read(path, wanted)

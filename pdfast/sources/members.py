@@ -11,15 +11,19 @@ UNREAD = (
 )
 
 
-def is_picture(name: str, left_out: LeftOut) -> bool:
-    """Whether a member is one that is read; what only looks like one is noted."""
+def is_picture(name: str, left_out: LeftOut, archive: str = "") -> bool:
+    """Whether a member is one that is read; what only looks like one is noted.
+
+    `archive`: its name, where there may be several.
+    """
+    called = f"{archive}: {name}" if archive else name
     lower = name.lower()
     if not lower.endswith((*SUFFIXES, *UNREAD)):
         return False
     if any(part.startswith((".", "__MACOSX")) and part != "." for part in name.split("/")):
-        left_out.add("hidden files", name)
+        left_out.add("hidden files", called)
     elif not lower.endswith(SUFFIXES):
-        left_out.add("images of a kind that is not read", name)
+        left_out.add("images of a kind that is not read", called)
     else:
         return True
     return False

@@ -127,7 +127,7 @@ def _look_through(path: Path, labels: Labels | None, left_out: LeftOut) -> _Shar
             if member.archive != archive:
                 _end(shard, begin, found, labels)
                 archive, begin = member.archive, len(shard.names)
-            if member.kind == "folder" or not is_picture(member.name, left_out):
+            if member.kind == "folder" or not is_picture(member.name, left_out, path.name):
                 stem, _, kind = member.name.rpartition(".")
                 if labels is not None and member.kind == "file" and kind.lower() in found:
                     size = min(member.size, shard_labels.most(kind.lower()))
