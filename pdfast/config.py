@@ -46,9 +46,10 @@ class DataConfig:
     source: str = "digits"
     """"digits" (scikit-learn's), a folder of images or a .zip (with EDM's dataset.json), an .npz
     with uint8 NHWC `images`, a file ...images-idx3-ubyte[.gz] as of MNIST or its folder, CIFAR-10's
-    binary or python .tar.gz, WebDataset's .tar shards (a folder, or a{00..09}.tar), emoji:FONT of
-    an emoji font with bitmaps, or hf:NAME[:SPLIT] of Hugging Face's datasets (what save_to_disk
-    wrote, a .parquet file, a folder of them, or a name on the hub)."""
+    or CIFAR-100's binary or python .tar.gz, WebDataset's .tar or .tgz shards (a folder, or
+    a{00..09}.tar), emoji:FONT of an emoji font with bitmaps, or hf:NAME[:SPLIT[:COLUMN]] of Hugging
+    Face's datasets (what save_to_disk wrote, a .parquet file, a folder of them, or a name on the
+    hub; COLUMN: that of the labels, or of the images, or IMAGES,LABELS)."""
     labels: LabelFolders = "auto"
     """Which sub-folders of a folder of images are its classes. auto: those directly below the
     source, which hold the images themselves; other folders are refused. top: those directly below

@@ -4,6 +4,7 @@ Every mistake is a `UsageError` that names the key. Nothing in a file is trusted
 imports torch.
 """
 
+import codecs
 import dataclasses
 import difflib
 import re
@@ -20,6 +21,7 @@ T = TypeVar("T")
 # Bounds that no sensible config meets, so that a foreign one can neither hang nor overflow.
 MAX_TOML = 2**18  # bytes; the betas of 8192 timesteps take most of that
 MAX_NESTING = 50  # dots in a line of TOML, whose parser takes their square in time; but for those
+UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # as of PowerShell's ">"
 NUMBER = re.compile(rb"[\s,\[=][-+]?\d+\.\d+(?:[eE][-+]?\d+)?(?=[\s,\]])")  # in lists of numbers
 
 
@@ -39,7 +41,9 @@ def read_toml(path: Path) -> dict[str, Any]:
     """The table of a TOML file. Raises UsageError where it cannot be read, or is none."""
     try:
         with path.open("rb") as file:
-            content = file.read(MAX_TOML + 1)
+            content = file.read(MAX_TOML + 1).removeprefix(codecs.BOM_UTF8)
+        if content.startswith(UTF16) or b"\0" in content[:2]:
+            raise ValueError("it is in UTF-16: save it as UTF-8")
         if len(content) > MAX_TOML:
             raise ValueError(f"it is longer than {MAX_TOML:,} bytes")
         if any(_dots(line) > MAX_NESTING for line in content.splitlines()):

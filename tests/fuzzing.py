@@ -33,6 +33,7 @@ from sealed_files import (
     LABELS,
     PY_BATCHES,
     SAMPLES,
+    sealed_cifar_100,
     sealed_cifar_bin,
     sealed_cifar_py,
     sealed_font,
@@ -115,14 +116,17 @@ class Kinds:
         return self._set("a-images-idx3-ubyte.gz", content, GREY)
 
     def cifar_bin(self, rng, sealed):
-        """CIFAR-10's binary archive; blind mutations are of the tar, of the .gz or of both."""
+        """CIFAR's binary archives; blind mutations are of the tar, of the .gz or of both."""
+        if sealed and rng.random() < 0.3:
+            name = "cifar-100-binary.tar.gz"
+            return self._set(name, sealed_cifar_100(rng), NetConfig(num_classes=100))
         content = sealed_cifar_bin(rng) if sealed else BLIND_BIN(rng)
-        return self._set("bin.tar.gz", content, NetConfig(num_classes=10))
+        return self._set("cifar-10-binary.tar.gz", content, NetConfig(num_classes=10))
 
     def cifar_py(self, rng, sealed):
         """CIFAR-10's python archive."""
         content = sealed_cifar_py(rng) if sealed else BLIND_PY(rng)
-        return self._set("py.tar.gz", content, NetConfig(num_classes=10))
+        return self._set("cifar-10-python.tar.gz", content, NetConfig(num_classes=10))
 
     def zip(self, rng, sealed):
         """A zip of images."""
@@ -130,7 +134,7 @@ class Kinds:
         return self._set("a.zip", content, GREY)
 
     def shard(self, rng, sealed):
-        """A tar of images."""
+        """A tar of images, or several in one file, which gzip may have packed."""
         content = sealed_shard(rng) if sealed else blind(rng, shard(SAMPLES))
         return self._set("a.tar", content, rng.choice([GREY, SMALL]))
 

@@ -174,6 +174,19 @@ def sealed_cifar_bin(rng):
     return wrapped(rng, archive(rng, cifar("bin", batches)))
 
 
+HUNDRED = b"".join(b"\7%c" % k + pixels.tobytes() for k, pixels in enumerate(records(3, 9)[0]))
+
+
+def sealed_cifar_100(rng):
+    """CIFAR-100's members, and the length of its one batch."""
+    train = rng.choice([HUNDRED, HUNDRED, HUNDRED[:-1], HUNDRED[:3074], b"", HUNDRED * 2])
+    names = b"\n".join(b"class %d" % k for k in range(rng.choice([100, 100, 99, 3])))
+    names = rng.choice([names, names, b"", b"\xff" * 70_000, b"\0"])
+    members = [("fine_label_names.txt", names), ("train.bin", train), ("test.bin", b"x")]
+    rng.shuffle(members)
+    return wrapped(rng, archive(rng, [(f"cifar-100-binary/{name}", c) for name, c in members]))
+
+
 def opcodes(content):
     """A pickle cut into its opcodes."""
     starts = [position for _, _, position in pickletools.genops(content)] + [len(content)]
@@ -308,11 +321,23 @@ def sealed_shard(rng):
     if rng.random() < 0.3:
         text = rng.choice([*TEXTS, str(number(rng))]).encode()
         labels[rng.randrange(6)] = (rng.choice(["1.cls", "1.CLS", "9.cls"]), text)
+    for kind, texts in (("json", JSONS), ("txt", TEXTS)):
+        if rng.random() < 0.3:
+            labels = [(f"{k}.{kind}", rng.choice(texts).encode()) for k in range(6)]
     members = [*members_of(rng, SAMPLES), *labels]
     try:
-        return archive(rng, members) if rng.random() < 0.6 else shard(members)
-    except ValueError:  # a name that tar cannot have
-        return shard(SAMPLES)
+        made = archive(rng, members) if rng.random() < 0.6 else shard(members)
+    except (ValueError, UnicodeError):  # a name that tar cannot have
+        made = shard(SAMPLES)
+    made += rng.choice([b"", b"", b"", bytes(700), made, made[:2000]])
+    return wrapped(rng, made) if rng.random() < 0.3 else made
+
+
+JSONS = [
+    *('{"label": 1}', '{"label": 1.0}', '{"label": "cat"}', '{"label": 1, "class_name": "cat"}'),
+    *('{"label": NaN}', '{"label": 1e999}', '{"label": true}', '{"label": [1]}', '{"label": null}'),
+    *('{"label": 1, "target": 2}', "{", "[" * 5000, '{"label": ' + "1" * 5000 + "}", "[]", ""),
+]
 
 
 FONT = emoji_font({109: {name: SAMPLES[k][1] for k, name in enumerate(GLYPHS[1:])}})

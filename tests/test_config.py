@@ -197,7 +197,10 @@ BAD_FILES = {
     "tables": (b"a = " + b"{a=" * (MAX_TOML // 3 - 9), "is not valid TOML"),
     "digits": (b"seed = 1" + b"0" * 5000, "is not valid TOML"),
     "other digits": (b"seed = 0x1" + b"0" * 5000, "seed must be a number of 64 bits"),
-    "no text": (b"\xff\xfe", "is not valid TOML: 'utf-8' codec can't decode"),
+    "no text": (b"\xfe\xfe", "is not valid TOML: 'utf-8' codec can't decode"),
+    "UTF-16": ("seed = 1".encode("utf-16"), "is not valid TOML: it is in UTF-16: save it as UTF-8"),
+    "UTF-16, unmarked": ("seed = 1".encode("utf-16-le"), "it is in UTF-16: save it as UTF-8"),
+    "UTF-16, reversed": ("seed = 1".encode("utf-16-be"), "it is in UTF-16: save it as UTF-8"),
 }
 
 
@@ -263,3 +266,10 @@ def test_norm_widths_are_those_of_the_net():
     assert odd.norm_widths() == {
         m.num_channels for m in net.modules() if isinstance(m, GroupNormSiLU)
     }
+
+
+def test_a_mark_of_the_order_of_bytes(tmp_path):
+    """As editors of Windows begin a file."""
+    path = tmp_path / "a.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + b"seed = 7\n")
+    assert load_config(path).seed == 7

@@ -51,6 +51,13 @@ def test_npz_of_other_orders(tmp_path):
     refused(tmp_path / "a.npz", "labels from 9223372036854775808 to 92233720", CLASSES)
 
 
+def test_npz_in_capitals(tmp_path):
+    with (tmp_path / "SET.NPZ").open("wb") as file:
+        np.savez(file, images=pictures()[..., None])
+    assert np.array_equal(load(tmp_path / "SET.NPZ").images[..., 0].numpy(), pictures())
+    assert count(str(tmp_path / "SET.NPZ")) == 6
+
+
 def test_a_compressed_npz_of_more_than_a_chunk(tmp_path):
     images = np.zeros((5000, 8, 8, 1), np.uint8)
     images[-1] = 7
@@ -179,6 +186,30 @@ def test_idx(tmp_path, suffix):
     with pytest.raises(UsageError, match="has 49 labels for 50 images of"):
         load(path, classes)
     refused(path, "images of 28x28x1, but the config asks for 8x8x1")
+
+
+NAMED = {
+    "dots": ("train-images.idx3-ubyte", "train-labels.idx1-ubyte"),
+    "a dot and a dash": ("train-images.idx3-ubyte", "train-labels-idx1-ubyte"),
+    "of another packing": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte.gz"),
+    "in capitals": ("train-images-idx3-ubyte.GZ", "train-labels-idx1-ubyte.GZ"),
+    "of another set": ("Emnist-Train-images-idx3-ubyte", "emnist-train-labels-idx1-ubyte"),
+}
+
+
+@pytest.mark.parametrize("case", NAMED)
+def test_names_of_idx_files(tmp_path, case):
+    """Named themselves; those for training also by their folder, beside a folder of their name."""
+    labels = np.arange(6, dtype=np.uint8)
+    for name, array in zip(NAMED[case], (pictures(), labels), strict=True):
+        pack = packed if name.lower().endswith(".gz") else bytes
+        (tmp_path / name).write_bytes(pack(idx(array)))
+    (tmp_path / "a-images-idx3-ubyte").mkdir()
+    for source in [tmp_path / NAMED[case][0], tmp_path][: 2 if case != "of another set" else 1]:
+        data = load(source, CLASSES)
+        assert np.array_equal(data.images[..., 0].numpy(), pictures())
+        assert data.labels.tolist() == labels.tolist()
+        assert count(str(source)) == 6
 
 
 BAD_IDX = {

@@ -97,6 +97,18 @@ def test_each_form(tmp_path, monkeypatch, write):
         refused(f"{source}:test", "has no split test: name one of ")
 
 
+@pytest.mark.parametrize("write", [saved, saved_splits, parquet, parquets])
+def test_files_here_are_read_without_a_network(tmp_path, monkeypatch, write):
+    """The library would tell the hub that it reads .parquet files."""
+    asked = []
+    monkeypatch.setattr(datasets.load, "get_session", lambda: asked.append(1))
+    datasets.load.increase_load_count("parquet")
+    assert asked == [1]
+    load(write(tmp_path / "set"))
+    assert asked == [1]
+    assert datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
+
+
 def test_data_command(tmp_path, capsys, handlers):
     """Pictures of several sizes, in colour; two are the same."""
     colours = [Pillow.fromarray(np.stack([a, a, 255 - a], -1)) for a in IMAGES]
@@ -140,12 +152,12 @@ BAD = {
     "two of pictures": (
         {"image": Image(), "other": Image()},
         {"other": [Pillow.fromarray(image) for image in IMAGES]},
-        "has 2 columns of pictures, image, other: keep one, by remove_columns of datasets",
+        "train has 2 columns of pictures, image, other: name one, as in hf:",
     ),
     "two of labels": (
         {"image": Image(), "label": TYPES["label"], "fine": TYPES["label"]},
         {"fine": KINDS},
-        "has 2 columns of labels, label, fine: keep one",
+        "a.parquet:train has 2 columns of labels, label, fine: name one, as in hf:",
     ),
     "no labels": ({"image": Image()}, {}, "has no labels, but model.num_classes is 3: add labels"),
     "labels of no use": (TYPES, {"label": [-1] * 6}, "has no labels, but"),
@@ -247,3 +259,246 @@ def test_a_signal_is_heard(monkeypatch, tmp_path):
     monkeypatch.setattr(signals, "_requested", 15)
     with pytest.raises(Stopped):
         load(path)
+
+
+# ------------------------------------------------------------------------------------------
+# Formats, and files that number their classes differently
+
+FORMATS = {
+    "torch": {},
+    "numpy": {},
+    "pandas": {},
+    "arrow": {},
+    "torch, labels only": {"columns": ["label"]},
+    "numpy, pictures only": {"columns": ["image"]},
+    "pandas, text only": {"columns": ["text"]},
+}
+
+
+@pytest.mark.parametrize("case", FORMATS)
+def test_a_set_that_was_saved_with_a_format(tmp_path, case):
+    a_set().with_format(case.split(",")[0], **FORMATS[case]).save_to_disk(tmp_path / "set")
+    assert datasets.load_from_disk(tmp_path / "set").format["type"] == case.split(",")[0]
+    data = load(tmp_path / "set")
+    np.testing.assert_array_equal(data.images[..., 0], IMAGES)
+    assert data.labels.tolist() == KINDS
+    assert data.names == ("a", "b", "c")
+
+
+def test_labels_of_parquet_files_go_by_name(tmp_path):
+    """Three files order their names in three ways, which the library itself overlooks."""
+    (tmp_path / "set").mkdir()
+    for k, of_file in enumerate([["a", "b", "c"], ["c", "a", "b"], ["b", "d"]]):
+        types = TYPES | {"label": ClassLabel(names=of_file)}
+        names = ("a", "b") if k < 2 else ("b", "d")
+        part = a_set(2 * k, 2 * k + 2, types, label=[of_file.index(name) for name in names])
+        part.to_parquet(tmp_path / "set" / f"train-{k:05d}-of-00003.parquet")
+    theirs = datasets.load_dataset(str(tmp_path / "set"), split="train", cache_dir=str(tmp_path))
+    assert theirs["label"][:4] == [0, 1, 1, 2]
+    data = load(tmp_path / "set", NetConfig(image_size=8, channels=1, num_classes=4))
+    np.testing.assert_array_equal(data.images[..., 0], IMAGES)
+    assert data.labels.tolist() == [0, 1, 0, 1, 1, 3]
+    assert data.names == ("a", "b", "c", "d")
+
+
+def test_parquet_files_of_other_columns_are_refused(tmp_path):
+    a_set(0, 2).to_parquet(tmp_path / "train-0.parquet")
+    types = TYPES | {"label": Value("int64")}
+    a_set(2, 4, types=types).to_parquet(tmp_path / "train-1.parquet")
+    refused(tmp_path, "has the column label as ClassLabel in ")
+    refused(tmp_path, "train-1.parquet: write the files alike")
+
+
+def test_a_class_beyond_the_names_is_refused(tmp_path):
+    """Which the library does not write: the numbers are those of another schema."""
+    for names in (["a", "b"], ["b", "a"]):
+        plain = a_set(types=TYPES | {"label": Value("int64")})
+        plain.to_parquet(tmp_path / "train-0.parquet")
+        table = pyarrow.parquet.read_table(tmp_path / "train-0.parquet")
+        of_two = Features(TYPES | {"label": ClassLabel(names=names)}).arrow_schema
+        pyarrow.parquet.write_table(table.cast(of_two), tmp_path / "train-0.parquet")
+        if names == ["b", "a"]:
+            types = TYPES | {"label": ClassLabel(names=["a", "b"])}
+            a_set(0, 2, types=types).to_parquet(tmp_path / "train-1.parquet")
+        refused(tmp_path, "has the class 2 in column label, which names 2 classes")
+
+
+def test_files_of_a_saved_set_that_number_their_classes_differently(tmp_path):
+    saved(tmp_path / "set")
+    other = TYPES | {"label": ClassLabel(names=["b", "a", "c"])}
+    a_set(types=other).save_to_disk(tmp_path / "other")
+    (mine,), (theirs,) = ((tmp_path / k).glob("*.arrow") for k in ("set", "other"))
+    theirs.replace(mine)
+    refused(tmp_path / "set", "numbers the classes of column label as a, b, c, but ")
+    refused(tmp_path / "set", "as b, a, c: save it again, from the sets that it was made of")
+
+
+@pytest.mark.parametrize("write", [saved, saved_splits, parquet, parquets])
+def test_pictures_from_any_row_on(tmp_path, monkeypatch, write):
+    monkeypatch.setattr(huggingface, "ROWS", 2)
+    source = f"hf:{write(tmp_path / 'set')}"
+    found = huggingface.find(source, Wanted(8))
+    for start in range(8):
+        rows = list(found.files(start))
+        assert [name for name, _ in rows] == [f"{source}: row {n}" for n in range(start, 6)]
+        for n, (_, file) in enumerate(rows, start):
+            np.testing.assert_array_equal(np.asarray(Pillow.open(file)), IMAGES[n])
+
+
+# ------------------------------------------------------------------------------------------
+# Columns that are named
+
+COLUMNS = {
+    "fine": ClassLabel(names=["x", "y", "z"]),
+    "coarse": ClassLabel(names=["p", "q"]),
+    "number": Value("int32"),
+    "small": Value("uint8"),
+    "truth": Value("bool"),
+    "text": Value("string"),
+    "long": Value("large_string"),
+    "digit": Value("string"),
+    "Name, with: marks": Value("string"),
+    "unnamed": ClassLabel(num_classes=3),
+    "fraction": Value("float32"),
+    "below": Value("int64"),
+    "some": Value("string"),
+    "empty": Value("string"),
+    "nothing": Value("string"),
+}
+ROWS = {
+    "fine": [2, 1, 0, 0, 1, 2],
+    "coarse": [1, 0, 1, 0, 1, 0],
+    "number": [7, 0, 7, 0, 7, 0],
+    "small": [1, 2, 0, 1, 2, 0],
+    "truth": [True, False] * 3,
+    "text": ["dog", "cat", "ant"] * 2,
+    "long": ["dog", "cat", "ant"] * 2,
+    "digit": ["10", "9", "2"] * 2,
+    "Name, with: marks": ["b", "a", "b"] * 2,
+    "unnamed": KINDS,
+    "fraction": [0.5] * 6,
+    "below": [0, 1, -2, 0, 1, 2],
+    "some": ["a", None] * 3,
+    "empty": ["a", "a", ""] * 2,
+    "nothing": [None] * 6,
+}
+CHOSEN = {
+    "fine": ([2, 1, 0, 0, 1, 2], ("x", "y", "z")),
+    "coarse": ([1, 0, 1, 0, 1, 0], ("p", "q")),
+    "image,coarse": ([1, 0, 1, 0, 1, 0], ("p", "q")),
+    "coarse,image": ([1, 0, 1, 0, 1, 0], ("p", "q")),
+    "number": ([7, 0, 7, 0, 7, 0], ()),
+    "small": ([1, 2, 0, 1, 2, 0], ()),
+    "truth": ([1, 0] * 3, ()),
+    "text": ([2, 1, 0] * 2, ("ant", "cat", "dog")),
+    "long": ([2, 1, 0] * 2, ("ant", "cat", "dog")),
+    "digit": ([2, 1, 0] * 2, ("2", "9", "10")),
+    "Name, with: marks": ([1, 0, 1] * 2, ("a", "b")),
+    "unnamed": (KINDS, ()),
+}
+MANY = NetConfig(image_size=8, channels=1, num_classes=8)
+
+
+@pytest.fixture(scope="module")
+def many_columns(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("columns")
+    columns = ROWS | {"other": [Pillow.fromarray(255 - image) for image in IMAGES]}
+    made = a_set(types={"image": Image(), "other": Image(), **COLUMNS}, **columns)
+    DatasetDict({"all": made, "train": made.select(range(2))}).save_to_disk(folder / "both")
+    one = made.remove_columns("other")
+    DatasetDict({"all": one, "train": one.select(range(2))}).save_to_disk(folder / "one")
+    one.to_parquet(folder / "one.parquet")
+    return folder
+
+
+@pytest.mark.parametrize("column", CHOSEN)
+def test_a_column_of_labels_is_named(many_columns, monkeypatch, column):
+    labels, names = CHOSEN[column]
+    monkeypatch.chdir(many_columns)
+    for source in (f"one:all:{column}", f"one.parquet:train:{column}", f"one.parquet::{column}"):
+        assert sources.absolute(f"hf:{source}") == f"hf:{many_columns}/{source}"
+        for place in (source, many_columns / source):
+            data = load(place, MANY)
+            np.testing.assert_array_equal(data.images[..., 0], IMAGES)
+            assert data.labels.tolist() == labels
+            assert data.names == names
+    assert load(f"one:all:{column}", GREY).labels is None
+
+
+def test_a_column_of_pictures_is_named(many_columns):
+    both = many_columns / "both"
+    for column, images in {"image": IMAGES, "other": 255 - IMAGES}.items():
+        np.testing.assert_array_equal(load(f"{both}:all:{column}", GREY).images[..., 0], images)
+        data = load(f"{both}:all:fine,{column}", MANY)
+        np.testing.assert_array_equal(data.images[..., 0], images)
+        assert data.labels.tolist() == ROWS["fine"]
+    refused(
+        f"{both}:all",
+        f"both:all has 2 columns of pictures, image, other: name one, as in hf:{both}:all:image",
+        GREY,
+    )
+    refused(f"{both}:all:fine", f"name one, as in hf:{both}:all:fine,image", MANY)
+    refused(
+        f"{both}:all:image",
+        f"3 columns of labels, fine, coarse, unnamed: name one, as in hf:{both}:all:image,fine",
+        MANY,
+    )
+
+
+BAD_COLUMNS = {
+    "": "has 3 columns of labels, fine, coarse, unnamed: name one, as in ",
+    "fin": "has no column fin (columns: image, fine, coarse, ",
+    "fine,coarse": "must name one column of pictures at most, and one of labels",
+    "image,image": "must name one column of pictures at most, and one of labels",
+    "fraction": "the column fraction of type float32: classes are of type ClassLabel, whole numb",
+    "below": "row 2 has in column below the label -2: number classes from 0",
+    "some": "row 1 has no label in column some, as others have: label all or none",
+    "empty": "row 2 has no label in column empty, as others have: label all or none",
+    "nothing": "has no labels, but model.num_classes is 8",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("column", BAD_COLUMNS)
+def test_bad_columns_that_are_named(many_columns, column):
+    refused(many_columns / f"one:all{column and ':'}{column}", BAD_COLUMNS[column], MANY)
+
+
+def test_a_split_that_is_none(many_columns):
+    refused(
+        many_columns / "one:fine",
+        "no split fine: name one of all, train behind it, hf:NAME:SPLIT, and a column behind",
+        MANY,
+    )
+
+
+def test_texts_that_are_no_classes(many_columns, monkeypatch):
+    monkeypatch.setattr(huggingface.columns, "MAX_TEXTS", 2)
+    refused(
+        many_columns / "one:all:text",
+        "more than 2 texts in column text, which are no classes: name another column",
+        MANY,
+    )
+
+
+def test_columns_that_may_hold_the_labels_are_named(tmp_path):
+    types = {"image": Image(), "label": Value("int64"), "text": Value("string")}
+    a_set(types=types).to_parquet(tmp_path / "a.parquet")
+    refused(
+        tmp_path / "a.parquet",
+        f"has no column of type ClassLabel: name that of the labels, as in hf:{tmp_path}/a.parquet:"
+        "train:label (columns: label, text)",
+    )
+    assert load(f"{tmp_path}/a.parquet:train:label").labels.tolist() == KINDS
+
+
+@pytest.mark.parametrize(("name", "parts"), {
+    "a/b": ("a/b", "", ""),
+    "a/b:train": ("a/b", "train", ""),
+    "a/b:train:fine label": ("a/b", "train", "fine label"),
+    "a/b::fine": ("a/b", "", "fine"),
+    "a/b:train:x,y:z": ("a/b", "train", "x,y:z"),
+}.items())  # fmt: skip
+def test_names_on_the_hub_with_columns(name, parts):
+    assert huggingface._parts(f"hf:{name}") == parts
+    assert sources.absolute(f"hf:{name}") == f"hf:{name}"
+    assert sources.count(f"hf:{name}") is None

@@ -1,6 +1,8 @@
 """Sources of pictures that are decoded one by one: zips, tar shards, emoji fonts, folders."""
 
 import io
+import json
+import shutil
 import struct
 import tarfile
 import warnings
@@ -80,11 +82,53 @@ def test_a_zip_of_photographs(tmp_path):
     assert np.abs(apart).max() <= 6
 
 
-@pytest.mark.parametrize("labels", [..., None])
-def test_a_zip_without_labels(tmp_path, labels):
-    path = write_zip(tmp_path, labels=labels)
+def test_a_zip_without_labels(tmp_path):
+    path = write_zip(tmp_path, labels=None)
     assert load(path, GREY).labels is None
     refused(path, "has no labels, but model.num_classes is 10")
+    path = write_zip(tmp_path)
+    assert load(path, GREY).labels is None
+    refused(path, "has no dataset.json, which a zip's labels are read from; sub-folders are")
+    refused(write_zip(tmp_path, [("a.png", PNGS[0]), ("b.png", PNGS[1])]), "has no labels, but")
+
+
+def in_a_folder(listed, where="set/"):
+    """A zip as `zip -r set.zip set` makes one, with these labels."""
+    members = [(f"set/{name}", content) for name, content in MEMBERS]
+    text = json.dumps({"labels": listed}).encode()
+    return [*members, (f"{where}dataset.json", text), ("__MACOSX/set/._dataset.json", b"x")]
+
+
+@pytest.mark.parametrize("where", ["set/", ""])
+@pytest.mark.parametrize("front", ["set/", ""])
+def test_a_zip_with_one_top_folder(tmp_path, where, front):
+    """Names in its list are from the list's folder on, or from the zip's."""
+    if (where, front) == ("", ""):
+        message = f"a label for {NAMES[0]}, which is no picture in the zip"
+        refused(write_zip(tmp_path, in_a_folder(PAIRS, where)), message)
+        return
+    listed = [[f"{front}{name}", k] for name, k in PAIRS]
+    data = load(write_zip(tmp_path, in_a_folder(listed, where)))
+    assert np.array_equal(data.images[..., 0].numpy(), IMAGES)
+    assert data.labels.tolist() == [0, 3, 6, 9]
+
+
+def test_two_lists_of_labels_in_a_zip(tmp_path):
+    path = write_zip(tmp_path, in_a_folder(PAIRS), PAIRS)
+    refused(path, "has two lists of labels, set/dataset.json and dataset.json: keep one")
+
+
+def test_a_zip_in_capitals_and_what_it_does_not_give(tmp_path):
+    path = tmp_path / "A.ZIP"
+    others = [("__MACOSX/._a.png", b"x"), (".b.png", b"x"), ("c.heic", b"x")]
+    path.write_bytes(image_zip([*MEMBERS, *others], PAIRS))
+    assert load(path).labels.tolist() == [0, 3, 6, 9]
+    assert zips.find(path, Wanted(8)).left_out == (
+        "hidden files: 2 (__MACOSX/._a.png, .b.png); images of a kind that is not read: 1 (c.heic)"
+    )
+    path.write_bytes(image_zip(others))
+    refused(path, "holds no images (.png, ", GREY)
+    refused(path, "left out: hidden files: 2 (", GREY)
 
 
 BAD_LABELS = {
@@ -170,7 +214,7 @@ def test_shards(tmp_path):
     refused(train / "{3..2}.tar", "names no shards, or more than 100,000")
     (train / "birds").mkdir()
     (train / "birds" / "a.png").write_bytes(PNGS[0])
-    refused(train, "holds both images and tar shards: keep them apart", GREY)
+    refused(train, "holds both images and tar shards, such as 008.tar: keep them apart", GREY)
 
 
 def test_shards_without_labels(tmp_path):
@@ -183,10 +227,13 @@ def test_shards_without_labels(tmp_path):
 
 
 BAD_SAMPLES = {
-    "a fraction": (("a.cls", b"1.5"), "a.cls holds the label '1.5', which is no whole number"),
-    "nothing": (("a.cls", b""), "a.cls holds the label '', which is no whole number"),
+    "a fraction": (
+        ("a.cls", b"1.5"),
+        "a.png has by its .cls the label '1.5', which is no whole number",
+    ),
+    "nothing": (("a.cls", b""), "a.png has by its .cls the label '', which is no whole number"),
     "a long one": (("a.cls", b"1" * 99), "which is no whole number"),
-    "below 0": (("a.cls", b"-1\n"), "a.cls holds the label -1: number classes from 0"),
+    "below 0": (("a.cls", b"-1\n"), "a.png has by its .cls the label -1: number classes from 0"),
     "no text": (("a.cls", b"\xff"), "which is no whole number"),
     "no picture": (("b.cls", b"1"), "b.cls has no picture beside it"),
     "two pictures": (("a.jpg", PNGS[0]), "a.jpg is the second picture of its sample"),
@@ -219,17 +266,26 @@ def record(text):
 
 BAD_SHARDS = {
     "cut in a picture": (lambda c: c[:1600], "unexpected end of data"),
-    "cut between pictures": (lambda c: c[:2048], "a header is damaged, or its end is missing"),
-    "a damaged header": (lambda c: c[:2148] + b"x" + c[2149:], "a header is damaged, or its end"),
+    "cut between pictures": (lambda c: c[:2048], "its end is missing: it was cut short"),
+    "a damaged header": (
+        lambda c: c[:2148] + b"x" + c[2149:],
+        "header at byte 2,048 is damaged",
+    ),
     "nothing": (lambda c: b"", "is not a readable tar shard (empty file)"),
     "no tar": (lambda c: b"no archive" * 1000, "is not a readable tar shard"),
-    "a link": (lambda c: tar([("a.png", _link())]), "a.png is neither a file nor a folder"),
+    "a link": (lambda c: tar([("a.png", _link())]), "left out: links: 1 (a.tar: a.png)"),
     "above": (lambda c: tar([("../a.png", b"x")]), "../a.png is outside its folder"),
-    "a long note": (lambda c: note(bytes(5000)), "its member note has 5,000 bytes"),
-    "a global note": (lambda c: note(b"", tarfile.XGLTYPE), "note is neither a file nor a folder"),
+    "a long note": (lambda c: note(bytes(2**20 + 1)), "its member note has 1,048,577 bytes"),
+    "a global note": (
+        lambda c: note(record(b"size=99"), tarfile.XGLTYPE),
+        "its header note gives all members one name or size",
+    ),
     "a size below 0": (lambda c: note(record(b"size=-512")), "its member b.png has -512 bytes"),
     "a size beyond": (lambda c: note(record(b"size=99999")), "unexpected end of data"),
-    "holes": (lambda c: note(record(b"GNU.sparse.map=0,9")), "its member b.png has"),
+    "holes": (
+        lambda c: note(record(b"GNU.sparse.map=0,9")),
+        "is stored as a file with holes: make the archive without --sparse",
+    ),
 }
 
 
@@ -389,3 +445,33 @@ def test_every_reader_of_pictures_hears_a_signal(tmp_path, monkeypatch):
     for source in sources:
         with pytest.raises(Stopped, match="nothing was started"):
             load(source, COLOUR)
+
+
+def test_a_folder_named_digits(tmp_path, monkeypatch):
+    """It is told from scikit-learn's set; runs of pdfast, and folders without data, are no data."""
+    monkeypatch.chdir(tmp_path)
+    for sub in ("digits", "digits/cats"):
+        folder = tmp_path / sub
+        folder.mkdir(exist_ok=True)
+        (folder / "notes.txt").write_bytes(b"x")
+        assert len(load("digits", GREY)) == 1797
+        for k, png in enumerate(PNGS):
+            (folder / f"{k}.PNG").write_bytes(png)
+        with pytest.raises(UsageError) as error:
+            load("digits", GREY)
+        assert str(error.value) == (
+            f"digits is the name of scikit-learn's set, and of the folder {tmp_path}/digits: name "
+            "the folder as ./digits; for scikit-learn's set, run pdfast in another folder, or "
+            "rename this one"
+        )
+        assert count("digits") is None
+        assert sources.absolute("./digits") == f"{tmp_path}/digits"
+        for source in ("./digits", f"{tmp_path}/digits", sources.absolute("./digits")):
+            assert np.array_equal(load(source, GREY).images[..., 0].numpy(), IMAGES)
+        (folder / "config.toml").write_text("")  # as a run has
+        assert len(load("digits", GREY)) == 1797
+        shutil.rmtree(tmp_path / "digits")
+        (tmp_path / "digits").mkdir()
+    (tmp_path / "digits").rmdir()
+    (tmp_path / "digits").write_bytes(b"a file")
+    assert len(load("digits", GREY)) == 1797

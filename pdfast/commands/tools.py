@@ -16,8 +16,8 @@ class Data(Common):
     """Write images from anywhere as one .npz: cropped, resized, checked, each once."""
 
     source: Positional[str]
-    """A folder of images, a .zip, .tar shards, an .npz, IDX files, CIFAR-10's .tar.gz, emoji:FONT,
-    hf:NAME[:SPLIT], or digits; see data.source. Images may have any size."""
+    """A folder of images, a .zip, .tar or .tgz shards, an .npz, IDX files, CIFAR's .tar.gz,
+    emoji:FONT, hf:NAME[:SPLIT[:COLUMN]], or digits; see data.source. Images may have any size."""
     out: Path
     """A new .npz; a contact sheet, .png, is written beside it."""
     force: Force = False

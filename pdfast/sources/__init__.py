@@ -24,7 +24,7 @@ from pdfast.progress import Screen
 from pdfast.sources import cifar, digits, emoji, folder, huggingface, idx, image_zip, npz, shards
 from pdfast.sources.pictures import Held, Pictures
 from pdfast.sources.preparing import SETTLED, Order, cache_folder, check_all, key_of, make_once
-from pdfast.sources.reading import Arrays, Wanted
+from pdfast.sources.reading import Arrays, LeftOut, Wanted
 
 
 class _ArrayFiles(Protocol):
@@ -132,16 +132,22 @@ def _stamp(paths: Sequence[Path]) -> str:
 def _files_of_arrays(source: str) -> list[Path]:
     """The files of a source whose images have one size; none of another source."""
     path = idx.train_images(Path(source)) or Path(source)
+    kind = _of_arrays(path)
+    return kind.files(path) if kind else []
+
+
+def _of_arrays(path: Path) -> _ArrayFiles | None:
+    """The module for a file whose images have one size; None for another file, or a folder."""
     for kind in ARRAYS:
-        if kind.reads(path.name) and path.is_file():
-            return kind.files(path)
-    return []
+        if kind.reads(path.name.lower()) and path.is_file():
+            return kind if kind is not cifar or cifar.holds(path) else None
+    return None
 
 
 def count(source: str) -> int | None:
     """How many images `read` would give; None where there is no such set.
 
-    Images are not read for it, but for those of the digits and of CIFAR-10; nor is anything
+    Images are not read for it, but for those of the digits and of CIFAR; nor is anything
     downloaded.
     """
     if huggingface.reads(source) and huggingface.on_hub(source):
@@ -150,9 +156,8 @@ def count(source: str) -> int | None:
     path = Path(source)
     try:
         path = idx.train_images(path) or path
-        for kind in ARRAYS:
-            if kind.reads(path.name) and path.is_file():
-                return kind.count(path)
+        if (kind := _of_arrays(path)) is not None:
+            return kind.count(path)
         found = _open(source, wanted)
     except (UsageError, OSError):
         return None
@@ -177,6 +182,7 @@ def seconds(data: DataConfig, model: NetConfig, arrays: bool = True) -> float | 
 def _open(source: str, wanted: Wanted) -> Arrays | Pictures:
     """What is there, by its name."""
     if source == "digits":
+        digits.check_alone(Path(source))
         return digits.read(wanted)
     path = Path(source)
     try:
@@ -188,17 +194,20 @@ def _open(source: str, wanted: Wanted) -> Arrays | Pictures:
             return shards.find(paths, wanted)
         path = idx.train_images(path) or path
         if path.is_dir():
-            paths = sorted(file for file in path.iterdir() if shards.reads(file.name))
+            left_out = LeftOut()
+            paths = shards.inside(path, left_out)
             if not paths:
                 return folder.find(path, wanted)
             if any(folder.files(path)):
-                raise UsageError(f"{path} holds both images and tar shards: keep them apart")
-            return shards.find(paths, wanted)
+                raise UsageError(
+                    f"{path} holds both images and tar shards, such as {paths[0].name}: keep them "
+                    "apart"
+                )
+            return shards.find(paths, wanted, left_out)
+        if (kind := _of_arrays(path)) is not None:
+            return kind.read(path, wanted)
         if path.is_file():
-            for kind in ARRAYS:
-                if kind.reads(path.name):
-                    return kind.read(path, wanted)
-            if image_zip.reads(path.name):
+            if image_zip.reads(path.name.lower()):
                 return image_zip.find(path, wanted)
             if shards.reads(path.name):
                 return shards.find([path], wanted)
@@ -208,6 +217,6 @@ def _open(source: str, wanted: Wanted) -> Arrays | Pictures:
     if there:
         raise UsageError(
             f"{path} is neither a folder of images nor an .npz, an ...images-idx3-ubyte[.gz] as of "
-            "MNIST, a .tar.gz of CIFAR-10, a .zip or a .tar of images"
+            "MNIST, a .tar.gz of CIFAR, a .zip, or a .tar or .tar.gz of images"
         )
     raise UsageError(f"data source {path} does not exist")

@@ -1,9 +1,33 @@
 """scikit-learn's 8x8 digits, which come inside that package."""
 
+import contextlib
+from pathlib import Path
+
 import numpy as np
 
 from pdfast.errors import UsageError
+from pdfast.sources.pictures import SUFFIXES
 from pdfast.sources.reading import Arrays, Wanted, check_shape
+
+DATA = (".npz", ".zip", ".tar", ".tgz", ".gz", ".parquet", "-ubyte")
+RUN = ("config.toml", "manifest.json")  # of pdfast's own folders
+
+
+def check_alone(here: Path) -> None:
+    """Refuse where the folder of this name may be meant: it holds data, and not only in runs."""
+    with contextlib.suppress(OSError):  # no folder, or none to be read
+        for folder in (here, *(path for path in here.iterdir() if path.is_dir())):
+            inside = [path.name.lower() for path in folder.iterdir()]
+            if any(name in inside for name in RUN):
+                if folder == here:
+                    return
+                continue
+            if any(name.endswith((*SUFFIXES, *DATA)) for name in inside):
+                raise UsageError(
+                    f"{here} is the name of scikit-learn's set, and of the folder "
+                    f"{here.absolute()}: name the folder as ./{here}; for scikit-learn's set, run "
+                    "pdfast in another folder, or rename this one"
+                )
 
 
 def read(wanted: Wanted) -> Arrays:

@@ -1,9 +1,12 @@
-"""Data sets of Hugging Face's `datasets`, `hf:NAME[:SPLIT]`.
+"""Data sets of Hugging Face's `datasets`, `hf:NAME[:SPLIT[:COLUMN]]`.
 
 NAME is a folder that `save_to_disk` wrote, a .parquet file, a folder of them, or the name of a set
 on the hub, which the library downloads once, into its own cache. Pictures and labels are the
-columns of type Image and ClassLabel. No script of a data set is run: from its version 4 on the
-library runs none.
+columns of type Image and ClassLabel, or those that COLUMN names, `image,label` where it is both;
+that may also be a column of whole numbers, which are the classes, or of texts, which are their
+names (class_names.py orders them). .parquet files may order the names of their classes each in its
+own way, which the library itself overlooks: labels go by their names. No script of a data set is
+run: from its version 4 on the library runs none.
 """
 
 import contextlib
@@ -14,31 +17,18 @@ import logging
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, BinaryIO
 
 from pdfast.errors import PdfastError, UsageError
+from pdfast.sources import columns
+from pdfast.sources.columns import NO_LABEL, Table, beyond, kind
 from pdfast.sources.pictures import MAX_BYTES, Pictures
 from pdfast.sources.reading import Wanted, listen
 
 PREFIX = "hf:"
-SPLIT = re.compile(r"(.+):([A-Za-z_][\w.-]*)")
+ON_HUB = re.compile(r"([^:]+):([A-Za-z_][\w.-]*)?(?::(.+))?")
 DEFAULT_SPLIT = "train"  # where there are several
 ROWS = 64  # of a parquet file, read at once
-NO_LABEL = -1  # as the hub's sets have it
-
-
-class _Table(NamedTuple):
-    """One split."""
-
-    num: int
-    features: dict[str, Any]
-    column: Callable[[str], Iterator[Any]]
-    """The values of a column as they are stored, in order."""
-    caches: tuple[Path, ...] = ()
-    """Of a set on the hub, where the library keeps what it downloads: no other path is opened."""
 
 
 def reads(source: str) -> bool:
@@ -48,9 +38,9 @@ def reads(source: str) -> bool:
 
 def absolute(source: str) -> str:
     """The same source, found from any folder."""
-    name, split = _parts(source)
+    name, split, chosen = _parts(source)
     here = Path(name).absolute() if _exists(name) else name
-    return f"{PREFIX}{here}{split and f':{split}'}"
+    return f"{PREFIX}{here}{f':{split}' if split or chosen else ''}{chosen and f':{chosen}'}"
 
 
 def on_hub(source: str) -> bool:
@@ -62,25 +52,24 @@ def find(source: str, wanted: Wanted) -> Pictures:
     """The pictures of a split, in its order."""
     with _reading(source):
         table = _open(source)
-        image = _only(source, table, "Image", "pictures")
-        if image is None:
-            raise UsageError(
-                f"{source} has no column of pictures, type Image (columns: "
-                f"{', '.join(table.features) or 'none'}): cast one to datasets.Image"
-            )
-        classes = _labels(source, table) if wanted.labels else None
-    return Pictures(
-        table.num,
-        lambda start: itertools.islice(_files(source, table, image), start, None),
-        classes,
-    )
+        image, of_labels = columns.choose(source, table, _parts(source)[2], wanted.labels)
+        found = columns.classes(source, table, of_labels) if of_labels is not None else (None, ())
+    return Pictures(table.num, lambda start: _files(source, table, image, start), *found)
 
 
-def _parts(source: str) -> tuple[str, str]:
-    """Name and split, which is empty if none is named."""
+def _parts(source: str) -> tuple[str, str, str]:
+    """Name, split and columns, which are empty if none are named."""
     name = source.removeprefix(PREFIX)
-    match = None if _exists(name) else SPLIT.fullmatch(name)
-    return (match[1], match[2]) if match else (name, "")
+    if _exists(name):
+        return name, "", ""
+    head, rest = name, list[str]()
+    while ":" in head:
+        head, _, last = head.rpartition(":")
+        rest.insert(0, last)
+        if _exists(head):
+            return head, rest[0], ":".join(rest[1:])
+    match = ON_HUB.fullmatch(name)
+    return (match[1], match[2] or "", match[3] or "") if match else (name, "", "")
 
 
 def _exists(name: str) -> bool:
@@ -90,8 +79,8 @@ def _exists(name: str) -> bool:
     return False
 
 
-def _open(source: str) -> _Table:
-    name, split = _parts(source)
+def _open(source: str) -> Table:
+    name, split, _ = _parts(source)
     path = Path(name)
     try:
         datasets = importlib.import_module("datasets")
@@ -104,9 +93,10 @@ def _open(source: str) -> _Table:
             return _parquet(source, path, split, datasets)
         saved = datasets.load_from_disk(path)
         splits = saved if isinstance(saved, dict) else {saved.split or DEFAULT_SPLIT: saved}
-        saved = _split(source, splits, split)
+        chosen, saved = _split(source, splits, split)
         saved.data.validate(full=True)  # no offset in it points outside
-        return _mapped(saved, datasets)
+        _check_names(source, saved, datasets)
+        return _mapped(saved, datasets, f"{PREFIX}{name}:{chosen}")
     try:
         loaded = datasets.load_dataset(name)
     except Exception as error:  # of its own kinds and those of all that it uses
@@ -116,89 +106,152 @@ def _open(source: str) -> _Table:
         ) from None
     kept = (datasets.config.HF_DATASETS_CACHE, datasets.config.HF_CACHE_HOME)
     caches = tuple(Path(folder).resolve() for folder in kept)
-    return _mapped(_split(source, loaded, split), datasets)._replace(caches=caches)
+    chosen, saved = _split(source, loaded, split)
+    return _mapped(saved, datasets, f"{PREFIX}{name}:{chosen}")._replace(caches=caches)
 
 
-def _parquet(source: str, path: Path, split: str, datasets: Any) -> _Table:
+def _parquet(source: str, path: Path, split: str, datasets: Any) -> Table:
     if path.is_file():
-        builder = datasets.load_dataset_builder("parquet", data_files=str(path))
+        with _uncounted(datasets):
+            builder = datasets.load_dataset_builder("parquet", data_files=str(path))
     elif any(path.rglob("*.parquet")):
-        builder = datasets.load_dataset_builder(str(path))
+        with _uncounted(datasets):
+            builder = datasets.load_dataset_builder(str(path))
     else:
         raise UsageError(f"{path} holds neither what save_to_disk writes nor .parquet files")
-    files = _split(source, builder.config.data_files, split)
+    chosen, files = _split(source, builder.config.data_files, split)
     parquet = importlib.import_module("pyarrow.parquet")
+    rows: list[int] = []
+    of_files: list[dict[str, Any]] = []
+    for file in files:
+        listen()
+        with parquet.ParquetFile(file) as opened:
+            rows.append(opened.metadata.num_rows)
+            of_files.append(datasets.Features.from_arrow_schema(opened.schema_arrow))
+    features = dict(of_files[0])
+    for name in features:
+        features[name] = _joined(source, name, files, of_files, datasets)
 
-    def column(name: str) -> Iterator[Any]:
-        for file in files:
-            with parquet.ParquetFile(file) as opened:
-                for batch in opened.iter_batches(ROWS, columns=[name]):
-                    yield from batch.column(0).to_pylist()
+    def column(name: str, start: int) -> Iterator[Any]:
+        for file, num, of_file in zip(files, rows, of_files, strict=True):
+            first, start = start, max(0, start - num)
+            if first < num:
+                change = _renumber(source, name, of_file[name], features[name])
+                values = itertools.islice(_of_file(parquet, file, name), first, None)
+                yield from (map(change, values) if change else values)
 
-    num = sum(parquet.read_metadata(file).num_rows for file in files)
-    features = datasets.Features.from_arrow_schema(parquet.read_schema(files[0]))
-    return _Table(num, features, column)
+    return Table(sum(rows), features, column, f"{PREFIX}{path}:{chosen}")
 
 
-def _mapped(saved: Any, datasets: Any) -> _Table:
+@contextlib.contextmanager
+def _uncounted(datasets: Any) -> Iterator[None]:
+    """Without the library's message to the hub that a set is read: these are files here.
+
+    Where there is no network, it would wait for one.
+    """
+    before = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+    try:
+        yield
+    finally:
+        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = before
+
+
+def _of_file(parquet: Any, file: Any, name: str) -> Iterator[Any]:
+    with parquet.ParquetFile(file) as opened:
+        for batch in opened.iter_batches(ROWS, columns=[name]):
+            yield from batch.column(0).to_pylist()
+
+
+def _joined(
+    source: str, name: str, files: list[Any], of_files: list[dict[str, Any]], datasets: Any
+) -> Any:
+    """The type of a column in all files; of classes with the names of all, in their order."""
+    first = of_files[0][name]
+    names: list[str] = []
+    for file, features in zip(files, of_files, strict=True):
+        of_file = features.get(name)
+        if type(of_file) is not type(first):
+            raise UsageError(
+                f"{source} has the column {name} as {kind(first)} in {files[0]}, but as "
+                f"{kind(of_file)} in {file}: write the files alike"
+            )
+        names += [one for one in getattr(of_file, "names", None) or () if one not in names]
+    return datasets.ClassLabel(names=names) if type(first).__name__ == "ClassLabel" else first
+
+
+def _renumber(source: str, name: str, of_file: Any, joined: Any) -> Callable[[Any], Any] | None:
+    """What makes the numbers of a file's classes those of all files; None where they are."""
+    mine: list[str] = getattr(of_file, "names", None) or []
+    all_: list[str] = getattr(joined, "names", None) or []
+    if mine == all_:
+        return None
+    numbers = [all_.index(one) for one in mine]
+
+    def change(k: int | None) -> int | None:
+        if k is None or k == NO_LABEL:
+            return None
+        if not 0 <= k < len(numbers):
+            raise UsageError(beyond(source, name, k, len(numbers)))
+        return numbers[k]
+
+    return change
+
+
+def _check_names(source: str, saved: Any, datasets: Any) -> None:
+    """Refuse files of one saved set that number the names of their classes differently."""
+    ipc = importlib.import_module("pyarrow.ipc")
+    for file in saved.cache_files:
+        with ipc.open_stream(file["filename"]) as opened:
+            features = datasets.Features.from_arrow_schema(opened.schema)
+        for name, of in saved.features.items():
+            if type(of).__name__ != "ClassLabel":
+                continue
+            names = getattr(features.get(name), "names", None)
+            if names and names != of.names:
+                raise UsageError(
+                    f"{source} numbers the classes of column {name} as {_few(of.names)}, but "
+                    f"{file['filename']} as {_few(names)}: save it again, from the sets that it "
+                    "was made of"
+                )
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def _mapped(saved: Any, datasets: Any, called: str) -> Table:
     """A set that lies in files that are mapped into memory."""
+    plain = saved.with_format(None)  # it may have been saved as tensors, or for some columns only
 
-    def column(name: str) -> Iterator[Any]:
-        stored = saved.select_columns([name])
-        if type(saved.features[name]).__name__ == "Image":
+    def column(name: str, start: int) -> Iterator[Any]:
+        if start >= len(plain):
+            return iter(())
+        stored = plain.select_columns([name])
+        if type(plain.features[name]).__name__ == "Image":
             stored = stored.cast_column(name, datasets.Image(decode=False))
-        return (row[name] for row in stored)
+        return (row[name] for row in stored.select(range(start, len(stored))))
 
-    return _Table(len(saved), saved.features, column)
+    return Table(len(plain), plain.features, column, called)
 
 
-def _split(source: str, splits: dict[str, Any], asked: str) -> Any:
-    """The split that is asked for, or the only one, or that for training."""
+def _split(source: str, splits: dict[str, Any], asked: str) -> tuple[str, Any]:
+    """The split that is asked for, or the only one, or that for training; with its name."""
     names = list(map(str, splits))
     chosen = asked or (names[0] if len(names) == 1 else DEFAULT_SPLIT)
     if chosen not in names:
         raise UsageError(
             f"{source} has no split {chosen}: name one of {', '.join(names) or 'none'} behind it, "
-            f"{PREFIX}NAME:SPLIT"
+            f"{PREFIX}NAME:SPLIT, and a column behind that, {PREFIX}NAME:SPLIT:COLUMN"
         )
-    return splits[chosen]
+    return chosen, splits[chosen]
 
 
-def _only(source: str, table: _Table, kind: str, what: str) -> str | None:
-    """The column of a type; None if there is none."""
-    found = [name for name, of in table.features.items() if type(of).__name__ == kind]
-    if len(found) > 1:
-        raise UsageError(
-            f"{source} has {len(found)} columns of {what}, {', '.join(found)}: keep one, by "
-            "remove_columns of datasets"
-        )
-    return found[0] if found else None
-
-
-def _labels(source: str, table: _Table) -> NDArray[np.int64] | None:
-    """The classes; None if there are none."""
-    column = _only(source, table, "ClassLabel", "labels")
-    if column is None:
-        return None
-    classes = []
-    for k in table.column(column):
-        listen()
-        classes.append(NO_LABEL if k is None else k)
-    numbers = np.array(classes, np.int64)
-    missing = np.flatnonzero(numbers == NO_LABEL)
-    if len(missing) == len(numbers):
-        return None
-    if len(missing):
-        raise UsageError(
-            f"{source}: row {missing[0]} has no label in column {column}, as others have: label "
-            "all or none"
-        )
-    return numbers
-
-
-def _files(source: str, table: _Table, column: str) -> Iterator[tuple[str, Path | BinaryIO]]:
+def _files(
+    source: str, table: Table, column: str, start: int
+) -> Iterator[tuple[str, Path | BinaryIO]]:
     with _reading(source):
-        for n, value in zip(range(table.num), table.column(column), strict=True):
+        for n, value in zip(range(start, table.num), table.column(column, start), strict=True):
             name, stored = f"{source}: row {n}", value or {}
             content, path = stored.get("bytes"), stored.get("path")
             if content is not None and len(content) > MAX_BYTES:

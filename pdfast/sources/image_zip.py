@@ -1,6 +1,7 @@
 """A zip of images as EDM's `dataset_tool.py` makes it, but for their sizes, which may be any.
 
-The labels are in its `dataset.json`: {"labels": [["00000/img00000000.png", 6], ...]}, or null.
+The labels are in its `dataset.json`: {"labels": [["00000/img00000000.png", 6], ...]}, or null. That
+may lie in a folder, as `zip -r set.zip set` has it; its names are then from that folder on.
 """
 
 import io
@@ -14,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pdfast.errors import UsageError
+from pdfast.sources.members import is_picture
 from pdfast.sources.pictures import MAX_BYTES, SUFFIXES, Pictures, label
-from pdfast.sources.reading import Wanted, listen
+from pdfast.sources.reading import LeftOut, Wanted, listen
 from pdfast.sources.zips import open_member, open_zip
 
 LABELS = "dataset.json"
@@ -31,19 +33,18 @@ def reads(name: str) -> bool:
 def find(path: Path, wanted: Wanted) -> Pictures:
     """The pictures in it, by name."""
     with open_zip(path, KIND, MAX_LIST) as archive:
-        names = [name for name in archive.namelist() if _is_picture(name)]
+        left_out = LeftOut()
+        names = [name for name in archive.namelist() if is_picture(name, left_out)]
         if not names:
-            raise UsageError(f"{path} holds no images ({', '.join(SUFFIXES)})")
+            passed = f"; left out: {left_out}" if left_out else ""
+            raise UsageError(f"{path} holds no images ({', '.join(SUFFIXES)}){passed}")
         if len(set(names)) < len(names):
             raise zipfile.BadZipFile("it holds two members of one name")
         names.sort()
         found = _labels(path, archive, names) if wanted.labels else None
-    return Pictures(len(names), lambda start: _files(path, names[start:]), found)
-
-
-def _is_picture(name: str) -> bool:
-    hidden = any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
-    return name.lower().endswith(SUFFIXES) and not hidden
+    return Pictures(
+        len(names), lambda start: _files(path, names[start:]), found, left_out=str(left_out)
+    )
 
 
 def _files(path: Path, names: list[str]) -> Iterator[tuple[str, BinaryIO]]:
@@ -66,11 +67,20 @@ def _content(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
 
 def _labels(path: Path, archive: zipfile.ZipFile, names: list[str]) -> NDArray[np.int64] | None:
     """One a picture, or None if there are none."""
-    if LABELS not in archive.namelist():
+    tables = [name for name in archive.namelist() if f"/{name}".endswith(f"/{LABELS}")]
+    if len(tables) > 1:
+        raise UsageError(f"{path} has two lists of labels, {tables[0]} and {tables[1]}: keep one")
+    if not tables:
+        if any("/" in name for name in names):
+            raise UsageError(
+                f"{path} has no {LABELS}, which a zip's labels are read from; sub-folders are "
+                "classes only in a folder: unzip it, and name the folder as data.source"
+            )
         return None
-    where = f"{path}: {LABELS}"
+    top = tables[0].removesuffix(LABELS)  # the names in it are from there
+    where = f"{path}: {tables[0]}"
     try:
-        table = json.loads(_content(archive, LABELS, MAX_LIST))
+        table = json.loads(_content(archive, tables[0], MAX_LIST))
     except RecursionError:
         raise UsageError(f"{where} is nested too deeply") from None
     pairs = table.get("labels") if isinstance(table, dict) else table
@@ -84,6 +94,7 @@ def _labels(path: Path, archive: zipfile.ZipFile, names: list[str]) -> NDArray[n
         if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)):
             raise UsageError(f"{where} must have `labels`, a list of [name, class] pairs")
         name = pair[0].replace("\\", "/")
+        name = f"{top}{name}" if f"{top}{name}" in found else name
         if name not in found:
             raise UsageError(f"{where} has a label for {name}, which is no picture in the zip")
         found[name] = label(pair[1], f"{where} has for {name} the label")

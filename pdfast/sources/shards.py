@@ -1,43 +1,54 @@
-"""WebDataset shards: tar archives of pictures `<key>.png`, `.jpg`, ..., and labels `<key>.cls`.
+"""WebDataset shards: tar archives of pictures `<key>.png`, `.jpg`, ..., and their labels.
 
-A source is one shard, a folder of them, or a pattern such as `train/{000..009}.tar`. Other members
-of a sample are ignored. Each shard is looked through once for its members, then read in order.
+A source is one shard, a folder of them, or a pattern such as `train/{000..009}.tar`; .tgz and
+.tar.gz are read too. Each shard is looked through once for its members, then read in order.
+
+A picture is any member whose last suffix is a picture's, in capitals or not: `photo_x0.5.png` is
+one. WebDataset ends a key at the first dot, so that `7.png` and `7.mask.png` are fields of one
+sample: two pictures of one key, of which one has no further field or whose fields other keys have
+too, are refused. A part without letters, as in `x0.5`, is no field. The label of `a.b.png` is
+`a.b.cls` or else `a.cls`; see shard_labels.py. Each archive of several in one file has its own
+keys. Links are not followed.
 """
 
 import contextlib
 import io
 import re
-import tarfile
+from array import array
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-import numpy as np
-
 from pdfast.errors import UsageError
-from pdfast.sources.pictures import MAX_BYTES, SUFFIXES, Pictures, label
-from pdfast.sources.reading import UNREADABLE, Wanted, listen
-from pdfast.sources.tars import Entry
+from pdfast.sources import cifar, shard_labels
+from pdfast.sources.members import is_picture
+from pdfast.sources.pictures import MAX_BYTES, SUFFIXES, Pictures
+from pdfast.sources.reading import UNREADABLE, LeftOut, Wanted
+from pdfast.sources.shard_labels import Labels, Said
+from pdfast.sources.tars import Stream, exactly, members, opened
 
-SUFFIX = ".tar"
-PATTERN = re.compile(r"(.*)\{(\d{1,9})\.\.(\d{1,9})\}(.*\.tar)", re.DOTALL)
+ENDINGS = (".tar", ".tgz", ".tar.gz")
+# Archives that would be taken for shards, but are not read.
+OTHERS = re.compile(r".*\.(tar\.\w{2,4}|tbz2?|txz|tzst|zip|7z|rar)", re.IGNORECASE | re.DOTALL)
+PATTERN = re.compile(
+    r"(.*)\{(\d{1,9})\.\.(\d{1,9})\}(.*\.(?:tar|tgz|tar\.gz))", re.IGNORECASE | re.DOTALL
+)
 MAX_SHARDS = 100_000
-MAX_DIGITS = 20  # bytes of a label
 
 
-class _Sample(NamedTuple):
-    name: str
-    offset: int
-    size: int
+class _Shard(NamedTuple):
+    """The pictures of a file, in their order."""
 
-
-class _Entry(Entry):
-    most, notes = MAX_BYTES, True
+    path: Path
+    names: list[str]
+    offsets: "array[int]"
+    sizes: "array[int]"
 
 
 def reads(name: str) -> bool:
     """Whether a file of this name, or a pattern, is for this module."""
-    return name.endswith(SUFFIX)
+    return name.lower().endswith(ENDINGS)
 
 
 def named(source: str) -> list[Path] | None:
@@ -55,81 +66,182 @@ def named(source: str) -> list[Path] | None:
     return paths
 
 
-def find(paths: list[Path], wanted: Wanted) -> Pictures:
-    """The pictures of all shards, in their order."""
-    shards = [(path, _samples(path, wanted.labels)) for path in paths]
-    samples = [sample for _, (found, _) in shards for sample in found]
-    classes = [k for _, (_, of_shard) in shards for k in of_shard]
-    if not samples:
-        raise UsageError(f"{paths[0]} holds no images ({', '.join(SUFFIXES)})")
-    numbers = None
-    if set(classes) != {None}:
-        for path, (found, of_shard) in shards:
-            for sample, k in zip(found, of_shard, strict=True):
-                if k is None:
-                    raise UsageError(
-                        f"{path}: {sample.name} has no label (.cls), as others have: label all "
-                        "or none"
-                    )
-        numbers = np.array(classes, np.int64)
-    of_shards = [(path, found) for path, (found, _) in shards]
-    return Pictures(len(samples), lambda start: _files(of_shards, start), numbers)
-
-
-def _samples(path: Path, labels: bool) -> tuple[list[_Sample], list[int | None]]:
-    """The pictures of a shard, and, if they are asked for, the labels that it has."""
-    pictures: dict[str, _Sample] = {}
-    classes: dict[str, int] = {}
-    with _reading(path) as file, tarfile.open(fileobj=file, mode="r:", tarinfo=_Entry) as archive:
-        for entry in archive:
-            listen()
-            if not 0 <= entry.size <= MAX_BYTES or entry.sparse is not None:
-                raise ValueError(f"its member {entry.name} has {entry.size:,} bytes")
-            folder, _, base = entry.name.rpartition("/")
-            stem, _, kind = base.partition(".")
-            key = f"{folder}/{stem}"
-            if not entry.isreg() or not stem:
-                continue
-            if f".{kind.lower()}" in SUFFIXES:
-                if key in pictures:
-                    raise ValueError(f"{entry.name} is the second picture of its sample")
-                pictures[key] = _Sample(entry.name, entry.offset_data, entry.size)
-            elif labels and kind == "cls":
-                member = archive.extractfile(entry)
-                text = member.read(MAX_DIGITS + 1).decode("ascii", "replace") if member else ""
-                whole = re.fullmatch(r"\s*-?[0-9]{1,18}\s*", text)
-                classes[key] = label(
-                    int(text) if whole else text, f"{path}: {entry.name} holds the label"
+def inside(folder: Path, left_out: LeftOut) -> list[Path]:
+    """The shards of a folder, by name."""
+    found: dict[str, Path] = {}
+    others = []
+    for path in sorted(folder.iterdir()):
+        if not (reads(path.name) or OTHERS.fullmatch(path.name)):
+            continue
+        if path.name.startswith("."):
+            left_out.add("hidden files", path.name)
+        elif not reads(path.name):
+            others.append(path.name)
+        elif path.is_file():
+            stem = re.sub(r"\.(tar|tgz|tar\.gz)$", "", path.name, flags=re.IGNORECASE)
+            if stem in found:
+                raise UsageError(
+                    f"{folder} holds {found[stem].name} and {path.name}, which would be the same "
+                    "shard twice: keep one of them"
                 )
-        # tarfile takes a damaged header for the end, which two blocks of zeros mark.
-        file.seek(archive.offset)
-        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise ValueError("a header is damaged, or its end is missing")
-    for key in classes.keys() - pictures.keys():
-        raise UsageError(f"{path}: {key.lstrip('/')}.cls has no picture beside it")
-    return list(pictures.values()), [classes.get(key) for key in pictures]
+            found[stem] = path
+    for name in others if found else ():
+        left_out.add("archives of a kind that is not read as a shard", name)
+    return list(found.values())
 
 
-def _files(shards: list[tuple[Path, list[_Sample]]], start: int) -> Iterator[tuple[str, BinaryIO]]:
+def find(paths: list[Path], wanted: Wanted, left_out: LeftOut | None = None) -> Pictures:
+    """The pictures of all shards, in their order; `left_out`: what was passed over before."""
+    left_out = LeftOut() if left_out is None else left_out
+    labels = Labels() if wanted.labels else None
+    shards = [_look_through(path, labels, left_out) for path in paths]
+    num = sum(len(shard.names) for shard in shards)
+    if not num:
+        if cifar.holds(paths[0]):
+            raise UsageError(f"{paths[0]} is an archive of CIFAR: name it itself as data.source")
+        passed = f"; left out: {left_out}" if left_out else ""
+        raise UsageError(f"{paths[0]} holds no images ({', '.join(SUFFIXES)}){passed}")
+    for shard in shards:
+        if not shard.names:
+            left_out.add("shards without images", shard.path.name)
+
+    def where(n: int) -> str:
+        for shard in shards:
+            if n < len(shard.names):
+                return f"{shard.path}: {shard.names[n]}"
+            n -= len(shard.names)
+        raise IndexError(n)
+
+    source = str(paths[0].parent if len(paths) > 1 else paths[0])
+    numbers, names = labels.classes(source, where) if labels else (None, ())
+    return Pictures(num, lambda start: _files(shards, start), numbers, names, str(left_out))
+
+
+def _look_through(path: Path, labels: Labels | None, left_out: LeftOut) -> _Shard:
+    """The pictures of a shard; what it says of their classes goes to `labels`."""
+    shard = _Shard(path, [], array("q"), array("q"))
+    found: dict[str, dict[str, Said]] = {kind: {} for kind in shard_labels.KINDS}
+    archive = begin = 0
+    with _reading(path) as stream:
+        for member in members(stream, MAX_BYTES):
+            if member.archive != archive:
+                _end(shard, begin, found, labels)
+                archive, begin = member.archive, len(shard.names)
+            if member.kind == "folder" or not is_picture(member.name, left_out, path.name):
+                stem, _, kind = member.name.rpartition(".")
+                if labels is not None and member.kind == "file" and kind.lower() in found:
+                    size = min(member.size, shard_labels.most(kind.lower()))
+                    said = labels.read(kind.lower(), exactly(stream, size))
+                    found[kind.lower()][_plain(stem)] = said
+            elif member.kind != "file":
+                why = "links" if member.kind == "link" else "members that are no files"
+                left_out.add(why, f"{path.name}: {member.name}")
+            else:
+                shard.names.append(member.name)
+                shard.offsets.append(member.offset)
+                shard.sizes.append(member.size)
+        _end(shard, begin, found, labels)
+    return shard
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix("./")
+
+
+def _end(
+    shard: _Shard, begin: int, found: dict[str, dict[str, Said]], labels: Labels | None
+) -> None:
+    """Check the keys of an archive's pictures, from number `begin` on, and find their labels."""
+    names = [_plain(name) for name in shard.names[begin:]]
+    _check(shard.path, names)
+    if labels is None:
+        return
+    used = set()
+    for name in names:
+        said = []
+        for kind, of_kind in found.items():
+            key = next((key for key in _keys(name) if key in of_kind), None)
+            if key is not None:
+                said.append(of_kind[key])
+                if kind == "cls":
+                    used.add(key)
+        labels.add(said)
+    for key in found["cls"]:
+        if key not in used:
+            raise UsageError(f"{shard.path}: {key}.cls has no picture beside it")
+    for of_kind in found.values():
+        of_kind.clear()
+
+
+def _keys(name: str) -> Iterator[str]:
+    """What the label of a picture may be called: its name up to any of its dots, the last first."""
+    folder, slash, base = name.rpartition("/")
+    while "." in base:
+        base = base.rpartition(".")[0]
+        yield f"{folder}{slash}{base}"
+
+
+def _check(path: Path, names: list[str]) -> None:
+    """Refuse pictures that may be fields of one sample, such as an image and its mask."""
+    stems: dict[str, str] = {}
+    for name in names:
+        other = stems.setdefault(name.rpartition(".")[0], name)
+        if other is not name:
+            raise UsageError(
+                f"{path}: {name} is the second picture of its sample, after {other}: keep one"
+            )
+    if all(stem.rpartition("/")[2].count(".") == 0 for stem in stems):
+        return
+    fields = {name: _field(name) for name in names}
+    of_key: dict[str, list[str]] = {}
+    for name, (key, _) in fields.items():
+        of_key.setdefault(key, []).append(name)
+    common = Counter(field for _, field in fields.values())
+    for together in of_key.values():
+        for name in together if len(together) > 1 else ():
+            field = fields[name][1]
+            if "." not in field or common[field] > 1:
+                other = next(n for n in together if n != name)
+                raise UsageError(
+                    f"{path}: {name} and {other} may be two pictures of one sample, such as an "
+                    "image and its mask, or two images: keep one of each sample, or rename them "
+                    "so that no names are the same up to the first dot"
+                )
+
+
+def _field(name: str) -> tuple[str, str]:
+    """A picture's key and field, as in `000/7` and `mask.png`."""
+    folder, slash, base = name.rpartition("/")
+    parts = base.split(".")
+    split = 1
+    while split < len(parts) - 1 and not any(letter.isalpha() for letter in parts[split]):
+        split += 1
+    return f"{folder}{slash}{'.'.join(parts[:split])}", ".".join(parts[split:]).lower()
+
+
+def _files(shards: list[_Shard], start: int) -> Iterator[tuple[str, BinaryIO]]:
     """The pictures from number `start` on."""
-    for path, found in shards:
-        samples, start = found[start:], max(0, start - len(found))
-        with _reading(path) as file:
-            for name, offset, size in samples:
-                file.seek(offset)
-                content = file.read(size)
-                if len(content) < size:
-                    raise EOFError(f"{name} is cut short")
-                yield f"{path}: {name}", io.BytesIO(content)
+    for path, names, offsets, sizes in shards:
+        first, start = start, max(0, start - len(names))
+        if first >= len(names):
+            continue
+        with _reading(path) as stream:
+            for n in range(first, len(names)):
+                try:
+                    stream.skip_to(offsets[n])
+                    content = exactly(stream, sizes[n])
+                except EOFError:
+                    raise EOFError(f"{names[n]} is cut short") from None
+                yield f"{path}: {names[n]}", io.BytesIO(content)
 
 
 @contextlib.contextmanager
-def _reading(path: Path) -> Iterator[BinaryIO]:
-    """The file; what goes wrong as UsageError."""
+def _reading(path: Path) -> Iterator[Stream]:
+    """The archive; what goes wrong as UsageError."""
     try:
         with path.open("rb") as file:
-            yield file
+            yield opened(file)
     except UsageError:
         raise
-    except (*UNREADABLE, tarfile.TarError) as error:
+    except UNREADABLE as error:
         raise UsageError(f"{path} is not a readable tar shard ({error})") from None
