@@ -1,4 +1,4 @@
-"""Sets are prepared once, on all cores, in a file that processes share; no half-made one is left."""
+"""Sets are prepared once, on all cores, in a file that all share; no half-made one is left."""
 
 import json
 import os

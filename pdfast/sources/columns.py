@@ -25,6 +25,8 @@ class Table(NamedTuple):
     """The values of a column as they are stored, in order, from a row on."""
     called: str = ""
     """The source, with the split."""
+    files: tuple[Path, ...] = ()
+    """All that lie in it."""
     caches: tuple[Path, ...] = ()
     """Of a set on the hub, where the library keeps what it downloads: no other path is opened."""
 

@@ -48,7 +48,7 @@ def find(source: str) -> Pictures:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from None
     except UNREADABLE as error:
         raise UsageError(f"{path} is not a readable emoji font ({error})") from None
-    return Pictures(len(found), lambda start: _files(path, found[start:]))
+    return Pictures(len(found), lambda start: _files(path, found[start:]), paths=lambda: [path])
 
 
 def _files(path: Path, found: list[tuple[int, memoryview]]) -> Iterator[tuple[str, BinaryIO]]:

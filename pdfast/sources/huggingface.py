@@ -17,12 +17,12 @@ import logging
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from pdfast.errors import PdfastError, UsageError
 from pdfast.sources import columns
 from pdfast.sources.columns import NO_LABEL, Table, beyond, kind
-from pdfast.sources.pictures import MAX_BYTES, Pictures
+from pdfast.sources.pictures import MAX_BYTES, Held, Pictures
 from pdfast.sources.reading import Wanted, listen
 
 PREFIX = "hf:"
@@ -54,7 +54,12 @@ def find(source: str, wanted: Wanted) -> Pictures:
         table = _open(source)
         image, of_labels = columns.choose(source, table, _parts(source)[2], wanted.labels)
         found = columns.classes(source, table, of_labels) if of_labels is not None else (None, ())
-    return Pictures(table.num, lambda start: _files(source, table, image, start), *found)
+    numbers, names = found
+
+    def files(start: int) -> Iterator[tuple[str, Held]]:
+        return _files(source, table, image, start)
+
+    return Pictures(table.num, files, numbers, names, paths=lambda: table.files)
 
 
 def _parts(source: str) -> tuple[str, str, str]:
@@ -140,7 +145,8 @@ def _parquet(source: str, path: Path, split: str, datasets: Any) -> Table:
                 values = itertools.islice(_of_file(parquet, file, name), first, None)
                 yield from (map(change, values) if change else values)
 
-    return Table(sum(rows), features, column, f"{PREFIX}{path}:{chosen}")
+    called, paths = f"{PREFIX}{path}:{chosen}", tuple(Path(file) for file in files)
+    return Table(sum(rows), features, column, called, paths)
 
 
 @contextlib.contextmanager
@@ -232,7 +238,8 @@ def _mapped(saved: Any, datasets: Any, called: str) -> Table:
             stored = stored.cast_column(name, datasets.Image(decode=False))
         return (row[name] for row in stored.select(range(start, len(stored))))
 
-    return Table(len(plain), plain.features, column, called)
+    files = tuple(Path(file["filename"]) for file in plain.cache_files)
+    return Table(len(plain), plain.features, column, called, files)
 
 
 def _split(source: str, splits: dict[str, Any], asked: str) -> tuple[str, Any]:
@@ -247,21 +254,19 @@ def _split(source: str, splits: dict[str, Any], asked: str) -> tuple[str, Any]:
     return chosen, splits[chosen]
 
 
-def _files(
-    source: str, table: Table, column: str, start: int
-) -> Iterator[tuple[str, Path | BinaryIO]]:
+def _files(source: str, table: Table, column: str, start: int) -> Iterator[tuple[str, Held]]:
     with _reading(source):
         for n, value in zip(range(start, table.num), table.column(column, start), strict=True):
             name, stored = f"{source}: row {n}", value or {}
             content, path = stored.get("bytes"), stored.get("path")
             if content is not None and len(content) > MAX_BYTES:
-                raise UsageError(f"{name} has {len(content):,} bytes: make it smaller")
-            if content is not None:
+                yield name, UsageError(f"{name} has {len(content):,} bytes: make it smaller")
+            elif content is not None:
                 yield name, io.BytesIO(content)
             elif path and any(Path(path).resolve().is_relative_to(c) for c in table.caches):
                 yield name, Path(path)
             else:
-                raise UsageError(f"{name} holds no picture: store the picture itself in it")
+                yield name, UsageError(f"{name} holds no picture: store the picture itself in it")
 
 
 @contextlib.contextmanager

@@ -7,16 +7,16 @@ may lie in a folder, as `zip -r set.zip set` has it; its names are then from tha
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pdfast.errors import UsageError
 from pdfast.sources.members import is_picture
-from pdfast.sources.pictures import MAX_BYTES, SUFFIXES, Pictures, label
+from pdfast.sources.pictures import MAX_BYTES, SUFFIXES, Held, Pictures, label
 from pdfast.sources.reading import LeftOut, Wanted, listen
 from pdfast.sources.zips import open_member, open_zip
 
@@ -43,14 +43,26 @@ def find(path: Path, wanted: Wanted) -> Pictures:
         names.sort()
         found = _labels(path, archive, names) if wanted.labels else None
     return Pictures(
-        len(names), lambda start: _files(path, names[start:]), found, left_out=str(left_out)
+        len(names),
+        lambda start: _files(path, names[start:]),
+        found,
+        left_out=str(left_out),
+        paths=lambda: [path],
     )
 
 
-def _files(path: Path, names: list[str]) -> Iterator[tuple[str, BinaryIO]]:
+def _files(path: Path, names: list[str]) -> Iterator[tuple[str, Held]]:
     with open_zip(path, KIND, MAX_LIST) as archive:
         for name in names:
-            yield f"{path}: {name}", io.BytesIO(_content(archive, name, MAX_BYTES))
+            where = f"{path}: {name}"
+            yield where, _held(archive, name, where)
+
+
+def _held(archive: zipfile.ZipFile, name: str, where: str) -> Held:
+    try:
+        return io.BytesIO(_content(archive, name, MAX_BYTES))
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        return UsageError(f"{where} cannot be read ({error}): repair or remove it")
 
 
 def _content(archive: zipfile.ZipFile, name: str, most: int) -> bytes:

@@ -114,7 +114,9 @@ def find(paths: list[Path], wanted: Wanted, left_out: LeftOut | None = None) -> 
 
     source = str(paths[0].parent if len(paths) > 1 else paths[0])
     numbers, names = labels.classes(source, where) if labels else (None, ())
-    return Pictures(num, lambda start: _files(shards, start), numbers, names, str(left_out))
+    return Pictures(
+        num, lambda start: _files(shards, start), numbers, names, str(left_out), lambda: paths
+    )
 
 
 def _look_through(path: Path, labels: Labels | None, left_out: LeftOut) -> _Shard:
