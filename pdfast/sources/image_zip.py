@@ -14,7 +14,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from pdfast.errors import UsageError
+from pdfast.errors import UsageError, printable
 from pdfast.sources.members import is_picture
 from pdfast.sources.pictures import MAX_BYTES, SUFFIXES, Pictures, label
 from pdfast.sources.reading import LeftOut, Wanted, listen
@@ -43,7 +43,10 @@ def find(path: Path, wanted: Wanted) -> Pictures:
         names.sort()
         found = _labels(path, archive, names) if wanted.labels else None
     return Pictures(
-        len(names), lambda start: _files(path, names[start:]), found, left_out=str(left_out)
+        len(names),
+        lambda start: _files(path, names[start:]),
+        found,
+        left_out=printable(str(left_out)),
     )
 
 
