@@ -208,6 +208,8 @@ def described(data: Dataset, config: DataConfig) -> str:
     text = f"{len(data):,} images of {config.source}, as {height}x{width} {colour}"
     if data.held_out is not None:
         text += f", {len(data.held_out):,} of them held out of training"
+    if data.left_out:
+        text += f"; left out: {data.left_out}"
     return text
 
 

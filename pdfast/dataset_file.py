@@ -16,7 +16,7 @@ from pdfast.marked import save_png
 from pdfast.plots import grid, rows
 from pdfast.progress import Screen
 from pdfast.sources import npz, preparing
-from pdfast.sources.preparing import MAX_BAD, Order
+from pdfast.sources.preparing import Order
 from pdfast.sources.reading import Wanted
 
 Duplicates = Literal["keep", "drop"]
@@ -80,7 +80,8 @@ def make(
         f"{out}: {_summary(images, classes, names)}; exact duplicates {what}: {made.repeated:,}; "
         f"{sheet}"
     )
-    _say_left_out(found.left_out, made.bad, out, screen)
+    if lacking := preparing.left_out(out):
+        screen.warn(f"left out: {lacking}")
 
 
 def _check_classes(source: str, numbers: NDArray[np.integer[Any]] | None) -> None:
@@ -101,16 +102,6 @@ def _warn_of_contradictions(
             f"{count:,} images repeat one of another class, such as image {n} (class {labels[n]}), "
             f"which is image {k} (class {labels[k]}); {kept}"
         )
-
-
-def _say_left_out(passed_over: str, bad: list[str], out: Path, screen: Screen) -> None:
-    """What of the source is not in the set."""
-    if passed_over:
-        screen.warn(f"left out: {passed_over}")
-    if bad:
-        more = f"; ... (all are listed in {out}, `about`)" if len(bad) > MAX_BAD else ""
-        listed = "; ".join(bad[:MAX_BAD])
-        screen.warn(f"left out: {len(bad):,} images that cannot be used: {listed}{more}")
 
 
 def _summary(images: Images, classes: Labels | None, names: Names) -> str:

@@ -265,11 +265,11 @@ def test_skipped_pictures_are_counted_and_listed(folder, tmp_path, capsys):
     assert main(["data", str(folder), "--size=8", "--labels", "--skip-bad", f"--out={out}"]) == 0
     said = capsys.readouterr().out
     assert "12 images of 8x8x3, 3 classes (0 class0: 2, 1 class1: 2, 2 class2: 8)" in said
-    assert f"warning: left out: 12 images that cannot be used: {paths[0]} is not a readable" in said
+    assert f"left out: images that cannot be used: 12 ({paths[0]} is not a readable image" in said
     with np.load(out) as arrays:
-        left_out = json.loads(str(arrays["about"]))["left_out"]
+        bad = json.loads(str(arrays["about"]))["unusable"]
         assert arrays["class_names"].tolist() == ["class0", "class1", "class2"]
-    assert [text.split()[0] for text in left_out] == list(map(str, paths))
+    assert [text.split()[0] for text in bad] == list(map(str, paths))
 
 
 # ------------------------------------------------------------------------------------------

@@ -92,7 +92,9 @@ def test_each_of_several_archives_has_its_own_keys(tmp_path):
     one = [("0.png", PNGS[0]), ("0.cls", b"4")]
     two = [("0.cls", b"7"), ("0.png", PNGS[1])]
     expect(load(write(tmp_path / "a.tar", tar(one) + tar(two))), [0, 1], [4, 7])
-    refused(write(tmp_path / "a.tar", [*one, *two]), "0.png is the second picture of its sample")
+    path = write(tmp_path / "a.tar", [*one, *two])
+    refused(path, "0.cls is the second label of its sample")
+    refused(path, "0.png is the second picture of its sample, after 0.png: keep one", model=PLAIN)
 
 
 @pytest.mark.parametrize("pack", [bytes, packed])
@@ -418,6 +420,9 @@ LABELS = {
     "in capitals": ("CLS", ["3", "0", "3", "12"], [3, 0, 3, 12], ()),
     "names": ("cls", ["dog", "cat\n", "dog", "ant"], [2, 1, 2, 0], ("ant", "cat", "dog")),
     "names that are not ASCII": ("cls", ["é", "z", "é", "ä"], [2, 0, 2, 1], ("z", "ä", "é")),
+    "of another suffix": ("class", ["3", "0", "3", "12"], [3, 0, 3, 12], ()),
+    "json of another suffix": ("jsn", table(label=[3, 0, 3, 12]), [3, 0, 3, 12], ()),
+    "text of another suffix": ("text", ["7", "9", "9", "7"], [7, 9, 9, 7], ()),
     "json": ("json", table(label=[3, 0, 3, 12], width=[1, 2, 3, 4]), [3, 0, 3, 12], ()),
     "json of pandas": ("json", table(label=[3.0, 0.0, 3.0, 1.0]), [3, 0, 3, 1], ()),
     "json of text": ("json", table(label=["3", "0", "3", "1"]), [3, 0, 3, 1], ()),
@@ -516,6 +521,21 @@ def test_bad_labels(tmp_path, case):
     path = write(tmp_path / "a.tar", labelled(kind, contents))
     refused(path, str(path), message)
     assert len(load(path, PLAIN).images) == len(contents)  # they are looked at where they count
+
+
+def test_two_labels_of_one_sample(tmp_path):
+    path = tmp_path / "a.tar"
+    expect(load(write(path, [*samples(0, 3), ("000001.cls", b"1\n")])), range(3), [0, 1, 2])
+    for name in ("000001.cls", "./000001.CLS", "000001.class"):
+        write(path, [*samples(0, 3), (name, b"2")])
+        refused(
+            path, f"a.tar: {name} is the second label of its sample, and differs from the first"
+        )
+
+
+def test_what_is_left_out_does_nothing_to_a_terminal(tmp_path):
+    path = write(tmp_path / "a.tar", [*samples(0, 2), ("\x1b[2J\n.heic", b"x")])
+    assert left_out(path) == ("images of a kind that is not read: 1 (a.tar: \\x1b[2J\\n.heic)")
 
 
 def test_the_shard_without_labels_is_named(tmp_path):

@@ -21,9 +21,20 @@ import numpy as np
 from pdfast.config import DataConfig, NetConfig
 from pdfast.errors import UsageError
 from pdfast.progress import Screen
-from pdfast.sources import cifar, digits, emoji, folder, huggingface, idx, image_zip, npz, shards
+from pdfast.sources import (
+    cifar,
+    digits,
+    emoji,
+    folder,
+    huggingface,
+    idx,
+    image_zip,
+    npz,
+    preparing,
+    shards,
+)
 from pdfast.sources.pictures import Held, Pictures
-from pdfast.sources.preparing import SETTLED, Order, cache_folder, check_all, key_of, make_once
+from pdfast.sources.preparing import SETTLED, Order
 from pdfast.sources.reading import Arrays, LeftOut, Wanted
 
 
@@ -51,11 +62,14 @@ def read(data: DataConfig, model: NetConfig, screen: Screen | None = None) -> Ar
     if not isinstance(found, Pictures):
         return found._replace(stamp=before)
     order, shown = Order(source, asked), screen or Screen(quiet=True)
-    key = key_of(order, found, settle=True)
-    path = cache_folder() / f"prepared-{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
-    make_once(order, found, path, shown, key)
+    key = preparing.key_of(order, found, settle=True)
+    path = (
+        preparing.cache_folder() / f"prepared-{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
+    )
+    preparing.make_once(order, found, path, shown, key)
     try:
-        return npz.read_prepared(path, asked)._replace(stamp=_stamp([path]))
+        read = npz.read_prepared(path, asked)
+        return read._replace(stamp=_stamp([path]), left_out=preparing.left_out(path))
     finally:
         if not list(found.paths()):  # of what it was made cannot be told the next time
             path.unlink(missing_ok=True)
@@ -175,7 +189,7 @@ def seconds(data: DataConfig, model: NetConfig, arrays: bool = True) -> float | 
         return time.perf_counter() - start
     begun, num = time.perf_counter(), min(FEW, found.num)
     few = Pictures(num, lambda first: itertools.islice(found.files(first), num))
-    check_all(Order(source, asked), few)
+    preparing.check_all(Order(source, asked), few)
     return begun - start + (time.perf_counter() - begun) * found.num / num
 
 

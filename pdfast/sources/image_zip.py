@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pdfast.errors import UsageError
+from pdfast.errors import UsageError, printable
 from pdfast.sources.members import is_picture
 from pdfast.sources.pictures import MAX_BYTES, SUFFIXES, Held, Pictures, label
 from pdfast.sources.reading import LeftOut, Wanted, listen
@@ -46,7 +46,7 @@ def find(path: Path, wanted: Wanted) -> Pictures:
         len(names),
         lambda start: _files(path, names[start:]),
         found,
-        left_out=str(left_out),
+        left_out=printable(str(left_out)),
         paths=lambda: [path],
     )
 

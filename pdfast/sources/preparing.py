@@ -416,9 +416,21 @@ class _Work:
             about["class_counts"] = dict(zip(numbers.tolist(), counts.tolist(), strict=True))
         if self._found.names:
             found["class_names"] = np.array(self._found.names)
-        left_out = [self._found.left_out] if self._found.left_out else []
-        about["left_out"] = left_out + list(self._bad.values())
+        about |= {"left_out": self._found.left_out, "unusable": list(self._bad.values())}
         return found | {"about": np.array(json.dumps(about))}
+
+
+def left_out(path: Path) -> str:
+    """What of its source is not in a prepared file, and why, in words; "" if nothing is lacking."""
+    with np.load(path) as arrays:
+        about = json.loads(str(arrays["about"]))
+    passed_over, bad = about["left_out"], about["unusable"]
+    found = [passed_over] if passed_over else []
+    if bad:
+        more = f"; ... (all are listed in {path}, `about`)" if len(bad) > MAX_BAD else ""
+        listed = "; ".join(bad[:MAX_BAD])
+        found.append(f"images that cannot be used: {len(bad):,} ({listed}{more})")
+    return "; ".join(found)
 
 
 def threads() -> int:

@@ -1,5 +1,7 @@
 """Labels of WebDataset's samples: `<key>.cls`, `<key>.json` or `<key>.txt`, in this order.
 
+Their other suffixes are .class, .jsn and .text. Two that differ, of one kind, are refused.
+
 Whole numbers are classes as they are; texts are names of classes, which are numbered in the order
 of class_names.py. All of a set's labels are one or the other.
 
@@ -32,6 +34,8 @@ KEYS = (
     *("label_name", "class_name", "category_name"),
 )
 KINDS = ("cls", "json", "txt")
+SUFFIXES = {kind: kind for kind in KINDS} | {"class": "cls", "jsn": "json", "text": "txt"}
+"""Of members, as WebDataset's own decoders know them: which kind each is."""
 MAX_JSON = 2**20  # bytes of a sample's .json, of which a longer one is no label
 MAX_TEXTS = 2**16  # different texts in .txt; more are captions
 WHOLE = re.compile(r"-?[0-9]{1,18}")

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from pdfast.errors import UsageError
+from pdfast.errors import UsageError, printable
 from pdfast.sources import cifar, shard_labels
 from pdfast.sources.members import is_picture
 from pdfast.sources.pictures import MAX_BYTES, SUFFIXES, Pictures
@@ -115,7 +115,12 @@ def find(paths: list[Path], wanted: Wanted, left_out: LeftOut | None = None) -> 
     source = str(paths[0].parent if len(paths) > 1 else paths[0])
     numbers, names = labels.classes(source, where) if labels else (None, ())
     return Pictures(
-        num, lambda start: _files(shards, start), numbers, names, str(left_out), lambda: paths
+        num,
+        lambda start: _files(shards, start),
+        numbers,
+        names,
+        printable(str(left_out)),
+        lambda: paths,
     )
 
 
@@ -130,11 +135,16 @@ def _look_through(path: Path, labels: Labels | None, left_out: LeftOut) -> _Shar
                 _end(shard, begin, found, labels)
                 archive, begin = member.archive, len(shard.names)
             if member.kind == "folder" or not is_picture(member.name, left_out, path.name):
-                stem, _, kind = member.name.rpartition(".")
-                if labels is not None and member.kind == "file" and kind.lower() in found:
-                    size = min(member.size, shard_labels.most(kind.lower()))
-                    said = labels.read(kind.lower(), exactly(stream, size))
-                    found[kind.lower()][_plain(stem)] = said
+                stem, _, suffix = _plain(member.name).rpartition(".")
+                kind = shard_labels.SUFFIXES.get(suffix.lower())
+                if labels is not None and member.kind == "file" and kind is not None:
+                    size = min(member.size, shard_labels.most(kind))
+                    said = labels.read(kind, exactly(stream, size))
+                    if found[kind].setdefault(stem, said) != said:
+                        raise UsageError(
+                            f"{path}: {member.name} is the second label of its sample, and differs "
+                            "from the first: keep one"
+                        )
             elif member.kind != "file":
                 why = "links" if member.kind == "link" else "members that are no files"
                 left_out.add(why, f"{path.name}: {member.name}")
