@@ -353,9 +353,9 @@ def evaluate(
     A run directory gets its report.json, report.md, report.png and report.html written again,
     unless all that they depend on is as it was. A model's numbers go to `out` (eval-<model> beside
     it); its data come from `config`, or from the run directory that the model lies in. `steps`,
-    `num`, `precision`, `detector` and `guidance` replace the config's. `other_data`: a run, or a
-    model in one, is meant to be compared with data other than it was begun with, which is refused
-    otherwise. `timeout` as in `train`.
+    `num`, `precision`, `detector`, `classes` and `guidance` replace the config's. `other_data`: a
+    run, or a model in one, is meant to be compared with data other than it was begun with, or of
+    classes of other names, which is refused otherwise. `timeout` as in `train`.
     A killed evaluation leaves its samples in eval-state/, and the same call goes on from there;
     figures stay there, and are not measured twice.
     Ctrl-C, other signals and `stop`, asked at every sampling step, end it as they end `train`.

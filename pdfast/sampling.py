@@ -68,8 +68,8 @@ def sample_to(
         if model.steps not in (0, steps):
             screen.warn(f"{model_dir} was distilled to {counted(model.steps)}, not to {steps}")
         distributed.from_first(lambda: _write(images.cpu(), out, force))
-        of = "" if number is None else f" of class {shown(number, model.class_names)}"
-        screen.say(f"{num} images{of} in {counted(steps)} (seed {seed}): {out}")
+        of = "" if number is None else f", class {shown(number, model.class_names)}"
+        screen.say(f"{num} images in {counted(steps)} (seed {seed}{of}): {out}")
 
 
 def _check(model: Model, out: Path, num: int, seed: int, label: str | None) -> None:

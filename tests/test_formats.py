@@ -124,6 +124,7 @@ def test_a_run_ends_where_it_would_have_ended(old, name, capsys):
     assert said.count("kept no digest of the data") == 1
     assert f"warning: {run} was begun by pdfast 0.1.0, which kept no digest of the data" in said
     assert not (run / "state").exists()
+    assert load_config(run / "config.toml").eval.classes == "even"  # as it drew them
     for model in MODELS:
         expected = safetensors.torch.load_file(OLD / "evaluating" / model / "model.safetensors")
         assert_close(checkpoint.load_model(run / model).weights(), expected)

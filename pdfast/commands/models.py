@@ -92,7 +92,8 @@ class Eval(Machines):
     guidance: float | None = None
     """Weight of classifier-free guidance, as eval.guidance; that of the config if left out."""
     other_data: FlagCreatePairsOff[bool] = False
-    """Compare a run, or a model in one, with data other than it was begun with."""
+    """Compare a run, or a model in one, with data other than it was begun with, or any model with
+    data whose classes have other names."""
 
     def run(self) -> None:
         """Run the command."""
