@@ -24,6 +24,7 @@ from pdfast.judge import Judge
 from pdfast.model import Model
 from pdfast.own import dataset
 from pdfast.tables import from_table
+from pdfast.trackers import Axis
 
 NET = {"image_size": 4, "channels": 1, "ch": 4, "emb_ch": 8, "ch_mult": [1]}
 NET |= {"num_res_blocks": 1, "attn_resolutions": [], "groups": 2, "num_classes": 4}
@@ -241,6 +242,20 @@ def test_other_shares_do_not_take_samples_that_were_kept(config, asked, tmp_path
     assert found["even"] != found["data"]
     with pytest.raises(UsageError, match=r"eval\.classes"):
         pdfast.evaluate(tmp_path / "run", classes="odd", quiet=True)
+
+
+def test_an_evaluation_says_which_classes_have_no_images(config, tmp_path, capsys):
+    pdfast.save(random_model(config.model, 0, torch.float32), tmp_path / "model")
+    pdfast.evaluate(tmp_path / "model", config=config, out=tmp_path / "e")
+    said = capsys.readouterr().out
+    assert said.count("the data have no images of classes 1, 3: no sample of them is judged") == 1
+    assert "classes of samples: drawn by the class shares of the reference set" in said
+    assert "classes of the set: 0: 40 %, 2: 60 %; no images of classes 1, 3" in said
+
+
+def test_trackers_plot_no_way_of_drawing(config):
+    line = {"round": 1, "steps": 2, "distance": 1.5, "class_shares": 1}
+    assert Axis(config).point(line).values == {"rounds/distance": 1.5}
 
 
 def test_a_set_without_labels_is_compared_with_all_classes(config, asked, tmp_path):
