@@ -17,6 +17,7 @@ from pdfast.cli import main
 from pdfast.config import Config, NetConfig
 from pdfast.data import Dataset
 from pdfast.detectors.opening import without_network
+from pdfast.detectors.plain import PIXEL
 from pdfast.draws import Draws, Stream, index_below
 from pdfast.errors import PdfastError, Stopped, UsageError
 from pdfast.formats import FORMAT
@@ -128,6 +129,10 @@ def test_samples_are_of_the_judges_classes_in_any_parts():
     data = Dataset(images(100), labels_of(COUNTS))
     judge = Judge(data, 150, 3, without_network(data), model=model)
     assert set(judge.labels.tolist()) == {0, 2}
+    assert judge.key()["classes"] == judge.draw.key != ""
+    both = Dataset(data.images, labels_of((40, 1, 58, 1)))
+    evenly_drawn = Judge(both, 150, 3, without_network(both), model=model, shares="even")
+    assert "classes" not in evenly_drawn.key()  # as before there was a choice
     whole = judge.sampled(model, 2, 150)
     expected = model.to_stored(model.sample(150, 2, 3, label=judge.labels))
     assert torch.equal(whole, expected)
@@ -240,8 +245,49 @@ def test_other_shares_do_not_take_samples_that_were_kept(config, asked, tmp_path
         kept = found.setdefault(report["facts"]["classes"], report["classes"])
         assert kept == report["classes"]
     assert found["even"] != found["data"]
+    asked.clear()
+    pdfast.distill(config, out=tmp_path / "run", quiet=True)  # nor are rounds judged again
+    assert not asked
     with pytest.raises(UsageError, match=r"eval\.classes"):
         pdfast.evaluate(tmp_path / "run", classes="odd", quiet=True)
+
+
+def test_samples_of_other_shares_that_an_evaluation_left_are_not_judged(
+    config, asked, tmp_path, monkeypatch
+):
+    """Those of the same are."""
+    pdfast.save(random_model(config.model, 0, torch.float32), tmp_path / "model")
+
+    def evaluate(how):
+        asked.clear()
+        out = tmp_path / "e"
+        pdfast.evaluate(tmp_path / "model", config=config, classes=how, out=out, quiet=True)
+
+    def fails(judge, images):
+        raise PdfastError("stopped here")
+
+    for how in ("even", "data"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Judge, "figure", fails)
+            with pytest.raises(PdfastError, match="stopped here"):
+                evaluate(how)
+        assert sum(map(len, asked)) == 100
+    for how, sampled in (("data", 0), ("even", 100)):  # a whole report forgets all samples
+        evaluate(how)
+        assert sum(map(len, asked)) == sampled
+        table = json.loads((tmp_path / "e" / "eval.json").read_text())
+        data = np.load(tmp_path / "set.npz")
+        judge = Judge(
+            Dataset(torch.from_numpy(data["images"]), torch.from_numpy(data["labels"])),
+            100,
+            0,
+            PIXEL,
+            model=pdfast.load(tmp_path / "model"),
+            shares=how,
+        )
+        model = pdfast.load(tmp_path / "model")
+        images = model.sample_images(100, 2, label=judge.labels)
+        assert table["model"]["2"] == pytest.approx(judge.distance(images), rel=1e-12)
 
 
 def test_an_evaluation_says_which_classes_have_no_images(config, tmp_path, capsys):
