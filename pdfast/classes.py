@@ -51,7 +51,7 @@ class Classes:
     """The classes of a model and of the images of a set."""
 
     names: tuple[str, ...]
-    """By number; "" for a class without a name, as for all from the end on."""
+    """By number, "" for a class without a name; there may be fewer names than classes."""
     counts: tuple[int, ...]
     """Images of each, by number."""
 
