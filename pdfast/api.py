@@ -22,11 +22,12 @@ from pdfast import (
     own,
     peers,
     record,
+    same_classes,
     set_digest,
     sources,
     trackers,
 )
-from pdfast.checkpoint import load_model, network_of
+from pdfast.checkpoint import class_names_of, load_model, network_of
 from pdfast.config import (
     Config,
     NetConfig,
@@ -97,10 +98,11 @@ def _opened(
     track: Sequence[str],
     networks: Networks = BUILT_IN,
     data: Any = None,
+    given: Model | None = None,
 ) -> Iterator[tuple[Run, Dataset]]:
     """The run directory, ours for the block, and the data, read before anything is written.
 
-    `data` come with the call, for networks of one's own.
+    `data` come with the call, for networks of one's own. `given` is the teacher from elsewhere.
     """
     if resume not in get_args(Resume):
         raise UsageError(f"resume must be auto, strict or never, not {resume!r}")
@@ -123,7 +125,9 @@ def _opened(
     processes = distributed.size()
     on = f"{processes} processes, each on {device.type}" if processes > 1 else f"on {device}"
     path = _path(config, out)
+    names = same_classes.check_run(path, given, config.distill.teacher, placed)
     with Run.start(path, config, screen, resume, networks, placed.digest) as run:
+        run.class_names = placed.names
         run.screen.say(
             f"pdfast {__version__}: {run.path} {on}{threads}, networks in "
             f"{numerics.LONG[precision]}, PyTorch {torch.__version__}; "
@@ -132,6 +136,9 @@ def _opened(
         )
         if own_network is None:
             run.screen.say(f"data: {described(placed, config.data)}")
+        num_classes = config.model.num_classes if own_network is None else own_network.num_classes
+        for line in same_classes.described(placed, num_classes, names):
+            run.screen.say(line)
         run.track(track)
         yield run, placed
 
@@ -213,7 +220,8 @@ def train(
         networks = Networks(given)
         if given is not None:
             networks = distributed.together(lambda: own.tried(networks, where, learns=True))
-        with _opened(settings, out, screen, resume, where, track, networks, data) as (run, images):
+        opened = _opened(settings, out, screen, resume, where, track, networks, data, given=given)
+        with opened as (run, images):
             if given is None and settings.model.guidance:
                 run.screen.say(
                     "model.guidance is for students: the teacher, which is guided by its "
@@ -272,7 +280,8 @@ def distill(
             networks = distributed.together(lambda: own.tried(networks, where))
             given = networks.teacher
             distributed.check_batch(settings, "distill")
-        with _opened(settings, out, screen, resume, where, track, networks, data) as (run, images):
+        opened = _opened(settings, out, screen, resume, where, track, networks, data, given=given)
+        with opened as (run, images):
             adopt_teacher(run, given)
             made = distill_rounds(run, images, where)
             report_run(run, images, settings.eval.steps, where)
@@ -344,6 +353,7 @@ def evaluate(
     quiet: bool = False,
     precision: str | None = None,
     detector: str | None = None,
+    classes: str | None = None,
     guidance: float | None = None,
     other_data: bool = False,
     stop: Callable[[], object] | None = None,
@@ -354,9 +364,9 @@ def evaluate(
     A run directory gets its report.json, report.md, report.png and report.html written again,
     unless all that they depend on is as it was. A model's numbers go to `out` (eval-<model> beside
     it); its data come from `config`, or from the run directory that the model lies in. `steps`,
-    `num`, `precision`, `detector` and `guidance` replace the config's. `other_data`: a run, or a
-    model in one, is meant to be compared with data other than it was begun with, which is refused
-    otherwise. `timeout` as in `train`.
+    `num`, `precision`, `detector`, `classes` and `guidance` replace the config's. `other_data`: a
+    run, or a model in one, is meant to be compared with data other than it was begun with, or of
+    classes of other names, which is refused otherwise. `timeout` as in `train`.
     A killed evaluation leaves its samples in eval-state/, and the same call goes on from there;
     figures stay there, and are not measured twice.
     Ctrl-C, other signals and `stop`, asked at every sampling step, end it as they end `train`.
@@ -364,6 +374,7 @@ def evaluate(
     judged: dict[str, Any] = {"steps": steps} if steps else {}
     judged |= {"num": num} if num is not None else {}
     judged |= {"detector": detector} if detector is not None else {}
+    judged |= {"classes": classes} if classes is not None else {}
     judged |= {"guidance": guidance} if guidance is not None else {}
     asked: dict[str, Any] = {"eval": judged}
     asked |= {"precision": precision} if precision else {}
@@ -406,16 +417,24 @@ def _evaluate(
             distributed.from_first(lambda: _check_data(path, begun, data.digest, screen))
         return _place(data, resolved, where)
 
+    def classes_checked(data: Dataset, names: tuple[str, ...], num_classes: int) -> None:
+        same_classes.check_judged(path, names, data, other_data, screen)
+        for line in same_classes.missing(data, num_classes, names):
+            screen.say(line)
+
     if is_run:
         if out is not None:
             raise UsageError(f"{model} is a run, whose report goes into it: leave --out away")
         data = placed(_read(source, lambda: load_dataset(resolved.data, resolved.model, screen)))
+        names = tuple(distributed.from_first(lambda: list(class_names_of(path / "teacher"))))
+        classes_checked(data, names, resolved.model.num_classes)
         with Run.open(path, resolved, screen) as run:
             report_run(run, data, resolved.eval.steps, where)
         return
     loaded = numerics.lowered(distributed.together(lambda: load_model(path, where)), found)
     loaded = guided(loaded, resolved.eval.guidance)
     data = placed(_read(source, lambda: _seen_by(loaded, resolved, screen)))
+    classes_checked(data, loaded.class_names, loaded.num_classes)
     judge = Judge.of(data, resolved, where, screen, loaded)
     folder = path.parent / f"eval-{path.name}" if out is None else _path(resolved, out)
     distributed.from_first(lambda: check_out(folder))

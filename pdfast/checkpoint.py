@@ -4,29 +4,46 @@ import json
 import os
 import reprlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from pdfast import files, formats
 from pdfast.betas import schedule_of
+from pdfast.classes import checked, difference, merged
 from pdfast.config import NetConfig
 from pdfast.errors import PdfastError, UsageError
 from pdfast.files import MANIFEST, Damaged
 from pdfast.formats import OtherVersion, Written
 from pdfast.kernels import group_norm_silu
 from pdfast.model import Model
-from pdfast.network import OWN, Network, OutOfRange, kind_of
+from pdfast.network import MAX_CLASSES, OWN, Network, OutOfRange, kind_of
 from pdfast.samplers import MAX_STEPS
+from pdfast.tables import check
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-KEYS = ("model", "steps")  # of config.json
+KEYS = ("model", "steps", "classes")  # of config.json
 
 
 # Keys of a manifest that pdfast itself writes and reads.
 RESERVED = {"exported", "files", "format", "group_norm_silu", "imported", "manifest_sha256"}
 RESERVED |= {"round", "seed", "source", "steps", "versions"}
+
+
+class Described(NamedTuple):
+    """What a config.json says."""
+
+    cfg: NetConfig
+    steps: int
+    """That it was distilled to."""
+    class_names: tuple[str, ...]
+
+    def model(self) -> Model:
+        """Such a model, whose weights are yet to come."""
+        made = Model(self.cfg, self.steps)
+        made.class_names = self.class_names
+        return made
 
 
 def save(model: Model, path: str | Path, **facts: Any) -> None:
@@ -60,6 +77,7 @@ def save_model(model: Model, path: str | Path, **facts: Any) -> None:
             "a guided teacher is no network of its own: save the model that was guided, and call "
             "pdfast.guided when it is loaded"
         )
+    checked(model.class_names, model.num_classes)
     facts["steps"] = model.steps
     facts["group_norm_silu"] = group_norm_silu.implementation(model.device)
     try:
@@ -93,9 +111,9 @@ def load_model(
     table, weights, by = tables[CONFIG], tensors[WEIGHTS], files.written(path, manifest)
     if network is not None or table.get("network") == OWN:
         return _load_own(path, table, weights, by, network).to(device)
-    cfg, steps = parse_config(path / CONFIG, table, by)
+    described = parse_config(path / CONFIG, table, by)
     with torch.device("meta"):
-        model = Model(cfg, steps)
+        model = described.model()
     expected = model.net.state_dict()
     for name in sorted(weights.keys() | expected.keys()):
         both = name in weights and name in expected
@@ -139,6 +157,8 @@ def _load_own(
         check_same(path, asked, given)
     model = asked.copy()
     model.steps = steps
+    if isinstance(given, Network):  # whose names a model that was saved without takes over
+        model.class_names = merged(model.class_names, given.class_names, model.num_classes)
     expected = model.weights()
     for name in sorted(weights.keys() | expected.keys()):
         both = [_kind(tensors.get(name)) for tensors in (weights, expected)]
@@ -155,8 +175,10 @@ def _load_own(
 def check_same(path: Path, kept: Network, given: Network) -> None:
     """Raise UsageError unless both have the same shape, head, schedule, classes and interval."""
     theirs = given.describe()
+    said = difference(str(path), kept.class_names, given.class_names, "the network given")
+    check(not said, said)
     for key, value in kept.describe().items():
-        if key != "steps" and value != theirs[key]:
+        if key not in ("steps", "classes") and value != theirs[key]:
             raise UsageError(
                 f"{path} has {key} {_short(value)}, but the network given has {_short(theirs[key])}"
             )
@@ -188,8 +210,8 @@ def _check_finite(path: Path, weights: dict[str, Tensor]) -> None:
             )
 
 
-def parse_config(file: Path, table: Any, by: Written) -> tuple[NetConfig, int]:
-    """What a config.json says: the network, and the steps that it was distilled to.
+def parse_config(file: Path, table: Any, by: Written) -> Described:
+    """What a config.json says.
 
     `by`: who wrote it. Raises OtherVersion for what this version does not know, PdfastError, naming
     `file`, for any other JSON.
@@ -198,7 +220,7 @@ def parse_config(file: Path, table: Any, by: Written) -> tuple[NetConfig, int]:
         table = formats.complete(file, table, KEYS, by, "config.json/")
         cfg = formats.read(NetConfig, table["model"], file, by, "model.")
         schedule_of(cfg)
-        return cfg, _steps(table)
+        return Described(cfg, _steps(table), checked(table["classes"], cfg.num_classes))
     except (AttributeError, TypeError, ValueError) as error:
         raise PdfastError(f"{file} is not a model's configuration: {error}") from None
 
@@ -207,11 +229,20 @@ def network_of(path: Path) -> NetConfig | None:
     """The network of a model directory that is not verified yet; None where that cannot be read."""
     try:
         by = files.written(path, files.read_manifest(path))
-        return parse_config(path / CONFIG, files.read_json(path / CONFIG), by)[0]
+        return parse_config(path / CONFIG, files.read_json(path / CONFIG), by).cfg
     except OtherVersion:
         raise
     except PdfastError:
         return None
+
+
+def class_names_of(path: Path) -> list[str]:
+    """The class names of a model directory that is not verified yet; [] where it has none."""
+    try:
+        names = files.read_json(path / CONFIG).get("classes", [])
+        return list(checked(names, MAX_CLASSES))
+    except PdfastError:
+        return []
 
 
 def is_own(path: Path) -> bool:

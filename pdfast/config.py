@@ -29,6 +29,7 @@ RUN = "run"  # the table that the config.toml of a run has beside the config; se
 Precision = Literal["auto", "bf16", "tf32", "fp32"]
 LabelFolders = Literal["auto", "top", "parent", "top-as-text"]
 Resize = Literal["bicubic", "area"]
+ClassShares = Literal["data", "even"]
 
 # Bounds that no sensible config meets, so that a foreign one can neither hang nor overflow.
 MAX_COUNT = 10**8  # of updates and samples
@@ -251,6 +252,10 @@ class EvalConfig:
     """What the Frechet distance compares: pixel, the pixels themselves (FD-pixel); inception:PATH,
     features of InceptionV3 with that weights file (FID), inception alone downloads it; lite0,
     features of EfficientNet-Lite0 (FD-Lite0). Samples that are no pictures: their numbers."""
+    classes: ClassShares = "data"
+    """Classes of the samples that a class-conditional model is judged and shown by. data: drawn by
+    the shares of the classes in the data, so that a perfect sampler scores the floor. even: all
+    classes that the data have are drawn alike."""
     guidance: float = 0.0
     """Weight w of classifier-free guidance of the samples that are judged: the prediction is
     x-hat(class) + w (x-hat(class) - x-hat(no class)); 0: none."""

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -31,6 +32,7 @@ MEASURED_IMAGES = 64  # at most, for a round's signal and rounding
 # Of [model]: what a student of another network has in common with its teacher.
 KEPT = {"image_size", "channels", "num_classes", "head"}
 KEPT |= {"schedule", "logsnr_min", "logsnr_max", "timesteps", "betas"}
+SAMPLED_AS = ("guidance", "class_shares")  # of the metrics beside such a distance
 MONITOR_JUMP = 1.5  # a distance this many times the last round's is a jump
 
 
@@ -40,9 +42,9 @@ def distill_rounds(run: Run, data: Dataset, device: torch.device) -> Model:
     The run's teacher is trained first, unless it is there.
     """
     config = run.config
-    judge = Judge(data, min(MONITOR_IMAGES, len(data)), config.seed, without_network(data))
     student = train_teacher(run, data, device)
     check_start(student, config)
+    judge = _monitor(data, config, student)
     if student.head != run.student_head:
         alpha = float(student.schedule.phi(torch.ones(())).cos())
         run.screen.say(
@@ -50,7 +52,7 @@ def distill_rounds(run: Run, data: Dataset, device: torch.device) -> Model:
             f"{alpha:.1e} at u = 1, so that it cannot be distilled as it is: round 1 moves it to "
             f"{run.student_head} at the same {config.distill.start_steps} steps"
         )
-    made = _rounds_made(run, drawable(student))
+    made = _rounds_made(run, judge, drawable(student))
     for round_ in range(1, made + 1):
         run.clear_states(round_)
     if made == config.distill.num_rounds:
@@ -59,7 +61,9 @@ def distill_rounds(run: Run, data: Dataset, device: torch.device) -> Model:
     low = numerics.lowered(student, precision)  # cast once a round
     guidance = config.eval.guidance
     if drawable(low):
-        teacher_row = sample_row(guided(low, guidance), config.eval.baseline_steps, config.seed)
+        teacher_row = sample_row(
+            guided(low, guidance), config.eval.baseline_steps, config.seed, judge.draw
+        )
     if made:
         student = peers.select(run.load(run.round_dir(made), device), config.peers)
         low = numerics.lowered(student, precision)
@@ -74,9 +78,9 @@ def distill_rounds(run: Run, data: Dataset, device: torch.device) -> Model:
             student = _distill_round(run, student, low, data, round_, steps)
         low = numerics.lowered(student, precision)
         shown = guided(low, guidance)
-        seen = run.has_picture(f"{path.name}.png") and _logged(run, round_) is not None
+        seen = run.has_picture(f"{path.name}.png") and _logged(run, round_, judge) is not None
         if drawable(shown) and not seen:
-            row = sample_row(shown, min(steps, MONITOR_STEPS), config.seed)
+            row = sample_row(shown, min(steps, MONITOR_STEPS), config.seed, judge.draw)
             run.save_picture(picture(shown, [teacher_row, row]), f"{path.name}.png")
         distance = _distance(run, round_, shown, steps, judge)
         if distance > MONITOR_JUMP * before:
@@ -89,16 +93,23 @@ def distill_rounds(run: Run, data: Dataset, device: torch.device) -> Model:
     return student
 
 
-def _rounds_made(run: Run, drawn: bool) -> int:
+def _monitor(data: Dataset, config: Config, teacher: Model) -> Judge:
+    """What judges each round: pixels of few samples."""
+    num, detector = min(MONITOR_IMAGES, len(data)), without_network(data)
+    shares = config.eval.classes
+    return Judge(data, num, config.seed, detector, model=teacher, shares=shares)
+
+
+def _rounds_made(run: Run, judge: Judge, drawn: bool) -> int:
     """The rounds, from the first on, of which nothing is left to be done.
 
     `drawn`: a picture belongs to each.
     """
     made = 0
-    while made < run.config.distill.num_rounds and _logged(run, made) is not None:
+    while made < run.config.distill.num_rounds and _logged(run, made, judge) is not None:
         path = run.round_dir(made + 1)
         whole = run.has(path) and (not drawn or run.has_picture(f"{path.name}.png"))
-        if not whole or _logged(run, made + 1) is None:
+        if not whole or _logged(run, made + 1, judge) is None:
             break
         made += 1
     return made
@@ -168,24 +179,29 @@ def _signal(
 
 def _distance(run: Run, round_: int, model: Model, steps: int, judge: Judge) -> float:
     """A cheap distance to watch the rounds by: few images, at most 16 steps; computed once."""
-    weight = run.config.eval.guidance
-    found = _logged(run, round_)
+    found = _logged(run, round_, judge)
     if found is not None:
         return found
     distance, _ = judge.judge(model, min(steps, MONITOR_STEPS), poll)
-    run.log(
-        round=round_, steps=steps, distance=distance, **({"guidance": weight} if weight else {})
-    )
+    run.log(round=round_, steps=steps, distance=distance, **_sampled_as(run, judge))
     return distance
 
 
-def _logged(run: Run, round_: int) -> float | None:
-    """The distance after a round, if it was found for samples of this guidance."""
-    weight = run.config.eval.guidance
+def _logged(run: Run, round_: int, judge: Judge) -> float | None:
+    """The distance after a round, if it was found for samples of this guidance and these shares."""
+    asked = _sampled_as(run, judge)
     for m in reversed(run.metrics()):
-        if m["round"] == round_ and "distance" in m and m.get("guidance", 0.0) == weight:
+        same = {key: m[key] for key in SAMPLED_AS if key in m} == asked
+        if m["round"] == round_ and "distance" in m and same:
             return float(m["distance"])
     return None
+
+
+def _sampled_as(run: Run, judge: Judge) -> dict[str, Any]:
+    """What a line of metrics says of the samples; nothing of those of no guidance, drawn evenly."""
+    weight, draw = run.config.eval.guidance, judge.draw
+    said: dict[str, Any] = {"guidance": weight} if weight else {}
+    return said | ({"class_shares": 1} if draw is not None and draw.how == "data" else {})
 
 
 def load_teacher(config: Config, device: torch.device) -> Model:

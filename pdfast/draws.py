@@ -12,6 +12,8 @@ from pdfast.kernels.philox import Stream as Stream
 from pdfast.kernels.philox import index_below as index_below
 from pdfast.kernels.philox import uniform_of as uniform_of
 
+CLASS = 2**40  # in the place of a sampler's step, of which there are never so many
+
 
 class Draws:
     """The draws of one (seed, stream, round): round 0 is the teacher's training."""
@@ -25,6 +27,10 @@ class Draws:
     def words(self, update: int, first: int, num: int, blocks: int = 1) -> Tensor:
         """32-bit words (num, 4 blocks), int64, for positions first .. first + num - 1."""
         return philox.words(self.key, self._tensor(update), first, num, blocks)
+
+    def class_words(self, first: int, num: int) -> Tensor:
+        """The word (num,) that each sample's class is drawn by."""
+        return self.words(CLASS, first, num)[:, 0]
 
     def normal(self, update: int, first: int, num: int, shape: tuple[int, int, int]) -> Tensor:
         """Standard normal float32 (num, C, H, W), channels-last; `shape` is (C, H, W)."""

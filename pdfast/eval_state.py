@@ -10,8 +10,9 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -78,7 +79,9 @@ def fingerprints(model: Model) -> list[str]:
 
 def _described(model: Model, format_: int) -> str | None:
     """What a format had to say of the model and the machine; None if it knew no such model."""
-    table = formats.without_added(model.describe(), format_)
+    told = model.describe()
+    del told["classes"]  # names, which no sample depends on
+    table = formats.without_added(told, format_)
     versions, device = files.versions(), str(model.device)
     if table is None:
         return None
@@ -104,11 +107,18 @@ def is_one(folder: Path) -> bool:
 class EvalState:
     """The samples of one model at one number of steps; for the first process alone."""
 
-    def __init__(self, folder: Path, models: Sequence[str], steps: int, seed: int) -> None:
-        """`models` are its fingerprints; `folder` need not be there."""
+    def __init__(
+        self,
+        folder: Path,
+        models: Sequence[str],
+        steps: int,
+        seed: int,
+        drawn: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """`models` are its fingerprints; `folder` need not be there. `drawn` as of a `Judge`."""
         self._folder, places = folder, []
         for model in models:
-            facts = {"model": model, "steps": str(steps), "seed": str(seed)}
+            facts = {"model": model, "steps": str(steps), "seed": str(seed), **drawn}
             name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
             places.append((facts, folder / name))
         begun = (place for place in places if place[1].is_dir())

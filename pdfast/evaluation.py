@@ -72,8 +72,11 @@ class Meter:
         """Forget the samples that were kept, but not the figures: the report is whole."""
         distributed.from_first(lambda: eval_state.forget_samples(self._folder))
 
+    def _state(self, marks: list[str], steps: int) -> EvalState:
+        return EvalState(self._folder, marks, steps, self.judge.seed, self.judge.drawn)
+
     def _measured(self, name: str, model: Model, steps: int, marks: list[str]) -> Measured:
-        judge, state = self.judge, EvalState(self._folder, marks, steps, self.judge.seed)
+        judge, state = self.judge, self._state(marks, steps)
         shown = torch.empty(0)
 
         def finished() -> tuple[dict[str, Any], float] | None:
@@ -137,5 +140,5 @@ class Meter:
         self, model: Model, steps: int, first: int, num: int, on_step: Callable[[], None]
     ) -> Part:
         start = time.perf_counter()
-        made = model.sample_images(num, steps, self.judge.seed, on_step=on_step, first=first)
-        return Part(self.judge.stored(made), time.perf_counter() - start)
+        made = self.judge.sampled(model, steps, num, first, on_step)
+        return Part(made, time.perf_counter() - start)

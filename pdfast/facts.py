@@ -13,6 +13,7 @@ from pdfast.judge import Judge
 from pdfast.model import Model
 
 SHOWN = 16  # digits of a SHA-256, where all of them would not be read
+DRAWN = {"data": "drawn by the class shares", "even": "drawn evenly among the classes"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,12 @@ class Facts:
     detector_sha256: str
     """Of the file of its weights; "" where it has none."""
     features: int
+    classes: str
+    """How the classes of samples are drawn: "data" or "even", as eval.classes; "" without any."""
+    data_classes: list[dict[str, Any]]
+    """Of the set, by number: name, count and share of the images; [] where it has none."""
+    class_shares: str
+    """The same in words."""
     weights: dict[str, str]
     """Of each model: averaged over updates or raw."""
     precision: str
@@ -44,7 +51,9 @@ class Facts:
 
     def table(self) -> dict[str, Any]:
         """As JSON has it."""
-        return dataclasses.asdict(self)
+        table = dataclasses.asdict(self)
+        del table["class_shares"]
+        return table
 
     def rows(self) -> list[tuple[str, str]]:
         """(what, value) for a table to read."""
@@ -60,11 +69,22 @@ class Facts:
             ("samples", f"{self.samples:,}, seed {self.seed}, {self.sampler}"),
             ("reference set", f"{self.reference}, {images}"),
             ("its SHA-256", self.reference_sha256[:SHOWN]),
+            *self._of_classes(),
             ("resize when it is read", self.reading),
             ("detector", by),
             ("resize before the detector", self.detector_resize),
             ("models' weights", averaged),
             ("precision", f"{self.precision}, PyTorch {self.torch}"),
+        ]
+
+    def _of_classes(self) -> list[tuple[str, str]]:
+        if not self.classes:
+            return []
+        if not self.data_classes:
+            return [("classes of samples", f"{DRAWN['even']} of the model: the set has no labels")]
+        return [
+            ("classes of samples", f"{DRAWN[self.classes]} of the reference set (eval.classes)"),
+            ("classes of the set", self.class_shares),
         ]
 
     def text(self) -> str:
@@ -88,6 +108,7 @@ def facts_of(judge: Judge, config: Config, model: Model, weights: dict[str, str]
     """Of a judge's figures; for the first process. `weights` as in `Facts`."""
     data, precision = judge.data, numerics.precision_of(config.precision, model.device)
     height, width, channels = data.images.shape[1:]
+    classes = judge.set_classes
     source, reading = config.data.source, "none"
     if data.shape:
         source = "given with the call"
@@ -113,6 +134,9 @@ def facts_of(judge: Judge, config: Config, model: Model, weights: dict[str, str]
         detector_resize=judge.detector.resize,
         detector_sha256=judge.detector.weights,
         features=judge.width,
+        classes=judge.draw.how if judge.draw else "",
+        data_classes=classes.table() if classes else [],
+        class_shares=classes.summary if classes else "",
         weights=weights,
         precision=numerics.LONG[precision],
         torch=torch.__version__,

@@ -47,6 +47,8 @@ ADDED: Mapping[int, Mapping[str, Any]] = MappingProxyType(
                 "data.resize": "bicubic",
                 "data.skip_bad": False,
                 "data.order": "independent",
+                "eval.classes": "even",
+                "config.json/classes": (),
                 "train.ema_warmup": False,
                 "distill.ema_warmup": False,
             }
@@ -156,7 +158,7 @@ def without_added(
         name = prefix + key
         name = name if name in later else f"config.json/{name}"
         if name in later:
-            if value != later[name]:
+            if value != _fresh(later[name]):
                 return None
             del old[key]
         elif isinstance(value, dict):
@@ -201,8 +203,14 @@ def _before(key: str, by: Written) -> Any:
     later = added(by.format)
     if key not in later:
         raise ValueError(f"{key} is missing")
-    value = later[key]
-    return dict(value) if isinstance(value, Mapping) else value
+    return _fresh(later[key])
+
+
+def _fresh(value: Any) -> Any:
+    """A value of ADDED as JSON has it, which may be changed."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _now(key: str, value: Any, by: Written) -> Any:

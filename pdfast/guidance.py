@@ -72,6 +72,7 @@ class Guided(Model):
         self.cfg, self.steps, self.head = model.cfg, model.steps, model.head
         self.logsnr_min, self.logsnr_max = model.logsnr_min, model.logsnr_max
         self.schedule, self.net, self.weight = model.schedule, model.net, weight
+        self.class_names = model.class_names
 
     def forward(
         self,

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from pdfast import distributed, scores
-from pdfast.config import Config
+from pdfast.classes import Classes, evenly
+from pdfast.config import ClassShares, Config
 from pdfast.data import Dataset, as_stored
 from pdfast.detectors.base import Detector, Features, Rows
 from pdfast.detectors.opening import open_detector
@@ -78,10 +79,13 @@ class Judge:
         detector: Detector,
         screen: Screen | None = None,
         model: Model | None = None,
+        shares: ClassShares = "data",
     ) -> None:
         """`num` samples per distance, 0 for as many as the set has images.
 
-        `model`: one whose classes are looked at, too; all models that are judged draw the same.
+        `model`: one whose classes are looked at, too; all that are judged have the same. `shares`
+        says how samples' classes are drawn, see `EvalConfig.classes`; of a set without labels, as
+        the model draws them.
         Raises UsageError for fewer images or samples than the detector needs.
         """
         self.num = num or len(data)
@@ -89,7 +93,16 @@ class Judge:
         self.metric = detector.metric
         self._screen = screen or Screen(quiet=True)
         self.reference = Reference(data, detector, self._screen)
-        self._labels = model.drawn_labels(self.num, seed) if model is not None else None
+        self.set_classes: Classes | None = None
+        """Of the set and the model, where both have classes."""
+        self.draw = evenly(model.num_classes) if model is not None and model.num_classes else None
+        """How the classes of samples are drawn; None of an unconditional model."""
+        if model is not None:
+            self.set_classes = Classes.of(data, model.num_classes, model.class_names)
+        if self.set_classes is not None:
+            self.draw = self.set_classes.draw(shares)
+        self.labels = None if self.draw is None else self.draw.labels(seed, self.num)
+        """Class of each sample, int64 (num,) on the CPU."""
         least = detector.needed
         for what, there, fix in (
             ("samples", self.num, f"set eval.num (eval's --num) to {least} or more"),
@@ -112,7 +125,8 @@ class Judge:
     ) -> "Judge":
         """The judge that a config asks for. Reached by all processes; raises as `open_detector`."""
         detector = open_detector(config.eval.detector, data, device)
-        return cls(data, config.eval.num, config.seed, detector, screen, model)
+        settings = config.eval
+        return cls(data, settings.num, config.seed, detector, screen, model, settings.classes)
 
     def key(self) -> dict[str, str]:
         """What figures depend on, but for the samples; as texts.
@@ -127,7 +141,16 @@ class Judge:
             "weights": self.detector.weights,
             "num": str(self.num),
             "seed": str(self.seed),
+            **self.drawn,
         }
+
+    @property
+    def drawn(self) -> dict[str, str]:
+        """What samples depend on besides the model, their number of steps and the seed.
+
+        Nothing where their classes are those that the model draws, as before there were others.
+        """
+        return {"classes": self.draw.key} if self.draw is not None and self.draw.key else {}
 
     def floor(self) -> tuple[float, float]:
         """Mean and standard deviation of the distance of bootstrap resamples of the data.
@@ -147,7 +170,8 @@ class Judge:
     def figure(self, images: Tensor) -> Figure:
         """All that is measured of `num` samples (num, H, W, C), as the set's.
 
-        Reached by all processes, each with all samples.
+        Sample k is of the class `labels[k]`, as `sampled` makes it. Reached by all processes, each
+        with all samples.
         """
         moments, by_class = Moments(), defaultdict[int, Moments](Moments)
         points, logits = Rows(min(self.num, scores.MOST)), Rows(self.num)
@@ -189,8 +213,25 @@ class Judge:
 
         The samples are (num, H, W, C), of the set's dtype. Reached by all processes.
         """
-        images = self.stored(model.sample_images(self.num, steps, self.seed, on_step=on_step))
+        images = self.sampled(model, steps, self.num, on_step=on_step)
         return distributed.from_first(lambda: self.distance(images)), images
+
+    def sampled(
+        self,
+        model: Model,
+        steps: int,
+        num: int,
+        first: int = 0,
+        on_step: Callable[[], None] = lambda: None,
+    ) -> Tensor:
+        """A model's DDIM samples first .. first + num - 1, of the judge's classes, as the set's.
+
+        Arguments as of `Model.sample_images`. Reached by all processes.
+        """
+        labels = None if self.labels is None else self.labels[first : first + num]
+        return self.stored(
+            model.sample_images(num, steps, self.seed, labels, on_step=on_step, first=first)
+        )
 
     def stored(self, images: Tensor) -> Tensor:
         """Samples as the set holds its images."""
@@ -223,9 +264,9 @@ class Judge:
 
     @property
     def _class_counts(self) -> dict[int, int]:
-        return {} if self._labels is None else self.reference.class_counts
+        return {} if self.labels is None else self.reference.class_counts
 
     def _are(self, label: int, start: int = 0, stop: int | None = None) -> Tensor:
         """Which of some samples are of a class."""
-        assert self._labels is not None
-        return self._labels[start:stop] == label
+        assert self.labels is not None
+        return self.labels[start:stop] == label

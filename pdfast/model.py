@@ -44,6 +44,8 @@ class Model(nn.Module):
     """Evaluations of the network in a sampling step."""
     in_double: ClassVar[bool] = True
     """Whether it computes in float64 after `.double()`."""
+    class_names: tuple[str, ...] = ()
+    """Names of its classes, by number, as the data that it learned from had them; () for none."""
 
     def __init__(self, cfg: NetConfig, steps: int = 0) -> None:
         super().__init__()
@@ -252,8 +254,11 @@ class Model(nn.Module):
 
         Every process gets all images, and their bits do not depend on how many processes there
         are. `on_step` is called steps * calls_for(num) times on each. `first`, a multiple of
-        SAMPLE_BATCH: the images are those from there on, with no `label`.
+        SAMPLE_BATCH: the images are those from there on, and `label` is theirs.
         """
+        if label is not None and first:
+            self._check_label(label, num)
+            label = torch.cat([label.new_zeros(first), label])  # of those that are not made
         mine, before = distributed.dealt(-(-num // SAMPLE_BATCH)), first // SAMPLE_BATCH
         batches = range(before + mine.start, before + mine.stop, mine.step)
         made = self.sample_batches(
@@ -298,7 +303,11 @@ class Model(nn.Module):
 
     def describe(self) -> dict[str, Any]:
         """What config.json holds."""
-        return {"model": to_table(self.cfg), "steps": self.steps}
+        return {
+            "model": to_table(self.cfg),
+            "steps": self.steps,
+            "classes": list(self.class_names),
+        }
 
     def weights(self) -> dict[str, Tensor]:
         """What model.safetensors holds, by name."""
@@ -314,5 +323,4 @@ class Model(nn.Module):
     def _labels(self, draws: Draws, first: int) -> Tensor | None:
         if not self.num_classes:
             return None
-        words = draws.words(2**40, first, SAMPLE_BATCH)[:, 0]  # no sampler has 2^40 steps
-        return index_below(words, self.num_classes)
+        return index_below(draws.class_words(first, SAMPLE_BATCH), self.num_classes)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from pdfast.adapters import Adapter, level_at, schedule_from
+from pdfast.classes import checked
 from pdfast.config import Head
 from pdfast.data import to_floats
 from pdfast.errors import UsageError
@@ -47,7 +48,7 @@ class Network(Model):
     """
 
     in_double = False  # it may cast to float32 inside
-    KEYS = ("network", "shape", "head", "schedule", "num_classes", "clip", "steps")
+    KEYS = ("network", "shape", "head", "schedule", "num_classes", "clip", "steps", "classes")
     """Of `describe`."""
 
     def __init__(
@@ -60,6 +61,7 @@ class Network(Model):
         num_classes: int = 0,
         clip: tuple[float, float] | None = None,
         steps: int = 0,
+        class_names: Sequence[str] = (),
     ) -> None:
         """`shape` is that of one sample; its first axis holds channels, or, alone, D numbers.
 
@@ -67,6 +69,7 @@ class Network(Model):
         eps-hat. `schedule`: the noise levels that it is sampled at; the cosine schedule if left
         out, others in `pdfast.adapters`. With `clip`, samplers cut x-hat to (low, high),
         outside of which no data may lie. `steps`: what it was distilled to, 0 for a teacher.
+        `class_names`: of its classes, by number.
         Raises UsageError for what is wrong, such as noise levels that the module was not made for.
         """
         nn.Module.__init__(self)
@@ -85,6 +88,7 @@ class Network(Model):
             f"num_classes must be a whole number in 0 .. {MAX_CLASSES}, not {num_classes!r}",
         )
         self._num_classes = num_classes
+        self.class_names = checked(class_names, num_classes)
         self.clip = None if clip is None else _interval(clip)
         self.steps = steps
         self.check_levels()
@@ -102,6 +106,7 @@ class Network(Model):
             schedule=schedule_from(table["schedule"]),
             num_classes=table["num_classes"],
             clip=None if clip is None else tuple(clip),
+            class_names=table["classes"],
         )
 
     def check_levels(self, u: float = 1.0) -> None:
@@ -236,6 +241,7 @@ class Network(Model):
             "num_classes": self.num_classes,
             "clip": None if self.clip is None else list(self.clip),
             "steps": self.steps,
+            "classes": list(self.class_names),
         }
 
     def weights(self) -> dict[str, Tensor]:

@@ -69,6 +69,7 @@ def as_student(module: nn.Module, teacher: Model) -> Network:
             schedule=teacher.schedule,
             num_classes=teacher.num_classes,
             clip=teacher.clip,
+            class_names=teacher.class_names,
         )
     pairs = {
         "shape": (module.shape, teacher.shape),

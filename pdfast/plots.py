@@ -11,6 +11,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from pdfast.classes import ClassDraw
 from pdfast.data import as_stored
 from pdfast.model import Model
 from pdfast.signals import poll
@@ -49,10 +50,14 @@ def drawable(model: Model) -> bool:
     return len(model.shape) == 2 or (len(model.shape) == 3 and model.shape[0] in (1, 3))
 
 
-def sample_row(model: Model, steps: int, seed: int) -> Row:
-    """The first samples of a model: every row of one seed starts from the same noise."""
+def sample_row(model: Model, steps: int, seed: int, draw: ClassDraw | None = None) -> Row:
+    """The first samples of a model: every row of one seed starts from the same noise.
+
+    `draw`: how their classes are drawn; None as the model does.
+    """
     name = "student" if model.steps else "teacher"
-    images = model.sample_images(NUM_SHOWN, steps, seed, on_step=poll)
+    labels = None if draw is None else draw.labels(seed, NUM_SHOWN)
+    images = model.sample_images(NUM_SHOWN, steps, seed, labels, on_step=poll)
     return f"{name}, {counted(steps)}", images.cpu()
 
 

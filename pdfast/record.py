@@ -19,6 +19,8 @@ from pdfast.states import FREE_KEYS
 from pdfast.tables import from_table, read_toml, to_table
 from pdfast.version import __version__
 
+JUDGED = ("eval.classes",)  # of what may change on resume, what an older run keeps all the same
+
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
@@ -82,11 +84,12 @@ def as_begun(saved: Config, record: Record, asked: Config) -> tuple[Config, list
     """The config to go on with in a run that an older format began.
 
     What that format lacked stays as the run has it, whatever is asked for, unless it may change on
-    resume. Also gives what is then not as it was asked, in words.
+    resume; how its samples are judged does too, so that its figures stay comparable. Also gives
+    what is then not as it was asked, in words.
     """
     old, table, kept = to_table(saved), to_table(asked), []
     for key in formats.added(record.begun_format):
-        if "/" in key or key.startswith(FREE_KEYS):
+        if "/" in key or (key.startswith(FREE_KEYS) and key not in JUDGED):
             continue
         *outer, name = key.split(".")
         was, now = old, table

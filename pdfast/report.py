@@ -28,7 +28,7 @@ from pdfast.run import Run
 from pdfast.version import __version__
 
 TABLE, PICTURE = "eval.json", "eval.png"  # of one model
-FORMAT = "1"  # of the report's files; one of another format is made again
+FORMAT = "2"  # of the report's files; one of another format is made again
 NO_PICTURES = "no pictures: the samples are neither images of 1 or 3 channels nor signals"
 
 
@@ -84,7 +84,15 @@ def report_run(run: Run, data: Dataset, steps: Sequence[int], device: torch.devi
         run.screen.say(f"report: {run.path / 'report.html'}, {run.path / 'report.md'}: up to date")
         return
     teacher = load(run.teacher_dir)
-    judge = Judge(data, config.eval.num, config.seed, judge.detector, run.screen, teacher)
+    judge = Judge(
+        data,
+        config.eval.num,
+        config.seed,
+        judge.detector,
+        run.screen,
+        teacher,
+        config.eval.classes,
+    )
     meter = Meter(judge, run)
     of_teacher = meter("teacher", teacher, wanted.teacher)
     of_students: Curve = {}
@@ -143,6 +151,7 @@ def _made_of(
         "steps": json.dumps(sorted(steps)),
         "config": digest(dump_config(run.config)),
         "metrics": digest_of(run.path / "metrics.jsonl"),
+        "class names": json.dumps(judge.data.names),
         "versions": json.dumps([files.versions(), _versions(device)]),
     }
 
@@ -252,5 +261,6 @@ def _markdown(report: Report) -> str:
 def _lines(table: Table) -> str:
     """A table as Markdown."""
     header, rows = table
-    lines = [header, ["--:"] * len(header), *rows]
+    cells = [[cell.replace("|", "\\|").replace("<", "&lt;") for cell in row] for row in rows]
+    lines = [header, ["--:"] * len(header), *cells]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

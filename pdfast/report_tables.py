@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from pdfast import watched_loss
+from pdfast.errors import printable
 from pdfast.evaluation import Measured, Meter
 from pdfast.facts import Facts
 from pdfast.model import Model
@@ -162,9 +163,11 @@ class Report:
         columns = [
             (f"{who}, {counted(k)}", m) for who, c in self.curves.items() for k, m in c.items()
         ]
-        header = ["class", "floor", *(name for name, _ in columns)]
+        told = judge.set_classes
+        assert told is not None
+        header = ["class", "name", "images", "floor", *(name for name, _ in columns)]
         lines = [
-            [str(label), f"{of.floor:.3f}"]
+            [str(label), printable(told.name(label)), f"{told.counts[label]:,}", f"{of.floor:.3f}"]
             + [f"{measured.figure.classes[label]:.3f}" for _, measured in columns]
             for label, of in sorted(judge.classes.items())
         ]

@@ -24,6 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from pdfast import checkpoint, damage, distributed, failure, files, record, staging, states
+from pdfast.classes import merged
 from pdfast.config import Config, Head, is_dumped
 from pdfast.damage import Finding
 from pdfast.data import GIVEN, UNKNOWN, Digest
@@ -73,6 +74,8 @@ class Run:
         """Use a folder as it is, without its lock."""
         self.path, self.config, self.screen = path, config, screen
         self.networks, self.data = networks, data
+        self.class_names: tuple[str, ...] = ()
+        """Of the data, which the run's models take over where they have none."""
         self._metrics = Metrics(path / "metrics.jsonl")
         self._lock: Lock | None = None
         self._tracking: Tracking | None = None
@@ -310,6 +313,7 @@ class Run:
             self._sync_metrics()
             checkpoint.save_model(model, model_dir, **facts)
 
+        self._name_classes(model)
         distributed.from_first(save)
 
     @property
@@ -322,7 +326,12 @@ class Run:
         """A model of the run. Raises UsageError if it is of another network."""
         is_teacher = model_dir == self.teacher_dir
         network = self.networks.teacher if is_teacher else self.networks.student
-        return checkpoint.load_model(model_dir, device, network)
+        model = checkpoint.load_model(model_dir, device, network)
+        self._name_classes(model)
+        return model
+
+    def _name_classes(self, model: Model) -> None:
+        model.class_names = merged(model.class_names, self.class_names, model.num_classes)
 
     def students(self) -> dict[int, Path]:
         """Finished students: sampling steps -> model directory, in order of rounds."""

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from pdfast import checkpoint, distributed, files, numerics
+from pdfast.classes import number_of, shown
 from pdfast.errors import UsageError
 from pdfast.guidance import guided
 from pdfast.marked import save_npz, save_png
@@ -24,7 +25,7 @@ def sample_to(
     num: int,
     steps: int,
     seed: int,
-    label: int | None,
+    label: str | None,
     guidance: float | None,
     sampler: Sampler,
     variance: float,
@@ -52,8 +53,9 @@ def sample_to(
                 f"{model_dir} is a teacher, made for any number of steps: pass --steps"
             )
         _check(model, out, num, seed, label)
+        number = None if label is None else number_of(label, model.class_names, model.num_classes)
         distributed.from_first(lambda: files.check_new(out, force))
-        labels = None if label is None else torch.full((num,), label, dtype=torch.int64)
+        labels = None if number is None else torch.full((num,), number, dtype=torch.int64)
         with screen.task(f"sampling, {counted(steps)}", steps * Model.calls_for(num)) as task:
 
             def on_step() -> None:
@@ -66,10 +68,11 @@ def sample_to(
         if model.steps not in (0, steps):
             screen.warn(f"{model_dir} was distilled to {counted(model.steps)}, not to {steps}")
         distributed.from_first(lambda: _write(images.cpu(), out, force))
-        screen.say(f"{num} images in {counted(steps)} (seed {seed}): {out}")
+        of = "" if number is None else f", class {shown(number, model.class_names)}"
+        screen.say(f"{num} images in {counted(steps)} (seed {seed}{of}): {out}")
 
 
-def _check(model: Model, out: Path, num: int, seed: int, label: int | None) -> None:
+def _check(model: Model, out: Path, num: int, seed: int, label: str | None) -> None:
     """Refuse what cannot be sampled, or written."""
     if not 0 <= seed < 2**32:
         raise UsageError("--seed must be in 0 .. 4294967295")
@@ -79,8 +82,6 @@ def _check(model: Model, out: Path, num: int, seed: int, label: int | None) -> N
         raise UsageError(f"--out {out} must be a folder, an .npz or a .png")
     if label is not None and not model.num_classes:
         raise UsageError("this model is unconditional: leave --label out")
-    if label is not None and not 0 <= label < model.num_classes:
-        raise UsageError(f"--label must be in 0 .. {model.num_classes - 1}")
 
 
 def _write(images: torch.Tensor, out: Path, force: bool) -> None:

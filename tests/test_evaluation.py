@@ -84,7 +84,9 @@ def test_distances_by_class(labelled, monkeypatch, capsys):
         "no distance for 1 of the classes: each has fewer images or samples than the 17" in output
     )
     model = pdfast.load("model")
-    samples, labels = model.sample_images(309, 2), model.drawn_labels(309, 0)
+    numbers = index_below(Draws(0, Stream.SAMPLE).class_words(0, 309), 309)
+    labels = (torch.arange(309) // 100)[numbers]  # those of images that are drawn of the set
+    samples = model.sample_images(309, 2, label=labels)
     for label in range(3):
         part = Dataset(images(309)[100 * label : 100 * (label + 1)], None)
         judge = Judge(part, 0, 0, PIXEL)

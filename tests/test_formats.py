@@ -109,7 +109,8 @@ def test_a_model_of_a_network_of_ones_own_loads():
             return self.layer(z)
 
     model = pdfast.load(OLD / "own", network=Linear())
-    assert model.describe() == json.loads((OLD / "own" / "config.json").read_text())
+    table = json.loads((OLD / "own" / "config.json").read_text())
+    assert model.describe() == table | {"classes": []}
     weights = safetensors.torch.load_file(OLD / "own" / "model.safetensors")
     assert_close(model.weights(), weights, 0)
 
@@ -123,6 +124,7 @@ def test_a_run_ends_where_it_would_have_ended(old, name, capsys):
     assert said.count("kept no digest of the data") == 1
     assert f"warning: {run} was begun by pdfast 0.1.0, which kept no digest of the data" in said
     assert not (run / "state").exists()
+    assert load_config(run / "config.toml").eval.classes == "even"  # as it drew them
     for model in MODELS:
         expected = safetensors.torch.load_file(OLD / "evaluating" / model / "model.safetensors")
         assert_close(checkpoint.load_model(run / model).weights(), expected)
@@ -230,6 +232,7 @@ def test_a_config_of_an_old_run_is_a_config_like_any_other():
     assert mine.engine.compile == Config().engine.compile
     before = {"engine": {"compile": "off"}}
     before["data"] = {"labels": "top-as-text", "order": "independent"}
+    before["eval"] = {"classes": "even"}
     before |= {phase: {"ema_warmup": False} for phase in ("train", "distill")}
     mine = changed(mine, **before)
     assert dataclasses.replace(mine, precision="fp32", name="old") == old
@@ -457,6 +460,8 @@ def test_a_field_that_is_not_known_is_no_damage(old, folder, file, change, field
     table = json.loads((path / file).read_text())
     if file == "state.json":
         table |= {"data": dict(formats.UNKNOWN_DATA)}
+    else:
+        table |= {"classes": []}
     (path / file).write_text(json.dumps(change(table)))
     files.seal(path, versions={"pdfast": "0.9.0"})
     run = old / folder.split("/")[0]

@@ -127,7 +127,7 @@ def asked(judge, model, what):
     if what == "distance":
         return judge.judge(model, 2)[0]
     if what == "figure":
-        return judge.figure(judge.stored(model.sample_images(70, 2))).table()
+        return judge.figure(judge.sampled(model, 2, 70)).table()
     return list(judge.floor())
 
 

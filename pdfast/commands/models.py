@@ -7,7 +7,7 @@ from typing import Literal
 from tyro.conf import FlagCreatePairsOff, Positional
 
 from pdfast.commands.shared import Force, Machines
-from pdfast.config import Precision
+from pdfast.config import ClassShares, Precision
 from pdfast.tables import check
 
 
@@ -27,8 +27,10 @@ class Sample(Machines):
     """A new folder for PNG files, or an .npz (uint8 NHWC, arr_0), or a .png (a grid)."""
     force: Force = False
     """Replace what is at --out, where pdfast wrote it and nothing was changed or added since."""
-    label: int | None = None
-    """Class of every image, for a class-conditional model; drawn at random if left out."""
+    label: str | None = None
+    """Class of every image, for a class-conditional model: its number, or its name where the model
+    keeps names; drawn at random, all classes alike, if left out. name:X or number:X where X is both
+    the name of one class and the number of another."""
     guidance: float | None = None
     """Weight w of classifier-free guidance, x-hat(class) + w (x-hat(class) - x-hat(no class)); of a
     guided student it must be given."""
@@ -84,10 +86,14 @@ class Eval(Machines):
     """As for sample; that of the config if left out."""
     detector: str | None = None
     """pixel, inception[:PATH] or lite0, as eval.detector; that of the config if left out."""
+    classes: ClassShares | None = None
+    """data (by the shares of classes in the data) or even, as eval.classes; that of the config if
+    left out."""
     guidance: float | None = None
     """Weight of classifier-free guidance, as eval.guidance; that of the config if left out."""
     other_data: FlagCreatePairsOff[bool] = False
-    """Compare a run, or a model in one, with data other than it was begun with."""
+    """Compare a run, or a model in one, with data other than it was begun with, or any model with
+    data whose classes have other names."""
 
     def run(self) -> None:
         """Run the command."""
@@ -105,6 +111,7 @@ class Eval(Machines):
             timeout=self.timeout,
             precision=self.precision,
             detector=self.detector,
+            classes=self.classes,
             guidance=self.guidance,
             other_data=self.other_data,
         )

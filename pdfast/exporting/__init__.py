@@ -105,6 +105,7 @@ def plain(model: Model) -> Model:
     """A copy in float32 on the CPU, in evaluation mode."""
     with torch.device("meta"):
         copy = Model(model.cfg, model.steps)
+    copy.class_names = model.class_names
     state = {k: v.detach().cpu().float() for k, v in model.net.state_dict().items()}
     copy.net.load_state_dict(state, assign=True)
     copy.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

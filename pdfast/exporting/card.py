@@ -1,6 +1,9 @@
 """The model card of an exported pipeline: how to call it, and how exact it is."""
 
+import html
+
 from pdfast.config import NetConfig
+from pdfast.errors import printable
 from pdfast.model import Model
 from pdfast.version import __version__
 
@@ -69,7 +72,7 @@ images = (z / 2 + 0.5).clamp(0, 1)  # (B, C, H, W)"""
 
 LABELS = """
 - The model is class-conditional, with labels 0 to {last}. `DDIMPipeline` has no argument for them:
-  use the loop above, not `pipe()`."""
+  use the loop above, not `pipe()`.{names}"""
 
 
 def card(model: Model, grid: int, error: float, difference: float) -> str:
@@ -104,11 +107,24 @@ def card(model: Model, grid: int, error: float, difference: float) -> str:
         grid=grid,
         examples=", ".join(map(str, powers if grid % 64 == 0 else exact)),
         default="is one of them" if grid % 50 == 0 else "is not one of them",
-        labels=LABELS.format(last=cfg.num_classes - 1) if cfg.num_classes else "",
+        labels=_labels(model),
         difference=difference,
         error=error,
         schedule=_schedule(cfg),
     )
+
+
+def _labels(model: Model) -> str:
+    """What the labels are, and the names of the classes; "" of an unconditional model."""
+    if not model.num_classes:
+        return ""
+    named = [
+        f"{label} {html.escape(printable(name), quote=False)}"
+        for label, name in enumerate(model.class_names)
+        if name
+    ]
+    names = f" Its classes: {'; '.join(named)}." if named else ""
+    return LABELS.format(last=model.num_classes - 1, names=names)
 
 
 def _schedule(cfg: NetConfig) -> str:

@@ -28,7 +28,6 @@ from pdfast.exporting.common import Prepared, agreed, probe
 from pdfast.formats import FORMAT
 from pdfast.model import Model
 from pdfast.schedule import logsnr_of
-from pdfast.tables import to_table
 from pdfast.unet import Attention, Downsample, ResBlock, Upsample
 from pdfast.version import __version__
 
@@ -69,7 +68,7 @@ def prepare(model: Model) -> Prepared:
         diffusers.DDIMPipeline(unet, scheduler).save_pretrained(folder)
         (folder / "README.md").write_text(text, "utf-8")
         written = {"format": FORMAT, "pdfast": __version__}
-        own = {**written, "model": to_table(model.cfg), "steps": model.steps}
+        own = {**written, **model.describe()}
         (folder / OWN).write_text(json.dumps(own, indent=1, allow_nan=False) + "\n", "utf-8")
 
     line = f"DDIMPipeline on {grid} timesteps, its network equal to {difference:.0e}"

@@ -167,6 +167,7 @@ def describe(model: Model, difference: float) -> dict[str, Any]:
             "shape": ["batch"],
             "from": 0,
             "below": cfg.num_classes,
+            "names": list(model.class_names),
             "no_class": NO_CLASS if cfg.label_dropout else None,
             "others": "are an error",
         }

@@ -152,16 +152,18 @@ def load_diffusers(source: str, steps: int | None = None) -> Imported:
     network = unet2d.network(pipeline)
     time, flipped = unet2d.embedding(pipeline)
     weights, own_steps = files.read_tensors(pipeline.weights), 0
+    names: tuple[str, ...] = ()
     with _names(pipeline):
         scheduled, clips = unet2d.schedule(pipeline)
         cfg = from_table(NetConfig, network | time | scheduled, "model.")
         if pipeline.own is not None:
-            cfg, own_steps = _own(pipeline, cfg, weights.pop(TABLE, None))
+            cfg, own_steps, names = _own(pipeline, cfg, weights.pop(TABLE, None))
         elif not time:
             cfg = _embedded(pipeline, cfg, weights.pop(TABLE, None))
         most = betas.schedule_of(cfg).most_steps
     model = _filled(pipeline, cfg, weights, flipped)
     model.steps = own_steps if steps is None else steps
+    model.class_names = names
     if model.steps > most:
         raise UsageError(f"--steps {model.steps} is more than the {most} timesteps")
     return Imported(model, pipeline, clips)
@@ -181,7 +183,7 @@ def _names(pipeline: Pipeline) -> Iterator[None]:
         ) from None
 
 
-def _own(pipeline: Pipeline, found: NetConfig, table: Tensor | None) -> tuple[NetConfig, int]:
+def _own(pipeline: Pipeline, found: NetConfig, table: Tensor | None) -> checkpoint.Described:
     """The configuration that our export left, once the pipeline is known to be that export."""
     assert pipeline.own is not None
     file, values = pipeline.own.file, dict(pipeline.own.values)
@@ -189,7 +191,8 @@ def _own(pipeline: Pipeline, found: NetConfig, table: Tensor | None) -> tuple[Ne
         by = formats.written(file, values.pop("format", None), values.pop("pdfast", None))
     except ValueError as error:
         raise PdfastError(f"{file} {error}") from None
-    cfg, steps = checkpoint.parse_config(file, values, by)
+    said = checkpoint.parse_config(file, values, by)
+    cfg = said.cfg
     differs = (
         f"{file} does not belong to {{}}: if the pipeline was changed since, remove {file.name}"
     )
@@ -205,7 +208,7 @@ def _own(pipeline: Pipeline, found: NetConfig, table: Tensor | None) -> tuple[Ne
         raise UsageError(differs.format(f"{pipeline.scheduler.file}, which is of another model"))
     if not _is_table(cfg, found, table):
         raise UsageError(differs.format(f"{pipeline.weights}, whose {TABLE} is another"))
-    return cfg, steps
+    return said
 
 
 def _embedded(pipeline: Pipeline, found: NetConfig, table: Tensor | None) -> NetConfig:

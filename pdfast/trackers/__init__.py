@@ -20,6 +20,7 @@ Name = Literal["tensorboard", "wandb"]
 
 
 COUNTS = ("round", "steps", "update")  # that say which line it is
+LEFT_OUT = {*COUNTS, "class_shares"}  # the last says how the samples of a distance were drawn
 
 
 class Point(NamedTuple):
@@ -92,7 +93,7 @@ class Axis:
         self._trains |= round_ == 0 and "update" in line
         # What a phase ends with, and the distance of its model, come after its last update.
         update = line.get("update", self._updates(round_))
-        group, left_out = ("updates", {"update"}) if "lr" in line else ("rounds", {*COUNTS})
+        group, left_out = ("updates", {"update"}) if "lr" in line else ("rounds", LEFT_OUT)
         values = {
             f"{group}/{key}": float(value)
             for key, value in line.items()
