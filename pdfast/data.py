@@ -7,7 +7,7 @@ read is in sources/.
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -193,12 +193,6 @@ def as_tensor(name: str, value: Any) -> Tensor:
     except (TypeError, ValueError):  # such as texts, and numbers of the other byte order
         raise UsageError(f"{name} holds {value.dtype}, which torch has no type for") from None
     raise UsageError(f"{name} must be a tensor or an array, not {type(value).__name__}")
-
-
-def class_name(number: int, names: Sequence[str]) -> str:
-    """A class's number, and its name where it has one that says more."""
-    known = number < len(names) and names[number] != str(number)
-    return f"{number} {names[number]}" if known else str(number)
 
 
 def described(data: Dataset, config: DataConfig) -> str:

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pdfast import files, sources
+from pdfast.classes import shown
 from pdfast.config import LabelFolders, Resize
-from pdfast.data import class_name
 from pdfast.errors import UsageError
 from pdfast.marked import save_png
 from pdfast.plots import grid, rows
@@ -131,7 +131,7 @@ def _counts(classes: Labels | None, names: Names) -> str:
     if not names and len(numbers) > MAX_CLASSES:
         return f"{what} of {counts.min():,} to {counts.max():,}"
     pairs = zip(numbers, counts, strict=True)
-    return f"{what} ({', '.join(f'{class_name(k, names)}: {n:,}' for k, n in pairs)})"
+    return f"{what} ({', '.join(f'{shown(k, names)}: {n:,}' for k, n in pairs)})"
 
 
 def _contact_sheet(images: Images, classes: Labels | None, names: Names) -> Image.Image:
@@ -143,7 +143,7 @@ def _contact_sheet(images: Images, classes: Labels | None, names: Names) -> Imag
     return rows(
         [
             (
-                f"class {class_name(k, names)}: {n:,}",
+                f"class {shown(k, names)}: {n:,}",
                 _spread(images, np.flatnonzero(classes == k), columns),
             )
             for k, n in zip(numbers[:MAX_CLASSES], counts[:MAX_CLASSES], strict=True)

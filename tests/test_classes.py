@@ -63,9 +63,7 @@ def named(monkeypatch):
     real = sources.read
 
     def name(names):
-        monkeypatch.setattr(
-            sources, "read", lambda data, model: real(data, model)._replace(names=tuple(names))
-        )
+        monkeypatch.setattr(sources, "read", lambda *args: real(*args)._replace(names=tuple(names)))
 
     return name
 
