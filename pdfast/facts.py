@@ -113,7 +113,8 @@ def facts_of(judge: Judge, config: Config, model: Model, weights: dict[str, str]
     if data.shape:
         source = "given with the call"
     elif sources.resizes(source):
-        reading = f"centre crop, antialiased bicubic resize to {height}x{width}"
+        how = "antialiased bicubic" if config.data.resize == "bicubic" else "area"
+        reading = f"centre crop, {how} resize to {height}x{width}"
         reading += ", grey" if channels == 1 else ""
     sampler = "DDIM" if model.clip is None else "DDIM, x-hat clipped to [{:g}, {:g}]".format(
         *model.clip
