@@ -1,10 +1,9 @@
 """A zip of images as EDM's `dataset_tool.py` makes it, but for their sizes, which may be any.
 
-The labels are in its `dataset.json`: {"labels": [["00000/img00000000.png", 6], ...]}, or null.
+The labels are in its `dataset.json`; see edm_labels.py.
 """
 
 import io
-import json
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pdfast.errors import UsageError
-from pdfast.sources.pictures import MAX_BYTES, SUFFIXES, Pictures, label
-from pdfast.sources.reading import Wanted, listen
+from pdfast.sources import edm_labels
+from pdfast.sources.edm_labels import LABELS
+from pdfast.sources.pictures import MAX_BYTES, SUFFIXES, Pictures
+from pdfast.sources.reading import Wanted
 from pdfast.sources.zips import open_member, open_zip
 
-LABELS = "dataset.json"
 MAX_LIST = 2**27  # bytes of the archive's list of members, and of its labels: a million pictures
 KIND = "zip of images"
 
@@ -68,29 +68,5 @@ def _labels(path: Path, archive: zipfile.ZipFile, names: list[str]) -> NDArray[n
     """One a picture, or None if there are none."""
     if LABELS not in archive.namelist():
         return None
-    where = f"{path}: {LABELS}"
-    try:
-        table = json.loads(_content(archive, LABELS, MAX_LIST))
-    except RecursionError:
-        raise UsageError(f"{where} is nested too deeply") from None
-    pairs = table.get("labels") if isinstance(table, dict) else table
-    if pairs is None:
-        return None
-    if not isinstance(pairs, list):
-        raise UsageError(f"{where} must have `labels`, a list of [name, class] pairs")
-    found = dict.fromkeys(names, -1)
-    for pair in pairs:
-        listen()
-        if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)):
-            raise UsageError(f"{where} must have `labels`, a list of [name, class] pairs")
-        name = pair[0].replace("\\", "/")
-        if name not in found:
-            raise UsageError(f"{where} has a label for {name}, which is no picture in the zip")
-        found[name] = label(pair[1], f"{where} has for {name} the label")
-    lacking = [name for name, k in found.items() if k < 0]
-    if lacking:
-        raise UsageError(
-            f"{where} has no label for {lacking[0]}, the first of {len(lacking):,} such pictures: "
-            "label all or none"
-        )
-    return np.array([found[name] for name in names], np.int64)
+    content = _content(archive, LABELS, MAX_LIST)
+    return edm_labels.parse(f"{path}: {LABELS}", content, names, "the zip")
