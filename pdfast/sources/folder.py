@@ -95,8 +95,8 @@ def _labels(
     if stray:
         others = f", as are {len(stray) - 1:,} others" if stray[1:] else ""
         raise UsageError(
-            f"{shown(str(path / stray[0]))} is in no class sub-folder{others}, but labels are asked "
-            "for: move it into one, or elsewhere"
+            f"{shown(str(path / stray[0]))} is in no class sub-folder{others}, but labels are "
+            "asked for: move it into one, or elsewhere"
         )
     if auto:
         _check_depth(path, found)

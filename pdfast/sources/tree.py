@@ -199,7 +199,7 @@ class _Scan:
             is_file = not is_folder and entry.is_file()
         if is_folder:
             if not self.as_before and name in SYSTEM:
-                self._note("folders of the system's", prefix + name)
+                self._note("folders that file systems make", prefix + name)
             elif self.as_before and linked:
                 self._note("links to folders", prefix + name)
             else:
