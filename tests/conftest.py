@@ -50,7 +50,7 @@ def pytest_terminal_summary(terminalreporter):
 
 
 @pytest.fixture(autouse=True, scope="session")
-def cache(tmp_path_factory):
+def data_cache(tmp_path_factory):
     """A cache folder for tests alone; on their disks a file's time of change tells 20 ms apart."""
     from pdfast.sources import preparing
 

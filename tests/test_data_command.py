@@ -10,7 +10,7 @@ from PIL import Image
 from pdfast.cli import main
 from pdfast.config import DataConfig, NetConfig
 from pdfast.data import load_dataset
-from pdfast.sources import preparing
+from pdfast.sources import decoding
 
 pytestmark = pytest.mark.usefixtures("handlers")
 
@@ -105,7 +105,7 @@ def test_pictures_that_differ_in_shape(capsys, tmp_path, monkeypatch):
     """Of an .npz too; grey ones saved with three channels have one, unless any has colour."""
     images = np.repeat(pictures_of(6, 9)[:, :8, :, None], 3, 3)
     np.savez(tmp_path / "a.npz", images=images)
-    monkeypatch.setattr(preparing, "BLOCK", 4)
+    monkeypatch.setattr(decoding, "BLOCK", 4)
     data(capsys, tmp_path / "a.npz", "--size", 8, "--out", tmp_path / "grey.npz")
     assert np.array_equal(written(tmp_path / "grey.npz")["images"], images[:, :, :8, :1])
     data(capsys, tmp_path / "a.npz", "--size", 8, "--channels", 3, "--out", tmp_path / "3.npz")

@@ -25,7 +25,7 @@ from pdfast.op_counter import Amount
 from pdfast.plan import stages
 from pdfast.reference_set import CLASS_RESAMPLES
 from pdfast.sources import pictures
-from pdfast.sources.preparing import threads
+from pdfast.sources.decoding import threads
 from pdfast.timing import Costs, Timed
 from pdfast.training import DataObjective
 

@@ -23,6 +23,7 @@ from pdfast.errors import UsageError
 from pdfast.progress import Screen
 from pdfast.sources import (
     cifar,
+    decoding,
     digits,
     emoji,
     folder,
@@ -189,7 +190,7 @@ def seconds(data: DataConfig, model: NetConfig, arrays: bool = True) -> float | 
         return time.perf_counter() - start
     begun, num = time.perf_counter(), min(FEW, found.num)
     few = Pictures(num, lambda first: itertools.islice(found.files(first), num))
-    preparing.check_all(Order(source, asked), few)
+    decoding.check_all(asked, few)
     return begun - start + (time.perf_counter() - begun) * found.num / num
 
 

@@ -1,11 +1,10 @@
 """A zip of images as EDM's `dataset_tool.py` makes it, but for their sizes, which may be any.
 
-The labels are in its `dataset.json`: {"labels": [["00000/img00000000.png", 6], ...]}, or null. That
-may lie in a folder, as `zip -r set.zip set` has it; its names are then from that folder on.
+The labels are in its `dataset.json`; see edm_labels.py. That may lie in a folder, as
+`zip -r set.zip set` has it; its names are then from that folder on.
 """
 
 import io
-import json
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -15,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pdfast.errors import UsageError, printable
+from pdfast.sources import edm_labels
+from pdfast.sources.edm_labels import LABELS
 from pdfast.sources.members import is_picture
-from pdfast.sources.pictures import MAX_BYTES, SUFFIXES, Held, Pictures, label
-from pdfast.sources.reading import LeftOut, Wanted, listen
+from pdfast.sources.pictures import MAX_BYTES, SUFFIXES, Held, Pictures
+from pdfast.sources.reading import LeftOut, Wanted
 from pdfast.sources.zips import open_member, open_zip
 
-LABELS = "dataset.json"
 MAX_LIST = 2**27  # bytes of the archive's list of members, and of its labels: a million pictures
 KIND = "zip of images"
 
@@ -90,30 +90,6 @@ def _labels(path: Path, archive: zipfile.ZipFile, names: list[str]) -> NDArray[n
             )
         return None
     top = tables[0].removesuffix(LABELS)  # the names in it are from there
-    where = f"{path}: {tables[0]}"
-    try:
-        table = json.loads(_content(archive, tables[0], MAX_LIST))
-    except RecursionError:
-        raise UsageError(f"{where} is nested too deeply") from None
-    pairs = table.get("labels") if isinstance(table, dict) else table
-    if pairs is None:
-        return None
-    if not isinstance(pairs, list):
-        raise UsageError(f"{where} must have `labels`, a list of [name, class] pairs")
-    found = dict.fromkeys(names, -1)
-    for pair in pairs:
-        listen()
-        if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)):
-            raise UsageError(f"{where} must have `labels`, a list of [name, class] pairs")
-        name = pair[0].replace("\\", "/")
-        name = f"{top}{name}" if f"{top}{name}" in found else name
-        if name not in found:
-            raise UsageError(f"{where} has a label for {name}, which is no picture in the zip")
-        found[name] = label(pair[1], f"{where} has for {name} the label")
-    lacking = [name for name, k in found.items() if k < 0]
-    if lacking:
-        raise UsageError(
-            f"{where} has no label for {lacking[0]}, the first of {len(lacking):,} such pictures: "
-            "label all or none"
-        )
-    return np.array([found[name] for name in names], np.int64)
+    content = _content(archive, tables[0], MAX_LIST)
+    inside = [name.removeprefix(top) for name in names]
+    return edm_labels.parse(f"{path}: {tables[0]}", content, inside, "the zip", top=top)

@@ -3,6 +3,7 @@
 A picture that no decoder can read, or that is too large, is refused by its name.
 """
 
+import io
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,17 +12,29 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from pdfast.errors import UsageError
+from pdfast.sources import kinds
+from pdfast.sources.kinds import SUFFIXES as SUFFIXES
 from pdfast.sources.reading import Wanted
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-# The decoders of those suffixes and no others: some of Pillow's start other programs.
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_PIXELS = 2**26  # of one image, before it is scaled down
 MAX_BYTES = 2**28  # of one image's file, in an archive
 MAX_LABEL = 2**31
+EXIF = b"Exif\0\0"  # at the head of a segment of JPEG
+MAX_HEAD = 2**20  # bytes of a JPEG in which its EXIF begins
+_TURNS: dict[
+    Any, Image.Transpose
+] = {  # what shows a picture upright, by the value of its orientation tag
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _MODES = {1: "L", 3: "RGB"}  # Pillow's, by channels
 Held = Path | BinaryIO | NDArray[np.uint8] | UsageError
 """What a picture is in: a file, its pixels (H, W, C), or why it cannot be used."""
@@ -74,20 +87,10 @@ def _open(name: str, file: Path | BinaryIO, mode: str) -> Image.Image:
     Turned as its EXIF tag says; transparency shows white; of several frames the first.
     """
     try:
-        with Image.open(file, formats=FORMATS) as opened:
-            width, height = opened.size
-            if width * height > MAX_PIXELS:
-                raise UsageError(
-                    f"{name} has {width}x{height} pixels, more than {MAX_PIXELS:,}: make it smaller"
-                )
-            if opened.mode.startswith(("I", "F")):
-                raise UsageError(f"{name} has more than 8 bits per channel: save it with 8")
-            ImageOps.exif_transpose(opened, in_place=True)
-            image: Image.Image = opened
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            return image.convert(mode)
+        try:
+            return _decoded(name, file, mode)
+        except UnidentifiedImageError:
+            return _decoded(name, _without_exif(file), mode)
     except UsageError:
         raise
     except Image.DecompressionBombError:  # Pillow's own limit, above ours
@@ -95,7 +98,61 @@ def _open(name: str, file: Path | BinaryIO, mode: str) -> Image.Image:
     except MemoryError:
         raise UsageError(f"{name} takes more memory than there is: make it smaller") from None
     except Exception:  # a damaged picture makes Pillow's decoders fail in any way
+        if lacking := kinds.lacking(kinds.suffix(name)):
+            raise UsageError(
+                f"{name} cannot be read by this Pillow, which has no {lacking}: install a newer one"
+            ) from None
         raise UsageError(f"{name} is not a readable image: repair or remove it") from None
+
+
+def _decoded(name: str, file: Path | BinaryIO, mode: str) -> Image.Image:
+    with Image.open(file, formats=kinds.formats(kinds.suffix(name))) as opened:
+        _check_pixels(name, opened)
+        if opened.mode.startswith(("I", "F")):
+            raise UsageError(f"{name} has more than 8 bits per channel: save it with 8")
+        opened.load()
+        _check_pixels(name, opened)  # icons say their size only now
+        image = _turned(opened)
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return image.convert(mode)
+
+
+def _without_exif(file: Path | BinaryIO) -> BinaryIO:
+    """A JPEG without its EXIF, where Pillow stumbles over that."""
+    if isinstance(file, Path):
+        content = file.read_bytes() if file.stat().st_size <= MAX_BYTES else b""
+    else:
+        file.seek(0)
+        content = file.read()
+    head = content[:MAX_HEAD]
+    if not (head.startswith(b"\xff\xd8") and EXIF in head):
+        raise UnidentifiedImageError
+    return io.BytesIO(head.replace(EXIF, EXIF[:-1] + b"?") + content[MAX_HEAD:])
+
+
+def _check_pixels(name: str, image: Image.Image) -> None:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise UsageError(
+            f"{name} has {width}x{height} pixels, more than {MAX_PIXELS:,}: make it smaller"
+        )
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    """A picture that was loaded, turned as its EXIF tag says.
+
+    Pillow's own function writes the rest of the EXIF again, which may hold what cannot be written.
+    EXIF that cannot even be read turns nothing.
+    """
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except MemoryError:
+        raise
+    except Exception:  # of a damaged table, in any way
+        return image
+    return image if turn is None else image.transpose(turn)
 
 
 def _bicubic(image: Image.Image, size: int) -> NDArray[np.uint8]:

@@ -10,40 +10,35 @@ import contextlib
 import fcntl
 import hashlib
 import io
-import itertools
 import json
 import os
 import secrets
 import shutil
 import time
-import warnings
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from pdfast import files
 from pdfast.errors import PdfastError, Stopped, UsageError
 from pdfast.lock import NO_LOCKS, names
 from pdfast.progress import Screen
 from pdfast.signals import poll
+from pdfast.sources.decoding import decoded, first_alike, is_grey
 from pdfast.sources.npz_file import NpzFile, size_of
-from pdfast.sources.pictures import Held, Pictures, pixels
+from pdfast.sources.pictures import Pictures
 from pdfast.sources.reading import Wanted, check_number, listen
 
 FORMAT = 1  # of parts; another one is made anew
 MAX_BAD = 10  # images that a refusal names
+SHORT = 40  # characters of such a name
 SAVED_EVERY, SAID_EVERY, ASKED_EVERY = 10.0, 60.0, 0.1  # seconds
 SPARE = 2**20  # bytes of disk for what goes behind the images, beside the labels
 DIGITS = 64  # of a SHA-256
-FEW = 4  # pictures that a thread takes at a time
-BLOCK = 1024  # images looked at together
 SETTLED = 2 * 10**9  # nanoseconds after which a file system's clock has surely moved on
 
 
@@ -60,13 +55,10 @@ class Order:
 class Made(NamedTuple):
     """What was found on the way."""
 
-    num: int
     repeated: int
     """Images whose pixels repeat those of an earlier one."""
     torn: tuple[int, int, int] | None
     """How many of those are of another class, one of them, and the one that it repeats."""
-    bad: list[str]
-    """Why each image that was left out could not be used."""
 
 
 def cache_folder() -> Path:
@@ -78,13 +70,6 @@ def cache_folder() -> Path:
             "there is no home folder to keep what is made of data in: set XDG_CACHE_HOME to a "
             "folder"
         ) from None
-
-
-def check_all(order: Order, found: Pictures) -> None:
-    """Decode pictures for nothing. Raises UsageError for the first that cannot be used."""
-    for image, why in _decoded(order.wanted, found, 0, listen):
-        if image is None and not order.wanted.skip_bad:
-            raise UsageError(why)
 
 
 def stamp(paths: Sequence[Path]) -> tuple[str, int]:
@@ -121,6 +106,8 @@ def key_of(order: Order, found: Pictures, settle: bool = False) -> str:
             f"{order.source}: {error.filename} cannot be read: {files.reason(error)}"
         ) from None
     fields = {name: str(value) for name, value in vars(order.wanted).items()}
+    labels = hashlib.sha256(b"" if found.labels is None else found.labels.tobytes()).hexdigest()
+    fields |= {"labels": labels, "names": str(found.names), "left out": found.left_out}
     table = {
         "format": FORMAT,
         "source": order.source,
@@ -195,7 +182,10 @@ def _locked(
                 ) from None
             else:
                 if names(path, file) or until():
-                    yield file
+                    try:
+                        yield file
+                    finally:  # a mapping that somebody still refers to keeps the file open
+                        fcntl.flock(file, fcntl.LOCK_UN)
                     return
                 continue  # its owner has renamed it
         listen()
@@ -239,7 +229,7 @@ class _Work:
         self._journal, self._key = journal, key
         wanted = order.wanted
         self._shape = (found.num, wanted.size, wanted.size, wanted.channels or 3)
-        self._done, self._bad = 0, dict[int, str]()
+        self._done, self._bad = 0, dict[int, tuple[str, str]]()
         self.resumable = False
         """Whether the same call can go on with what is there."""
 
@@ -254,7 +244,7 @@ class _Work:
             kept[list(self._bad)] = False
             first = np.arange(len(kept))
             if self._order.duplicates != "ignore":
-                first = self._first_alike(npz.images, kept, screen)
+                first = first_alike(npz.images, kept, screen, self._poll)
             repeats = first != np.arange(len(kept))
             torn = self._torn(first, repeats)
             if self._order.duplicates == "drop":
@@ -266,7 +256,7 @@ class _Work:
                 self._save(npz)
                 self.resumable = True
             raise
-        return Made(int(kept.sum()), int(repeats.sum()), torn, list(self._bad.values()))
+        return Made(int(repeats.sum()), torn)
 
     # -- progress --------------------------------------------------------------------------
 
@@ -277,7 +267,9 @@ class _Work:
             table = files.read_json(self._journal)
             if table["key"] == self._key and os.fstat(self._file.fileno()).st_size == needed:
                 self._done = int(table["done"])
-                self._bad = {int(n): str(why) for n, why in table["bad"].items()}
+                self._bad = {
+                    int(n): (str(name), str(why)) for n, (name, why) in table["bad"].items()
+                }
                 screen.say(
                     f"{self._order.source}: {self._done:,} of {self._found.num:,} images were "
                     "prepared before; the rest follow"
@@ -326,9 +318,9 @@ class _Work:
         num, start = self._found.num, self._done
         saved = said = time.monotonic()
         with screen.task("reading", num, start) as task:
-            for image, why in _decoded(self._order.wanted, self._found, start, self._poll):
+            for name, image, why in decoded(self._order.wanted, self._found, start, self._poll):
                 if image is None:
-                    self._bad[self._done] = why
+                    self._bad[self._done] = name, why
                 else:
                     npz.images[self._done] = image
                 self._done += 1
@@ -350,41 +342,17 @@ class _Work:
             raise UsageError(f"{self._order.source} was changed while it was read: run it again")
 
     def _refused(self) -> UsageError:
-        whys = list(self._bad.values())
+        (first, why), *others = self._bad.values()
         fix = "leave such images out by --skip-bad (data.skip_bad)"
-        if len(whys) == 1:
-            return UsageError(f"{whys[0]}, or {fix}")
+        if not others:
+            return UsageError(f"{why}, or {fix}")
+        source = self._order.source
+        short = [name.removeprefix(source).lstrip(":/ ") for name in (first, *dict(others))]
+        named = ", ".join(name if len(name) <= SHORT else f"...{name[-SHORT:]}" for name in short)
         return UsageError(
-            f"{len(whys)} of the first {self._done:,} images of {self._order.source} cannot be "
-            f"used: {'; '.join(whys)}; or {fix}"
+            f"{len(short)} of the first {self._done:,} images of {source} cannot be used, {named}; "
+            f"{why}, or {fix}"
         )
-
-    def _first_alike(
-        self, images: NDArray[np.uint8], kept: NDArray[np.bool_], screen: Screen
-    ) -> NDArray[np.int64]:
-        """For each image the number of the first that has the same pixels, of those kept."""
-        digests = np.zeros((len(images), 2), np.uint64)
-
-        def digest(start: int) -> None:
-            for n in range(start, min(start + BLOCK, len(images))):
-                found = hashlib.sha256(images[n].data).digest()  # the second half would say no more
-                digests[n] = np.frombuffer(found, np.uint64, 2)
-
-        starts = range(0, len(images), BLOCK)
-        with (
-            screen.task("comparing", len(starts)) as task,
-            ThreadPoolExecutor(threads(), "pdfast-compare") as pool,
-        ):
-            for _ in pool.map(digest, starts):
-                self._poll()
-                task.advance()
-        rows = np.flatnonzero(kept)
-        order = rows[np.lexsort(digests[rows].T)]  # which keeps the order of those alike
-        begins = np.ones(len(order), bool)
-        begins[1:] = (digests[order[1:]] != digests[order[:-1]]).any(1)
-        first = np.arange(len(images))
-        first[order] = order[np.flatnonzero(begins)[np.cumsum(begins) - 1]]
-        return first
 
     def _torn(
         self, first: NDArray[np.int64], repeats: NDArray[np.bool_]
@@ -397,7 +365,7 @@ class _Work:
     def _keep(self, npz: NpzFile, kept: NDArray[np.bool_]) -> None:
         """Leave the others out, and colour that is none, if any number of channels will do."""
         channels = self._shape[3]
-        if not self._order.wanted.channels and channels == 3 and _is_grey(npz.images):
+        if not self._order.wanted.channels and channels == 3 and is_grey(npz.images):
             channels = 1
         if not kept.all() or channels != self._shape[3]:
             if kept.sum() < 2:
@@ -416,7 +384,10 @@ class _Work:
             about["class_counts"] = dict(zip(numbers.tolist(), counts.tolist(), strict=True))
         if self._found.names:
             found["class_names"] = np.array(self._found.names)
-        about |= {"left_out": self._found.left_out, "unusable": list(self._bad.values())}
+        about |= {
+            "left_out": self._found.left_out,
+            "unusable": [why for _, why in self._bad.values()],
+        }
         return found | {"about": np.array(json.dumps(about))}
 
 
@@ -431,49 +402,3 @@ def left_out(path: Path) -> str:
         listed = "; ".join(bad[:MAX_BAD])
         found.append(f"images that cannot be used: {len(bad):,} ({listed}{more})")
     return "; ".join(found)
-
-
-def threads() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
-def _is_grey(images: NDArray[np.uint8]) -> bool:
-    """Whether the three channels of all images are alike."""
-    return all(
-        (images[k : k + BLOCK, ..., :1] == images[k : k + BLOCK]).all()
-        for k in range(0, len(images), BLOCK)
-    )
-
-
-def _decoded(
-    wanted: Wanted, found: Pictures, start: int, on_picture: Callable[[], None]
-) -> Iterator[tuple[NDArray[np.uint8] | None, str]]:
-    """Each picture in order, or why it cannot be used; Pillow works outside Python's lock."""
-
-    def some(few: list[tuple[str, Held]]) -> list[tuple[NDArray[np.uint8] | None, str]]:
-        return [one(*picture) for picture in few]
-
-    def one(name: str, file: Held) -> tuple[NDArray[np.uint8] | None, str]:
-        try:
-            return pixels(name, file, wanted, wanted.channels or 3), ""
-        except UsageError as error:
-            return None, str(error)
-
-    Image.init()  # not by several threads at once
-    begun: deque[Future[list[tuple[NDArray[np.uint8] | None, str]]]] = deque()
-    files, most = found.files(start), 2 * threads()
-    pool = ThreadPoolExecutor(threads(), "pdfast-decode")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # decoders warn of oddities in what they can read
-            while few := list(itertools.islice(files, FEW)):
-                on_picture()
-                begun.append(pool.submit(some, few))
-                if len(begun) > most:
-                    yield from begun.popleft().result()
-            while begun:
-                on_picture()
-                yield from begun.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
