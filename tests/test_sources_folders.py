@@ -122,9 +122,9 @@ def test_deeper_pictures_are_refused_with_both_readings(tmp_path):
 
 
 def test_two_parents_of_one_name_are_two_classes(tmp_path):
-    put(tmp_path, "a/x/1.png", "b/x/1.png", "b/y/1.png", "10/x/1.png")
+    put(tmp_path, "a/x/1.png", "a-b/x/1.png", "b/y/1.png", "10/x/1.png")
     labels, names = classes(tmp_path, "parent")
-    assert names == ("10/x", "a/x", "b/x", "b/y")
+    assert names == ("10/x", "a/x", "a-b/x", "b/y")  # part by part: "-" comes before "/"
     assert labels == {f"{name}/1.png": k for k, name in enumerate(names)}
     numbers = tmp_path / "10"
     put(numbers, "2/1/a.png", "2/10/a.png", "10/1/a.png")
