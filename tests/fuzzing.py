@@ -54,6 +54,10 @@ from pdfast.files import seal
 from pdfast.model import Model
 
 SECONDS = 5.0
+SUFFIXES = (  # of the pictures that are mutated
+    *(".png", ".jpeg", ".webp", ".bmp", ".gif", ".tiff", ".avif", ".jp2", ".ppm", ".tga", ".pcx"),
+    *(".sgi", ".qoi", ".ico", ".icns", ".dds", ".dib"),
+)
 
 
 class TooSlow(BaseException):
@@ -88,12 +92,14 @@ class Kinds:
         torch.manual_seed(0)
         save_model(Model(SMALL), folder / "good")
         self.pictures = {}
-        for kind in ("png", "jpeg", "webp", "bmp", "gif", "tiff"):
+        grey = Image.fromarray(np.arange(96, dtype=np.uint8).reshape(8, 12))
+        for suffix in SUFFIXES:
             out = io.BytesIO()
-            Image.fromarray(np.arange(96, dtype=np.uint8).reshape(8, 12)).save(out, kind)
-            self.pictures[kind] = out.getvalue()
+            kind = Image.registered_extensions()[suffix]
+            grey.convert("RGB" if kind in ("QOI", "JPEG2000") else "L").save(out, kind)
+            self.pictures[suffix] = out.getvalue()
         (folder / "pictures").mkdir()
-        (folder / "pictures" / "good.png").write_bytes(self.pictures["png"])
+        (folder / "pictures" / "good.png").write_bytes(self.pictures[".png"])
 
     def _set(self, name, content, model):
         path = self.folder / name
@@ -204,10 +210,12 @@ class Kinds:
 
     def picture(self, rng, sealed):
         """A folder of pictures, one of them mutated."""
-        kind = rng.choice(list(self.pictures))
-        content = sealed_png(rng) if sealed else blind(rng, self.pictures[kind])
+        suffix = ".png" if sealed else rng.choice(list(self.pictures))
+        content = sealed_png(rng) if sealed else blind(rng, self.pictures[suffix])
         folder = self.folder / "pictures"
-        (folder / "bad.png").write_bytes(content)
+        for last in folder.glob("bad.*"):
+            last.unlink()
+        (folder / f"bad{suffix}").write_bytes(content)
         model = NetConfig(image_size=8, channels=1)
         return lambda: check_set(load_dataset(DataConfig(source=str(folder)), model), model)
 

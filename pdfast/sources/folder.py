@@ -55,9 +55,10 @@ def _pass_broken(path: Path, found: Tree, wanted: Wanted) -> None:
     broken = found.broken
     # A class is no picture: without it others would get its number.
     classes = [name for name in broken if "/" not in name and not _is_picture(name)]
-    if broken and (not wanted.skip_bad or (wanted.labels and classes)):
+    needed = wanted.labels and bool(classes)
+    if broken and (needed or not wanted.skip_bad):
         named = classes if wanted.skip_bad else broken
-        fix = "" if wanted.skip_bad else ", or leave them out (data.skip_bad = true, --skip-bad)"
+        fix = "" if needed else ", or leave them out (data.skip_bad = true, --skip-bad)"
         raise UsageError(
             f"{shown(str(path))} has links that lead nowhere: repair or remove them{fix}: "
             f"{_list(named, MAX_NAMED)}"

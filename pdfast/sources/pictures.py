@@ -107,11 +107,14 @@ def _open(name: str, file: Path | BinaryIO, mode: str) -> Image.Image:
 
 def _decoded(name: str, file: Path | BinaryIO, mode: str) -> Image.Image:
     with Image.open(file, formats=kinds.formats(kinds.suffix(name))) as opened:
-        _check_pixels(name, opened)
+        width, height = opened.size
+        if width * height > MAX_PIXELS:
+            raise UsageError(
+                f"{name} has {width}x{height} pixels, more than {MAX_PIXELS:,}: make it smaller"
+            )
         if opened.mode.startswith(("I", "F")):
             raise UsageError(f"{name} has more than 8 bits per channel: save it with 8")
         opened.load()
-        _check_pixels(name, opened)  # icons say their size only now
         image = _turned(opened)
         if image.has_transparency_data:
             image = image.convert("RGBA")
@@ -130,14 +133,6 @@ def _without_exif(file: Path | BinaryIO) -> BinaryIO:
     if not (head.startswith(b"\xff\xd8") and EXIF in head):
         raise UnidentifiedImageError
     return io.BytesIO(head.replace(EXIF, EXIF[:-1] + b"?") + content[MAX_HEAD:])
-
-
-def _check_pixels(name: str, image: Image.Image) -> None:
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise UsageError(
-            f"{name} has {width}x{height} pixels, more than {MAX_PIXELS:,}: make it smaller"
-        )
 
 
 def _turned(image: Image.Image) -> Image.Image:

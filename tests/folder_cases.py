@@ -1,0 +1,43 @@
+"""What the tests of folders of pictures share."""
+
+import numpy as np
+import pytest
+from foreign import picture
+
+from pdfast.errors import UsageError
+from pdfast.sources import folder
+from pdfast.sources.reading import Wanted
+
+PNG = picture(np.zeros((8, 8), np.uint8))
+
+
+def put(root, *names, content=PNG):
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return root
+
+
+def find(root, folders="auto", labels=True, skip_bad=False):
+    return folder.find(root, Wanted(8, labels=labels, folders=folders, skip_bad=skip_bad))
+
+
+def classes(root, folders="auto", **options):
+    """What every picture is labelled, by its path, and the names of the classes."""
+    found = find(root, folders, **options)
+    paths = [str(path.relative_to(root)) for _, path in found.files(0)]
+    assert len(paths) == found.num == len(found.labels)
+    assert found.labels.dtype == np.int64
+    return dict(zip(paths, found.labels.tolist(), strict=True)), found.names
+
+
+def refused(root, message, *also, folders="auto", labels=True, skip_bad=False):
+    with pytest.raises(UsageError) as error:
+        find(root, folders, labels, skip_bad)
+    text = str(error.value)
+    for part in (message, *also, str(root)):
+        assert part in text
+    assert "\n" not in text
+    assert text.isprintable()
+    return text
