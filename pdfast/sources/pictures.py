@@ -65,6 +65,8 @@ def pixels(name: str, file: Held, wanted: Wanted, channels: int) -> NDArray[np.u
     if isinstance(file, UsageError):
         raise file
     if isinstance(file, np.ndarray):
+        if file.shape == (wanted.size, wanted.size, channels):
+            return file
         flat = file[..., 0] if file.shape[2] == 1 else file
         image = Image.fromarray(flat).convert(_MODES[channels])
     else:
