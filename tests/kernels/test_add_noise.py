@@ -44,6 +44,7 @@ CASE = {
     "table": st.booleans(),
     "levels": st.sampled_from([torch.uint8, torch.float32]),
     "some": st.booleans(),
+    "shuffled_by": st.sampled_from([0, 0, 1, 2, 128, 2**20]),
     "draw": SEEDS,
 }
 

@@ -1,0 +1,94 @@
+"""shuffle: the order of a set's images, epoch by epoch: a permutation of any size, by counter.
+
+Swap-or-not (Hoang, Morris, Rogaway 2012, "An Enciphering Scheme Based on a Card Shuffle"): in each
+round x has a partner k - x (mod n), whose partner is x, and a random bit of the pair says whether
+the two change places. This permutes 0 .. n - 1 for every n, in a loop of known length; a Feistel
+network needs walks back into the range. Each round moves x with probability 1/2, to a place drawn
+uniformly, so what 24 rounds leave of the old order is 2^-24.
+
+Draw d belongs to epoch d // n, at place d % n. So each epoch holds each number once, whoever makes
+which of its draws, and there is no state. A round's key and the bits of its pairs are hashes of
+(seed, key, epoch, round) by the mixer lea64 (Steele and Vigna 2021, "LXM: Better Splittable
+Pseudorandom Number Generators"), in steps of 2^64 over the golden ratio.
+
+`add_noise` draws by it. Fused: all of it, into that kernel, where it moves no bytes. Bound: integer
+arithmetic, some 40 instructions a round; on a CPU the calls of PyTorch, ten a round. Loses: to a
+table of the permutation, where there is room for one and somebody to renew it each epoch.
+"""
+
+import torch
+from torch import Tensor
+
+from pdfast.kernels.runtime import tl, triton
+
+ROUNDS = 24
+
+# As int64, whose products wrap: 2^64 over the golden ratio, and lea64's multiplier.
+STEP = tl.constexpr(0x9E3779B97F4A7C15 - 2**64)
+MULTIPLIER = tl.constexpr(0xDABA0B6EB09322E3 - 2**64)
+
+
+# ------------------------------------------------------------------------------------------
+# Reference
+
+
+def shuffled(draw: Tensor, num: int, key: tuple[int, int]) -> Tensor:
+    """What comes at these draws, of 0 .. num - 1: int64 (B,).
+
+    draw, int64 (B,): numbers of the draws over all epochs, 0 or more. num: 1 .. 2^31 - 1. `key`: as
+    `philox.key_of` has it. The num draws from any multiple of num on hold each number once.
+    """
+    # Ops in place, numbers as tensors (on the CPU for any device): on small batches a CPU's time
+    # goes into calls of PyTorch.
+    root = _as_int64((key[0] << 32 | key[1]) * _MULTIPLIER)
+    numbers = torch.tensor([root, _STEP, _MULTIPLIER, 32, 63, num], device="cpu")
+    start, step, multiplier, half, sign, size = numbers.unbind()
+    epoch, x = draw // size, draw % size
+    round_ = torch.arange(ROUNDS, device=draw.device)[:, None]
+    salts = (epoch * ROUNDS + round_).mul_(step).add_(start)
+    for _ in range(2):
+        salts.bitwise_xor_(salts >> half).mul_(multiplier)
+    keys = (salts >> half).bitwise_xor_(salts).mul_(multiplier)
+    keys.bitwise_right_shift_(half).bitwise_and_(_MASK).mul_(size).bitwise_right_shift_(half)
+    partner, bits, high = torch.empty_like(x), torch.empty_like(x), torch.empty_like(x)
+    for k, salt in zip(keys.unbind(), salts.unbind(), strict=True):
+        torch.sub(k, x, out=partner).remainder_(size)
+        torch.maximum(x, partner, out=bits)
+        bits.mul_(step).add_(salt)
+        torch.bitwise_right_shift(bits, half, out=high)
+        bits.bitwise_xor_(high).mul_(multiplier).bitwise_right_shift_(sign)  # -1: change places
+        x.addcmul_(partner.sub_(x), bits, value=-1)
+    return x
+
+
+def _as_int64(value: int) -> int:
+    """The low 64 bits, read as a signed number."""
+    return (value + 2**63) % 2**64 - 2**63
+
+
+_MASK = 0xFFFFFFFF
+_STEP, _MULTIPLIER = _as_int64(0x9E3779B97F4A7C15), _as_int64(0xDABA0B6EB09322E3)
+
+
+# ------------------------------------------------------------------------------------------
+# Triton
+
+
+@triton.jit
+def shuffled_at(draw, num, seed, key, rounds: tl.constexpr):
+    """What comes at an int64 draw: `shuffled`, to the bit. The other arguments are integers."""
+    epoch = draw // num
+    x = draw - epoch * num
+    root = (seed.to(tl.int64) << 32) | key.to(tl.int64)
+    state = root * MULTIPLIER + epoch * rounds * STEP
+    for _ in range(rounds):
+        salt = (state ^ (state >> 32)) * MULTIPLIER
+        salt = (salt ^ (salt >> 32)) * MULTIPLIER
+        k = (salt ^ (salt >> 32)) * MULTIPLIER
+        k = (((k >> 32) & 0xFFFFFFFF) * num) >> 32
+        partner = tl.where(k < x, k - x + num, k - x)
+        bits = salt + tl.maximum(x, partner) * STEP
+        bits = (bits ^ (bits >> 32)) * MULTIPLIER
+        x = tl.where(bits < 0, partner, x)
+        state += STEP
+    return x
