@@ -82,7 +82,7 @@ def add_noise(
     `rows`, int64 (n,), are the numbers of the images to draw from, where those are not all.
 
     Images are drawn independently, or, with the size of the global batch as `shuffled_by`, without
-    replacement: position p in the batch of update k holds draw k * shuffled_by + p, below 2^63, of
+    replacement: position p in the batch of update k holds draw k * shuffled_by + p, below 2^62, of
     `shuffle.shuffled`. Nothing but the choice of images depends on it.
     """
     runtime.check_tensor("images", images, (torch.uint8, torch.float32))
