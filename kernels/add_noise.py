@@ -10,7 +10,8 @@ ahead by another stream, if such a launch were ever in the way.
 
 Float streams go in 16-byte accesses when H W C divides by 16. The data set's pixels, gathered and
 perhaps mirrored, are read one by one; 4 bytes each where they are float32. Where only some images
-of a set may be drawn, a table has their numbers, of which a program reads one.
+of a set may be drawn, a table has their numbers, of which a program reads one. Which image comes
+is drawn independently, or without replacement, by shuffle.py.
 """
 
 from typing import NamedTuple
@@ -23,6 +24,7 @@ from pdfast.kernels.angles import combine, divide, sincos
 from pdfast.kernels.names import Head
 from pdfast.kernels.philox import Stream, normal_pair, scaled_word, uniform_from, words_at
 from pdfast.kernels.runtime import tl, triton
+from pdfast.kernels.shuffle import ROUNDS, shuffled, shuffled_at
 
 BLOCK = 1024
 
@@ -64,6 +66,7 @@ def add_noise(
     fixed: bool = False,
     population: int = 0,
     rows: Tensor | None = None,
+    shuffled_by: int = 0,
 ) -> Noised:
     """Draw `num` images and times, and diffuse: z_t = alpha x + sigma eps (section 2).
 
@@ -77,6 +80,10 @@ def add_noise(
     For sets that lie elsewhere, `population` is the set's size where it is not 0, and the images
     are the `num` that `draw_indices` draws from it, in order; all results are as of the whole set.
     `rows`, int64 (n,), are the numbers of the images to draw from, where those are not all.
+
+    Images are drawn independently, or, with the size of the global batch as `shuffled_by`, without
+    replacement: position p in the batch of update k holds draw k * shuffled_by + p, below 2^62, of
+    `shuffle.shuffled`. Nothing but the choice of images depends on it.
     """
     runtime.check_tensor("images", images, (torch.uint8, torch.float32))
     if isinstance(update, int):
@@ -99,6 +106,7 @@ def add_noise(
         raise TypeError(f"net_dtype must be a floating-point type, not {net_dtype}")
     limits = {"seed": (seed, 2**32), "round_": (round_, 2**24), "num_steps": (num_steps, 2**31)}
     limits |= {"first": (first, 2**31), "population": (population, 2**31)}
+    limits["shuffled_by"] = shuffled_by, 2**40 + 1
     for name, (value, end) in limits.items():
         if not 0 <= value < end:
             raise ValueError(f"{name} must be in 0 .. {end - 1}, not {value}")
@@ -108,7 +116,7 @@ def add_noise(
         raise ValueError(f"with a population, images must be the {num} drawn, not {len(images)}")
     z_t, z_in, phi_t, phi_mid, last, chosen, spare, y = add_noise_op(
         images, a, b, angles, num_steps, seed, round_, update, first, num, flip, head, net_dtype,
-        fixed, population, rows,
+        fixed, population, rows, shuffled_by,
     )  # fmt: skip
     same = net_dtype == z_t.dtype
     z_in, y_or_none = z_t if same else z_in, y if head else None
@@ -124,16 +132,19 @@ def draw_indices(
     population: int,
     fixed: bool = False,
     rows: Tensor | None = None,
+    shuffled_by: int = 0,
 ) -> Tensor:
     """Which images of a set `add_noise` takes: int64 (num,) in 0 .. population - 1, on the CPU.
 
-    `rows`, int64 (n,) on the CPU, as for `add_noise`.
+    `rows`, int64 (n,) on the CPU, and `shuffled_by` as for `add_noise`.
     """
     key, _ = _keys(seed, round_, fixed)
-    words = philox.words(key, torch.tensor(update), first, num)
-    if rows is not None:
-        return rows[philox.index_below(words[:, 0], len(rows))]
-    return philox.index_below(words[:, 0], population)
+    number, of = torch.tensor(update), population if rows is None else len(rows)
+    if shuffled_by:
+        drawn = _shuffled(number, shuffled_by, first, num, of, key)
+    else:
+        drawn = philox.index_below(philox.words(key, number, first, num)[:, 0], of)
+    return drawn if rows is None else rows[drawn]
 
 
 # ------------------------------------------------------------------------------------------
@@ -165,6 +176,14 @@ def _keys(seed: int, round_: int, fixed: bool) -> tuple[tuple[int, int], tuple[i
     return philox.key_of(seed, streams[0], round_), philox.key_of(seed, streams[1], round_)
 
 
+def _shuffled(
+    update: Tensor, batch: int, first: int, num: int, of: int, key: tuple[int, int]
+) -> Tensor:
+    """Draws without replacement for positions first .. first + num - 1 of an update's batch."""
+    positions = torch.arange(first, first + num, device=update.device)
+    return shuffled(positions.add_(update.reshape(()), alpha=batch), of, key)
+
+
 def add_noise_reference(
     images: Tensor,
     a: float,
@@ -182,17 +201,21 @@ def add_noise_reference(
     fixed: bool,
     population: int = 0,
     rows: Tensor | None = None,
+    shuffled_by: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
     """(z_t, phi_t, phi_mid, last, chosen, spare, y) in plain PyTorch, z_t and y in `dtype`."""
     shape = (images.shape[1], images.shape[2], images.shape[3])
-    (_, batch_key), (_, noise_key) = _keys(seed, round_, fixed)
+    batch_key, noise_key = _keys(seed, round_, fixed)
     block = torch.arange(-1, philox.blocks_of(shape), device=update.device)  # -1: of the batch
-    key = seed, torch.where(block < 0, batch_key, noise_key)
+    key = seed, torch.where(block < 0, batch_key[1], noise_key[1])
     words = philox.words_of(key, update, first, num, block.clamp_(min=0))
-    if rows is None:
-        chosen = philox.index_below(words[:, 0], population or len(images))
+    of = (population or len(images)) if rows is None else len(rows)
+    if shuffled_by:
+        chosen = _shuffled(update, shuffled_by, first, num, of, batch_key)
     else:
-        chosen = rows[philox.index_below(words[:, 0], len(rows))]
+        chosen = philox.index_below(words[:, 0], of)
+    if rows is not None:
+        chosen = rows[chosen]
     x = to_float(images if population else images[chosen]).to(dtype)
     if flip:
         x = torch.where((words[:, 1] & 1).bool()[:, None, None, None], x.flip(3), x)
@@ -236,6 +259,7 @@ def add_noise_op(
     fixed: bool,
     population: int = 0,
     rows: Tensor | None = None,
+    shuffled_by: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`add_noise` of arguments known to be right; z_in and y are empty where there are none."""
     outputs = _outputs(images, num, head, net_dtype)
@@ -243,7 +267,7 @@ def add_noise_op(
     if not runtime.uses_triton(images.device, net_dtype):
         results = add_noise_reference(
             images, a, b, angles, num_steps, seed, round_, update, first, num, flip,
-            head, z_t.dtype, fixed, population, rows,  # type: ignore[arg-type]
+            head, z_t.dtype, fixed, population, rows, shuffled_by,  # type: ignore[arg-type]
         )  # fmt: skip
         filled = (z_t, phi_t, phi_mid, last, chosen, spare, y)
         for output, result in zip(filled, results, strict=True):
@@ -274,6 +298,7 @@ def add_noise_op(
         (population or len(images)) if rows is None else len(rows),
         num_steps,
         first,
+        shuffled_by,
         seed,
         batch_key[1],
         noise_key[1],
@@ -286,6 +311,7 @@ def add_noise_op(
         continuous=num_steps == 0,
         head=head or "none",
         writes_z_in=z_in.numel() > 0,
+        rounds=ROUNDS if shuffled_by else 0,
         block=BLOCK,
     )
     return outputs
@@ -309,6 +335,7 @@ def _fake_outputs(
     fixed: bool,
     population: int = 0,
     rows: Tensor | None = None,
+    shuffled_by: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     return _outputs(images, num, head, net_dtype)
 
@@ -343,7 +370,7 @@ def _outputs(
 # Triton
 
 
-DRAWN_BY = ["num_images", "num_steps", "first", "seed", "batch_key", "noise_key"]
+DRAWN_BY = ["num_images", "num_steps", "first", "batch", "seed", "batch_key", "noise_key"]
 
 
 @triton.jit(do_not_specialize=DRAWN_BY)  # their values change, the code does not
@@ -364,6 +391,7 @@ def add_noise_kernel(
     num_images,
     num_steps,
     first,
+    batch,
     seed,
     batch_key,
     noise_key,
@@ -376,13 +404,18 @@ def add_noise_kernel(
     continuous: tl.constexpr,
     head: tl.constexpr,
     writes_z_in: tl.constexpr,
+    rounds: tl.constexpr,
     block: tl.constexpr,
 ):
     """Program (n, tile): `block` elements, in (H, W, C) order, of image n; see `add_noise`."""
     n, tile = tl.program_id(0), tl.program_id(1)
     number, position = tl.load(update), n + first
     w_0, w_1, w_2, w_3 = words_at(number, position, n * 0, seed, batch_key)
-    chosen, mirrored = scaled_word(w_0, num_images), (w_1 & 1) != 0
+    mirrored = (w_1 & 1) != 0
+    if rounds:
+        chosen = shuffled_at(number * batch + position, num_images, seed, batch_key, rounds)
+    else:
+        chosen = scaled_word(w_0, num_images)
     if rows is not None:
         chosen = tl.load(rows + chosen)
     if continuous:

@@ -73,6 +73,8 @@ class Batch:
     """Of the streams of the fixed batch, and of the images held out."""
     in_order: bool = False
     """The images are not drawn: they are those given, of a population, one after the other."""
+    shuffled_by: int = 0
+    """Size of the global batch, where images are drawn without replacement; otherwise 0."""
 
     def part(self, n: int, parts: int) -> "Batch":
         """The n-th of equal parts."""
@@ -106,6 +108,7 @@ class Batch:
             net_dtype=self.dtype,
             fixed=self.fixed,
             rows=self.rows,
+            shuffled_by=self.shuffled_by,
         )
         return noised, self._condition(noised)
 
@@ -140,6 +143,7 @@ def open_batch(
     """
     size, stream = cfg.batch // distributed.size(), config.engine.data == "stream"
     first = distributed.rank() * size
+    by = 0 if fixed else shuffled_by(config, cfg)
     source = open_source(
         data,
         model.device,
@@ -149,6 +153,7 @@ def open_batch(
         round_=round_,
         fixed=fixed,
         rows=data.trained,
+        shuffled_by=by,
         stream=stream,
     )
     batch = Batch(
@@ -166,8 +171,14 @@ def open_batch(
         guidance=model.guidance,
         rows=None if data.trained is None else data.trained.to(model.device),
         fixed=fixed,
+        shuffled_by=by,
     )
     return batch, source
+
+
+def shuffled_by(config: Config, cfg: LoopConfig) -> int:
+    """What `add_noise` takes for a phase's data.order."""
+    return cfg.batch if config.data.order == "epochs" else 0
 
 
 def held_out_batches(config: Config, data: Dataset, model: Model, round_: int) -> Iterator[Batch]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pdfast import memory
+from pdfast.batch import shuffled_by
 from pdfast.data import Dataset
 from pdfast.errors import PdfastError
 from pdfast.kernels.add_noise import draw_indices
@@ -186,9 +187,10 @@ class PhaseLog:
         update, files = self._state()
         numbers, rows = range(update, update + most), self.data.trained
         rows = None if rows is None else rows.cpu()
-        size, of = self.cfg.batch, len(self.data)
+        size, of, by = self.cfg.batch, len(self.data), shuffled_by(self.run.config, self.cfg)
         drawn = [
-            draw_indices(seed, self.round, k, 0, size, of, rows=rows).tolist() for k in numbers
+            draw_indices(seed, self.round, k, 0, size, of, rows=rows, shuffled_by=by).tolist()
+            for k in numbers
         ]
         last = {"loss": float(optimizer.loss), "grad_norm": float(optimizer.norm)}
         name = f"round-{self.round:02d}-update-{update:09d}"

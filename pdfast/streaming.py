@@ -94,11 +94,12 @@ def open_source(
     round_: int,
     fixed: bool = False,
     rows: Tensor | None = None,
+    shuffled_by: int = 0,
     stream: bool = False,
 ) -> Resident | Streamed:
     """The images of batches of `num` from position `first`; streamed if asked, or if elsewhere.
 
-    `rows`: as for `add_noise`, wherever they lie.
+    `rows`, wherever they lie, and `shuffled_by`: as for `add_noise`.
     """
     if not stream and data.images.device == device:
         return Resident(data)
@@ -106,6 +107,7 @@ def open_source(
     on_cpu = None if rows is None else rows.cpu()
 
     def indices(update: int) -> Tensor:
-        return draw_indices(seed, round_, update, first, num, len(data), fixed, on_cpu)
+        keys = seed, round_, update, first
+        return draw_indices(*keys, num, len(data), fixed, on_cpu, shuffled_by)
 
     return Streamed(data, indices, num, device)

@@ -26,13 +26,14 @@ def changed(config, **tables):
 
 
 def set_of(config, phase, **options):
-    """The config with options of a phase, and dropout of the model, set."""
+    """The config with options of a phase, dropout of the model, and the data's order, set."""
+    order = options.pop("order", config.data.order)
     dropout = options.pop("dropout", 0.0) if phase == "train" else 0.0
     options.pop("dropout", None)  # distillation has none
     defaults = {"updates": UPDATES, "batch": 8, "ema_decay": 0.0, "warmup": 5, "anneal": "linear"}
     loop = dataclasses.replace(getattr(config, phase), **(defaults | options))
     model = dataclasses.replace(config.model, dropout=dropout)
-    data = dataclasses.replace(config.data, horizontal_flip=True)
+    data = dataclasses.replace(config.data, horizontal_flip=True, order=order)
     return dataclasses.replace(config, data=data, model=model, **{phase: loop})
 
 

@@ -82,7 +82,7 @@ def noise(
     **draws,
 ):
     """add_noise: 3 images of 5, or of `some`; `times` discrete, continuous or by table."""
-    draws = {"seed": 2**32 - 1, "round_": 1, "update": 7, "first": 0, **draws}
+    draws = {"seed": 2**32 - 1, "round_": 1, "update": 7, "first": 0, "shuffled_by": 0, **draws}
     images = values(shape, torch.float32, "cpu")
     if levels == "u8":
         images = (40 * images + 128).clamp(0, 255).to(torch.uint8)
@@ -91,7 +91,8 @@ def noise(
     if gathered:
         population = len(images)
         keys = (draws[name] for name in ("seed", "round_", "update", "first"))
-        images = images[draw_indices(*keys, num, population, rows=rows)]
+        by = draws["shuffled_by"]
+        images = images[draw_indices(*keys, num, population, rows=rows, shuffled_by=by)]
     n = 0 if times == "continuous" else 6
     table = torch.linspace(0.1, 1.5, 2 * n + 1, dtype=torch.float64).square().to(device)
     return add_noise.add_noise(
@@ -156,6 +157,9 @@ def _cases():
         yield "add_noise", noise, {"levels": levels, "flip": flip, "gathered": gathered}
     for gathered in (False, True):
         yield "add_noise", noise, {"some": True, "gathered": gathered}
+        yield "add_noise", noise, {"shuffled_by": 6, "some": True, "gathered": gathered}
+    for by in (1, 3, 2**31 + 5):  # batches of one image, of this process's, of very many
+        yield "add_noise", noise, {"shuffled_by": by}
     for dtype in DTYPES:
         yield "dropout", drop, {"dtype": dtype}
     for ema, copy, most in itertools.product((False, True), (None, "bf16", "fp16"), (0.0, 1.0)):

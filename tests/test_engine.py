@@ -15,6 +15,7 @@ from pdfast.data import Dataset
 from pdfast.errors import UsageError
 from pdfast.kernels import philox
 from pdfast.kernels.philox import Stream
+from pdfast.kernels.shuffle import shuffled
 from pdfast.optimizer import Optimizer
 from pdfast.rollout import Pipelined, Rollout
 from pdfast.rounding import measure
@@ -29,6 +30,7 @@ OPTIONS = {
     "accumulate": {"accumulate": 4},
     "checkpoint": {"checkpoint": True},
     "dropout": {"dropout": 0.25},
+    "independent": {"order": "independent"},
     "all": {
         "grad_clip": 0.05,
         "ema_decay": 0.9,
@@ -50,7 +52,11 @@ def plain_loop(config, phase, model, teacher, data):
         update = torch.tensor([k])
         words = philox.words(philox.key_of(config.seed, Stream.BATCH, ROUND), update, 0, cfg.batch)
         noise = philox.key_of(config.seed, Stream.NOISE, ROUND)
-        x = data.images[philox.index_below(words[:, 0], len(data))].permute(0, 3, 1, 2)
+        chosen = philox.index_below(words[:, 0], len(data))
+        if config.data.order == "epochs":
+            draws = torch.arange(k * cfg.batch, (k + 1) * cfg.batch)
+            chosen = shuffled(draws, len(data), philox.key_of(config.seed, Stream.BATCH, ROUND))
+        x = data.images[chosen].permute(0, 3, 1, 2)
         x = torch.where((words[:, 1] & 1).bool()[:, None, None, None], x.flip(3), x)
         x = (x.float() / 127.5 - 1).to(dtype)  # an image is float32 whatever the net is
         eps = philox.normal(noise, update, 0, cfg.batch, (1, 8, 8)).to(dtype)

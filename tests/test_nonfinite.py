@@ -249,7 +249,8 @@ def test_so_many_stop_the_run(tiny, straight, tmp_path, monkeypatch, case, where
     expected = {"round": ROUND, "update": FIRST, "skipped": LIMIT, "seed": 0, "batch": cfg.batch}
     assert {key: table[key] for key in expected} == expected
     assert table["steps"] == (STEPS if phase == "distill" else 0)
-    drawn = {k: draw_indices(0, ROUND, k, 0, cfg.batch, 50).tolist() for k in numbers}
+    by = {"shuffled_by": cfg.batch}
+    drawn = {k: draw_indices(0, ROUND, k, 0, cfg.batch, 50, **by).tolist() for k in numbers}
     assert table["images"] == {str(k): indices for k, indices in drawn.items()}
     rates = [table["lr"][str(k)] for k in numbers]
     assert rates == [pytest.approx(cfg.lr * (1 - k / UPDATES)) for k in numbers]

@@ -7,7 +7,7 @@ import torch
 
 from pdfast.kernels import runtime
 
-TRITON = ("add_noise", "adamw", "ddim_step", "distill_loss", "dropout", "launches")
+TRITON = ("add_noise", "adamw", "ddim_step", "distill_loss", "dropout", "launches", "shuffle")
 if os.environ.get("TRITON_INTERPRET") == "1" and not runtime.HAVE_TRITON:
     raise pytest.UsageError("TRITON_INTERPRET=1 needs Triton 3.4 or newer: pip install triton")
 RUNS = runtime.HAVE_TRITON and (runtime.INTERPRETING or torch.cuda.is_available())

@@ -28,6 +28,7 @@ from pdfast.kernels.add_noise import (
 )
 from pdfast.kernels.philox import normal_pair
 from pdfast.kernels.runtime import tl, triton
+from pdfast.kernels.shuffle import shuffled
 
 CASE = {
     "shape": st.tuples(st.integers(1, 9), st.sampled_from([1, 3]), SIDES, SIDES),
@@ -44,6 +45,7 @@ CASE = {
     "table": st.booleans(),
     "levels": st.sampled_from([torch.uint8, torch.float32]),
     "some": st.booleans(),
+    "shuffled_by": st.sampled_from([0, 0, 0, 0, 0, 0, 1, 2**20]),  # the interpreter is slow
     "draw": SEEDS,
 }
 
@@ -227,6 +229,30 @@ def test_images_gathered_elsewhere_are_those_of_the_whole_set(
     assert torch.equal(other.z_t, whole.z_t)
 
 
+@pytest.mark.parametrize("some", [False, True])
+def test_without_replacement_only_the_choice_of_images_changes(some):
+    """Also across the end of an epoch, and where the images are gathered elsewhere."""
+    rows = torch.tensor([7, 0, 3, 8, 2], device=DEVICE) if some else None
+    of, batch, update = 5 if some else 9, 12, 2**32 + 11
+    case = ARGS | {"update": update, "first": 3, "num": 8, "flip": True, "rows": rows}
+    got = add_noise(**case, shuffled_by=batch)
+    draws = update * batch + 3 + torch.arange(8)
+    expected = shuffled(draws, of, philox.key_of(7, philox.Stream.BATCH, 3))
+    assert torch.equal(got.chosen.cpu(), expected if rows is None else rows.cpu()[expected])
+    on_cpu = None if rows is None else rows.cpu()
+    index = draw_indices(7, 3, update, 3, 8, 9, rows=on_cpu, shuffled_by=batch)
+    assert torch.equal(index, got.chosen.cpu())
+    gathered = ARGS["images"].cpu()[index].to(DEVICE)
+    part = add_noise(**case | {"images": gathered, "population": 9}, shuffled_by=batch)
+    assert all(map(torch.equal, part[:7], got[:7]))
+
+    alike = case | {"images": ARGS["images"][:1].expand(9, -1, -1, -1), "head": "x"}
+    one, other = add_noise(**alike, shuffled_by=batch), add_noise(**alike)
+    assert not torch.equal(one.chosen, other.chosen)
+    for name in ("z_t", "phi_t", "phi_mid", "last", "spare", "y"):
+        assert torch.equal(getattr(one, name), getattr(other, name)), name
+
+
 def test_a_table_of_the_same_angles_is_the_same():
     u = torch.arange(129, dtype=torch.float64, device=DEVICE) / 128
     same = add_noise(**ARGS | {"schedule": SCHEDULE.a * u + SCHEDULE.b})
@@ -263,12 +289,13 @@ def test_normals_are_those_of_pytorch_to_an_ulp():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize(
-    ("head", "population", "some"), [(None, 0, False), ("v", 0, True), ("v", 100, False)]
+    ("head", "population", "some", "by"),
+    [(None, 0, False, 0), ("v", 0, True, 5), ("v", 100, False, 0)],
 )
-def test_registered(dtype, head, population, some):
+def test_registered(dtype, head, population, some, by):
     update = torch.tensor([3], device=DEVICE)
     rows = torch.tensor([2, 0], device=DEVICE) if some else None
-    draws = (64, 7, 3, update, 0, 4, True, head, dtype, False, population, rows)
+    draws = (64, 7, 3, update, 0, 4, True, head, dtype, False, population, rows, by)
     images = ARGS["images"][: 4 if population else None]
     opcheck(add_noise_op, (images, SCHEDULE.a, SCHEDULE.b, None, *draws))
     opcheck(add_noise_op, (images.float(), 0.0, 0.0, angles_of(64), *draws))
@@ -295,6 +322,7 @@ def test_registered(dtype, head, population, some):
         ({"first": -1}, "first must be in 0"),
         ({"num": 0}, "num must be at least 1, not 0"),
         ({"population": -1}, "population must be in 0"),
+        ({"shuffled_by": -1}, "shuffled_by must be in 0 .. 1099511627776, not -1"),
         ({"rows": [0]}, "rows must be a tensor, not list"),
         ({"rows": torch.zeros(2, device=DEVICE)}, "rows must be int64, not float32"),
         (

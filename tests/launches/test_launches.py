@@ -71,6 +71,7 @@ def test_no_argument_has_a_name_that_triton_takes():
         (noise, [{"round_": 0}, {"round_": 1}, {"round_": 16}]),
         (noise, [{"first": 0}, {"first": 1}, {"first": 16}, {"first": 17}]),
         (noise, [{"shape": (n, 3, 32, 32)} for n in (3, 16, 17)]),
+        (noise, [{"shuffled_by": n} for n in (1, 3, 16, 128)]),
         (drop, [{"first": 0}, {"first": 1}, {"first": 16}]),
         (drop, [{"layer": 0}, {"layer": 1}, {"layer": 16}]),
         (drop, [{"round_": 0}, {"round_": 1}, {"seed": 2**31}]),

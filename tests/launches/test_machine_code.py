@@ -123,6 +123,11 @@ def test_add_noise_of_some_images(check, arch, gathered):
     check(arch, 0, (4 + 2) * add_noise.BLOCK, noise, some=True, gathered=gathered)
 
 
+@pytest.mark.parametrize("arch", [80, 90, 100])
+def test_add_noise_without_replacement(check, arch):
+    check(arch, 0, (4 + 2) * add_noise.BLOCK, noise, shuffled_by=6)
+
+
 @pytest.mark.parametrize("dtype", SIZE)
 @pytest.mark.parametrize("arch", [80, 90, 100])
 def test_dropout(check, arch, dtype):

@@ -1,0 +1,35 @@
+"""shuffle: what drawing without replacement adds to add_noise, and a table of the order instead."""
+
+import pytest
+import torch
+from bench_add_noise import CASES as CASES
+from bench_add_noise import NET
+
+from pdfast.kernels.add_noise import add_noise
+from pdfast.kernels.philox import Stream, key_of
+from pdfast.kernels.shuffle import shuffled
+
+IMAGES = 2000
+
+
+@pytest.mark.parametrize("who", ["add_noise, shuffled", "add_noise", "reference", "eager"])
+def test_shuffle(case, who, measure, device):
+    """reference: the draws alone, by PyTorch's ops; eager: the order of an epoch by randperm."""
+    n, c, s = case
+    data = torch.randint(0, 256, (IMAGES, s, s, c), dtype=torch.uint8, device=device)
+    images, update = data.permute(0, 3, 1, 2), torch.zeros(1, dtype=torch.int64, device=device)
+    draws, key = torch.arange(n, device=device), key_of(0, Stream.BATCH, 1)
+
+    def noised(shuffled_by: int):
+        return add_noise(
+            images, (1.57, 4.5e-5), 64, seed=0, round_=1, update=update, num=n, net_dtype=NET,
+            shuffled_by=shuffled_by,
+        )  # fmt: skip
+
+    functions = {
+        "add_noise, shuffled": lambda: noised(n),
+        "add_noise": lambda: noised(0),
+        "reference": lambda: shuffled(draws, IMAGES, key),
+        "eager": lambda: torch.randperm(IMAGES, device=device)[:n],
+    }
+    measure(functions[who], op="shuffle", shape=case, who=who)

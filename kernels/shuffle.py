@@ -1,0 +1,88 @@
+"""shuffle: the order of a set's images, epoch by epoch: a permutation of any size, by counter.
+
+Swap-or-not (Hoang, Morris, Rogaway 2012, "An Enciphering Scheme Based on a Card Shuffle"): in each
+round x has a partner k - x (mod n), whose partner is x, and a random bit of the pair says whether
+the two change places. This permutes 0 .. n - 1 for every n, in a loop of known length; a Feistel
+network needs walks back into the range. In one round before the others all change places, so that
+each place of an epoch holds any number with the same probability. Each round then moves x with
+probability 1/2 to a place drawn uniformly, so 14 rounds leave 2^-28 of how two numbers lay to each
+other (in the smallest sets more: the orders of 4 numbers are 0.001 from uniform, in total
+variation).
+
+Draw d belongs to epoch d // n, at place d % n. So each epoch holds each number once, whoever makes
+which of its draws, and there is no state. A round's salt and key are hashes of (seed, key, epoch,
+round), the two halves of the mixer lea64 (Steele and Vigna 2021, "LXM: Better Splittable
+Pseudorandom Number Generators") in steps of 2^64 over the golden ratio. The bit of a pair is the highest of a square
+modulo 2^64, as Widynski's generators have it (2020, "Squares: A Fast Counter-Based RNG"), of the
+salt and so many steps as the larger of the pair says.
+
+`add_noise` draws by it. Fused: all of it, into that kernel, where it moves no bytes. Bound: integer
+arithmetic, some 50 instructions a round (sm_90); on a CPU calls of PyTorch, seven a round. Loses:
+to a table of the order, where there is room for one and somebody to renew it each epoch.
+"""
+
+import torch
+from torch import Tensor
+
+from pdfast.kernels.runtime import tl, triton
+
+ROUNDS = 14
+
+# As int64, whose products wrap: 2^64 over the golden ratio, and lea64's multiplier.
+_STEP, _MULTIPLIER = 0x9E3779B97F4A7C15 - 2**64, 0xDABA0B6EB09322E3 - 2**64
+STEP, MULTIPLIER = tl.constexpr(_STEP), tl.constexpr(_MULTIPLIER)
+
+
+# ------------------------------------------------------------------------------------------
+# Reference
+
+
+def shuffled(draw: Tensor, num: int, key: tuple[int, int]) -> Tensor:
+    """What comes at these draws, of 0 .. num - 1: int64 (B,).
+
+    draw, int64 (B,): numbers of the draws over all epochs, 0 .. 2^62. num: 1 .. 2^31 - 1. `key`: as
+    `philox.key_of` has it. The num draws from any multiple of num on hold each number once.
+    """
+    # Ops in place, numbers as tensors (on the CPU for any device): on small batches a CPU's time
+    # goes into calls of PyTorch.
+    root = (key[0] << 32 | key[1]) * _MULTIPLIER
+    root = (root + 2**63) % 2**64 - 2**63  # as an int64 holds it
+    numbers = torch.tensor([root, _STEP, _MULTIPLIER, 32, num], device="cpu")
+    start, step, multiplier, half, size = numbers.unbind()
+    round_ = torch.arange(ROUNDS + 1, device=draw.device)[:, None]
+    salts = (draw // size * (ROUNDS + 1) + round_).mul_(step).add_(start)
+    salts.bitwise_xor_(salts >> half).mul_(multiplier)
+    keys = (salts >> half).bitwise_xor_(salts).mul_(multiplier)
+    keys.bitwise_right_shift_(half).mul_(size).bitwise_right_shift_(half)  # modulo num: uniform
+    first, *others = keys.unbind()
+    x = (first - draw).remainder_(size)
+    partner, bits, steps = torch.empty_like(x), torch.empty_like(x), torch.full_like(x, _STEP)
+    for k, salt in zip(others, salts.unbind()[1:], strict=True):
+        torch.sub(k, x, out=partner).remainder_(size)
+        torch.maximum(x, partner, out=bits)
+        torch.addcmul(salt, bits, steps, out=bits)
+        x = torch.where(bits.mul_(bits).signbit(), partner, x)
+    return x
+
+
+# ------------------------------------------------------------------------------------------
+# Triton
+
+
+@triton.jit
+def shuffled_at(draw, num, seed, key, rounds: tl.constexpr):
+    """What comes at an int64 draw: `shuffled`, to the bit. The other arguments are integers."""
+    epoch = draw // num
+    x = draw - epoch * num
+    root = (seed.to(tl.int64) << 32) | key.to(tl.int64)
+    state = root * MULTIPLIER + epoch * (rounds + 1) * STEP
+    for r in range(rounds + 1):
+        salt = (state ^ (state >> 32)) * MULTIPLIER
+        k = (salt ^ (salt >> 32)) * MULTIPLIER
+        k = ((k >> 32) * num) >> 32
+        k = tl.where(k < 0, k + num, k)
+        partner = tl.where(k < x, k - x + num, k - x)
+        bits = salt + tl.maximum(x, partner) * STEP
+        x = tl.where((bits * bits < 0) | (r == 0), partner, x)
+        state += STEP
+    return x
