@@ -12,9 +12,9 @@ variation).
 Draw d belongs to epoch d // n, at place d % n. So each epoch holds each number once, whoever makes
 which of its draws, and there is no state. A round's salt and key are hashes of (seed, key, epoch,
 round), the two halves of the mixer lea64 (Steele and Vigna 2021, "LXM: Better Splittable
-Pseudorandom Number Generators") in steps of 2^64 over the golden ratio. The bit of a pair is the highest of a square
-modulo 2^64, as Widynski's generators have it (2020, "Squares: A Fast Counter-Based RNG"), of the
-salt and so many steps as the larger of the pair says.
+Pseudorandom Number Generators") in steps of 2^64 over the golden ratio. The bit of a pair is the
+highest of a square modulo 2^64, as Widynski's generators have it (2020, "Squares: A Fast
+Counter-Based RNG"), of the salt and so many steps as the larger of the pair says.
 
 `add_noise` draws by it. Fused: all of it, into that kernel, where it moves no bytes. Bound: integer
 arithmetic, some 50 instructions a round (sm_90); on a CPU calls of PyTorch, seven a round. Loses:
