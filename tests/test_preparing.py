@@ -181,6 +181,39 @@ def test_a_killed_preparation_goes_on_from_what_is_on_the_disk(folder, cache, mo
     assert np.array_equal(made.images, decoded(folder))
 
 
+@pytest.mark.parametrize("error", ["stopped", "killed"])
+@pytest.mark.parametrize("duplicates", ["keep", "drop"])
+def test_a_preparation_that_ends_while_images_are_moved(
+    folder, tmp_path, monkeypatch, error, duplicates
+):
+    """Once duplicates are left out, the part is not what a resumed call takes it to be."""
+    first, second = folder / "class0" / "00.png", folder / "class0" / "03.png"
+    second.write_bytes(first.read_bytes())
+    whole, out = decoded(folder), tmp_path / "set.npz"
+    order = preparing.Order(str(folder), Wanted(8, 3), duplicates)
+    found = sources.find(str(folder), order.wanted)
+    key = preparing.key_of(order, found, settle=True)
+    screen = Screen(quiet=True)
+
+    class Killed(BaseException):
+        pass
+
+    def ended(*args):
+        raise Stopped(2, "stopped") if error == "stopped" else Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(preparing.NpzFile, "finish", ended)
+        patch.setattr(preparing, "SAVED_EVERY", -1.0)
+        with pytest.raises((Stopped, Killed)):
+            preparing.make(order, found, out, screen, key)
+    names = count_decoded(monkeypatch)
+    preparing.make(order, found, out, screen, key)
+    kept = np.delete(np.arange(NUM), 1 if duplicates == "drop" else [])
+    with np.load(out) as arrays:
+        assert np.array_equal(arrays["images"], whole[kept])
+    assert len(names) == (NUM if duplicates == "drop" else 0)
+
+
 def test_of_another_set_no_part_is_used(folder, tmp_path, monkeypatch):
     """A part at the same place whose source was changed meanwhile."""
     out = tmp_path / "set.npz"

@@ -230,6 +230,7 @@ class _Work:
         wanted = order.wanted
         self._shape = (found.num, wanted.size, wanted.size, wanted.channels or 3)
         self._done, self._bad = 0, dict[int, tuple[str, str]]()
+        self._moved = False
         self.resumable = False
         """Whether the same call can go on with what is there."""
 
@@ -265,7 +266,7 @@ class _Work:
         needed = size_of(self._shape)
         try:
             table = files.read_json(self._journal)
-            if table["key"] == self._key and os.fstat(self._file.fileno()).st_size == needed:
+            if table["key"] == self._key and os.fstat(self._file.fileno()).st_size >= needed:
                 self._done = int(table["done"])
                 self._bad = {
                     int(n): (str(name), str(why)) for n, (name, why) in table["bad"].items()
@@ -300,8 +301,9 @@ class _Work:
         self._journal.unlink(missing_ok=True)
 
     def _is_worth_keeping(self) -> bool:
-        """Whether anything is done, and of a source that can be known again."""
-        return bool(self._done) and len(json.loads(self._key)["files"]) == DIGITS
+        """Whether anything is done, in its place, and of a source that can be known again."""
+        known = len(json.loads(self._key)["files"]) == DIGITS
+        return bool(self._done) and known and not self._moved
 
     def _poll(self) -> None:
         if not self._is_worth_keeping():
@@ -372,6 +374,8 @@ class _Work:
                 raise UsageError(
                     f"{self._order.source} has no two images that differ: nothing was written"
                 )
+            self.forget()  # the images are no longer where a resumed call would take them to be
+            self._moved = True
             npz.keep(kept, channels)
 
     def _arrays(self, kept: NDArray[np.bool_]) -> dict[str, NDArray[Any]]:
