@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pdfast.errors import UsageError
-from pdfast.sources import kinds, pictures
+from pdfast.sources import decoding, kinds, pictures
 from pdfast.sources.reading import Wanted
 
 LOSSY = {"JPEG", "MPO", "JPEG2000", "WEBP", "AVIF", "ICNS"}  # the last: by its other sizes
@@ -29,7 +29,11 @@ def decoded(contents, size=8, channels=1):
         len(contents), lambda start: ((name, io.BytesIO(c)) for name, c in contents[start:])
     )
     wanted = Wanted(size, channels)
-    return np.stack([pictures.pixels(*one, wanted, channels) for one in found.files(0)])
+    made = list(decoding.decoded(wanted, found, 0, lambda: None))
+    for one in made:
+        if one.image is None:
+            raise UsageError(one.why)
+    return np.stack([one.image for one in made])
 
 
 # ------------------------------------------------------------------------------------------
