@@ -19,6 +19,7 @@ from pdfast.launch import launched
 from pdfast.model import SAMPLE_BATCH
 from pdfast.plan import Stage, Update, stages
 from pdfast.progress import Screen, short
+from pdfast.sources.preparing import cache_folder
 from pdfast.timing import Costs, Timed
 
 MB = 1e6
@@ -40,7 +41,7 @@ MEMORY = {"train": "training", "distill": "distillation", "fit": "the first fit"
 
 def num_images(config: Config) -> int | None:
     """Images of the config's data set; None where it is not there."""
-    return sources.count(config.data.source)
+    return sources.count(config.data)
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
@@ -172,6 +173,10 @@ def _say_sizes(
         f"disk: at most {(models + states) * 4 * params / MB:,.0f} MB = {models} models and "
         f"{states} more copies in three saved states"
     )
+    if images is not None and sources.resizes(config.data.source):
+        net = config.model
+        size = images * net.image_size**2 * net.channels
+        screen.say(f"disk, once: {size / MB:,.0f} MB of prepared images in {cache_folder()}")
 
 
 def explained(config: Config, plan: list[Stage], costs: Costs, data: bool) -> str:

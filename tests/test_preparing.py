@@ -464,3 +464,27 @@ def test_a_picture_of_one_size_is_written_as_it_is(tmp_path):
         Image.fromarray(image[..., 0] if channels == 1 else image).save(tmp_path / "a.png")
         for held in (image, tmp_path / "a.png"):
             assert np.array_equal(pixels("a", held, Wanted(8, channels), channels), image)
+
+
+def test_images_are_counted_as_they_are_read(folder, tmp_path):
+    """With the folders that are asked for, and without broken links."""
+    root = tmp_path / "root"
+    for split in ("train", "val"):
+        (root / split).mkdir(parents=True)
+        (root / split / "a.png").write_bytes((folder / "class0" / "00.png").read_bytes())
+    assert sources.count(DataConfig(source=str(root))) is None  # refused, as the run would be
+    assert sources.count(DataConfig(source=str(root), labels="top")) == 2
+    (folder / "class0" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    assert sources.count(DataConfig(source=str(folder))) is None
+    assert sources.count(DataConfig(source=str(folder), skip_bad=True)) == NUM
+
+
+def test_a_dry_run_says_what_the_prepared_set_takes(folder, cache, tmp_path, capsys):
+    (tmp_path / "a.toml").write_text(
+        f'[data]\nsource = "{folder}"\n[model]\nimage_size = 8\nchannels = 3\nch = 8\nemb_ch = 8\n'
+        "ch_mult = [1]\nnum_res_blocks = 1\nattn_resolutions = []\ngroups = 4\n"
+        "[train]\nupdates = 2\nbatch = 2\n[eval]\nsteps = [2]\nbaseline_steps = 2\nnum = 64\n"
+    )
+    assert main(["train", "--config", str(tmp_path / "a.toml"), "--dry-run"]) == 0
+    assert f"disk, once: 0 MB of prepared images in {cache}\n" in capsys.readouterr().out
+    assert not cache.exists()

@@ -12,7 +12,7 @@ from PIL import Image, PngImagePlugin
 from source_cases import CLASSES, load, pictures, refused
 
 from pdfast import memory, signals
-from pdfast.config import NetConfig
+from pdfast.config import DataConfig, NetConfig
 from pdfast.errors import Stopped, UsageError
 from pdfast.sources import count, kinds, reading
 from pdfast.sources import pictures as decoders
@@ -55,7 +55,7 @@ def test_npz_in_capitals(tmp_path):
     with (tmp_path / "SET.NPZ").open("wb") as file:
         np.savez(file, images=pictures()[..., None])
     assert np.array_equal(load(tmp_path / "SET.NPZ").images[..., 0].numpy(), pictures())
-    assert count(str(tmp_path / "SET.NPZ")) == 6
+    assert count(DataConfig(source=str(tmp_path / "SET.NPZ"))) == 6
 
 
 def test_a_compressed_npz_of_more_than_a_chunk(tmp_path):
@@ -176,7 +176,7 @@ def test_idx(tmp_path, suffix):
     data = load(path, model)
     assert np.array_equal(data.images[..., 0].numpy(), images)
     assert data.labels is None
-    assert count(str(path)) == 50
+    assert count(DataConfig(source=str(path))) == 50
     classes = NetConfig(image_size=28, channels=1, ch_mult=(1, 1), num_classes=10)
     refused(path, f"has its labels in train-labels-idx1-ubyte{suffix}, which is not", classes)
     beside = tmp_path / f"train-labels-idx1-ubyte{suffix}"
@@ -209,7 +209,7 @@ def test_names_of_idx_files(tmp_path, case):
         data = load(source, CLASSES)
         assert np.array_equal(data.images[..., 0].numpy(), pictures())
         assert data.labels.tolist() == labels.tolist()
-        assert count(str(source)) == 6
+        assert count(DataConfig(source=str(source))) == 6
 
 
 BAD_IDX = {
@@ -332,7 +332,7 @@ def test_every_reader_hears_a_signal_and_counts(tmp_path, monkeypatch):
     for path in found:
         model = NetConfig(channels=1 if "idx" in path.name else 3)
         assert len(load(path, model)) == 5
-        assert count(str(path)) == 5
+        assert count(DataConfig(source=str(path))) == 5
     monkeypatch.setattr(signals, "_requested", signals.signal.SIGINT)
     for path in found:
         model = NetConfig(channels=1 if "idx" in path.name else 3)

@@ -10,7 +10,7 @@ from foreign import cifar, cifar_batches, packed, python_batch, records, tar
 from source_cases import CIFAR, load, refused
 
 from pdfast import sources
-from pdfast.config import NetConfig
+from pdfast.config import DataConfig, NetConfig
 from pdfast.sources import count
 
 
@@ -26,7 +26,7 @@ def test_cifar(tmp_path, kind):
     assert data.images.is_contiguous()
     assert data.labels.tolist() == labels.tolist()
     assert load(path, NetConfig()).labels is None
-    assert count(str(path)) == 14
+    assert count(DataConfig(source=str(path))) == 14
     members = [m for m in cifar(kind, batches) if "data_batch_3" not in m[0]]
     path.write_bytes(packed(tar(members)))
     refused(path, f"has no {'cifar-10-batches-'}{kind}/data_batch_3", CIFAR)
@@ -267,7 +267,7 @@ def test_cifar_100(tmp_path, kind):
     assert data.labels.tolist() == fine.tolist()
     assert data.names == tuple(FINE)
     assert load(path, NetConfig()).labels is None
-    assert count(str(path)) == 7
+    assert count(DataConfig(source=str(path))) == 7
     path.write_bytes(packed(tar(of_100(kind, 1)[0])))
     refused(path, "has 1 images; at least 2 are needed", CIFAR_100)
     path.write_bytes(packed(tar([m for m in members if "train" not in m[0]])))

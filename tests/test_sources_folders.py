@@ -146,7 +146,7 @@ def test_a_folder_without_pictures_says_what_it_has(tmp_path):
         "holds no images (.png, .jpg, ",
         "leaves out files of kinds that are not read: 2 (cat/a.heic, cat/b.heic)",
     )
-    assert sources.count(str(tmp_path)) is None
+    assert sources.count(DataConfig(source=str(tmp_path))) is None
 
 
 def test_names_that_are_no_text(tmp_path):

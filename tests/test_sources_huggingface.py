@@ -86,7 +86,7 @@ def test_each_form(tmp_path, monkeypatch, write):
     np.testing.assert_array_equal(data.images[..., 0], IMAGES)
     assert data.labels.tolist() == KINDS
     assert load(source, GREY).labels is None
-    assert sources.count(f"hf:{source}") == len(IMAGES)
+    assert sources.count(DataConfig(source=f"hf:{source}")) == len(IMAGES)
     monkeypatch.chdir(tmp_path)
     relative = source.relative_to(tmp_path)
     assert sources.absolute(f"hf:{relative}") == f"hf:{source}"
@@ -223,7 +223,7 @@ def test_a_name_that_is_not_to_be_had(monkeypatch, name):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     message = "is no folder and no file here, and as a name on the hub it cannot be had ("
     refused(name, message)
-    assert sources.count(f"hf:{name}") is None
+    assert sources.count(DataConfig(source=f"hf:{name}")) is None
     assert sources.absolute(f"hf:{name}") == f"hf:{name}"
 
 
@@ -242,7 +242,7 @@ def test_a_name_on_the_hub(monkeypatch, tmp_path):
     monkeypatch.setattr(datasets, "load_dataset", given)
     np.testing.assert_array_equal(load("some/set").images[..., 0], IMAGES)
     np.testing.assert_array_equal(load("some/set:test").images[..., 0], IMAGES[[5, 5]])
-    assert sources.count("hf:some/set") is None
+    assert sources.count(DataConfig(source="hf:some/set")) is None
     path.rename(tmp_path / "elsewhere.png")
     for row in rows:
         row["path"] = str(tmp_path / "elsewhere.png")
@@ -501,4 +501,4 @@ def test_columns_that_may_hold_the_labels_are_named(tmp_path):
 def test_names_on_the_hub_with_columns(name, parts):
     assert huggingface._parts(f"hf:{name}") == parts
     assert sources.absolute(f"hf:{name}") == f"hf:{name}"
-    assert sources.count(f"hf:{name}") is None
+    assert sources.count(DataConfig(source=f"hf:{name}")) is None

@@ -67,7 +67,7 @@ def test_zip(tmp_path, method):
     assert np.array_equal(data.images[..., 0].numpy(), IMAGES)
     assert data.labels.tolist() == [0, 3, 6, 9]
     assert load(path, GREY).labels is None
-    assert count(str(path)) == 4
+    assert count(DataConfig(source=str(path))) == 4
 
 
 def test_a_zip_of_photographs(tmp_path):
@@ -207,7 +207,7 @@ def test_shards(tmp_path):
         assert np.array_equal(data.images[..., 0].numpy(), np.concatenate([IMAGES, IMAGES])[:num])
         assert data.labels.tolist() == list(range(num))
         assert load(source, GREY).labels is None
-        assert count(str(source)) == num
+        assert count(DataConfig(source=str(source))) == num
     assert len(load(train, GREY)) == 9
     refused(train, "a.jpg has no label (.cls), as others have: label all or none", name="010.tar")
     refused(train / "{008..011}.tar", "011.tar, of ", name="{008..011}.tar, does not exist")
@@ -350,7 +350,7 @@ def test_emoji(tmp_path, index, image):
     kept = [k for k, name in enumerate(GLYPHS[1:]) if name not in ("flag", "toned_hand")]
     assert data.images[:, 0, 0].tolist() == [[40 * k, 10, 255] for k in kept]
     assert data.images[:, :, 4:].eq(255).all()
-    assert count(f"emoji:{path}") == 4
+    assert count(DataConfig(source=f"emoji:{path}")) == 4
     refused(f"emoji:{path}", "has no labels, but", NetConfig(image_size=8, num_classes=3))
 
 
@@ -428,10 +428,10 @@ def test_a_folder_as_fashion_mnist_is_packed(tmp_path):
     data = load(tmp_path)
     assert np.array_equal(data.images[..., 0].numpy(), IMAGES)
     assert data.labels.tolist() == [0, 1, 2, 3]
-    assert count(str(tmp_path)) == 4
+    assert count(DataConfig(source=str(tmp_path))) == 4
     (tmp_path / "train-images-idx3-ubyte.gz").unlink()
     refused(tmp_path, "no train-images-idx3-ubyte[.gz]: name the one to read, such as ")
-    assert count(str(tmp_path)) is None
+    assert count(DataConfig(source=str(tmp_path))) is None
 
 
 def test_every_reader_of_pictures_hears_a_signal(tmp_path, monkeypatch):
@@ -464,7 +464,7 @@ def test_a_folder_named_digits(tmp_path, monkeypatch):
             "the folder as ./digits; for scikit-learn's set, run pdfast in another folder, or "
             "rename this one"
         )
-        assert count("digits") is None
+        assert count(DataConfig(source="digits")) is None
         assert sources.absolute("./digits") == f"{tmp_path}/digits"
         for source in ("./digits", f"{tmp_path}/digits", sources.absolute("./digits")):
             assert np.array_equal(load(source, GREY).images[..., 0].numpy(), IMAGES)

@@ -159,15 +159,16 @@ def _of_arrays(path: Path) -> _ArrayFiles | None:
     return None
 
 
-def count(source: str) -> int | None:
+def count(data: DataConfig) -> int | None:
     """How many images `read` would give; None where there is no such set.
 
     Images are not read for it, but for those of the digits and of CIFAR; nor is anything
     downloaded.
     """
+    source = data.source
     if huggingface.reads(source) and huggingface.on_hub(source):
         return None
-    wanted = Wanted(1, resize=True)
+    wanted = Wanted(1, resize=True, folders=data.labels, skip_bad=data.skip_bad)
     path = Path(source)
     try:
         path = idx.train_images(path) or path
