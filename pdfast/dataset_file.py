@@ -26,7 +26,7 @@ Names = tuple[str, ...]
 COLUMNS, ROWS = 16, 8  # of the contact sheet; with labels, a row for each class
 MAX_WIDTH = 2048  # pixels, about
 MAX_CLASSES = 20  # shown; and listed, where they have no names
-BLOCK = 4096  # images looked at together
+BLOCK = 2**21  # numbers looked at together
 
 
 def make(
@@ -107,11 +107,12 @@ def _warn_of_contradictions(
 def _summary(images: Images, classes: Labels | None, names: Names) -> str:
     """What the set has, on one line."""
     num, size, _, channels = images.shape
-    sums = np.zeros((2, channels), np.int64)  # of values, and of their squares
-    for k in range(0, num, BLOCK):
-        block = images[k : k + BLOCK].reshape(-1, channels)
-        sums[0] += block.sum(0, np.int64)
-        sums[1] += np.square(block, dtype=np.int32).sum(0, np.int64)
+    sums = np.zeros((2, channels))  # of values, and of their squares: whole numbers below 2^53
+    step = max(1, BLOCK // (size**2 * channels))
+    for k in range(0, num, step):
+        block = images[k : k + step].reshape(-1, channels).astype(np.float64)
+        sums[0] += np.ones(len(block)) @ block
+        sums[1] += np.einsum("nc,nc->c", block, block)
     mean, square = sums / (num * size**2)
     deviation = np.sqrt(square - mean**2)
     return (

@@ -37,7 +37,7 @@ class NpzFile:
         """`file` is open for reading and writing, and as large as `size_of(shape)`."""
         self._file = file
         self._map = np.memmap(file, np.uint8, "r+", DATA, shape)
-        self.images: NDArray[np.uint8] = self._map
+        self.images: NDArray[np.uint8] = self._map.view(np.ndarray)
 
     def sync(self) -> None:
         """Have what was written on the disk."""

@@ -230,6 +230,7 @@ class _Work:
         wanted = order.wanted
         self._shape = (found.num, wanted.size, wanted.size, wanted.channels or 3)
         self._done, self._bad = 0, dict[int, tuple[str, str]]()
+        self._known = len(json.loads(key)["files"]) == DIGITS
         self._moved = False
         self.resumable = False
         """Whether the same call can go on with what is there."""
@@ -302,8 +303,7 @@ class _Work:
 
     def _is_worth_keeping(self) -> bool:
         """Whether anything is done, in its place, and of a source that can be known again."""
-        known = len(json.loads(self._key)["files"]) == DIGITS
-        return bool(self._done) and known and not self._moved
+        return bool(self._done) and self._known and not self._moved
 
     def _poll(self) -> None:
         if not self._is_worth_keeping():
