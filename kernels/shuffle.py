@@ -38,7 +38,7 @@ STEP, MULTIPLIER = tl.constexpr(_STEP), tl.constexpr(_MULTIPLIER)
 
 
 def shuffled(draw: Tensor, num: int, key: tuple[int, int]) -> Tensor:
-    """What comes at these draws, of 0 .. num - 1: int64 (B,).
+    """Numbers drawn from 0 .. num - 1 without replacement, epoch by epoch: int64 (B,).
 
     draw, int64 (B,): numbers of the draws over all epochs, 0 .. 2^62. num: 1 .. 2^31 - 1. `key`: as
     `philox.key_of` has it. The num draws from any multiple of num on hold each number once.
@@ -71,7 +71,7 @@ def shuffled(draw: Tensor, num: int, key: tuple[int, int]) -> Tensor:
 
 @triton.jit
 def shuffled_at(draw, num, seed, key, rounds: tl.constexpr):
-    """What comes at an int64 draw: `shuffled`, to the bit. The other arguments are integers."""
+    """The number at an int64 draw: `shuffled`, to the bit. The other arguments are integers."""
     epoch = draw // num
     x = draw - epoch * num
     root = (seed.to(tl.int64) << 32) | key.to(tl.int64)

@@ -149,7 +149,8 @@ def _read(source: str, function: Callable[[], Dataset]) -> Dataset:
     def prepare() -> None:
         function()
 
-    if distributed.size() > 1 and sources.resizes(source):
+    several = distributed.size() > 1  # which from_first hides from what it calls
+    if several and distributed.from_first(lambda: sources.resizes(source)):
         distributed.from_first(prepare)
     return distributed.together(function)
 

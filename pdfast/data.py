@@ -20,7 +20,7 @@ from pdfast import kept, sources
 from pdfast.config import DataConfig, NetConfig
 from pdfast.errors import UsageError
 from pdfast.progress import Screen
-from pdfast.sources import npz_file
+from pdfast.sources.reading import Checksum
 
 MIN_SAMPLES = 2  # of which a covariance can be estimated
 GIVEN = "data="  # data.source of a run whose data came with the call, and their SHA-256
@@ -71,7 +71,7 @@ class Dataset:
     stamp: str = ""
     """Of the files that it was read from: the same as long as nobody writes to them; "" where
     that is not known. See `sources.stamp`."""
-    checksum: tuple[int, int] | None = None
+    checksum: Checksum | None = None
     """Of images in a file that is mapped into memory; see `sources.reading.Arrays`."""
     told: Digest = UNKNOWN
     """Its digest, where that is known."""
@@ -94,12 +94,7 @@ class Dataset:
         Raises UsageError for a file of images that is damaged.
         """
         if self.checksum is not None:
-            before, wanted = self.checksum
-            if npz_file.crc(self.images.numpy(), before, on_part) != wanted:
-                raise UsageError(
-                    "the images are not as they were written: their CRC-32 is not the one in the "
-                    ".npz; make or download it again"
-                )
+            self.checksum.check(self.images.numpy(), on_part)
         labels = "" if self.labels is None else kept.digest({"labels": self.labels})
         images = kept.digest({"images": self.images}, on_part)
         return Digest(num=len(self), images=images, labels=labels)
@@ -196,7 +191,7 @@ def as_tensor(name: str, value: Any) -> Tensor:
 
 
 def described(data: Dataset, config: DataConfig) -> str:
-    """What was read of where, in words."""
+    """A sentence that says what was read, and from where."""
     _, height, width, channels = data.images.shape
     colour = {1: "grey", 3: "colour"}[channels]
     text = f"{len(data):,} images of {config.source}, as {height}x{width} {colour}"

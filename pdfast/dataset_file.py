@@ -80,7 +80,7 @@ def make(
         f"{out}: {_summary(images, classes, names)}; exact duplicates {what}: {made.repeated:,}; "
         f"{sheet}"
     )
-    if lacking := preparing.left_out(out):
+    if lacking := preparing.left_out(out, found.left_out):
         screen.warn(f"left out: {lacking}")
 
 

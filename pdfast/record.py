@@ -19,7 +19,9 @@ from pdfast.states import FREE_KEYS
 from pdfast.tables import from_table, read_toml, to_table
 from pdfast.version import __version__
 
-JUDGED = ("eval.classes",)  # of what may change on resume, what an older run keeps all the same
+JUDGED = (
+    "eval.classes",
+)  # what may change on resume, but an older run keeps, so that its figures stay comparable
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from pdfast import memory, set_digest, sources
 from pdfast.cli import main
 from pdfast.config import DataConfig, NetConfig
 from pdfast.data import load_dataset
-from pdfast.errors import Stopped, UsageError
+from pdfast.errors import PdfastError, Stopped, UsageError
 from pdfast.progress import Screen
 from pdfast.sources import decoding, npz, preparing
 from pdfast.sources.pictures import pixels
@@ -99,7 +99,9 @@ def test_a_set_is_prepared_once_and_mapped(folder, cache, monkeypatch):
     assert np.array_equal(again.images, first.images)
     assert set_digest.known(again).digest == set_digest.known(first).digest
     with np.load(made) as arrays:
-        assert json.loads(str(arrays["about"]))["class_counts"] == {"0": 8, "1": 8, "2": 8}
+        about = json.loads(str(arrays["about"]))
+    assert about["class_counts"] == {"0": 8, "1": 8, "2": 8}
+    assert (about["num"], about["images_sha256"]) == (NUM, first.digest.images)
 
 
 @pytest.mark.parametrize("change", ["another picture", "one more", "one less", "another size"])
@@ -119,6 +121,41 @@ def test_a_set_that_changed_is_prepared_anew(folder, cache, monkeypatch, change)
     if net == NET:
         assert np.array_equal(after, decoded(folder))
     assert len(list(cache.iterdir())) == 2
+
+
+def test_what_changes_no_image_is_no_reason_to_prepare_anew(folder, cache):
+    """Another file in the folder is said to be left out; unusable images are, or are refused."""
+    (one,) = damage(folder, 1)
+    assert load(folder, skip_bad=True).left_out == (
+        f"images that cannot be used: 1 ({one} is not a readable image: repair or remove it)"
+    )
+    (folder / "notes.dat").write_bytes(b"")
+    said = load(folder, skip_bad=True).left_out
+    assert said.startswith("files of kinds that are not read: 1 (notes.dat); images that cannot")
+    with pytest.raises(UsageError, match=f"^1 images cannot be used, {one} is not a readable"):
+        load(folder)
+    assert len(list(cache.iterdir())) == 1
+
+
+def test_a_file_that_goes_while_it_is_prepared(folder, tmp_path, monkeypatch, capsys):
+    real = decoding.pixels
+
+    def pixels(name, *args):
+        if name.endswith("23.png"):
+            (folder / "class0" / "00.png").unlink()
+        return real(name, *args)
+
+    monkeypatch.setattr(decoding, "pixels", pixels)
+    assert main(["data", str(folder), "--size", "8", "--out", str(tmp_path / "a.npz")]) == 2
+    assert "set was changed while it was read: run it again" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ["set"]
+
+
+def test_a_cache_folder_that_cannot_be_written_is_named(folder, tmp_path, monkeypatch):
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(PdfastError, match="or set XDG_CACHE_HOME to a folder on another disk$"):
+        load(folder)
 
 
 def test_of_two_at_a_time_one_works_and_the_other_waits(folder, cache, monkeypatch):
@@ -160,7 +197,8 @@ def test_a_stopped_preparation_goes_on(folder, cache, monkeypatch):
     monkeypatch.setattr(Screen, "say", lambda self, text: said.append(text))
     made = load(folder, CLASSES)
     assert len(names) == NUM - 10
-    assert said == [f"{folder}: 10 of 24 images were prepared before; the rest follow"]
+    assert said[0].startswith(f"preparing 24 images of {folder} in {cache / 'prepared-'}")
+    assert said[1:] == [f"{folder}: 10 of 24 images were prepared before; the rest follow"]
     assert np.array_equal(made.images, decoded(folder))
     assert [path.suffix for path in cache.iterdir()] == [".npz"]
 
@@ -343,8 +381,10 @@ def test_a_damaged_byte_of_a_mapped_set_is_found(tmp_path, images, large):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    with pytest.raises(UsageError, match="not as they were written: their CRC-32 is not the one"):
+    with pytest.raises(UsageError, match=r"a\.npz is damaged: the CRC-32 of its images is not"):
         set_digest.known(load(path))
+    with pytest.raises(UsageError, match=r"a\.npz is damaged"):
+        sources.find(str(path), Wanted(8, 3))
 
 
 @pytest.mark.parametrize("order", ["C", "F"])

@@ -168,6 +168,7 @@ SPLITS = [
     (["train2017", "val2017"], "train2017"),
     (["bedroom_val", "bedroom_train"], "bedroom_train"),
     (["train", "test", "extra"], "train"),
+    (["train", "valid", "images"], "train"),
 ]
 CLASSES = [
     ["cat", "test", "dog"],

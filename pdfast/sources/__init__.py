@@ -36,7 +36,7 @@ from pdfast.sources import (
 )
 from pdfast.sources.pictures import Held, Pictures
 from pdfast.sources.preparing import SETTLED, Order
-from pdfast.sources.reading import Arrays, LeftOut, Wanted
+from pdfast.sources.reading import Arrays, LeftOut, Wanted, listen
 
 
 class _ArrayFiles(Protocol):
@@ -69,11 +69,22 @@ def read(data: DataConfig, model: NetConfig, screen: Screen | None = None) -> Ar
     )
     preparing.make_once(order, found, path, shown, key)
     try:
+        lacking = preparing.left_out(path, found.left_out, data.skip_bad)
         read = npz.read_prepared(path, asked)
-        return read._replace(stamp=_stamp([path]), left_out=preparing.left_out(path))
+        _settle(path, read)
+        return read._replace(stamp=_stamp([path]), left_out=lacking)
     finally:
         if not list(found.paths()):  # of what it was made cannot be told the next time
             path.unlink(missing_ok=True)
+
+
+def _settle(path: Path, read: Arrays) -> None:
+    """Wait until a large file that was just made has a stamp, under which its digest is kept."""
+    for _ in range(30):
+        if read.images.nbytes < npz.MAPPED or _stamp([path]):
+            return
+        listen()
+        time.sleep(0.1)
 
 
 def wanted(data: DataConfig, model: NetConfig) -> Wanted:
@@ -93,7 +104,9 @@ def find(source: str, wanted: Wanted) -> Pictures:
     found = _open(source, wanted)
     if isinstance(found, Pictures):
         return found
-    images, labels, names, left_out, _, _ = found
+    images, labels, names, left_out = found[:4]
+    if found.checksum is not None:
+        found.checksum.check(images, listen)
     numbers = None if labels is None else labels.astype(np.int64)
 
     def files(start: int) -> Iterator[tuple[str, Held]]:
@@ -116,14 +129,16 @@ def resizes(source: str) -> bool:
     """Whether `read` crops and resizes images; files of arrays must have the model's size."""
     if source == "digits":
         return False
-    return not _files_of_arrays(source)
+    try:
+        return not _files_of_arrays(source)
+    except (UsageError, OSError):  # reading it says what is wrong
+        return True
 
 
 def stamp(source: str) -> str:
-    """What is another text once a file of the source was written to, or replaced.
+    """A fingerprint of a source's files that changes whenever one is written to or replaced.
 
-    Of files of arrays, whose reading takes little more than a digest of them would; "" of other
-    sources, and of files so new that a change may not show.
+    "" for sources that are no files of arrays, and for files so new that a change may not show.
     """
     try:
         return _stamp(_files_of_arrays(source))
@@ -196,7 +211,7 @@ def seconds(data: DataConfig, model: NetConfig, arrays: bool = True) -> float | 
 
 
 def _open(source: str, wanted: Wanted) -> Arrays | Pictures:
-    """What is there, by its name."""
+    """Open a source with the reader that its name calls for."""
     if source == "digits":
         digits.check_alone(Path(source))
         return digits.read(wanted)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pdfast.errors import UsageError, printable
 from pdfast.sources.class_names import numbered
-from pdfast.sources.pictures import label
+from pdfast.sources.pictures import MAX_LABEL, label
 from pdfast.sources.reading import listen
 
 NO_LABEL = -1  # as the hub's sets have it
@@ -106,7 +106,9 @@ def classes(
     if kind(of).endswith("string"):
         return numbered([str(value) for value in values])
     for value in same:
-        label(int(value), f"{source}: row {values.index(value)} has in column {column} the label")
+        if not 0 <= int(value) < MAX_LABEL:
+            where = f"{source}: row {values.index(value)} has in column {column} the label"
+            label(int(value), where)
     names = tuple(map(printable, (of.names or ()) if named else ()))
     if names and max(same) >= len(names):
         raise UsageError(beyond(source, column, max(same), len(names)))

@@ -24,7 +24,9 @@ BLOCK = 1024  # images looked at together
 
 def threads() -> int:
     """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # macOS
 
 
 class Decoded(NamedTuple):
@@ -69,7 +71,7 @@ def decoded(
 
 
 def check_all(wanted: Wanted, found: Pictures) -> None:
-    """Decode pictures for nothing. Raises UsageError for the first that cannot be used."""
+    """Decode pictures and discard them. Raises UsageError for the first that cannot be used."""
     for _, image, why in decoded(wanted, found, 0, listen):
         if image is None and not wanted.skip_bad:
             raise UsageError(why)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pdfast.errors import UsageError
 from pdfast.sources import npz_file
 from pdfast.sources.pictures import Held, Pictures
-from pdfast.sources.reading import Arrays, Wanted, allocate, check_shape, fill
+from pdfast.sources.reading import Arrays, Checksum, Wanted, allocate, check_shape, fill
 from pdfast.sources.zips import open_member, open_zip
 
 NAMES = ("images", "arr_0")
@@ -100,7 +100,7 @@ def _pixels(path: Path, archive: zipfile.ZipFile, images: _Member) -> Arrays | P
     if info.compress_type != zipfile.ZIP_STORED:
         return Pictures(images.shape[0], lambda start: _each(path, start), paths=lambda: [path])
     at = npz_file.stored_at(path, info) + len(images.header)
-    checksum = zlib.crc32(images.header), info.CRC
+    checksum = Checksum(str(path), zlib.crc32(images.header), info.CRC)
     return Arrays(npz_file.mapped(path, at, images.shape), checksum=checksum)
 
 

@@ -1,15 +1,15 @@
-"""An .npz that is as large as its images, made in its place: no second copy, in memory or on disk.
+"""Write an .npz in place, around images that are in the file already: no second copy anywhere.
 
 The images are its first member, stored as they are, so that whoever knows where they begin can map
 them into memory. They may be written in any order, while nothing else is in the file; `finish` adds
 what `np.load` needs to find them.
 """
 
+import hashlib
 import io
 import math
 import os
 import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ class NpzFile:
         self.images: NDArray[np.uint8] = self._map.view(np.ndarray)
 
     def sync(self) -> None:
-        """Have what was written on the disk."""
+        """Flush the images to disk."""
         self._map.flush()
 
     def keep(self, kept: NDArray[np.bool_], channels: int) -> None:
@@ -56,19 +56,24 @@ class NpzFile:
             at += len(some)
         self.images = flat[: at * size].reshape(at, height, width, channels)
 
-    def finish(self, arrays: Mapping[str, NDArray[Any]], on_part: Callable[[], None]) -> None:
-        """Make the file an .npz with more arrays, of `images` and pdfast's mark.
+    def finish(
+        self, arrays: Callable[[str], Mapping[str, NDArray[Any]]], on_part: Callable[[], None]
+    ) -> None:
+        """Make the file an .npz of the images, pdfast's mark and more arrays.
 
-        `on_part` is called between parts.
+        `arrays` gives these by the images' SHA-256, as `kept.digest` has it. `on_part` is called
+        between parts.
         """
         flat = self.images.reshape(-1)
+        digest = hashlib.sha256(f"images torch.uint8 {self.images.shape}\n".encode())
         with zipfile.ZipFile(_InPlace(self._file, DATA, DATA + len(flat)), "w") as archive:
             with archive.open(zipfile.ZipInfo(NAME), "w", force_zip64=True) as member:
                 member.write(_header(self.images.shape))
                 for start in range(0, len(flat), PART):
+                    digest.update(flat[start : start + PART].data)
                     member.write(flat[start : start + PART].data)
                     on_part()
-            for name, array in arrays.items():
+            for name, array in arrays(digest.hexdigest()).items():
                 with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w") as member:
                     np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
             archive.comment = MARK
@@ -77,7 +82,7 @@ class NpzFile:
 
 
 def _header(shape: tuple[int, ...]) -> bytes:
-    """NumPy's, padded so that the pixels begin at DATA."""
+    """The .npy header, padded so that the pixels begin at byte DATA."""
     table = {"descr": "|u1", "fortran_order": False, "shape": shape}
     length = DATA - _MEMBER - 10
     text = repr(table).encode().ljust(length - 1) + b"\n"
@@ -92,7 +97,7 @@ class _InPlace:
         self._file, self._first, self._end = file, first, end
 
     def write(self, content: Any) -> int:
-        """As a file's; of the bytes that are there only the place moves."""
+        """Write, but skip over bytes that are in place already."""
         at, size = self._file.tell(), len(content)
         if self._first <= at and at + size <= self._end and size:
             self._file.seek(size, os.SEEK_CUR)
@@ -120,12 +125,3 @@ def stored_at(path: Path, info: zipfile.ZipInfo) -> int:
         header = file.read(30)
     name, extra = (int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
     return info.header_offset + 30 + name + extra
-
-
-def crc(content: NDArray[np.uint8], before: int, on_part: Callable[[], None]) -> int:
-    """CRC-32 of an array behind bytes whose CRC-32 is `before`."""
-    flat, found = content.reshape(-1), before
-    for start in range(0, len(flat), PART):
-        found = zlib.crc32(flat[start : start + PART].data, found)
-        on_part()
-    return found

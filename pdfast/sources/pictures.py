@@ -6,7 +6,6 @@ A picture that no decoder can read, or that is too large, is refused by its name
 import io
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -172,17 +171,20 @@ def _area(image: Image.Image, size: int) -> NDArray[np.uint8]:
     square = np.asarray(image.crop((left, top, left + side, top + side)), np.uint8)
     if side == size:
         return square.reshape(size, size, -1)
-    # Sums of whole numbers below 2^53, which are exact in any order.
-    covers = _covered(side, size)
-    rows = covers @ square.reshape(side, -1).astype(np.float64)
-    sums = covers @ rows.reshape(size, side, -1)
+    square = square.reshape(side, side, -1)
+    sums = _covered(_covered(square, size).swapaxes(0, 1), size).swapaxes(0, 1)
     return np.rint(sums / side**2).astype(np.uint8)
 
 
-@lru_cache(maxsize=256)
-def _covered(side: int, size: int) -> NDArray[np.float64]:
-    """What each of `size` pixels covers of each of `side`, in parts of 1/size: (size, side)."""
-    start, other = np.arange(size)[:, None] * side, np.arange(side) * size
-    overlap = np.minimum(start + side, other + size) - np.maximum(start, other)
-    covered: NDArray[np.float64] = np.maximum(overlap, 0).astype(np.float64)
-    return covered
+def _covered(image: NDArray[Any], size: int) -> NDArray[np.int64]:
+    """Sums of what each of `size` pixels covers along the first axis, in parts of 1/size.
+
+    By differences of running sums, which are exact: whole numbers.
+    """
+    side = len(image)
+    whole, part = np.divmod(np.arange(size + 1) * side, size)
+    before = np.zeros((side + 1, *image.shape[1:]), np.int64)
+    np.cumsum(image, 0, out=before[1:])
+    ends = before[whole] * size + image[np.minimum(whole, side - 1)] * part[:, None, None]
+    sums: NDArray[np.int64] = np.diff(ends, axis=0)
+    return sums

@@ -1,4 +1,4 @@
-"""Any source as one .npz of one size, made on all cores, once, and in parts that a stop leaves.
+"""Prepare any source as one .npz of one image size: once, on all cores, resumably.
 
 The file is made beside its place, as `.NAME.part`, which is as large as all images from the start,
 with `.NAME.part.json`, which says of what it is and how far it is. Whoever makes it holds a lock on
@@ -17,6 +17,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -44,7 +45,7 @@ SETTLED = 2 * 10**9  # nanoseconds after which a file system's clock has surely 
 
 @dataclass(frozen=True)
 class Order:
-    """What is to be made of a source."""
+    """What to prepare, and how."""
 
     source: str
     wanted: Wanted
@@ -53,7 +54,7 @@ class Order:
 
 
 class Made(NamedTuple):
-    """What was found on the way."""
+    """Duplicates found while preparing."""
 
     repeated: int
     """Images whose pixels repeat those of an earlier one."""
@@ -62,7 +63,7 @@ class Made(NamedTuple):
 
 
 def cache_folder() -> Path:
-    """Where what takes long to make of data is kept, $XDG_CACHE_HOME/pdfast or ~/.cache/pdfast."""
+    """The folder of prepared sets, digests and features: $XDG_CACHE_HOME or ~/.cache, then pdfast."""
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pdfast"
     except RuntimeError:
@@ -73,24 +74,25 @@ def cache_folder() -> Path:
 
 
 def stamp(paths: Sequence[Path]) -> tuple[str, int]:
-    """What is another text once one of the files was written to, or replaced.
+    """A fingerprint of files that changes whenever one of them is written to or replaced.
 
-    And when that was, in nanoseconds: a change within SETTLED of it may not show. Raises OSError.
+    Returns it with the time of the last change in nanoseconds: another one within SETTLED of that
+    may not show. Raises OSError.
     """
     found, newest = hashlib.sha256(), 0
     for path in paths:
         of = os.stat(path)
-        newest = max(newest, of.st_ctime_ns, of.st_mtime_ns)
+        newest = max(newest, of.st_ctime_ns)  # st_mtime anybody can set
         facts = f"{path}\0{of.st_size} {of.st_mtime_ns} {of.st_ctime_ns}\n"
         found.update(facts.encode("utf-8", "surrogateescape"))
     return found.hexdigest(), newest
 
 
 def key_of(order: Order, found: Pictures, settle: bool = False) -> str:
-    """What a file is made of, as text: the source's files, and what is done to them.
+    """The key of a prepared file, as JSON: its source's files and how they are processed.
 
-    Where the files are not known, or so new that a change may not show, it is one that never comes
-    again; `settle`: wait until they are older. Raises UsageError if one of them has gone.
+    If the files are unknown, or so new that a change may not show, the key is random and never
+    matches again; with `settle`, wait until they are older. Raises UsageError if a file is missing.
     """
     paths = list(found.paths())
     try:
@@ -107,7 +109,8 @@ def key_of(order: Order, found: Pictures, settle: bool = False) -> str:
         ) from None
     fields = {name: str(value) for name, value in vars(order.wanted).items()}
     labels = hashlib.sha256(b"" if found.labels is None else found.labels.tobytes()).hexdigest()
-    fields |= {"labels": labels, "names": str(found.names), "left out": found.left_out}
+    del fields["skip_bad"], fields["folders"]  # of which the rest says what came of them
+    fields |= {"labels": labels, "names": str(found.names)}
     table = {
         "format": FORMAT,
         "source": order.source,
@@ -148,9 +151,21 @@ def make_once(order: Order, found: Pictures, out: Path, screen: Screen, key: str
                 if out.is_file():  # another process has just made it
                     _part(out).unlink(missing_ok=True)
                 else:
+                    screen.say(f"preparing {found.num:,} images of {order.source} in {out}")
                     _make(order, found, out, screen, key, file)
     except OSError as error:
-        raise files.cannot_write(out, error) from None
+        raise PdfastError(
+            f"cannot write to {out}: {files.reason(error)}; put that right, or set XDG_CACHE_HOME "
+            "to a folder on another disk"
+        ) from None
+
+
+def _stamp_now(found: Pictures) -> str:
+    """The source's fingerprint after reading; "gone" if a file is missing."""
+    try:
+        return stamp(list(found.paths()))[0]
+    except OSError:
+        return "gone"
 
 
 def _part(out: Path) -> Path:
@@ -161,7 +176,7 @@ def _part(out: Path) -> Path:
 def _locked(
     path: Path, wait: bool, until: Callable[[], bool] = lambda: False
 ) -> Iterator[io.FileIO]:
-    """The file, which no other process has; waits for it, if at all, until it is of no use."""
+    """Open the file under an exclusive lock; with `wait`, wait for it until `until()` is true."""
     while True:
         file = io.FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+")
         with file:
@@ -178,7 +193,8 @@ def _locked(
                     raise
                 path.unlink(missing_ok=True)
                 raise UsageError(
-                    f"the file system of {path.parent} has no locks: have the set on another one"
+                    f"the file system of {path.parent} has no locks: choose another one by "
+                    "XDG_CACHE_HOME, or --out of pdfast data"
                 ) from None
             else:
                 if names(path, file) or until():
@@ -205,15 +221,16 @@ def _make(
     work = _Work(order, found, file, part.with_name(f"{part.name}.json"), key)
     try:
         made = work.run(screen)
-        if not json.loads(key)["files"].startswith(stamp(list(found.paths()))[0]):
+        if not json.loads(key)["files"].startswith(_stamp_now(found)):
             raise UsageError(f"{order.source} was changed while it was read: run it again")
         check()
         part.replace(out)
         files.fsync(out.parent)
         work.forget()
         return made
-    except (UsageError, OSError, Stopped):
-        if not work.resumable:
+    except BaseException as error:
+        foreseen = isinstance(error, UsageError | OSError | Stopped)
+        if not work.resumable and (foreseen or not work.journal.exists()):
             part.unlink(missing_ok=True)
             work.forget()
         raise
@@ -226,7 +243,7 @@ class _Work:
         self, order: Order, found: Pictures, file: io.FileIO, journal: Path, key: str
     ) -> None:
         self._order, self._found, self._file = order, found, file
-        self._journal, self._key = journal, key
+        self.journal, self._key = journal, key
         wanted = order.wanted
         self._shape = (found.num, wanted.size, wanted.size, wanted.channels or 3)
         self._done, self._bad = 0, dict[int, tuple[str, str]]()
@@ -252,7 +269,7 @@ class _Work:
             if self._order.duplicates == "drop":
                 kept &= ~repeats
             self._keep(npz, kept)
-            npz.finish(self._arrays(kept), self._poll)
+            npz.finish(partial(self._arrays, kept), self._poll)
         except Stopped:
             if self._is_worth_keeping():
                 self._save(npz)
@@ -266,7 +283,7 @@ class _Work:
         """Take up what a killed process left, or begin with a file of the whole size."""
         needed = size_of(self._shape)
         try:
-            table = files.read_json(self._journal)
+            table = files.read_json(self.journal)
             if table["key"] == self._key and os.fstat(self._file.fileno()).st_size >= needed:
                 self._done = int(table["done"])
                 self._bad = {
@@ -281,25 +298,25 @@ class _Work:
             pass  # none was left, or one of something else
         self._file.truncate(0)
         labels = 0 if self._found.labels is None else 8 * self._found.num
-        free = shutil.disk_usage(self._journal.parent).free
+        free = shutil.disk_usage(self.journal.parent).free
         if needed + labels + SPARE > free:
             raise UsageError(
                 f"{self._order.source} takes {(needed + labels) / 1e9:,.1f} GB as images of "
-                f"{self._shape[1]}x{self._shape[2]}, and the disk of {self._journal.parent} has "
-                f"{free / 1e9:,.1f} GB free: free some, or have them elsewhere, by pdfast data "
-                "--out, or by XDG_CACHE_HOME"
+                f"{self._shape[1]}x{self._shape[2]}, and the disk of {self.journal.parent} has "
+                f"{free / 1e9:,.1f} GB free: free some, or choose another disk by XDG_CACHE_HOME, "
+                "or --out of pdfast data"
             )
         os.posix_fallocate(self._file.fileno(), 0, needed)  # so that none is lacking later
 
     def _save(self, npz: NpzFile) -> None:
-        """Have what was done on the disk, and then say so."""
+        """Flush the images to disk, then record the progress in the journal."""
         npz.sync()
         table = {"key": self._key, "done": self._done, "bad": self._bad}
-        files.write_file(self._journal, lambda stage: stage.write_text(json.dumps(table)))
+        files.write_file(self.journal, lambda stage: stage.write_text(json.dumps(table)))
 
     def forget(self) -> None:
-        """The work is done."""
-        self._journal.unlink(missing_ok=True)
+        """Delete the journal."""
+        self.journal.unlink(missing_ok=True)
 
     def _is_worth_keeping(self) -> bool:
         """Whether anything is done, in its place, and of a source that can be known again."""
@@ -365,21 +382,22 @@ class _Work:
         return (len(torn), int(torn[0]), int(first[torn[0]])) if len(torn) else None
 
     def _keep(self, npz: NpzFile, kept: NDArray[np.bool_]) -> None:
-        """Leave the others out, and colour that is none, if any number of channels will do."""
+        """Drop the other images; store grey ones in one channel if the number of channels is open."""
         channels = self._shape[3]
         if not self._order.wanted.channels and channels == 3 and is_grey(npz.images):
             channels = 1
         if not kept.all() or channels != self._shape[3]:
             if kept.sum() < 2:
                 raise UsageError(
-                    f"{self._order.source} has no two images that differ: nothing was written"
+                    f"{self._order.source} has no two images that differ and can be used: nothing "
+                    "was written"
                 )
             self.forget()  # the images are no longer where a resumed call would take them to be
             self._moved = True
             npz.keep(kept, channels)
 
-    def _arrays(self, kept: NDArray[np.bool_]) -> dict[str, NDArray[Any]]:
-        """What goes beside the images."""
+    def _arrays(self, kept: NDArray[np.bool_], digest: str) -> dict[str, NDArray[Any]]:
+        """The other arrays of the .npz: labels, class names and `about`."""
         found: dict[str, NDArray[Any]] = {}
         about: dict[str, Any] = {"source": self._order.source, "resize": self._order.wanted.method}
         if self._found.labels is not None:
@@ -389,17 +407,27 @@ class _Work:
         if self._found.names:
             found["class_names"] = np.array(self._found.names)
         about |= {
+            "num": int(kept.sum()),
+            "images_sha256": digest,
             "left_out": self._found.left_out,
             "unusable": [why for _, why in self._bad.values()],
         }
         return found | {"about": np.array(json.dumps(about))}
 
 
-def left_out(path: Path) -> str:
-    """What of its source is not in a prepared file, and why, in words; "" if nothing is lacking."""
+def left_out(path: Path, passed_over: str, skip_bad: bool = True) -> str:
+    """What of its source is not in a prepared file, and why, in words; "" if nothing is lacking.
+
+    `passed_over`: what its reader leaves out now. Raises UsageError for unusable images that are
+    not to be skipped.
+    """
     with np.load(path) as arrays:
-        about = json.loads(str(arrays["about"]))
-    passed_over, bad = about["left_out"], about["unusable"]
+        bad = json.loads(str(arrays["about"]))["unusable"]
+    if bad and not skip_bad:
+        raise UsageError(
+            f"{len(bad):,} images cannot be used, {bad[0]}, or leave such images out by --skip-bad "
+            "(data.skip_bad)"
+        )
     found = [passed_over] if passed_over else []
     if bad:
         more = f"; ... (all are listed in {path}, `about`)" if len(bad) > MAX_BAD else ""

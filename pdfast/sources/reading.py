@@ -16,6 +16,7 @@ from pdfast.signals import poll
 
 MIN_IMAGES = 2  # a covariance needs two
 CHUNK = 2**18  # bytes read at once
+CRC_PART = 2**24  # bytes between two looks for a signal
 MAX_SHOWN = 3  # names of what was left out for one reason
 MAX_RATIO = 1032  # bytes that deflate can make of one
 # How the standard library fails on files that are not what they say. All but MemoryError, which
@@ -35,21 +36,44 @@ class LeftOut:
     """What a reader passes over, by reason."""
 
     def __init__(self) -> None:
-        self._names: dict[str, list[str]] = {}
+        self._found: dict[str, tuple[int, list[str]]] = {}  # how many, and the first names
 
     def add(self, why: str, name: str) -> None:
         """Note one; `why` is a plural, such as "broken links"."""
-        self._names.setdefault(why, []).append(name)
+        count, names = self._found.setdefault(why, (0, []))
+        if len(names) < MAX_SHOWN:
+            names.append(name)
+        self._found[why] = count + 1, names
 
     def __bool__(self) -> bool:
-        return bool(self._names)
+        return bool(self._found)
 
     def __str__(self) -> str:
         return "; ".join(
-            f"{why}: {len(names):,} ({', '.join(names[:MAX_SHOWN])}"
-            f"{', ...' if len(names) > MAX_SHOWN else ''})"
-            for why, names in self._names.items()
+            f"{why}: {count:,} ({', '.join(names)}{', ...' if count > len(names) else ''})"
+            for why, (count, names) in self._found.items()
         )
+
+
+class Checksum(NamedTuple):
+    """The CRC-32 that a file has of its images."""
+
+    file: str
+    before: int
+    """That of what comes before the images in their member of the file."""
+    expected: int
+
+    def check(self, images: NDArray[np.uint8], on_part: Callable[[], None]) -> None:
+        """Raise UsageError unless the images are as they were written."""
+        found, flat = self.before, images.reshape(-1)
+        for start in range(0, len(flat), CRC_PART):
+            found = zlib.crc32(flat[start : start + CRC_PART].data, found)
+            on_part()
+        if found != self.expected:
+            raise UsageError(
+                f"{self.file} is damaged: the CRC-32 of its images is not the one stored in it; "
+                "make or download it again, or, where it is a prepared set, delete it"
+            )
 
 
 class Arrays(NamedTuple):
@@ -66,9 +90,8 @@ class Arrays(NamedTuple):
     stamp: str = ""
     """Of the files that they were read from: the same as long as nobody writes to them; "" where
     that is not known."""
-    checksum: tuple[int, int] | None = None
-    """Where the images lie in a file that is mapped into memory: the CRC-32 of what comes before
-    them, and the one that is to be found behind them. They were not compared."""
+    checksum: "Checksum | None" = None
+    """Of images that lie in a file that is mapped into memory, which was not compared yet."""
 
 
 @dataclass(frozen=True)

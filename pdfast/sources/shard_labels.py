@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from pdfast.errors import UsageError, printable
 from pdfast.sources.class_names import MAX_TEXT, is_name, numbered
-from pdfast.sources.pictures import label
+from pdfast.sources.pictures import MAX_LABEL, label
 
 KEYS = (
     *("label", "cls", "class", "target", "category"),
@@ -166,7 +166,8 @@ def _resolved(
     checked: set[Value] = set()
     for n, value in enumerate(values):
         if value not in checked:
-            label(value, f"{where(n)} has by its {what} the label")
+            if type(value) is not int or not 0 <= value < MAX_LABEL:
+                label(value, f"{where(n)} has by its {what} the label")
             checked.add(value)
     return np.array(values, np.int64), _names(values, others)
 

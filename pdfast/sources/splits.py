@@ -19,8 +19,12 @@ def looks_split(names: list[str]) -> bool:
     """Whether these are the splits of a set, rather than classes or parts of one.
 
     Each must have the name of a split in it. Where one has other words too (seg_train, seg_test),
-    there must be splits of two kinds: bullet_train and freight_train are classes.
+    there must be splits of two kinds: bullet_train and freight_train are classes. Two that have
+    nothing but such a name are splits whatever lies beside them.
     """
+    plain = {WORDS.get(name.lower(), MORE) for name in names} - {MORE}
+    if len(plain) > 1:
+        return True
     parts = [[word.lower() for word in WORD.findall(name)] for name in names]
     of_each = [[WORDS[word] for word in words if word in WORDS] for words in parts]
     if not names or not all(of_each):
