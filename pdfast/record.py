@@ -19,9 +19,8 @@ from pdfast.states import FREE_KEYS
 from pdfast.tables import from_table, read_toml, to_table
 from pdfast.version import __version__
 
-JUDGED = (
-    "eval.classes",
-)  # what may change on resume, but an older run keeps, so that its figures stay comparable
+# What may change on resume, but an older run keeps, so that its figures stay comparable.
+JUDGED = ("eval.classes",)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -154,7 +154,7 @@ def test_a_file_that_goes_while_it_is_prepared(folder, tmp_path, monkeypatch, ca
 def test_a_cache_folder_that_cannot_be_written_is_named(folder, tmp_path, monkeypatch):
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(PdfastError, match="or set XDG_CACHE_HOME to a folder on another disk$"):
+    with pytest.raises(PdfastError, match=r"or set XDG_CACHE_HOME to a folder on another disk$"):
         load(folder)
 
 

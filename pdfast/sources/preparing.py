@@ -63,7 +63,7 @@ class Made(NamedTuple):
 
 
 def cache_folder() -> Path:
-    """The folder of prepared sets, digests and features: $XDG_CACHE_HOME or ~/.cache, then pdfast."""
+    """The folder of prepared sets, digests and features: pdfast in $XDG_CACHE_HOME or ~/.cache."""
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pdfast"
     except RuntimeError:
@@ -382,7 +382,7 @@ class _Work:
         return (len(torn), int(torn[0]), int(first[torn[0]])) if len(torn) else None
 
     def _keep(self, npz: NpzFile, kept: NDArray[np.bool_]) -> None:
-        """Drop the other images; store grey ones in one channel if the number of channels is open."""
+        """Drop the other images, and the channels of grey ones if any number of them will do."""
         channels = self._shape[3]
         if not self._order.wanted.channels and channels == 3 and is_grey(npz.images):
             channels = 1
