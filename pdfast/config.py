@@ -55,8 +55,9 @@ class DataConfig:
     """Which sub-folders of a folder of images are its classes. auto: those directly below the
     source, which hold the images themselves; other folders are refused. top: those directly below
     the source, however deep the images lie. parent: those that hold the images. Names that are
-    numbers are in the order of the numbers, others in that of the alphabet; top-as-text: as top,
-    all in that of the alphabet, as pdfast 0.1.0 had them."""
+    numbers are in the order of the numbers, others in that of the alphabet. top-as-text: as pdfast
+    0.1.0 read folders, which is as top, but all names in the order of the alphabet, fewer kinds of
+    images, and no links followed."""
     resize: Resize = "bicubic"
     """How images are resized after the centre crop to a square: bicubic, antialiased, or area, the
     mean of what each pixel covers, as of the published ImageNet models."""

@@ -55,13 +55,6 @@ class Moments:
         return Gaussian(self._mean, self._scatter / (self.count - 1))
 
 
-def gaussian_of(features: Tensor) -> Gaussian:
-    """Mean and covariance of features, float64 (N, D), N >= 2."""
-    moments = Moments()
-    moments.add(features)
-    return moments.gaussian()
-
-
 def frechet_distance(p: Gaussian, q: Gaussian) -> float:
     """||mu_p - mu_q||^2 + tr(C_p + C_q - 2 (C_p^1/2 C_q C_p^1/2)^1/2) (Dowson & Landau 1982).
 

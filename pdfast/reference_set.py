@@ -17,7 +17,7 @@ from pdfast.detectors.base import CHUNK, Detector, Features, Rows
 from pdfast.draws import Draws, Stream, index_below
 from pdfast.errors import PdfastError
 from pdfast.files import Damaged
-from pdfast.frechet import Gaussian, Moments, frechet_distance, gaussian_of
+from pdfast.frechet import Gaussian, Moments, frechet_distance
 from pdfast.progress import Screen
 from pdfast.scores import Neighbourhood
 from pdfast.signals import poll
@@ -182,14 +182,13 @@ class Reference:
 
     def of_class(self, label: int, num: int, seed: int) -> tuple[Gaussian, float]:
         """The images of a class, and the floor of `num` samples of it: the mean of a few."""
-        with distributed.alone():
-            features = self._class_features(label)
-        gaussian, distances = gaussian_of(features), []
-        draws = Draws(seed, Stream.BOOTSTRAP, device=features.device)
+        rows = (self._class_labels() == label).nonzero()[:, 0]
+        gaussian, distances = self._class_gaussian(rows), []
+        draws = Draws(seed, Stream.BOOTSTRAP)
         for k in range(CLASS_RESAMPLES):
             words = draws.words(NUM_RESAMPLES + label * CLASS_RESAMPLES + k, 0, num)[:, 0]
-            chosen = features[index_below(words, len(features))]
-            distances.append(frechet_distance(gaussian, gaussian_of(chosen)))
+            times = torch.bincount(index_below(words, len(rows)), minlength=len(rows))
+            distances.append(frechet_distance(gaussian, self._class_gaussian(rows, times)))
         return gaussian, sum(distances) / len(distances)
 
     def _class_labels(self) -> Tensor:
@@ -198,13 +197,26 @@ class Reference:
         labels = self._labels.cpu()
         return labels[self._spread()] if self._detector.weights else labels
 
-    def _class_features(self, label: int) -> Tensor:
-        """float64 (n, D)."""
-        chosen = self._class_labels() == label
+    def _class_gaussian(self, rows: Tensor, times: Tensor | None = None) -> Gaussian:
+        """Of the images of these numbers, each counted so many times; a part is held at a time."""
+        moments, start = Moments(), 0
+        with distributed.alone():
+            for part in torch.split(rows, CHUNK):
+                for values in self._values(part):
+                    stop = start + len(values)
+                    if times is not None:
+                        values = values.repeat_interleave(times[start:stop].to(values.device), 0)
+                    moments.add(values)
+                    start = stop
+        return moments.gaussian()
+
+    def _values(self, rows: Tensor) -> Iterator[Tensor]:
+        """Features of the images of these numbers, float64 (n, D), a part at a time."""
         if self._detector.weights:
-            return self.points[chosen.to(self.points.device)].double()
-        images = self._images[chosen.to(self._images.device)]
-        return torch.cat([f.values for f in features_of(self._detector, images, self._screen)])
+            yield self.points[rows.to(self.points.device)].double()
+            return
+        images = self._images[rows.to(self._images.device)]
+        yield from (f.values for f in features_of(self._detector, images, self._screen))
 
     # -- files -----------------------------------------------------------------------------
 

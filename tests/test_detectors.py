@@ -11,6 +11,7 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
+from gaussians import gaussian_of
 from test_cli import run
 
 import pdfast
@@ -20,7 +21,7 @@ from pdfast.data import Dataset, load_dataset
 from pdfast.detectors import inception, lite0, network
 from pdfast.detectors.opening import open_detector
 from pdfast.errors import PdfastError, UsageError
-from pdfast.frechet import frechet_distance, gaussian_of
+from pdfast.frechet import frechet_distance
 from pdfast.judge import Judge
 
 CPU = torch.device("cpu")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import TINY
 from engine_cases import random_model
+from gaussians import gaussian_of
 
 import pdfast
 from pdfast import kept
@@ -20,7 +21,7 @@ from pdfast.detectors.plain import PIXEL
 from pdfast.draws import Draws, Stream, index_below
 from pdfast.eval_state import EvalState, Part
 from pdfast.files import Damaged
-from pdfast.frechet import frechet_distance, gaussian_of
+from pdfast.frechet import frechet_distance
 from pdfast.judge import Judge
 from pdfast.progress import Screen
 from pdfast.reference_set import Reference

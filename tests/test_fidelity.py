@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from gaussians import gaussian_of
 from torch_fidelity_metrics import metrics
 
-from pdfast.frechet import frechet_distance, gaussian_of
+from pdfast.frechet import frechet_distance
 from pdfast.scores import Neighbourhood, inception_score, precision_recall
 
 

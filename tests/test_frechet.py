@@ -4,13 +4,14 @@ import math
 
 import pytest
 import torch
+from gaussians import gaussian_of
 
 from pdfast.config import DataConfig, NetConfig
 from pdfast.data import Dataset, load_dataset
 from pdfast.detectors.base import Detector, Features
 from pdfast.detectors.plain import PIXEL
 from pdfast.errors import PdfastError
-from pdfast.frechet import Gaussian, Moments, frechet_distance, gaussian_of
+from pdfast.frechet import Gaussian, Moments, frechet_distance
 from pdfast.judge import Judge
 
 

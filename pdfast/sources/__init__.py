@@ -62,20 +62,28 @@ def read(data: DataConfig, model: NetConfig, screen: Screen | None = None) -> Ar
     found = _open(source, asked)
     if not isinstance(found, Pictures):
         return found._replace(stamp=before)
-    order, shown = Order(source, asked), screen or Screen(quiet=True)
+    shown = screen or Screen(quiet=True)
+    order = Order(source, asked)
     key = preparing.key_of(order, found, settle=True)
-    path = (
-        preparing.cache_folder() / f"prepared-{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
-    )
+    path = _place(key)
     preparing.make_once(order, found, path, shown, key)
     try:
-        lacking = preparing.left_out(path, found.left_out, data.skip_bad)
-        read = npz.read_prepared(path, asked)
+        try:
+            read = npz.read_prepared(path, asked)
+        except UsageError as error:
+            raise UsageError(f"{error}: delete it, and it is prepared again") from None
         _settle(path, read)
+        lacking = preparing.left_out(path, found.left_out, data.skip_bad)
         return read._replace(stamp=_stamp([path]), left_out=lacking)
     finally:
         if not list(found.paths()):  # of what it was made cannot be told the next time
             path.unlink(missing_ok=True)
+
+
+def _place(key: str) -> Path:
+    """Where the prepared set of a key lies."""
+    name = hashlib.sha256(key.encode()).hexdigest()[:32]
+    return preparing.cache_folder() / f"prepared-{name}.npz"
 
 
 def _settle(path: Path, read: Arrays) -> None:
@@ -203,6 +211,9 @@ def seconds(data: DataConfig, model: NetConfig, arrays: bool = True) -> float | 
         return None
     found = _open(source, asked)
     if not isinstance(found, Pictures):
+        return time.perf_counter() - start
+    order = Order(source, asked)
+    if _place(preparing.key_of(order, found)).is_file():  # it was prepared before
         return time.perf_counter() - start
     begun, num = time.perf_counter(), min(FEW, found.num)
     few = Pictures(num, lambda first: itertools.islice(found.files(first), num))

@@ -36,6 +36,7 @@ KEYS = (
 KINDS = ("cls", "json", "txt")
 SUFFIXES = {kind: kind for kind in KINDS} | {"class": "cls", "jsn": "json", "text": "txt"}
 """Of members, as WebDataset's own decoders know them: which kind each is."""
+MAX_NAMED = 2**20  # classes, where names go by numbers
 MAX_JSON = 2**20  # bytes of a sample's .json, of which a longer one is no label
 MAX_TEXTS = 2**16  # different texts in .txt; more are captions
 WHOLE = re.compile(r"-?[0-9]{1,18}")
@@ -198,8 +199,6 @@ def _names(values: Sequence[Value], others: Mapping[str, Sequence[Any]]) -> tupl
         names: dict[Any, Any] = dict(pairs)
         if not all(isinstance(name, str) and is_name(name) for name in names.values()):
             continue
-        if len(pairs) == len(names) == len(set(names.values())) and set(names) == {
-            *range(len(names))
-        }:
-            return tuple(printable(names[k]) for k in range(len(names)))
+        if len(pairs) == len(names) == len(set(names.values())) and max(names) < MAX_NAMED:
+            return tuple(printable(names.get(k, "")) for k in range(max(names) + 1))
     return ()

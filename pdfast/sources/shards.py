@@ -13,6 +13,7 @@ keys. Links are not followed.
 
 import contextlib
 import io
+import os
 import re
 from array import array
 from collections import Counter
@@ -70,9 +71,8 @@ def inside(folder: Path, left_out: LeftOut) -> list[Path]:
     """The shards of a folder, by name."""
     found: dict[str, Path] = {}
     others = []
-    for path in sorted(folder.iterdir()):
-        if not (reads(path.name) or OTHERS.fullmatch(path.name)):
-            continue
+    names = (name for name in os.listdir(folder) if reads(name) or OTHERS.fullmatch(name))
+    for path in (folder / name for name in sorted(names)):
         if path.name.startswith("."):
             left_out.add("hidden files", path.name)
         elif not reads(path.name):
