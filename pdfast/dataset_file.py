@@ -1,5 +1,6 @@
 """`pdfast data`: any source as one .npz of one size, checked, without duplicates, written once."""
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,6 +58,11 @@ def make(
         raise UsageError(f"--out {out} must be an .npz")
     for path in (out, sheet):
         files.check_new(path, force)
+    if os.path.isdir(source) and out.resolve().is_relative_to(Path(source).resolve()):
+        raise UsageError(
+            f"--out {out} lies in {source}, where its contact sheet would be taken for one of the "
+            "pictures: choose a place outside"
+        )
     wanted = Wanted(
         size, channels, labels, resize=True, folders=folders, method=method, skip_bad=skip_bad
     )

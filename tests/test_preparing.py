@@ -524,3 +524,35 @@ def test_a_dry_run_says_what_the_prepared_set_takes(folder, cache, tmp_path, cap
     assert main(["train", "--config", str(tmp_path / "a.toml"), "--dry-run"]) == 0
     assert f"disk, once: 0 MB of prepared images in {cache}\n" in capsys.readouterr().out
     assert not cache.exists()
+
+
+def test_runs_within_a_source_are_no_pictures_of_it(folder):
+    """Samples of a run, which lie below the folder that it learns from."""
+    before = load(folder, CLASSES)
+    run = folder / "runs" / "tiny"
+    (run / "samples").mkdir(parents=True)
+    for name in ("config.toml", "metrics.jsonl"):
+        (run / name).write_text("")
+    (run / "samples" / "compare.png").write_bytes((folder / "class0" / "00.png").read_bytes())
+    after = load(folder, CLASSES)
+    assert after.names == before.names
+    assert after.labels.tolist() == before.labels.tolist()
+    assert after.left_out == "folders of pdfast's runs: 1 (runs)"
+
+
+def test_a_set_is_not_written_into_its_source(folder, capsys):
+    out = folder / "sub" / "set.npz"
+    assert main(["data", str(folder), "--size", "8", "--out", str(out)]) == 2
+    assert f"--out {out} lies in {folder}, where its contact sheet would be" in (
+        capsys.readouterr().err
+    )
+    assert not out.parent.exists()
+
+
+def test_a_table_of_labels_that_leads_nowhere_is_refused(folder):
+    (folder / "dataset.json").symlink_to("/nowhere/dataset.json")
+    for skip_bad in (False, True):
+        with pytest.raises(
+            UsageError, match=r"dataset\.json, the labels of the pictures, is a link"
+        ):
+            load(folder, CLASSES, skip_bad=skip_bad)

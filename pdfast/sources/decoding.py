@@ -18,7 +18,7 @@ from pdfast.progress import Screen
 from pdfast.sources.pictures import Held, Pictures, pixels
 from pdfast.sources.reading import Wanted, listen
 
-FEW = 4  # pictures that a thread takes at a time
+FEW = 16  # pictures that a thread takes at a time
 BLOCK = 1024  # images looked at together
 
 
@@ -111,6 +111,6 @@ def first_alike(
 def is_grey(images: NDArray[np.uint8]) -> bool:
     """Whether the three channels of all images are alike."""
     return all(
-        (images[k : k + BLOCK, ..., :1] == images[k : k + BLOCK]).all()
-        for k in range(0, len(images), BLOCK)
+        (images[k : k + FEW, ..., :1] == images[k : k + FEW]).all()
+        for k in range(0, len(images), FEW)
     )

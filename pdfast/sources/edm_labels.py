@@ -51,7 +51,12 @@ def parse(
             if name in passed:
                 continue
             raise UsageError(f"{where} has a label for {name}, which is no picture in {place}")
-        found[name] = label(pair[1], f"{where} has for {name} the label")
+        number = label(pair[1], f"{where} has for {name} the label")
+        if found[name] not in (-1, number):
+            raise UsageError(
+                f"{where} has two labels for {name}, {found[name]} and {number}: keep one"
+            )
+        found[name] = number
     lacking = [name for name, k in found.items() if k < 0]
     if lacking:
         raise UsageError(

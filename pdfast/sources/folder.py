@@ -123,6 +123,8 @@ def _of_table(path: Path, found: Tree) -> NDArray[np.int64]:
     try:
         content = file.read_bytes()
         labels = edm_labels.parse(where, content, found.pictures, "the folder", {*found.broken})
+    except UsageError:
+        raise
     except (OSError, ValueError) as error:
         raise UsageError(f"{where} is not a readable table of labels ({error})") from None
     if labels is None:

@@ -108,6 +108,9 @@ class _Scan:
                     found.pictures.append(path)
                     found.of_pictures.append(level.number)
                     continue
+                if not self.as_before and _is_of_runs(self._absolute(path)):
+                    found.left_out.add("folders of pdfast's runs", shown(path))
+                    continue
                 this, above = self._id(path), level.above
                 if linked:
                     above |= _above(self._absolute(path))
@@ -188,6 +191,11 @@ class _Scan:
             except OSError as error:
                 if error.errno not in NOWHERE:
                     raise self._unreadable(prefix + name, error) from None
+                if name == LABELS and not self.as_before:
+                    raise UsageError(
+                        f"{shown(self._absolute(prefix + name))}, the labels of the pictures, is a "
+                        "link that leads nowhere: repair or remove it"
+                    ) from None
                 if self.as_before or suffix in QUIET:
                     self._note("broken links", prefix + name)
                 else:
@@ -217,6 +225,27 @@ class _Scan:
 
     def _note(self, why: str, path: str) -> None:
         self.found.left_out.add(why, shown(path))
+
+
+def _is_of_runs(path: str) -> bool:
+    """Whether a folder is a run directory, whose pictures are samples, or holds nothing else."""
+    if _is_run(path):
+        return True
+    try:
+        with os.scandir(path) as entries:
+            found = False
+            for entry in entries:
+                if not _is_run(entry.path):
+                    return False
+                found = True
+            return found
+    except OSError:
+        return False
+
+
+def _is_run(path: str) -> bool:
+    made = [os.path.exists(os.path.join(path, name)) for name in ("metrics.jsonl", "samples")]
+    return os.path.isfile(os.path.join(path, "config.toml")) and all(made)
 
 
 def _above(path: str) -> frozenset[_Id]:
