@@ -556,3 +556,14 @@ def test_a_table_of_labels_that_leads_nowhere_is_refused(folder):
             UsageError, match=r"dataset\.json, the labels of the pictures, is a link"
         ):
             load(folder, CLASSES, skip_bad=skip_bad)
+
+
+def test_two_labels_of_one_picture_are_refused(folder):
+    names = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*.png"))]
+    table = folder / "dataset.json"
+    table.write_text(json.dumps({"labels": [[name, 0] for name in [*names, names[0]]]}))
+    assert load(folder, CLASSES).labels.tolist() == [0] * NUM  # the same twice
+    table.write_text(json.dumps({"labels": [*([name, 0] for name in names), [names[0], 2]]}))
+    with pytest.raises(UsageError) as error:
+        load(folder, CLASSES)
+    assert str(error.value) == f"{table} has two labels for {names[0]}, 0 and 2: keep one"

@@ -120,7 +120,7 @@ def _decoded(name: str, file: Path | BinaryIO, mode: str) -> Image.Image:
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return image.convert(mode)
+        return image if image.mode == mode else image.convert(mode)
 
 
 def _without_exif(file: Path | BinaryIO) -> BinaryIO:
