@@ -306,7 +306,10 @@ class _Work:
                 f"{free / 1e9:,.1f} GB free: free some, or choose another disk by XDG_CACHE_HOME, "
                 "or --out of pdfast data"
             )
-        os.posix_fallocate(self._file.fileno(), 0, needed)  # so that none is lacking later
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(self._file.fileno(), 0, needed)  # so that none is lacking later
+        else:  # macOS
+            self._file.truncate(needed)
 
     def _save(self, npz: NpzFile) -> None:
         """Flush the images to disk, then record the progress in the journal."""
