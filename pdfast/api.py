@@ -144,7 +144,7 @@ def _opened(
 
 
 def _read(source: str, function: Callable[[], Dataset]) -> Dataset:
-    """What `function` reads, on all processes; pictures are prepared by the first alone."""
+    """Read the set by `function` on all processes; the first alone prepares pictures."""
 
     def prepare() -> None:
         function()

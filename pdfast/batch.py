@@ -177,7 +177,7 @@ def open_batch(
 
 
 def shuffled_by(config: Config, cfg: LoopConfig) -> int:
-    """What `add_noise` takes for a phase's data.order."""
+    """Return the global batch size for `data.order` "epochs", or 0 for "independent"."""
     return cfg.batch if config.data.order == "epochs" else 0
 
 

@@ -32,11 +32,11 @@ RESERVED |= {"round", "seed", "source", "steps", "versions"}
 
 
 class Described(NamedTuple):
-    """What a config.json says."""
+    """The network, steps and class names that a config.json describes."""
 
     cfg: NetConfig
     steps: int
-    """That it was distilled to."""
+    """Sampling steps that the model was distilled to."""
     class_names: tuple[str, ...]
 
     def model(self) -> Model:
@@ -211,7 +211,7 @@ def _check_finite(path: Path, weights: dict[str, Tensor]) -> None:
 
 
 def parse_config(file: Path, table: Any, by: Written) -> Described:
-    """What a config.json says.
+    """Read the table of a config.json: network, steps and class names.
 
     `by`: who wrote it. Raises OtherVersion for what this version does not know, PdfastError, naming
     `file`, for any other JSON.

@@ -32,9 +32,9 @@ class ClassDraw:
 
     how: ClassShares
     weights: tuple[int, ...]
-    """By number: each class is drawn so many times as often as a class of weight 1."""
+    """Weight of each class, by number; a class of weight 2 is drawn twice as often as one of 1."""
     key: str
-    """What samples depend on besides the model and the seed; "" where it is the model alone."""
+    """Key of the draw, on which kept samples depend; "" for the even draw among all classes."""
 
     def labels(self, seed: int, num: int, first: int = 0) -> Tensor:
         """Classes, int64 (num,) on the CPU, of the images first .. first + num - 1.
@@ -51,7 +51,7 @@ class Classes:
     """The classes of a model and of the images of a set."""
 
     names: tuple[str, ...]
-    """By number, "" for a class without a name; there may be fewer names than classes."""
+    """Class names by number, "" for a class without one; there may be fewer than classes."""
     counts: tuple[int, ...]
     """Images of each, by number."""
 
