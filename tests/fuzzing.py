@@ -352,6 +352,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     Image.init()
     limited(1500)
+    preparing.SETTLED = 2 * 10**7  # as in the tests of one process: conftest.py
     faulthandler.dump_traceback_later(1200, exit=True)  # of C code that hears no signal
     fuzz(100, 0)  # what is imported and kept by then is not what a file took
     base = peak()
