@@ -52,6 +52,7 @@ from pdfast.data import load_dataset
 from pdfast.errors import PdfastError
 from pdfast.files import seal
 from pdfast.model import Model
+from pdfast.sources import preparing
 
 SECONDS = 5.0
 SUFFIXES = (  # of the pictures that are mutated

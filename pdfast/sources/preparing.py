@@ -97,9 +97,9 @@ def key_of(order: Order, found: Pictures, settle: bool = False) -> str:
     paths = list(found.paths())
     try:
         of_files, newest = stamp(paths)
-        while settle and paths and 0 <= time.time_ns() - newest < SETTLED:
+        while settle and paths and 0 <= (age := time.time_ns() - newest) < SETTLED:
             listen()
-            time.sleep(ASKED_EVERY)
+            time.sleep(min(ASKED_EVERY, (SETTLED - age) / 1e9))
             of_files, newest = stamp(paths)
         if not paths or 0 <= time.time_ns() - newest < SETTLED:
             of_files += secrets.token_hex(16)
