@@ -49,12 +49,12 @@ class Engine:
         cfg, device = getattr(config, phase), images.device
         on_gpu = device.type == "cuda"
         before = torch.cuda.memory_allocated(device) if on_gpu else 0
-        precision = numerics.set_up(config.precision, device)
+        precision = numerics.set_precision(config.precision, device)
         model = enliven(new_model(config, device))
         objective = DataObjective(cfg.loss_weight)
         if phase == "distill":
             remove_dropout(model)
-            teacher = numerics.lowered(copy.deepcopy(model).eval(), precision)
+            teacher = numerics.cast_to_precision(copy.deepcopy(model).eval(), precision)
             use_norm(teacher, norm)
             if compiled:
                 compile_net(teacher)

@@ -36,7 +36,8 @@ from pdfast.config import (
     check_trainable,
     load_config,
 )
-from pdfast.data import Dataset, Digest, described, load_dataset
+from pdfast.data import Dataset, described, load_dataset
+from pdfast.digests import Digest
 from pdfast.distillation import adopt_teacher, check_network, distill_rounds, load_teacher, with_fit
 from pdfast.engine import check
 from pdfast.errors import UsageError
@@ -48,14 +49,16 @@ from pdfast.judge import Judge
 from pdfast.kernels import group_norm_silu, runtime
 from pdfast.launch import TIMEOUT
 from pdfast.model import Model
+from pdfast.model_run import BUILT_IN, ModelRun, Networks
 from pdfast.progress import Screen
 from pdfast.record import Record
 from pdfast.report import check_out, report_model, report_run
-from pdfast.run import BUILT_IN, Networks, Resume, Run
+from pdfast.run import Resume, Run
 from pdfast.settings import kept
 from pdfast.signals import caught, poll
 from pdfast.streaming import is_streamed
 from pdfast.tables import from_table, to_table
+from pdfast.tracking import Tracking
 from pdfast.training import train_teacher
 from pdfast.version import __version__
 
@@ -99,7 +102,7 @@ def _opened(
     networks: Networks = BUILT_IN,
     data: Any = None,
     given: Model | None = None,
-) -> Iterator[tuple[Run, Dataset]]:
+) -> Iterator[tuple[ModelRun, Dataset]]:
     """The run directory, ours for the block, and the data, read before anything is written.
 
     `data` come with the call, for networks of one's own. `given` is the teacher from elsewhere.
@@ -107,7 +110,7 @@ def _opened(
     if resume not in get_args(Resume):
         raise UsageError(f"resume must be auto, strict or never, not {resume!r}")
     trackers.check(track)
-    precision = numerics.set_up(config.precision, device, config.deterministic)
+    precision = numerics.set_precision(config.precision, device, config.deterministic)
     config = dataclasses.replace(config, precision=precision)  # what "auto" means here
     check(config, device)
     own_network = networks.teacher
@@ -126,11 +129,11 @@ def _opened(
     on = f"{processes} processes, each on {device.type}" if processes > 1 else f"on {device}"
     path = _path(config, out)
     names = same_classes.check_run(path, given, config.distill.teacher, placed)
-    with Run.start(path, config, screen, resume, networks, placed.digest) as run:
-        run.class_names = placed.names
+    made = ModelRun(path, config, screen, placed.digest, networks, placed.names)
+    with made.start(resume) as run:
         run.screen.say(
             f"pdfast {__version__}: {run.path} {on}{threads}, networks in "
-            f"{numerics.LONG[precision]}, PyTorch {torch.__version__}; "
+            f"{numerics.PRECISION_NAMES[precision]}, PyTorch {torch.__version__}; "
             f"group_norm_silu: {group_norm_silu.implementation(device)}; "
             f"other ops: {runtime.implementation(device)}"
         )
@@ -139,7 +142,8 @@ def _opened(
         num_classes = config.model.num_classes if own_network is None else own_network.num_classes
         for line in same_classes.described(placed, num_classes, names):
             run.screen.say(line)
-        run.track(track)
+        if track:
+            run.track(lambda: Tracking(run.path, track, screen))
         yield run, placed
 
 
@@ -408,7 +412,7 @@ def _evaluate(
         )
     distributed.together(lambda: own.refuse_run(path))
     begun, resolved = distributed.together(lambda: _asked_of(path, is_run, config, asked))
-    found = numerics.set_up(resolved.precision, where, resolved.deterministic)
+    found = numerics.set_precision(resolved.precision, where, resolved.deterministic)
     source = resolved.data.source
 
     def placed(read: Dataset) -> Dataset:
@@ -429,10 +433,12 @@ def _evaluate(
         data = placed(_read(source, lambda: load_dataset(resolved.data, resolved.model, screen)))
         names = tuple(distributed.from_first(lambda: list(class_names_of(path / "teacher"))))
         classes_checked(data, names, resolved.model.num_classes)
-        with Run.open(path, resolved, screen) as run:
+        with ModelRun(path, resolved, screen).open() as run:
             report_run(run, data, resolved.eval.steps, where)
         return
-    loaded = numerics.lowered(distributed.together(lambda: load_model(path, where)), found)
+    loaded = numerics.cast_to_precision(
+        distributed.together(lambda: load_model(path, where)), found
+    )
     loaded = guided(loaded, resolved.eval.guidance)
     data = placed(_read(source, lambda: _seen_by(loaded, resolved, screen)))
     classes_checked(data, loaded.class_names, loaded.num_classes)

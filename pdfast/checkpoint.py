@@ -14,15 +14,15 @@ from pdfast.betas import schedule_of
 from pdfast.classes import checked, difference, merged
 from pdfast.config import NetConfig
 from pdfast.errors import PdfastError, UsageError
-from pdfast.files import MANIFEST, Damaged
+from pdfast.files import MANIFEST
 from pdfast.formats import OtherVersion, Written
 from pdfast.kernels import group_norm_silu
 from pdfast.model import Model
+from pdfast.model_dir import CONFIG, WEIGHTS, check_listed
 from pdfast.network import MAX_CLASSES, OWN, Network, OutOfRange, kind_of
 from pdfast.samplers import MAX_STEPS
 from pdfast.tables import check
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
 KEYS = ("model", "steps", "classes")  # of config.json
 
 
@@ -107,7 +107,7 @@ def load_model(
             else f"there is no model directory {path}"
         )
     tensors, tables, manifest = files.read(path)
-    _check_listed(path, manifest)
+    check_listed(path, manifest)
     table, weights, by = tables[CONFIG], tensors[WEIGHTS], files.written(path, manifest)
     if network is not None or table.get("network") == OWN:
         return _load_own(path, table, weights, by, network).to(device)
@@ -252,23 +252,3 @@ def is_own(path: Path) -> bool:
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(table, dict) and table.get("network") == OWN
-
-
-def verify_model(path: Path) -> dict[str, Any]:
-    """The manifest; raises Damaged, naming the file, unless all bytes are as written."""
-    manifest = files.verify(path)
-    _check_listed(path, manifest)
-    return manifest
-
-
-def fingerprint(path: Path) -> str:
-    """SHA-256 of a model's weights, as its manifest records it."""
-    manifest = files.read_manifest(path)
-    _check_listed(path, manifest)
-    return str(manifest["files"][WEIGHTS]["sha256"])
-
-
-def _check_listed(path: Path, manifest: dict[str, Any]) -> None:
-    for name in (CONFIG, WEIGHTS):
-        if name not in manifest["files"]:
-            raise Damaged(path / MANIFEST, f"does not list {name}")

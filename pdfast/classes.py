@@ -1,22 +1,13 @@
-"""The classes of a set: names, numbers and counts, and how often samples are drawn of each.
+"""The classes of a set: names, numbers and counts."""
 
-The classes that samples are judged and shown by are drawn by counter: that of image k depends on
-the seed and k alone, so that every model, and any number of processes, draws the same ones.
-"""
-
-import hashlib
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from pdfast.config import ClassShares
 from pdfast.data import Dataset
-from pdfast.draws import Draws, Stream, index_below
 from pdfast.errors import UsageError, printable
 from pdfast.tables import check, nearest
 
@@ -24,26 +15,6 @@ WIDTH = 200  # of the lines that list all classes
 FEW = 20  # classes that are listed one by one within a sentence
 PLAIN = re.compile(r"[^\W\d][\w.-]*")  # a name that needs no quotes
 NAME, NUMBER = "name:", "number:"  # before a --label that could be either
-
-
-@dataclass(frozen=True)
-class ClassDraw:
-    """How the classes of samples are drawn."""
-
-    how: ClassShares
-    weights: tuple[int, ...]
-    """Weight of each class, by number; a class of weight 2 is drawn twice as often as one of 1."""
-    key: str
-    """Key of the draw, on which kept samples depend; "" for the even draw among all classes."""
-
-    def labels(self, seed: int, num: int, first: int = 0) -> Tensor:
-        """Classes, int64 (num,) on the CPU, of the images first .. first + num - 1.
-
-        They are exact: each class has its share of the 2^32 words, to one word.
-        """
-        words = Draws(seed, Stream.SAMPLE).class_words(first, num)
-        ends = torch.tensor(self.weights).cumsum(0)
-        return torch.searchsorted(ends, index_below(words, int(ends[-1])), right=True)
 
 
 @dataclass(frozen=True)
@@ -64,14 +35,6 @@ class Classes:
             return None
         counts = torch.bincount(data.labels.cpu(), minlength=num_classes)
         return cls(merged(model_names, data.names, num_classes), tuple(counts.tolist()))
-
-    def draw(self, how: ClassShares) -> ClassDraw:
-        """How samples are drawn of them: by the shares of the set, or evenly of those it has."""
-        weights = self.counts if how == "data" else tuple(int(c > 0) for c in self.counts)
-        if how == "even" and not self.absent:
-            return evenly(len(self.counts))
-        found = hashlib.sha256(json.dumps(weights).encode()).hexdigest()
-        return ClassDraw(how, weights, f"{how} {found}")
 
     @property
     def present(self) -> list[int]:
@@ -131,11 +94,6 @@ class Classes:
             return ", ".join(parts) + none
         counts = [self.counts[k] for k in present]
         return f"{len(present):,} classes of {min(counts):,} to {max(counts):,} images each{none}"
-
-
-def evenly(num_classes: int) -> ClassDraw:
-    """All classes of a model alike, as the model itself draws them."""
-    return ClassDraw("even", (1,) * num_classes, "")
 
 
 def _class_or_classes(labels: Sequence[int]) -> str:

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from pdfast import checkpoint, states
+from pdfast import model_dir, states
 from pdfast.config import Config
-from pdfast.data import UNKNOWN, Digest
+from pdfast.digests import UNKNOWN, Digest
 from pdfast.errors import PdfastError
 from pdfast.files import MANIFEST, Damaged
 
@@ -32,7 +32,7 @@ def of_models(teacher: Path, students: Mapping[Path, re.Match[str]]) -> list[Fin
     """
     try:
         if teacher.is_dir():
-            checkpoint.verify_model(teacher)
+            model_dir.verify(teacher)
     except Damaged as error:
         raise PdfastError(
             f"{error.what}: put a whole copy of the teacher there, or remove {teacher} to have it "
@@ -41,7 +41,7 @@ def of_models(teacher: Path, students: Mapping[Path, re.Match[str]]) -> list[Fin
     found = []
     for path, name in students.items():
         try:
-            manifest = checkpoint.verify_model(path)
+            manifest = model_dir.verify(path)
             place = {"round": int(name[1]), "steps": int(name[2])}
             if {key: manifest.get(key) for key in place} != place:
                 raise Damaged(path / MANIFEST, "is of another round than the directory's name")

@@ -16,44 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pdfast import kept, sources
+from pdfast import digests, sources
 from pdfast.config import DataConfig, NetConfig
+from pdfast.digests import UNKNOWN, Digest
 from pdfast.errors import UsageError
 from pdfast.progress import Screen
 from pdfast.sources.reading import Checksum
 
 MIN_SAMPLES = 2  # of which a covariance can be estimated
-GIVEN = "data="  # data.source of a run whose data came with the call, and their SHA-256
-SHOWN = 16  # digits of a SHA-256 in a sentence
-
-
-@dataclass(frozen=True, kw_only=True)
-class Digest:
-    """What a set is known by, wherever it lies; as runs and states keep it."""
-
-    num: int = 0
-    """Images; 0: the set is not known."""
-    images: str = ""
-    """SHA-256 of their tensor, as the model sees them."""
-    labels: str = ""
-    """SHA-256 of the labels' tensor; "" without labels."""
-
-    @property
-    def known(self) -> bool:
-        """Whether it is of a set."""
-        return bool(self.num)
-
-    def differ(self, other: "Digest") -> bool:
-        """Whether the images, or the labels where both have some, are not the same."""
-        labels = self.labels and other.labels
-        return self.images != other.images or bool(labels and self.labels != other.labels)
-
-    def __str__(self) -> str:
-        labels = f", of the labels {self.labels[:SHOWN]}" if self.labels else ""
-        return f"{self.num:,} images, SHA-256 {self.images[:SHOWN]}{labels}"
-
-
-UNKNOWN = Digest()
 
 
 @dataclass(frozen=True)
@@ -95,8 +65,8 @@ class Dataset:
         """
         if self.checksum is not None:
             self.checksum.check(self.images.numpy(), on_part)
-        labels = "" if self.labels is None else kept.digest({"labels": self.labels})
-        images = kept.digest({"images": self.images}, on_part)
+        labels = "" if self.labels is None else digests.digest({"labels": self.labels})
+        images = digests.digest({"images": self.images}, on_part)
         return Digest(num=len(self), images=images, labels=labels)
 
     @property

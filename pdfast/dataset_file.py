@@ -13,8 +13,8 @@ from pdfast import files, sources
 from pdfast.classes import shown
 from pdfast.config import LabelFolders, Resize
 from pdfast.errors import UsageError
+from pdfast.image_grid import grid, rows
 from pdfast.marked import save_png
-from pdfast.plots import grid, rows
 from pdfast.progress import Screen
 from pdfast.sources import npz, preparing
 from pdfast.sources.preparing import Order

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pdfast import checkpoint, distributed, files, numerics, peers
+from pdfast import checkpoint, distributed, files, model_dir, numerics, peers
 from pdfast.batch import open_batch
 from pdfast.config import Config, NetConfig
 from pdfast.data import Dataset
@@ -19,10 +19,10 @@ from pdfast.fitting import Fit
 from pdfast.guidance import guided
 from pdfast.judge import Judge
 from pdfast.model import Model
+from pdfast.model_run import ModelRun
 from pdfast.plots import drawable, picture, sample_row
 from pdfast.rollout import rollout
 from pdfast.rounding import Signal, measure
-from pdfast.run import Run
 from pdfast.signals import poll
 from pdfast.tables import to_table
 from pdfast.training import new_model, train_teacher
@@ -36,7 +36,7 @@ SAMPLED_AS = ("guidance", "class_shares")  # of the metrics beside such a distan
 MONITOR_JUMP = 1.5  # a distance this many times the last round's is a jump
 
 
-def distill_rounds(run: Run, data: Dataset, device: torch.device) -> Model:
+def distill_rounds(run: ModelRun, data: Dataset, device: torch.device) -> Model:
     """All rounds of the run's config; finished ones are loaded. Returns the last student.
 
     The run's teacher is trained first, unless it is there.
@@ -58,7 +58,7 @@ def distill_rounds(run: Run, data: Dataset, device: torch.device) -> Model:
     if made == config.distill.num_rounds:
         return peers.select(run.load(run.round_dir(made), device), config.peers)
     precision = numerics.precision_of(config.precision, device)
-    low = numerics.lowered(student, precision)  # cast once a round
+    low = numerics.cast_to_precision(student, precision)  # cast once a round
     guidance = config.eval.guidance
     if drawable(low):
         teacher_row = sample_row(
@@ -66,7 +66,7 @@ def distill_rounds(run: Run, data: Dataset, device: torch.device) -> Model:
         )
     if made:
         student = peers.select(run.load(run.round_dir(made), device), config.peers)
-        low = numerics.lowered(student, precision)
+        low = numerics.cast_to_precision(student, precision)
     steps = config.distill.steps_after(made) if made else config.distill.start_steps
     before = _distance(run, made, guided(low, guidance), steps, judge)
     for round_ in range(made + 1, config.distill.num_rounds + 1):
@@ -76,7 +76,7 @@ def distill_rounds(run: Run, data: Dataset, device: torch.device) -> Model:
             student = peers.select(run.load(path, device), config.peers)
         else:
             student = _distill_round(run, student, low, data, round_, steps)
-        low = numerics.lowered(student, precision)
+        low = numerics.cast_to_precision(student, precision)
         shown = guided(low, guidance)
         seen = run.has_picture(f"{path.name}.png") and _logged(run, round_, judge) is not None
         if drawable(shown) and not seen:
@@ -100,7 +100,7 @@ def _monitor(data: Dataset, config: Config, teacher: Model) -> Judge:
     return Judge(data, num, config.seed, detector, model=teacher, shares=shares)
 
 
-def _rounds_made(run: Run, judge: Judge, drawn: bool) -> int:
+def _rounds_made(run: ModelRun, judge: Judge, drawn: bool) -> int:
     """The rounds, from the first on, of which nothing is left to be done.
 
     `drawn`: a picture belongs to each.
@@ -116,7 +116,7 @@ def _rounds_made(run: Run, judge: Judge, drawn: bool) -> int:
 
 
 def _distill_round(
-    run: Run, teacher: Model, low: Model, data: Dataset, round_: int, steps: int
+    run: ModelRun, teacher: Model, low: Model, data: Dataset, round_: int, steps: int
 ) -> Model:
     """One round: the student starts as the teacher and learns its two steps in one.
 
@@ -150,7 +150,7 @@ def _distill_round(
 
 
 def _signal(
-    run: Run, teacher: Model, low: Model, data: Dataset, round_: int, steps: int
+    run: ModelRun, teacher: Model, low: Model, data: Dataset, round_: int, steps: int
 ) -> dict[str, float | None]:
     """Signal and rounding of a round, for the metrics; warns where rounding is the larger."""
     config = run.config
@@ -177,7 +177,7 @@ def _signal(
     return found._asdict()
 
 
-def _distance(run: Run, round_: int, model: Model, steps: int, judge: Judge) -> float:
+def _distance(run: ModelRun, round_: int, model: Model, steps: int, judge: Judge) -> float:
     """A cheap distance to watch the rounds by: few images, at most 16 steps; computed once."""
     found = _logged(run, round_, judge)
     if found is not None:
@@ -187,7 +187,7 @@ def _distance(run: Run, round_: int, model: Model, steps: int, judge: Judge) -> 
     return distance
 
 
-def _logged(run: Run, round_: int, judge: Judge) -> float | None:
+def _logged(run: ModelRun, round_: int, judge: Judge) -> float | None:
     """The distance after a round, if it was found for samples of this guidance and these shares."""
     asked = _sampled_as(run, judge)
     for m in reversed(run.metrics()):
@@ -197,7 +197,7 @@ def _logged(run: Run, round_: int, judge: Judge) -> float | None:
     return None
 
 
-def _sampled_as(run: Run, judge: Judge) -> dict[str, Any]:
+def _sampled_as(run: ModelRun, judge: Judge) -> dict[str, Any]:
     """What a line of metrics says of the samples; nothing of those of no guidance, drawn evenly."""
     weight, draw = run.config.eval.guidance, judge.draw
     said: dict[str, Any] = {"guidance": weight} if weight else {}
@@ -263,7 +263,7 @@ def with_fit(config: Config, teacher: NetConfig, begun: int = 0) -> Config:
     return dataclasses.replace(config, distill=config.distill.with_fit(begun))
 
 
-def first_student(run: Run, teacher: Model) -> Model:
+def first_student(run: ModelRun, teacher: Model) -> Model:
     """What a first fit starts from: the teacher's weights where they fit, otherwise new ones."""
     if run.networks.student is not None:
         return run.networks.student.copy().to(teacher.device)
@@ -304,7 +304,7 @@ def fits_in(most: int) -> int:
     return 1 << (most.bit_length() - 1)
 
 
-def adopt_teacher(run: Run, given: Model | None) -> None:
+def adopt_teacher(run: ModelRun, given: Model | None) -> None:
     """Copy the teacher from elsewhere, if one is given, into the run that has none yet.
 
     Raises UsageError if the run has one, or something made by one, and another is meant.
@@ -327,7 +327,7 @@ def adopt_teacher(run: Run, given: Model | None) -> None:
             return not same_weights(run.load(run.teacher_dir, given.device), given)
         if not named or not (path / files.MANIFEST).is_file():
             return False  # the run's own copy is what counts
-        return checkpoint.fingerprint(run.teacher_dir) != checkpoint.fingerprint(path)
+        return model_dir.fingerprint(run.teacher_dir) != model_dir.fingerprint(path)
 
     if run.has(run.teacher_dir) and distributed.from_first(differs):
         raise UsageError(f"{run.path} already has another teacher: choose another --out")

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pdfast import files, formats, kept, settings, staging
+from pdfast import digests, files, formats, kept, settings, staging
 from pdfast.files import Damaged
 from pdfast.formats import FIRST, FORMAT
 from pdfast.judge import Figure
@@ -73,7 +73,9 @@ def fingerprints(model: Model) -> list[str]:
     for format_ in range(FORMAT, 0, -1):
         described = _described(model, format_)
         if described is not None:
-            found.append(kept.digest({**weights, "x-hat": x_hat, "described": _bytes(described)}))
+            found.append(
+                digests.digest({**weights, "x-hat": x_hat, "described": _bytes(described)})
+            )
     return found
 
 

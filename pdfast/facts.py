@@ -139,7 +139,7 @@ def facts_of(judge: Judge, config: Config, model: Model, weights: dict[str, str]
         data_classes=classes.table() if classes else [],
         class_shares=classes.summary if classes else "",
         weights=weights,
-        precision=numerics.LONG[precision],
+        precision=numerics.PRECISION_NAMES[precision],
         torch=torch.__version__,
     )
 

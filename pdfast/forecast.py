@@ -87,7 +87,7 @@ def forecast(
     the process took to begin.
     """
     screen.say(dump_config(config).rstrip())
-    precision = numerics.set_up(config.precision, device)
+    precision = numerics.set_precision(config.precision, device)
     start = time.perf_counter()
     images = num_images(config)
     counting = time.perf_counter() - start

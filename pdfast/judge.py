@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from pdfast import distributed, scores
-from pdfast.classes import Classes, evenly
+from pdfast.class_draw import ClassDraw, evenly
+from pdfast.classes import Classes
 from pdfast.config import ClassShares, Config
 from pdfast.data import Dataset, as_stored
 from pdfast.detectors.base import Detector, Features, Rows
@@ -100,7 +101,7 @@ class Judge:
         if model is not None:
             self.set_classes = Classes.of(data, model.num_classes, model.class_names)
         if self.set_classes is not None:
-            self.draw = self.set_classes.draw(shares)
+            self.draw = ClassDraw.of(self.set_classes, shares)
         self.labels = None if self.draw is None else self.draw.labels(seed, self.num)
         """Class of each sample, int64 (num,) on the CPU."""
         least = detector.needed

@@ -4,36 +4,17 @@ A safetensors file whose metadata says what the tensors are of and has the SHA-2
 one costs time, nothing else.
 """
 
-import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors
 import safetensors.torch
-import torch
 from torch import Tensor
 
 from pdfast import files
+from pdfast.digests import digest
 from pdfast.files import Damaged
-
-BLOCK = 2**24  # bytes hashed at a time, so that a set on a GPU is not copied whole
-
-
-def digest(tensors: Mapping[str, Tensor], on_part: Callable[[], None] = lambda: None) -> str:
-    """SHA-256, in hexadecimal, of names, types, shapes and bytes.
-
-    `on_part` is called between parts, so that a signal can be heard.
-    """
-    found = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach()
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        flat = tensor.contiguous().reshape(-1)
-        for part in torch.split(flat, max(1, BLOCK // tensor.element_size())):
-            found.update(part.cpu().view(torch.uint8).numpy().data)
-            on_part()
-    return found.hexdigest()
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> None:

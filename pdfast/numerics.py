@@ -19,7 +19,7 @@ from pdfast.errors import UsageError
 from pdfast.model import Model
 
 Precision = Literal["bf16", "tf32", "fp32"]
-LONG = {"bf16": "bfloat16", "tf32": "TF32", "fp32": "float32"}
+PRECISION_NAMES = {"bf16": "bfloat16", "tf32": "TF32", "fp32": "float32"}
 
 
 def precision_of(name: str, device: torch.device) -> Precision:
@@ -31,7 +31,7 @@ def precision_of(name: str, device: torch.device) -> Precision:
     return name  # type: ignore[return-value]  # config.py checked it
 
 
-def set_up(name: str, device: torch.device, deterministic: bool = False) -> Precision:
+def set_precision(name: str, device: torch.device, deterministic: bool = False) -> Precision:
     """Have torch compute in a config's precision, from here on; returns what it means here.
 
     What is changed for that holds for the whole process: see `settings.kept`.
@@ -62,7 +62,7 @@ def net_dtype(precision: Precision) -> torch.dtype:
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
-def lowered(model: Model, precision: Precision) -> Model:
+def cast_to_precision(model: Model, precision: Precision) -> Model:
     """A copy that computes in this precision, for evaluation; the model itself where it does."""
     dtype = net_dtype(precision)
     if dtype == torch.float32 or model.dtype == torch.float64:

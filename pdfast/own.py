@@ -10,13 +10,15 @@ from torch import nn
 
 from pdfast import checkpoint
 from pdfast.config import Config, DataConfig, DistillConfig, NetConfig, load_config
-from pdfast.data import GIVEN, Dataset, as_tensor, from_numbers, load_dataset
+from pdfast.data import Dataset, as_tensor, from_numbers, load_dataset
+from pdfast.digests import GIVEN
 from pdfast.distillation import check_start
 from pdfast.errors import UsageError
 from pdfast.model import Model
+from pdfast.model_dir import CONFIG
+from pdfast.model_run import Networks
 from pdfast.network import Network
 from pdfast.progress import Screen
-from pdfast.run import Networks
 from pdfast.schedule import CosineSchedule
 from pdfast.tables import check
 from pdfast.trial import try_out
@@ -227,7 +229,7 @@ def _dataset(config: Config, network: Model, data: Any, screen: Screen | None) -
 
 def refuse_run(path: Path) -> None:
     """Raise UsageError if `path` is a run of a network of one's own, which no command can make."""
-    models = (file.parent for file in path.glob(f"*/{checkpoint.CONFIG}"))
+    models = (file.parent for file in path.glob(f"*/{CONFIG}"))
     if any(map(checkpoint.is_own, models)) or _source(path).startswith(GIVEN):
         raise UsageError(
             f"{path} is a run of a network of your own, which only your code can make: the call of "

@@ -1,4 +1,4 @@
-"""Pictures: grids of samples, and the report's plot."""
+"""Pictures of samples, and the report's plot."""
 
 from collections.abc import Sequence
 
@@ -8,41 +8,18 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor
 
-from pdfast.classes import ClassDraw
+from pdfast.class_draw import ClassDraw
 from pdfast.data import as_stored
+from pdfast.image_grid import Row, grid, rows
 from pdfast.model import Model
 from pdfast.signals import poll
 
 NUM_SHOWN = 16
 CURVES = 5  # signals in a row of a square of them
-MIN_TILE = 48  # pixels that a shown image has at least
-GAP, TEXT_HEIGHT = 2, 14
 COLORS = ["tab:blue", "tab:orange", "tab:green", "tab:red"]  # of a signal's channels
-
-
-def grid(images: Tensor, columns: int) -> Image.Image:
-    """uint8 images (N, H, W, C) in rows of `columns`, small ones enlarged by whole pixels."""
-    n, height, width, channels = images.shape
-    scale = max(1, -(-MIN_TILE // width))
-    rows = -(-n // columns)
-    sheet = torch.full(
-        (rows * (height * scale + GAP) + GAP, columns * (width * scale + GAP) + GAP, channels),
-        255,
-        dtype=torch.uint8,
-    )
-    for k, image in enumerate(images.cpu()):
-        big = image.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
-        top = GAP + (k // columns) * (height * scale + GAP)
-        left = GAP + (k % columns) * (width * scale + GAP)
-        sheet[top : top + height * scale, left : left + width * scale] = big
-    array = sheet.numpy()
-    return Image.fromarray(array[..., 0] if channels == 1 else array)
-
-
-Row = tuple[str, Tensor]  # a caption and samples as they are stored, (N, H, W, C)
 
 
 def drawable(model: Model) -> bool:
@@ -119,19 +96,6 @@ def curves(named: Sequence[Row], low: float, high: float, columns: int = NUM_SHO
     canvas.draw()  # type: ignore[no-untyped-call]
     pixels = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
     return Image.fromarray(pixels).convert("RGB")
-
-
-def rows(named: Sequence[Row]) -> Image.Image:
-    """One strip per row of uint8 images, its caption above it."""
-    strips = [grid(images, len(images)).convert("RGB") for _, images in named]
-    height = sum(strip.height + TEXT_HEIGHT for strip in strips)
-    sheet = Image.new("RGB", (max(strip.width for strip in strips), height), "white")
-    draw, top = ImageDraw.Draw(sheet), 0
-    for (caption, _), strip in zip(named, strips, strict=True):
-        draw.text((GAP, top + 1), caption, fill="black")
-        sheet.paste(strip, (0, top + TEXT_HEIGHT))
-        top += strip.height + TEXT_HEIGHT
-    return sheet
 
 
 def plot_distances(

@@ -12,7 +12,7 @@ import tomli_w
 
 from pdfast import formats
 from pdfast.config import RUN, Config, load_config, written
-from pdfast.data import UNKNOWN, Digest
+from pdfast.digests import UNKNOWN, Digest
 from pdfast.errors import UsageError
 from pdfast.formats import FIRST, FORMAT
 from pdfast.states import FREE_KEYS

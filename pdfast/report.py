@@ -21,6 +21,7 @@ from pdfast.judge import Judge
 from pdfast.made_of import Record, digest, digest_of
 from pdfast.marked import METADATA
 from pdfast.model import Model
+from pdfast.model_run import ModelRun
 from pdfast.page import Section, Table, page
 from pdfast.plots import drawable, picture, plot_distances
 from pdfast.report_tables import Curve, Report, as_json
@@ -50,7 +51,7 @@ def sampled_at(steps: Iterable[int], baseline: int, students: Iterable[int]) -> 
     return SampledAt({*wanted, baseline}, own & wanted)
 
 
-def report_run(run: Run, data: Dataset, steps: Sequence[int], device: torch.device) -> None:
+def report_run(run: ModelRun, data: Dataset, steps: Sequence[int], device: torch.device) -> None:
     """Evaluate a run's saved models; write report.json, .md, .png and .html, and pictures.
 
     The teacher is sampled at each of `steps` and at the baseline's, each student whose own step
@@ -71,7 +72,9 @@ def report_run(run: Run, data: Dataset, steps: Sequence[int], device: torch.devi
     precision = numerics.precision_of(config.precision, device)
 
     def load(path: Path) -> Model:
-        return guided(numerics.lowered(run.load(path, device), precision), config.eval.guidance)
+        return guided(
+            numerics.cast_to_precision(run.load(path, device), precision), config.eval.guidance
+        )
 
     judge, models = Judge.of(data, config, device), [run.teacher_dir, *students.values()]
     own = run.networks.teacher is not None

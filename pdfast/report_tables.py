@@ -10,9 +10,10 @@ from pdfast import watched_loss
 from pdfast.errors import printable
 from pdfast.evaluation import Measured, Meter
 from pdfast.facts import Facts
+from pdfast.image_grid import Row
 from pdfast.model import Model
 from pdfast.page import Table, View
-from pdfast.plots import NUM_SHOWN, Row, counted, gallery
+from pdfast.plots import NUM_SHOWN, counted, gallery
 from pdfast.progress import short
 from pdfast.run import Run
 from pdfast.watched_loss import MEANING, WORDS

@@ -15,81 +15,54 @@ reached by all. The others read models and states, so they need the same file sy
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, Protocol, Self
 
-import torch
 from PIL import Image
 from torch import Tensor
 
-from pdfast import checkpoint, damage, distributed, failure, files, record, staging, states
-from pdfast.classes import merged
-from pdfast.config import Config, Head, is_dumped
+from pdfast import damage, distributed, failure, files, record, staging, states
+from pdfast.config import Config, is_dumped
 from pdfast.damage import Finding
-from pdfast.data import GIVEN, UNKNOWN, Digest
+from pdfast.digests import GIVEN, UNKNOWN, Digest
 from pdfast.errors import PdfastError, UsageError
 from pdfast.lock import LOCK, Lock
 from pdfast.log import LOG
 from pdfast.metrics import Metrics
-from pdfast.model import Model
-from pdfast.network import Network
 from pdfast.progress import Screen
 from pdfast.record import Record
 from pdfast.states import State
 from pdfast.tables import from_table, to_table
-from pdfast.tracking import Tracking
 
 ROUND_DIR = re.compile(r"round-(\d+)-steps-(\d+)")
 Resume = Literal["auto", "strict", "never"]
 
 
-class Networks(NamedTuple):
-    """Networks of one's own that the run's models are of, and that they begin as.
+class Tracking(Protocol):
+    """What follows a run to show it elsewhere; see trackers/."""
 
-    None: pdfast's, by the config.
-    """
+    def check(self) -> None:
+        """Say what failed since the last call."""
 
-    teacher: Network | None = None
-    student: Network | None = None
-
-
-BUILT_IN = Networks()
+    def close(self, code: int) -> None:
+        """Wait for what is still to be shown of a run that ended with this exit code."""
 
 
 class Run:
-    """A run directory that exists; `start` makes one or goes on with it, `open` reports on it.
+    """A run directory as it is, without its lock; `start` makes it or goes on with it.
 
-    As a context manager it lets other processes in at the end of the block.
+    Between `start` or `open` and the end of a `with` block no other process works in it.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        config: Config,
-        screen: Screen,
-        networks: Networks = BUILT_IN,
-        data: Digest = UNKNOWN,
-    ) -> None:
-        """Use a folder as it is, without its lock."""
-        self.path, self.config, self.screen = path, config, screen
-        self.networks, self.data = networks, data
-        self.class_names: tuple[str, ...] = ()
-        """Of the data, which the run's models take over where they have none."""
+    def __init__(self, path: Path, config: Config, screen: Screen, data: Digest = UNKNOWN) -> None:
+        """`data`: of what the run's models learn from."""
+        self.path, self.config, self.screen, self.data = path, config, screen, data
         self._metrics = Metrics(path / "metrics.jsonl")
         self._lock: Lock | None = None
         self._tracking: Tracking | None = None
 
-    @classmethod
-    def start(
-        cls,
-        path: Path,
-        config: Config,
-        screen: Screen,
-        resume: Resume = "auto",
-        networks: Networks = BUILT_IN,
-        data: Digest = UNKNOWN,
-    ) -> "Run":
+    def start(self, resume: Resume = "auto") -> Self:
         """Make the directory, or take it up where a run of the same config and data left it.
 
         `resume` says what becomes of a run that is there. auto: it is gone on with; a damaged
@@ -100,18 +73,15 @@ class Run:
         no run's, PdfastError if it cannot be written, another process works in it, what is damaged
         could only be made again from nothing, or a newer version of pdfast has been at work in it.
         """
-        run = cls(path, config, screen, networks, data)
-        distributed.from_first(lambda: run._locked(lambda: run._take_up(resume), resume))
-        return run
+        distributed.from_first(lambda: self._locked(lambda: self._take_up(resume), resume))
+        return self
 
-    @classmethod
-    def open(cls, path: Path, config: Config, screen: Screen) -> "Run":
+    def open(self) -> Self:
         """Use a run that is there, alone; it is left as it is."""
-        run = cls(path, config, screen)
-        distributed.from_first(lambda: run._locked(lambda: None))
-        return run
+        distributed.from_first(lambda: self._locked(lambda: None))
+        return self
 
-    def __enter__(self) -> "Run":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
@@ -133,11 +103,11 @@ class Run:
             if self._lock is not None:
                 self._lock.release()
 
-    def track(self, names: Sequence[str]) -> None:
-        """Have trackers follow the run until its end; see trackers/. Raises PdfastError."""
+    def track(self, begin_tracking: Callable[[], Tracking]) -> None:
+        """Have trackers follow the run until its end."""
 
         def begin() -> None:
-            self._tracking = Tracking(self.path, names, self.screen) if names else None
+            self._tracking = begin_tracking()
 
         distributed.from_first(begin)
 
@@ -305,33 +275,15 @@ class Run:
         """Whether a finished model is there (a directory is renamed into place when whole)."""
         return distributed.from_first(model_dir.is_dir)
 
-    def save_model(self, model: Model, model_dir: Path, **facts: Any) -> None:
-        """Write a model of the run; `facts` go into its manifest."""
+    def make_model(self, save: Callable[[], None]) -> None:
+        """Have the first process write a model of the run, once the metrics before it are safe."""
 
-        def save() -> None:
+        def make() -> None:
             self._check_there()
             self._sync_metrics()
-            checkpoint.save_model(model, model_dir, **facts)
+            save()
 
-        self._name_classes(model)
-        distributed.from_first(save)
-
-    @property
-    def student_head(self) -> Head:
-        """What the run's students predict."""
-        student = self.networks.student
-        return self.config.model.head if student is None else student.head
-
-    def load(self, model_dir: Path, device: torch.device) -> Model:
-        """A model of the run. Raises UsageError if it is of another network."""
-        is_teacher = model_dir == self.teacher_dir
-        network = self.networks.teacher if is_teacher else self.networks.student
-        model = checkpoint.load_model(model_dir, device, network)
-        self._name_classes(model)
-        return model
-
-    def _name_classes(self, model: Model) -> None:
-        model.class_names = merged(model.class_names, self.class_names, model.num_classes)
+        distributed.from_first(make)
 
     def students(self) -> dict[int, Path]:
         """Finished students: sampling steps -> model directory, in order of rounds."""

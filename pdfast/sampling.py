@@ -9,9 +9,10 @@ from pdfast import checkpoint, distributed, files, numerics
 from pdfast.classes import number_of, shown
 from pdfast.errors import UsageError
 from pdfast.guidance import guided
+from pdfast.image_grid import grid
 from pdfast.marked import save_npz, save_png
 from pdfast.model import Model
-from pdfast.plots import counted, grid
+from pdfast.plots import counted
 from pdfast.progress import Screen
 from pdfast.samplers import Sampler
 from pdfast.settings import kept
@@ -42,9 +43,9 @@ def sample_to(
     """
     screen = Screen()
     with kept(), distributed.session(device, threads, poll, timeout) as where:
-        found = numerics.set_up(precision, where)
+        found = numerics.set_precision(precision, where)
         model = distributed.together(lambda: checkpoint.load_model(model_dir, where))
-        model = numerics.lowered(model, found)
+        model = numerics.cast_to_precision(model, found)
         if guidance is not None:
             model = guided(model, guidance)
         steps = steps or model.steps

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from pdfast import distributed, kept
-from pdfast.data import Dataset, Digest
+from pdfast.data import Dataset
+from pdfast.digests import Digest
 from pdfast.errors import PdfastError, UsageError
 from pdfast.sources.preparing import cache_folder
 from pdfast.sources.reading import listen

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pdfast import files, formats
 from pdfast.config import Config
-from pdfast.data import UNKNOWN, Digest
+from pdfast.digests import UNKNOWN, Digest
 from pdfast.errors import UsageError
 from pdfast.files import Damaged
 from pdfast.formats import Written

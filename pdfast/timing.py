@@ -276,9 +276,11 @@ class Bench:
             return self._new(self.config.model.unguided()), DataObjective(cfg.loss_weight)
         student = remove_dropout(self._new(self.config.model))
         if stage.update == "fit":
-            teacher = numerics.lowered(self._new(self.teacher), self.precision)
+            teacher = numerics.cast_to_precision(self._new(self.teacher), self.precision)
             return student, Fit(remove_dropout(teacher), stage.steps, cfg.loss_weight)
-        teacher = remove_dropout(numerics.lowered(self._new(self.config.model), self.precision))
+        teacher = remove_dropout(
+            numerics.cast_to_precision(self._new(self.config.model), self.precision)
+        )
         return student, rollout(teacher, stage.steps, cfg, self.config.engine)
 
     def _new(self, net: NetConfig) -> Model:
@@ -297,7 +299,9 @@ class Bench:
     def call(self, net: Net, expected: float, given: float) -> Timed:
         """A network call for SAMPLE_BATCH samples, which is expected to take so many seconds."""
         model = self._new(self.teacher if net == "teacher" else self.config.model)
-        model = guided(numerics.lowered(model, self.precision), self.config.eval.guidance).eval()
+        model = guided(
+            numerics.cast_to_precision(model, self.precision), self.config.eval.guidance
+        ).eval()
         num, steps = SAMPLE_BATCH, 2
         while num > 1 and expected * steps * num / SAMPLE_BATCH > SECONDS:
             num //= 2

@@ -14,7 +14,7 @@ from pdfast.draws import Draws, Stream
 from pdfast.engine import Problem, fit
 from pdfast.method import data_loss
 from pdfast.model import Model
-from pdfast.run import Run
+from pdfast.model_run import ModelRun
 
 ROUND = 0  # the teacher's number in the metrics and in the draws
 
@@ -49,7 +49,7 @@ def new_model(config: Config, device: torch.device) -> Model:
         return Model(config.model).to(device)
 
 
-def train_teacher(run: Run, data: Dataset, device: torch.device) -> Model:
+def train_teacher(run: ModelRun, data: Dataset, device: torch.device) -> Model:
     """The run's teacher: loaded if it is finished, else trained (or resumed) and saved."""
     if run.has(run.teacher_dir):
         run.clear_states(ROUND)

@@ -8,9 +8,9 @@ from pdfast import engine
 from pdfast.batch import Batch
 from pdfast.data import Dataset
 from pdfast.model import Model
+from pdfast.model_run import ModelRun
 from pdfast.progress import Screen
 from pdfast.rollout import Rollout
-from pdfast.run import Run
 from pdfast.training import DataObjective
 
 UPDATES, STEPS, ROUND = 50, 8, 1
@@ -79,7 +79,7 @@ def objective_of(phase, cfg, teacher):
 
 
 def run_engine(config, phase, objective, model, data, path):
-    with Run.start(path, config, Screen(quiet=True)) as run:
+    with ModelRun(path, config, Screen(quiet=True)).start() as run:
         return engine.fit(model, objective, getattr(config, phase), data, run, ROUND, phase)
 
 

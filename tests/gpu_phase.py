@@ -46,7 +46,7 @@ class Phase:
         self.model = random_model(config.model, 0, torch.float32).to(DEVICE)
         self.objective = DataObjective(cfg.loss_weight)
         if phase == "distill":
-            teacher = numerics.lowered(copy.deepcopy(self.model), precision)
+            teacher = numerics.cast_to_precision(copy.deepcopy(self.model), precision)
             self.objective = kind(teacher, STEPS, cfg.loss_weight, config.engine)
         self.optimizer = Optimizer(self.model, cfg, numerics.net_dtype(precision))
         self.model.net.checkpoint = cfg.checkpoint

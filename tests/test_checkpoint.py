@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from pdfast import checkpoint, files
+from pdfast import checkpoint, files, model_dir
 from pdfast.config import NetConfig
 from pdfast.errors import PdfastError, UsageError
 from pdfast.model import Model
@@ -156,7 +156,7 @@ def test_a_manifest_that_leaves_a_file_out_is_refused(saved, name):
     (path / name).unlink()
     files.seal(path)
     (path / name).write_text("anything")
-    for look in (checkpoint.load_model, checkpoint.verify_model):
+    for look in (checkpoint.load_model, model_dir.verify):
         with pytest.raises(PdfastError, match=rf"manifest\.json does not list {name}"):
             look(path)
 

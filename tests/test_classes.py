@@ -12,7 +12,8 @@ from torch import nn
 
 import pdfast
 from pdfast import checkpoint, files, sources
-from pdfast.classes import Classes, difference, evenly, merged, number_of
+from pdfast.class_draw import ClassDraw, evenly
+from pdfast.classes import Classes, difference, merged, number_of
 from pdfast.cli import main
 from pdfast.config import Config, NetConfig
 from pdfast.data import Dataset
@@ -78,7 +79,7 @@ def test_classes_are_those_of_images_drawn_of_the_set(counts):
     generator = torch.Generator().manual_seed(1)
     labels = labels_of(counts)
     mixed = labels[torch.randperm(len(labels), generator=generator)]
-    draw = Classes.of(Dataset(images(len(labels)), mixed), len(counts)).draw("data")
+    draw = ClassDraw.of(Classes.of(Dataset(images(len(labels)), mixed), len(counts)), "data")
     drawn = draw.labels(7, 1000)
     numbers = index_below(Draws(7, Stream.SAMPLE).class_words(0, 1000), len(labels))
     assert torch.equal(drawn, labels[numbers])
@@ -92,7 +93,7 @@ def test_the_ends_of_the_words_are_drawn_right(monkeypatch):
     """The first and the last word of each class, where a sum of floats would be off."""
     counts = (0, 3, 0, 2**24 + 1, 1, 0)
     total, ends = sum(counts), [0, 3, 3, 2**24 + 4, 2**24 + 5, 2**24 + 5]
-    draw = Classes((), counts).draw("data")
+    draw = ClassDraw.of(Classes((), counts), "data")
     for label, count in enumerate(counts):
         if not count:
             continue
@@ -104,12 +105,12 @@ def test_the_ends_of_the_words_are_drawn_right(monkeypatch):
 
 
 def test_evenly_is_among_the_classes_that_there_are():
-    drawn = Classes((), COUNTS).draw("even").labels(0, 4000)
+    drawn = ClassDraw.of(Classes((), COUNTS), "even").labels(0, 4000)
     found = torch.bincount(drawn, minlength=4).tolist()
     assert found[1] == found[3] == 0
     assert abs(found[0] - 2000) < 4 * 1000**0.5  # 4 standard deviations
     model = random_model(from_table(NetConfig, NET), 0, torch.float32)
-    whole = Classes((), (5, 1, 2, 3)).draw("even")
+    whole = ClassDraw.of(Classes((), (5, 1, 2, 3)), "even")
     assert whole == evenly(4)
     assert torch.equal(whole.labels(3, 150), model.drawn_labels(150, 3))
 
@@ -117,8 +118,8 @@ def test_evenly_is_among_the_classes_that_there_are():
 def test_keys_tell_how_samples_were_drawn():
     """Of all classes evenly, as before there was a choice, nothing is said."""
     found = [Classes((), counts) for counts in ((1, 1, 0), (1, 2, 0), (1, 1, 1), (2, 2, 2))]
-    assert found[2].draw("even").key == found[3].draw("even").key == ""
-    keys = [classes.draw(how).key for classes in found[:3] for how in ("data", "even")]
+    assert ClassDraw.of(found[2], "even").key == ClassDraw.of(found[3], "even").key == ""
+    keys = [ClassDraw.of(classes, how).key for classes in found[:3] for how in ("data", "even")]
     assert len(set(keys)) == 5  # (1, 1, 0) and (1, 2, 0) are the same evenly
 
 

@@ -132,7 +132,7 @@ def test_no_permission(tmp_path, tiny):
         with pytest.raises(
             PdfastError, match=r"permission denied; put that right, or choose another"
         ):
-            Run.start(folder / "run", tiny, Screen(quiet=True))
+            Run(folder / "run", tiny, Screen(quiet=True)).start()
     finally:
         if as_root:
             os.seteuid(0)

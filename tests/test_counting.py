@@ -59,7 +59,7 @@ def one_update(config: Config, phase: str, num: int, precision: str = "fp32", co
     objective = DataObjective(cfg.loss_weight)
     if phase == "distill":
         remove_dropout(model)
-        low = numerics.lowered(model, precision)
+        low = numerics.cast_to_precision(model, precision)
         low = (copy.deepcopy(model) if low is model else low).eval()
         objective = rollout(low, config.distill.steps_after(1), cfg, config.engine)
     optimizer = Optimizer(model, cfg, numerics.net_dtype(precision))

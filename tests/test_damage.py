@@ -15,8 +15,8 @@ from pdfast.engine import Optimizer
 from pdfast.errors import PdfastError, Stopped, UsageError
 from pdfast.files import Damaged
 from pdfast.model import Model
+from pdfast.model_run import ModelRun
 from pdfast.progress import Screen
-from pdfast.run import Run
 
 ROUND_1, ROUND_2 = "round-01-steps-0004", "round-02-steps-0002"
 OF_TEACHER = [f"state/round-00-update-{n:09d}" for n in (10, 11)]
@@ -97,7 +97,7 @@ def start(path, config, resume):
     said = []
     screen = Screen(quiet=True)
     screen.warn = said.append
-    with Run.start(path, config, screen, resume):
+    with ModelRun(path, config, screen).start(resume):
         return said
 
 
@@ -339,13 +339,13 @@ def test_a_state_of_another_machine_is_a_warning(config, distilling, copied, cap
 
 
 def test_what_was_written_of_a_failure_can_be_put_in_place_of_a_state(config, tmp_path):
-    with Run.start(tmp_path / "run", config, Screen(quiet=True)) as run:
+    with ModelRun(tmp_path / "run", config, Screen(quiet=True)).start() as run:
         tensors = {"x.safetensors": {"x": torch.ones(1)}}
         path = run.save_failure(0, 7, 1.5, tensors, {"loss": "nan"})
         files.make_folder(run.path / "state")
         path.rename(run.path / "state" / path.name.removeprefix("not-finite-"))
     assert start(tmp_path / "run", config, "strict") == []
-    with Run.start(tmp_path / "run", config, Screen(quiet=True)) as run:
+    with ModelRun(tmp_path / "run", config, Screen(quiet=True)).start() as run:
         table, tensors = run.load_state(0)
     assert (table["update"], table["seconds"]) == (7, 1.5)
     assert torch.equal(tensors["x.safetensors"]["x"], torch.ones(1))
@@ -372,7 +372,7 @@ def test_metrics_are_on_disk_before_a_state_or_model_is(config, tmp_path, monkey
     order = []
     real = files.fsync
     monkeypatch.setattr(files, "fsync", lambda path: (order.append(path), real(path)))
-    with Run.start(tmp_path / "run", config, Screen(quiet=True)) as run:
+    with ModelRun(tmp_path / "run", config, Screen(quiet=True)).start() as run:
         run.log(round=0, update=1)
         for save in (
             lambda: run.save_state(0, 1, 0.0, {"x.safetensors": {"x": torch.zeros(1)}}),
@@ -390,7 +390,7 @@ def test_a_process_killed_while_it_removes_a_state_leaves_no_damage(config, tmp_
             (path / "manifest.json").unlink()
             raise KeyboardInterrupt
 
-    with Run.start(tmp_path / "run", config, Screen(quiet=True)) as run:
+    with ModelRun(tmp_path / "run", config, Screen(quiet=True)).start() as run:
         for update in (1, 2):
             run.save_state(0, update, 0.0, {"x.safetensors": {"x": torch.zeros(1)}})
         monkeypatch.setattr(states.files.shutil, "rmtree", killed)
@@ -402,14 +402,14 @@ def test_a_process_killed_while_it_removes_a_state_leaves_no_damage(config, tmp_
 
 
 def test_two_states_stay_and_a_damaged_one_is_none_of_them(config, tmp_path):
-    with Run.start(tmp_path / "run", config, Screen(quiet=True)) as run:
+    with ModelRun(tmp_path / "run", config, Screen(quiet=True)).start() as run:
         for update in (1, 2, 3):
             run.save_state(0, update, 0.0, {"x.safetensors": {"x": torch.zeros(1)}})
     folder = tmp_path / "run" / "state"
     assert [p.name[-1] for p in sorted(folder.iterdir())] == ["2", "3"]
     remove(folder / "round-00-update-000000003" / "state.json")
     assert len(start(tmp_path / "run", config, "auto")) == 1
-    with Run.start(tmp_path / "run", config, Screen(quiet=True)) as run:
+    with ModelRun(tmp_path / "run", config, Screen(quiet=True)).start() as run:
         run.save_state(0, 4, 0.0, {"x.safetensors": {"x": torch.zeros(1)}})
     assert [p.name[-1] for p in states.found(folder, 0)] == ["4", "2"]
     wider = dataclasses.replace(config, seed=1)

@@ -21,8 +21,8 @@ from pdfast.device import choose_device
 from pdfast.errors import UsageError
 from pdfast.heartbeat import ProcessLost
 from pdfast.model import Model
+from pdfast.model_run import ModelRun
 from pdfast.progress import Screen
-from pdfast.run import Run
 from pdfast.tables import from_table
 
 # The command line in a process that leaves a note when it begins to sample.
@@ -52,7 +52,9 @@ def run_dir(tmp_path_factory):
     table = dict(TINY, eval={"steps": [4], "baseline_steps": 2, "num": 150})
     table["distill"] = dict(TINY["distill"], rounds=1)
     config = from_table(Config, table)
-    with Run.start(tmp_path_factory.mktemp("one") / "run", config, Screen(quiet=True)) as made:
+    with ModelRun(
+        tmp_path_factory.mktemp("one") / "run", config, Screen(quiet=True)
+    ).start() as made:
         torch.manual_seed(0)
         made.save_model(Model(config.model), made.teacher_dir)
         made.save_model(Model(config.model, steps=4), made.round_dir(1))

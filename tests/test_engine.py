@@ -129,7 +129,7 @@ def distilled(
     config = dataclasses.replace(config, engine=options, precision=precision)
     teacher = random_model(config.model, 0, torch.float32).to(device)
     student = copy.deepcopy(teacher)
-    low = numerics.lowered(teacher, precision)
+    low = numerics.cast_to_precision(teacher, precision)
     objective = kind(low, STEPS, config.distill.loss_weight, options)
     data = data or digits()
     data = data if place == "stream" else data.to(device)
@@ -214,7 +214,7 @@ class Casts(TorchDispatchMode):
 
 def test_bf16_keeps_float32_masters_and_casts_no_weight(short, tmp_path):
     teacher = random_model(short.model, 0, torch.float32)
-    student, low = copy.deepcopy(teacher), numerics.lowered(teacher, "bf16")
+    student, low = copy.deepcopy(teacher), numerics.cast_to_precision(teacher, "bf16")
     optimizer = Optimizer(student, short.distill, torch.bfloat16)
     objective = Rollout(low, STEPS, "snr_trunc")
     batch, _ = open_batch(short, short.distill, digits(), student, 1, optimizer.done)
@@ -287,7 +287,7 @@ def test_the_signal_is_the_references(tiny):
 def test_more_steps_leave_less_to_learn(tiny, precision):
     """The signal falls with N, the rounding does not."""
     teacher = random_model(tiny.model, 0, torch.float32)
-    low = numerics.lowered(teacher, precision)
+    low = numerics.cast_to_precision(teacher, precision)
     loop = dataclasses.replace(tiny.distill, batch=64)
     batch, _ = open_batch(tiny, loop, digits(), low, 1, fixed=True)
     few, many = (measure(teacher, low, n, batch) for n in (8, 512))

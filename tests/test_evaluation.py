@@ -13,7 +13,7 @@ from engine_cases import random_model
 from gaussians import gaussian_of
 
 import pdfast
-from pdfast import kept
+from pdfast import digests, kept
 from pdfast.config import Config, NetConfig, dump_config
 from pdfast.data import Dataset
 from pdfast.detectors.base import Detector, Features
@@ -229,7 +229,7 @@ def test_kept_tensors_are_whole_and_of_what_was_asked(tmp_path):
         kept.load(path, {"of": "b"})
     names = [{"x": torch.zeros(2)}, {"y": torch.zeros(2)}, {"x": torch.zeros(1, 2)}]
     names.append({"x": torch.zeros(2, dtype=torch.int32)})
-    assert len({kept.digest(x) for x in names}) == 4
+    assert len({digests.digest(x) for x in names}) == 4
 
 
 # ------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from run_cases import TIMING, metrics, stop_after
 from torch import nn
 
 import pdfast
-from pdfast import checkpoint, files, formats, kept, states
+from pdfast import checkpoint, digests, files, formats, kept, model_dir, states
 from pdfast.config import Config, load_config
 from pdfast.errors import PdfastError, Stopped, UsageError
 from pdfast.files import Damaged
@@ -129,7 +129,7 @@ def test_a_run_ends_where_it_would_have_ended(old, name, capsys):
         expected = safetensors.torch.load_file(OLD / "evaluating" / model / "model.safetensors")
         assert_close(checkpoint.load_model(run / model).weights(), expected)
         if repeats():
-            assert checkpoint.fingerprint(run / model) == ENDS["ends"]["weights"][model]
+            assert model_dir.fingerprint(run / model) == ENDS["ends"]["weights"][model]
     found, lines = metrics(run), ENDS["ends"]["metrics"]
     assert len(found) == len(lines)
     for mine, line in zip(found, lines, strict=True):
@@ -166,7 +166,7 @@ def rekeyed(run, model, folder):
     table = json.loads((run / model.folder / "config.json").read_text())
     text = json.dumps([table, files.versions() | {"pdfast": "0.1.0"}, "cpu"])
     said = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
-    mark = kept.digest({**model.weights(), "x-hat": x_hat, "described": said})
+    mark = digests.digest({**model.weights(), "x-hat": x_hat, "described": said})
     for path in folder.iterdir():
         with safetensors.safe_open(path, "pt") as file:
             facts = file.metadata()

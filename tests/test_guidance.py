@@ -18,9 +18,9 @@ from pdfast.fitting import Fit
 from pdfast.guidance import guided
 from pdfast.method import combine
 from pdfast.model import Model
+from pdfast.model_run import ModelRun
 from pdfast.progress import Screen
 from pdfast.rollout import Pipelined, Rollout
-from pdfast.run import Run
 from pdfast.unet import NO_CLASS, guidance_embedding
 
 # ------------------------------------------------------------------------------------------
@@ -86,7 +86,7 @@ def test_a_runs_first_student_has_its_teachers_weights(guides, tmp_path):
     """All of them, whatever dropout the teacher was trained with."""
     cfg = dataclasses.replace(guides.model.unguided(), dropout=0.1)
     teacher = random_model(cfg, 0, torch.float32)
-    student = first_student(Run(tmp_path, guides, Screen(quiet=True)), teacher)
+    student = first_student(ModelRun(tmp_path, guides, Screen(quiet=True)), teacher)
     weights = student.net.state_dict()
     assert not weights.pop("emb_guidance.weight").any()
     expected = teacher.net.state_dict()

@@ -12,7 +12,7 @@ from engine_cases import changed
 from run_cases import metrics, stop_after
 
 import pdfast
-from pdfast import batch, holdout, kept, reference
+from pdfast import batch, digests, holdout, reference
 from pdfast.cli import main
 from pdfast.config import dump_config
 from pdfast.draws import Draws, Stream
@@ -131,7 +131,7 @@ def test_what_is_held_out_is_never_drawn_and_the_loss_is_of_all_of_it(
     facts = json.loads((out / "report.json").read_text())["facts"]
     assert (facts["reference_images"], facts["reference_held_out"]) == (NUM, HELD_OUT)
     images = torch.from_numpy(np.load(config.data.source)["images"])
-    assert facts["reference_sha256"] == kept.digest({"images": images})  # all of the set
+    assert facts["reference_sha256"] == digests.digest({"images": images})  # all of the set
 
 
 def test_which_images_are_held_out():

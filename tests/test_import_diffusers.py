@@ -99,7 +99,7 @@ def test_in_bfloat16_and_with_tabulated_embeddings(tmp_path):
     model = loaded(df.save(tmp_path / "p"))
     phi = model.schedule.phi(torch.tensor([0.2, 0.9]))
     z = df.noise(model, 2)
-    low = numerics.lowered(model, "bf16")
+    low = numerics.cast_to_precision(model, "bf16")
     with torch.no_grad():
         out, rough = model.at(z, phi), low.at(z, phi)
     assert rough.dtype == torch.bfloat16

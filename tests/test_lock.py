@@ -38,19 +38,20 @@ def test_the_file_says_whose_it_is_and_goes(tmp_path):
 
 
 def test_two_runs_of_one_process_are_refused_too(tiny, tmp_path):
-    with Run.start(tmp_path / "run", tiny, Screen(quiet=True)) as run:
-        for start in (Run.start, Run.open):
+    with Run(tmp_path / "run", tiny, Screen(quiet=True)).start() as run:
+        other = Run(tmp_path / "run", tiny, Screen(quiet=True))
+        for take in (other.start, other.open):
             with pytest.raises(PdfastError, match=r"run is in use by process"):
-                start(tmp_path / "run", tiny, Screen(quiet=True))
+                take()
         run.log(round=0)
-    with Run.start(tmp_path / "run", tiny, Screen(quiet=True)):
+    with Run(tmp_path / "run", tiny, Screen(quiet=True)).start():
         pass
 
 
 def test_a_refused_start_leaves_no_lock(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(Run, "_take_up", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        Run.start(tmp_path / "run", tiny, Screen(quiet=True))
+        Run(tmp_path / "run", tiny, Screen(quiet=True)).start()
     assert not list((tmp_path / "run").iterdir())
 
 
@@ -113,7 +114,7 @@ def test_a_file_system_without_locks(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", none)
     said, screen = [], Screen(quiet=True)
     screen.warn = said.append
-    with Run.start(tmp_path / "run", tiny, screen) as run:
+    with Run(tmp_path / "run", tiny, screen).start() as run:
         run.log(round=0)
     assert len(said) == 1
     assert "its file system has no locks (no locks available)" in said[0]

@@ -183,12 +183,12 @@ def test_a_folder_with_a_log_alone_is_no_run(tiny, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "log.txt").write_text("mine")
     with pytest.raises(PdfastError, match="is not empty and holds no run"):
-        Run.start(tmp_path / "run", tiny, Screen(quiet=True))
+        Run(tmp_path / "run", tiny, Screen(quiet=True)).start()
     assert (tmp_path / "run" / "log.txt").read_text() == "mine"
 
 
 def test_a_removed_run_does_not_come_back_as_a_log(tiny, tmp_path):
-    with Run.start(tmp_path / "run", tiny, Screen(quiet=True)) as run:
+    with Run(tmp_path / "run", tiny, Screen(quiet=True)).start() as run:
         shutil.rmtree(run.path)
         run.screen.say("to nobody")
     assert not run.path.exists()

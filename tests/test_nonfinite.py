@@ -403,7 +403,7 @@ def test_a_start_that_is_not_finite_is_an_error(tiny, tmp_path):
 
 
 def test_metrics_are_strict_json(tiny, tmp_path):
-    run = Run.start(tmp_path, tiny, Screen(quiet=True))
+    run = Run(tmp_path, tiny, Screen(quiet=True)).start()
     with pytest.raises(PdfastError, match=r"no longer finite \(round 0, loss nan\)"):
         run.log(round=0, loss=NAN)
     assert run.metrics() == []

@@ -11,7 +11,7 @@ from conftest import TINY
 from run_cases import assert_same_tensors, stop_after
 
 import pdfast
-from pdfast import cli, data, kept, set_digest, sources
+from pdfast import cli, data, digests, set_digest, sources
 from pdfast.config import Config
 from pdfast.data import Dataset
 from pdfast.errors import Stopped, UsageError
@@ -115,8 +115,8 @@ def test_the_digest_is_that_of_images_and_labels(made):
     read = data.load_dataset(config_of(made / "set.npz").data, config_of("x").model)
     assert table == {
         "num": NUM,
-        "images": kept.digest({"images": read.images}),
-        "labels": kept.digest({"labels": read.labels}),
+        "images": digests.digest({"images": read.images}),
+        "labels": digests.digest({"labels": read.labels}),
     }
     (state,) = (made / "stopped" / "state").iterdir()
     assert json.loads((state / "state.json").read_text())["data"] == table
@@ -179,7 +179,7 @@ def test_an_evaluation_is_of_the_runs_data(ended, model, tmp_path, capsys):
     name = "report.json" if not model else "../eval-teacher/eval.json"
     report = json.loads((path / name).read_text())
     read = data.load_dataset(config_of(tmp_path / "other.npz").data, config_of("x").model)
-    assert report["facts"]["reference_sha256"] == kept.digest({"images": read.images})
+    assert report["facts"]["reference_sha256"] == digests.digest({"images": read.images})
     if not model:
         (path / name).unlink()
         pdfast.evaluate(path, quiet=True, other_data=True)
@@ -219,13 +219,13 @@ def test_labels_that_are_away_are_no_other_images(made, ended, tmp_path):
 @pytest.fixture
 def passes(monkeypatch):
     """The sizes of the sets over whose images a digest was taken."""
-    seen, real = [], kept.digest
+    seen, real = [], digests.digest
 
     def counted(tensors, *rest):
         seen.extend(len(tensor) for name, tensor in tensors.items() if name == "images")
         return real(tensors, *rest)
 
-    monkeypatch.setattr(kept, "digest", counted)
+    monkeypatch.setattr(digests, "digest", counted)
     return seen
 
 

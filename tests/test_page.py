@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from pdfast import checkpoint
+from pdfast.image_grid import grid
 from pdfast.page import Section, View, page
-from pdfast.plots import grid
 from pdfast.progress import short
 
 LINKS = ("src", "href", "action", "data")

@@ -206,7 +206,7 @@ def test_tf32(fresh, monkeypatch, caller, precision):
     for fails in (False, True):
         try:
             with settings.kept():
-                numerics.set_up(precision, torch.device("cuda"))
+                numerics.set_precision(precision, torch.device("cuda"))
                 now = seen()["precisions"]
                 assert {now[name] == "tf32" for name in products} == {precision == "tf32"}
                 assert {now["cpu matmul"], now["cpu conv"]} <= {"ieee", "none"}
@@ -226,10 +226,10 @@ def test_calls_within_calls(fresh, monkeypatch):
     for outer, inner in itertools.permutations(["fp32", "tf32", "bf16"], 2):
         before = seen()
         with settings.kept():
-            numerics.set_up(outer, torch.device("cuda"))
+            numerics.set_precision(outer, torch.device("cuda"))
             between = seen()
             with settings.kept():
-                numerics.set_up(inner, torch.device("cuda"))
+                numerics.set_precision(inner, torch.device("cuda"))
             assert seen() == between
         assert seen() == before
 

@@ -21,8 +21,8 @@ from pdfast.eval_state import EvalState
 from pdfast.evaluation import Meter
 from pdfast.judge import Judge
 from pdfast.model import Model
+from pdfast.model_run import ModelRun
 from pdfast.progress import Screen
-from pdfast.run import Run
 from pdfast.tables import from_table
 
 # A detector that passes for one with a network, and notes what it looks at; fewer features are
@@ -65,7 +65,7 @@ def begun(tmp_path):
     table |= {"eval": {"steps": [4], "baseline_steps": 2, "num": SAMPLES}}
     table["distill"] = dict(TINY["distill"], rounds=1)
     config = from_table(Config, table)
-    with Run.start(tmp_path / "begun", config, Screen(quiet=True)) as made:
+    with ModelRun(tmp_path / "begun", config, Screen(quiet=True)).start() as made:
         torch.manual_seed(0)
         made.save_model(Model(config.model), made.teacher_dir)
         made.save_model(Model(config.model, steps=4), made.round_dir(1))

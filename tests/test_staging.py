@@ -130,7 +130,7 @@ def test_what_another_machine_left_is_cleared_once_nobody_can_be_at_it(folder):
 @pytest.mark.parametrize("has_locks", [True, False])
 def test_a_run_that_is_taken_up_on_another_machine(tiny, tmp_path, monkeypatch, has_locks):
     """What a killed container left of a state goes, unless another one may be writing it."""
-    with Run.start(tmp_path / "run", tiny, Screen(quiet=True)) as run:
+    with Run(tmp_path / "run", tiny, Screen(quiet=True)).start() as run:
         run.save_state(0, 1, 1.0, {})
     state = tmp_path / "run" / "state"
     half = state / name(ELSEWHERE, final="round-00-update-000000002")
@@ -141,6 +141,6 @@ def test_a_run_that_is_taken_up_on_another_machine(tiny, tmp_path, monkeypatch, 
             raise OSError(errno.ENOLCK, "No locks available")
 
         monkeypatch.setattr(fcntl, "flock", none)
-    Run.start(tmp_path / "run", tiny, Screen(quiet=True)).__exit__(None, None, None)
+    Run(tmp_path / "run", tiny, Screen(quiet=True)).start().__exit__(None, None, None)
     assert half.exists() is not has_locks
     assert (state / "round-00-update-000000001").is_dir()

@@ -61,7 +61,7 @@ class NpzFile:
     ) -> None:
         """Make the file an .npz of the images, pdfast's mark and more arrays.
 
-        `arrays` gives these by the images' SHA-256, as `kept.digest` has it. `on_part` is called
+        `arrays` gives these by the images' SHA-256, as `digests.digest` has it. `on_part` is called
         between parts.
         """
         flat = self.images.reshape(-1)

@@ -20,17 +20,17 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture
 def deterministic():
-    numerics.set_up("fp32", DEVICE, deterministic=True)
+    numerics.set_precision("fp32", DEVICE, deterministic=True)
     yield
-    numerics.set_up("fp32", CPU)
+    numerics.set_precision("fp32", CPU)
 
 
 @pytest.fixture
 def fast():
     """As a run sets torch up that does not ask for repeatable bits."""
-    numerics.set_up("fp32", DEVICE)
+    numerics.set_precision("fp32", DEVICE)
     yield
-    numerics.set_up("fp32", CPU)
+    numerics.set_precision("fp32", CPU)
 
 
 @pytest.fixture

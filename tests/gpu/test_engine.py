@@ -36,7 +36,9 @@ def fit_guided(student, num_steps, weight, _):
     cfg = dataclasses.replace(student.cfg.unguided(), label_dropout=0.1)
     teacher = Model(cfg).to(DEVICE).eval()
     teacher.net.load_state_dict(student.net.state_dict(), strict=False)
-    return Fit(numerics.lowered(teacher, "bf16" if low(student) else "fp32"), num_steps, weight)
+    return Fit(
+        numerics.cast_to_precision(teacher, "bf16" if low(student) else "fp32"), num_steps, weight
+    )
 
 
 def low(model):
