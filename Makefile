@@ -52,7 +52,7 @@ test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow -n 2 --dist worksteal
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels -m slow -n 2
 
-# GOMP_SPINCOUNT is what the command line sets for itself; see pdfast/cli.py.
+# GOMP_SPINCOUNT is what the command line sets for itself; see pdfast/cli/main.py.
 bench: $(READY)
 	GOMP_SPINCOUNT=1000 $(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds
 

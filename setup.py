@@ -163,6 +163,7 @@ setup(
             "pytest-timeout",
             "pytest-xdist",
             "hypothesis",
+            "import-linter>=2.3",
             "mypy",
             "ruff",
         ],

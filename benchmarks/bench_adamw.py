@@ -4,10 +4,10 @@ import pytest
 import torch
 from harness import COPY
 
-from pdfast import peers
-from pdfast.config import load_config
+from pdfast.config.schema import load_config
 from pdfast.kernels.adamw import adamw
-from pdfast.unet import UNet
+from pdfast.models import backends
+from pdfast.models.unet import UNet
 
 CASES = ["cifar10", "digits"] if torch.cuda.is_available() else ["digits"]
 
@@ -15,7 +15,7 @@ CASES = ["cifar10", "digits"] if torch.cuda.is_available() else ["digits"]
 @pytest.mark.parametrize("who", ["pdfast", "eager", "torch fused", "apex", COPY])
 def test_adamw(case, who, measure, device):
     """All parameters of a config's net, with averaged weights; eager: AdamW(foreach=True)."""
-    absent = peers.why_not("optimizer") if who == "apex" else ""
+    absent = backends.why_not("optimizer") if who == "apex" else ""
     with torch.device("meta"):
         shapes = [p.shape for p in UNet(load_config(case).model).parameters()]
     size = -(-sum(s.numel() for s in shapes) // 16) * 16
@@ -29,7 +29,7 @@ def test_adamw(case, who, measure, device):
         flat = [torch.randn(size, device=device) for _ in range(2)]
         flat += [torch.zeros(size, device=device) for _ in range(2)] + [flat[0].clone()]
         copy = torch.empty(size, dtype=torch.bfloat16, device=device)
-        function = adamw if who == "pdfast" else peers.apex_adamw
+        function = adamw if who == "pdfast" else backends.apex_adamw
         run = lambda: function(*flat, copy, lr, step, loss, skipped, **options)  # noqa: E731
     elif who == COPY:
         source = torch.empty(moved // 2, dtype=torch.uint8, device=device)

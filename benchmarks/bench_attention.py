@@ -6,7 +6,7 @@ import pytest
 import torch
 from harness import COPY
 
-from pdfast import peers
+from pdfast.models import backends
 
 ON_GPU = torch.cuda.is_available()
 DTYPE = torch.bfloat16 if ON_GPU else torch.float32
@@ -29,7 +29,7 @@ CASES = [Case(128, 256), Case(128, 64)] if ON_GPU else [Case(8, 256), Case(8, 64
 @pytest.mark.parametrize("who", ["pdfast", "xformers", COPY])
 def test_attention(case, who, measure, device):
     """Forward, one head."""
-    absent = peers.why_not("attention") if who == "xformers" else ""
+    absent = backends.why_not("attention") if who == "xformers" else ""
     absent = absent or ("xformers needs a GPU" if who == "xformers" and not ON_GPU else "")
     q, k, v = torch.randn(3, case.n, 1, case.tokens, case.width, device=device, dtype=DTYPE)
     moved = 4 * q.numel() * q.element_size()
@@ -37,7 +37,7 @@ def test_attention(case, who, measure, device):
     target = torch.empty_like(source)
     functions = {
         "pdfast": lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v),
-        "xformers": lambda: peers.xformers_attention(q, k, v),
+        "xformers": lambda: backends.xformers_attention(q, k, v),
         COPY: lambda: target.copy_(source),
     }
     measure(functions[who], op="attention", shape=case, who=who, moved=moved, absent=absent)

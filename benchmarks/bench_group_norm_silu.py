@@ -6,8 +6,8 @@ import pytest
 import torch
 from harness import COPY
 
-from pdfast import peers
 from pdfast.kernels.group_norm_silu import eager, group_norm_silu
+from pdfast.models import backends
 
 ON_GPU = torch.cuda.is_available()
 DTYPE = torch.bfloat16 if ON_GPU else torch.float32
@@ -59,7 +59,7 @@ PASSES = {"forward": 2, "forward+backward": 5}  # tensors of x's size that must 
 @pytest.mark.parametrize("passes", PASSES)
 def test_group_norm_silu(case, passes, who, measure, device):
     """One norm; eager is channels-last too."""
-    absent = peers.why_not("group_norm") if who == "apex" else ""
+    absent = backends.why_not("group_norm") if who == "apex" else ""
     c = case.channels
     x = torch.randn(case.n, c, case.size, case.size, device=device, dtype=DTYPE)
     x = x.contiguous(memory_format=torch.channels_last)
@@ -71,7 +71,7 @@ def test_group_norm_silu(case, passes, who, measure, device):
         "pdfast": group_norm_silu,
         "eager": eager,
         "torch.compile": torch.compile(eager, dynamic=False),
-        "apex": peers.apex_group_norm_silu,
+        "apex": backends.apex_group_norm_silu,
     }.get(who)
     leaves = [t for t in (x, weight, bias, film) if t is not None]
 

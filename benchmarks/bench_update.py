@@ -18,8 +18,8 @@ import torch
 from harness import ROWS
 from one_update import LIMIT, Job, Outcome, config_of, in_a_process
 
-from pdfast.config import load_config
-from pdfast.counting import count_update
+from pdfast.config.schema import load_config
+from pdfast.cost.counting import count_update
 
 GPU = torch.cuda.is_available()
 CASES = ["cifar10", "medium", "digits"] if GPU else ["digits"]

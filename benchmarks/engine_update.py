@@ -1,4 +1,4 @@
-"""pdfast's own update, made as `pdfast.engine.fit` makes it, for the benchmarks of updates."""
+"""pdfast's own update, made as `training.loop.fit` makes it, for the benchmarks of updates."""
 
 import copy
 import dataclasses
@@ -10,17 +10,18 @@ from live import enliven
 from published import Phase
 from torch import Tensor
 
-from pdfast import engine, numerics
-from pdfast.batch import open_batch
-from pdfast.config import Config, EngineConfig
-from pdfast.data import Dataset
-from pdfast.distillation import remove_dropout
-from pdfast.model import Model
-from pdfast.op_counter import OPTIMIZER
-from pdfast.optimizer import Optimizer
-from pdfast.rollout import rollout
-from pdfast.training import DataObjective, new_model
-from pdfast.unet import GroupNormSiLU
+from pdfast.config.schema import Config, EngineConfig
+from pdfast.data.dataset import Dataset
+from pdfast.distillation.rollout import rollout
+from pdfast.distillation.rounds import remove_dropout
+from pdfast.distillation.teacher import DataObjective, new_model
+from pdfast.models.model import Model
+from pdfast.models.unet import GroupNormSiLU
+from pdfast.training import loop
+from pdfast.training.batch import open_batch
+from pdfast.training.op_counter import OPTIMIZER
+from pdfast.training.optimizer import Optimizer
+from pdfast.training.precision import cast_to_precision, net_dtype, set_precision
 
 
 def compile_net(model: Model) -> None:
@@ -49,27 +50,27 @@ class Engine:
         cfg, device = getattr(config, phase), images.device
         on_gpu = device.type == "cuda"
         before = torch.cuda.memory_allocated(device) if on_gpu else 0
-        precision = numerics.set_precision(config.precision, device)
+        precision = set_precision(config.precision, device)
         model = enliven(new_model(config, device))
         objective = DataObjective(cfg.loss_weight)
         if phase == "distill":
             remove_dropout(model)
-            teacher = numerics.cast_to_precision(copy.deepcopy(model).eval(), precision)
+            teacher = cast_to_precision(copy.deepcopy(model).eval(), precision)
             use_norm(teacher, norm)
             if compiled:
                 compile_net(teacher)
             objective = rollout(teacher, num_steps, cfg, config.engine)
         use_norm(model.train(), norm)
-        self.optimizer = Optimizer(model, cfg, numerics.net_dtype(precision))
+        self.optimizer = Optimizer(model, cfg, net_dtype(precision))
         model.set_checkpoint(cfg.checkpoint)
         if compiled:
             compile_net(model)
         batch, _ = open_batch(config, cfg, Dataset(images, None), model, 1, self.optimizer.done)
         name_for_the_profiler(self.optimizer)
         objective.begin(batch)
-        work = functools.partial(engine.update, model, objective, self.optimizer, batch)
+        work = functools.partial(loop.update, model, objective, self.optimizer, batch)
         state = [*self.optimizer.tensors(), *objective.carried]
-        self.repeat = engine.Replay(work, state, device)
+        self.repeat = loop.Replay(work, state, device)
         if on_gpu:
             self.peak = torch.cuda.max_memory_allocated(device) - before  # of the capture
 

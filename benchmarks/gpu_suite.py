@@ -69,7 +69,7 @@ def commands(work: Work) -> dict[str, list[str]]:
     python, dry = [sys.executable, "-m"], work.dry
     really = [*python, "pytest", "-v", "--tb=short", "-rs"]
     tests = [*really, *["--collect-only"] * dry]
-    on_gpu = "tests/gpu", "tests/kernels", "tests/test_peers.py"
+    on_gpu = "tests/gpu", "tests/kernels", "tests/models/test_backends.py"
     side_by_side = ["-n", str(WORKERS)] if not dry else []
     device, case = ("cpu", "digits") if dry else ("cuda:0", "cifar10")
 
@@ -105,7 +105,13 @@ def commands(work: Work) -> dict[str, list[str]]:
             *on_gpu,
         ],
         "soak": [*tests, "-s", SOAK],
-        "nccl": [*really, "-s", "-k", device.removesuffix(":0"), "tests/test_one_process.py"],
+        "nccl": [
+            *really,
+            "-s",
+            "-k",
+            device.removesuffix(":0"),
+            "tests/training/test_one_process.py",
+        ],
         "update": bench("update", "--kernels", str(work.out), *updates(*of_time)),
         "norm": bench("norm", "-k", "not compile", NORM),
         "fashion": fashion(work, device),
@@ -145,7 +151,7 @@ def run(part: str, work: Work) -> dict[str, object]:
         print(f"{part}: {report['status']}", flush=True)
         return report
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    # GOMP_SPINCOUNT is what the command line sets for itself; see pdfast/cli.py.
+    # GOMP_SPINCOUNT is what the command line sets for itself; see pdfast/cli/main.py.
     environment = {"GOMP_SPINCOUNT": "1000", **os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     if work.dry and part in ("gpu", "kernels"):  # Triton's ops
         environment["TRITON_INTERPRET"] = "1"

@@ -8,9 +8,9 @@ import pytest
 import torch
 from parts import GAPS, gpu_hours
 
-from pdfast import cuda_graph
-from pdfast.cuda_launches import NOT_COUNTED
-from pdfast.op_counter import PARTS, Amount
+from pdfast.training import cuda_graph
+from pdfast.training.cuda_launches import NOT_COUNTED
+from pdfast.training.op_counter import PARTS, Amount
 
 PER_GRAPH = 20  # calls captured in one graph
 ROWS = pytest.StashKey[list]()  # what was measured, for the table

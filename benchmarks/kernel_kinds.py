@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from pdfast.config import load_config
-from pdfast.counting import count_update
-from pdfast.cuda_launches import (
+from pdfast.config.schema import load_config
+from pdfast.cost.counting import count_update
+from pdfast.training.cuda_launches import (
     ADDS,
     ATTENTION,
     CATS,

@@ -26,9 +26,9 @@ from parts import cpu_peak, matmul_rate, peak_rate, profiled, write_kernels
 from published import Phase, Published
 
 import pdfast
-from pdfast.config import Config, EngineConfig, load_config
+from pdfast.config.schema import Config, EngineConfig, load_config
+from pdfast.config.serialization import from_table
 from pdfast.kernels.group_norm_silu import eager
-from pdfast.tables import from_table
 
 ROOT = Path(pdfast.__file__).parents[1]
 LIMIT = 900  # seconds of a process; max-autotune takes minutes to compile
@@ -211,7 +211,7 @@ def in_a_process(job: Job) -> Outcome:
         asked, told = Path(folder, "job.json"), Path(folder, "result.json")
         asked.write_text(json.dumps(job._asdict()))
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        # What the command line sets for itself; see pdfast/cli.py.
+        # What the command line sets for itself; see pdfast/cli/main.py.
         environment = {"GOMP_SPINCOUNT": "1000", **os.environ, "PYTHONPATH": os.pathsep.join(paths)}
         command = [sys.executable, __file__, str(asked), str(told)]
         try:

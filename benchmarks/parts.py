@@ -1,4 +1,4 @@
-"""Where an update's time goes, by kernel and by the parts of pdfast/op_counter.py; rates; price."""
+"""Where an update's time goes, by kernel and by part (training/op_counter.py); rates and price."""
 
 import functools
 import re
@@ -12,8 +12,8 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from pdfast.config import load_config
-from pdfast.op_counter import ATTENTION, NETS, NORMS, OPTIMIZER, OTHER, STEPS
+from pdfast.config.schema import load_config
+from pdfast.training.op_counter import ATTENTION, NETS, NORMS, OPTIMIZER, OTHER, STEPS
 
 GAPS = "gaps"  # wall time in which no kernel (on a CPU: no op) ran
 # Dense bf16 FLOP/s of the datasheets, by torch.cuda.get_device_name.

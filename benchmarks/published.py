@@ -16,12 +16,12 @@ import torch.nn.functional as F  # noqa: N812
 from live import enliven
 from torch import Tensor, nn
 
-from pdfast.config import Config
-from pdfast.distillation import remove_dropout
-from pdfast.model import Model
+from pdfast.config.schema import Config
+from pdfast.distillation.rounds import remove_dropout
+from pdfast.distillation.teacher import new_model
+from pdfast.models.model import Model
+from pdfast.models.unet import GroupNormSiLU
 from pdfast.reference import distillation_loss, training_loss
-from pdfast.training import new_model
-from pdfast.unet import GroupNormSiLU
 
 Phase = Literal["train", "distill"]
 

@@ -19,9 +19,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pdfast.config.names import Head
 from pdfast.kernels import philox, runtime
 from pdfast.kernels.angles import combine, divide, sincos
-from pdfast.kernels.names import Head
 from pdfast.kernels.philox import Stream, normal_pair, scaled_word, uniform_from, words_at
 from pdfast.kernels.runtime import tl, triton
 from pdfast.kernels.shuffle import ROUNDS, shuffled, shuffled_at

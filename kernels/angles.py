@@ -8,7 +8,7 @@ float64 operations, without the slow path (and stack) of library trigonometry.
 import torch
 from torch import Tensor
 
-from pdfast.kernels.names import Head
+from pdfast.config.names import Head
 from pdfast.kernels.runtime import tl, triton
 
 # ------------------------------------------------------------------------------------------

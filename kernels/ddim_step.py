@@ -17,9 +17,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pdfast.config.names import Head
 from pdfast.kernels import runtime
 from pdfast.kernels.angles import combine, load_prediction, prediction, sincos
-from pdfast.kernels.names import Head
 from pdfast.kernels.runtime import tl, triton
 
 BLOCK = 1024

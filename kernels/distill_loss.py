@@ -21,9 +21,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pdfast.config.names import Head, LossWeight
 from pdfast.kernels import runtime
 from pdfast.kernels.angles import combine, load_prediction, per_image, prediction, sincos
-from pdfast.kernels.names import Head, LossWeight
 from pdfast.kernels.runtime import tl, triton
 
 BLOCK = 2048

@@ -16,15 +16,16 @@ from pdfast.errors import PdfastError, Stopped, UsageError
 from pdfast.version import __version__
 
 if TYPE_CHECKING:
-    from pdfast import adapters, reference
+    from pdfast import reference
     from pdfast.api import distill, evaluate, train
-    from pdfast.checkpoint import load_model as load
-    from pdfast.checkpoint import save as save
-    from pdfast.config import Config, load_config
-    from pdfast.exporting import export
-    from pdfast.guidance import guided
-    from pdfast.model import Model
-    from pdfast.network import Network
+    from pdfast.config.schema import Config, load_config
+    from pdfast.diffusion import wrappers as adapters
+    from pdfast.interop.export import export
+    from pdfast.models.checkpoint import load_model as load
+    from pdfast.models.checkpoint import save as save
+    from pdfast.models.custom import Network
+    from pdfast.models.guidance import guided
+    from pdfast.models.model import Model
 
 __all__ = [
     "Config",
@@ -52,18 +53,18 @@ if _why_not := why_not():
     raise ImportError(_why_not)
 
 _LAZY = {  # what takes time to import: torch above all, which `pdfast --help` should not wait for
-    "Config": ("pdfast.config", "Config"),
-    "Model": ("pdfast.model", "Model"),
-    "Network": ("pdfast.network", "Network"),
-    "adapters": ("pdfast.adapters", ""),
+    "Config": ("pdfast.config.schema", "Config"),
+    "Model": ("pdfast.models.model", "Model"),
+    "Network": ("pdfast.models.custom", "Network"),
+    "adapters": ("pdfast.diffusion.wrappers", ""),
     "distill": ("pdfast.api", "distill"),
     "evaluate": ("pdfast.api", "evaluate"),
-    "export": ("pdfast.exporting", "export"),
-    "guided": ("pdfast.guidance", "guided"),
-    "load": ("pdfast.checkpoint", "load_model"),
-    "load_config": ("pdfast.config", "load_config"),
+    "export": ("pdfast.interop.export", "export"),
+    "guided": ("pdfast.models.guidance", "guided"),
+    "load": ("pdfast.models.checkpoint", "load_model"),
+    "load_config": ("pdfast.config.schema", "load_config"),
     "reference": ("pdfast.reference", ""),
-    "save": ("pdfast.checkpoint", "save"),
+    "save": ("pdfast.models.checkpoint", "save"),
     "train": ("pdfast.api", "train"),
 }
 

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from pdfast import signals
+from pdfast.distributed import signals
 
 _elsewhere = warnings.formatwarning
 
@@ -26,9 +26,9 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run the command line, of sys.argv if left out; returns the exit code."""
     signals.install()  # before all that takes time to import
     warnings.formatwarning = _one_line
-    from pdfast import cli
+    from pdfast.cli.main import main as command
 
-    return cli.main(args)
+    return command(args)
 
 
 if __name__ == "__main__":

@@ -15,20 +15,9 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from pdfast import (
-    detectors,
-    distributed,
-    numerics,
-    own,
-    peers,
-    record,
-    same_classes,
-    set_digest,
-    sources,
-    trackers,
-)
-from pdfast.checkpoint import class_names_of, load_model, network_of
-from pdfast.config import (
+from pdfast import trackers
+from pdfast.config import detectors
+from pdfast.config.schema import (
     Config,
     NetConfig,
     check_distillable,
@@ -36,30 +25,43 @@ from pdfast.config import (
     check_trainable,
     load_config,
 )
-from pdfast.data import Dataset, described, load_dataset
-from pdfast.digests import Digest
-from pdfast.distillation import adopt_teacher, check_network, distill_rounds, load_teacher, with_fit
-from pdfast.engine import check
+from pdfast.config.serialization import from_table, to_table
+from pdfast.console.progress import Screen
+from pdfast.data import digest, readers
+from pdfast.data.dataset import Dataset, described, load_dataset
+from pdfast.distillation import custom
+from pdfast.distillation.rounds import (
+    adopt_teacher,
+    check_network,
+    distill_rounds,
+    load_teacher,
+    with_fit,
+)
+from pdfast.distillation.teacher import train_teacher
+from pdfast.distributed import collectives
+from pdfast.distributed.settings import kept
+from pdfast.distributed.signals import caught, poll
 from pdfast.errors import UsageError
-from pdfast.facts import averaging
-from pdfast.files import cannot_write
-from pdfast.guidance import guided
-from pdfast.holdout import hold_out
-from pdfast.judge import Judge
+from pdfast.evaluation.evaluator import Judge
+from pdfast.evaluation.provenance import averaging
+from pdfast.evaluation.report.write import check_out, report_model, report_run
 from pdfast.kernels import group_norm_silu, runtime
 from pdfast.launch import TIMEOUT
-from pdfast.model import Model
-from pdfast.model_run import BUILT_IN, ModelRun, Networks
-from pdfast.progress import Screen
-from pdfast.record import Record
-from pdfast.report import check_out, report_model, report_run
-from pdfast.run import Resume, Run
-from pdfast.settings import kept
-from pdfast.signals import caught, poll
-from pdfast.streaming import is_streamed
-from pdfast.tables import from_table, to_table
-from pdfast.tracking import Tracking
-from pdfast.training import train_teacher
+from pdfast.models import backends, same_classes
+from pdfast.models.checkpoint import class_names_of, load_model, network_of
+from pdfast.models.guidance import guided
+from pdfast.models.model import Model
+from pdfast.models.model_run import BUILT_IN, ModelRun, Networks
+from pdfast.runs import record
+from pdfast.runs.record import Record
+from pdfast.runs.run import Resume, Run
+from pdfast.storage.digests import Digest
+from pdfast.storage.files import cannot_write
+from pdfast.trackers.tracking import Tracking
+from pdfast.training.holdout import hold_out
+from pdfast.training.image_stream import is_streamed
+from pdfast.training.loop import check
+from pdfast.training.precision import PRECISION_NAMES, cast_to_precision, set_precision
 from pdfast.version import __version__
 
 
@@ -75,7 +77,7 @@ def _config(config: Config | str | Path) -> Config:
     """A Config of the right types whose data and teacher are found from any folder."""
     loaded = _loaded(config)
     data, distill = loaded.data, loaded.distill
-    data = dataclasses.replace(data, source=sources.absolute(data.source))
+    data = dataclasses.replace(data, source=readers.absolute(data.source))
     judged = dataclasses.replace(loaded.eval, detector=detectors.absolute(loaded.eval.detector))
     if distill.teacher:
         distill = dataclasses.replace(distill, teacher=str(Path(distill.teacher).absolute()))
@@ -87,7 +89,7 @@ def _call(
     device: str, threads: int, stop: Callable[[], object] | None, timeout: float
 ) -> Iterator[torch.device]:
     """What every call works in; gives the device. Signals and settings are the caller's after."""
-    with caught(stop), kept(), distributed.session(device, threads, poll, timeout) as where:
+    with caught(stop), kept(), collectives.session(device, threads, poll, timeout) as where:
         yield where
 
 
@@ -110,7 +112,7 @@ def _opened(
     if resume not in get_args(Resume):
         raise UsageError(f"resume must be auto, strict or never, not {resume!r}")
     trackers.check(track)
-    precision = numerics.set_precision(config.precision, device, config.deterministic)
+    precision = set_precision(config.precision, device, config.deterministic)
     config = dataclasses.replace(config, precision=precision)  # what "auto" means here
     check(config, device)
     own_network = networks.teacher
@@ -119,13 +121,13 @@ def _opened(
         if own_network is None:
             images = load_dataset(config.data, config.model, screen)
         else:
-            images = own.dataset(config, own_network, data, screen)
+            images = custom.dataset(config, own_network, data, screen)
         return hold_out(images, config.data.holdout, config.seed)
 
-    placed = _place(set_digest.known(_read(config.data.source, read)), config, device)
+    placed = _place(digest.known(_read(config.data.source, read)), config, device)
     Judge.of(placed, config, device)  # which the report will need, refused before anything is made
     threads = f" ({torch.get_num_threads()} threads)" if device.type == "cpu" else ""
-    processes = distributed.size()
+    processes = collectives.size()
     on = f"{processes} processes, each on {device.type}" if processes > 1 else f"on {device}"
     path = _path(config, out)
     names = same_classes.check_run(path, given, config.distill.teacher, placed)
@@ -133,7 +135,7 @@ def _opened(
     with made.start(resume) as run:
         run.screen.say(
             f"pdfast {__version__}: {run.path} {on}{threads}, networks in "
-            f"{numerics.PRECISION_NAMES[precision]}, PyTorch {torch.__version__}; "
+            f"{PRECISION_NAMES[precision]}, PyTorch {torch.__version__}; "
             f"group_norm_silu: {group_norm_silu.implementation(device)}; "
             f"other ops: {runtime.implementation(device)}"
         )
@@ -153,16 +155,16 @@ def _read(source: str, function: Callable[[], Dataset]) -> Dataset:
     def prepare() -> None:
         function()
 
-    several = distributed.size() > 1  # which from_first hides from what it calls
-    if several and distributed.from_first(lambda: sources.resizes(source)):
-        distributed.from_first(prepare)
-    return distributed.together(function)
+    several = collectives.size() > 1  # which from_first hides from what it calls
+    if several and collectives.from_first(lambda: readers.resizes(source)):
+        collectives.from_first(prepare)
+    return collectives.together(function)
 
 
 def _place(data: Dataset, config: Config, device: torch.device) -> Dataset:
     """The set on the device, or left in host memory to be streamed; see EngineConfig.data."""
     shape, labels = tuple(data.images.shape), "no labels" if data.labels is None else "labels"
-    distributed.check_alike("data of", f"shape {shape}, {data.images.dtype}, {labels}")
+    collectives.check_alike("data of", f"shape {shape}, {data.images.dtype}, {labels}")
     streamed = is_streamed(config.engine.data, data.images.nbytes, device)
     return data if streamed else data.to(device)
 
@@ -201,7 +203,7 @@ def train(
     file; `out` is the run directory, runs/<name> by default. `resume` says what becomes of a run
     that is there; see `Run.start`. `track` names trackers, "tensorboard" and "wandb", that show the
     run as it goes. Of several processes one that does not answer within `timeout` seconds ends the
-    others; see pdfast/heartbeat.py. Raises PdfastError with a sentence that names the fix.
+    others; see distributed/heartbeat.py. Raises PdfastError with a sentence that names the fix.
 
     Ctrl-C saves the state and raises KeyboardInterrupt; SIGTERM, SIGUSR1 and SIGHUP raise
     `pdfast.Stopped`, and so does `stop`, asked at every update, when it returns true: the only way
@@ -212,19 +214,19 @@ def train(
     or (samples, labels); a copy of it learns, on the cosine schedule.
     """
     if network is not None or data is not None:
-        settings, given = own.asked_to_train(_own_config(config, {}), network, data)
+        settings, given = custom.asked_to_train(_own_config(config, {}), network, data)
     else:
         settings, given = _config("digits" if config is None else config), None
     with _call(device, threads, stop, timeout) as where:
         screen = Screen(quiet)
         settings = _as_begun(settings, out, screen, resume)
-        peers.check(settings, where)
+        backends.check(settings, where)
         if not _has_teacher(settings, out):
             check_trainable(settings)
-            distributed.check_batch(settings, "train")
+            collectives.check_batch(settings, "train")
         networks = Networks(given)
         if given is not None:
-            networks = distributed.together(lambda: own.tried(networks, where, learns=True))
+            networks = collectives.together(lambda: custom.tried(networks, where, learns=True))
         opened = _opened(settings, out, screen, resume, where, track, networks, data, given=given)
         with opened as (run, images):
             if given is None and settings.model.guidance:
@@ -269,7 +271,7 @@ def distill(
     changes: dict[str, Any] = {} if rounds is None else {"rounds": rounds}
     if isinstance(teacher, nn.Module) or student is not None or data is not None:
         settings = _own_config(config, {"distill": changes})
-        settings, networks = own.asked_to_distill(settings, teacher, student, data)
+        settings, networks = custom.asked_to_distill(settings, teacher, student, data)
     else:
         changes |= {} if teacher is None else {"teacher": str(teacher)}
         settings = _config(_loaded("digits" if config is None else config, {"distill": changes}))
@@ -278,13 +280,13 @@ def distill(
     with _call(device, threads, stop, timeout) as where:
         screen = Screen(quiet)
         settings = _as_begun(settings, out, screen, resume)
-        peers.check(settings, where)
+        backends.check(settings, where)
         if networks.teacher is None:
             settings, given = _teacher_for(settings, out, where)
         else:
-            networks = distributed.together(lambda: own.tried(networks, where))
+            networks = collectives.together(lambda: custom.tried(networks, where))
             given = networks.teacher
-            distributed.check_batch(settings, "distill")
+            collectives.check_batch(settings, "distill")
         opened = _opened(settings, out, screen, resume, where, track, networks, data, given=given)
         with opened as (run, images):
             adopt_teacher(run, given)
@@ -295,7 +297,7 @@ def distill(
 
 def _own_config(config: Config | str | Path | None, changes: dict[str, Any]) -> Config:
     """The config of a run of one's own network."""
-    return _config(_loaded(own.DEFAULT if config is None else config, changes))
+    return _config(_loaded(custom.DEFAULT if config is None else config, changes))
 
 
 def _teacher_for(
@@ -304,27 +306,27 @@ def _teacher_for(
     """The teacher from elsewhere, if there is one to be taken, and the config with its fit."""
     given, had = None, _has_teacher(config, out)
     if config.distill.teacher and not had:
-        given = distributed.together(lambda: load_teacher(config, where))
+        given = collectives.together(lambda: load_teacher(config, where))
     trains = given is None and not had
     if trains:
         check_own_teacher(config)
     network = given.cfg if given else _network_in(config, out)
     if trains:
         network = config.model.unguided()
-    begun = distributed.from_first(lambda: _fit_of(config, out))
+    begun = collectives.from_first(lambda: _fit_of(config, out))
     if network is not None:
         if had:
             check_network(config, network, _path(config, out) / "teacher")
         config = with_fit(config, network, begun=begun)
     elif begun:  # a damaged teacher is made again, and the run is what it was
         config = dataclasses.replace(config, distill=config.distill.with_fit(begun))
-    distributed.check_batch(config, "distill", *(["train"] if trains else []))
+    collectives.check_batch(config, "distill", *(["train"] if trains else []))
     return config, given
 
 
 def _has_teacher(config: Config, out: str | Path | None) -> bool:
     """Whether the run has its teacher already, so that [train] is not used."""
-    return distributed.from_first((_path(config, out) / "teacher").is_dir)
+    return collectives.from_first((_path(config, out) / "teacher").is_dir)
 
 
 def _fit_of(config: Config, out: str | Path | None) -> int:
@@ -342,7 +344,7 @@ def _network_in(config: Config, out: str | Path | None) -> NetConfig | None:
         network = network_of(_path(config, out) / "teacher")
         return None if network is None else to_table(network)
 
-    table = distributed.from_first(found)
+    table = collectives.from_first(found)
     return None if table is None else from_table(NetConfig, table, "model.")
 
 
@@ -397,7 +399,7 @@ def _evaluate(
     other_data: bool,
 ) -> None:
     path = Path(model).resolve()
-    is_dir, is_run, lies_in_run = distributed.from_first(
+    is_dir, is_run, lies_in_run = collectives.from_first(
         lambda: [
             path.is_dir(),
             (path / "config.toml").is_file(),
@@ -410,16 +412,16 @@ def _evaluate(
         raise UsageError(
             f"{model} lies in no run directory: name the data to compare with, by --config"
         )
-    distributed.together(lambda: own.refuse_run(path))
-    begun, resolved = distributed.together(lambda: _asked_of(path, is_run, config, asked))
-    found = numerics.set_precision(resolved.precision, where, resolved.deterministic)
+    collectives.together(lambda: custom.refuse_run(path))
+    begun, resolved = collectives.together(lambda: _asked_of(path, is_run, config, asked))
+    found = set_precision(resolved.precision, where, resolved.deterministic)
     source = resolved.data.source
 
     def placed(read: Dataset) -> Dataset:
         """The set on the device, once it is known to be the one that is meant."""
-        data = set_digest.known(read)
+        data = digest.known(read)
         if begun is not None and not other_data:
-            distributed.from_first(lambda: _check_data(path, begun, data.digest, screen))
+            collectives.from_first(lambda: _check_data(path, begun, data.digest, screen))
         return _place(data, resolved, where)
 
     def classes_checked(data: Dataset, names: tuple[str, ...], num_classes: int) -> None:
@@ -431,25 +433,23 @@ def _evaluate(
         if out is not None:
             raise UsageError(f"{model} is a run, whose report goes into it: leave --out away")
         data = placed(_read(source, lambda: load_dataset(resolved.data, resolved.model, screen)))
-        names = tuple(distributed.from_first(lambda: list(class_names_of(path / "teacher"))))
+        names = tuple(collectives.from_first(lambda: list(class_names_of(path / "teacher"))))
         classes_checked(data, names, resolved.model.num_classes)
         with ModelRun(path, resolved, screen).open() as run:
             report_run(run, data, resolved.eval.steps, where)
         return
-    loaded = numerics.cast_to_precision(
-        distributed.together(lambda: load_model(path, where)), found
-    )
+    loaded = cast_to_precision(collectives.together(lambda: load_model(path, where)), found)
     loaded = guided(loaded, resolved.eval.guidance)
     data = placed(_read(source, lambda: _seen_by(loaded, resolved, screen)))
     classes_checked(data, loaded.class_names, loaded.num_classes)
     judge = Judge.of(data, resolved, where, screen, loaded)
     folder = path.parent / f"eval-{path.name}" if out is None else _path(resolved, out)
-    distributed.from_first(lambda: check_out(folder))
-    distributed.from_first(lambda: _make(folder))
+    collectives.from_first(lambda: check_out(folder))
+    collectives.from_first(lambda: _make(folder))
     inside = lies_in_run and config is None
     weights = "not known"
     if inside:
-        weights = distributed.from_first(lambda: averaging(path, resolved, bool(loaded.steps)))
+        weights = collectives.from_first(lambda: averaging(path, resolved, bool(loaded.steps)))
     report_model(path.name, loaded, Run(folder, resolved, screen), judge, {"model": weights})
 
 

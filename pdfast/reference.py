@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from pdfast.config import LossWeight
+from pdfast.config.schema import LossWeight
 
 
 class Denoiser(Protocol):

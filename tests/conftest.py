@@ -5,14 +5,14 @@ import signal
 import pytest
 import torch
 
-from pdfast import distillation
-from pdfast.config import Config
-from pdfast.tables import from_table
+from pdfast.config.schema import Config
+from pdfast.config.serialization import from_table
+from pdfast.distillation import rounds
 
 MAY_SKIP = {"gpu", "apex", "xformers"}
 # The distances after each round, of one batch: of 256 images they took a third of a tiny run. The
 # processes of forked.py and test_full_disk.py have it so too.
-distillation.MONITOR_IMAGES = 64
+rounds.MONITOR_IMAGES = 64
 
 
 def pytest_configure(config):
@@ -52,18 +52,18 @@ def pytest_terminal_summary(terminalreporter):
 @pytest.fixture(autouse=True, scope="session")
 def data_cache(tmp_path_factory):
     """A cache folder for tests alone; on their disks a file's time of change tells 20 ms apart."""
-    from pdfast.sources import preparing
+    from pdfast.data import prepare
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(preparing, "SETTLED", 2 * 10**7)
+        patch.setattr(prepare, "SETTLED", 2 * 10**7)
         yield
 
 
 @pytest.fixture
 def handlers():
     """Restore signal handlers and the stop flag after a test that runs the command line."""
-    from pdfast import signals
+    from pdfast.distributed import signals
 
     before = {s: signal.getsignal(s) for s in signals.CAUGHT}
     yield
@@ -137,7 +137,7 @@ def server():
 @pytest.fixture
 def tiny_toml(tmp_path, tiny):
     """The same as a TOML file."""
-    from pdfast.config import dump_config
+    from pdfast.config.schema import dump_config
 
     path = tmp_path / "tiny.toml"
     path.write_text(dump_config(tiny))

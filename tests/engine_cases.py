@@ -1,17 +1,20 @@
 """Runs of the engine's loop that its tests share."""
 
+import copy
 import dataclasses
 
 import torch
 
-from pdfast import engine
-from pdfast.batch import Batch
-from pdfast.data import Dataset
-from pdfast.model import Model
-from pdfast.model_run import ModelRun
-from pdfast.progress import Screen
-from pdfast.rollout import Rollout
-from pdfast.training import DataObjective
+from pdfast.config.schema import EngineConfig
+from pdfast.console.progress import Screen
+from pdfast.data.dataset import Dataset
+from pdfast.distillation.rollout import Rollout
+from pdfast.distillation.teacher import DataObjective
+from pdfast.models.model import Model
+from pdfast.models.model_run import ModelRun
+from pdfast.training.batch import Batch
+from pdfast.training.loop import fit
+from pdfast.training.precision import cast_to_precision
 
 UPDATES, STEPS, ROUND = 50, 8, 1
 
@@ -80,8 +83,36 @@ def objective_of(phase, cfg, teacher):
 
 def run_engine(config, phase, objective, model, data, path):
     with ModelRun(path, config, Screen(quiet=True)).start() as run:
-        return engine.fit(model, objective, getattr(config, phase), data, run, ROUND, phase)
+        return fit(model, objective, getattr(config, phase), data, run, ROUND, phase)
 
 
 def flat(model):
     return torch.cat([p.detach().double().flatten() for p in model.parameters()])
+
+
+def distilled(
+    config,
+    path,
+    kind=Rollout,
+    data=None,
+    precision="fp32",
+    place="auto",
+    device="cpu",
+    **options,
+):
+    """(teacher, student after its updates), with [engine] options; `place` is engine.data."""
+    options = EngineConfig(data=place, **options)
+    config = dataclasses.replace(config, engine=options, precision=precision)
+    teacher = random_model(config.model, 0, torch.float32).to(device)
+    student = copy.deepcopy(teacher)
+    low = cast_to_precision(teacher, precision)
+    objective = kind(low, STEPS, config.distill.loss_weight, options)
+    data = data or digits()
+    data = data if place == "stream" else data.to(device)
+    run_engine(config, "distill", objective, student, data, path)
+    return teacher, student
+
+
+def apart(start, one, other):
+    """Distance between two models' weights, relative to how far the first moved."""
+    return float((flat(one) - flat(other)).norm() / (flat(one) - flat(start)).norm())

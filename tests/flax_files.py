@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pdfast.config import Config, NetConfig
-from pdfast.importing.published import views
-from pdfast.model import Model
+from pdfast.config.schema import Config, NetConfig
+from pdfast.interop.google.published import views
+from pdfast.models.model import Model
 
 CHUNKED = "__msgpack_chunked_array__"
 SMALL = NetConfig(

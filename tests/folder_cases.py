@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from foreign import picture
 
+from pdfast.data.readers import folder
+from pdfast.data.readers.reading import Wanted
 from pdfast.errors import UsageError
-from pdfast.sources import folder
-from pdfast.sources.reading import Wanted
 
 PNG = picture(np.zeros((8, 8), np.uint8))
 

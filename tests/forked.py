@@ -125,7 +125,8 @@ class Events:
         """Only in a process that ends with the call."""
         import safetensors.torch
 
-        from pdfast import engine, signals
+        from pdfast.distributed import signals
+        from pdfast.training import loop
 
         def counted(module, name, kind, after=None):
             real = getattr(module, name)
@@ -144,7 +145,7 @@ class Events:
 
         counted(os, "fsync", "write")
         counted(safetensors.torch, "save_file", "write", after=halve)
-        counted(engine, "update", "update")
+        counted(loop, "update", "update")
         counted(signals, "requested", "poll")
         sys.addaudithook(self.audit)
 
@@ -178,10 +179,10 @@ def _serve():
 
     from conftest import TINY
 
-    import pdfast.cli
-    import pdfast.forecast
-    from pdfast.config import Config
-    from pdfast.tables import from_table
+    import pdfast.cli.main
+    import pdfast.cost.forecast
+    from pdfast.config.schema import Config
+    from pdfast.config.serialization import from_table
 
     with tempfile.TemporaryDirectory() as folder:
         notes = Path(folder)

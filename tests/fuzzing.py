@@ -46,13 +46,13 @@ from sealed_files import (
     wrapped,
 )
 
-from pdfast.checkpoint import load_model, save_model
-from pdfast.config import CONFIG_DIR, DataConfig, NetConfig, load_config
-from pdfast.data import load_dataset
+from pdfast.config.schema import CONFIG_DIR, DataConfig, NetConfig, load_config
+from pdfast.data import prepare
+from pdfast.data.dataset import load_dataset
 from pdfast.errors import PdfastError
-from pdfast.files import seal
-from pdfast.model import Model
-from pdfast.sources import preparing
+from pdfast.models.checkpoint import load_model, save_model
+from pdfast.models.model import Model
+from pdfast.storage.files import seal
 
 SECONDS = 5.0
 SUFFIXES = (  # of the pictures that are mutated
@@ -353,7 +353,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     Image.init()
     limited(1500)
-    preparing.SETTLED = 2 * 10**7  # as in the tests of one process: conftest.py
+    prepare.SETTLED = 2 * 10**7  # as in the tests of one process: conftest.py
     faulthandler.dump_traceback_later(1200, exit=True)  # of C code that hears no signal
     fuzz(100, 0)  # what is imported and kept by then is not what a file took
     base = peak()

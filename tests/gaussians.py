@@ -1,6 +1,6 @@
 """Gaussians of features that lie in memory, all at once."""
 
-from pdfast.frechet import Moments
+from pdfast.evaluation.frechet import Moments
 
 
 def gaussian_of(features):

@@ -1,4 +1,4 @@
-"""Reads tests/data/published.npz: the published implementation's own numbers."""
+"""Reads tests/fixtures/published.npz: the published implementation's own numbers."""
 
 import dataclasses
 from pathlib import Path
@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pdfast import method
-from pdfast.config import Config, load_config
-from pdfast.importing.published import views
-from pdfast.model import Model
+from pdfast.config.schema import Config, load_config
+from pdfast.diffusion import angles
+from pdfast.interop.google.published import views
+from pdfast.models.model import Model
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parent / "fixtures"
 HEADS = ("x", "eps", "v", "both")
 WEIGHTS = ("constant", "snr", "snr_trunc", "v_mse")
 
@@ -59,12 +59,12 @@ class Case:
         phi = self.teacher.schedule.phi
         self.phi_t = phi((self.i + 1) / num_steps)
         self.phi_mid = phi((self.i + 0.5) / num_steps)
-        self.z_t = method.diffuse(self.x, self.eps, self.phi_t)
+        self.z_t = angles.diffuse(self.x, self.eps, self.phi_t)
         with torch.no_grad():
             self.out_t = self.teacher.at(self.z_t, self.phi_t)
-            self.z_mid = method.ddim_step(self.z_t, self.out_t, self.phi_t, self.phi_mid, head).z
+            self.z_mid = angles.ddim_step(self.z_t, self.out_t, self.phi_t, self.phi_mid, head).z
             self.out_mid = self.teacher.at(self.z_mid, self.phi_mid)
-        self.y_target = method.target(
+        self.y_target = angles.target(
             self.z_t, self.out_t, self.out_mid, self.phi_t, self.phi_mid, self.i == 0, head
         )
 
@@ -76,10 +76,10 @@ class Case:
         """Rollout and target are the published ones."""
         head = self.head
         assert relative(self.z_t, self.golden("z_t")) < tol
-        x_t = method.predict_x(self.z_t, self.out_t, self.phi_t, head)
+        x_t = angles.predict_x(self.z_t, self.out_t, self.phi_t, head)
         assert relative(x_t, self.golden("teacher_x_t")) < tol
         assert relative(self.z_mid, self.golden("z_mid")) < tol
-        x_mid = method.predict_x(self.z_mid, self.out_mid, self.phi_mid, head)
+        x_mid = angles.predict_x(self.z_mid, self.out_mid, self.phi_mid, head)
         assert relative(x_mid, self.golden("teacher_x_mid")) < tol
         x_target = x_of(self.y_target, self.z_t, self.phi_t, head)
         assert relative(x_target, self.golden("x_target")) < tol
@@ -87,7 +87,7 @@ class Case:
 
 def x_of(y: Tensor, z: Tensor, phi: Tensor, head: str) -> Tensor:
     """x of a y in the head's own space (for "both", v)."""
-    return method.predict_x(z, y, phi, "v" if head == "both" else head)
+    return angles.predict_x(z, y, phi, "v" if head == "both" else head)
 
 
 def relative(a: Tensor, b: Tensor) -> float:

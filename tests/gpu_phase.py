@@ -8,14 +8,16 @@ import functools
 import torch
 from engine_cases import ROUND, STEPS, random_model
 
-from pdfast import compilation, engine, numerics
-from pdfast.batch import open_batch
-from pdfast.config import EngineConfig, NetConfig
-from pdfast.cuda_graph import Replay
-from pdfast.data import Dataset
-from pdfast.optimizer import Optimizer
-from pdfast.rollout import Rollout
-from pdfast.training import DataObjective
+from pdfast.config.schema import EngineConfig, NetConfig
+from pdfast.data.dataset import Dataset
+from pdfast.distillation.rollout import Rollout
+from pdfast.distillation.teacher import DataObjective
+from pdfast.training import compilation
+from pdfast.training.batch import open_batch
+from pdfast.training.cuda_graph import Replay
+from pdfast.training.loop import update
+from pdfast.training.optimizer import Optimizer
+from pdfast.training.precision import cast_to_precision, net_dtype
 
 CPU, DEVICE, UPDATES = torch.device("cpu"), torch.device("cuda", 0), 20
 NET = NetConfig(
@@ -46,9 +48,9 @@ class Phase:
         self.model = random_model(config.model, 0, torch.float32).to(DEVICE)
         self.objective = DataObjective(cfg.loss_weight)
         if phase == "distill":
-            teacher = numerics.cast_to_precision(copy.deepcopy(self.model), precision)
+            teacher = cast_to_precision(copy.deepcopy(self.model), precision)
             self.objective = kind(teacher, STEPS, cfg.loss_weight, config.engine)
-        self.optimizer = Optimizer(self.model, cfg, numerics.net_dtype(precision))
+        self.optimizer = Optimizer(self.model, cfg, net_dtype(precision))
         self.model.net.checkpoint = cfg.checkpoint
         data = data or coloured()
         data = data if config.engine.data == "stream" else data.to(DEVICE)
@@ -60,9 +62,7 @@ class Phase:
         self.source.load(0)
         self.objective.begin(batch)
         self.calls, self.k, self.losses = 0, 0, []
-        self.update = functools.partial(
-            engine.update, self.model, self.objective, self.optimizer, batch
-        )
+        self.update = functools.partial(update, self.model, self.objective, self.optimizer, batch)
 
     def work(self):
         self.calls += 1

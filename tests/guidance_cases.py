@@ -5,8 +5,8 @@ import dataclasses
 import torch
 from engine_cases import random_model
 
-from pdfast.batch import open_batch
-from pdfast.data import Dataset
+from pdfast.data.dataset import Dataset
+from pdfast.training.batch import open_batch
 
 STEPS, CLASSES, RANGE = 8, 10, (0.0, 4.0)
 HEADS = ["x", "eps", "v", "both"]

@@ -6,9 +6,9 @@ import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 
+from pdfast.config.names import Head, LossWeight
+from pdfast.diffusion.schedules import CosineSchedule
 from pdfast.kernels import runtime
-from pdfast.kernels.names import Head, LossWeight
-from pdfast.schedule import CosineSchedule
 
 DEVICE = torch.device("cpu" if runtime.INTERPRETING else "cuda")
 HEADS, WEIGHTS = typing.get_args(Head), typing.get_args(LossWeight)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import pdfast
-from pdfast.config import Config, DistillConfig, EvalConfig
+from pdfast.config.schema import Config, DistillConfig, EvalConfig
 
 SIGNAL = (1, 12)
 LOOP = DistillConfig(start_steps=8, rounds=2, updates=6, batch=4, lr=1e-3)

@@ -3,7 +3,10 @@
 import json
 import signal
 
-from pdfast import checkpoint, engine, signals
+from pdfast.cli.main import main
+from pdfast.distributed import signals
+from pdfast.models import checkpoint
+from pdfast.training import loop
 
 TIMING = {"images_per_s", "memory_mb", "seconds"}
 
@@ -49,11 +52,18 @@ def assert_same_run(a, b):
 
 def stop_after(monkeypatch, updates):
     """Ask the run to stop after so many updates, as a signal would."""
-    real, count = engine.update, iter(range(1, 1000))
+    real, count = loop.update, iter(range(1, 1000))
 
     def counted(*args):
         if next(count) == updates:
             monkeypatch.setattr(signals, "_requested", signal.SIGTERM)
         return real(*args)
 
-    monkeypatch.setattr(engine, "update", counted)
+    monkeypatch.setattr(loop, "update", counted)
+
+
+def run(capsys, *args):
+    """(exit code, stdout, stderr) of a command line."""
+    code = main([str(a) for a in args])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err

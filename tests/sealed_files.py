@@ -30,8 +30,8 @@ from foreign import (
 from mutations import TEXTS, blind, changed, field, number
 from PIL import Image
 
-from pdfast.config import config_names, load_config
-from pdfast.tables import to_table
+from pdfast.config.schema import config_names, load_config
+from pdfast.config.serialization import to_table
 
 
 def npy(rng, descr, shape, data):

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from pdfast.config import DataConfig, NetConfig
-from pdfast.data import load_dataset
+from pdfast.config.schema import DataConfig, NetConfig
+from pdfast.data.dataset import load_dataset
 from pdfast.errors import UsageError
 
 GREY = NetConfig(image_size=8, channels=1)

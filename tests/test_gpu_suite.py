@@ -56,7 +56,7 @@ def test_what_is_named_exists(work):
     assert len(named) == 4 + 6 + 5
     for word in commands(work)["gpu"][-3:]:
         assert (gpu_suite.ROOT / word).exists()
-    for name in (gpu_suite.SOAK, gpu_suite.NORM, "tests/test_one_process.py"):
+    for name in (gpu_suite.SOAK, gpu_suite.NORM, "tests/training/test_one_process.py"):
         assert (gpu_suite.ROOT / name).is_file()
 
 

@@ -39,7 +39,7 @@ def test_reference_shares_no_function_with_the_fast_path():
     source = (ROOT / "pdfast" / "reference.py").read_text()
     imports = [line for line in source.splitlines() if line.startswith(("from", "import"))]
     ours = [line for line in imports if "pdfast" in line]
-    assert ours == ["from pdfast.config import LossWeight"]
+    assert ours == ["from pdfast.config.schema import LossWeight"]
 
 
 def test_building_without_torch_is_one_sentence(tmp_path):
@@ -77,7 +77,7 @@ def test_building_without_a_compiler_says_so_and_goes_on():
 WITHOUT_EXTENSION = """
 import sys
 sys.modules["pdfast._C"] = None  # as where it was not built
-from pdfast.cli import main
+from pdfast.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -108,7 +108,7 @@ def fail(name, *rest):
         raise ImportError("undefined symbol: at::_ops")
     return real(name, *rest)
 importlib.import_module = fail
-from pdfast.cli import main
+from pdfast.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -6,9 +6,9 @@ from harness import table
 from parts import GAPS, Kernel, gpu_hours, part_of, profiled, write_kernels
 from published import Published, norm_film_silu, plain
 
+from pdfast.distillation.teacher import new_model
 from pdfast.kernels.group_norm_silu import group_norm_silu
-from pdfast.op_counter import ATTENTION, NETS, NORMS, OPTIMIZER, OTHER, PARTS, STEPS
-from pdfast.training import new_model
+from pdfast.training.op_counter import ATTENTION, NETS, NORMS, OPTIMIZER, OTHER, PARTS, STEPS
 
 
 def randomized(model):

@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
-from pdfast.config import Config
+from pdfast.config.schema import Config
+from pdfast.config.serialization import nearest
 from pdfast.errors import UsageError
-from pdfast.tables import nearest
 
 Name = Literal["tensorboard", "wandb"]
 

@@ -17,10 +17,10 @@ from operator import methodcaller
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from pdfast.config import load_config
-from pdfast.signals import CAUGHT
+from pdfast.config.schema import load_config
+from pdfast.distributed.signals import CAUGHT
+from pdfast.runs.watched_loss import renamed
 from pdfast.trackers import Axis, Tracker, tracker
-from pdfast.watched_loss import renamed
 
 PERIOD = 1.0  # seconds between looks
 

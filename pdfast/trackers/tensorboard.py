@@ -21,7 +21,7 @@ from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.compat.proto.types_pb2 import DT_STRING
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from pdfast.config import Config, dump_config
+from pdfast.config.schema import Config, dump_config
 from pdfast.trackers import Point
 
 SUFFIX = ".pdfast"  # of event files that are ours to replace

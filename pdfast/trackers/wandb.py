@@ -13,8 +13,8 @@ from typing import Any
 
 import wandb
 
-from pdfast.config import Config
-from pdfast.tables import to_table
+from pdfast.config.schema import Config
+from pdfast.config.serialization import to_table
 from pdfast.trackers import Point
 
 INIT_LIMIT = 30.0  # seconds to reach the server

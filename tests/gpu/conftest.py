@@ -7,7 +7,7 @@ import pytest
 from engine_cases import set_of
 from gpu_phase import CPU, DEVICE, NET, UPDATES
 
-from pdfast import numerics
+from pdfast.training import precision
 
 # Set before the first product on the GPU, after which PyTorch asks no more.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -20,17 +20,17 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture
 def deterministic():
-    numerics.set_precision("fp32", DEVICE, deterministic=True)
+    precision.set_precision("fp32", DEVICE, deterministic=True)
     yield
-    numerics.set_precision("fp32", CPU)
+    precision.set_precision("fp32", CPU)
 
 
 @pytest.fixture
 def fast():
     """As a run sets torch up that does not ask for repeatable bits."""
-    numerics.set_precision("fp32", DEVICE)
+    precision.set_precision("fp32", DEVICE)
     yield
-    numerics.set_precision("fp32", CPU)
+    precision.set_precision("fp32", CPU)
 
 
 @pytest.fixture

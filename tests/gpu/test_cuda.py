@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import pdfast
-from pdfast.draws import Draws, Stream
+from pdfast.diffusion.rng import Draws, Stream
 
 pytestmark = [
     pytest.mark.gpu,

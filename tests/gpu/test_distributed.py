@@ -9,8 +9,8 @@ import torch
 from torchrun import lost, run
 
 import pdfast
-from pdfast.config import NetConfig
-from pdfast.model import Model
+from pdfast.config.schema import NetConfig
+from pdfast.models.model import Model
 
 pytestmark = [
     pytest.mark.gpu,
@@ -19,7 +19,7 @@ pytestmark = [
 
 GRAPH = """
 import torch
-from pdfast import distributed as d
+from pdfast.distributed import collectives as d
 
 with d.session("auto", 0) as device:
     assert device == torch.device("cuda", d.rank()), device
@@ -61,7 +61,7 @@ def test_samples_are_the_same(tmp_path):
 
 HELD_UP = """
 import os, signal, torch
-from pdfast import distributed as d
+from pdfast.distributed import collectives as d
 
 with d.session("auto", 0) as device:
     x = torch.ones(1000, device=device)

@@ -10,20 +10,22 @@ import itertools
 
 import pytest
 import torch
-from engine_cases import digits, flat, random_model, run_engine, set_of
+from engine_cases import apart, digits, distilled, flat, random_model, run_engine, set_of
 from gpu_phase import CPU, DEVICE, UPDATES, Phase, coloured, with_engine
-from test_engine import apart, distilled
 
 import pdfast
-from pdfast import distillation, engine, files, numerics
-from pdfast.data import Dataset
+from pdfast.data.dataset import Dataset
+from pdfast.distillation import rounds as distillation_rounds
+from pdfast.distillation.fitting import Fit
+from pdfast.distillation.rollout import Pipelined, Rollout
+from pdfast.distillation.teacher import DataObjective
 from pdfast.errors import PdfastError
-from pdfast.fitting import Fit
 from pdfast.kernels.dropout import dropout
-from pdfast.model import Model
-from pdfast.optimizer import Optimizer
-from pdfast.rollout import Pipelined, Rollout
-from pdfast.training import DataObjective
+from pdfast.models.model import Model
+from pdfast.storage import files
+from pdfast.training import loop as training_loop
+from pdfast.training.optimizer import Optimizer
+from pdfast.training.precision import cast_to_precision
 
 pytestmark = [
     pytest.mark.gpu,
@@ -36,9 +38,7 @@ def fit_guided(student, num_steps, weight, _):
     cfg = dataclasses.replace(student.cfg.unguided(), label_dropout=0.1)
     teacher = Model(cfg).to(DEVICE).eval()
     teacher.net.load_state_dict(student.net.state_dict(), strict=False)
-    return Fit(
-        numerics.cast_to_precision(teacher, "bf16" if low(student) else "fp32"), num_steps, weight
-    )
+    return Fit(cast_to_precision(teacher, "bf16" if low(student) else "fp32"), num_steps, weight)
 
 
 def low(model):
@@ -103,7 +103,7 @@ def test_replays_are_calls_bit_for_bit(small, deterministic, case, precision):
     start = [t.clone() for t in called.optimizer.tensors()]
     expected = called.ready(graph=False).run().result()
     replayed = Phase(with_engine(small, **ours), phase, precision, data=data, **loop).ready().run()
-    assert (called.calls, replayed.calls) == (UPDATES, engine.Replay.WARM_UPS + 1)
+    assert (called.calls, replayed.calls) == (UPDATES, training_loop.Replay.WARM_UPS + 1)
     found = replayed.result()
     assert not any(torch.equal(a, b) for a, b in zip(start[:CHANGED], expected, strict=False))
     assert expected[-1].isfinite().all()
@@ -118,7 +118,7 @@ def test_warming_up_leaves_all_as_it_was(small, fast, kind, precision):
     parts = [*phase.state(), *phase.model.parameters()]
     before = [t.detach().clone() for t in parts]
     phase.ready()
-    assert phase.calls == engine.Replay.WARM_UPS + 1
+    assert phase.calls == training_loop.Replay.WARM_UPS + 1
     assert all(torch.equal(a, b) for a, b in zip(before, parts, strict=True))
     phase.repeat()
     after = phase.optimizer.tensors()[:CHANGED]
@@ -234,7 +234,7 @@ def test_the_loop_never_waits_for_the_device(tiny, fast, kind, place, tmp_path, 
     """Of its last update all but the line of metrics, for which it does."""
     seen = []
 
-    class Strict(engine.Replay):
+    class Strict(training_loop.Replay):
         def __call__(self):
             if not seen:  # what is read before the loop is waited for
                 torch.cuda.set_sync_debug_mode("error")
@@ -246,7 +246,7 @@ def test_the_loop_never_waits_for_the_device(tiny, fast, kind, place, tmp_path, 
                 torch.cuda.set_sync_debug_mode("default")
 
     self_check = torch.ones(1, device=DEVICE)
-    monkeypatch.setattr(engine, "Replay", Strict)
+    monkeypatch.setattr(training_loop, "Replay", Strict)
     config = dataclasses.replace(tiny, save_every=10_000, log_every=3)
     config = set_of(config, "distill", updates=UPDATES)
     try:
@@ -260,14 +260,14 @@ def test_the_loop_never_waits_for_the_device(tiny, fast, kind, place, tmp_path, 
 def test_memory_is_flat_over_2000_updates(tiny, fast, place, tmp_path, monkeypatch):
     used, number = {}, itertools.count(1)
 
-    class Watched(engine.Replay):
+    class Watched(training_loop.Replay):
         def __call__(self):
             super().__call__()
             k = next(number)
             if k % 200 == 0:
                 used[k] = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
 
-    monkeypatch.setattr(engine, "Replay", Watched)
+    monkeypatch.setattr(training_loop, "Replay", Watched)
     config = dataclasses.replace(tiny, save_every=10_000, log_every=7)
     config = set_of(config, "distill", updates=2000)
     distilled(config, tmp_path, precision="bf16", place=place, device=DEVICE)
@@ -277,7 +277,7 @@ def test_memory_is_flat_over_2000_updates(tiny, fast, place, tmp_path, monkeypat
 
 def test_rounds_leave_nothing_behind(tiny, fast, tmp_path, monkeypatch):
     """The same is allocated after the second round and every later one."""
-    used, one_round = [], distillation._distill_round
+    used, one_round = [], distillation_rounds._distill_round
 
     def watched(*args):
         student = one_round(*args)
@@ -286,7 +286,7 @@ def test_rounds_leave_nothing_behind(tiny, fast, tmp_path, monkeypatch):
         used.append(torch.cuda.memory_allocated())
         return student
 
-    monkeypatch.setattr(distillation, "_distill_round", watched)
+    monkeypatch.setattr(distillation_rounds, "_distill_round", watched)
     rounds = dataclasses.replace(tiny.distill, start_steps=16, rounds=4)
     config = dataclasses.replace(tiny, distill=rounds)
     config = with_engine(config, teacher_stream=True)

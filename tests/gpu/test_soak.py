@@ -11,7 +11,7 @@ import torch
 from engine_cases import changed
 
 import pdfast
-from pdfast import distillation
+from pdfast.distillation import rounds
 
 pytestmark = [
     pytest.mark.gpu,
@@ -27,7 +27,7 @@ def test_memory_is_flat_over_the_rounds(tiny, tmp_path, monkeypatch):
 
     The first still finds algorithms, makes streams and loads libraries.
     """
-    used, one_round = [], distillation._distill_round
+    used, one_round = [], rounds._distill_round
 
     def watched(*args):
         student = one_round(*args)
@@ -39,7 +39,7 @@ def test_memory_is_flat_over_the_rounds(tiny, tmp_path, monkeypatch):
         print(f"round {len(used)}: {allocated:,} bytes allocated, {reserved:,} reserved")
         return student
 
-    monkeypatch.setattr(distillation, "_distill_round", watched)
+    monkeypatch.setattr(rounds, "_distill_round", watched)
     config = changed(
         tiny,
         distill={"start_steps": 2**ROUNDS, "rounds": ROUNDS},

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from kernel_checks import DEVICE, FEW, MANY, SEEDS, assert_accepted
 from torch.library import opcheck
 
-from pdfast import averages
-from pdfast.config import TrainConfig
+from pdfast.config.schema import TrainConfig
 from pdfast.kernels import adamw as file
 from pdfast.kernels.adamw import adamw, adamw_op, adamw_reference
+from pdfast.training import averages
 
 CASE = {
     "size": st.sampled_from([101, 1000, 1024, 5003]),

@@ -22,10 +22,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pdfast.config import NetConfig
+from pdfast.config.schema import NetConfig
 from pdfast.kernels import group_norm_silu as module
 from pdfast.kernels.group_norm_silu import group_norm_silu, reference
-from pdfast.unet import GroupNormSiLU, UNet
+from pdfast.models.unet import GroupNormSiLU, UNet
 
 ROOT = pathlib.Path(__file__).parents[2]
 

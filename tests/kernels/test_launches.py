@@ -7,14 +7,14 @@ import torch
 from kernel_checks import DEVICE
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pdfast.batch import open_batch
-from pdfast.data import Dataset
-from pdfast.engine import update
-from pdfast.model import Model
-from pdfast.optimizer import Optimizer
-from pdfast.rollout import Rollout
-from pdfast.training import DataObjective
-from pdfast.unet import GroupNormSiLU, ResBlock
+from pdfast.data.dataset import Dataset
+from pdfast.distillation.rollout import Rollout
+from pdfast.distillation.teacher import DataObjective
+from pdfast.models.model import Model
+from pdfast.models.unet import GroupNormSiLU, ResBlock
+from pdfast.training.batch import open_batch
+from pdfast.training.loop import update
+from pdfast.training.optimizer import Optimizer
 
 OPTIMIZER = ["sum_of_squares_kernel", "adamw_kernel"]
 

@@ -1,0 +1,35 @@
+"""The commands: for each a dataclass of its flags, which `run` carries out.
+
+- `runs.py`: train, distill
+- `models.py`: sample, eval
+- `exchange.py`: import, export
+- `tools.py`: data, doctor
+
+Nothing here imports torch before a command runs.
+"""
+
+from functools import reduce
+from operator import or_
+from typing import Annotated, Any
+
+from tyro.conf import subcommand
+
+from pdfast.cli.commands.exchange import Export, Import
+from pdfast.cli.commands.models import Eval, Sample
+from pdfast.cli.commands.runs import Distill, Train
+from pdfast.cli.commands.shared import DEFAULT_CONFIG as DEFAULT_CONFIG
+from pdfast.cli.commands.tools import Data, Doctor
+
+Command = Train | Distill | Sample | Eval | Import | Export | Data | Doctor
+COMMANDS: dict[str, type[Command]] = {
+    "train": Train,
+    "distill": Distill,
+    "sample": Sample,
+    "eval": Eval,
+    "import": Import,
+    "export": Export,
+    "data": Data,
+    "doctor": Doctor,
+}
+PARSED: Any = reduce(or_, (Annotated[kind, subcommand(name)] for name, kind in COMMANDS.items()))
+"""Their union, as tyro takes it."""

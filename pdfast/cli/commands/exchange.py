@@ -1,0 +1,83 @@
+"""`pdfast import` and `pdfast export`."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from pdfast.cli.commands.shared import DEFAULT_CONFIG, Common, Force, check_alone
+from pdfast.config.schema import NetConfig, load_config
+from pdfast.config.serialization import check
+
+
+@dataclass(frozen=True, kw_only=True)
+class Import(Common):
+    """Make a model directory of another library's model."""
+
+    source: Positional[Path]
+    """google: a checkpoint of the authors' released code, a flax training state. diffusers: the
+    folder of a DDPMPipeline or DDIMPipeline, or its id on the hub."""
+    from_: Annotated[Literal["google", "diffusers"], arg(name="from")]
+    """Whose it is."""
+    out: Path
+    """Model directory to write; of a diffusers pipeline also OUT.toml, a config to distil it by."""
+    force: Force = False
+    """Replace what is at --out, where pdfast wrote it and nothing was changed or added since."""
+    config: str = ""
+    """google: config whose [model] gives the network, which the file does not; the fields of
+    [model] are flags."""
+    steps: int | None = None
+    """Sampling steps that the model was distilled to, 0 for a teacher. If left out: of google the
+    file's num_sample_steps, which of a teacher is absent, 0 or the config's distill.start_steps; of
+    diffusers 0, but of an export by pdfast its own."""
+    model: NetConfig = NetConfig()  # noqa: RUF009
+    """google: [model] of the config."""
+
+    def run(self) -> None:
+        """Run the command."""
+        check_alone("import")
+        config = load_config(self.config or DEFAULT_CONFIG)
+        if self.from_ == "diffusers":
+            check(
+                not self.config and self.model == config.model,
+                "--config and its fields are for --from google: a pipeline tells its network",
+            )
+            from pdfast.interop.diffusers.load import import_diffusers
+
+            import_diffusers(str(self.source), self.out, self.steps, force=self.force)
+            return
+        check(
+            bool(self.config),
+            "--config is missing: the file does not tell its network, so name a config of it, such "
+            "as cifar10",
+        )
+        from pdfast.interop.google.load import import_google
+
+        config = dataclasses.replace(config, model=self.model)
+        import_google(self.source, self.out, config, self.steps, force=self.force)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export(Common):
+    """Write a model as a folder that diffusers or an ONNX runtime loads."""
+
+    model: Positional[Path]
+    """Model directory, such as runs/digits/round-11-steps-0004."""
+    to: Literal["diffusers", "onnx"]
+    """diffusers: a DDIMPipeline and a model card with the call; onnx: the network as one graph, and
+    a JSON file that says what its output means."""
+    out: Path
+    """A new folder."""
+    force: Force = False
+    """Replace what is at --out, where pdfast wrote it and nothing was changed or added since."""
+    guidance: float | None = None
+    """Guidance weight at which a guided student is written."""
+
+    def run(self) -> None:
+        """Run the command."""
+        check_alone("export")
+        from pdfast.interop.export import export
+
+        export(self.model, self.out, self.to, guidance=self.guidance, force=self.force)

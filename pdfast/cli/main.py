@@ -1,0 +1,138 @@
+"""The command line: `pdfast train | distill | sample | eval | import | export | data | doctor`.
+
+The parser is tyro's, over the dataclasses of commands/ and config/; every mistake is made one
+line on stderr. Nothing here imports torch before a command runs.
+"""
+
+import contextlib
+import io
+import itertools
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, cast
+
+import tyro
+
+from pdfast.cli.commands import COMMANDS, DEFAULT_CONFIG, PARSED, Command
+from pdfast.cli.commands.exchange import Import
+from pdfast.cli.commands.runs import Distill, Train
+from pdfast.cli.flags import explain
+from pdfast.config.schema import load_config
+from pdfast.config.serialization import nearest
+from pdfast.console import messages
+from pdfast.errors import UsageError
+from pdfast.launch import launched, speaks
+from pdfast.version import __version__
+
+DEBUG = "--debug"
+
+
+def parse(args: Sequence[str]) -> Command:
+    """The command of the arguments, its defaults taken from the config that they name."""
+    word = args[0] if args else ""
+    if word and not word.startswith("-") and word not in COMMANDS:
+        known = ", ".join(COMMANDS)
+        raise UsageError(f"no command '{word}'{nearest(word, COMMANDS)} (commands: {known})")
+    for argument, value in itertools.pairwise([*args, "-"]):
+        if argument == "--out=" or (argument == "--out" and not value):
+            raise UsageError("--out is empty: name a place, or leave it away")
+    kind: Any = COMMANDS.get(word)
+    if kind not in (Train, Distill, Import):
+        return cast(Command, _tyro(PARSED, args, "pdfast"))
+    name = _config_argument(args)  # whose values are the defaults of the flags
+    fields = load_config(name or DEFAULT_CONFIG)
+    if kind is Import:
+        required = dict.fromkeys(("source", "from_", "out"), tyro.MISSING)
+        default = Import(config=name or "", model=fields.model, **required)
+    else:
+        default = kind(config=name or DEFAULT_CONFIG, fields=fields)
+    return cast(Command, _tyro(kind, args[1:], f"pdfast {word}", default))
+
+
+def _config_argument(args: Sequence[str]) -> str | None:
+    """The value of --config, found before the parser knows its defaults; the last one counts."""
+    found = None
+    for n, argument in enumerate(args):
+        if argument.startswith("--config="):
+            found = argument.removeprefix("--config=")
+        elif argument == "--config" and n + 1 < len(args):
+            found = args[n + 1]
+    return found
+
+
+def _tyro(kind: object, args: Sequence[str], prog: str, default: object = None) -> object:
+    """Parse with tyro; a mistake becomes a `UsageError` of one sentence."""
+    keywords = {} if default is None else {"default": default}
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(kind, args=list(args), prog=prog, **keywords)  # type: ignore[call-overload]
+    except SystemExit as exit_:
+        if exit_.code == 0:  # --help
+            raise
+        mistake = UsageError(explain(errors.getvalue(), args, prog))
+        mistake.add_note(errors.getvalue())
+        raise mistake from None
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Entry point of `pdfast`; returns the exit code."""
+    given = list(sys.argv[1:] if args is None else args)
+    messages.ask(DEBUG in given)  # wherever it stands, and before anything can fail
+    try:
+        code = _run([argument for argument in given if argument != DEBUG])
+    finally:
+        messages.ask(False)
+    if code and launched():  # an orderly end could wait for another process, which waits for this
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _run(args: list[str]) -> int:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without UTF-8 shows "?"
+    try:
+        # Let OpenMP's threads wait for work by spinning for some 50 us, not its default of 15 ms,
+        # which beside any other busy process makes an update ten times slower. It must be set
+        # before torch is imported.
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+        with contextlib.ExitStack() as stack:
+            if not speaks():
+                stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+            if args == ["--version"]:
+                print(f"pdfast {__version__}")
+                return 0
+            command = parse(args or ["--help"])
+        command.run()
+    except SystemExit as exit_:
+        return int(exit_.code or 0)
+    except BrokenPipeError:
+        from pdfast.console.progress import nobody_listens
+
+        nobody_listens()
+        return 0
+    except Exception as error:
+        return _fail(error)
+    return 0
+
+
+def _fail(error: Exception) -> int:
+    """Print one line on stderr, of several processes once; returns the exit code.
+
+    Under `--debug` the traceback comes before it, that of every process.
+    """
+    message, code = messages.sentence(error)
+    said = f"pdfast: {message}\n"
+    traced = messages.trace(error) if messages.debugging() else ""
+    if launched():
+        from pdfast.distributed.board import first_to_say
+
+        said = said if first_to_say(message) else ""
+        if traced:
+            traced = f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']}:\n{traced}"
+    sys.stderr.write(traced + said)  # at once, so that processes do not mix their lines
+    return code

@@ -1,0 +1,252 @@
+"""Formats of what is stored: models, states, runs, evaluations in progress, and what old ones mean.
+
+All share one number, FORMAT, and record it beside the version of pdfast that wrote them. What an
+older format lacks means what the version that wrote it did, by the tables below, whatever today's
+default is. A newer format, or a field that is not known, is refused by naming the version.
+
+To store a new field, or to give one another form:
+
+1. Where a release has written FORMAT already, raise it by one and begin a new line in both tables.
+2. In the line of the new format, say under ADDED what is meant where the field is missing: what
+   the versions before did, which need not be the field's default. Under CHANGED, say what the old
+   values are called now.
+3. Run tests/config/test_formats.py: the files of old versions must come to the same results as
+   before.
+
+A line of a format that was released never changes again.
+"""
+
+import dataclasses
+import typing
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeVar
+
+from pdfast.config.serialization import check, from_table
+from pdfast.errors import PdfastError
+from pdfast.version import __version__
+
+T = TypeVar("T")
+
+FORMAT = 2
+MAX_FORMAT = 2**31  # that any version could have
+
+UNKNOWN_DATA = MappingProxyType({"num": 0, "images": "", "labels": ""})
+
+ADDED: Mapping[int, Mapping[str, Any]] = MappingProxyType(
+    {
+        2: MappingProxyType(
+            {
+                "run/format": 1,
+                "run/pdfast": "0.1.0",
+                "run/begun_format": 1,
+                "run/begun_by": "0.1.0",
+                "run/data": UNKNOWN_DATA,
+                "state.json/data": UNKNOWN_DATA,
+                "data.holdout": 0,
+                "data.labels": "top-as-text",
+                "data.resize": "bicubic",
+                "data.skip_bad": False,
+                "data.order": "independent",
+                "eval.classes": "even",
+                "config.json/classes": (),
+                "train.ema_warmup": False,
+                "distill.ema_warmup": False,
+            }
+        )
+    }
+)
+"""By format: the fields that it was the first to have, and what older ones mean without.
+
+Fields of a config are dotted, as its flags are; those of other tables follow the table's name and a
+slash.
+"""
+
+CHANGED: Mapping[int, Mapping[str, tuple[tuple[Any, Any], ...]]] = MappingProxyType(
+    {2: MappingProxyType({"engine.compile": ((False, "off"), (True, "on"))})}
+)
+"""By format: the fields of a config whose values have another form in it: pairs of old and new."""
+
+
+class OtherVersion(PdfastError):  # noqa: N818  # nothing is wrong with what is stored
+    """Another version of pdfast wrote something that this one cannot read."""
+
+
+class Written(NamedTuple):
+    """Who wrote something that is stored."""
+
+    format: int
+    version: str
+
+
+FIRST = Written(1, ADDED[2]["run/pdfast"])  # which recorded no format
+
+
+def written(what: object, format_: object, version: object) -> Written:
+    """Who wrote `what`, by the format and version that it records; format None: the first.
+
+    Raises OtherVersion for a newer format, ValueError for what is no format.
+    """
+    if format_ is None:
+        return FIRST
+    if type(format_) is not int or not 1 <= format_ < MAX_FORMAT:
+        raise ValueError("names no format that a version of pdfast could have")
+    by = Written(
+        format_, version if isinstance(version, str) and version else "of no known version"
+    )
+    if format_ > FORMAT:
+        raise OtherVersion(
+            f"{what} was written by pdfast {by.version}, format {format_}; this is pdfast "
+            f"{__version__}, which reads formats up to {FORMAT}: upgrade pdfast"
+        )
+    return by
+
+
+def read(
+    cls: type[T], table: Any, what: object, by: Written, prefix: str = "", sealed: bool = True
+) -> T:
+    """A stored table as the dataclass that it is of; what its format lacks is filled in.
+
+    `prefix` comes before its fields' names in ADDED. `sealed`: no hand can have changed it. Raises
+    OtherVersion for a field that is not known, ValueError for one that is missing or wrong.
+    """
+    refuses = sealed or by.version != __version__
+    return from_table(cls, _upgraded(cls, table, what, by, prefix, True, refuses), prefix)
+
+
+def upgraded(cls: type[Any], table: dict[str, Any], what: object, by: Written) -> dict[str, Any]:
+    """A table that need not hold every field, such as a user's config, as this format has it.
+
+    Raises OtherVersion for a field that another version knew.
+    """
+    return _upgraded(cls, table, what, by, "", False, by.version != __version__)
+
+
+def complete(
+    what: object, table: Mapping[str, Any], keys: Iterable[str], by: Written, prefix: str
+) -> dict[str, Any]:
+    """A stored table of these keys; what its format lacks is filled in.
+
+    Raises as `read`, but looks at no value.
+    """
+    wanted = list(keys)
+    for key in table:
+        if key not in wanted:
+            raise _not_known(what, prefix + key, by)
+    return {key: table[key] if key in table else _before(prefix + key, by) for key in wanted}
+
+
+def is_first(cls: type[Any], table: Mapping[str, Any]) -> bool:
+    """Whether a table sets just the fields of the first format, all of them.
+
+    Such a config was written by the version of that format, or for it.
+    """
+    return set(_leaves(table, _keys(cls))) == set(_keys(cls)) - set(added(1))
+
+
+def added(format_: int) -> dict[str, Any]:
+    """The fields that formats after this one have, and what they mean without."""
+    later = [ADDED[number] for number in sorted(ADDED, reverse=True) if number > format_]
+    return {key: value for fields in later for key, value in fields.items()}
+
+
+def without_added(
+    table: Mapping[str, Any], format_: int, prefix: str = ""
+) -> dict[str, Any] | None:
+    """A model's config.json as an older format had it; None if that could not say as much."""
+    later, old = added(format_), dict(table)
+    for key, value in table.items():
+        name = prefix + key
+        name = name if name in later else f"config.json/{name}"
+        if name in later:
+            if value != _fresh(later[name]):
+                return None
+            del old[key]
+        elif isinstance(value, dict):
+            inner = without_added(value, format_, f"{prefix}{key}.")
+            if inner is None:
+                return None
+            old[key] = inner
+    return old
+
+
+def _upgraded(
+    cls: type[Any],
+    table: Any,
+    what: object,
+    by: Written,
+    prefix: str,
+    whole: bool,
+    refuses: bool,
+) -> dict[str, Any]:
+    """`whole`: every field must be there. `refuses`: fields that are not known, as `read` does."""
+    check(isinstance(table, dict), f"{prefix.rstrip('.') or 'the config'} must be a table")
+    hints = typing.get_type_hints(cls)
+    found = {key: value for key, value in table.items() if key not in hints}
+    if found and refuses:
+        raise _not_known(what, prefix + next(iter(found)), by)
+    if found:
+        from_table(cls, found, prefix)  # which names the field most like it
+    for name, hint in hints.items():
+        key = prefix + name
+        if dataclasses.is_dataclass(hint):
+            inner, of = table.get(name, {}), typing.cast(type, hint)
+            found[name] = _upgraded(of, inner, what, by, f"{key}.", whole, refuses)
+        elif name in table:
+            found[name] = _now(key, table[name], by)
+        elif whole or key in added(by.format):
+            found[name] = _before(key, by)
+    return found
+
+
+def _before(key: str, by: Written) -> Any:
+    """What a field means that a format lacks. Raises ValueError if the format has it."""
+    later = added(by.format)
+    if key not in later:
+        raise ValueError(f"{key} is missing")
+    return _fresh(later[key])
+
+
+def _fresh(value: Any) -> Any:
+    """A value of ADDED as JSON has it, which may be changed."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _now(key: str, value: Any, by: Written) -> Any:
+    """A value as this format has it."""
+    for number in sorted(CHANGED):
+        if number > by.format:
+            for old, new in CHANGED[number].get(key, ()):
+                if type(value) is type(old) and value == old:
+                    value = new
+                    break
+    return value
+
+
+def _not_known(what: object, key: str, by: Written) -> OtherVersion:
+    return OtherVersion(
+        f"{what} was written by pdfast {by.version}, format {by.format}, and has {key}, which this "
+        f"version, pdfast {__version__}, does not know: use that version, or a newer one"
+    )
+
+
+def _keys(cls: type[Any], prefix: str = "") -> list[str]:
+    """The dotted names of a dataclass's fields, and of those of the dataclasses in it."""
+    found = []
+    for name, hint in typing.get_type_hints(cls).items():
+        inner = typing.cast(type, hint)
+        nested = dataclasses.is_dataclass(hint)
+        found += _keys(inner, f"{prefix}{name}.") if nested else [prefix + name]
+    return found
+
+
+def _leaves(table: Mapping[str, Any], keys: list[str], prefix: str = "") -> list[str]:
+    """The dotted names of what a table sets; a table under one of `keys` is one value."""
+    found = []
+    for name, value in table.items():
+        key = prefix + name
+        nested = isinstance(value, dict) and key not in keys
+        found += _leaves(value, keys, f"{key}.") if nested else [key]
+    return found

@@ -1,0 +1,223 @@
+"""[model] of a config: all that defines a network but its weights."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from pdfast.config.names import Head
+from pdfast.config.serialization import check
+
+ScheduleKind = Literal["cosine", "linear", "scaled_linear", "squaredcos_cap_v2", "trained_betas"]
+BETAS_GIVEN = {"linear": 2, "scaled_linear": 2, "squaredcos_cap_v2": 0}  # of the others' T, or none
+MAX_TIMESTEPS = 2**13  # of a schedule by betas
+MAX_WEIGHT = 100  # of guidance
+MAX_LIST = 64  # entries that no sensible list exceeds
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetConfig:
+    """[model]: all that defines a model but its weights; stored with every model."""
+
+    image_size: int = 32
+    """Height and width in pixels; other sizes are cropped and resized to it."""
+    channels: int = 3
+    """1 for grey images, 3 for colour."""
+    num_classes: int = 0
+    """Number of classes of a class-conditional model; 0: unconditional."""
+    head: Head = "v"
+    """What the network predicts: x-hat, eps-hat, v-hat, or both x-hat and eps-hat."""
+    schedule: ScheduleKind = "cosine"
+    """Noise schedule: this method's cosine, continuous in time, or one by betas, as diffusers'
+    pipelines have it (only to distil a teacher that was trained with it)."""
+    logsnr_min: float = -20.0
+    """logSNR at u = 1, pure noise, of the cosine schedule."""
+    logsnr_max: float = 20.0
+    """logSNR at u = 0, data, of the cosine schedule."""
+    timesteps: int = 0
+    """Timesteps T of a schedule by betas; 0 for the cosine schedule."""
+    betas: tuple[float, ...] = ()
+    """The first beta and the last of linear and scaled_linear, all T of trained_betas."""
+    embedding: Literal["logsnr", "timestep"] = "logsnr"
+    """What the network is told of the noise: logSNR, or of a schedule by betas the timestep
+    t = T u - 1."""
+    ch: int = 256
+    """Base width in channels."""
+    emb_ch: int = 1024
+    """Width of the time and class embedding."""
+    ch_mult: tuple[int, ...] = (1, 1, 1)
+    """Width of each resolution level as a multiple of `ch`; each next level halves the size."""
+    num_res_blocks: int = 3
+    """Residual blocks per level on the way down (one more on the way up)."""
+    attn_resolutions: tuple[int, ...] = (8, 16)
+    """Feature-map sizes with self-attention after each residual block; sizes that do not occur
+    count for nothing."""
+    num_heads: int = 1
+    """Attention heads; 0: as many as `head_dim` gives."""
+    head_dim: int = 0
+    """Channels per attention head, where `num_heads` is 0."""
+    groups: int = 32
+    """Groups of every GroupNorm; must divide every width."""
+    norm_eps: float = 1e-6
+    """What every GroupNorm adds to the variance."""
+    film: bool = True
+    """The embedding scales and shifts what a block's second norm gives (FiLM); false: it is added
+    before that norm, as in DDPM."""
+    resample: Literal["resnet", "conv"] = "resnet"
+    """Size is changed inside a residual block, or by a 3x3 convolution, as in DDPM: with stride 2
+    on the way down, after doubling on the way up."""
+    downsample_padding: int = 1
+    """Of the convolution with stride 2: 1, on all sides, or 0, then one pixel at the right and
+    bottom alone."""
+    freq_shift: int = 1
+    """Frequencies of a timestep's embedding are 10000^(-k / (ch / 2 - freq_shift)); 0 or 1."""
+    dropout: float = 0.0
+    """Dropout in the residual blocks while a teacher trains; distillation uses none."""
+    label_dropout: float = 0.0
+    """Share of the images whose class a teacher in training is not told, which classifier-free
+    guidance needs (Ho & Salimans 2022); 0.1 is usual."""
+    guidance: tuple[float, ...] = ()
+    """Least and largest guidance weight w that the network takes as an input: a student of the
+    teacher's x-hat(class) + w (x-hat(class) - x-hat(no class)) (Meng et al. 2022)."""
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "ch", "emb_ch", "num_res_blocks", "groups"):
+            check(1 <= getattr(self, name) <= 2**16, f"model.{name} must be in 1 .. 65536")
+        check(self.channels in (1, 3), "model.channels must be 1 (grey) or 3 (colour)")
+        check(self.num_res_blocks <= 16, "model.num_res_blocks must be in 1 .. 16")
+        check(
+            0 <= self.num_classes <= 2**20,
+            "model.num_classes must be 0 (unconditional) or more, up to 1048576",
+        )
+        check(
+            -30 <= self.logsnr_min < self.logsnr_max <= 30,
+            "model.logsnr_min must be below model.logsnr_max, and both within -30 .. 30",
+        )
+        self._check_schedule()
+        check(self.ch >= 4 and self.ch % 2 == 0, "model.ch must be even and at least 4")
+        check(0 < self.norm_eps <= 1, "model.norm_eps must be above 0, at most 1")
+        for name in ("downsample_padding", "freq_shift"):
+            check(getattr(self, name) in (0, 1), f"model.{name} must be 0 or 1")
+        check(
+            self.resample == "conv" or self.downsample_padding == 1,
+            "model.downsample_padding is for model.resample conv: leave it out",
+        )
+        check(
+            self.embedding == "timestep" or self.freq_shift == 1,
+            "model.freq_shift is for model.embedding timestep: leave it out",
+        )
+        check(0.0 <= self.dropout < 1.0, "model.dropout must be in [0, 1)")
+        self._check_guidance()
+        check(
+            1 <= len(self.ch_mult) <= 10 and 1 <= min(self.ch_mult) <= max(self.ch_mult) <= 64,
+            "model.ch_mult must hold at least one multiple and at most 10, each in 1 .. 64",
+        )
+        check(
+            len(self.attn_resolutions) <= MAX_LIST,
+            f"model.attn_resolutions must hold at most {MAX_LIST} sizes",
+        )
+        check(
+            min(self.num_heads, self.head_dim) == 0 < max(self.num_heads, self.head_dim),
+            "set one of model.num_heads and model.head_dim, and the other to 0",
+        )
+        factor = 2 ** (len(self.ch_mult) - 1)
+        check(
+            self.image_size % factor == 0,
+            f"model.image_size {self.image_size} cannot be halved {len(self.ch_mult) - 1} times, "
+            f"once between each two of model.ch_mult's levels: make it a multiple of {factor}",
+        )
+        for width in sorted(self.norm_widths()):
+            check(
+                width % self.groups == 0,
+                f"model.groups {self.groups} does not divide a width of {width} channels: "
+                f"choose a divisor of {math.gcd(*self.norm_widths())}",
+            )
+        for width in {self.ch * mult for mult in self.ch_mult}:
+            check(
+                width % (self.num_heads or self.head_dim) == 0,
+                f"model.{'num_heads' if self.num_heads else 'head_dim'} does not divide a width "
+                f"of {width} channels",
+            )
+
+    def _check_guidance(self) -> None:
+        """What classifier-free guidance needs."""
+        check(0.0 <= self.label_dropout < 1.0, "model.label_dropout must be in [0, 1)")
+        for name in ("label_dropout", "guidance"):
+            check(
+                not getattr(self, name) or self.num_classes > 0,
+                f"model.{name} is for class-conditional models: set model.num_classes, or leave it "
+                "out",
+            )
+        check(
+            not self.guidance or (
+                len(self.guidance) == 2 and 0 <= self.guidance[0] < self.guidance[1] <= MAX_WEIGHT
+            ),
+            f"model.guidance must be the least and the largest weight, within 0 .. {MAX_WEIGHT}",
+        )  # fmt: skip
+
+    def _check_schedule(self) -> None:
+        """What a schedule by betas needs, and what belongs to the other kind."""
+        if self.schedule == "cosine":
+            for name in ("timesteps", "betas"):
+                check(
+                    not getattr(self, name),
+                    f"model.{name} is for a schedule by betas, and model.schedule is cosine: leave "
+                    "it out",
+                )
+            check(
+                self.embedding == "logsnr",
+                "model.embedding timestep is for a schedule by betas, and model.schedule is "
+                "cosine: use logsnr",
+            )
+            return
+        check(
+            (self.logsnr_min, self.logsnr_max) == (-20.0, 20.0),
+            "model.logsnr_min and model.logsnr_max are the cosine schedule's: leave them out with "
+            f"model.schedule {self.schedule}",
+        )
+        check(
+            2 <= self.timesteps <= MAX_TIMESTEPS,
+            f"model.timesteps must be in 2 .. {MAX_TIMESTEPS} with model.schedule {self.schedule}",
+        )
+        number = BETAS_GIVEN.get(self.schedule, self.timesteps)
+        check(
+            len(self.betas) == number,
+            f"model.betas must hold {number or 'no'} numbers with model.schedule {self.schedule}",
+        )
+        # The last of trained_betas may be 1: then nothing is left of the data.
+        most = 1.0 if self.schedule == "trained_betas" else math.nextafter(1.0, 0.0)
+        check(
+            all(0 <= beta < 1 for beta in self.betas[:-1])
+            and all(0 <= beta <= most for beta in self.betas[-1:]),
+            "model.betas must be in [0, 1) (of trained_betas the last may be 1)",
+        )
+        check(
+            number != 2 or self.betas[0] <= self.betas[1],
+            "model.betas must rise: its first is above its last",
+        )
+
+    def norm_widths(self) -> set[int]:
+        """Channels of every GroupNorm of the net: level widths, and those after each concat."""
+        widths = [self.ch * mult for mult in self.ch_mult]
+        skips = [self.ch]
+        for level, width in enumerate(widths):
+            skips += [width] * (self.num_res_blocks + (level < len(widths) - 1))
+        found, ch = {self.ch, *widths}, widths[-1]
+        for width in reversed(widths):
+            for _ in range(self.num_res_blocks + 1):
+                found.add(ch + skips.pop())
+                ch = width
+        return found
+
+    def without_dropout(self) -> "NetConfig":
+        """The network of a student, which learns without."""
+        return dataclasses.replace(self, dropout=0.0, label_dropout=0.0)
+
+    def unguided(self) -> "NetConfig":
+        """The network of a guided student's teacher."""
+        return dataclasses.replace(self, guidance=())
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the net's raw output: twice the image's for the (x, eps) head."""
+        return 2 * self.channels if self.head == "both" else self.channels

@@ -1,0 +1,1 @@
+"""What is said: the screen, the log, and the sentence for what went wrong."""

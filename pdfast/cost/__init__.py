@@ -1,0 +1,1 @@
+"""What a run will take: counted, timed and forecast for `--dry-run`."""

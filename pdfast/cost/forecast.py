@@ -1,0 +1,268 @@
+"""`--dry-run`: what a run will take.
+
+Parameters, memory and disk are counted; the time of each phase is made of updates and samples that
+are timed on the device at hand, where that can be, and counted elsewhere. Nothing is written.
+"""
+
+import os
+import time
+
+import torch
+
+from pdfast.config.schema import Config, NetConfig, dump_config
+from pdfast.console.progress import Screen, short
+from pdfast.cost import timing
+from pdfast.cost.counting import Count, count_update
+from pdfast.cost.counting import Phase as CountedPhase
+from pdfast.cost.plan import Stage, Update, stages
+from pdfast.cost.timing import Costs, Timed
+from pdfast.data import readers
+from pdfast.data.prepare import cache_folder
+from pdfast.errors import UsageError
+from pdfast.launch import launched
+from pdfast.models.model import SAMPLE_BATCH
+from pdfast.training import averages
+from pdfast.training.holdout import check_holdout
+from pdfast.training.precision import net_dtype, set_precision
+
+MB = 1e6
+READ = 2**28  # bytes of a file of arrays, at most, that is read to see how long that takes
+NAMES: dict[Update, str] = {
+    "train": "updates of the teacher",
+    "fit": "updates of the first fit",
+    "distill": "updates of rounds",
+    "tabulated": "updates of rounds with tabulated FiLM parameters",
+}
+COUNTED: dict[Update, CountedPhase] = {
+    "train": "train",
+    "fit": "fit",
+    "distill": "distill",
+    "tabulated": "distill",
+}
+MEMORY = {"train": "training", "distill": "distillation", "fit": "the first fit"}
+
+
+def num_images(config: Config) -> int | None:
+    """Images of the config's data set; None where it is not there."""
+    return readers.count(config.data)
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Matrix-multiply FLOP/s of the device, the best of a few short runs."""
+    n = 1024 if device.type == "cpu" else 4096
+    a = torch.ones(n, n, device=device, dtype=dtype)
+    best = 0.0
+    for _ in range(5):
+        start = time.perf_counter()
+        float((a @ a)[0, 0])  # reading a value waits for the device
+        best = max(best, 2 * n**3 / (time.perf_counter() - start))
+    return best
+
+
+def memory_line(phase: str, count: Count, batch: int, device: torch.device, data: bool) -> str:
+    """What an update of a phase holds at its peak; `data`: the data set's size is known."""
+    memory = count.memory
+    state = dict(memory.state) if data else {**memory.state, "data set": 0}
+    sizes = state | {"activations and temporaries": memory.activations}
+    on_top = [] if data else ["the data set (not found here)"]
+    if device.type == "cuda":
+        on_top.append("cuDNN's workspace and CUDA's context")
+    else:
+        on_top.append("the process itself")
+    return (
+        f"memory, {phase}: {sum(sizes.values()) / MB:,.0f} MB in an update of batch {batch} = "
+        + " + ".join(f"{size / MB:,.1f} {name}" for name, size in sizes.items() if size)
+        + f"; on top of that: {' and '.join(on_top)}"
+    )
+
+
+def forecast(
+    config: Config,
+    device: torch.device,
+    screen: Screen,
+    distill: bool,
+    teacher: NetConfig | None = None,
+    imports: float = 0.0,
+) -> None:
+    """Print the resolved config, parameters, memory, disk, and each phase with its time.
+
+    `teacher`: the network of one from elsewhere, which is not trained here. `imports`: seconds that
+    the process took to begin.
+    """
+    screen.say(dump_config(config).rstrip())
+    precision = set_precision(config.precision, device)
+    start = time.perf_counter()
+    images = num_images(config)
+    counting = time.perf_counter() - start
+    if images is not None:
+        check_holdout(config.data.holdout, images)
+    reading = None if images is None else _reading(config, images, screen)
+    plan = stages(config, images or config.eval.num, distill=distill, teacher=teacher)
+    counts = _counts(config, plan, device, images, teacher)
+    _say_sizes(config, plan, counts, device, images, screen)
+    rate = matmul_rate(device, net_dtype(precision))
+    costs = timing.measure(
+        config,
+        plan,
+        counts,
+        device,
+        images=images or 0,
+        rate=rate,
+        teacher=teacher,
+        timed=images is not None,
+    )
+    screen.say(f"time on {device}{explained(config, plan, costs, images is not None)}")
+    screen.say(f"not in it: {', '.join(_left_out(config, device, images, reading))}")
+    screen.say("")
+    for line in table(plan, costs, imports + counting + (reading or 0.0)):
+        screen.say(line)
+    notes: dict[str, list[str]] = {}
+    for stage in plan:
+        if stage.loop is not None and (note := averages.share_note(stage.loop, stage.updates)):
+            notes.setdefault(note, []).append(stage.name)
+    for note, names in notes.items():
+        screen.warn(f"{', '.join(names)}: {note}")
+
+
+def _reading(config: Config, images: int, screen: Screen) -> float | None:
+    """Seconds that reading the data takes; None where it would take long to see."""
+    net = config.model
+    size = images * net.image_size**2 * net.channels
+    try:
+        return readers.seconds(config.data, net, arrays=size <= READ)
+    except UsageError as error:
+        screen.warn(f"the run itself would be refused: {error}")
+        return None
+
+
+def _counts(
+    config: Config,
+    plan: list[Stage],
+    device: torch.device,
+    images: int | None,
+    teacher: NetConfig | None,
+) -> dict[Update, Count]:
+    """One update of each kind in the plan."""
+    by_phase: dict[CountedPhase, Count] = {}
+    kinds = dict.fromkeys(stage.update for stage in plan if stage.loop is not None)
+    for phase in dict.fromkeys(COUNTED[kind] for kind in kinds):
+        net = teacher or config.model.unguided()
+        by_phase[phase] = count_update(config, phase, device, num_images=images or 0, teacher=net)
+    return {kind: by_phase[COUNTED[kind]] for kind in kinds}
+
+
+def _say_sizes(
+    config: Config,
+    plan: list[Stage],
+    counts: dict[Update, Count],
+    device: torch.device,
+    images: int | None,
+    screen: Screen,
+) -> None:
+    """Parameters, memory and disk."""
+    phases = {COUNTED[kind]: count for kind, count in counts.items()}
+    params = next(iter(phases.values())).params
+    screen.say("")
+    screen.say(f"parameters: {params:,}")
+    if config.data.holdout and images is not None:
+        screen.say(f"images: {images:,}, {config.data.holdout:,} of them held out of training")
+    for phase in sorted(phases, key=list(MEMORY).index):
+        batch = (config.train if phase == "train" else config.distill).batch
+        there = images is not None
+        screen.say(memory_line(MEMORY[phase], phases[phase], batch, device, there))
+    models = sum(stage.loop is not None for stage in plan)
+    states = 3 * (4 if config.train.ema_decay else 3)
+    screen.say(
+        f"disk: at most {(models + states) * 4 * params / MB:,.0f} MB = {models} models and "
+        f"{states} more copies in three saved states"
+    )
+    if images is not None and readers.resizes(config.data.source):
+        net = config.model
+        size = images * net.image_size**2 * net.channels
+        screen.say(f"disk, once: {size / MB:,.0f} MB of prepared images in {cache_folder()}")
+
+
+def explained(config: Config, plan: list[Stage], costs: Costs, data: bool) -> str:
+    """What the times are made of; `data`: the data set is there."""
+    rate = f"{costs.rate / 1e9:,.3g} GFLOP/s"
+    if not any(timed.num for timed in costs.updates.values()):
+        why = "since one takes too long here, or more memory than is free"
+        why = why if data else "since the data are not found here"
+        return (
+            ": at least the figures below; no update was timed, "
+            f"{why}, and counted FLOPs take as long as in a large matrix product here ({rate})"
+        )
+    pieces = []
+    for kind, timed in costs.updates.items():
+        num = sum(stage.updates for stage in plan if stage.update == kind)
+        pieces.append((num, NAMES[kind], timed))
+    alike = len({id(timed) for timed in costs.calls.values()}) == 1
+    for net, timed in costs.calls.items():
+        nets = costs.calls if alike else (net,)
+        num = sum(stage.calls.get(n, 0) for stage in plan for n in nets)
+        of = "" if alike else f" of the {net}'s"
+        pieces.append((num, f"network calls{of} for {SAMPLE_BATCH} samples", timed))
+        if alike:
+            break
+    said = "; ".join(
+        f"{num:,} {what} at {_lasts(timed.seconds)} ({_how(timed, rate)})"
+        for num, what, timed in pieces
+    )
+    return f", by what was timed here in {_lasts(costs.spent)}: {said}"
+
+
+def _how(timed: Timed, rate: str) -> str:
+    """How a time is known."""
+    if not timed.num:
+        return f"counted, at {rate}"
+    of, all_ = timed.part
+    return f"{timed.num} timed" + (f" on {of:,} of {all_:,} images" if of < all_ else "")
+
+
+def _left_out(
+    config: Config, device: torch.device, images: int | None, reading: float | None
+) -> list[str]:
+    """What the times do not have."""
+    left = ["saving"]
+    if reading is None:
+        left.append("reading the data")
+    if images is None and not config.eval.num:
+        left.append("samples, as many as there are images")
+    if config.eval.detector != "pixel":
+        left.append(f"features and distances of {config.eval.detector}")
+    if config.engine.compile == "on" or (config.engine.compile == "auto" and device.type == "cuda"):
+        left.append("torch.compile, where engine.compile uses it")
+    if launched():
+        left.append(f"that {os.environ['WORLD_SIZE']} processes share the work")
+    return [*left, "other work on this machine"]
+
+
+def table(plan: list[Stage], costs: Costs, set_up: float) -> list[str]:
+    """The phases, a line each, and how long they last together."""
+    lines = [f"{'':>9} {'steps':>6} {'updates':>9} {'lr':>8} {'images':>12} {'time':>9}"]
+
+    def line(name: str, seconds: float, stage: Stage | None = None) -> None:
+        columns = [""] * 4
+        if stage is not None and stage.loop is not None:
+            cfg = stage.loop
+            images = f"{cfg.updates * cfg.batch:,}"
+            columns = [str(stage.steps or ""), f"{cfg.updates:,}", f"{cfg.lr:.1e}", images]
+        steps, updates, lr, seen = columns
+        lines.append(f"{name:>9} {steps:>6} {updates:>9} {lr:>8} {seen:>12} {_lasts(seconds):>9}")
+
+    total = set_up
+    line("set-up", set_up)
+    for stage in plan:
+        seconds = costs.of(stage)
+        total += seconds
+        line(stage.name, seconds, stage)
+    line("total", total)
+    return lines
+
+
+def _lasts(seconds: float) -> str:
+    """A time as people say it."""
+    for least, unit, name in ((5400, 3600, "h"), (90, 60, "min")):
+        if seconds >= least:
+            return f"{short(seconds / unit, 3)} {name}"
+    return f"{short(seconds, 2)} s" if seconds >= 1 else f"{short(seconds * 1e3, 3)} ms"

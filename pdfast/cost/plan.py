@@ -1,0 +1,110 @@
+"""What a run does, phase by phase: updates, network calls for samples, distances.
+
+A count, from the config alone; `timing.py` says what each takes here, `forecast.py` adds it up.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pdfast.config.schema import Config, LoopConfig, NetConfig
+from pdfast.distillation import rounds
+from pdfast.distillation.rollout import MOST_TABULATED
+from pdfast.distillation.rounds import MONITOR_STEPS
+from pdfast.evaluation.reference_set import CLASS_RESAMPLES, NUM_RESAMPLES
+from pdfast.evaluation.report.write import sampled_at
+from pdfast.models.model import SAMPLE_BATCH
+
+Update = Literal["train", "fit", "distill", "tabulated"]
+"""Kinds of updates: of a teacher, of a first fit, of a round, and of a round whose teacher's FiLM
+parameters are in a table."""
+Net = Literal["teacher", "student"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A phase of a run."""
+
+    name: str
+    calls: Mapping[Net, int] = field(default_factory=dict)
+    """Network calls for SAMPLE_BATCH samples each, in pictures, quick distances and the report."""
+    distances: int = 0
+    """Frechet distances."""
+    judged: int = 0
+    """Images whose features go into them."""
+    loop: LoopConfig | None = None
+    update: Update = "train"
+    """What its updates are, if it has a loop."""
+    steps: int = 0
+    """Of the student that is made."""
+
+    @property
+    def updates(self) -> int:
+        """How many."""
+        return self.loop.updates if self.loop is not None else 0
+
+
+def stages(
+    config: Config, images: int, *, distill: bool, teacher: NetConfig | None = None
+) -> list[Stage]:
+    """All phases of `train` or `distill`, of a set of so many images.
+
+    `teacher`: the network of one from elsewhere, which is not trained here.
+    """
+    loop = None if teacher is not None else config.train
+    if not distill:
+        return [Stage("teacher", loop=loop), _report(config, images, [])]
+    cfg = config.distill
+    first = _quick(config, images, "teacher", cfg.start_steps, config.eval.baseline_steps)
+    found, made = [Stage("teacher", *first, loop=loop)], []
+    for round_ in range(1, cfg.num_rounds + 1):
+        steps = cfg.steps_after(round_)
+        quick = _quick(config, images, "student", steps, min(steps, MONITOR_STEPS))
+        kind: Update = "distill"
+        if steps == cfg.start_steps:
+            kind = "fit"
+        elif _is_tabulated(config, steps):
+            kind = "tabulated"
+        made.append(steps)
+        name, own = f"round {round_}", cfg.loop_of(steps)
+        found.append(Stage(name, *quick, loop=own, update=kind, steps=steps))
+    return [*found, _report(config, images, made)]
+
+
+def _is_tabulated(config: Config, steps: int) -> bool:
+    """As Rollout decides for the round to so many steps."""
+    small = 2 * steps <= MOST_TABULATED and not config.model.num_classes
+    return config.engine.tabulate_film and small
+
+
+def _quick(
+    config: Config, images: int, net: Net, steps: int, drawn: int
+) -> tuple[Mapping[Net, int], int, int]:
+    """(calls, distances, images) of what is looked at after a round: a row, drawn in so many steps,
+    and a distance.
+    """
+    num = min(rounds.MONITOR_IMAGES, images)
+    calls = min(steps, MONITOR_STEPS) * _batches(num)
+    if config.model.channels in (1, 3):
+        calls += drawn
+    return {net: calls}, 1, num
+
+
+def _report(config: Config, images: int, students: list[int]) -> Stage:
+    """The samples of the report; its distances, where no network finds features, and the floor."""
+    asked, num = config.eval, config.eval.num or images
+    wanted = sampled_at(asked.steps, asked.baseline_steps, students)
+    calls: dict[Net, int] = {
+        "teacher": sum(wanted.teacher) * _batches(num),
+        "student": sum(wanted.student) * _batches(num),
+    }
+    if asked.detector != "pixel":
+        return Stage("report", calls)
+    sets = len(wanted.teacher) + len(wanted.student)
+    classes = config.model.num_classes
+    distances = sets * (1 + classes) + NUM_RESAMPLES + classes * CLASS_RESAMPLES
+    return Stage("report", calls, distances, (sets + NUM_RESAMPLES) * num)
+
+
+def _batches(num: int) -> int:
+    return -(-num // SAMPLE_BATCH)

@@ -1,0 +1,1 @@
+"""Data sets: read, prepared once, and held by all processes."""

@@ -1,0 +1,217 @@
+"""The classes of a set: names, numbers and counts."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pdfast.config.serialization import check, nearest
+from pdfast.data.dataset import Dataset
+from pdfast.errors import UsageError, printable
+
+WIDTH = 200  # of the lines that list all classes
+FEW = 20  # classes that are listed one by one within a sentence
+PLAIN = re.compile(r"[^\W\d][\w.-]*")  # a name that needs no quotes
+NAME, NUMBER = "name:", "number:"  # before a --label that could be either
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes of a model and of the images of a set."""
+
+    names: tuple[str, ...]
+    """Class names by number, "" for a class without one; there may be fewer than classes."""
+    counts: tuple[int, ...]
+    """Images of each, by number."""
+
+    @classmethod
+    def of(
+        cls, data: Dataset, num_classes: int, model_names: Sequence[str] = ()
+    ) -> "Classes | None":
+        """The classes of a set for a model of so many; None where either has no classes."""
+        if data.labels is None or not num_classes:
+            return None
+        counts = torch.bincount(data.labels.cpu(), minlength=num_classes)
+        return cls(merged(model_names, data.names, num_classes), tuple(counts.tolist()))
+
+    @property
+    def present(self) -> list[int]:
+        """Numbers of the classes that have images."""
+        return [label for label, count in enumerate(self.counts) if count]
+
+    @property
+    def absent(self) -> list[int]:
+        """Numbers of the others."""
+        return [label for label, count in enumerate(self.counts) if not count]
+
+    def name(self, label: int) -> str:
+        """Of a class; "" where it has none."""
+        return self.names[label] if label < len(self.names) else ""
+
+    def shown(self, label: int) -> str:
+        """Number and name, for a reader."""
+        return shown(label, self.names)
+
+    def lines(self) -> list[str]:
+        """Number, name and count of each class that has images, on as few lines as are legible."""
+        parts = [f"{self.shown(label)} ({self.counts[label]:,})" for label in self.present]
+        lines = ["classes (images of each):"]
+        for k, part in enumerate(parts):
+            text = part + ("," if k + 1 < len(parts) else "")
+            if len(lines[-1]) + 1 + len(text) > WIDTH:
+                lines.append(" ")
+            lines[-1] += f" {text}"
+        return lines
+
+    @property
+    def missing(self) -> str:
+        """The classes without images, in words; "" where there are none."""
+        absent = self.absent
+        if not absent:
+            return ""
+        if len(absent) <= FEW and any(self.name(label) for label in absent):
+            return f"{_class_or_classes(absent)} {', '.join(map(self.shown, absent))}"
+        return f"{_class_or_classes(absent)} {ranges(absent)}"
+
+    def table(self) -> list[dict[str, Any]]:
+        """Number, name, count and share of each class that has images or a name, as JSON has it."""
+        total = sum(self.counts)
+        return [
+            {"number": k, "name": self.name(k), "count": count, "share": count / total}
+            for k, count in enumerate(self.counts)
+            if count or self.name(k)
+        ]
+
+    @property
+    def summary(self) -> str:
+        """The shares in a few words."""
+        present, none = self.present, f"; no images of {self.missing}" if self.absent else ""
+        if len(present) <= FEW:
+            total = sum(self.counts)
+            parts = (f"{self.shown(k)}: {100 * self.counts[k] / total:.3g} %" for k in present)
+            return ", ".join(parts) + none
+        counts = [self.counts[k] for k in present]
+        return f"{len(present):,} classes of {min(counts):,} to {max(counts):,} images each{none}"
+
+
+def _class_or_classes(labels: Sequence[int]) -> str:
+    return "class" if len(labels) == 1 else "classes"
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Rising numbers in words: 2, 5 to 9."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and runs[-1][1] == number - 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    words = []
+    for first, last in runs:
+        joint = ", " if last - first == 1 else " to "
+        words.append(str(first) if first == last else f"{first}{joint}{last}")
+    return ", ".join(words)
+
+
+# ------------------------------------------------------------------------------------------
+# Names
+
+
+def quoted(name: str) -> str:
+    """A name within a sentence: in quotes, unless it is one word and no number."""
+    return name if PLAIN.fullmatch(name) else f"'{printable(name)}'"
+
+
+def shown(label: int, names: Sequence[str]) -> str:
+    """Number and name of a class, for a reader."""
+    name = names[label] if label < len(names) else ""
+    return str(label) if name in ("", str(label)) else f"{label} {quoted(name)}"
+
+
+def checked(names: object, num_classes: int) -> tuple[str, ...]:
+    """Names as a model keeps them. Raises UsageError for what are not names of its classes."""
+    check(
+        isinstance(names, list | tuple) and all(isinstance(name, str) for name in names),
+        "class_names must be a list of texts",
+    )
+    assert isinstance(names, list | tuple)
+    check(
+        len(names) <= num_classes,
+        f"class_names holds {len(names)} names, but the model has {num_classes} classes",
+    )
+    return merged(tuple(names), (), num_classes)
+
+
+def merged(names: Sequence[str], others: Sequence[str], num_classes: int) -> tuple[str, ...]:
+    """The names of so many classes, and where they have none those of `others`."""
+    pairs = (
+        (names[k] if k < len(names) else "") or (others[k] if k < len(others) else "")
+        for k in range(min(num_classes, max(len(names), len(others))))
+    )
+    found = list(pairs)
+    while found and not found[-1]:
+        found.pop()
+    return tuple(found)
+
+
+def difference(what: str, names: Sequence[str], others: Sequence[str], of: str = "the data") -> str:
+    """How the names of the classes of two things differ, in words; "" if they do not.
+
+    `what` and `of`: the two. A class that one of them does not name does not differ.
+    """
+    pairs = [(k, *pair) for k, pair in enumerate(zip(names, others, strict=False)) if all(pair)]
+    differ = [(k, mine, theirs) for k, mine, theirs in pairs if mine != theirs]
+    if not differ:
+        return ""
+    label, mine, theirs = differ[0]
+    more = f", and {len(differ) - 1:,} others differ" if len(differ) > 1 else ""
+    return (
+        f"class {label} of {what} is {quoted(mine)}, but class {label} of {of} is "
+        f"{quoted(theirs)}{more}"
+    )
+
+
+def number_of(text: str, names: Sequence[str], num_classes: int) -> int:
+    """The number of the class that a --label means: a number, or the exact name of one class.
+
+    Where a text is the number of one class and the name of another, `number:` or `name:` before it
+    says which is meant. Raises UsageError for what is neither.
+    """
+    named, numbered, within = _named(text, names), _numbered(text), f"0 .. {num_classes - 1}"
+    if not named and text.startswith(NAME):
+        text, numbered = text.removeprefix(NAME), []
+        named = _named(text, names)
+    elif not named and text.startswith(NUMBER):
+        text = text.removeprefix(NUMBER)
+        numbered = _numbered(text)
+    outside = [number for number in numbered if number not in range(num_classes)]
+    found = sorted({*named, *numbered} - {*outside})
+    if len(found) == 1:
+        return found[0]
+    if found and numbered:
+        raise UsageError(
+            f"--label {text} is the number of a class, and the name of class "
+            f"{', '.join(str(k) for k in named if k not in numbered)}: pass {NUMBER}{text} or "
+            f"{NAME}{text}"
+        )
+    check(not found, f"--label {text} names classes {ranges(found)}: pass a number in {within}")
+    check(not outside, f"--label must be in {within}")
+    check(
+        any(names),
+        f"--label {text} is no number, and this model has no class names: pass a number in "
+        f"{within}",
+    )
+    raise UsageError(
+        f"--label {text} names no class of this model{nearest(text, filter(None, names))} (or pass "
+        f"a number in {within})"
+    )
+
+
+def _named(text: str, names: Sequence[str]) -> list[int]:
+    return [label for label, name in enumerate(names) if name == text and name]
+
+
+def _numbered(text: str) -> list[int]:
+    return [int(text)] if re.fullmatch(r"[+-]?[0-9]{1,18}", text) else []

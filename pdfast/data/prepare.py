@@ -1,0 +1,439 @@
+"""Prepare any source as one .npz of one image size: once, on all cores, resumably.
+
+The file is made beside its place, as `.NAME.part`, which is as large as all images from the start,
+with `.NAME.part.json`, which says of what it is and how far it is. Whoever makes it holds a lock on
+it, so that of several processes one works and the others wait. The same call goes on with a part
+that a killed process left; what was refused leaves nothing.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import io
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pdfast.console.progress import Screen
+from pdfast.data.readers.decoding import decoded, first_alike, is_grey
+from pdfast.data.readers.npz_file import NpzFile, size_of
+from pdfast.data.readers.pictures import Pictures
+from pdfast.data.readers.reading import Wanted, check_number, listen
+from pdfast.distributed.signals import poll
+from pdfast.errors import PdfastError, Stopped, UsageError
+from pdfast.storage import files
+from pdfast.storage.lock import NO_LOCKS, names
+
+FORMAT = 1  # of parts; another one is made anew
+MAX_BAD = 10  # images that a refusal names
+SHORT = 40  # characters of such a name
+SAVED_EVERY, SAID_EVERY, ASKED_EVERY = 10.0, 60.0, 0.1  # seconds
+SPARE = 2**20  # bytes of disk for what goes behind the images, beside the labels
+DIGITS = 64  # of a SHA-256
+SETTLED = 2 * 10**9  # nanoseconds after which a file system's clock has surely moved on
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to prepare, and how."""
+
+    source: str
+    wanted: Wanted
+    duplicates: Literal["ignore", "keep", "drop"] = "ignore"
+    """What becomes of images whose pixels repeat an earlier one's; ignore: nobody looks for any."""
+
+
+class Made(NamedTuple):
+    """Duplicates found while preparing."""
+
+    repeated: int
+    """Images whose pixels repeat those of an earlier one."""
+    torn: tuple[int, int, int] | None
+    """How many of those are of another class, one of them, and the one that it repeats."""
+
+
+def cache_folder() -> Path:
+    """The folder of prepared sets, digests and features: pdfast in $XDG_CACHE_HOME or ~/.cache."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pdfast"
+    except RuntimeError:
+        raise UsageError(
+            "there is no home folder to keep what is made of data in: set XDG_CACHE_HOME to a "
+            "folder"
+        ) from None
+
+
+def stamp(paths: Sequence[Path]) -> tuple[str, int]:
+    """A fingerprint of files that changes whenever one of them is written to or replaced.
+
+    Returns it with the time of the last change in nanoseconds: another one within SETTLED of that
+    may not show. Raises OSError.
+    """
+    found, newest = hashlib.sha256(), 0
+    for path in paths:
+        of = os.stat(path)
+        newest = max(newest, of.st_ctime_ns)  # st_mtime anybody can set
+        facts = f"{path}\0{of.st_size} {of.st_mtime_ns} {of.st_ctime_ns}\n"
+        found.update(facts.encode("utf-8", "surrogateescape"))
+    return found.hexdigest(), newest
+
+
+def key_of(order: Order, found: Pictures, settle: bool = False) -> str:
+    """The key of a prepared file, as JSON: its source's files and how they are processed.
+
+    If the files are unknown, or so new that a change may not show, the key is random and never
+    matches again; with `settle`, wait until they are older. Raises UsageError if a file is missing.
+    """
+    paths = list(found.paths())
+    try:
+        of_files, newest = stamp(paths)
+        while settle and paths and 0 <= (age := time.time_ns() - newest) < SETTLED:
+            listen()
+            time.sleep(min(ASKED_EVERY, (SETTLED - age) / 1e9))
+            of_files, newest = stamp(paths)
+        if not paths or 0 <= time.time_ns() - newest < SETTLED:
+            of_files += secrets.token_hex(16)
+    except OSError as error:
+        raise UsageError(
+            f"{order.source}: {error.filename} cannot be read: {files.reason(error)}"
+        ) from None
+    fields = {name: str(value) for name, value in vars(order.wanted).items()}
+    labels = hashlib.sha256(b"" if found.labels is None else found.labels.tobytes()).hexdigest()
+    del fields["skip_bad"], fields["folders"]  # of which the rest says what came of them
+    fields |= {"labels": labels, "names": str(found.names)}
+    table = {
+        "format": FORMAT,
+        "source": order.source,
+        "duplicates": order.duplicates,
+        "files": of_files,
+    }
+    return json.dumps(table | {"wanted": fields, "num": found.num})
+
+
+def make(
+    order: Order,
+    found: Pictures,
+    out: Path,
+    screen: Screen,
+    key: str,
+    check: Callable[[], None] = lambda: None,
+) -> Made:
+    """Write the pictures to `out`, an .npz with `images`, `labels`, `class_names` and `about`.
+
+    `out` is replaced; `check` is called before that, and may raise. Raises UsageError for pictures
+    that cannot be used, and for too small a disk; PdfastError if another process is making it, or
+    it cannot be written.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(_part(out), wait=False) as file:
+            return _make(order, found, out, screen, key, file, check)
+    except OSError as error:
+        raise files.cannot_write(out, error) from None
+
+
+def make_once(order: Order, found: Pictures, out: Path, screen: Screen, key: str) -> None:
+    """As `make`, unless `out` is there: of several processes one makes it, the others wait."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        while not out.is_file():
+            with _locked(_part(out), wait=True, until=out.is_file) as file:
+                if out.is_file():  # another process has just made it
+                    _part(out).unlink(missing_ok=True)
+                else:
+                    screen.say(f"preparing {found.num:,} images of {order.source} in {out}")
+                    _make(order, found, out, screen, key, file)
+    except OSError as error:
+        raise PdfastError(
+            f"cannot write to {out}: {files.reason(error)}; put that right, or set XDG_CACHE_HOME "
+            "to a folder on another disk"
+        ) from None
+
+
+def _stamp_now(found: Pictures) -> str:
+    """The source's fingerprint after reading; "gone" if a file is missing."""
+    try:
+        return stamp(list(found.paths()))[0]
+    except OSError:
+        return "gone"
+
+
+def _part(out: Path) -> Path:
+    return out.with_name(f".{out.name}.part")
+
+
+@contextlib.contextmanager
+def _locked(
+    path: Path, wait: bool, until: Callable[[], bool] = lambda: False
+) -> Iterator[io.FileIO]:
+    """Open the file under an exclusive lock; with `wait`, wait for it until `until()` is true."""
+    while True:
+        file = io.FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+")
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not wait:
+                    raise PdfastError(
+                        f"{path} is being written by another process: wait for it to end, or stop "
+                        "it"
+                    ) from None
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
+                path.unlink(missing_ok=True)
+                raise UsageError(
+                    f"the file system of {path.parent} has no locks: choose another one by "
+                    "XDG_CACHE_HOME, or --out of pdfast data"
+                ) from None
+            else:
+                if names(path, file) or until():
+                    try:
+                        yield file
+                    finally:  # a mapping that somebody still refers to keeps the file open
+                        fcntl.flock(file, fcntl.LOCK_UN)
+                    return
+                continue  # its owner has renamed it
+        listen()
+        time.sleep(ASKED_EVERY)
+
+
+def _make(
+    order: Order,
+    found: Pictures,
+    out: Path,
+    screen: Screen,
+    key: str,
+    file: io.FileIO,
+    check: Callable[[], None] = lambda: None,
+) -> Made:
+    part = _part(out)
+    work = _Work(order, found, file, part.with_name(f"{part.name}.json"), key)
+    try:
+        made = work.run(screen)
+        if not json.loads(key)["files"].startswith(_stamp_now(found)):
+            raise UsageError(f"{order.source} was changed while it was read: run it again")
+        check()
+        part.replace(out)
+        files.fsync(out.parent)
+        work.forget()
+        return made
+    except BaseException as error:
+        foreseen = isinstance(error, UsageError | OSError | Stopped)
+        if not work.resumable and (foreseen or not work.journal.exists()):
+            part.unlink(missing_ok=True)
+            work.forget()
+        raise
+
+
+class _Work:
+    """The making of one file, which `file` becomes; how far it is is kept in `journal`."""
+
+    def __init__(
+        self, order: Order, found: Pictures, file: io.FileIO, journal: Path, key: str
+    ) -> None:
+        self._order, self._found, self._file = order, found, file
+        self.journal, self._key = journal, key
+        wanted = order.wanted
+        self._shape = (found.num, wanted.size, wanted.size, wanted.channels or 3)
+        self._done, self._bad = 0, dict[int, tuple[str, str]]()
+        self._known = len(json.loads(key)["files"]) == DIGITS
+        self._moved = False
+        self.resumable = False
+        """Whether the same call can go on with what is there."""
+
+    def run(self, screen: Screen) -> Made:
+        """Decode, compare, and finish the file."""
+        check_number(self._order.source, self._found.num)
+        self._begin(screen)
+        npz = NpzFile(self._file, self._shape)
+        try:
+            self._decode(npz, screen)
+            kept = np.ones(len(npz.images), bool)
+            kept[list(self._bad)] = False
+            first = np.arange(len(kept))
+            if self._order.duplicates != "ignore":
+                first = first_alike(npz.images, kept, screen, self._poll)
+            repeats = first != np.arange(len(kept))
+            torn = self._torn(first, repeats)
+            if self._order.duplicates == "drop":
+                kept &= ~repeats
+            self._keep(npz, kept)
+            npz.finish(partial(self._arrays, kept), self._poll)
+        except Stopped:
+            if self._is_worth_keeping():
+                self._save(npz)
+                self.resumable = True
+            raise
+        return Made(int(repeats.sum()), torn)
+
+    # -- progress --------------------------------------------------------------------------
+
+    def _begin(self, screen: Screen) -> None:
+        """Take up what a killed process left, or begin with a file of the whole size."""
+        needed = size_of(self._shape)
+        try:
+            table = files.read_json(self.journal)
+            if table["key"] == self._key and os.fstat(self._file.fileno()).st_size >= needed:
+                self._done = int(table["done"])
+                self._bad = {
+                    int(n): (str(name), str(why)) for n, (name, why) in table["bad"].items()
+                }
+                screen.say(
+                    f"{self._order.source}: {self._done:,} of {self._found.num:,} images were "
+                    "prepared before; the rest follow"
+                )
+                return
+        except (files.Damaged, OSError, KeyError, ValueError, TypeError, AttributeError):
+            pass  # none was left, or one of something else
+        self._file.truncate(0)
+        labels = 0 if self._found.labels is None else 8 * self._found.num
+        free = shutil.disk_usage(self.journal.parent).free
+        if needed + labels + SPARE > free:
+            raise UsageError(
+                f"{self._order.source} takes {(needed + labels) / 1e9:,.1f} GB as images of "
+                f"{self._shape[1]}x{self._shape[2]}, and the disk of {self.journal.parent} has "
+                f"{free / 1e9:,.1f} GB free: free some, or choose another disk by XDG_CACHE_HOME, "
+                "or --out of pdfast data"
+            )
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(self._file.fileno(), 0, needed)  # so that none is lacking later
+        else:  # macOS
+            self._file.truncate(needed)
+
+    def _save(self, npz: NpzFile) -> None:
+        """Flush the images to disk, then record the progress in the journal."""
+        npz.sync()
+        table = {"key": self._key, "done": self._done, "bad": self._bad}
+        files.write_file(self.journal, lambda stage: stage.write_text(json.dumps(table)))
+
+    def forget(self) -> None:
+        """Delete the journal."""
+        self.journal.unlink(missing_ok=True)
+
+    def _is_worth_keeping(self) -> bool:
+        """Whether anything is done, in its place, and of a source that can be known again."""
+        return bool(self._done) and self._known and not self._moved
+
+    def _poll(self) -> None:
+        if not self._is_worth_keeping():
+            listen()
+        poll(
+            f"{self._done:,} of {self._found.num:,} images are prepared; the same command goes on "
+            "from there"
+        )
+
+    # -- images ----------------------------------------------------------------------------
+
+    def _decode(self, npz: NpzFile, screen: Screen) -> None:
+        """Fill in the images, from the first that is missing on."""
+        num, start = self._found.num, self._done
+        saved = said = time.monotonic()
+        with screen.task("reading", num, start) as task:
+            for name, image, why in decoded(self._order.wanted, self._found, start, self._poll):
+                if image is None:
+                    self._bad[self._done] = name, why
+                else:
+                    npz.images[self._done] = image
+                self._done += 1
+                task.advance()
+                if len(self._bad) == MAX_BAD and not self._order.wanted.skip_bad:
+                    break
+                now = time.monotonic()
+                if now - saved > SAVED_EVERY:
+                    self._save(npz)
+                    saved = now
+                if now - said > SAID_EVERY:
+                    screen.progress(
+                        f"{self._done:,} of {num:,} images, {task.rate():,.0f} a second"
+                    )
+                    said = now
+        if self._bad and not self._order.wanted.skip_bad:
+            raise self._refused()
+        if self._done < num:
+            raise UsageError(f"{self._order.source} was changed while it was read: run it again")
+
+    def _refused(self) -> UsageError:
+        (first, why), *others = self._bad.values()
+        fix = "leave such images out by --skip-bad (data.skip_bad)"
+        if not others:
+            return UsageError(f"{why}, or {fix}")
+        source = self._order.source
+        short = [name.removeprefix(source).lstrip(":/ ") for name in (first, *dict(others))]
+        named = ", ".join(name if len(name) <= SHORT else f"...{name[-SHORT:]}" for name in short)
+        return UsageError(
+            f"{len(short)} of the first {self._done:,} images of {source} cannot be used, {named}; "
+            f"{why}, or {fix}"
+        )
+
+    def _torn(
+        self, first: NDArray[np.int64], repeats: NDArray[np.bool_]
+    ) -> tuple[int, int, int] | None:
+        if self._found.labels is None:
+            return None
+        torn = np.flatnonzero(repeats & (self._found.labels != self._found.labels[first]))
+        return (len(torn), int(torn[0]), int(first[torn[0]])) if len(torn) else None
+
+    def _keep(self, npz: NpzFile, kept: NDArray[np.bool_]) -> None:
+        """Drop the other images, and the channels of grey ones if any number of them will do."""
+        channels = self._shape[3]
+        if not self._order.wanted.channels and channels == 3 and is_grey(npz.images):
+            channels = 1
+        if not kept.all() or channels != self._shape[3]:
+            if kept.sum() < 2:
+                raise UsageError(
+                    f"{self._order.source} has no two images that differ and can be used: nothing "
+                    "was written"
+                )
+            self.forget()  # the images are no longer where a resumed call would take them to be
+            self._moved = True
+            npz.keep(kept, channels)
+
+    def _arrays(self, kept: NDArray[np.bool_], digest: str) -> dict[str, NDArray[Any]]:
+        """The other arrays of the .npz: labels, class names and `about`."""
+        found: dict[str, NDArray[Any]] = {}
+        about: dict[str, Any] = {"source": self._order.source, "resize": self._order.wanted.method}
+        if self._found.labels is not None:
+            found["labels"] = self._found.labels[kept]
+            numbers, counts = np.unique(found["labels"], return_counts=True)
+            about["class_counts"] = dict(zip(numbers.tolist(), counts.tolist(), strict=True))
+        if self._found.names:
+            found["class_names"] = np.array(self._found.names)
+        about |= {
+            "num": int(kept.sum()),
+            "images_sha256": digest,
+            "left_out": self._found.left_out,
+            "unusable": [why for _, why in self._bad.values()],
+        }
+        return found | {"about": np.array(json.dumps(about))}
+
+
+def left_out(path: Path, passed_over: str, skip_bad: bool = True) -> str:
+    """What of its source is not in a prepared file, and why, in words; "" if nothing is lacking.
+
+    `passed_over`: what its reader leaves out now. Raises UsageError for unusable images that are
+    not to be skipped.
+    """
+    with np.load(path) as arrays:
+        bad = json.loads(str(arrays["about"]))["unusable"]
+    if bad and not skip_bad:
+        raise UsageError(
+            f"{len(bad):,} images cannot be used, {bad[0]}, or leave such images out by --skip-bad "
+            "(data.skip_bad)"
+        )
+    found = [passed_over] if passed_over else []
+    if bad:
+        more = f"; ... (all are listed in {path}, `about`)" if len(bad) > MAX_BAD else ""
+        listed = "; ".join(bad[:MAX_BAD])
+        found.append(f"images that cannot be used: {len(bad):,} ({listed}{more})")
+    return "; ".join(found)

@@ -1,0 +1,45 @@
+"""scikit-learn's 8x8 digits, which come inside that package."""
+
+import contextlib
+from pathlib import Path
+
+import numpy as np
+
+from pdfast.data.readers.pictures import SUFFIXES
+from pdfast.data.readers.reading import Arrays, Wanted, check_shape
+from pdfast.errors import UsageError
+
+DATA = (".npz", ".zip", ".tar", ".tgz", ".gz", ".parquet", "-ubyte")
+RUN = ("config.toml", "manifest.json")  # of pdfast's own folders
+
+
+def check_alone(here: Path) -> None:
+    """Refuse where the folder of this name may be meant: it holds data, and not only in runs."""
+    with contextlib.suppress(OSError):  # no folder, or none to be read
+        for folder in (here, *(path for path in here.iterdir() if path.is_dir())):
+            inside = [path.name.lower() for path in folder.iterdir()]
+            if any(name in inside for name in RUN):
+                if folder == here:
+                    return
+                continue
+            if any(name.endswith((*SUFFIXES, *DATA)) for name in inside):
+                raise UsageError(
+                    f"{here} is the name of scikit-learn's set, and of the folder "
+                    f"{here.absolute()}: name the folder as ./{here}; for scikit-learn's set, run "
+                    "pdfast in another folder, or rename this one"
+                )
+
+
+def read(wanted: Wanted) -> Arrays:
+    """1,797 grey images of 8x8 and their classes, 0 to 9."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise UsageError(
+            "the digits come with scikit-learn, which is not installed: "
+            "pip install scikit-learn, or set data.source to your own images"
+        ) from None
+    digits = load_digits()
+    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]  # greys 0 .. 16
+    check_shape("scikit-learn's digits", images.shape, wanted)
+    return Arrays(images, digits.target)

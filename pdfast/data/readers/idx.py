@@ -1,0 +1,128 @@
+"""IDX files, as MNIST and Fashion-MNIST ship them: bytes behind a header of big-endian numbers.
+
+Images are `<set>-images-idx3-ubyte`, or with a dot, `<set>-images.idx3-ubyte`; their labels are
+`<set>-labels-idx1-ubyte` beside them, with a dot or without. Any may be gzipped (.gz).
+"""
+
+import contextlib
+import math
+import os
+import re
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from pdfast.data.readers.reading import (
+    MAX_RATIO,
+    UNREADABLE,
+    Arrays,
+    Gunzip,
+    Wanted,
+    allocate,
+    check_shape,
+    fill,
+)
+from pdfast.errors import UsageError
+
+IMAGES = re.compile(r"(.*)images[-.]idx3-ubyte(\.gz)?", re.IGNORECASE | re.DOTALL)
+TRAIN = "train-images-idx3-ubyte"
+
+
+def reads(name: str) -> bool:
+    """Whether a file of this name is for this module."""
+    return IMAGES.fullmatch(name) is not None
+
+
+def train_images(path: Path) -> Path | None:
+    """The images of the training set, if `path` is a folder of such files."""
+    if not path.is_dir():
+        return None
+    found = sorted(file.name for file in path.iterdir() if reads(file.name) and file.is_file())
+    for name in found:
+        match = IMAGES.fullmatch(name)
+        if match and match[1].lower() == "train-":
+            return path / name
+    if found:
+        raise UsageError(
+            f"{path} holds IDX files but no {TRAIN}[.gz]: name the one to read, such as "
+            f"{path / found[0]}"
+        )
+    return None
+
+
+def read(path: Path, wanted: Wanted) -> Arrays:
+    """Images, and labels if they are wanted; see the package."""
+    with _open(path, 3) as (shape, load):
+        check_shape(str(path), (*shape, 1), wanted)
+        images = allocate(str(path), (*shape, 1))
+        fill(images, load)
+    if not wanted.labels:
+        return Arrays(images)
+    beside = _labels(path)
+    if beside is None:
+        name = f"{_set(path)}labels-idx1-ubyte{'.gz' if path.name.lower().endswith('.gz') else ''}"
+        raise UsageError(
+            f"{path} has its labels in {name}, which is not beside it: put it there, or ask "
+            "for no labels (model.num_classes 0)"
+        )
+    with _open(beside, 1) as (shape, load):
+        if shape != images.shape[:1]:
+            raise UsageError(f"{beside} has {shape[0]} labels for {len(images)} images of {path}")
+        labels = allocate(str(beside), shape)
+        fill(labels, load)
+    return Arrays(images, labels)
+
+
+def files(path: Path) -> list[Path]:
+    """All that `read` may read."""
+    beside = _labels(path)
+    return [path] if beside is None else [path, beside]
+
+
+def _set(path: Path) -> str:
+    """What the names of a set's files begin with, such as `train-`."""
+    match = IMAGES.fullmatch(path.name)
+    return match[1] if match else ""
+
+
+def _labels(path: Path) -> Path | None:
+    """The file of the labels, of the same packing if there are two; None if there is none."""
+    match = IMAGES.fullmatch(path.name)
+    if match is None:
+        return None
+    packed = match[2] or ""
+    endings = [f"{dot}idx1-ubyte{gz}" for gz in (packed, "" if packed else ".gz") for dot in "-."]
+    wanted = [f"{match[1]}labels{ending}".lower() for ending in endings]
+    beside = [file for file in path.parent.iterdir() if file.name.lower() in wanted]
+    beside.sort(key=lambda file: (wanted.index(file.name.lower()), file.name))
+    return next((file for file in beside if file.is_file()), None)
+
+
+def count(path: Path) -> int:
+    """Number of images, by the header."""
+    with _open(path, 3) as (shape, _):
+        return shape[0]
+
+
+@contextlib.contextmanager
+def _open(path: Path, ndim: int) -> Iterator[tuple[tuple[int, ...], Callable[[int], bytes]]]:
+    """(shape, reader of the bytes) of a file of `ndim` dimensions, its size checked."""
+    try:
+        with path.open("rb") as file:
+            packed = path.suffix.lower() == ".gz"
+            load = Gunzip(file).read if packed else file.read
+            header = load(4 * (1 + ndim))
+            magic, *shape = struct.unpack(f">{1 + ndim}I", header)
+            if magic != 0x800 + ndim:  # 8: of unsigned bytes
+                raise ValueError(f"it begins with {magic:#010x}, not {0x800 + ndim:#010x}")
+            size, needed = os.fstat(file.fileno()).st_size, len(header) + math.prod(shape)
+            if needed > size * MAX_RATIO if packed else needed != size:
+                raise ValueError(
+                    f"its header declares {' x '.join(map(str, shape))} bytes, which is not what "
+                    "follows"
+                )
+            yield tuple(shape), load
+    except UsageError:
+        raise
+    except UNREADABLE as error:
+        raise UsageError(f"{path} is not a readable IDX file ({error})") from None

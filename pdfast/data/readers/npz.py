@@ -1,0 +1,190 @@
+"""An .npz archive: uint8 `images` (N, H, W, C), and `labels` (N,) of any whole-number type.
+
+`arr_0` will do for `images`: `pdfast sample` and the usual reference batches call them so.
+`class_names`, texts, are those of the classes, by number. Large images that lie in the file as they
+are, as `np.savez` and `pdfast data` write them, are mapped into memory, and shared by processes.
+"""
+
+import dataclasses
+import io
+import math
+import warnings
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pdfast.data.readers import npz_file
+from pdfast.data.readers.pictures import Held, Pictures
+from pdfast.data.readers.reading import Arrays, Checksum, Wanted, allocate, check_shape, fill
+from pdfast.data.readers.zips import open_member, open_zip
+from pdfast.errors import UsageError
+
+NAMES = ("images", "arr_0")
+MAPPED = 2**28  # bytes of images from which they are left in the file
+MAX_HEADER = 4096  # bytes; NumPy writes 128
+MAX_LIST = 2**20  # bytes of the archive's list of members
+
+
+def reads(name: str) -> bool:
+    """Whether a file of this name is for this module."""
+    return name.endswith(".npz")
+
+
+def read(path: Path, wanted: Wanted) -> Arrays | Pictures:
+    """Images, and labels if they are wanted; see the package.
+
+    Large images that are deflated are given as pictures, one after the other.
+    """
+    with open_zip(path, ".npz file", MAX_LIST) as archive:
+        images = _images(path, archive)
+        with images.file:
+            check_shape(str(path), images.shape, wanted)
+            found = _pixels(path, archive, images)
+        if not wanted.labels or "labels.npy" not in archive.namelist():
+            return found
+        labels = _open(archive, "labels")
+        with labels.file:
+            if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
+                raise UsageError(
+                    f"{path}: `labels` must be {images.shape[0]} whole numbers, not "
+                    f"{labels.dtype} of shape {labels.shape}"
+                )
+            numbers = _array(labels, f"{path}: `labels`")
+        names = _names(path, archive)
+        if isinstance(found, Pictures):
+            return dataclasses.replace(found, labels=numbers.astype(np.int64), names=names)
+        return found._replace(labels=numbers, names=names)
+
+
+def read_prepared(path: Path, wanted: Wanted) -> Arrays:
+    """As `read`, of what prepare.py wrote, whose images are stored as they are."""
+    found = read(path, wanted)
+    assert isinstance(found, Arrays)
+    return found
+
+
+def files(path: Path) -> list[Path]:
+    """All that `read` may read."""
+    return [path]
+
+
+def count(path: Path) -> int:
+    """Number of images, by the header."""
+    with open_zip(path, ".npz file", MAX_LIST) as archive:
+        images = _images(path, archive)
+        images.file.close()
+        return images.shape[0]
+
+
+class _Member(NamedTuple):
+    """An array of the archive, its header read."""
+
+    file: Any
+    shape: tuple[int, ...]
+    dtype: "np.dtype[Any]"
+    transposed: bool
+    info: zipfile.ZipInfo
+    header: bytes
+
+
+def _pixels(path: Path, archive: zipfile.ZipFile, images: _Member) -> Arrays | Pictures:
+    """The images; large ones mapped, or, where they are deflated, to be read one by one."""
+    size, info = math.prod(images.shape), images.info
+    if size < MAPPED or images.transposed:
+        return Arrays(_array(images, str(path)))
+    if info.compress_type != zipfile.ZIP_STORED:
+        return Pictures(images.shape[0], lambda start: _each(path, start), paths=lambda: [path])
+    at = npz_file.stored_at(path, info) + len(images.header)
+    checksum = Checksum(str(path), zlib.crc32(images.header), info.CRC)
+    return Arrays(npz_file.mapped(path, at, images.shape), checksum=checksum)
+
+
+def _each(path: Path, start: int) -> Iterator[tuple[str, Held]]:
+    """Each image from number `start` on, in order."""
+    with open_zip(path, ".npz file", MAX_LIST) as archive:
+        images = _images(path, archive)
+        with images.file:
+            for n in range(images.shape[0]):
+                image = np.empty(images.shape[1:], np.uint8)
+                fill(image, images.file.read, ends=n + 1 == images.shape[0])
+                if n >= start:
+                    yield f"{path}: image {n}", image
+
+
+def _names(path: Path, archive: zipfile.ZipFile) -> tuple[str, ...]:
+    """Of the classes; () if the archive has none."""
+    if "class_names.npy" not in archive.namelist():
+        return ()
+    names = _open(archive, "class_names")
+    with names.file:
+        if len(names.shape) != 1 or names.dtype.kind != "U":
+            raise UsageError(
+                f"{path}: `class_names` must be texts of shape (K,), not {names.dtype} of shape "
+                f"{names.shape}"
+            )
+        try:
+            return tuple(map(str, _array(names, f"{path}: `class_names`")))
+        except UnicodeDecodeError:
+            raise UsageError(f"{path}: `class_names` holds what is no text") from None
+
+
+def _images(path: Path, archive: zipfile.ZipFile) -> _Member:
+    names = archive.namelist()
+    name = next((name for name in NAMES if f"{name}.npy" in names), "")
+    if not name:
+        held = ", ".join(name.removesuffix(".npy") for name in names[:20]) or "nothing"
+        raise UsageError(f"{path} has no array `images` (it holds {held})")
+    images = _open(archive, name)
+    if images.dtype != np.uint8 or len(images.shape) != 4:
+        raise UsageError(
+            f"{path}: `{name}` must be uint8 of shape (N, H, W, C), not {images.dtype} of shape "
+            f"{images.shape}"
+        )
+    return images
+
+
+def _open(archive: zipfile.ZipFile, name: str) -> _Member:
+    """One array's header, checked against the sizes that the archive lists."""
+    info = archive.getinfo(f"{name}.npy")
+    if archive.namelist().count(info.filename) > 1:
+        raise zipfile.BadZipFile(f"it holds `{name}` twice")
+    file = open_member(archive, info, f"`{name}`")
+    version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"`{name}` is in version {version} of NumPy's format")
+    start = file.read(2 * version[0])
+    length = int.from_bytes(start, "little")
+    if length > MAX_HEADER:
+        raise ValueError(f"the header of `{name}` has {length:,} bytes")
+    header = io.BytesIO(start + file.read(length))
+    parse = np.lib.format.read_array_header_1_0
+    if version == (2, 0):
+        parse = np.lib.format.read_array_header_2_0
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of headers that Python 2 wrote
+            shape, transposed, dtype = parse(header, max_header_size=MAX_HEADER)
+    except Exception as error:  # Python's parser has more ways to fail than it documents
+        raise ValueError(f"the header of `{name}` cannot be read: {error}") from None
+    if dtype.hasobject:
+        raise ValueError(f"`{name}` is pickled")
+    if any(type(n) is not int or n < 0 for n in shape):
+        raise ValueError(f"`{name}` has the shape {shape}")
+    needed = math.prod(shape) * dtype.itemsize
+    if 8 + len(start) + length + needed != info.file_size:
+        raise ValueError(f"`{name}` is not as long as its header says")
+    begins = np.lib.format.magic(*version) + header.getvalue()
+    return _Member(file, shape, dtype, transposed, info, begins)
+
+
+def _array(member: _Member, where: str) -> NDArray[Any]:
+    """The array, in C order."""
+    shape = member.shape[::-1] if member.transposed else member.shape
+    array = allocate(where, shape, member.dtype)
+    fill(array, member.file.read)
+    return np.ascontiguousarray(array.T) if member.transposed else array

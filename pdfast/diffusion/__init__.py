@@ -1,0 +1,1 @@
+"""Noise schedules, angles, samplers, and wrappers of networks of other conventions."""

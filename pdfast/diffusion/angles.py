@@ -1,0 +1,63 @@
+"""Progressive distillation in angles: what one update computes around the networks.
+
+With alpha = cos(phi) and sigma = sin(phi), v = alpha eps - sigma x, and a DDIM step from phi to
+phi' is the rotation z' = cos(phi - phi') z - sin(phi - phi') v. Every quantity of Algorithm 2
+(Salimans & Ho 2022) is then a linear combination of z_t and of network outputs, with one
+coefficient per image; no step subtracts nearly equal numbers, as the published x-space formulas
+do. The coefficients are computed in float64, the combinations in z_t's dtype.
+
+A head predicts y: x-hat, eps-hat or v-hat; the "both" head's two outputs give
+y = v = alpha eps-hat - sigma x-hat. Losses and targets live in the space of y, where no head's
+output is divided by a small number. `reference.py` states the same as published.
+
+An update is four fused ops, each with its reference beside it in kernels/: `add_noise`,
+`ddim_step`, then `distill_loss` (`data_loss` in training on data), and the optimizer's `adamw`.
+
+Shapes: phi (B,), images (B, C, H, W), raw outputs (B, C or 2C, H, W).
+"""
+
+from torch import Tensor
+
+from pdfast.config.names import Head
+from pdfast.kernels.adamw import adamw
+from pdfast.kernels.add_noise import Noised, add_noise, data_target, diffuse, draw_indices
+from pdfast.kernels.angles import combine, per_image, prediction
+from pdfast.kernels.ddim_step import ddim_step
+from pdfast.kernels.distill_loss import (
+    Loss,
+    data_loss,
+    distill_loss,
+    loss_and_grad,
+    loss_weight,
+    target,
+)
+
+__all__ = [
+    "Loss",
+    "Noised",
+    "adamw",
+    "add_noise",
+    "combine",
+    "data_loss",
+    "data_target",
+    "ddim_step",
+    "diffuse",
+    "distill_loss",
+    "draw_indices",
+    "loss_and_grad",
+    "loss_weight",
+    "per_image",
+    "predict_x",
+    "prediction",
+    "target",
+]
+
+
+def predict_x(z: Tensor, out: Tensor, phi: Tensor, head: Head) -> Tensor:
+    """x-hat of a network's raw output at z, unclipped (section 4)."""
+    y = prediction(out, phi, head)
+    if head == "x":
+        return y
+    if head == "eps":
+        return combine((1 / phi.cos(), z), (-phi.tan(), y))
+    return combine((phi.cos(), z), (-phi.sin(), y))

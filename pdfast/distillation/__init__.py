@@ -1,0 +1,1 @@
+"""Progressive distillation: the teacher, the rounds, and what each learns from."""

@@ -1,0 +1,349 @@
+"""Progressive distillation: rounds that halve the sampling steps (Algorithm 2)."""
+
+import copy
+import dataclasses
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pdfast.config.schema import Config, NetConfig
+from pdfast.config.serialization import to_table
+from pdfast.data.dataset import Dataset
+from pdfast.distillation.fitting import Fit
+from pdfast.distillation.rollout import rollout
+from pdfast.distillation.signal_check import Signal, measure
+from pdfast.distillation.teacher import new_model, train_teacher
+from pdfast.distributed import collectives
+from pdfast.distributed.signals import poll
+from pdfast.errors import UsageError
+from pdfast.evaluation.detectors.opening import without_network
+from pdfast.evaluation.evaluator import Judge
+from pdfast.evaluation.report.plots import drawable, picture, sample_row
+from pdfast.models import backends, checkpoint
+from pdfast.models.guidance import guided
+from pdfast.models.model import Model
+from pdfast.models.model_run import ModelRun
+from pdfast.runs import model_dir
+from pdfast.storage import files
+from pdfast.training.batch import open_batch
+from pdfast.training.loop import Objective, fit
+from pdfast.training.precision import cast_to_precision, precision_of
+
+MONITOR_STEPS, MONITOR_IMAGES = 16, 256  # of the cheap distance after each round
+MEASURED_IMAGES = 64  # at most, for a round's signal and rounding
+# Of [model]: what a student of another network has in common with its teacher.
+KEPT = {"image_size", "channels", "num_classes", "head"}
+KEPT |= {"schedule", "logsnr_min", "logsnr_max", "timesteps", "betas"}
+SAMPLED_AS = ("guidance", "class_shares")  # of the metrics beside such a distance
+MONITOR_JUMP = 1.5  # a distance this many times the last round's is a jump
+
+
+def distill_rounds(run: ModelRun, data: Dataset, device: torch.device) -> Model:
+    """All rounds of the run's config; finished ones are loaded. Returns the last student.
+
+    The run's teacher is trained first, unless it is there.
+    """
+    config = run.config
+    student = train_teacher(run, data, device)
+    check_start(student, config)
+    judge = _monitor(data, config, student)
+    if student.head != run.student_head:
+        alpha = float(student.schedule.phi(torch.ones(())).cos())
+        run.screen.say(
+            "the teacher predicts eps, and where SNR is low its x-hat divides by alpha, "
+            f"{alpha:.1e} at u = 1, so that it cannot be distilled as it is: round 1 moves it to "
+            f"{run.student_head} at the same {config.distill.start_steps} steps"
+        )
+    made = _rounds_made(run, judge, drawable(student))
+    for round_ in range(1, made + 1):
+        run.clear_states(round_)
+    if made == config.distill.num_rounds:
+        return backends.select(run.load(run.round_dir(made), device), config.peers)
+    precision = precision_of(config.precision, device)
+    low = cast_to_precision(student, precision)  # cast once a round
+    guidance = config.eval.guidance
+    if drawable(low):
+        teacher_row = sample_row(
+            guided(low, guidance), config.eval.baseline_steps, config.seed, judge.draw
+        )
+    if made:
+        student = backends.select(run.load(run.round_dir(made), device), config.peers)
+        low = cast_to_precision(student, precision)
+    steps = config.distill.steps_after(made) if made else config.distill.start_steps
+    before = _distance(run, made, guided(low, guidance), steps, judge)
+    for round_ in range(made + 1, config.distill.num_rounds + 1):
+        steps, path = config.distill.steps_after(round_), run.round_dir(round_)
+        if run.has(path):
+            run.clear_states(round_)
+            student = backends.select(run.load(path, device), config.peers)
+        else:
+            student = _distill_round(run, student, low, data, round_, steps)
+        low = cast_to_precision(student, precision)
+        shown = guided(low, guidance)
+        seen = run.has_picture(f"{path.name}.png") and _logged(run, round_, judge) is not None
+        if drawable(shown) and not seen:
+            row = sample_row(shown, min(steps, MONITOR_STEPS), config.seed, judge.draw)
+            run.save_picture(picture(shown, [teacher_row, row]), f"{path.name}.png")
+        distance = _distance(run, round_, shown, steps, judge)
+        if distance > MONITOR_JUMP * before:
+            run.screen.warn(
+                f"round {round_}: the distance jumped from {before:.3g} to {distance:.3g}; to do "
+                f"it again with more updates, remove {path} and later rounds, and raise "
+                f"distill.round_updates for {steps} steps"
+            )
+        before = distance
+    return student
+
+
+def _monitor(data: Dataset, config: Config, teacher: Model) -> Judge:
+    """What judges each round: pixels of few samples."""
+    num, detector = min(MONITOR_IMAGES, len(data)), without_network(data)
+    shares = config.eval.classes
+    return Judge(data, num, config.seed, detector, model=teacher, shares=shares)
+
+
+def _rounds_made(run: ModelRun, judge: Judge, drawn: bool) -> int:
+    """The rounds, from the first on, of which nothing is left to be done.
+
+    `drawn`: a picture belongs to each.
+    """
+    made = 0
+    while made < run.config.distill.num_rounds and _logged(run, made, judge) is not None:
+        path = run.round_dir(made + 1)
+        whole = run.has(path) and (not drawn or run.has_picture(f"{path.name}.png"))
+        if not whole or _logged(run, made + 1, judge) is None:
+            break
+        made += 1
+    return made
+
+
+def _distill_round(
+    run: ModelRun, teacher: Model, low: Model, data: Dataset, round_: int, steps: int
+) -> Model:
+    """One round: the student starts as the teacher and learns its two steps in one.
+
+    `low` is the teacher in the networks' precision. A first fit has the teacher's steps.
+    """
+    config = run.config
+    cfg = config.distill.loop_of(steps)
+    title = f"round {round_}/{config.distill.num_rounds} ({steps} steps)"
+    objective: Objective
+    if steps == config.distill.start_steps:
+        title = f"{title[:-1]}, the first fit)"
+        signal = {}
+        student = first_student(run, teacher)
+        objective = Fit(low, steps, cfg.loss_weight)
+    else:
+        signal = _signal(run, teacher, low, data, round_, steps)
+        # A rounded copy teaches while the original learns; where nothing is rounded, a copy learns.
+        student = remove_dropout(copy.deepcopy(teacher) if low is teacher else teacher)
+        objective = rollout(low, steps, cfg, config.engine)
+    student.steps = steps
+    result = fit(student, objective, cfg, data, run, round_, title)
+    # Logged before the model is there: a run cut off in between does the round's end again.
+    run.log(round=round_, steps=steps, **result.as_metrics(), **signal)
+    run.save_model(student, run.round_dir(round_), round=round_, seed=config.seed)
+    run.clear_states(round_)
+    run.screen.say(
+        f"{title}: {result.text()}, "
+        f"{cfg.updates} updates in {result.seconds:.1f} s, saved to {run.round_dir(round_)}"
+    )
+    return student
+
+
+def _signal(
+    run: ModelRun, teacher: Model, low: Model, data: Dataset, round_: int, steps: int
+) -> dict[str, float | None]:
+    """Signal and rounding of a round, for the metrics; warns where rounding is the larger."""
+    config = run.config
+    few = dataclasses.replace(
+        config.distill, batch=min(MEASURED_IMAGES, config.distill.batch), accumulate=1
+    )
+
+    def by_the_first() -> list[float | None]:
+        batch, source = open_batch(config, few, data, low, round_, fixed=True)
+        with closing(source):
+            source.load(0)
+        return list(measure(teacher, low, steps, batch))
+
+    found = Signal(*collectives.from_first(by_the_first))  # type: ignore[arg-type]  # of two
+    if found.ratio < 1:
+        precision = precision_of(config.precision, teacher.device)
+        finer = {"bf16": "tf32 or fp32", "tf32": "fp32"}.get(precision)
+        better = f", or distil the first rounds with --precision {finer}" if finer else ""
+        run.screen.warn(
+            f"round {round_}: what there is to learn, {found.signal:.2g} in v, is less than the "
+            f"rounding of {precision} networks, {found.rounding:.2g}: start from fewer steps "
+            "(--distill.start-steps)" + better
+        )
+    return found._asdict()
+
+
+def _distance(run: ModelRun, round_: int, model: Model, steps: int, judge: Judge) -> float:
+    """A cheap distance to watch the rounds by: few images, at most 16 steps; computed once."""
+    found = _logged(run, round_, judge)
+    if found is not None:
+        return found
+    distance, _ = judge.judge(model, min(steps, MONITOR_STEPS), poll)
+    run.log(round=round_, steps=steps, distance=distance, **_sampled_as(run, judge))
+    return distance
+
+
+def _logged(run: ModelRun, round_: int, judge: Judge) -> float | None:
+    """The distance after a round, if it was found for samples of this guidance and these shares."""
+    asked = _sampled_as(run, judge)
+    for m in reversed(run.metrics()):
+        same = {key: m[key] for key in SAMPLED_AS if key in m} == asked
+        if m["round"] == round_ and "distance" in m and same:
+            return float(m["distance"])
+    return None
+
+
+def _sampled_as(run: ModelRun, judge: Judge) -> dict[str, Any]:
+    """What a line of metrics says of the samples; nothing of those of no guidance, drawn evenly."""
+    weight, draw = run.config.eval.guidance, judge.draw
+    said: dict[str, Any] = {"guidance": weight} if weight else {}
+    return said | ({"class_shares": 1} if draw is not None and draw.how == "data" else {})
+
+
+def load_teacher(config: Config, device: torch.device) -> Model:
+    """The config's teacher from elsewhere, once it is known to fit."""
+    path = Path(config.distill.teacher)
+    model = checkpoint.load_model(path, device)
+    check_network(config, model.cfg, path)
+    check_start(model, config)
+    return model
+
+
+def check_network(config: Config, teacher: NetConfig, path: Path) -> None:
+    """Refuse a teacher that the config's students can neither start as nor be fitted to."""
+    asked, found = (to_table(net.without_dropout()) for net in (config.model, teacher))
+    same = asked == found
+    if same and config.distill.fit_updates:
+        raise UsageError(
+            f"distill.fit_updates is for students that cannot start as their teacher, but {path} "
+            "is of the config's own network: leave it 0"
+        )
+    guides = bool(config.model.guidance) and not teacher.guidance
+    if guides and (not teacher.label_dropout or teacher.head == "eps"):
+        raise UsageError(
+            f"the teacher {path} cannot be guided, since "
+            + (
+                "it predicts eps: train one of x, v or both"
+                if teacher.label_dropout
+                else "it always was told the class: train one with model.label_dropout 0.1"
+            )
+            + ", or leave model.guidance out"
+        )
+    for key in asked:
+        moved = key == "head" and (found[key], asked[key]) == ("eps", "v")
+        moved |= key == "guidance" and guides
+        if asked[key] == found[key] or moved:
+            continue
+        kept = key in KEPT or (key == "guidance" and bool(teacher.guidance))
+        if kept or not config.distill.fit_updates:
+            fit = (
+                ", or --distill.fit-updates 20000 to fit a student of the config's network to it "
+                "first"
+            )
+            raise UsageError(
+                f"the teacher {path} has model.{key} {found[key]!r}, but the config asks for "
+                f"{asked[key]!r}: pass the config that the teacher was trained with"
+                + ("" if kept else fit)
+            )
+
+
+def with_fit(config: Config, teacher: NetConfig, begun: int = 0) -> Config:
+    """The config, with a first fit where the teacher predicts eps and the students v, or where
+    they take a guidance weight.
+
+    `begun`: the updates of the fit that the run began with, if it did.
+    """
+    asked = config.model
+    if teacher.head == asked.head and bool(teacher.guidance) == bool(asked.guidance):
+        return config
+    return dataclasses.replace(config, distill=config.distill.with_fit(begun))
+
+
+def first_student(run: ModelRun, teacher: Model) -> Model:
+    """What a first fit starts from: the teacher's weights where they fit, otherwise new ones."""
+    if run.networks.student is not None:
+        return run.networks.student.copy().to(teacher.device)
+    student = remove_dropout(new_model(run.config, teacher.device))
+    own = teacher.cfg.without_dropout()
+    if dataclasses.replace(own, head=student.head, guidance=student.guidance) == student.cfg:
+        mine = student.net.state_dict()  # of which the teacher may lack the weight's input
+        student.net.load_state_dict(mine | teacher.net.state_dict())
+    return backends.select(student, run.config.peers)
+
+
+def check_start(model: Model, config: Config) -> None:
+    """Refuse a teacher that does not have the steps to start from."""
+    start, most = config.distill.start_steps, model.schedule.most_steps
+    if start > most:
+        fits = fits_in(most)
+        raise UsageError(
+            f"distill.start_steps {start} is more than the {most} timesteps that the teacher was "
+            f"trained on: pass --distill.start-steps {fits} and at most --rounds "
+            f"{most.bit_length() - 1}"
+        )
+    shown = max(*config.eval.steps, config.eval.baseline_steps)
+    if shown > most:
+        raise UsageError(
+            f"eval.steps or eval.baseline_steps {shown} is more than the {most} timesteps that the "
+            f"teacher was trained on: pass --eval.baseline-steps {min(64, fits_in(most))}, and no "
+            "larger --eval.steps"
+        )
+    if model.steps not in (0, config.distill.start_steps):
+        raise UsageError(
+            f"the teacher was distilled to {model.steps} steps: pass --distill.start-steps "
+            f"{model.steps}, and as many rounds as that allows"
+        )
+
+
+def fits_in(most: int) -> int:
+    """The largest power of 2 that is not above `most`."""
+    return 1 << (most.bit_length() - 1)
+
+
+def adopt_teacher(run: ModelRun, given: Model | None) -> None:
+    """Copy the teacher from elsewhere, if one is given, into the run that has none yet.
+
+    Raises UsageError if the run has one, or something made by one, and another is meant.
+    """
+    named, own = run.config.distill.teacher, run.networks.teacher is not None
+    path = Path(named)
+    if given is not None and not run.has(run.teacher_dir):
+        if run.students() or run.begun():
+            leave = "" if own else "leave --teacher away, having "
+            raise UsageError(
+                f"{run.path} has rounds or saved states, but not of "
+                f"{'the teacher given' if own else path}: {leave}put back {run.teacher_dir} if it "
+                "was there, or choose another --out"
+            )
+        run.save_model(given, run.teacher_dir, source="a call" if own else named)
+        return
+
+    def differs() -> bool:
+        if given is not None and own:
+            return not same_weights(run.load(run.teacher_dir, given.device), given)
+        if not named or not (path / files.MANIFEST).is_file():
+            return False  # the run's own copy is what counts
+        return model_dir.fingerprint(run.teacher_dir) != model_dir.fingerprint(path)
+
+    if run.has(run.teacher_dir) and collectives.from_first(differs):
+        raise UsageError(f"{run.path} already has another teacher: choose another --out")
+
+
+def same_weights(a: Model, b: Model) -> bool:
+    """Of two models of one network."""
+    others = b.weights()
+    return all(torch.equal(tensor, others[name]) for name, tensor in a.weights().items())
+
+
+def remove_dropout(model: Model) -> Model:
+    """The model itself, its config changed for distillation, which uses no dropout."""
+    model.remove_dropout()
+    return model

@@ -1,0 +1,124 @@
+"""Meeting and connecting of the processes of a run."""
+
+import contextlib
+import itertools
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
+
+from pdfast.distributed import board
+from pdfast.distributed.heartbeat import Heartbeat, ProcessLost, give_up
+from pdfast.errors import PdfastError, UsageError
+from pdfast.storage import processes
+from pdfast.storage.processes import Process
+
+START_LIMIT = 60.0  # seconds for all to start, and then to connect, where the timeout is shorter
+FOREVER = timedelta(days=365)
+
+_sessions = itertools.count()
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a process knows of the run's processes, once they are connected."""
+
+    rank: int
+    size: int
+    of_device: dist.ProcessGroup | None
+    """The group of the device's tensors; None: gloo's, which is the default group."""
+    heartbeat: Heartbeat
+
+    def lost(self) -> ProcessLost:
+        """The error for a collective that failed."""
+        return self.heartbeat.lost or ProcessLost.ended()
+
+
+def join(device: torch.device, poll: Callable[[], None], timeout: float) -> Session:
+    """Meet the others, and connect; `poll` is called while they are waited for.
+
+    Raises ProcessLost if not all come, UsageError if some have a GPU and others have none.
+    """
+    if dist.is_initialized():
+        raise UsageError(
+            "torch.distributed is in use already, by your script or by a call of pdfast that "
+            "failed: start the processes anew, and leave its set-up to pdfast"
+        )
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    of_device, limit = None, max(timeout, START_LIMIT)
+    store = PrefixStore(f"session-{next(_sessions)}", board.store())
+    _meet(store, rank, size, poll, limit)
+    with _connecting(limit):
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=FOREVER)
+        gpus = torch.tensor([int(device.type == "cuda")])
+        dist.all_reduce(gpus)  # none goes on, maybe to fail, before all are connected
+        if 0 < int(gpus) < size:
+            dist.destroy_process_group()
+            raise UsageError(
+                f"GPUs are seen by {int(gpus)} of the {size} processes: pass "
+                "--device cpu, or start processes only where there are GPUs"
+            )
+        if device.type == "cuda":
+            # nccl's own watchdog would abort the process, without a word of ours.
+            os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
+            of_device = dist.new_group(backend="nccl", timeout=FOREVER)
+            # Connects, which must have happened before a graph is captured.
+            dist.all_reduce(torch.zeros(1, device=device), group=of_device)
+        peers = {k: Process.parse(store.get(_note(k)).decode()) for k in _watched(rank, size)}
+    return Session(rank, size, of_device, Heartbeat(peers, timeout))
+
+
+def _note(rank: int) -> str:
+    return f"here/{rank}"
+
+
+def _meet(store: Any, rank: int, size: int, poll: Callable[[], None], limit: float) -> None:
+    """Wait until all processes are here; then either all go on, or all give up."""
+    store.set(_note(rank), str(processes.this()))
+    end = time.monotonic() + limit
+    while not store.check([_note(other) for other in range(size)]):
+        try:
+            if store.check(["verdict"]):
+                raise ProcessLost.ended()
+            if time.monotonic() > end:
+                missing = [other for other in range(size) if not store.check([_note(other)])]
+                raise ProcessLost.absent(missing, limit)
+            poll()
+        except PdfastError:
+            if store.compare_set("verdict", "", "give up") == b"give up":
+                raise
+            return  # too late, the others are going on
+        time.sleep(0.05)
+    if store.compare_set("verdict", "", "go on") != b"go on":
+        raise ProcessLost.ended()
+
+
+@contextlib.contextmanager
+def _connecting(limit: float) -> Iterator[None]:
+    """Raise ProcessLost if a process ends in the block; end this one if the limit is missed.
+
+    There is no heartbeat yet.
+    """
+    timer = threading.Timer(limit, lambda: give_up(ProcessLost.unconnected(limit)))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise ProcessLost.ended() from error
+    finally:
+        timer.cancel()
+
+
+def _watched(rank: int, size: int) -> Sequence[int]:
+    """Whom a process hears, and they it: 0 all others."""
+    return [0] if rank else range(1, size)

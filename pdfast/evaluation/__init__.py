@@ -1,0 +1,1 @@
+"""Distances and scores of samples, and the report."""

@@ -1,0 +1,251 @@
+"""What a report shows of a run: its tables, pictures and texts."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from pdfast.console.progress import short
+from pdfast.data.image_grid import Row
+from pdfast.errors import printable
+from pdfast.evaluation.provenance import Facts
+from pdfast.evaluation.report.html import Table, View
+from pdfast.evaluation.report.plots import NUM_SHOWN, counted, gallery
+from pdfast.evaluation.sweep import Measured, Meter
+from pdfast.models.model import Model
+from pdfast.runs import watched_loss
+from pdfast.runs.run import Run
+from pdfast.runs.watched_loss import MEANING, WORDS
+
+QUICK = (
+    "Round 0 is the teacher's training; the distance is a quick one, 256 images in at most 16 "
+    "steps, for comparing rounds only. {loss} Signal / rounding: how far the target is from the "
+    "student when a round begins, in v, over what the networks' rounding changes in that (medians "
+    "over a fixed batch of training images). A round where it is not well above 1 teaches little "
+    "at this precision."
+)
+
+
+Curve = dict[int, Measured]  # by steps
+
+
+def as_json(meter: Meter, facts: Facts, curves: dict[str, Curve]) -> dict[str, Any]:
+    """What report.json and eval.json hold: metric, floor, facts, and {steps: distance} by name.
+
+    Of detectors with a network also "scores", of conditional models "classes", each by name and
+    steps as well.
+    """
+
+    def by_steps(value: Callable[[Measured], Any]) -> dict[str, Any]:
+        return {
+            name: {str(k): value(m) for k, m in sorted(c.items())} for name, c in curves.items()
+        }
+
+    judge = meter.judge
+    table = {
+        "metric": judge.metric,
+        "floor": meter.floor,
+        "floor_std": meter.floor_std,
+        "images": judge.num,
+        "facts": facts.table(),
+        **by_steps(lambda m: m.distance),
+    }
+    if judge.detector.weights:
+        table["scores"] = by_steps(_scores)
+    if judge.classes or judge.num_left_out:
+        table["classes"] = {
+            "left_out": judge.num_left_out,
+            "floor": {str(label): of.floor for label, of in judge.classes.items()},
+            **by_steps(lambda m: m.figure.table()["classes"]),
+        }
+    return table
+
+
+def _scores(measured: Measured) -> dict[str, float]:
+    """Everything but the distance, by name."""
+    figure = measured.figure
+    found: dict[str, float] = {}
+    if figure.inception_score is not None:
+        score = figure.inception_score
+        found |= {"inception_score": score.mean, "inception_score_std": score.std}
+    if figure.manifold is not None:
+        found |= figure.manifold._asdict()
+    return found
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was measured of a run."""
+
+    run: Run
+    meter: Meter
+    model: Model
+    """The teacher, for the kind of its samples."""
+    data: Tensor
+    """The first of the set."""
+    facts: Facts
+    teacher: Curve
+    student: Curve = field(default_factory=dict)
+    """Each at its own number of steps."""
+
+    @property
+    def curves(self) -> dict[str, Curve]:
+        """By name."""
+        return {"teacher": self.teacher, "student": self.student}
+
+    @property
+    def title(self) -> str:
+        """Of the page."""
+        return f"{self.run.config.name}: {self.meter.judge.metric} against sampling steps"
+
+    @property
+    def summary(self) -> str:
+        """What the distances are of."""
+        meter, judge = self.meter, self.meter.judge
+        of = "the data" if judge.metric == "FD-raw" else "all images"
+        clipped = "clipped " if self.model.clip else ""
+        return (
+            f"{judge.num} samples (seed {judge.seed}, {clipped}DDIM) against {of}. Resampled data "
+            f"scores {meter.floor:.3f} +- {meter.floor_std:.3f}, the floor.{self.facts.rank_note}"
+            + self._guidance_note
+        )
+
+    @property
+    def _guidance_note(self) -> str:
+        """What guidance costs; empty where there is none."""
+        if self.model.calls == 1:
+            return ""
+        weight = self.run.config.eval.guidance
+        return (
+            f" Guidance has weight {weight:g}: the teacher is evaluated twice a step, with the "
+            "class and without, the students once."
+        )
+
+    # -- tables ----------------------------------------------------------------------------
+
+    def distances(self) -> Table:
+        """Distance and cost at each number of steps."""
+        steps = "steps = network calls" if self.model.calls == 1 else "steps"
+        header = [steps, "teacher", "student", "ms/image, teacher", "student"]
+
+        def cells(found: Measured | None) -> tuple[str, str]:
+            if found is None:
+                return "", ""
+            return f"{found.distance:.3f}", short(1000 * found.seconds, 2)
+
+        lines = []
+        for k, of_teacher in self.teacher.items():
+            pairs = zip(cells(of_teacher), cells(self.student.get(k)), strict=True)
+            lines.append([str(k), *(cell for pair in pairs for cell in pair)])
+        return header, lines
+
+    def scores(self) -> Table | None:
+        """Inception score, precision and recall; of a detector with a network."""
+        names = list(_scores(next(iter(self.teacher.values()))))
+        if not names:
+            return None
+        shown = [name.replace("_", " ") for name in names]
+        header = ["steps", *(f"{who}: {name}" for who in self.curves for name in shown)]
+        lines = []
+        for k in self.teacher:
+            line = [str(k)]
+            for curve in self.curves.values():
+                found = _scores(curve[k]) if k in curve else {}
+                line += [f"{found[name]:.3f}" if found else "" for name in names]
+            lines.append(line)
+        return header, lines
+
+    def classes(self) -> Table | None:
+        """Distance by class, of a conditional model, at each number of steps."""
+        judge = self.meter.judge
+        if not judge.classes:
+            return None
+        columns = [
+            (f"{who}, {counted(k)}", m) for who, c in self.curves.items() for k, m in c.items()
+        ]
+        told = judge.set_classes
+        assert told is not None
+        header = ["class", "name", "images", "floor", *(name for name, _ in columns)]
+        lines = [
+            [str(label), printable(told.name(label)), f"{told.counts[label]:,}", f"{of.floor:.3f}"]
+            + [f"{measured.figure.classes[label]:.3f}" for _, measured in columns]
+            for label, of in sorted(judge.classes.items())
+        ]
+        return header, lines
+
+    @property
+    def classes_note(self) -> str:
+        """What the table by class lacks; empty for unconditional models."""
+        judge = self.meter.judge
+        if not judge.num_left_out:
+            return ""
+        return (
+            f"Left out: {judge.num_left_out} of the classes, each of which has fewer "
+            f"images or samples than the {judge.width + 1:,} that {judge.metric} takes."
+        )
+
+    def measured(self) -> Table:
+        """What stands beside every figure."""
+        return ["what", "value"], self.facts.rows()
+
+    def rounds(self) -> Table:
+        """What each phase took and did, by the metrics."""
+        logged, config = self.run.metrics(), self.run.config
+        quick = {m["round"]: m["distance"] for m in logged if "distance" in m}
+        name = watched_loss.logged(logged)
+        header = ["round", "steps", "updates", f"{WORDS[name]}, start", "end", "distance"]
+        header += ["updates/s", "signal / rounding"]
+        lines = []
+        for m in logged:
+            if f"{name}_end" not in m:
+                continue
+            r, steps = m["round"], m.get("steps", 0)
+            updates = config.distill.updates_of(steps) if steps else config.train.updates
+            rate = updates / m["seconds"] if m["seconds"] else 0.0
+            losses = [f"{m[f'{name}_{at}']:.3g}" for at in ("start", "end")]
+            distance = f"{quick[r]:.3f}" if r in quick else ""
+            numbers = [str(r), str(steps or ""), str(updates), *losses, distance]
+            lines.append([*numbers, short(rate, 3), _learnable(m)])
+        return header, lines
+
+    @property
+    def rounds_note(self) -> str:
+        """What the columns of the rounds are."""
+        return QUICK.format(loss=MEANING[watched_loss.logged(self.run.metrics())])
+
+    def rows(self) -> list[Row]:
+        """For samples/compare.png: the data, the teacher's best, and each student below it."""
+        shown = [("data", self.data), self._row(self.run.config.eval.baseline_steps)]
+        for k in self.student:
+            shown += [self._row(k), self._row(k, student=True)]
+        return [(caption, samples[:NUM_SHOWN]) for caption, samples in shown]
+
+    def _row(self, k: int, student: bool = False) -> Row:
+        found, name = (self.student, "student") if student else (self.teacher, "teacher")
+        return f"{name}, {counted(k)}", found[k].samples
+
+    def views(self) -> list[View]:
+        """For the page: teacher and student at each number of steps."""
+        metric, found = self.meter.judge.metric, []
+        for k, of_teacher in self.teacher.items():
+            pictures, captions = [], []
+            for name, of in (("teacher", of_teacher), ("student", self.student.get(k))):
+                said = "none has this number of steps" if of is None else (
+                    f"{metric} {of.distance:.3f}, {short(1000 * of.seconds, 2)} ms/image"
+                )  # fmt: skip
+                captions.append(f"{name}, {counted(k)}: {said}")
+                picture = None if of is None else gallery(self.model, of.samples, self.data)
+                pictures.append(picture)
+            found.append(View(k, pictures[0], pictures[1], (captions[0], captions[1])))
+        return found
+
+
+def _learnable(m: dict[str, Any]) -> str:
+    """A round's signal, its rounding, and their ratio."""
+    if "signal" not in m:
+        return ""
+    if m["rounding"] is None:
+        return f"{m['signal']:.2g}"
+    ratio = short(m["signal"] / m["rounding"], 3) if m["rounding"] else "exact"
+    return f"{m['signal']:.2g} / {m['rounding']:.2g} = {ratio}"

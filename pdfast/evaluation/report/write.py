@@ -1,0 +1,270 @@
+"""The report of a run or of one model: distances against sampling steps, tables, plot and page."""
+
+import contextlib
+import io
+import json
+import platform
+from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from pdfast.config.schema import check_guided_students, dump_config
+from pdfast.data.dataset import Dataset
+from pdfast.distributed import collectives
+from pdfast.evaluation import resume
+from pdfast.evaluation.evaluator import Judge
+from pdfast.evaluation.provenance import averaging, facts_of
+from pdfast.evaluation.report.html import Section, Table, page
+from pdfast.evaluation.report.made_of import Record, digest, digest_of
+from pdfast.evaluation.report.plots import drawable, picture, plot_distances
+from pdfast.evaluation.report.tables import Curve, Report, as_json
+from pdfast.evaluation.sweep import NUM_KEPT, Meter
+from pdfast.models.guidance import guided
+from pdfast.models.model import Model
+from pdfast.models.model_run import ModelRun
+from pdfast.runs.run import Run
+from pdfast.storage import files
+from pdfast.storage.marked import METADATA
+from pdfast.training.precision import cast_to_precision, precision_of
+from pdfast.version import __version__
+
+TABLE, PICTURE = "eval.json", "eval.png"  # of one model
+FORMAT = "2"  # of the report's files; one of another format is made again
+NO_PICTURES = "no pictures: the samples are neither images of 1 or 3 channels nor signals"
+
+
+class SampledAt(NamedTuple):
+    """Numbers of steps that a report samples at."""
+
+    teacher: set[int]
+    student: set[int]
+    """Of the students that have these as their own."""
+
+
+def sampled_at(steps: Iterable[int], baseline: int, students: Iterable[int]) -> SampledAt:
+    """Where a report has samples: `students` are the own steps of those that are there.
+
+    At `steps` and the baseline's; and at the last student's, if they are not more than those.
+    """
+    wanted, own = set(steps), set(students)
+    wanted |= {newest for newest in own if newest == min(own) and newest <= baseline}
+    return SampledAt({*wanted, baseline}, own & wanted)
+
+
+def report_run(run: ModelRun, data: Dataset, steps: Sequence[int], device: torch.device) -> None:
+    """Evaluate a run's saved models; write report.json, .md, .png and .html, and pictures.
+
+    The teacher is sampled at each of `steps` and at the baseline's, each student whose own step
+    count is among `steps`, and the last student, at that count. The numbers depend on the saved
+    models, the data and the config alone. A killed evaluation goes on where it was. Nothing is done
+    where the report is there, and of the same models, data, metrics, config, device and versions.
+    """
+    config, students = run.config, run.students()
+    if students:
+        check_guided_students(config)
+    wanted = sampled_at(steps, config.eval.baseline_steps, students)
+    newest = min(students, default=0)
+    if newest not in wanted.student and newest:
+        run.screen.say(
+            f"the student of {newest} steps is not sampled at its own steps, which takes long: "
+            f"pdfast eval {run.path} --steps {newest} does it"
+        )
+    precision = precision_of(config.precision, device)
+
+    def load(path: Path) -> Model:
+        return guided(cast_to_precision(run.load(path, device), precision), config.eval.guidance)
+
+    judge, models = Judge.of(data, config, device), [run.teacher_dir, *students.values()]
+    own = run.networks.teacher is not None
+    computed = [resume.fingerprints(load(path))[0] for path in models] if own else []
+    record = Record(
+        run,
+        partial(_made_of, run, judge, models, computed, wanted.teacher | wanted.student, device),
+    )
+    if collectives.from_first(record.holds):
+        run.screen.say(f"report: {run.path / 'report.html'}, {run.path / 'report.md'}: up to date")
+        return
+    teacher = load(run.teacher_dir)
+    judge = Judge(
+        data,
+        config.eval.num,
+        config.seed,
+        judge.detector,
+        run.screen,
+        teacher,
+        config.eval.classes,
+    )
+    meter = Meter(judge, run)
+    of_teacher = meter("teacher", teacher, wanted.teacher)
+    of_students: Curve = {}
+    for k, path in students.items():
+        if k in wanted.student:
+            of_students |= meter("student", load(path), [k])
+
+    def write() -> str:
+        weights = {"teacher": averaging(run.teacher_dir, config, student=False)}
+        for path in students.values():  # all are made alike
+            weights["student"] = averaging(path, config, student=True)
+        facts = facts_of(judge, config, teacher, weights)
+        shown = data.images[:NUM_KEPT].cpu()
+        record.forget()
+        record.keep(_write(Report(run, meter, teacher, shown, facts, of_teacher, of_students)))
+        return facts.text()
+
+    line = collectives.from_first(write)
+    meter.clear()
+    shown = run.path / "samples" / "compare.png"
+    seen = f", {shown}" if drawable(teacher) else f"; {NO_PICTURES}"
+    run.screen.say(f"report: {run.path / 'report.html'}, {run.path / 'report.md'}{seen}")
+    run.screen.say(line)
+
+
+def check_out(folder: Path) -> None:
+    """Raise UsageError where `report_model` would replace what no earlier evaluation wrote."""
+    table, picture, state = (folder / name for name in (TABLE, PICTURE, resume.FOLDER))
+    earlier = False
+    if table.is_file():
+        with contextlib.suppress(files.Damaged):
+            earlier = files.read_json(table).keys() >= {"metric", "floor", "facts", "model"}
+    if not earlier:
+        files.check_replaceable(table)
+        files.check_replaceable(picture)
+    if not resume.is_one(state):
+        files.check_replaceable(state)
+
+
+def _made_of(
+    run: Run,
+    judge: Judge,
+    models: Sequence[Path],
+    computed: Sequence[str],
+    steps: set[int],
+    device: torch.device,
+) -> dict[str, str]:
+    """All that a run's report depends on; for the first process.
+
+    `computed`: fingerprints of networks of one's own, whose code is in no file of the run.
+    """
+    manifests = {path.name: files.read_manifest(path)["manifest_sha256"] for path in models}
+    return judge.key() | {
+        "format": FORMAT,
+        "models": json.dumps([manifests, computed]),
+        "steps": json.dumps(sorted(steps)),
+        "config": digest(dump_config(run.config)),
+        "metrics": digest_of(run.path / "metrics.jsonl"),
+        "class names": json.dumps(judge.data.names),
+        "versions": json.dumps([files.versions(), _versions(device)]),
+    }
+
+
+def report_model(name: str, model: Model, out: Run, judge: Judge, averaged: dict[str, str]) -> None:
+    """Evaluate one model at the config's `eval.steps`: eval.json and eval.png in `out`.
+
+    `averaged` says under "model" what its weights are; see `Facts`.
+    """
+    meter = Meter(judge, out)
+    found = meter(name, model, out.config.eval.steps)
+
+    def write() -> str:
+        facts = facts_of(judge, out.config, model, averaged)
+        figure = plot_distances(judge.metric, meter.floor, [(name, _distances(found))])
+        out.write(PICTURE, lambda stage: figure.savefig(stage, metadata=METADATA))
+        table = as_json(meter, facts, {"model": found})
+        out.write_text(TABLE, json.dumps(table, indent=1) + "\n")
+        return facts.text()
+
+    line = collectives.from_first(write)
+    meter.clear()
+    out.screen.say(f"report: {out.path / TABLE}, {out.path / PICTURE}")
+    out.screen.say(line)
+
+
+def _distances(found: Curve) -> dict[int, float]:
+    return {k: m.distance for k, m in found.items()}
+
+
+def _write(report: Report) -> list[str]:
+    """All files, report.json last: where it is, the others are. Gives their names."""
+    run, metric = report.run, report.meter.judge.metric
+    curves = [
+        ("teacher", _distances(report.teacher)),
+        ("students, each at its own steps", _distances(report.student)),
+    ]
+    file = io.BytesIO()
+    plot_distances(metric, report.meter.floor, curves).savefig(file)
+    curve = file.getvalue()
+    drawn = drawable(report.model)
+    newest = min(report.student, default=run.config.eval.baseline_steps)
+    run.write_text("report.md", _markdown(report))
+    if drawn:
+        run.save_picture(picture(report.model, report.rows()), "compare.png")
+    run.write("report.png", lambda stage: stage.write_bytes(curve))
+    text = page(
+        title=report.title,
+        summary=report.summary,
+        views=report.views() if drawn else [],
+        first=newest,
+        distances=report.distances(),
+        curve=curve,
+        more=_more(report),
+        rounds=report.rounds(),
+        note=report.rounds_note,
+        versions=_versions(report.model.device),
+        config=dump_config(run.config),
+    )
+    run.write_text("report.html", text)
+    table = as_json(report.meter, report.facts, report.curves)
+    run.write_text("report.json", json.dumps(table, indent=1) + "\n")
+    names = ["report.md", "report.png", "report.html", "report.json"]
+    return names + (["samples/compare.png"] if drawn else [])
+
+
+def _versions(device: torch.device) -> dict[str, str]:
+    """What the report was written with."""
+    on = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "pdfast": __version__,
+        "PyTorch": torch.__version__,
+        "Python": platform.python_version(),
+        "device": f"{device.type}, {on}",
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def _more(report: Report) -> list[Section]:
+    """What stands between the distances and the rounds."""
+    tables = [
+        Section("Inception score, precision and recall", report.scores(), ""),
+        Section("Distance by class", report.classes(), report.classes_note),
+        Section("How the figures were measured", report.measured(), ""),
+    ]
+    return [section for section in tables if section.table or section.note]
+
+
+def _markdown(report: Report) -> str:
+    """report.md: the tables of the page, its curve and pictures."""
+    samples = f"There are {NO_PICTURES}."
+    if drawable(report.model):
+        samples = "![samples](samples/compare.png)"
+    parts = [
+        f"# {report.title}",
+        report.summary,
+        _lines(report.distances()),
+        "![distances](report.png)",
+        samples,
+    ]
+    for heading, table, note in _more(report):
+        parts += [f"## {heading}", *([_lines(table)] if table else []), *([note] if note else [])]
+    parts += ["## Rounds", _lines(report.rounds()), report.rounds_note]
+    return "\n\n".join(parts) + "\n"
+
+
+def _lines(table: Table) -> str:
+    """A table as Markdown."""
+    header, rows = table
+    cells = [[cell.replace("|", "\\|").replace("<", "&lt;") for cell in row] for row in rows]
+    lines = [header, ["--:"] * len(header), *cells]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

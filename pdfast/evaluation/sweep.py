@@ -1,0 +1,146 @@
+"""Models sampled at some numbers of steps, and judged; every figure is kept, and found once."""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pdfast.distributed import collectives
+from pdfast.distributed.signals import poll
+from pdfast.evaluation import resume
+from pdfast.evaluation.evaluator import Figure, Judge
+from pdfast.evaluation.report.plots import counted
+from pdfast.evaluation.resume import EvalState, Finished, Part
+from pdfast.models.model import SAMPLE_BATCH, Model
+from pdfast.runs.run import Run
+from pdfast.storage import staging
+
+NUM_KEPT = 64  # samples for the page
+STOPPED = "finished models are whole, samples are kept; the same command goes on from there"
+PART = 4  # batches of each process that are kept at a time
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A model at one number of sampling steps."""
+
+    figure: Figure
+    seconds: float
+    """Per image, of sampling."""
+    samples: Tensor
+    """The first of them, as they are stored, (N, H, W, C) on the CPU; for the first process."""
+
+    @property
+    def distance(self) -> float:
+        """Of the samples from the data."""
+        return self.figure.distance
+
+
+class Meter:
+    """Judges models. Every method is reached by all processes."""
+
+    def __init__(self, judge: Judge, run: Run) -> None:
+        """What is done is kept in `run`'s folder, and used where an evaluation left it there."""
+        self.judge, self.screen = judge, run.screen
+        self._folder = run.path / resume.FOLDER
+        collectives.from_first(self._begin)
+        if judge.detector.warning:
+            run.screen.warn(judge.detector.warning)
+        self.floor, self.floor_std = judge.floor()
+        run.screen.say(
+            f"{judge.metric} {self.floor:8.4f}  resampled data (floor, +- {self.floor_std:.4f})"
+        )
+        left_out, least = collectives.from_first(lambda: [judge.num_left_out, judge.width + 1])
+        if left_out:
+            run.screen.say(
+                f"no distance for {left_out} of the classes: each has fewer images or samples than "
+                f"the {least:,} that {judge.metric} takes"
+            )
+
+    def __call__(self, name: str, model: Model, steps: Iterable[int]) -> dict[int, Measured]:
+        """A model at each of these numbers of sampling steps, with progress bars."""
+        marks = collectives.from_first(lambda: resume.fingerprints(model))
+        return {k: self._measured(name, model, k, marks) for k in sorted(set(steps))}
+
+    def _begin(self) -> None:
+        staging.sweep(self._folder.parent)
+        resume.check_format(self._folder)
+
+    def clear(self) -> None:
+        """Forget the samples that were kept, but not the figures: the report is whole."""
+        collectives.from_first(lambda: resume.forget_samples(self._folder))
+
+    def _state(self, marks: list[str], steps: int) -> EvalState:
+        return EvalState(self._folder, marks, steps, self.judge.seed, self.judge.drawn)
+
+    def _measured(self, name: str, model: Model, steps: int, marks: list[str]) -> Measured:
+        judge, state = self.judge, self._state(marks, steps)
+        shown = torch.empty(0)
+
+        def finished() -> tuple[dict[str, Any], float] | None:
+            nonlocal shown
+            done = state.finished(judge.key())
+            if done is None:
+                return None
+            shown = done.part.samples
+            return done.figure.table(), done.part.seconds
+
+        if (found := collectives.from_first(finished)) is not None:
+            figure, seconds = Figure.from_table(found[0]), found[1]
+        else:
+            samples, seconds = self._sampled(name, model, steps, state)
+            figure, shown = judge.figure(samples), samples[:NUM_KEPT].cpu()
+            done = Finished(figure, Part(shown, seconds))
+            collectives.from_first(lambda: state.finish(judge.key(), done))
+        self.screen.say(f"{judge.metric} {figure.distance:8.4f}  {name}, {counted(steps)}")
+        return Measured(figure, seconds / judge.num, shown)
+
+    def _sampled(self, name: str, model: Model, steps: int, state: EvalState) -> Part:
+        """All samples: those that are kept, and, a part at a time, the others."""
+        judge = self.judge
+        start, seconds = self._kept(model, state)
+        done, parts = len(start), [start]
+        size = PART * SAMPLE_BATCH * collectives.size()
+        missing = [(k, min(size, judge.num - k)) for k in range(done, judge.num, size)]
+        calls = steps * sum(model.calls_for(num) for _, num in missing)
+        before = steps * model.calls_for(done)
+        with self.screen.task(f"sampling {name}, {counted(steps)}", before + calls, before) as task:
+
+            def on_step() -> None:
+                poll(STOPPED)
+                task.advance()
+
+            for first, num in missing:
+                part = self._part(model, steps, first, num, on_step)
+                collectives.from_first(partial(state.keep, first, part))
+                parts.append(part.samples)
+                seconds += part.seconds
+        return Part(torch.cat(parts), seconds)
+
+    def _kept(self, model: Model, state: EvalState) -> Part:
+        """The samples that were kept before, from the first on, on all processes."""
+        found: list[Part] = []
+
+        def read() -> tuple[int, float]:
+            found.extend(state.parts(self.judge.num))
+            return sum(len(part.samples) for part in found), sum(part.seconds for part in found)
+
+        num, seconds = collectives.from_first(read)
+        like = self.judge.data.images
+        samples = torch.empty(num, *like.shape[1:], dtype=like.dtype, device=model.device)
+        if found:
+            samples.copy_(torch.cat([part.samples for part in found]))
+        if num:
+            collectives.broadcast([samples])
+        return Part(samples, seconds)
+
+    def _part(
+        self, model: Model, steps: int, first: int, num: int, on_step: Callable[[], None]
+    ) -> Part:
+        start = time.perf_counter()
+        made = self.judge.sampled(model, steps, num, first, on_step)
+        return Part(made, time.perf_counter() - start)

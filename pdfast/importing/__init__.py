@@ -1,1 +1,0 @@
-"""Import of other libraries' models: one module a library."""

@@ -1,0 +1,141 @@
+"""The model card of an exported pipeline: how to call it, and how exact it is."""
+
+import html
+
+from pdfast.config.schema import NetConfig
+from pdfast.errors import printable
+from pdfast.models.model import Model
+from pdfast.version import __version__
+
+PREDICTS = {"x": "x-hat (`sample`)", "eps": "eps-hat (`epsilon`)", "v": "v-hat (`v_prediction`)"}
+
+CARD = """\
+---
+library_name: diffusers
+tags:
+- {task}
+- progressive-distillation
+---
+
+# {title}
+
+`UNet2DModel` and `DDIMScheduler`, exported by pdfast {version}.
+{made}
+Images are {size}x{size}, {colour}. The network predicts {predicts}.
+
+## How to call it
+
+```python
+{call}
+```
+
+- **Pass `num_inference_steps`.** {steps} Any number that divides {grid} is exact, such as
+  {examples}; the pipeline's own default, 50, {default}.
+- **Pass `use_clipped_model_output=True`.** This sampler clips x-hat to [-1, 1] and computes eps-hat
+  from the clipped x-hat. Without it the pictures are others, and worse.
+- Keep this scheduler: its betas are the schedule that the network was trained on.{labels}
+
+## How exact it is
+
+When this was written, the network's output differed from pdfast's by at most {difference:.0e}, and
+the scheduler's float32 alpha-bar from the exact schedule's by {error:.0e}. Timestep k stands for
+u = (k + 1) / {grid} of {schedule}.
+"""
+
+CALL = """\
+import torch
+from diffusers import DDIMPipeline
+
+pipe = DDIMPipeline.from_pretrained(".")  # this folder
+images = pipe(
+    batch_size=4,
+    num_inference_steps={steps},
+    use_clipped_model_output=True,
+    generator=torch.Generator().manual_seed(0),
+).images"""
+
+LOOP = """\
+import torch
+from diffusers import DDIMPipeline
+
+pipe = DDIMPipeline.from_pretrained(".")  # this folder
+unet, scheduler = pipe.unet, pipe.scheduler
+labels = torch.tensor([0, 1, 2, 3]) % {classes}
+shape = (len(labels), {channels}, {size}, {size})
+z = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+scheduler.set_timesteps({steps})
+with torch.no_grad():
+    for t in scheduler.timesteps:
+        out = unet(z, t, class_labels=labels).sample
+        z = scheduler.step(out, t, z, use_clipped_model_output=True).prev_sample
+images = (z / 2 + 0.5).clamp(0, 1)  # (B, C, H, W)"""
+
+LABELS = """
+- The model is class-conditional, with labels 0 to {last}. `DDIMPipeline` has no argument for them:
+  use the loop above, not `pipe()`.{names}"""
+
+
+def card(model: Model, grid: int, error: float, difference: float) -> str:
+    """README.md for a pipeline on `grid` timesteps; its measured errors, as the export found."""
+    cfg, steps = model.cfg, model.steps
+    suggested = steps or max(n for n in range(1, 65) if grid % n == 0)
+    of = {
+        "steps": suggested,
+        "classes": cfg.num_classes,
+        "channels": cfg.channels,
+        "size": cfg.image_size,
+    }
+    exact = [n for n in range(1, grid + 1) if grid % n == 0]
+    powers = [n for n in exact if n & (n - 1) == 0]
+    return CARD.format(
+        task=f"{'class-' if cfg.num_classes else 'un'}conditional-image-generation",
+        title=f"A {steps}-step student" if steps else "A diffusion model",
+        version=__version__,
+        made=(
+            f"It was distilled to {steps} sampling step{'s' * (steps > 1)} by progressive "
+            "distillation (Salimans & Ho 2022)."
+            if steps
+            else "It is a teacher: it was not distilled, and needs many sampling steps."
+        ),
+        size=cfg.image_size,
+        colour="grey" if cfg.channels == 1 else "in colour",
+        predicts=PREDICTS[cfg.head],
+        call=(LOOP if cfg.num_classes else CALL).format(**of),
+        steps=f"This model was made for {steps}."
+        if steps
+        else f"{suggested} is a good number to begin with.",
+        grid=grid,
+        examples=", ".join(map(str, powers if grid % 64 == 0 else exact)),
+        default="is one of them" if grid % 50 == 0 else "is not one of them",
+        labels=_labels(model),
+        difference=difference,
+        error=error,
+        schedule=_schedule(cfg),
+    )
+
+
+def _labels(model: Model) -> str:
+    """What the labels are, and the names of the classes; "" of an unconditional model."""
+    if not model.num_classes:
+        return ""
+    named = [
+        f"{label} {html.escape(printable(name), quote=False)}"
+        for label, name in enumerate(model.class_names)
+        if name
+    ]
+    names = f" Its classes: {'; '.join(named)}." if named else ""
+    return LABELS.format(last=model.num_classes - 1, names=names)
+
+
+def _schedule(cfg: NetConfig) -> str:
+    """The schedule in words."""
+    if cfg.schedule == "cosine":
+        return (
+            f"the cosine schedule, with logSNR from {cfg.logsnr_max:g} (u = 0) to\n"
+            f"{cfg.logsnr_min:g} (u = 1)"
+        )
+    ends = f" from {cfg.betas[0]:g} to {cfg.betas[1]:g}" if len(cfg.betas) == 2 else ""
+    return (
+        f"the teacher's schedule: `{cfg.schedule}` betas{ends} over {cfg.timesteps}\ntimesteps, "
+        "between which logSNR is interpolated"
+    )

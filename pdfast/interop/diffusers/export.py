@@ -1,0 +1,258 @@
+"""A model as diffusers' `UNet2DModel` and `DDIMScheduler`.
+
+The network is the same, layer by layer; what diffusers embeds is a whole timestep, so the embedding
+becomes a table with one row per timestep: what this network embeds at that time. The scheduler
+holds the model's schedule as float32 products of 1 - beta. On a grid of T timesteps every number of
+steps that divides T is sampled as pdfast samples it.
+
+`pdfast.json`, which diffusers does not read, is the model's own configuration: the import gives
+back the model that was exported.
+"""
+
+import dataclasses
+import importlib
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pdfast.config.formats import FORMAT
+from pdfast.config.schema import NetConfig
+from pdfast.diffusion.schedules import logsnr_of
+from pdfast.errors import UsageError
+from pdfast.interop.common import Prepared, agreed, probe
+from pdfast.interop.diffusers.card import card
+from pdfast.models.model import Model
+from pdfast.models.unet import Attention, Downsample, ResBlock, Upsample
+from pdfast.version import __version__
+
+MIN_GRID = 1024  # timesteps
+PLAIN_BLOCKS = {  # without attention, by model.resample
+    "resnet": ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D"),
+    "conv": ("DownBlock2D", "UpBlock2D"),
+}
+ALPHAS = 2**24  # 1 - beta, computed in float32, is a multiple of 1 / this
+OWN = "pdfast.json"
+PREDICTS = {"x": "sample", "eps": "epsilon", "v": "v_prediction"}
+
+
+def prepare(model: Model) -> Prepared:
+    """Build and check the pipeline. Raises UsageError if diffusers cannot express the model."""
+    diffusers = importlib.import_module("diffusers")
+    check_expressible(model.cfg)
+    # Its table has a row for each class, and none for the class that is not told.
+    model.cfg = dataclasses.replace(model.cfg, label_dropout=0.0)
+    grid = grid_of(model)
+    phi = angles(model, grid)
+    scheduler = diffusers.DDIMScheduler(**scheduler_arguments(model, phi))
+    if not scheduler.alphas_cumprod[0] < 1:  # its first timestep then divides by sigma = 0
+        raise UsageError(
+            f"the grid of {grid} timesteps that {model.steps} steps and model.logsnr_max "
+            f"{model.cfg.logsnr_max:g} need is finer than the float32 of diffusers' schedule: "
+            "export a student of fewer steps, or use --to onnx"
+        )
+    with torch.device("meta"):
+        unet = diffusers.UNet2DModel(**arguments(model.cfg, grid))
+    unet.load_state_dict(weights(model, phi), assign=True)
+    unet.eval()
+    difference = network_difference(model, unet, phi)
+    error = schedule_error(scheduler.alphas_cumprod, phi)
+    text = card(model, grid, error, difference)
+
+    def write(folder: Path) -> None:
+        diffusers.DDIMPipeline(unet, scheduler).save_pretrained(folder)
+        (folder / "README.md").write_text(text, "utf-8")
+        written = {"format": FORMAT, "pdfast": __version__}
+        own = {**written, **model.describe()}
+        (folder / OWN).write_text(json.dumps(own, indent=1, allow_nan=False) + "\n", "utf-8")
+
+    line = f"DDIMPipeline on {grid} timesteps, its network equal to {difference:.0e}"
+    return Prepared(write, f"{line}; README.md has the call")
+
+
+def check_expressible(cfg: NetConfig) -> None:
+    """Raise UsageError, naming the field, for what the two classes of diffusers cannot say."""
+    if cfg.head not in PREDICTS:
+        reason = f"model.head {cfg.head}: diffusers' DDIMScheduler takes one of x, eps and v"
+    elif cfg.ch_mult[0] != 1:
+        reason = (
+            f"model.ch_mult begins with {cfg.ch_mult[0]}: diffusers' UNet2DModel enters its first "
+            "level at that level's width, so the first multiple must be 1"
+        )
+    elif cfg.num_heads > 1 and len(attended(cfg)) > 1:
+        reason = (
+            f"model.num_heads {cfg.num_heads}: diffusers' UNet2DModel has one width of head for "
+            f"all levels, and here levels of {sorted(attended(cfg))} channels have attention"
+        )
+    else:
+        return
+    raise UsageError(f"{reason}; sample the model with pdfast sample, or export with --to onnx")
+
+
+def attended(cfg: NetConfig) -> set[int]:
+    """The widths at which there is attention: chosen levels', and the last, in the middle."""
+    levels = [cfg.ch * mult for mult in cfg.ch_mult]
+    return {w for n, w in enumerate(levels) if attends(cfg, n)} | {levels[-1]}
+
+
+def attends(cfg: NetConfig, level: int) -> bool:
+    """Whether a level has attention after its residual blocks."""
+    return cfg.image_size >> level in cfg.attn_resolutions
+
+
+def grid_of(model: Model) -> int:
+    """The number of timesteps T: the least from 1024 up that the model's own steps and 64 divide.
+
+    A shorter one would sample as well. But a call with other numbers of steps (50 by default) is
+    off by up to one timestep in each step, which 1024 keep small. A schedule by betas keeps its own
+    timesteps where the model's steps divide them.
+    """
+    if model.cfg.timesteps and model.cfg.timesteps % (model.steps or 1) == 0:
+        return model.cfg.timesteps
+    grid = math.lcm(model.steps or 1, 64)
+    while grid < MIN_GRID:
+        grid *= 2
+    return grid
+
+
+def angles(model: Model, grid: int) -> Tensor:
+    """phi of every timestep k, at u = (k + 1) / T: float64 (T,)."""
+    return model.schedule.phi(torch.arange(1, grid + 1, dtype=torch.float64) / grid)
+
+
+def compensated_betas(phi: Tensor) -> list[float]:
+    """float32 betas whose products of 1 - beta are, rounded to float32, cos(phi)^2.
+
+    Each makes up for the rounding of those before it, so that errors do not add up. torch.cumprod
+    multiplies in float64 and rounds every product once.
+    """
+    product, betas = 1.0, []
+    for alpha_bar in phi.cos().square().tolist():
+        nearest = min(round(alpha_bar / product * ALPHAS), ALPHAS - 1)  # no beta below 0
+        products = [product * n / ALPHAS for n in (nearest - 1, nearest, nearest + 1)]
+        errors = [(abs(np.float32(p) - alpha_bar), abs(p - alpha_bar)) for p in products]
+        best = errors.index(min(errors))
+        product = products[best]
+        betas.append((ALPHAS - (nearest - 1 + best)) / ALPHAS)
+    return betas
+
+
+def schedule_error(alpha_bar: Tensor, phi: Tensor) -> float:
+    """The largest error of diffusers' float32 alpha-bar (T,)."""
+    return float((alpha_bar.double() - phi.cos().square()).abs().max())
+
+
+def scheduler_arguments(model: Model, phi: Tensor) -> dict[str, Any]:
+    """What makes a `DDIMScheduler` the model's schedule and sampler."""
+    return {
+        "num_train_timesteps": len(phi),
+        "trained_betas": compensated_betas(phi),
+        "prediction_type": PREDICTS[model.head],
+        "timestep_spacing": "trailing",
+        "set_alpha_to_one": True,
+        "clip_sample": True,
+        "clip_sample_range": 1.0,
+    }
+
+
+def arguments(cfg: NetConfig, grid: int) -> dict[str, Any]:
+    """What makes a `UNet2DModel` this network."""
+    plain = PLAIN_BLOCKS[cfg.resample]
+    levels = range(len(cfg.ch_mult))
+    down = ["AttnDownBlock2D" if attends(cfg, n) else plain[0] for n in levels]
+    up = ["AttnUpBlock2D" if attends(cfg, n) else plain[1] for n in levels]
+    head_dim = cfg.head_dim or max(attended(cfg)) // cfg.num_heads
+    return {
+        "sample_size": cfg.image_size,
+        "in_channels": cfg.channels,
+        "out_channels": cfg.out_channels,
+        "time_embedding_type": "learned",
+        "num_train_timesteps": grid,
+        "time_embedding_dim": None if cfg.emb_ch == 4 * cfg.ch else cfg.emb_ch,
+        "down_block_types": tuple(down),
+        "up_block_types": tuple(reversed(up)),
+        "downsample_type": cfg.resample,
+        "upsample_type": cfg.resample,
+        "downsample_padding": cfg.downsample_padding,
+        "block_out_channels": tuple(cfg.ch * mult for mult in cfg.ch_mult),
+        "layers_per_block": cfg.num_res_blocks,
+        "resnet_time_scale_shift": "scale_shift" if cfg.film else "default",
+        "norm_eps": cfg.norm_eps,
+        "norm_num_groups": cfg.groups,
+        "attn_norm_num_groups": cfg.groups,  # without it the middle's attention has no norm
+        "attention_head_dim": None if cfg.num_heads == 1 else head_dim,  # None: one head
+        "num_class_embeds": cfg.num_classes or None,
+    }
+
+
+# ------------------------------------------------------------------------------------------
+# Weights
+
+
+def weights(model: Model, phi: Tensor) -> dict[str, Tensor]:
+    """The state of the `UNet2DModel`, float32."""
+    net = model.net
+    state = {"time_proj.weight": net.embedding(logsnr_of(phi))}
+    if net.emb_class is not None:  # a one-hot input's dense layer is a table, its bias in each row
+        state["class_embedding.weight"] = net.emb_class.weight.t() + net.emb_class.bias
+    for name, module in module_names(model):
+        for leaf, value in module.state_dict().items():
+            state[f"{name}.{leaf}"] = value
+    return {name: value.detach().contiguous() for name, value in state.items()}
+
+
+def module_names(model: Model) -> Iterator[tuple[str, nn.Module]]:
+    """diffusers' name of every layer, and our layer."""
+    net, blocks = model.net, model.cfg.num_res_blocks
+    yield from (("conv_in", net.conv_in), ("conv_norm_out", net.norm_out))
+    yield from (("conv_out", net.conv_out),)
+    yield from (("time_embedding.linear_1", net.emb0), ("time_embedding.linear_2", net.emb1))
+    for n, stage in enumerate(net.down):  # of `blocks` stages and one that halves the size
+        level, block = divmod(n, blocks + 1)
+        yield from _stage(stage, f"down_blocks.{level}", block, "downsamplers")
+    yield from _stage(net.mid[:2], "mid_block", 0, "")
+    yield from _stage(net.mid[2:], "mid_block", 1, "")
+    for n, stage in enumerate(net.up):
+        level, block = divmod(n, blocks + 1)
+        yield from _stage(stage, f"up_blocks.{level}", block, "upsamplers")
+
+
+def _stage(
+    stage: nn.Module, prefix: str, block: int, resampler: str
+) -> Iterator[tuple[str, nn.Module]]:
+    """The layers of one of our stages: a residual block, attention, what resamples."""
+    for layer in stage.children():
+        if isinstance(layer, Attention):
+            yield from _attention(layer, f"{prefix}.attentions.{block}")
+        elif isinstance(layer, ResBlock):
+            resamples = layer.resample != "none"
+            place = f"{resampler}.0" if resamples else f"resnets.{block}"
+            names = {"norm1": layer.norm1, "conv1": layer.conv1, "time_emb_proj": layer.film}
+            names |= {"norm2": layer.norm2, "conv2": layer.conv2, "conv_shortcut": layer.shortcut}
+            for name, module in names.items():
+                yield f"{prefix}.{place}.{name}", module
+        elif isinstance(layer, Downsample | Upsample):
+            yield f"{prefix}.{resampler}.0.conv", layer.conv
+
+
+def _attention(layer: Attention, prefix: str) -> Iterator[tuple[str, nn.Module]]:
+    yield from ((f"{prefix}.group_norm", layer.norm), (f"{prefix}.to_out.0", layer.proj))
+    parts = zip("qkv", layer.qkv.weight.chunk(3), layer.qkv.bias.chunk(3), strict=True)
+    for name, weight, bias in parts:
+        linear = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+        linear.load_state_dict({"weight": weight, "bias": bias}, assign=True)
+        yield f"{prefix}.to_{name}", linear
+
+
+@torch.no_grad()
+def network_difference(model: Model, unet: Any, phi: Tensor) -> float:
+    """Of the two networks' outputs, at both ends of the grid and between; see `agreed`."""
+    timesteps = torch.tensor([0, len(phi) // 2, len(phi) - 1])
+    inputs = probe(model, logsnr_of(phi[timesteps]))
+    theirs = unet(inputs.z, timesteps, class_labels=inputs.label).sample
+    return agreed("diffusers", theirs, model(*inputs))

@@ -1,0 +1,205 @@
+"""Import of checkpoints of the authors' released code: flax's msgpack of a training state.
+
+The state has `step`, `optimizer`, `ema_params` and `num_sample_steps`; the weights taken are
+`ema_params`, as the published code does for teachers and for sampling. The network's configuration
+is not in the file: the config's [model] gives it.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pdfast.config.schema import Config, NetConfig
+from pdfast.console.progress import Screen
+from pdfast.diffusion.samplers import MAX_STEPS
+from pdfast.distributed.settings import kept
+from pdfast.errors import PdfastError, UsageError
+from pdfast.interop.google import published
+from pdfast.interop.google.flax import FlaxFile
+from pdfast.interop.google.published import Shape
+from pdfast.models import checkpoint
+from pdfast.models.model import Model
+from pdfast.storage import files
+
+PARAMS = "ema_params"
+LEAST_LIMIT = 2**28  # bytes of an array that are read even if no array of the config's has so many
+
+
+class Imported(NamedTuple):
+    """A model and what is known of it."""
+
+    model: Model
+    what: str
+    """A teacher or a student, and how that was told."""
+    step: int | None
+    """Updates that its training had counted, if the file says."""
+    num_sample_steps: int | None
+    """As the file says, if it does."""
+    reshaped: list[str]
+    """The parameters whose shape was another one with as many elements, and which."""
+
+
+@kept()
+def import_google(
+    source: Path,
+    out: Path,
+    config: Config,
+    steps: int | None = None,
+    screen: Screen | None = None,
+    force: bool = False,
+) -> Model:
+    """Write the model directory `out` from a training state; returns the model.
+
+    `config.model` gives the network, `config.distill.start_steps` tells a teacher from a student
+    unless `steps` does (see `load_google`). `force`: replace `out` where pdfast wrote it. Raises
+    UsageError for a file of another network or an `out` that is there, PdfastError for a damaged
+    file.
+    """
+    screen = screen or Screen()
+    files.check_new(out, force)
+    found = load_google(source, config, steps)
+    facts = {
+        "from": "google",
+        "file": source.name,
+        "sha256": files.sha256(source),
+        "step": found.step,
+        "num_sample_steps": found.num_sample_steps,
+    }
+    checkpoint.save_model(found.model, out, imported=facts)
+    count = sum(p.numel() for p in found.model.parameters())
+    screen.say(
+        f"{source.name}: {found.what}; head {found.model.head}, {count:,} parameters, "
+        f"{'unknown' if found.step is None else f'{found.step:,}'} updates: {out}"
+    )
+    if found.reshaped:
+        screen.say(
+            f"{len(found.reshaped)} parameters had another shape with as many elements, and were "
+            f"reshaped, as the published loader does: {', '.join(found.reshaped[:3])}"
+            f"{', ...' if len(found.reshaped) > 3 else ''}"
+        )
+    return found.model
+
+
+def load_google(path: Path, config: Config, steps: int | None = None) -> Imported:
+    """Read a training state as a Model on the CPU, in float32 and evaluation mode.
+
+    `steps` is what the model was distilled to, 0 for a teacher; left out, it is the file's
+    `num_sample_steps`, but 0 where that is absent, 0 or the config's `distill.start_steps`.
+    """
+    if str(path).startswith("gs:/"):
+        raise UsageError(f"{path} is not on this machine: copy it here first, with gsutil cp")
+    with torch.device("meta"):
+        model = Model(config.model)
+    state = {key: torch.empty_like(t, device="cpu") for key, t in model.net.state_dict().items()}
+    views = published.views(config.model, state)
+    numbers, shapes = _read(path, views)
+    reshaped = _reconcile(path, config.model, views, shapes)
+    for name, view in views.items():
+        if not view.isfinite().all():
+            raise PdfastError(
+                f"{path} holds numbers that are not finite, or not in float32: parameter {name}; "
+                "nothing can be sampled from or learned of it"
+            )
+    model.steps, what = _steps(path, numbers["num_sample_steps"], config, steps)
+    if model.steps:  # distilled without
+        model.cfg = dataclasses.replace(model.cfg, dropout=0.0)
+    model.net.load_state_dict(state, assign=True)
+    return Imported(model.eval(), what, numbers["step"], numbers["num_sample_steps"], reshaped)
+
+
+def _read(path: Path, views: dict[str, Tensor]) -> tuple[dict[str, int | None], dict[str, Shape]]:
+    """Fill the views that have as many elements as the file's parameters of their names.
+
+    Returns the whole numbers of the state, and the shapes of all its parameters.
+    """
+    numbers: dict[str, int | None] = {"step": None, "num_sample_steps": None}
+    shapes: dict[str, Shape] = {}
+    most = max(LEAST_LIMIT, 8 * max(view.numel() for view in views.values()))
+    file = FlaxFile(path, {PARAMS, *numbers}, most)
+    for name, leaf in file.leaves():
+        if name in numbers:
+            if leaf is not None and type(leaf) is not int:
+                raise PdfastError(f"{path}: {name} is not a whole number")
+            numbers[name] = leaf
+            continue
+        name = name.removeprefix(f"{PARAMS}/")
+        if name in shapes:
+            raise PdfastError(f"{path} holds the parameter {name} twice")
+        if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+            kind = leaf.dtype if isinstance(leaf, Tensor) else type(leaf).__name__
+            raise PdfastError(f"{path}: {name} is {kind}, where an array of floats is expected")
+        shapes[name] = tuple(leaf.shape)
+        if name in views and views[name].numel() == leaf.numel():
+            views[name].copy_(leaf.reshape(views[name].shape))
+    if len(set(file.keys)) < len(file.keys):
+        raise PdfastError(f"{path} has one of its keys twice: {', '.join(file.keys[:10])}")
+    if PARAMS not in file.keys:
+        raise PdfastError(
+            f"{path} has no {PARAMS}, so it is no training state of the authors' code "
+            f"(its keys: {', '.join(file.keys[:10])})"
+        )
+    return numbers, shapes
+
+
+def _reconcile(
+    path: Path, cfg: NetConfig, views: dict[str, Tensor], shapes: dict[str, Shape]
+) -> list[str]:
+    """Raise UsageError unless the shapes fit, naming the fields that differ; what was reshaped."""
+    expected = {name: tuple(view.shape) for name, view in views.items()}
+    differing = published.differing(cfg, shapes)
+    same_heads = not {"num_heads", "head_dim"} & differing.keys()
+    wrong, reshaped = "", []
+    for name, shape in expected.items():
+        found = shapes.get(name)
+        if found is None:
+            wrong = wrong or f"it has no parameter {name}"
+        elif found != shape:
+            fits = views[name].numel() == torch.Size(found).numel()
+            if not fits or (not same_heads and name.endswith(("/q/kernel", "/proj_out/kernel"))):
+                wrong = wrong or f"its parameter {name} has shape {found}, not {shape}"
+            reshaped.append(f"{name} from {found} to {shape}")
+    surplus = [name for name in shapes if name not in expected]
+    if surplus:
+        wrong = wrong or f"it has a parameter {surplus[0]}, which the config's network has not"
+    if not wrong:
+        return reshaped
+    flags = " ".join(_flag(key, value) for key, value in differing.items())
+    fix = (
+        f"by the file's shapes, and if model.image_size is {cfg.image_size}, pass {flags}"
+        if flags
+        else "no field of [model] explains that, so it is another kind of network"
+    )
+    raise UsageError(f"{path} is not of the config's network: {wrong}; {fix}")
+
+
+def _flag(key: str, value: object) -> str:
+    """A field of [model] as it is given on the command line."""
+    values = value if isinstance(value, tuple) else (value,)
+    return " ".join([f"--model.{key.replace('_', '-')}", *map(str, values)])
+
+
+def _steps(path: Path, found: int | None, config: Config, asked: int | None) -> tuple[int, str]:
+    """Steps that the model was distilled to, 0 for a teacher, and how that is known.
+
+    The published code writes 0 for a network trained in continuous time, the first number of steps
+    when it takes that as the first teacher, and each student's own in the rounds.
+    """
+    start = config.distill.start_steps
+    if asked is not None:
+        if not 0 <= asked <= MAX_STEPS:
+            raise UsageError(f"--steps must be in 0 .. {MAX_STEPS}, 0 for a teacher")
+        return asked, (f"a student of {asked} steps" if asked else "a teacher") + ", by --steps"
+    if found is None or found <= 0:
+        says = "has no num_sample_steps" if found is None else f"has num_sample_steps {found}"
+        return 0, f"a teacher, since it {says}"
+    if found == start:
+        return 0, f"a teacher, since its num_sample_steps {found} is distill.start_steps"
+    if found > start:
+        raise UsageError(
+            f"{path} has num_sample_steps {found}, more than distill.start_steps {start}: pass "
+            f"--steps 0 if it is a teacher, --steps {found} if it was distilled to that"
+        )
+    return found, f"a student of {found} steps, its num_sample_steps"

@@ -1,0 +1,152 @@
+"""Other libraries' kernels in place of pdfast's own, chosen under [peers] and run where installed.
+
+NVIDIA's apex (contrib.group_norm and FusedAdam's kernel; the `apex` of the package index is
+another project) and xformers' attention. None is needed: pdfast's own ops do more in one pass,
+and these are what to compare them with.
+"""
+
+import importlib
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from pdfast.config.schema import Config, PeersConfig
+from pdfast.errors import UsageError
+from pdfast.kernels.adamw import count_skipped, newest_share
+from pdfast.models.model import Model
+from pdfast.models.unet import Attention, GroupNormSiLU
+
+APEX_GROUPS = (16, 32)
+APEX_CHANNELS = {128, 256, 320, 448, 512, 640, 768, 896, 960, 1024, 1280, 1344, 1536, 1792, 1920}
+APEX_CHANNELS |= {2048, 2240, 2560, 2688, 3072, 3136, 3584, 4096}
+APEX_ONE_PASS = 1024  # pixels up to which its one-pass kernel is meant for sm_80 and up
+
+
+def find(name: str) -> Any:
+    """A module of a peer, or None where it is not installed whole."""
+    try:
+        return importlib.import_module(name)
+    except (ImportError, AttributeError, RuntimeError):  # the other `apex` raises any of these
+        return None
+
+
+def apex_group_norm() -> Any:
+    """apex.contrib.group_norm with its CUDA extension, or None."""
+    return find("apex.contrib.group_norm.group_norm") if find("group_norm_cuda") else None
+
+
+def why_not(name: str) -> str:
+    """Why a peer cannot be used here: what is not installed; empty where it can.
+
+    `name` is "group_norm", "optimizer" or "attention".
+    """
+    if name == "group_norm" and apex_group_norm() is None:
+        return "NVIDIA's apex with its group_norm extension (APEX_GROUP_NORM=1) is not installed"
+    if name == "optimizer" and find("amp_C") is None:
+        return "NVIDIA's apex with its CUDA extension (APEX_CUDA_EXT=1) is not installed"
+    if name == "attention" and find("xformers.ops") is None:
+        return "xformers is not installed"
+    return ""
+
+
+def check(config: Config, device: torch.device) -> None:
+    """Raise UsageError if the config asks for a peer that cannot be used."""
+    for name, own in (("group_norm", "pdfast"), ("optimizer", "pdfast"), ("attention", "torch")):
+        chosen = getattr(config.peers, name)
+        if chosen == own:
+            continue
+        reason = why_not(name) or ("" if device.type == "cuda" else f"{chosen} needs a GPU")
+        widths = config.model.norm_widths() - APEX_CHANNELS
+        if name == "group_norm" and not reason and (config.model.groups not in APEX_GROUPS):
+            reason = f"apex normalises in {APEX_GROUPS[0]} or {APEX_GROUPS[1]} groups"
+        if name == "group_norm" and not reason and widths:
+            reason = f"apex has no kernel for {min(widths)} channels"
+        if reason:
+            raise UsageError(f"peers.{name} {chosen}: {reason}; leave peers.{name} at {own}")
+
+
+def select(model: Model, peers: PeersConfig) -> Model:
+    """The same model, its norms and attention running as chosen."""
+    for module in model.modules():
+        if isinstance(module, GroupNormSiLU) and peers.group_norm == "apex":
+            module.op = apex_group_norm_silu
+        if isinstance(module, Attention) and peers.attention == "xformers":
+            module.attend = xformers_attention
+    return model
+
+
+def apex_group_norm_silu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    film: Tensor | None = None,
+    *,
+    groups: int,
+    eps: float,
+    silu: bool,
+) -> Tensor:
+    """As `group_norm_silu`: apex fuses the norm and SiLU; FiLM comes between them in PyTorch."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    passes = 1 if x.shape[2] * x.shape[3] <= APEX_ONE_PASS else 2
+    act = "silu" if silu and film is None else ""
+    norm = apex_group_norm().group_norm_nhwc_fprop
+    h: Tensor = norm(x, groups, weight, bias, eps, act, passes)[0]
+    if film is None:
+        return h
+    scale, shift = film[:, :, None, None].chunk(2, dim=1)
+    h = torch.addcmul(shift, h, 1 + scale)
+    return F.silu(h) if silu else h
+
+
+def xformers_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention over (B, heads, tokens, width), as scaled_dot_product_attention."""
+    attend = find("xformers.ops").memory_efficient_attention
+    out: Tensor = attend(*(t.transpose(1, 2).contiguous() for t in (q, k, v)))
+    return out.transpose(1, 2)
+
+
+def apex_adamw(
+    params: Tensor,
+    grads: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    ema: Tensor | None,
+    copy: Tensor | None,
+    lr: Tensor,
+    step: Tensor,
+    loss: Tensor,
+    skipped: Tensor,
+    *,
+    max_norm: float,
+    max_skipped: int,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    ema_decay: float = 0.0,
+    ema_warmup: bool = False,
+) -> Tensor:
+    """As `adamw`: FusedAdam's kernel on the flat buffers; the rest in PyTorch; grads are scaled.
+
+    The kernel is the one that reads its numbers on the device, so that a CUDA graph can hold it.
+    """
+    norm: Tensor = torch.linalg.vector_norm(grads)
+    made = count_skipped(norm, loss, skipped, max_skipped)
+    if max_norm:
+        grads.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
+    apply = importlib.import_module("apex.multi_tensor_apply").multi_tensor_applier
+    overflow = (~made).int().reshape(1)  # where 1, the kernel returns at once
+    count = step - skipped[0]
+    lists = [[grads], [params], [exp_avg], [exp_avg_sq]]
+    adam = importlib.import_module("amp_C").multi_tensor_adam_capturable
+    decoupled, corrected, inverse_scale = 1, 1, params.new_ones(1)
+    rates = (lr.float(), beta1, beta2, eps, count.int(), decoupled, corrected, weight_decay)
+    apply(adam, overflow, lists, *rates, inverse_scale)
+    if ema is not None:
+        new = newest_share(count.double(), ema_decay, ema_warmup).to(ema.dtype).reshape(())
+        torch.where(made, ema.lerp(params, new), ema, out=ema)
+    if copy is not None:
+        torch.where(made, params.to(copy.dtype), copy, out=copy)
+    return norm

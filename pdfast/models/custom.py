@@ -1,0 +1,312 @@
+"""A network of one's own: any nn.Module, and what its numbers mean.
+
+    network = pdfast.Network(module, shape=(1, 64))
+    student = pdfast.distill(teacher=network, data=signals, rounds=8)
+    signals = student.sample(16, steps=4)  # (16, 1, 64)
+
+The module maps (z, logsnr, label) to a head's output: z (B, *shape) and logsnr (B,) of its own
+dtype, label int64 (B,), or None where there are no classes; it is given contiguous tensors. It is
+always run in evaluation mode, in learning too: without dropout, batch norms by their running
+statistics. The engine and the kernels see every sample as an image, (C, H, W): the axes between
+the first and the last are one there, and numbers without further axes are (D, 1, 1).
+"""
+
+import copy
+import math
+import typing
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from pdfast.config.schema import Head
+from pdfast.config.serialization import check
+from pdfast.data.classes import checked
+from pdfast.data.dataset import to_floats
+from pdfast.diffusion.schedules import CosineSchedule, FormulaSchedule, Schedule
+from pdfast.diffusion.wrappers import Adapter, level_at, schedule_from
+from pdfast.errors import UsageError
+from pdfast.models.model import Model
+from pdfast.models.unet import Dropped
+from pdfast.storage.files import reason
+
+OWN = "own"  # what config.json says of such a network
+MAX_CLASSES = 2**20
+LEAST = -2 * math.log(2**24)  # logSNR: at lower ones z holds nothing of alpha x in float32
+
+
+class OutOfRange(UsageError):  # noqa: N818  # it says what is so
+    """A schedule has noise levels that a network was not made for."""
+
+
+class Network(Model):
+    """A module with its sample shape, head and schedule.
+
+    A model like any other: `sample`, `predict_x`; `pdfast.distill` leaves it unchanged.
+    """
+
+    in_double = False  # it may cast to float32 inside
+    KEYS = ("network", "shape", "head", "schedule", "num_classes", "clip", "steps", "classes")
+    """Of `describe`."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        shape: Sequence[int],
+        *,
+        head: Head = "v",
+        schedule: Schedule | None = None,
+        num_classes: int = 0,
+        clip: tuple[float, float] | None = None,
+        steps: int = 0,
+        class_names: Sequence[str] = (),
+    ) -> None:
+        """`shape` is that of one sample; its first axis holds channels, or, alone, D numbers.
+
+        The output has z's shape, for the head "both" with twice the first axis: x-hat, then
+        eps-hat. `schedule`: the noise levels that it is sampled at; the cosine schedule if left
+        out, others in `pdfast.adapters`. With `clip`, samplers cut x-hat to (low, high),
+        outside of which no data may lie. `steps`: what it was distilled to, 0 for a teacher.
+        `class_names`: of its classes, by number.
+        Raises UsageError for what is wrong, such as noise levels that the module was not made for.
+        """
+        nn.Module.__init__(self)
+        kind = kind_of(module)
+        self.net = module  # type: ignore[assignment]
+        self._shape = _shape(shape)
+        check(head in typing.get_args(Head), f"head must be x, eps, v or both, not {head!r}")
+        self.head = head
+        self.schedule = CosineSchedule() if schedule is None else schedule
+        check(
+            isinstance(self.schedule, CosineSchedule | FormulaSchedule),
+            f"schedule must be one of pdfast.adapters, not {type(schedule).__name__}",
+        )
+        check(
+            type(num_classes) is int and 0 <= num_classes <= MAX_CLASSES,
+            f"num_classes must be a whole number in 0 .. {MAX_CLASSES}, not {num_classes!r}",
+        )
+        self._num_classes = num_classes
+        self.class_names = checked(class_names, num_classes)
+        self.clip = None if clip is None else _interval(clip)
+        self.steps = steps
+        self.check_levels()
+        # A module may have no parameters, but has a device and a dtype all the same.
+        self.register_buffer("_place", torch.empty(0, **kind), persistent=False)
+
+    @classmethod
+    def from_table(cls, module: nn.Module, table: dict[str, Any]) -> "Network":
+        """What `describe` gave, of this module. Raises KeyError, TypeError or UsageError."""
+        clip = table["clip"]
+        return cls(
+            module,
+            tuple(table["shape"]),
+            head=table["head"],
+            schedule=schedule_from(table["schedule"]),
+            num_classes=table["num_classes"],
+            clip=None if clip is None else tuple(clip),
+            class_names=table["classes"],
+        )
+
+    def check_levels(self, u: float = 1.0) -> None:
+        """Raise OutOfRange for noise levels, from time 1 down to u, that it cannot be asked for."""
+        name = repr(self.schedule)
+        noisiest = level_at(self.schedule, 1.0)
+        if self.head == "eps" and noisiest < LEAST:
+            raise OutOfRange(
+                f"head eps divides by alpha, which is 0 at u = 1 on the schedule {name}: pass a "
+                "schedule that ends before, such as pdfast.adapters.LinearVP(), or a network of "
+                "another head"
+            )
+        adapter = getattr(self.net, "_orig_mod", self.net)  # torch.compile's wrapper has it
+        if not isinstance(adapter, Adapter):
+            return
+        for time in (1.0, u):
+            fault = adapter.fault(level_at(self.schedule, time))
+            if fault:
+                fewer = "" if time == 1.0 else "take fewer steps, or "
+                raise OutOfRange(
+                    f"the schedule {name} asks, at u = {time:.4g}, for {fault}: {fewer}pass "
+                    f"{adapter.fix()}"
+                )
+
+    def check_steps(self, steps: int) -> None:
+        """Raise OutOfRange for more sampling steps than its noise levels allow."""
+        self.check_levels(1 / steps)
+
+    def copy(self) -> "Network":
+        """One that shares nothing with this, in evaluation mode.
+
+        Raises UsageError if the module cannot be copied.
+        """
+        try:
+            return copy.deepcopy(self).eval()
+        except Exception as error:
+            raise UsageError(
+                f"the module cannot be copied ({type(error).__name__}: {reason(error)}): let it "
+                "hold only what copy.deepcopy takes"
+            ) from error
+
+    def train(self, mode: bool = True) -> "Network":
+        """Set the mode; the module itself stays in evaluation mode."""
+        super().train(mode)
+        self.net.eval()
+        return self
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; 0: unconditional."""
+        return self._num_classes
+
+    @property
+    def label_dropout(self) -> float:
+        """None: the module is always told the class."""
+        return 0.0
+
+    @property
+    def guidance(self) -> tuple[float, ...]:
+        """None: the module has no such input."""
+        return ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample, as the module has it."""
+        return self._shape
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of a sample in the engine."""
+        first, *rest = self.shape
+        return first, math.prod(rest[:-1]), rest[-1] if rest else 1
+
+    @property
+    def device(self) -> torch.device:
+        """Where the module is."""
+        return self._buffers["_place"].device  # type: ignore[union-attr]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of samples and parameters: float32 or float64."""
+        return self._buffers["_place"].dtype  # type: ignore[union-attr]
+
+    @property
+    def net_dtype(self) -> torch.dtype:
+        """The same: what is computed in less, the module casts itself."""
+        return self.dtype
+
+    def forward(
+        self,
+        z: Tensor,
+        logsnr: Tensor,
+        label: Tensor | None = None,
+        guidance: Tensor | None = None,
+        dropped: Dropped | None = None,
+        films: Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        """Raw output at z, logsnr (B,), label int64 (B,).
+
+        z is (B, *shape) or the engine's (B, C, H, W), and so is the output. `guidance`,
+        `dropped` and `films` are for pdfast's own networks.
+        """
+        if self.net.training:  # only as it was given: copies are not
+            self.net.eval()
+        z = z.to(self.dtype)
+        # Its own, in the common order: modules take views of their input, and write into it.
+        inside = z.reshape(len(z), *self.shape).clone(memory_format=torch.contiguous_format)
+        out: Tensor = self.net(inside, logsnr.to(z), label)
+        return out.reshape(len(z), -1, *z.shape[2:])
+
+    def to_stored(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, H, W, C), in float32."""
+        return to_floats(images)
+
+    def films_at(self, phi: Tensor, label: Tensor | None = None) -> list[Tensor]:
+        """Not of these networks."""
+        raise NotImplementedError
+
+    def remove_dropout(self) -> None:
+        """There is none: the module is in evaluation mode."""
+
+    def set_checkpoint(self, on: bool) -> None:
+        """Not of these networks: the module does so itself, or not."""
+
+    def describe(self) -> dict[str, Any]:
+        """What config.json holds."""
+        return {
+            "network": OWN,
+            "shape": list(self.shape),
+            "head": self.head,
+            "schedule": self.schedule.describe(),
+            "num_classes": self.num_classes,
+            "clip": None if self.clip is None else list(self.clip),
+            "steps": self.steps,
+            "classes": list(self.class_names),
+        }
+
+    def weights(self) -> dict[str, Tensor]:
+        """The module's state_dict, tied tensors under each of their names."""
+        seen: set[int] = set()
+        found = {}
+        for name, tensor in self.net.state_dict().items():
+            check(
+                isinstance(tensor, Tensor),
+                f"the module's state_dict holds {name}, which is no tensor, and cannot be saved: "
+                "make it a buffer",
+            )
+            place = tensor.untyped_storage().data_ptr()
+            found[name] = tensor.clone() if place in seen and tensor.numel() else tensor
+            seen.add(place)
+        return found
+
+
+def _shape(shape: Sequence[int]) -> tuple[int, ...]:
+    """A sample's shape as a tuple of whole numbers."""
+    sizes = tuple(shape) if isinstance(shape, Sequence) else ()
+    check(
+        bool(sizes) and all(type(size) is int and size >= 1 for size in sizes),
+        f"shape must be that of one sample, such as (1, 64), not {shape!r}",
+    )
+    return sizes
+
+
+def _interval(clip: tuple[float, float]) -> tuple[float, float]:
+    try:
+        low, high = map(float, clip)
+    except (TypeError, ValueError):
+        low = high = math.nan
+    check(
+        -math.inf < low < high < math.inf,
+        f"clip must be (low, high), finite and rising, or None, not {clip!r}",
+    )
+    return low, high
+
+
+def kind_of(module: object) -> dict[str, Any]:
+    """Device and dtype of a module; UsageError for what is none, or has a dtype not learned in."""
+    if not isinstance(module, nn.Module) or isinstance(module, Model):
+        raise UsageError(f"a network of your own is an nn.Module, not {type(module).__name__}")
+    params = dict(module.named_parameters())
+    floats = [t for t in (*params.values(), *module.buffers()) if t.is_floating_point()]
+    first = floats[0] if floats else torch.empty(0)
+    for name, p in params.items():
+        check(
+            not p.is_meta and not is_lazy(p),
+            f"the module's parameter {name} holds no numbers yet: give the module its weights "
+            "(a lazy layer by calling it once)",
+        )
+        check(
+            p.dtype in (torch.float32, torch.float64),
+            f"the module's parameter {name} is {name_of(p.dtype)}: keep parameters in float32, and "
+            "let the module cast what it computes in less",
+        )
+        check(
+            p.dtype == first.dtype,
+            f"the module's parameter {name} is {name_of(p.dtype)}, others {name_of(first.dtype)}: "
+            "make them one",
+        )
+    return {"dtype": first.dtype, "device": first.device}
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,67 @@
+"""A run directory whose models are of pdfast's U-Net, or of networks of one's own."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from pdfast.config.schema import Config, Head
+from pdfast.console.progress import Screen
+from pdfast.data.classes import merged
+from pdfast.models import checkpoint
+from pdfast.models.custom import Network
+from pdfast.models.model import Model
+from pdfast.runs.run import Run
+from pdfast.storage.digests import UNKNOWN, Digest
+
+
+class Networks(NamedTuple):
+    """Networks of one's own that the run's models are of, and that they begin as.
+
+    None: pdfast's, by the config.
+    """
+
+    teacher: Network | None = None
+    student: Network | None = None
+
+
+BUILT_IN = Networks()
+
+
+class ModelRun(Run):
+    """A run that reads and writes models; see `Run`."""
+
+    def __init__(
+        self,
+        path: Path,
+        config: Config,
+        screen: Screen,
+        data: Digest = UNKNOWN,
+        networks: Networks = BUILT_IN,
+        class_names: tuple[str, ...] = (),
+    ) -> None:
+        """`class_names`: of the data, which the models take over where they have none."""
+        super().__init__(path, config, screen, data)
+        self.networks, self.class_names = networks, class_names
+
+    @property
+    def student_head(self) -> Head:
+        """What the run's students predict."""
+        student = self.networks.student
+        return self.config.model.head if student is None else student.head
+
+    def save_model(self, model: Model, model_dir: Path, **facts: Any) -> None:
+        """Write a model of the run; `facts` go into its manifest."""
+        self._name_classes(model)
+        self.make_model(lambda: checkpoint.save_model(model, model_dir, **facts))
+
+    def load(self, model_dir: Path, device: torch.device) -> Model:
+        """A model of the run. Raises UsageError if it is of another network."""
+        is_teacher = model_dir == self.teacher_dir
+        network = self.networks.teacher if is_teacher else self.networks.student
+        model = checkpoint.load_model(model_dir, device, network)
+        self._name_classes(model)
+        return model
+
+    def _name_classes(self, model: Model) -> None:
+        model.class_names = merged(model.class_names, self.class_names, model.num_classes)

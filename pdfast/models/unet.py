@@ -1,0 +1,387 @@
+"""The U-Net of Salimans & Ho 2022, as in the authors' released code, for any size.
+
+Residual blocks with FiLM, BigGAN-style resampling inside them, self-attention at chosen
+resolutions, GroupNorm with eps 1e-6, zero-initialised last layers. Options of the config make it
+the U-Net of DDPM (Ho et al. 2020), as diffusers' pipelines have it: a timestep is embedded, the
+embedding is added instead, convolutions resample.
+
+Activations are kept in channels-last memory order, so that a convolution's output is at once the
+token matrix of attention and the row-major input of GroupNorm (on CUDA, PyTorch's GroupNorm goes
+through NCHW).
+
+Shape letters: B batch, C channels, H height, W width, E embedding width.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F  # noqa: N812  # the name everyone knows
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from pdfast.config.schema import NetConfig
+from pdfast.diffusion.betas import schedule_of
+from pdfast.kernels.dropout import dropout
+from pdfast.kernels.group_norm_silu import group_norm_silu
+
+LOGSNR_CLIP = 20.0  # the embedding's input range, whatever the schedule's
+TIME_SCALE = 1000.0  # the embedding's argument runs over (0, 1000)
+GUIDANCE_SCALE = 100.0  # that of a guidance weight over (0, 100), its range
+NO_CLASS = -1  # the label of an image whose class the network is not told
+
+
+def lecun_normal_(weight: Tensor) -> None:
+    """Fill `weight` (out, in, *kernel) with a truncated normal of variance 1 / fan_in."""
+    fan_in = weight[0].numel()
+    # The standard normal cut at two standard deviations has standard deviation 0.8796.
+    std = fan_in**-0.5 / 0.87962566103423978
+    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+
+
+def conv(in_ch: int, out_ch: int, kernel: int, zero: bool = False) -> nn.Conv2d:
+    """A stride-1, same-size convolution with the published initialisation."""
+    layer = nn.Conv2d(in_ch, out_ch, kernel, padding=kernel // 2)
+    nn.init.zeros_(layer.weight) if zero else lecun_normal_(layer.weight)
+    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]  # bias=True above
+    return layer
+
+
+def linear(in_features: int, out_features: int, zero: bool = False) -> nn.Linear:
+    """A dense layer with the published initialisation."""
+    layer = nn.Linear(in_features, out_features)
+    nn.init.zeros_(layer.weight) if zero else lecun_normal_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class Dropped(NamedTuple):
+    """Which draws the dropout masks of a batch are."""
+
+    seed: int
+    round_: int
+    update: Tensor
+    """int64, one element, on the device."""
+    first: int
+    """Position of the first image in the global batch."""
+
+
+def logsnr_embedding(logsnr: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
+    """Sinusoidal embedding of the noise level: logsnr (B,) -> (B, dim) in `dtype`.
+
+    The published "inv_cos" input, s = atan(exp(-logsnr / 2)) / (pi / 2), is the angle of the
+    cosine schedule as a fraction of a right angle. 1000 s is rounded to float32 whatever the
+    dtype, as the published code does.
+    """
+    logsnr = logsnr.double().clamp(-LOGSNR_CLIP, LOGSNR_CLIP)
+    s = torch.atan(torch.exp(-0.5 * logsnr)) / (math.pi / 2)
+    return _sinusoids((TIME_SCALE * s).float().to(dtype), dim)
+
+
+def guidance_embedding(w: Tensor, dim: int, least: float, most: float) -> Tensor:
+    """Sinusoidal embedding of guidance weights: w (B,) in least .. most -> (B, dim), w's dtype."""
+    return _sinusoids(GUIDANCE_SCALE * (w - least) / (most - least), dim)
+
+
+def _sinusoids(position: Tensor, dim: int) -> Tensor:
+    """(B,) -> (B, dim): sines, then cosines, of dim / 2 frequencies from 1 down to 1e-4."""
+    half = dim // 2
+    rate = math.log(10_000.0) / (half - 1)
+    freqs = torch.exp(-rate * torch.arange(half, dtype=position.dtype, device=position.device))
+    angles = position[:, None] * freqs[None, :]
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def timestep_embedding(t: Tensor, dim: int, freq_shift: int) -> Tensor:
+    """Sinusoidal embedding of a timestep: t (B,) -> (B, dim), float32.
+
+    In float32 whatever the network computes in, and with diffusers' order of operations: angles
+    reach 1000, where another rounding is another embedding than the one that was trained with.
+    """
+    half = dim // 2
+    k = torch.arange(half, dtype=torch.float32, device=t.device)
+    freqs = torch.exp(-math.log(10_000.0) * k / (half - freq_shift))
+    angles = t.float()[:, None] * freqs[None, :]
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+class GroupNormSiLU(nn.GroupNorm):
+    """GroupNorm, then optional FiLM `h (1 + scale) + shift`, then optional SiLU."""
+
+    def __init__(self, cfg: NetConfig, channels: int, silu: bool = True) -> None:
+        super().__init__(cfg.groups, channels, eps=cfg.norm_eps)
+        self.silu = silu
+        self.op: Callable[..., Tensor] = group_norm_silu  # backends.py may choose another
+
+    def forward(self, x: Tensor, film: Tensor | None = None) -> Tensor:
+        """x (B, C, H, W), film (B, 2C) holding scale then shift -> (B, C, H, W), channels-last."""
+        return self.op(
+            x,
+            self.weight,
+            self.bias,
+            film,
+            groups=self.num_groups,
+            eps=self.eps,
+            silu=self.silu,
+        )
+
+
+class Downsample(nn.Module):
+    """Halves the size by a 3x3 convolution with stride 2."""
+
+    def __init__(self, ch: int, cfg: NetConfig) -> None:
+        super().__init__()
+        self.conv = conv(ch, ch, 3)
+        self.conv.stride, self.conv.padding = (2, 2), (cfg.downsample_padding,) * 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, H, W) -> (B, C, H / 2, W / 2)."""
+        if self.conv.padding == (0, 0):
+            x = F.pad(x, (0, 1, 0, 1))
+        return self.conv(x)  # type: ignore[no-any-return]
+
+
+class Upsample(nn.Module):
+    """Doubles the size, each pixel becoming four, then a 3x3 convolution."""
+
+    def __init__(self, ch: int) -> None:
+        super().__init__()
+        self.conv = conv(ch, ch, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, H, W) -> (B, C, 2 H, 2 W)."""
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))  # type: ignore[no-any-return]
+
+
+class ResBlock(nn.Module):
+    """Residual block: norm, SiLU, resample, conv; norm, FiLM, SiLU, dropout, conv.
+
+    Without FiLM the embedding is added before the second norm.
+    """
+
+    def __init__(self, in_ch: int, out_ch: int, cfg: NetConfig, resample: str = "none") -> None:
+        super().__init__()
+        self.resample = resample
+        self.norm1 = GroupNormSiLU(cfg, in_ch)
+        self.conv1 = conv(in_ch, out_ch, 3)
+        self.scales = cfg.film
+        self.film = linear(cfg.emb_ch, 2 * out_ch if cfg.film else out_ch)
+        self.norm2 = GroupNormSiLU(cfg, out_ch)
+        self.layer = 0  # of dropout, numbered by the net
+        self.dropout = cfg.dropout
+        self.conv2 = conv(out_ch, out_ch, 3, zero=True)
+        self.shortcut = conv(in_ch, out_ch, 1) if in_ch != out_ch else nn.Identity()
+
+    def _resample(self, x: Tensor) -> Tensor:
+        if self.resample == "up":
+            return F.interpolate(x, scale_factor=2.0, mode="nearest")
+        return F.avg_pool2d(x, 2) if self.resample == "down" else x
+
+    def forward(self, x: Tensor, film: Tensor, dropped: Dropped | None = None) -> Tensor:
+        """x (B, C, H, W), film (B, 2C' or C') -> (B, C', H', W'); with dropout if `dropped`."""
+        h: Tensor = self.conv1(self._resample(self.norm1(x)))
+        h = self.norm2(h, film) if self.scales else self.norm2(h + film[:, :, None, None])
+        if dropped is not None and self.dropout:
+            h = dropout(h, self.dropout, layer=self.layer, **dropped._asdict())
+        h = self.conv2(h)
+        x = self.shortcut(self._resample(x))
+        return h + x
+
+
+class Attention(nn.Module):
+    """Residual self-attention over all pixels, with one fused q/k/v projection."""
+
+    def __init__(self, ch: int, cfg: NetConfig) -> None:
+        super().__init__()
+        self.num_heads = cfg.num_heads or ch // cfg.head_dim
+        # backends.py may choose another.
+        self.attend: Callable[[Tensor, Tensor, Tensor], Tensor] = F.scaled_dot_product_attention
+        self.norm = GroupNormSiLU(cfg, ch, silu=False)
+        self.qkv = linear(ch, 3 * ch)
+        self.proj = linear(ch, ch, zero=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, H, W) -> the same shape."""
+        b, c, height, width = x.shape
+        tokens = self.norm(x).permute(0, 2, 3, 1).reshape(b, height * width, c)
+        qkv = self.qkv(tokens).view(b, height * width, 3, self.num_heads, c // self.num_heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        h: Tensor = self.attend(q, k, v)
+        h = self.proj(h.transpose(1, 2).reshape(b, height * width, c))
+        return x + h.view(b, height, width, c).permute(0, 3, 1, 2)
+
+
+class Stage(nn.ModuleList):
+    """Layers between two skip connections: residual blocks and attention."""
+
+    def forward(
+        self,
+        h: Tensor,
+        skip: Tensor | None,
+        films: Sequence[Tensor],
+        dropped: Dropped | None,
+    ) -> Tensor:
+        """h, after it the skip connection's channels, if any, through all layers."""
+        h = h if skip is None else torch.cat([h, skip], dim=1)
+        film = iter(films)
+        for layer in self:
+            h = layer(h, next(film), dropped) if isinstance(layer, ResBlock) else layer(h)
+        return h
+
+    def blocks(self) -> list[ResBlock]:
+        """The residual blocks, in order."""
+        return [layer for layer in self if isinstance(layer, ResBlock)]
+
+
+class UNet(nn.Module):
+    """Network (z, logsnr, label) -> raw output, without a meaning.
+
+    A schedule is needed only where a timestep is embedded.
+
+    The result has z's dtype, which must be that of the convolutions, and `cfg.out_channels`
+    channels.
+    """
+
+    def __init__(self, cfg: NetConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.schedule = schedule_of(cfg) if cfg.embedding == "timestep" else None
+        self.checkpoint = False  # keep the stages' inputs alone for the backward pass
+        self.emb0 = linear(cfg.ch, cfg.emb_ch)
+        self.emb1 = linear(cfg.emb_ch, cfg.emb_ch)
+        self.emb_class = linear(cfg.num_classes, cfg.emb_ch) if cfg.num_classes else None
+        # Zero, so that a guided student begins as its teacher; no bias, emb0 has one.
+        self.emb_guidance: nn.Linear | None = None
+        if cfg.guidance:
+            self.emb_guidance = nn.Linear(cfg.ch, cfg.emb_ch, bias=False)
+            nn.init.zeros_(self.emb_guidance.weight)
+        self.conv_in = conv(cfg.channels, cfg.ch, 3)
+
+        def attention(ch: int, size: int) -> list[nn.Module]:
+            return [Attention(ch, cfg)] if size in cfg.attn_resolutions else []
+
+        size, ch, skips = cfg.image_size, cfg.ch, [cfg.ch]
+        widths = [cfg.ch * mult for mult in cfg.ch_mult]
+        inside = cfg.resample == "resnet"
+
+        # Each entry of `down` ends in one skip connection; each of `up` begins by taking one.
+        self.down = nn.ModuleList()
+        for level, width in enumerate(widths):
+            for _ in range(cfg.num_res_blocks):
+                self.down.append(Stage([ResBlock(ch, width, cfg), *attention(width, size)]))
+                ch = width
+                skips.append(ch)
+            if level < len(widths) - 1:
+                halves = ResBlock(ch, ch, cfg, "down") if inside else Downsample(ch, cfg)
+                self.down.append(Stage([halves]))
+                size //= 2
+                skips.append(ch)
+
+        self.mid = Stage([ResBlock(ch, ch, cfg), Attention(ch, cfg), ResBlock(ch, ch, cfg)])
+
+        self.up = nn.ModuleList()
+        for level, width in reversed(list(enumerate(widths))):
+            for block in range(cfg.num_res_blocks + 1):
+                stage: list[nn.Module] = [
+                    ResBlock(ch + skips.pop(), width, cfg),
+                    *attention(width, size),
+                ]
+                ch = width
+                if level > 0 and block == cfg.num_res_blocks:
+                    stage.append(ResBlock(ch, ch, cfg, "up") if inside else Upsample(ch))
+                    size *= 2
+                self.up.append(Stage(stage))
+        assert not skips
+
+        self.norm_out = GroupNormSiLU(cfg, ch)
+        self.conv_out = conv(ch, cfg.out_channels, 3, zero=True)
+        for layer, res_block in enumerate(b for stage in self._stages() for b in stage.blocks()):
+            res_block.layer = layer
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def _stages(self) -> list[Stage]:
+        return [*self.down, self.mid, *self.up]
+
+    def precise(self) -> Iterator[nn.Module]:
+        """The modules that stay in float32 when the others compute in less."""
+        layers = (self.emb0, self.emb1, self.emb_class, self.emb_guidance)
+        yield from (layer for layer in layers if layer is not None)
+        yield from (module for module in self.modules() if isinstance(module, GroupNormSiLU))
+
+    def embedding(self, logsnr: Tensor) -> Tensor:
+        """What the first dense layer is given at logsnr (B,): (B, ch) in its dtype."""
+        cfg, dtype = self.cfg, self.emb0.weight.dtype
+        if self.schedule is None:
+            return logsnr_embedding(logsnr, cfg.ch, dtype)
+        t = cfg.timesteps * self.schedule.u(logsnr) - 1
+        return timestep_embedding(t, cfg.ch, cfg.freq_shift).to(dtype)
+
+    def guide(self, w: Tensor) -> Tensor:
+        """What guidance weights (B,) add to the first dense layer's output: (B, E)."""
+        assert self.emb_guidance is not None
+        w = w.to(self.emb_guidance.weight.dtype)
+        return self.emb_guidance(guidance_embedding(w, self.cfg.ch, *self.cfg.guidance))  # type: ignore[no-any-return]
+
+    def films(
+        self, logsnr: Tensor, label: Tensor | None = None, guidance: Tensor | None = None
+    ) -> list[Tensor]:
+        """FiLM parameters (B, 2C) of every residual block, at logsnr (B,), label int64 (B,).
+
+        The rest as for `forward`. Without FiLM they are what is added, (B, C).
+        """
+        emb = self.emb0(self.embedding(logsnr))
+        if self.emb_guidance is not None:
+            if guidance is None:
+                raise ValueError("this model takes guidance weights: pass guidance, of shape (B,)")
+            emb = emb + self.guide(guidance)
+        emb = self.emb1(F.silu(emb))
+        if self.emb_class is not None:
+            if label is None:
+                raise ValueError("this model is class-conditional: pass label, int64 of shape (B,)")
+            # A one-hot input to a dense layer is a row of its weight, plus its bias.
+            rows = self.emb_class.weight.t()
+            if self.cfg.label_dropout:
+                told = label != NO_CLASS
+                rows = F.embedding(label * told, rows) * told[:, None]
+            else:
+                rows = F.embedding(label, rows)
+            emb = emb + rows + self.emb_class.bias
+        emb = F.silu(emb).to(self.conv_in.weight.dtype)
+        return [block.film(emb) for stage in self._stages() for block in stage.blocks()]
+
+    def forward(
+        self,
+        z: Tensor,
+        logsnr: Tensor,
+        label: Tensor | None = None,
+        guidance: Tensor | None = None,
+        dropped: Dropped | None = None,
+        films: Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        """z (B, C, H, W), logsnr (B,), label int64 (B,) if class-conditional -> (B, C', H, W).
+
+        A label may be NO_CLASS where the model learned to do without. `guidance`: weights (B,), of
+        a guided student. `dropped`: with dropout, by these draws. `films`: of `self.films`, in
+        place of logsnr's, label's and guidance's.
+        """
+        film = iter(self.films(logsnr, label, guidance) if films is None else films)
+
+        def run(stage: Stage, h: Tensor, skip: Tensor | None = None) -> Tensor:
+            args = (h, skip, [next(film) for _ in stage.blocks()], dropped)
+            if self.checkpoint and torch.is_grad_enabled():
+                # Dropout is by counter: no generator's state to keep.
+                out = checkpoint(stage, *args, use_reentrant=False, preserve_rng_state=False)
+            else:
+                out = stage(*args)
+            return out  # type: ignore[no-any-return]
+
+        h = self.conv_in(z.contiguous(memory_format=torch.channels_last))
+        skips = [h]
+        for stage in self.down:
+            h = run(stage, h)  # type: ignore[arg-type]  # a ModuleList of them
+            skips.append(h)
+        h = run(self.mid, h)
+        for stage in self.up:
+            h = run(stage, h, skips.pop())  # type: ignore[arg-type]
+        return self.conv_out(self.norm_out(h))  # type: ignore[no-any-return]

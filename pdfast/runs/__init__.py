@@ -1,0 +1,1 @@
+"""Run directories: config, metrics, saved states, and what is done about damage."""

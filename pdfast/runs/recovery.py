@@ -1,0 +1,78 @@
+"""What is damaged in a run that is taken up, and what is done instead; or why nothing can be.
+
+A student can be made again, to the same bits, from the model before it, and a phase from an earlier
+state. Where only training from nothing would be left, that is refused: the user must want it.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from pdfast.config.schema import Config
+from pdfast.errors import PdfastError
+from pdfast.runs import model_dir, training_state
+from pdfast.storage.digests import UNKNOWN, Digest
+from pdfast.storage.files import MANIFEST, Damaged
+
+
+class Finding(NamedTuple):
+    """A damaged directory."""
+
+    path: Path
+    error: Damaged
+    then: str
+    """What is done once it is out of the way."""
+
+
+def of_models(teacher: Path, students: Mapping[Path, re.Match[str]]) -> list[Finding]:
+    """Damaged students, or of another round than their name's; PdfastError if it is the teacher.
+
+    `students`: with the match of round and steps in the name.
+    """
+    try:
+        if teacher.is_dir():
+            model_dir.verify(teacher)
+    except Damaged as error:
+        raise PdfastError(
+            f"{error.what}: put a whole copy of the teacher there, or remove {teacher} to have it "
+            "trained again from update 0"
+        ) from None
+    found = []
+    for path, name in students.items():
+        try:
+            manifest = model_dir.verify(path)
+            place = {"round": int(name[1]), "steps": int(name[2])}
+            if {key: manifest.get(key) for key in place} != place:
+                raise Damaged(path / MANIFEST, "is of another round than the directory's name")
+        except Damaged as error:
+            found.append(Finding(path, error, "the round is made again from the model before it"))
+    return found
+
+
+def of_states(
+    folder: Path, config: Config, is_finished: Callable[[int], bool], data: Digest = UNKNOWN
+) -> list[Finding]:
+    """Damaged states of unfinished phases; raises PdfastError if none of the teacher is whole.
+
+    `is_finished`: whether the model of a round (0: the teacher) is there. Raises UsageError for a
+    state of another config or of other data.
+    """
+    found = []
+    for round_ in training_state.rounds(folder):
+        whole: list[str] = []
+        damaged: list[tuple[Path, Damaged]] = []
+        for path in [] if is_finished(round_) else training_state.found(folder, round_):
+            try:
+                training_state.load(path, config, data)
+                whole.append(path.name)
+            except Damaged as error:
+                damaged.append((path, error))
+        if damaged and not whole and not round_:
+            raise PdfastError(
+                f"no saved state of the teacher in {folder} is whole ({damaged[0][1].what}): "
+                "remove that folder to train it again from update 0"
+            )
+        then = f"{whole[0]} is gone on from" if whole else f"round {round_} begins anew"
+        found += [Finding(path, error, then) for path, error in damaged]
+    return found

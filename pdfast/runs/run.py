@@ -1,0 +1,455 @@
+"""A run directory: its config, models, metrics and saved states.
+
+- config.toml, metrics.jsonl, report.html, report.json, report.md, report.png
+- log.txt: what was said on the screen, of all resumptions
+- teacher/, round-01-steps-4096/ ...: models, each whole or absent
+- samples/: pictures; state/: the phase in progress; .lock: whose it is at the moment
+- tensorboard/, wandb/: what trackers keep; eval-state/: an evaluation in progress, and, of one that
+  is done, its figures and what the report was made of
+- not-finite-round-00-update-000000123/ ...: what an update began from that would not be finite
+- round-01-steps-4096.damaged/ ...: what was found damaged, and made again
+
+`Run.start` takes it up: alone, and with what is damaged in it put aside or refused. Of several
+processes the first alone writes, and answers what is there; every method that reads or writes is
+reached by all. The others read models and states, so they need the same file system.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, Protocol, Self
+
+from PIL import Image
+from torch import Tensor
+
+from pdfast.config.schema import Config, is_dumped
+from pdfast.config.serialization import from_table, to_table
+from pdfast.console import messages
+from pdfast.console.log import LOG
+from pdfast.console.progress import Screen
+from pdfast.distributed import collectives
+from pdfast.errors import PdfastError, UsageError
+from pdfast.runs import record, recovery, training_state
+from pdfast.runs.metrics_log import Metrics
+from pdfast.runs.record import Record
+from pdfast.runs.recovery import Finding
+from pdfast.runs.training_state import State
+from pdfast.storage import files, staging
+from pdfast.storage.digests import GIVEN, UNKNOWN, Digest
+from pdfast.storage.lock import LOCK, Lock
+
+ROUND_DIR = re.compile(r"round-(\d+)-steps-(\d+)")
+Resume = Literal["auto", "strict", "never"]
+
+
+class Tracking(Protocol):
+    """What follows a run to show it elsewhere; see trackers/."""
+
+    def check(self) -> None:
+        """Say what failed since the last call."""
+
+    def close(self, code: int) -> None:
+        """Wait for what is still to be shown of a run that ended with this exit code."""
+
+
+class Run:
+    """A run directory as it is, without its lock; `start` makes it or goes on with it.
+
+    Between `start` or `open` and the end of a `with` block no other process works in it.
+    """
+
+    def __init__(self, path: Path, config: Config, screen: Screen, data: Digest = UNKNOWN) -> None:
+        """`data`: of what the run's models learn from."""
+        self.path, self.config, self.screen, self.data = path, config, screen, data
+        self._metrics = Metrics(path / "metrics.jsonl")
+        self._lock: Lock | None = None
+        self._tracking: Tracking | None = None
+
+    def start(self, resume: Resume = "auto") -> Self:
+        """Make the directory, or take it up where a run of the same config and data left it.
+
+        `resume` says what becomes of a run that is there. auto: it is gone on with; a damaged
+        model of a round, or saved state, is put aside under another name, and what it held is
+        done again. strict: whatever is damaged is refused. never: the run is refused.
+
+        Raises UsageError if it holds a run of a different config, of other data, or files that are
+        no run's, PdfastError if it cannot be written, another process works in it, what is damaged
+        could only be made again from nothing, or a newer version of pdfast has been at work in it.
+        """
+        collectives.from_first(lambda: self._locked(lambda: self._take_up(resume), resume))
+        return self
+
+    def open(self) -> Self:
+        """Use a run that is there, alone; it is left as it is."""
+        collectives.from_first(lambda: self._locked(lambda: None))
+        return self
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            if self._tracking is not None:
+                self._tracking.close(0 if error is None else getattr(error, "exit_code", 1))
+        finally:
+            self._leave(error)
+
+    def _leave(self, error: BaseException | None) -> None:
+        """Write what ended the work to the log, and let others in."""
+        try:
+            if error is not None:
+                if messages.debugging() or not messages.foreseen(error):
+                    self.screen.note(messages.trace(error))
+                self.screen.note(f"pdfast: {messages.sentence(error)[0]}")
+            self.screen.close_log()
+        finally:
+            if self._lock is not None:
+                self._lock.release()
+
+    def track(self, begin_tracking: Callable[[], Tracking]) -> None:
+        """Have trackers follow the run until its end."""
+
+        def begin() -> None:
+            self._tracking = begin_tracking()
+
+        collectives.from_first(begin)
+
+    # -- taking it up ----------------------------------------------------------------------
+
+    def _locked(self, work: Callable[[], None], resume: Resume = "auto") -> None:
+        """Take the lock, and do the work; without the lock again if it fails."""
+        try:
+            self._refuse(resume)  # before anything is made there
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = Lock(self.path, self.screen.warn)
+            try:
+                self._refuse(resume)
+                if self._is_run():
+                    self.screen.open_log(self.path / LOG)
+                work()
+                # Of a new run not before it is one: a folder with nothing but a log is no run's.
+                self.screen.open_log(self.path / LOG)
+            except BaseException as error:
+                self._leave(error)
+                raise
+        except OSError as error:
+            raise files.cannot_write(self.path, error) from None
+
+    def _refuse(self, resume: Resume) -> None:
+        """Raise UsageError for a folder of other things, or a run where none may be."""
+        is_run = self._is_run()
+        if is_run and resume == "never":
+            raise UsageError(
+                f"{self.path} holds a run, which --resume never does not go on with: choose "
+                "another --out, or leave --resume away"
+            )
+        if not is_run and self.path.is_dir():
+            theirs = (p.name for p in self.path.iterdir())
+            if any(name != LOCK and not staging.is_left(name) for name in theirs):
+                raise UsageError(f"{self.path} is not empty and holds no run: choose another --out")
+        if is_run:
+            self._refuse_foreign_config()
+
+    def _is_run(self) -> bool:
+        return (self.path / "config.toml").is_file()
+
+    def _take_up(self, resume: Resume) -> None:
+        begun = self._begun()
+        if begun is not None:
+            self._refuse_others(*begun)
+        for folder in (self.path, self.path / "samples", self._states):
+            staging.sweep(folder, locked=self._lock is not None and self._lock.excludes)
+        if resume == "strict" and self._round_dirs() and not self.teacher_dir.is_dir():
+            raise PdfastError(
+                f"{self.teacher_dir}, the teacher of the rounds that are there, is gone: put it "
+                "back, or pass --resume auto to have it made again"
+            )
+        self._put_aside(recovery.of_models(self.teacher_dir, self._round_dirs()), resume)
+        broken = recovery.of_states(self._states, self.config, self._is_finished, self.data)
+        self._put_aside(broken, resume)
+        self._metrics.drop_partial_line()
+        now = (Record() if begun is None else begun[1]).now(self.data)
+        text, path = record.dump(self.config, now), self.path / "config.toml"
+        if not path.is_file() or path.read_bytes() != text.encode():
+            self.write_text("config.toml", text)
+        files.make_folder(self.path / "samples")
+
+    def _put_aside(self, found: list[Finding], resume: Resume) -> None:
+        """Give what is damaged another name; where --resume is strict, refuse it."""
+        for path, error, then in found:
+            if resume == "strict":
+                raise PdfastError(f"{error}, or pass --resume auto: {then}")
+            name = files.set_aside(path).name
+            self.screen.warn(f"{error.what}: {path.name} is put aside as {name}, and {then}")
+
+    def _begun(self) -> tuple[Config, Record] | None:
+        """What config.toml says, of a directory where something was made; None of another one."""
+        path = self.path / "config.toml"
+        if not path.is_file():
+            return None
+        if self.teacher_dir.exists() or self._round_dirs() or training_state.rounds(self._states):
+            return record.read(path)
+        record.refuse_newer(path)
+        return None
+
+    def _refuse_others(self, saved: Config, begun: Record) -> None:
+        """Raise UsageError if the run was begun with values, or data, that are others now."""
+        rounds = training_state.rounds(self._states)
+        steps = {int(match[2]): None for match in self._round_dirs().values()}
+        steps |= {training_state.steps_of(saved, round_): None for round_ in rounds if round_}
+        both = begun.data.known and self.data.known
+        changed = training_state.differences(saved, self.config, list(steps), by_digest=both)
+        if changed:
+            raise UsageError(
+                f"{self.path} was started with {', '.join(changed)}: choose another --out, or "
+                "remove what was made with the old value"
+            )
+        if both and begun.data != self.data:
+            named = self.config.data.source
+            fix = "pass those of before" if named.startswith(GIVEN) else (
+                "put back those of before, or name them by --data.source if they have been moved"
+            )  # fmt: skip
+            raise UsageError(
+                f"{self.path} was begun with other data ({begun.data}) than "
+                f"{'the call gives' if named.startswith(GIVEN) else f'{named} has'} now "
+                f"({self.data}): {fix}, or choose another --out"
+            )
+        if self.data.known and not begun.data.known:
+            self.screen.warn(
+                f"{self.path} was begun by pdfast {begun.begun_by}, which kept no digest of the "
+                "data: whether these are still the same cannot be checked, and from now on the "
+                f"run's are these ({self.data})"
+            )
+
+    def as_begun(self) -> Config:
+        """The config to go on with: as it was asked for, but for what the run was begun without.
+
+        Reached by all processes, before `start`; see `record.as_begun`. Nothing is changed.
+        """
+
+        def kept() -> dict[str, Any]:
+            try:
+                begun = self._begun()
+            except OSError as error:
+                raise files.cannot_write(self.path, error) from None
+            if begun is None:
+                return {"config": to_table(self.config)}
+            config, said = record.as_begun(*begun, self.config)
+            if said:
+                self.screen.say(
+                    f"{self.path} was begun by pdfast {begun[1].begun_by}, and goes on as it was "
+                    f"there: {', '.join(said)}"
+                )
+            return {"config": to_table(config)}
+
+        return from_table(Config, collectives.from_first(kept)["config"])
+
+    def _refuse_foreign_config(self) -> None:
+        """Raise UsageError for a config.toml of somebody else, which would be replaced.
+
+        Where a run has begun it is the run's, and may have been edited; its metrics are its first
+        word.
+        """
+        path = self.path / "config.toml"
+        begun = self._metrics.path.exists() or self.teacher_dir.exists() or self._round_dirs()
+        if begun or not path.is_file():
+            return
+        if not is_dumped(path.read_text("utf-8", "replace")):
+            raise UsageError(
+                f"{path} was not written by a run, and is not replaced: choose another --out"
+            )
+
+    # -- models ----------------------------------------------------------------------------
+
+    @property
+    def teacher_dir(self) -> Path:
+        """Where the teacher's model goes."""
+        return self.path / "teacher"
+
+    def round_dir(self, round_: int) -> Path:
+        """Where the student of a round goes."""
+        steps = self.config.distill.steps_after(round_)
+        return self.path / f"round-{round_:02d}-steps-{steps:04d}"
+
+    def _is_finished(self, round_: int) -> bool:
+        return (self.round_dir(round_) if round_ else self.teacher_dir).is_dir()
+
+    def has(self, model_dir: Path) -> bool:
+        """Whether a finished model is there (a directory is renamed into place when whole)."""
+        return collectives.from_first(model_dir.is_dir)
+
+    def make_model(self, save: Callable[[], None]) -> None:
+        """Have the first process write a model of the run, once the metrics before it are safe."""
+
+        def make() -> None:
+            self._check_there()
+            self._sync_metrics()
+            save()
+
+        collectives.from_first(make)
+
+    def students(self) -> dict[int, Path]:
+        """Finished students: sampling steps -> model directory, in order of rounds."""
+        found = collectives.from_first(
+            lambda: [(int(match[2]), path.name) for path, match in self._round_dirs().items()]
+        )
+        return {steps: self.path / name for steps, name in found}
+
+    def begun(self) -> list[int]:
+        """Rounds (0: the teacher) that have a saved state."""
+        return collectives.from_first(lambda: training_state.rounds(self._states))
+
+    def _round_dirs(self) -> dict[Path, re.Match[str]]:
+        matches = {p: ROUND_DIR.fullmatch(p.name) for p in sorted(self.path.glob("round-*"))}
+        return {path: match for path, match in matches.items() if match and path.is_dir()}
+
+    # -- files -----------------------------------------------------------------------------
+
+    def write(self, name: str, save: Callable[[Path], object]) -> None:
+        """Have `save` write a file of the run, under another name until it is whole."""
+
+        def write() -> None:
+            self._check_there()
+            path = self.path / name
+            try:
+                files.make_folder(path.parent)
+            except OSError as error:
+                raise files.cannot_write(path, error) from None
+            files.write_file(path, save)
+
+        collectives.from_first(write)
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text file of the run."""
+        self.write(name, lambda stage: stage.write_text(text, "utf-8"))
+
+    def save_picture(self, picture: Image.Image, name: str) -> None:
+        """Write a PNG into samples/."""
+        self.write(f"samples/{name}", picture.save)
+
+    def has_picture(self, name: str) -> bool:
+        """Whether samples/ holds this picture."""
+        return collectives.from_first((self.path / "samples" / name).is_file)
+
+    def _check_there(self) -> None:
+        """Raise PdfastError if the directory is not the one that was locked."""
+        if self._lock is not None and not self._lock.is_ours():
+            raise PdfastError(
+                f"{self.path} is gone: it, or the {LOCK} in it, was removed or replaced while this "
+                "process was at work in it, which ends here"
+            )
+
+    # -- metrics ---------------------------------------------------------------------------
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All lines of metrics.jsonl."""
+        return collectives.from_first(self._metrics.read)
+
+    def log(self, **values: Any) -> None:
+        """Append one line to metrics.jsonl: the first process's `values`."""
+
+        def append() -> None:
+            self._check_there()
+            self._metrics.append(values)
+            if self._tracking is not None:
+                self._tracking.check()
+
+        collectives.from_first(append)
+
+    def rewind_metrics(self, round_: int, update: int) -> None:
+        """Drop what an interrupted phase logged after the state that it resumes from."""
+
+        def rewind() -> None:
+            if update >= 0 and not self._metrics.has(round_):
+                self.screen.warn(
+                    f"{self._metrics.path} lacks what round {round_} logged up to update {update}: "
+                    "it was removed or cut; the run goes on, and its report lacks that too"
+                )
+            lost = self._metrics.rewind(round_, update)
+            if lost:
+                self.screen.warn(
+                    f"round {round_}: {lost} updates came after the last saved state, and are "
+                    "done again"
+                )
+
+        collectives.from_first(rewind)
+
+    def _sync_metrics(self) -> None:
+        """So that a loss of power leaves no gap before a state or model that is there."""
+        try:
+            self._metrics.sync()
+        except OSError as error:
+            raise files.cannot_write(self._metrics.path, error) from None
+
+    # -- states ----------------------------------------------------------------------------
+
+    @property
+    def _states(self) -> Path:
+        return self.path / "state"
+
+    def save_state(
+        self, round_: int, update: int, seconds: float, tensors: dict[str, dict[str, Tensor]]
+    ) -> None:
+        """Save a phase after `update` updates; older states go when the new one is whole."""
+
+        def save() -> None:
+            self._check_there()
+            self._sync_metrics()
+            try:
+                files.make_folder(self._states)
+            except OSError as error:
+                raise files.cannot_write(self._states, error) from None
+            training_state.save(
+                self._states, self.config, round_, update, seconds, tensors, self.data
+            )
+
+        collectives.from_first(save)
+
+    def save_failure(
+        self,
+        round_: int,
+        update: int,
+        seconds: float,
+        tensors: dict[str, dict[str, Tensor]],
+        table: dict[str, Any],
+    ) -> Path:
+        """Write a phase that cannot go on as it was after `update` updates; gives where it lies.
+
+        It has the form of a state, and `table` beside it in not-finite.json.
+        """
+        path = self.path / f"not-finite-round-{round_:02d}-update-{update:09d}"
+
+        def save() -> None:
+            self._check_there()
+            state = training_state.describe(self.config, round_, update, seconds, self.data)
+            files.write(path, tensors, {training_state.TABLE: state, "not-finite.json": table})
+
+        collectives.from_first(save)
+        return path
+
+    def load_state(self, round_: int) -> State | None:
+        """(state.json, tensors) of a round's newest state; None if none was saved.
+
+        Raises Damaged, or UsageError if it is of another config.
+        """
+
+        def newest() -> str:
+            return next((path.name for path in training_state.found(self._states, round_)), "")
+
+        name = collectives.from_first(newest)
+        if not name:
+            return None
+        path = self._states / name
+        state, moved = collectives.together(
+            lambda: training_state.load(path, self.config, self.data)
+        )
+        if moved:
+            self.screen.warn(
+                f"{self._states / name} was saved with {moved}: the run goes on, but not to the "
+                "bits of an undisturbed one"
+            )
+        return state
+
+    def clear_states(self, round_: int) -> None:
+        """Forget the saved states of a round: its model is finished."""
+        collectives.from_first(lambda: training_state.clear(self._states, round_))

@@ -1,0 +1,474 @@
+"""Files, and directories of tensors and JSON, that are either whole or absent.
+
+- `write_file` makes one file, `write` a directory: under another name, synced, then renamed.
+- A directory's manifest has the size and SHA-256 of every file in it, and its own; `verify` and
+  `read` believe nothing before it is checked, so a single altered byte is found and named.
+- What is replaced was written by pdfast, as it is now: see `check_replaceable`.
+
+Model directories (runs/model_dir.py) and saved states (runs/training_state.py) are of this kind.
+No pickle anywhere, and nothing in a file is trusted: names, sizes and headers are bounded.
+"""
+
+import hashlib
+import json
+import math
+import os
+import platform
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from pdfast.config import formats
+from pdfast.config.formats import FORMAT, Written
+from pdfast.errors import PdfastError, UsageError
+from pdfast.storage.staging import beside
+from pdfast.version import __version__
+
+MANIFEST = "manifest.json"
+MAX_JSON = 2**20  # bytes
+MAX_HEADER = 2**23  # bytes of a safetensors file's JSON
+HEAD = b'{\n "manifest_sha256": "'  # how a manifest begins; then its digest, taken with zeros there
+DIGITS = 64
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")  # of a file in a manifest
+MARK = b"written by pdfast"  # in a file that has no manifest: see pdfast/storage/marked.py
+MARK_WITHIN = 256  # bytes of a file's head
+
+
+class Damaged(PdfastError):  # noqa: N818  # what a directory is found to be
+    """A file is missing, cut short or altered; `what` says so without naming the fix."""
+
+    def __init__(self, file: Path, how: str) -> None:
+        self.what = f"{file} {how}"
+        super().__init__(f"{self.what}; put a whole copy of {file.parent} in its place")
+
+
+class Contents(NamedTuple):
+    """What a directory holds."""
+
+    tensors: dict[str, dict[str, Tensor]]
+    """By file, by name; on the CPU."""
+    tables: dict[str, dict[str, Any]]
+    """JSON objects by file."""
+    manifest: dict[str, Any]
+
+
+# ------------------------------------------------------------------------------------------
+# Writing
+
+
+def write_file(path: Path, save: Callable[[Path], object], sync: bool = True) -> None:
+    """Have `save` write a file under another name of the same suffix; rename it when whole.
+
+    `sync`: so that it outlasts a loss of power, for which the disk is waited for. Raises
+    PdfastError, and leaves `path` as it was, when writing fails, and UsageError where `path` is a
+    symlink.
+    """
+    _refuse_symlink(path)
+    stage = beside(path, "tmp")
+    try:
+        save(stage)
+        if sync:
+            fsync(stage)
+        stage.replace(path)
+        if sync:
+            fsync(path.parent)
+    except OSError as error:
+        raise cannot_write(path, error) from None
+    finally:
+        stage.unlink(missing_ok=True)
+
+
+def write(
+    path: Path, tensors: dict[str, dict[str, Tensor]], tables: dict[str, Any], **facts: Any
+) -> None:
+    """Write `path/`: one safetensors file per entry of `tensors`, one JSON per entry of `tables`.
+
+    `facts` go into the manifest. A directory that was there stays whole until the new one is, and
+    is then replaced. The folder that it lies in must be there. Raises PdfastError, and leaves
+    `path` as it was, when writing fails, and UsageError as `check_replaceable` does.
+    """
+
+    def fill(stage: Path) -> None:
+        for name, group in tensors.items():
+            contiguous = {key: value.detach().cpu().contiguous() for key, value in group.items()}
+            safetensors.torch.save_file(contiguous, stage / name)
+        for name, table in tables.items():
+            text = json.dumps(table, indent=1, allow_nan=False)
+            (stage / name).write_text(text + "\n", "utf-8")
+        seal(stage, **facts)
+
+    write_folder(path, fill)
+
+
+def write_folder(path: Path, fill: Callable[[Path], object], sync: bool = True) -> None:
+    """Have `fill` write files and folders into a new directory; it becomes `path` when whole.
+
+    As for `write`, which is this for a directory with a manifest, and `sync` as for `write_file`.
+    """
+    path = Path(os.path.abspath(path))  # "." has no name that a stage could lie beside
+    check_replaceable(path)
+    if path.is_file():
+        raise _foreign(f"{path} is a file")
+    stage, old = beside(path, "tmp"), beside(path, "old")
+    try:
+        stage.mkdir()
+        fill(stage)
+        mode = stage.stat().st_mode & 0o666
+        for file in stage.rglob("*"):
+            if file.is_file():
+                file.chmod(mode)  # safetensors' own are for the owner alone, whatever the umask
+            if sync:
+                fsync(file)
+        if sync:
+            fsync(stage)
+        if os.path.lexists(path):
+            check_replaceable(path)  # filling may have taken long
+            path.rename(old)
+        stage.rename(path)
+        if sync:
+            fsync(path.parent)
+    except (OSError, safetensors.SafetensorError) as error:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        raise PdfastError(f"could not write {path}: {reason(error)}; nothing was changed") from None
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def seal(path: Path, **facts: Any) -> None:
+    """Write the manifest of a directory, from the files that are in it and below it now.
+
+    Raises UsageError where it would be too long to be read.
+    """
+    listed = {
+        file.relative_to(path).as_posix(): {"bytes": file.stat().st_size, "sha256": sha256(file)}
+        for file in sorted(path.rglob("*"))
+        if file.is_file() and file != path / MANIFEST
+    }
+    blank = {"manifest_sha256": "0" * DIGITS}
+    kind = {"format": FORMAT, "files": listed, "versions": versions()}
+    manifest = {**blank, **kind, **facts, **blank}
+    text = (json.dumps(manifest, indent=1, allow_nan=False) + "\n").encode()
+    if len(text) > MAX_JSON:
+        raise UsageError(
+            f"a manifest of {len(text)} bytes is longer than {MAX_JSON}, the most that is read: "
+            "give it less to hold"
+        )
+    digest = hashlib.sha256(text).hexdigest().encode()
+    (path / MANIFEST).write_bytes(HEAD + digest + text[len(HEAD) + DIGITS :])
+
+
+def remove(path: Path) -> None:
+    """Remove a directory; a process killed meanwhile leaves none that looks damaged."""
+    stage = beside(path, "tmp")
+    try:
+        path.rename(stage)
+    except OSError:
+        return  # what cannot be removed may stay
+    shutil.rmtree(stage, ignore_errors=True)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged directory, to a name that is free and says so; returns that."""
+    aside, count = path.with_name(f"{path.name}.damaged"), 1
+    while aside.exists():
+        count += 1
+        aside = path.with_name(f"{path.name}.damaged-{count}")
+    path.rename(aside)
+    fsync(path.parent)
+    return aside
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder in one that is there, to last."""
+    if not path.is_dir():
+        path.mkdir()
+        fsync(path.parent)
+
+
+# ------------------------------------------------------------------------------------------
+# Replacing
+
+
+def check_new(path: Path, force: bool = False) -> None:
+    """Raise UsageError where `path` holds anything; with `force`, as `check_replaceable` does."""
+    if force:
+        check_replaceable(path)
+        return
+    _refuse_symlink(path)
+    if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
+        raise UsageError(
+            f"{path} is there already: choose another --out, remove it, or pass --force, which "
+            "replaces what pdfast wrote and nothing else"
+        )
+
+
+def check_replaceable(path: Path) -> None:
+    """Raise UsageError unless replacing `path` loses nothing that pdfast did not write.
+
+    It may be absent, an empty folder or file, a folder that holds exactly the files that its
+    manifest lists, as they were written, and files with pdfast's mark, alone or in a folder. No
+    symlink is followed.
+    """
+    _refuse_symlink(path)
+    if not os.path.lexists(path):
+        return
+    if not path.is_dir():
+        if not _has_mark(path):
+            raise _foreign(f"{path} is not known to be pdfast's")
+        return
+    try:
+        found = sorted(_below(path))
+    except OSError as error:
+        raise _foreign(f"{path} cannot be read ({reason(error)})") from None
+    for name in found:
+        if (path / name).is_symlink():
+            raise _foreign(f"{path} holds a symlink, {name}")
+    if MANIFEST not in found:
+        for name in found:
+            if "/" in name or not _has_mark(path / name):
+                raise _foreign(f"{path} holds {name}, which is not known to be pdfast's")
+        return
+    try:
+        listed = verify(path, nested=True)["files"]
+    except Damaged as error:
+        raise _foreign(f"{path} is not as pdfast wrote it: {error.what}") from None
+    for name in found:
+        if name != MANIFEST and name not in listed:
+            raise _foreign(f"{path} holds {name}, which its {MANIFEST} does not list")
+
+
+def _refuse_symlink(path: Path) -> None:
+    if path.is_symlink():
+        raise _foreign(f"{path} is a symlink")
+
+
+def _foreign(what: str) -> UsageError:
+    return UsageError(f"{what}, and is not replaced: choose another place, or move it away")
+
+
+def _below(path: Path) -> Iterator[str]:
+    """Names, relative to a folder, of what is in it: files, symlinks and empty folders."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for folder, folders, names in os.walk(path, onerror=fail):
+        place = Path(folder)
+        links = [name for name in folders if (place / name).is_symlink()]
+        if not folders and not names and place != path:
+            yield place.relative_to(path).as_posix()
+        yield from ((place / name).relative_to(path).as_posix() for name in (*names, *links))
+
+
+def _has_mark(file: Path) -> bool:
+    """Whether a file is a PNG, a zip (an .npz) or a text with pdfast's mark, or is empty."""
+    if not file.is_file():
+        return False
+    try:
+        with file.open("rb") as opened:
+            size = opened.seek(0, os.SEEK_END)
+            opened.seek(0)
+            head = opened.read(MARK_WITHIN)
+            opened.seek(max(0, size - len(MARK)))
+            end = opened.read()
+        if head.startswith(b"\x89PNG"):
+            return b"tEXtComment\0" + MARK in head
+        if head.startswith(b"PK"):
+            return end == MARK
+        text = file.read_bytes() if size <= MAX_JSON else b"?"
+        return text == marked_text(text[: text.rfind(b"\n", 0, -1) + 1]) or not text
+    except OSError:
+        return False
+
+
+def marked_text(text: bytes) -> bytes:
+    """A text, each line ended, with a comment below it by which it is known while unchanged."""
+    return text + b"# %b, SHA-256 %b\n" % (MARK, hashlib.sha256(text).hexdigest().encode())
+
+
+# ------------------------------------------------------------------------------------------
+# Reading
+
+
+def read(path: Path) -> Contents:
+    """The contents of a directory that `write` made, every file checked first.
+
+    Files that its manifest does not list are ignored. Raises Damaged naming the file that is
+    missing, cut short or altered, and OtherVersion for a newer format.
+    """
+    manifest = verify(path)
+    contents = Contents({}, {}, manifest)
+    for name in manifest["files"]:
+        if name.endswith(".json"):
+            contents.tables[name] = read_json(path / name)
+        elif name.endswith(".safetensors"):
+            contents.tensors[name] = read_tensors(path / name)
+    return contents
+
+
+def verify(path: Path, nested: bool = False) -> dict[str, Any]:
+    """The manifest of a directory, every file checked against it; raises as `read` does.
+
+    With `nested` it may list files of folders inside.
+    """
+    manifest = read_manifest(path, nested)
+    for name, entry in manifest["files"].items():
+        file = path / name
+        if not file.is_file():
+            raise Damaged(file, "is missing")
+        try:
+            size = file.stat().st_size
+            if size != entry["bytes"]:
+                raise Damaged(
+                    file, f"is damaged: it has {size} bytes, not the manifest's {entry['bytes']}"
+                )
+            if sha256(file) != entry["sha256"]:
+                raise Damaged(file, "is damaged: its SHA-256 is not the manifest's")
+        except OSError as error:
+            raise Damaged(file, f"cannot be read: {reason(error)}") from None
+    return manifest
+
+
+def read_manifest(path: Path, nested: bool = False) -> dict[str, Any]:
+    """The manifest of a directory, checked against its own digest, with plain file names only.
+
+    With `nested` folders' names may come before them. How it begins, and what it says of format
+    and version, is the same in every format.
+    """
+    file = path / MANIFEST
+    if not file.is_file():
+        raise Damaged(file, "is missing")
+    content = _bounded(file)
+    digest, rest = content[len(HEAD) : len(HEAD) + DIGITS], content[len(HEAD) + DIGITS :]
+    blank = HEAD + b"0" * DIGITS + rest
+    if not content.startswith(HEAD) or hashlib.sha256(blank).hexdigest().encode() != digest:
+        raise Damaged(file, "is damaged: its SHA-256 is not the one in it")
+    manifest = _object(file, content)
+    written(path, manifest)
+    listed = manifest.get("files")
+    if not isinstance(listed, dict) or not isinstance(manifest.get("versions"), dict):
+        raise Damaged(file, "lists no files or no versions")
+    for name, entry in listed.items():
+        parts = name.split("/") if nested else [name]
+        if not all(map(NAME.fullmatch, parts)) or name == MANIFEST:
+            raise Damaged(file, f"lists {name!r}, which is no plain file name")
+        if not isinstance(entry, dict) or not {"bytes", "sha256"} <= entry.keys():
+            raise Damaged(file, f"has no size or no SHA-256 for {name}")
+    return manifest
+
+
+def written(path: Path, manifest: dict[str, Any]) -> Written:
+    """Who wrote a directory with this manifest. Raises OtherVersion for a newer format."""
+    versions = manifest.get("versions")
+    version = versions.get("pdfast") if isinstance(versions, dict) else None
+    try:
+        return formats.written(path, manifest.get("format"), version)
+    except ValueError as error:
+        raise Damaged(path / MANIFEST, str(error)) from None
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The JSON object of finite numbers in a file of bounded size; raises Damaged."""
+    return _object(file, _bounded(file))
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, by name, on the CPU; raises Damaged."""
+    try:
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+    except OSError as error:
+        raise Damaged(file, f"cannot be read: {reason(error)}") from None
+    if length > MAX_HEADER:
+        raise Damaged(file, f"has a header of {length} bytes, where {MAX_HEADER} is the most")
+    try:
+        return safetensors.torch.load_file(file)
+    except Exception as error:  # of whatever type: the parser's word on what the file holds
+        raise Damaged(file, f"cannot be read: {reason(error)}") from None
+
+
+def _bounded(file: Path) -> bytes:
+    """The content of a JSON file."""
+    try:
+        with file.open("rb") as opened:
+            content = opened.read(MAX_JSON + 1)
+    except OSError as error:
+        raise Damaged(file, f"cannot be read: {reason(error)}") from None
+    if len(content) > MAX_JSON:
+        raise Damaged(file, f"is longer than {MAX_JSON} bytes, the most for a JSON file")
+    return content
+
+
+def _object(file: Path, content: bytes) -> dict[str, Any]:
+    """A JSON object of finite numbers."""
+    try:
+        table = json.loads(content.decode(), parse_float=_finite, parse_constant=_finite)
+    except RecursionError:
+        raise Damaged(file, "cannot be read: it is nested too deeply") from None
+    except ValueError as error:
+        raise Damaged(file, f"cannot be read: {reason(error)}") from None
+    if not isinstance(table, dict):
+        raise Damaged(file, "does not hold a JSON object")
+    return table
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text} is not a finite number")
+    return value
+
+
+# ------------------------------------------------------------------------------------------
+# Both
+
+
+def cannot_write(path: Path, error: OSError) -> PdfastError:
+    """The error for a result that could not be written."""
+    return PdfastError(
+        f"cannot write to {path}: {reason(error)}; put that right, or choose another place with "
+        "--out (what was there before is whole)"
+    )
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, without the errno and the repeated file name, on one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror[0].lower() + error.strerror[1:]
+    text = " ".join(str(error).split())
+    return "no space left on device" if "No space left" in text else text
+
+
+def sha256(path: Path) -> str:
+    """Of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fsync(path: Path) -> None:
+    """Have a file, or the names in a folder, outlast a loss of power."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def versions() -> dict[str, Any]:
+    """What a bit-for-bit repetition depends on."""
+    return {
+        "pdfast": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+    }

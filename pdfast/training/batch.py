@@ -1,0 +1,207 @@
+"""A batch: which images, which random numbers, and what the network is told beside them."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pdfast.config.schema import Config, Head, LoopConfig
+from pdfast.data.dataset import Dataset
+from pdfast.diffusion.angles import Noised, add_noise
+from pdfast.diffusion.schedules import Grid
+from pdfast.distributed import collectives
+from pdfast.models.model import Model
+from pdfast.models.unet import NO_CLASS, Dropped
+from pdfast.training.image_stream import Resident, Streamed, open_source
+
+HELD_OUT_BATCH = 64  # images at a time, of those held out
+
+
+class Condition(NamedTuple):
+    """What a network is told of a batch beside its noise levels."""
+
+    label: Tensor | None = None
+    """int64 (B,); NO_CLASS where the class is not told."""
+    guidance: Tensor | None = None
+    """Guidance weights, float64 (B,)."""
+
+    def tensors(self) -> list[Tensor]:
+        """Those that there are."""
+        return [tensor for tensor in self if tensor is not None]
+
+    def of(self, tensors: Sequence[Tensor]) -> "Condition":
+        """The same with other tensors, as many as there are."""
+        left = iter(tensors)
+        return Condition(*(None if own is None else next(left) for own in self))
+
+    def joined(self, other: "Condition") -> "Condition":
+        """Of both batches, one after the other."""
+        pairs = zip(self.tensors(), other.tensors(), strict=True)
+        return self.of([torch.cat(pair) for pair in pairs])
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Which images and draws; an objective makes a batch of them with `noised`."""
+
+    images: Tensor
+    """uint8 or float32 (M, H, W, C): the whole set, or, with a population, this process's."""
+    labels: Tensor | None
+    """int64, of the whole set; of the images where those are taken in order."""
+    population: int
+    """Size of the set, where `images` holds the batch's alone; otherwise 0."""
+    size: int
+    first: int
+    """Position of the first image in the global batch."""
+    update: Tensor
+    """Number of the update: int64, one element, on the device."""
+    seed: int
+    round_: int
+    flip: bool
+    dtype: torch.dtype
+    """The networks'."""
+    label_dropout: float = 0.0
+    """Share of the images whose class is not told."""
+    guidance: tuple[float, ...] = ()
+    """Interval that guidance weights are drawn from, uniformly; () for none."""
+    rows: Tensor | None = None
+    """Numbers of the images that are drawn from, int64, on the device; None for all."""
+    fixed: bool = False
+    """Of the streams of the fixed batch, and of the images held out."""
+    in_order: bool = False
+    """The images are not drawn: they are those given, of a population, one after the other."""
+    shuffled_by: int = 0
+    """Size of the global batch, where images are drawn without replacement; otherwise 0."""
+
+    def part(self, n: int, parts: int) -> "Batch":
+        """The n-th of equal parts."""
+        size = self.size // parts
+        images = self.images[n * size : (n + 1) * size] if self.population else self.images
+        return dataclasses.replace(self, images=images, size=size, first=self.first + n * size)
+
+    def next(self) -> "Batch":
+        """That of the next update."""
+        return dataclasses.replace(self, update=self.update + 1)
+
+    def noised(
+        self, grid: Grid, num_steps: int, head: Head | None = None
+    ) -> tuple[Noised, Condition]:
+        """The batch at N times (0: continuous) of a schedule's grid, and what goes with it.
+
+        `head`: with the data's target for it.
+        """
+        noised = add_noise(
+            self.images.permute(0, 3, 1, 2),
+            grid,
+            num_steps,
+            seed=self.seed,
+            round_=self.round_,
+            update=self.update,
+            num=self.size,
+            first=self.first,
+            population=self.population,
+            flip=self.flip,
+            head=head,
+            net_dtype=self.dtype,
+            fixed=self.fixed,
+            rows=self.rows,
+            shuffled_by=self.shuffled_by,
+        )
+        return noised, self._condition(noised)
+
+    def _condition(self, noised: Noised) -> Condition:
+        label = guidance = None
+        if self.labels is not None:
+            label = self.labels if self.in_order else self.labels[noised.chosen]
+        if label is not None and self.label_dropout:
+            label = torch.where(noised.spare < self.label_dropout, NO_CLASS, label)
+        if self.guidance:
+            least, most = self.guidance
+            guidance = least + (most - least) * noised.spare
+        return Condition(label, guidance)
+
+    def dropped(self) -> Dropped:
+        """The draws of dropout."""
+        return Dropped(self.seed, self.round_, self.update, self.first)
+
+
+def open_batch(
+    config: Config,
+    cfg: LoopConfig,
+    data: Dataset,
+    model: Model,
+    round_: int,
+    number: Tensor | None = None,
+    fixed: bool = False,
+) -> tuple[Batch, Resident | Streamed]:
+    """This process's part of the batch of update `number` (0), and what brings its images.
+
+    `fixed`: of the batch that the loss is watched on, which is of the same images as training.
+    """
+    size, stream = cfg.batch // collectives.size(), config.engine.data == "stream"
+    first = collectives.rank() * size
+    by = 0 if fixed else shuffled_by(config, cfg)
+    source = open_source(
+        data,
+        model.device,
+        num=size,
+        first=first,
+        seed=config.seed,
+        round_=round_,
+        fixed=fixed,
+        rows=data.trained,
+        shuffled_by=by,
+        stream=stream,
+    )
+    batch = Batch(
+        images=source.images,
+        labels=None if data.labels is None else data.labels.to(model.device),
+        population=source.population,
+        size=size,
+        update=torch.zeros(1, dtype=torch.int64, device=model.device) if number is None else number,
+        flip=config.data.horizontal_flip,
+        dtype=model.net_dtype,
+        first=first,
+        seed=config.seed,
+        round_=round_,
+        label_dropout=0.0 if fixed else model.label_dropout,
+        guidance=model.guidance,
+        rows=None if data.trained is None else data.trained.to(model.device),
+        fixed=fixed,
+        shuffled_by=by,
+    )
+    return batch, source
+
+
+def shuffled_by(config: Config, cfg: LoopConfig) -> int:
+    """Return the global batch size for `data.order` "epochs", or 0 for "independent"."""
+    return cfg.batch if config.data.order == "epochs" else 0
+
+
+def held_out_batches(config: Config, data: Dataset, model: Model, round_: int) -> Iterator[Batch]:
+    """This process's share of the images held out, each of them once, at one time and noise.
+
+    Their draws are those of their positions, the same for any number of processes.
+    """
+    assert data.held_out is not None
+    for start in collectives.dealt(-(-len(data.held_out) // HELD_OUT_BATCH)):
+        first = start * HELD_OUT_BATCH
+        rows = data.held_out[first : first + HELD_OUT_BATCH]
+        yield Batch(
+            images=data.images[rows].to(model.device),
+            labels=None if data.labels is None else data.labels[rows].to(model.device),
+            population=len(data),
+            size=len(rows),
+            first=first,
+            update=torch.zeros(1, dtype=torch.int64, device=model.device),
+            seed=config.seed,
+            round_=round_,
+            flip=config.data.horizontal_flip,
+            dtype=model.net_dtype,
+            guidance=model.guidance,
+            fixed=True,
+            in_order=True,
+        )

@@ -1,0 +1,113 @@
+"""Where a batch's images come from: a set on the device, or one in host memory, gathered ahead.
+
+Both give the same draws: which images a batch holds is a function of the counters alone, so the
+host can know it before the device does.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from pdfast.data.dataset import Dataset
+from pdfast.kernels.add_noise import draw_indices
+
+
+class Resident:
+    """The whole set, on the device."""
+
+    population = 0
+
+    def __init__(self, data: Dataset) -> None:
+        self.images = data.images
+
+    def load(self, update: int) -> None:
+        """Nothing is to be done: every image is there."""
+
+    def close(self) -> None:
+        """Nothing is to be done."""
+
+
+class Streamed:
+    """One batch on the device at a time; the next is gathered meanwhile by a thread."""
+
+    SLOTS = 2  # staging buffers: one being copied to the device, one being filled
+
+    def __init__(
+        self, data: Dataset, indices: Callable[[int], Tensor], num: int, device: torch.device
+    ) -> None:
+        """`indices`: of the `num` images of an update, int64 on the CPU."""
+        self._set, self._indices = data.images, indices
+        self.population = len(data)
+        shape, dtype = (num, *data.images.shape[1:]), data.images.dtype
+        on_gpu = device.type == "cuda"
+        self.images = torch.zeros(shape, dtype=dtype, device=device)
+        self._slots = [
+            torch.empty(shape, dtype=dtype, pin_memory=on_gpu) for _ in range(self.SLOTS)
+        ]
+        self._copied: list[torch.cuda.Event] = []  # the device has the slot's content
+        if on_gpu:
+            self._copied = [torch.cuda.Event() for _ in self._slots]  # type: ignore[no-untyped-call]
+        self._pool = ThreadPoolExecutor(1, "pdfast-gather")
+        self._begun: tuple[int, Future[Tensor]] | None = None
+
+    def _gather(self, update: int) -> Tensor:
+        """Into a staging buffer, once the device has its last content."""
+        slot = update % self.SLOTS
+        if self._copied:
+            self._copied[slot].synchronize()
+        return torch.index_select(self._set, 0, self._indices(update), out=self._slots[slot])
+
+    def load(self, update: int) -> None:
+        """Have the images of `update` in `self.images`, by the time the device's stream gets there.
+
+        Calls in the order of updates find them gathered; the next update's are begun.
+        """
+        if self._begun is None or self._begun[0] != update:
+            self._begun = update, self._pool.submit(self._gather, update)
+        gathered = self._begun[1].result()
+        self.images.copy_(gathered, non_blocking=True)
+        if self._copied:
+            self._copied[update % self.SLOTS].record()
+        self._begun = update + 1, self._pool.submit(self._gather, update + 1)
+
+    def close(self) -> None:
+        """End the thread."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def is_streamed(place: str, size: int, device: torch.device) -> bool:
+    """Whether images of so many bytes are left in host memory; see EngineConfig.data."""
+    if place != "auto":
+        return place == "stream"
+    return device.type == "cuda" and size > torch.cuda.mem_get_info(device)[0] // 4
+
+
+def open_source(
+    data: Dataset,
+    device: torch.device,
+    *,
+    num: int,
+    first: int,
+    seed: int,
+    round_: int,
+    fixed: bool = False,
+    rows: Tensor | None = None,
+    shuffled_by: int = 0,
+    stream: bool = False,
+) -> Resident | Streamed:
+    """The images of batches of `num` from position `first`; streamed if asked, or if elsewhere.
+
+    `rows`, wherever they lie, and `shuffled_by`: as for `add_noise`.
+    """
+    if not stream and data.images.device == device:
+        return Resident(data)
+
+    on_cpu = None if rows is None else rows.cpu()
+
+    def indices(update: int) -> Tensor:
+        keys = seed, round_, update, first
+        return draw_indices(*keys, num, len(data), fixed, on_cpu, shuffled_by)
+
+    return Streamed(data, indices, num, device)

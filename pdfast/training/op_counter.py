@@ -1,0 +1,179 @@
+"""What ops take: a mode that adds up operations, bytes, kernels and the storages that live.
+
+It looks at every op below autograd, on fake tensors, which have shapes and no values, as on real
+ones in an ordinary update: its floating-point operations, by the formulas of
+torch.utils.flop_counter; the kernels that it launches, by the rules of cuda_launches.py, with the
+bytes that each reads and writes, once per tensor; and which storages live. On a CPU, where an op is
+no list of kernels, each op that does something counts as one. All that is a count, not a
+measurement: caches, padding, libraries' workspaces and the time of a launch are not in it.
+"""
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from pdfast.kernels.adamw import adamw_op
+from pdfast.kernels.add_noise import add_noise_op
+from pdfast.kernels.ddim_step import ddim_step_op
+from pdfast.kernels.distill_loss import data_loss_op, distill_loss_op
+from pdfast.kernels.dropout import dropout_op
+from pdfast.training.cuda_launches import (
+    ATTENTION,
+    KINDS,
+    NORM_KINDS,
+    OPTIMIZER,
+    PRODUCTS,
+    STEPS,
+    Call,
+    Launch,
+    launches,
+    runs_nothing,
+    tensors_of,
+)
+
+__all__ = [
+    "ATTENTION",
+    "NETS",
+    "NORMS",
+    "OPTIMIZER",
+    "OTHER",
+    "PARTS",
+    "STEPS",
+    "Amount",
+    "Counter",
+]
+
+# Parts of an update. The norms' is the compiled op or PyTorch's own, without FiLM and SiLU.
+NETS = "convolutions and linear layers"
+NORMS = "group norm"
+OTHER = "other"  # biases and their gradients, residual sums, concatenation, resampling, casts
+PARTS = (NETS, ATTENTION, NORMS, STEPS, OPTIMIZER, OTHER)
+PART_OF = {PRODUCTS: NETS, ATTENTION: ATTENTION, STEPS: STEPS, OPTIMIZER: OPTIMIZER}
+PART_OF |= dict.fromkeys(NORM_KINDS, NORMS)
+
+aten = torch.ops.aten
+# PyTorch's counter has no entry for the CPU's attention, whose first arguments are the same.
+FORMULAS = {
+    **flop_registry,
+    aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[
+        aten._scaled_dot_product_flash_attention
+    ],
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
+        aten._scaled_dot_product_flash_attention_backward
+    ],
+}
+OPS = (add_noise_op, ddim_step_op, distill_loss_op, data_loss_op, dropout_op, adamw_op)
+# What an op of kernels/ runs where Triton does not: its function, which calls the reference.
+REFERENCES: dict[str, Callable[..., Any]] = {op._qualname: op._init_fn for op in OPS}
+
+
+@dataclass(frozen=True)
+class Amount:
+    """What ops take together."""
+
+    flops: int = 0
+    """Floating-point operations of matrix products, convolutions and attention, 2 per MAC."""
+    bytes: int = 0
+    """Bytes of every op's inputs and outputs."""
+    launches: int = 0
+    """Kernels."""
+
+    def __add__(self, other: "Amount") -> "Amount":
+        return Amount(
+            self.flops + other.flops, self.bytes + other.bytes, self.launches + other.launches
+        )
+
+    def then(self, longer: "Amount", times: int) -> "Amount":
+        """This, and `times` more of what `longer` has beyond it."""
+        pairs = zip(astuple(self), astuple(longer), strict=True)
+        return Amount(*(a + times * (b - a) for a, b in pairs))
+
+    def seconds(self, flop_rate: float, byte_rate: float) -> float:
+        """The least time at these rates per second, operations and memory overlapping."""
+        return max(self.flops / flop_rate, self.bytes / byte_rate)
+
+
+class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up what every op takes, and follows the storages that live.
+
+    `kernels`: count every op as what it launches on a GPU, whatever device the tensors are on.
+    Otherwise the ops of kernels/ run and count as their references, and PyTorch's ops count by the
+    device of their tensors.
+    """
+
+    def __init__(self, kernels: bool) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.kernels = kernels
+        self.live = self.peak = 0
+        self._known: set[int] = set()
+        self._part: str | None = None
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget what was counted so far, but not what lives."""
+        self.parts = dict.fromkeys(PARTS, Amount())
+        self.kinds = dict.fromkeys(KINDS, Amount())
+        self.peak = self.live
+
+    @contextmanager
+    def within(self, part: str) -> Iterator[None]:
+        """Count every op in here to `part`."""
+        before, self._part = self._part, part
+        try:
+            yield
+        finally:
+            self._part = before
+
+    def __torch_dispatch__(
+        self, func: OpOverload, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        name, kwargs = func._schema.name, kwargs or {}
+        if func.namespace == "prim":  # a question to a fake tensor, such as its device
+            return func(*args, **kwargs)
+        if name == "aten::is_nonzero" and isinstance(args[0], FakeTensor):
+            return True  # whether the update is made: in general it is
+        if not self.kernels and name in REFERENCES:
+            kind = Call(func, args, kwargs, None).kind
+            with self, self.within(self._part or PART_OF.get(kind, OTHER)):
+                return REFERENCES[name](*args, **kwargs)
+        result = func(*args, **kwargs)
+        for tensor in tensors_of(result):
+            self._see(tensor)
+        if not runs_nothing(func):
+            self._add(Call(func, args, kwargs, result))
+        return result
+
+    def _add(self, call: Call) -> None:
+        formula = FORMULAS.get(call.func._overloadpacket)
+        flops = int(formula(*call.args, **call.kwargs, out_val=call.result)) if formula else 0
+        on_cuda = self.kernels or any(t.is_cuda for t in (*call.outputs, *call.inputs))
+        for launch in launches(call) if on_cuda else [Launch(call.kind, call.bytes)]:
+            # The operations are those of the main kernels, of which a backward has two.
+            mine = flops if launch.kind == call.kind else 0
+            flops -= mine
+            amount = Amount(mine, launch.bytes, launch.number)
+            self.kinds[launch.kind] += amount
+            self.parts[self._part or PART_OF.get(launch.kind, OTHER)] += amount
+
+    def _see(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._known:
+            return
+        self._known.add(key)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.live -= size

@@ -1,0 +1,182 @@
+"""AdamW with clipping, the learning rate's schedule, averaged weights: all in flat buffers."""
+
+import torch
+from torch import Tensor
+
+from pdfast.config.schema import LoopConfig
+from pdfast.diffusion.angles import adamw
+from pdfast.distributed import collectives
+from pdfast.errors import PdfastError
+from pdfast.models.backends import apex_adamw
+from pdfast.models.model import Model
+from pdfast.training.precision import low_parameters
+
+OTHERS = "it is of another network, so go on with that one, or choose another --out"
+
+
+class Optimizer:
+    """What an update changes, on the model's device, in tensors that stay where they are.
+
+    Master weights, gradients, moments and averages are one float32 buffer each (float64 for such a
+    model). The model's parameters become views of the masters; under bf16 those that it rounds
+    become views of a copy, which the optimizer's kernel writes, so that no update casts a weight.
+    """
+
+    ALIGN = 16  # numbers that a parameter's place is a multiple of, for wide loads and stores
+
+    def __init__(
+        self,
+        model: Model,
+        cfg: LoopConfig,
+        dtype: torch.dtype = torch.float32,
+        implementation: str = "pdfast",
+    ) -> None:
+        """`dtype`: of convolutions and linear layers; `implementation`: PeersConfig.optimizer."""
+        self.cfg = cfg
+        self._adamw = apex_adamw if implementation == "apex" else adamw
+        self._params = {n: p for n, p in model.net.named_parameters() if p.requires_grad}
+        self._starts, end = [], 0
+        for p in self._params.values():
+            self._starts.append(end)
+            end += -(-p.numel() // self.ALIGN) * self.ALIGN
+        zeros = torch.zeros(end, dtype=model.dtype, device=model.device)
+        self.weights = zeros
+        self.exp_avg, self.exp_avg_sq = torch.zeros_like(zeros), torch.zeros_like(zeros)
+        # What processes add up in one call: the gradient, and behind it the loss.
+        self._summed = zeros.new_zeros(end + self.ALIGN)
+        self.grads, self.loss = self._summed[:end], self._summed[end]
+        self._leaves, self._grads = list(self._params.values()), self._views(self.grads)
+        for name, view in self._views(self.weights).items():
+            view.copy_(self._params[name].detach())
+            self._params[name].data = view
+        low = low_parameters(model) if dtype != model.dtype == torch.float32 else {}
+        self.copy = self.weights.to(dtype) if low else None
+        if self.copy is not None:
+            copies = self._views(self.copy)
+            for name, p in low.items():
+                p.data = copies[name]
+        self.ema = self.weights.clone() if cfg.ema_decay else None
+        self.rate = torch.zeros(1, dtype=torch.float64, device=model.device)
+        self.done = torch.zeros(1, dtype=torch.int64, device=model.device)
+        # Updates left out for a loss or gradient that was not finite: all, and the last in a row.
+        self.skipped = self.done.new_zeros(2)
+        self.norm = zeros.new_zeros(())  # of the last update, made or not
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=model.device)  # of those made
+        # Updates, and those skipped, when loss_sum was last emptied.
+        self.logged = self.done.new_zeros(2)
+
+    def _views(self, buffer: Tensor) -> dict[str, Tensor]:
+        """A buffer's parts by name, each in the shape and strides of its parameter."""
+        parts = zip(self._params.items(), self._starts, strict=True)
+        return {name: buffer.as_strided(p.shape, p.stride(), at) for (name, p), at in parts}
+
+    def lr(self, update: int) -> float:
+        """Learning rate of update 0, 1, ..."""
+        rise = min(1.0, (update + 1) / self.cfg.warmup) if self.cfg.warmup else 1.0
+        fall = 1.0 - update / self.cfg.updates if self.cfg.anneal == "linear" else 1.0
+        return self.cfg.lr * rise * fall
+
+    def backward(self, out: Tensor, grad_out: Tensor, loss: Tensor, first: bool) -> None:
+        """Differentiate one part of a batch; add gradient and loss up, from zero if `first`."""
+        grads = torch.autograd.grad(out, self._leaves, grad_out)
+        views = list(self._grads.values())
+        if first:
+            # CUDA copies a list at once where all of it is of one type and of the views' strides.
+            lists: dict[tuple[torch.dtype, bool], tuple[list[Tensor], list[Tensor]]] = {}
+            for view, grad in zip(views, grads, strict=True):
+                key = grad.dtype, grad.stride() == view.stride()
+                into, source = lists.setdefault(key, ([], []))
+                into.append(view)
+                source.append(grad)
+            for into, source in lists.values():
+                torch._foreach_copy_(into, source)
+            self.loss.copy_(loss)
+        else:
+            torch._foreach_add_(views, grads)
+            self.loss.add_(loss)
+
+    def step(self) -> None:
+        """Add up over processes, clip, and apply the gradient at learning rate `self.rate`.
+
+        Unless the loss or the gradient is not finite: then `done` and `skipped` alone change.
+        """
+        collectives.all_reduce(self._summed)
+        self.done.add_(1)
+        norm = self._adamw(
+            self.weights,
+            self.grads,
+            self.exp_avg,
+            self.exp_avg_sq,
+            self.ema,
+            self.copy,
+            self.rate,
+            self.done,
+            self.loss,
+            self.skipped,
+            max_norm=self.cfg.grad_clip,
+            max_skipped=self.cfg.max_skipped,
+            weight_decay=self.cfg.weight_decay,
+            ema_decay=self.cfg.ema_decay,
+            ema_warmup=self.cfg.ema_warmup,
+        )
+        self.norm.copy_(norm)
+        made, with_loss = self.skipped[1] == 0, self.loss_sum + self.loss
+        torch.where(made, with_loss, self.loss_sum, out=self.loss_sum)
+
+    def average(self) -> None:
+        """Give the model its averaged weights, where they are kept."""
+        if self.ema is not None:
+            self.weights.copy_(self.ema)
+        if self.copy is not None:
+            self.copy.copy_(self.weights)
+
+    def release(self) -> None:
+        """Leave the model with its master weights, unrounded."""
+        for name, view in self._views(self.weights).items():
+            self._params[name].data = view
+
+    def tensors(self) -> list[Tensor]:
+        """All that an update changes and the next one reads."""
+        kept = [self.weights, self.exp_avg, self.exp_avg_sq, self.ema, self.copy]
+        counters = [self.done, self.loss_sum, self.skipped, self.logged]
+        return [*(t for t in kept if t is not None), *counters]
+
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        """The same, parameter by parameter, by file; without the rounded copy."""
+        moments = {"step": self.done, "skipped": self.skipped}
+        moments |= {"loss_sum": self.loss_sum, "logged": self.logged}
+        for key, buffer in (("exp_avg", self.exp_avg), ("exp_avg_sq", self.exp_avg_sq)):
+            moments |= {f"{key}.{name}": view for name, view in self._views(buffer).items()}
+        files = {
+            "weights.safetensors": self._views(self.weights),
+            "moments.safetensors": moments,
+        }
+        if self.ema is not None:
+            files["ema.safetensors"] = self._views(self.ema)
+        return files
+
+    def load(self, files: dict[str, dict[str, Tensor]]) -> None:
+        """Take over what `state` gave; PdfastError, and nothing is changed, if it does not fit."""
+        pairs, mine = [], self.state()
+        for file, tensors in mine.items():
+            for name, tensor in tensors.items():
+                saved = files.get(file, {}).get(name)
+                if saved is None or _kind(saved) != _kind(tensor):
+                    but = "" if saved is None else f" (but {_kind(saved)})"
+                    raise PdfastError(
+                        f"the saved state has no {name} of {_kind(tensor)} in {file}{but}: {OTHERS}"
+                    )
+                pairs.append((tensor, saved))
+        for file, saved_tensors in files.items():
+            for name in sorted(saved_tensors.keys() - mine.get(file, {}).keys()):
+                raise PdfastError(
+                    f"the saved state has {name} in {file}, which is not kept of this one: {OTHERS}"
+                )
+        for tensor, saved in pairs:
+            tensor.copy_(saved)
+        if self.copy is not None:
+            self.copy.copy_(self.weights)
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"

@@ -1,0 +1,239 @@
+"""A phase's losses on their way to metrics.jsonl and the screen, its states, and its failure."""
+
+import math
+import time
+from collections import deque
+from typing import NamedTuple, NoReturn
+
+import torch
+from torch import Tensor
+
+from pdfast.console.progress import Task, short
+from pdfast.data.dataset import Dataset
+from pdfast.distributed import memory
+from pdfast.errors import PdfastError
+from pdfast.kernels.add_noise import draw_indices
+from pdfast.runs.run import Run
+from pdfast.training.batch import shuffled_by
+from pdfast.training.optimizer import Optimizer
+
+LAG = 4  # updates after which a reading is waited for: more than may wait in a GPU's queue
+
+
+class Reading(NamedTuple):
+    """Numbers on their way from the device."""
+
+    done: int
+    updates: int
+    """Since the line before."""
+    lr: float
+    rate: float
+    """Updates per second."""
+    values: Tensor
+    """float64 (4,), host: sum of losses, gradient norm, updates skipped, the last in a row."""
+    arrived: torch.cuda.Event | None
+
+
+class PhaseLog:
+    """A line every `log_every` updates, for which the device is never waited for; and the states.
+
+    Updates with a loss or gradient that is not finite are skipped on the device. Here they are
+    counted, and `max_skipped` in a row end the run: with PdfastError, and a directory that holds
+    the phase as it was before them, in the form of a state, and which images they saw.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        round_: int,
+        title: str,
+        optimizer: Optimizer,
+        task: Task,
+        *,
+        start: float,
+        num_steps: int,
+        data: Dataset,
+    ) -> None:
+        """`start`: when the phase began, by time.perf_counter; what follows is for the failure."""
+        self.run, self.round, self.title, self.task = run, round_, title, task
+        self.optimizer, self.cfg, self.start = optimizer, optimizer.cfg, start
+        self.num_steps, self.data = num_steps, data
+        self._waiting: deque[Reading] = deque()
+        self._first = int(optimizer.done)
+        self._last, self._skipped = optimizer.logged.tolist()
+        # `logged` and `loss_sum` before the updates that were skipped last, in a row over lines.
+        self._before: tuple[list[int], float] | None = None
+        self._since = time.perf_counter()
+
+    def take(self, done: int) -> None:
+        """Begin to read the loss since the last line, and the norm, after `done` updates."""
+        optimizer = self.optimizer
+        numbers = optimizer.loss_sum, optimizer.norm, *optimizer.skipped.unbind()
+        values = torch.stack([number.double() for number in numbers])
+        optimizer.loss_sum.zero_()
+        optimizer.logged[0].fill_(done)
+        optimizer.logged[1].copy_(optimizer.skipped[0])
+        arrived = None
+        if values.is_cuda:
+            host = torch.empty(4, dtype=torch.float64, pin_memory=True)
+            values = host.copy_(values, non_blocking=True)
+            arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            arrived.record()
+        seconds, self._since = time.perf_counter() - self._since, time.perf_counter()
+        count, here = done - self._last, done - max(self._first, self._last)
+        self._last = done
+        self._waiting.append(
+            Reading(done, count, optimizer.lr(done - 1), here / seconds, values, arrived)
+        )
+
+    def write(self, done: int, wait: bool = False) -> None:
+        """Log what was taken some updates ago, and has arrived; with `wait`, all.
+
+        What is logged depends on `done` alone, not on the GPU's speed: several processes must log
+        at the same point. Raises PdfastError after too many skipped updates.
+        """
+        while self._waiting:
+            reading = self._waiting[0]
+            if reading.arrived is not None:
+                if not wait and done < reading.done + LAG:
+                    return
+                reading.arrived.synchronize()
+            self._waiting.popleft()
+            self._write(reading)
+
+    def settled(self, done: int) -> bool:
+        """Whether the last update was made, not skipped; waits for the device.
+
+        Raises PdfastError after too many skipped updates.
+        """
+        self.write(done, wait=True)
+        in_a_row = int(self.optimizer.skipped[1])
+        if in_a_row >= self.cfg.max_skipped:
+            self._fail()
+        return in_a_row == 0
+
+    def save(self) -> int:
+        """Save the phase, to go on from; gives the update. Call `settled` before.
+
+        Where updates are being skipped, it is saved as it was before them: they come again.
+        """
+        update, files = self._state()
+        self.run.save_state(self.round, update, time.perf_counter() - self.start, files)
+        return update
+
+    def _state(self) -> tuple[int, dict[str, dict[str, Tensor]]]:
+        """(update, tensors) before the updates that were skipped last, which changed nothing."""
+        optimizer = self.optimizer
+        total, in_a_row = optimizer.skipped.tolist()
+        update, files = int(optimizer.done) - in_a_row, optimizer.state()
+        if in_a_row:
+            logged, loss_sum = [self._last, self._skipped], float(optimizer.loss_sum)
+            if update < self._last:
+                assert self._before is not None  # no phase begins amid skipped updates
+                logged, loss_sum = self._before
+            files["moments.safetensors"] |= {
+                "step": torch.tensor([update]),
+                "skipped": torch.tensor([total - in_a_row, 0]),
+                "logged": torch.tensor(logged),
+                "loss_sum": torch.tensor(loss_sum, dtype=torch.float64),
+            }
+        return update, files
+
+    def _write(self, reading: Reading) -> None:
+        done, lr = reading.done, reading.lr
+        loss_sum, norm = reading.values[:2].tolist()
+        total, in_a_row = map(int, reading.values[2:].tolist())
+        since, skipped = done - reading.updates, total - self._skipped
+        if 0 < in_a_row <= reading.updates:
+            self._before = [since, self._skipped], loss_sum
+        self._skipped = total
+        made = reading.updates - skipped
+        loss = loss_sum / made if made else None
+        grad_norm = None if in_a_row else norm
+        images_per_s = reading.rate * self.cfg.batch
+        megabytes = round(memory_mb(self.optimizer.weights.device))
+        self.run.log(
+            round=self.round,
+            update=done,
+            loss=loss,
+            grad_norm=grad_norm,
+            lr=lr,
+            **({"skipped": skipped} if skipped else {}),
+            images_per_s=round(images_per_s, 1),
+            memory_mb=megabytes,
+        )
+        rate = self.task.rate()
+        shown, of_last = (
+            "none" if value is None else f"{value:.{digits}g}"
+            for value, digits in ((loss, 4), (grad_norm, 3))
+        )
+        self.task.note(f"loss {shown}  {short(rate, 3)} updates/s")
+        self.run.screen.progress(
+            f"{self.title}: update {done}/{self.cfg.updates}  loss {shown}  "
+            f"grad norm {of_last}  lr {lr:.2e}  {images_per_s:.0f} images/s  "
+            f"{megabytes} MB  ETA {(self.cfg.updates - done) / rate:.0f} s"
+        )
+        if skipped:
+            self.run.screen.warn(
+                f"{self.title}: update {done}/{self.cfg.updates}  ({skipped} "
+                f"update{'s' if skipped > 1 else ''} skipped: loss or gradient not finite)"
+            )
+        if in_a_row >= self.cfg.max_skipped:
+            self._fail()
+
+    def _fail(self) -> NoReturn:
+        """End the run, leaving what repeats the failure."""
+        optimizer, seed, most = self.optimizer, self.run.config.seed, self.cfg.max_skipped
+        update, files = self._state()
+        numbers, rows = range(update, update + most), self.data.trained
+        rows = None if rows is None else rows.cpu()
+        size, of, by = self.cfg.batch, len(self.data), shuffled_by(self.run.config, self.cfg)
+        drawn = [
+            draw_indices(seed, self.round, k, 0, size, of, rows=rows, shuffled_by=by).tolist()
+            for k in numbers
+        ]
+        last = {"loss": float(optimizer.loss), "grad_norm": float(optimizer.norm)}
+        name = f"round-{self.round:02d}-update-{update:09d}"
+        table = {
+            "round": self.round,
+            "steps": self.num_steps,
+            "update": update,
+            "skipped": most,
+            "seed": seed,
+            "batch": self.cfg.batch,
+            "images": dict(zip(map(str, numbers), drawn, strict=True)),
+            "lr": {str(k): optimizer.lr(k) for k in numbers},
+            "last": {"update": int(optimizer.done) - 1}
+            | {key: value if math.isfinite(value) else str(value) for key, value in last.items()},
+            "repeat": f"copy this directory to state/{name} in the run and give the same command",
+        }
+        seconds = time.perf_counter() - self.start
+        path = self.run.save_failure(self.round, update, seconds, files, table)
+        raise PdfastError(
+            f"{self.title}: after update {update} the loss or the gradient was not finite {most} "
+            f"times in a row; {path} has what repeats it; start again with a lower learning rate "
+            "and another --out (finished models and saved states are whole)"
+        )
+
+
+def check_watched(title: str, update: int, loss: float) -> None:
+    """Raise PdfastError unless the loss that is watched before and after a phase is finite."""
+    if math.isfinite(loss):
+        return
+    if update:
+        raise PdfastError(
+            f"{title}: the loss is no longer finite at update {update}; start again with a lower "
+            "learning rate and another --out (finished models are whole)"
+        )
+    raise PdfastError(
+        f"{title}: the loss is not finite before the first update, with the model that it starts "
+        "from; start from another one, with another --out, or, if it is not yet, with --precision "
+        "fp32"
+    )
+
+
+def memory_mb(device: torch.device) -> float:
+    """Memory in MB: the most that was allocated on the GPU, or what this process has of its own."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    return memory.own() / 1e6

@@ -1,0 +1,79 @@
+"""The precision of the networks.
+
+Under "bf16" the convolutions and linear layers compute in bfloat16; float32 stay their master
+weights and moments, the norms' parameters and statistics, the embedding of time and class, and all
+that lies outside the networks: z_t, target, loss. "tf32" lets the same products, of float32, round
+their factors to TF32's 10 bits; "fp32" does not.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import nn
+
+from pdfast.distributed import settings
+from pdfast.errors import UsageError
+from pdfast.models.model import Model
+
+Precision = Literal["bf16", "tf32", "fp32"]
+PRECISION_NAMES = {"bf16": "bfloat16", "tf32": "TF32", "fp32": "float32"}
+
+
+def precision_of(name: str, device: torch.device) -> Precision:
+    """The precision that a config's name means on a device. Raises UsageError for tf32 on a CPU."""
+    if name == "auto":
+        return "bf16" if device.type == "cuda" else "fp32"
+    if name == "tf32" and device.type != "cuda":
+        raise UsageError("precision tf32 needs a GPU: use fp32 (or bf16) on a CPU")
+    return name  # type: ignore[return-value]  # the schema checked it
+
+
+def set_precision(name: str, device: torch.device, deterministic: bool = False) -> Precision:
+    """Have torch compute in a config's precision, from here on; returns what it means here.
+
+    What is changed for that holds for the whole process: see `settings.kept`.
+    """
+    precision = precision_of(name, device)
+    if device.type == "cuda":
+        settings.allow_tf32(precision == "tf32")
+    settings.be_exact_on_cpu()
+    settings.set_algorithms(deterministic)
+    return precision
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Exact float32 products inside the block."""
+    with settings.kept_precision():
+        settings.allow_tf32(False)
+        yield
+
+
+def rounds_to_tf32(model: Model) -> bool:
+    """Whether the products of a model may be rounded to TF32 now."""
+    return model.device.type == "cuda" and settings.tf32_is_allowed()
+
+
+def net_dtype(precision: Precision) -> torch.dtype:
+    """The dtype of the convolutions and linear layers."""
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def cast_to_precision(model: Model, precision: Precision) -> Model:
+    """A copy that computes in this precision, for evaluation; the model itself where it does."""
+    dtype = net_dtype(precision)
+    if dtype == torch.float32 or model.dtype == torch.float64:
+        return model
+    model = copy.deepcopy(model)
+    for p in low_parameters(model).values():
+        p.data = p.data.to(dtype)
+    return model
+
+
+def low_parameters(model: Model) -> dict[str, nn.Parameter]:
+    """The parameters of the net that bf16 rounds, by name."""
+    kept = {id(p) for module in model.net.precise() for p in module.parameters()}
+    return {name: p for name, p in model.net.named_parameters() if id(p) not in kept}

@@ -1,0 +1,89 @@
+"""Flags: which there are, which is meant by a wrong one, and switches that were given a value."""
+
+import re
+
+import pytest
+
+from pdfast.cli.commands import COMMANDS
+from pdfast.cli.flags import flags_of, suggestion
+from pdfast.cli.main import main, parse
+from pdfast.errors import UsageError
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_flags_are_those_that_the_help_lists(capsys, command):
+    assert main([command, "--help"]) == 0
+    lines = re.findall(r"^\W*((?:-h, )?--[^\u2502]*)", capsys.readouterr().out, re.MULTILINE)
+    listed = {name for line in lines for name in re.findall(r"--[a-z][\w.-]*", line)}
+    known = {name for flag in flags_of(COMMANDS[command]) for name in flag.names()}
+    assert {"--help", "--debug"} < known
+    assert listed >= known  # and the flags that a help text names
+    assert {name for line in lines for name in re.findall(r"^(?:-h, )?(--[\w.-]+)", line)} <= known
+
+
+@pytest.mark.parametrize(
+    ("command", "wrong", "meant"),
+    [
+        ("train", "--train.lrr", "--train.lr"),
+        ("distill", "--train.lrr", "--train.lr"),
+        ("train", "--distill.lrr", "--distill.lr"),
+        ("distill", "--distill.update", "--distill.updates"),
+        ("train", "--lr", "--train.lr"),
+        ("distill", "--lr", "--distill.lr"),
+        ("train", "--batch", "--train.batch"),
+        ("distill", "--batch", "--distill.batch"),
+        ("distill", "--trian.lr", "--train.lr"),
+        ("distill", "--train.image-size", "--model.image-size"),
+        ("distill", "--train.steps", "--eval.steps"),
+        ("distill", "--num", "--eval.num"),
+        ("distill", "--distill.rouds", "--rounds"),
+        ("distill", "--dry_rum", "--dry-run"),
+        ("distill", "--train.no-chekpoint", "--train.no-checkpoint"),
+        ("distill", "--engine.pipe", "--engine.pipeline-teacher"),
+        ("train", "--debgu", "--debug"),
+        ("sample", "--forc", "--force"),
+        ("sample", "--eval.num", "--num"),
+        ("import", "--model.chh", "--model.ch"),
+        ("sample", "--model.ch", ""),
+        ("distill", "--frobnicate", ""),
+        ("distill", "--train.", ""),
+    ],
+)
+def test_which_flag_is_meant(command, wrong, meant):
+    assert suggestion(wrong, flags_of(COMMANDS[command]), command) == meant
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (
+            "train --train.lrr 3 --model.chh=4",
+            "--train.lrr and --model.chh are no options of pdfast train; did you mean --train.lr "
+            "and --model.ch?",
+        ),
+        ("distill --frobnicate", "--frobnicate is no option of pdfast distill"),
+        ("--verison", "no command before --verison; did you mean --version? (commands: train, "),
+        ("--rounds 3", "no command before --rounds 3 (commands: train, "),
+        (
+            "distill --engine.pipeline-teacher False",
+            "--engine.pipeline-teacher is a switch, which takes no value such as False: write "
+            "--engine.no-pipeline-teacher in its place",
+        ),
+        ("distill --engine.pipeline_teacher=off", "--engine.no-pipeline-teacher in its place"),
+        ("distill --engine.no-graph 0", "such as 0: write --engine.graph in its place"),
+        ("train --deterministic true", "takes no value such as true: leave true away"),
+        ("distill --dry-run no", "takes no value such as no: leave --dry-run away, too"),
+        ("sample --force False model", "takes no value such as False: leave --force away, too"),
+        ("train extra", "unrecognized options: extra"),
+    ],
+)
+def test_what_is_wrong_in_one_sentence(args, message):
+    with pytest.raises(UsageError) as error:
+        parse(args.split())
+    assert str(error.value).startswith(message) or str(error.value).endswith(message)
+
+
+def test_switches_that_are_right_pass():
+    command = parse(["distill", "--engine.no-pipeline-teacher", "--deterministic"])
+    assert not command.fields.engine.pipeline_teacher
+    assert command.fields.deterministic

@@ -1,0 +1,332 @@
+"""What --dry-run says of memory and time, and how it knows the data set's size."""
+
+import re
+import time
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from engine_cases import changed
+from PIL import Image
+
+import pdfast
+from pdfast.cli.main import main
+from pdfast.config.schema import DataConfig, load_config
+from pdfast.cost import plan, timing
+from pdfast.cost.counting import Count, Memory
+from pdfast.cost.forecast import explained, memory_line, num_images, table
+from pdfast.cost.plan import stages
+from pdfast.cost.timing import Costs, Timed
+from pdfast.data import readers
+from pdfast.data.readers import pictures
+from pdfast.data.readers.decoding import threads
+from pdfast.distillation import rollout
+from pdfast.distillation.fitting import Fit
+from pdfast.distillation.rounds import with_fit
+from pdfast.distillation.teacher import DataObjective
+from pdfast.errors import UsageError
+from pdfast.evaluation import evaluator, reference_set
+from pdfast.evaluation.reference_set import CLASS_RESAMPLES
+from pdfast.models.model import SAMPLE_BATCH, Model
+from pdfast.training import loop
+from pdfast.training.op_counter import Amount
+
+
+@pytest.fixture
+def config():
+    return load_config("digits")
+
+
+def with_source(config, source):
+    return replace(config, data=replace(config.data, source=str(source)))
+
+
+def test_images_are_counted_without_reading_them(config, tmp_path):
+    assert num_images(config) == 1797
+    np.savez(tmp_path / "set.npz", images=np.zeros((7, 8, 8, 1), np.uint8))
+    assert num_images(with_source(config, tmp_path / "set.npz")) == 7
+    (tmp_path / "birds" / "wren").mkdir(parents=True)
+    for n in range(3):
+        Image.new("L", (8, 8)).save(tmp_path / "birds" / "wren" / f"{n}.png")
+    (tmp_path / "birds" / "notes.txt").write_text("no image")
+    assert num_images(with_source(config, tmp_path / "birds")) == 3
+
+
+def test_a_set_that_is_not_there_is_said_to_come_on_top(config, tmp_path):
+    (tmp_path / "broken.npz").write_bytes(b"PK")
+    np.savez(tmp_path / "other.npz", pictures=np.zeros(3))
+    for name in ("none.npz", "broken.npz", "other.npz", "nowhere"):
+        assert num_images(with_source(config, tmp_path / name)) is None
+    count = Count({}, Memory({"weights": 3_000_000, "data set": 1_000_000}, 7_000_000), 1)
+    known = memory_line("training", count, 8, torch.device("cpu"), data=True)
+    assert known.startswith("memory, training: 11 MB in an update of batch 8 = 3.0 weights + 1.0 d")
+    assert known.endswith("+ 7.0 activations and temporaries; on top of that: the process itself")
+    unknown = memory_line("training", count, 8, torch.device("cuda"), data=False)
+    assert unknown.startswith("memory, training: 10 MB in an update of batch 8 = 3.0 weights + 7.0")
+    assert "on top of that: the data set (not found here) and cuDNN's workspace" in unknown
+
+
+# ------------------------------------------------------------------------------------------
+# The plan: what a run does, and how its time is added up
+
+
+@pytest.fixture
+def done(monkeypatch):
+    """What runs do from here on: updates by kind, network calls by net, distances."""
+    found = Counter()
+
+    def counted(module, name, key):
+        real = getattr(module, name)
+
+        def call(*args, **kwargs):
+            found[key(*args)] += 1
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, call)
+
+    def kind(model, objective, *_):
+        if isinstance(objective, DataObjective):
+            return "train"
+        if isinstance(objective, Fit):
+            return "fit"
+        return "distill" if objective._films is None else "tabulated"
+
+    counted(loop, "update", kind)
+    counted(Model, "predict_x_at", lambda model, *_: "student" if model.steps else "teacher")
+    for module in (evaluator, reference_set):
+        counted(module, "frechet_distance", lambda *_: "distances")
+    return found
+
+
+def planned(plan):
+    """The same of a plan."""
+    found = Counter()
+    for stage in plan:
+        found.update({"distances": stage.distances, stage.update: stage.updates, **stage.calls})
+    return +found
+
+
+def test_the_plan_is_what_a_run_does(tiny, tmp_path, done, monkeypatch):
+    """Two halvings from 8 steps, of which the second has a teacher of few enough for a table."""
+    for module in (plan, rollout):
+        monkeypatch.setattr(module, "MOST_TABULATED", 4)
+    options = {"tabulate_film": True, "pipeline_teacher": True}
+    config = changed(tiny, engine=options, eval={"num": 70}, distill={"round_updates": ((2, 9),)})
+    pdfast.distill(config, out=tmp_path / "run", quiet=True)
+    found = stages(config, 1797, distill=True)
+    assert [s.name for s in found] == ["teacher", "round 1", "round 2", "report"]
+    assert {"train": 12, "distill": 6, "tabulated": 9}.items() <= done.items()
+    # The teacher: a row of 8 steps, a distance of 8, and 2, 4 and 8 steps of 70 samples. Students:
+    # a row and a distance each, and 2 and 4 steps of 70.
+    assert (done["teacher"], done["student"]) == (8 + 8 + 28, 4 + 4 + 2 + 2 + 12)
+    assert done["distances"] == 3 + 5 + 10
+    assert planned(found) == done
+
+
+def test_the_plan_of_a_teacher_alone_and_of_one_from_elsewhere(tiny, straight, tmp_path, done):
+    config = changed(tiny, train={"updates": 2}, distill={"updates": 2, "rounds": 1})
+    pdfast.train(config, out=tmp_path / "a", quiet=True)
+    assert planned(stages(config, 1797, distill=False)) == done
+    done.clear()
+    pdfast.distill(config, teacher=straight / "teacher", out=tmp_path / "b", quiet=True)
+    found = stages(config, 1797, distill=True, teacher=config.model)
+    assert planned(found) == done
+    assert (found[0].loop, found[0].calls["teacher"]) == (None, 16)
+
+
+def test_the_plan_of_a_guided_run(guides, tmp_path, done):
+    """With a first fit; no class has images enough for a distance of its own."""
+    config = changed(guides, train={"updates": 2}, distill={"updates": 2, "rounds": 1})
+    pdfast.distill(config, out=tmp_path / "run", quiet=True)
+    config = with_fit(config, config.model.unguided())
+    found = stages(config, 1797, distill=True)
+    assert [s.update for s in found if s.loop] == ["train", "fit", "distill"]
+    of_classes = 10 * (CLASS_RESAMPLES + len({2, *config.eval.steps}))
+    assert planned(found)["distances"] - of_classes == done["distances"]
+    del done["distances"]
+    assert {key: num for key, num in planned(found).items() if key != "distances"} == done
+
+
+def test_the_sum(tiny):
+    costs = Costs(
+        {"train": Timed(2.0, begin=0.5), "distill": Timed(3.0, begin=0.25)},
+        {"teacher": Timed(7.0), "student": Timed(11.0)},
+        distance=13.0,
+        feature=0.125,
+    )
+    found = stages(tiny, 1797, distill=True)
+    of_teacher = 12 * 2.0 + 0.5 + (8 + 8) * 7.0 + 13.0 + 64 * 0.125
+    of_round = 6 * 3.0 + 0.25 + (4 + 4) * 11.0 + 13.0 + 64 * 0.125
+    of_report = 14 * 7.0 + 6 * 11.0 + 15 * 13.0 + 15 * 64 * 0.125
+    assert [costs.of(stage) for stage in found[:2]] == [of_teacher, of_round]
+    assert costs.of(found[-1]) == of_report
+    lines = table(found, costs, 1000.0)
+    assert lines[1].split() == ["set-up", "16.7", "min"]
+    assert lines[2].split() == ["teacher", "12", "1.0e-03", "48", "2.62", "min"]
+    assert lines[3].split()[:-2] == ["round", "1", "4", "6", "1.0e-03", "24"]
+    total = 1000.0 + sum(costs.of(stage) for stage in found)
+    assert lines[-1].split() == ["total", f"{total / 60:.3g}", "min"]
+
+
+# ------------------------------------------------------------------------------------------
+# The timing, by a clock that the pieces themselves advance
+
+
+class Machine:
+    """A clock, and how long an update, a network call and an optimizer's step take by it."""
+
+    def __init__(self, monkeypatch, *, fixed=0.01, image=0.01, call=0.02):
+        self.now, self.first, self.sizes = 0.0, 0.0, []
+        step = timing.Optimizer.step
+
+        def update(model, objective, optimizer, batch):
+            self.sizes.append(optimizer.cfg.batch)
+            self.now += image * optimizer.cfg.batch
+            optimizer.step()
+
+        def stepped(optimizer):
+            self.now += fixed
+            step(optimizer)
+
+        def sampled(model, z, steps, **_):
+            self.now += call * steps * len(z) / SAMPLE_BATCH
+
+        def watched():
+            self.now += 0.125
+            return 0.0
+
+        monkeypatch.setattr(timing, "clock", lambda: self.now)
+        monkeypatch.setattr(timing, "update", update)
+        monkeypatch.setattr(timing, "sample", sampled)
+        monkeypatch.setattr(timing, "loss_of", lambda *_: watched)
+        monkeypatch.setattr(timing.Optimizer, "step", stepped)
+
+
+def measured(config, flops=1e9, activations=1000, **options):
+    """Costs of a whole distillation, an update of which is counted to take so much."""
+    found = stages(config, 1797, distill=True)
+    memory = Memory({"weights": 1000}, activations)
+    counts = dict.fromkeys(("train", "distill"), Count({"nets": Amount(flops)}, memory, 1))
+    options = {"images": 1797, "rate": 1e9, **options}
+    return found, timing.measure(config, found, counts, torch.device("cpu"), **options)
+
+
+def test_whole_updates_are_timed_where_they_are_short(tiny, monkeypatch):
+    machine = Machine(monkeypatch)
+    _, costs = measured(tiny, flops=1e7)
+    for kind, timed in costs.updates.items():
+        assert timed.seconds == pytest.approx(0.05), kind
+        assert timed.part == (4, 4)
+        assert timed.num >= timing.LEAST / 0.05
+        assert timed.begin == pytest.approx(0.25)  # the loss on the held batch, twice
+    assert set(machine.sizes) == {4}
+    assert costs.calls["teacher"].seconds == pytest.approx(0.02)
+    assert costs.calls["student"] is costs.calls["teacher"]  # of one network
+    timed = sum(t.num * 0.05 for t in costs.updates.values())
+    assert timed < timing.SECONDS + 1
+    assert costs.spent == machine.now < timing.SECONDS + 3
+
+
+def test_long_updates_are_timed_on_a_part_of_the_batch(tiny, monkeypatch):
+    """5 s and 2 s for each of 64 images: one at a time, of which the optimizer's step is known."""
+    config = changed(tiny, train={"batch": 64}, distill={"batch": 64})
+    machine = Machine(monkeypatch, fixed=1.0, image=2.0)
+    _, costs = measured(config, flops=100e9)
+    assert set(machine.sizes) == {1}
+    for timed in costs.updates.values():
+        assert timed.seconds == pytest.approx(1.0 + 2.0 * 64)
+        assert timed.part == (1, 64)
+    assert machine.now < 2 * timing.LIMIT
+
+
+def test_a_part_grows_with_the_time_there_is(tiny, monkeypatch):
+    config = changed(tiny, train={"batch": 64}, distill={"batch": 64})
+    machine = Machine(monkeypatch, fixed=0.25, image=0.0625)
+    _, costs = measured(config, flops=100e9)
+    assert 4 <= max(machine.sizes) < 64
+    assert costs.updates["train"].seconds == pytest.approx(0.25 + 4.0)
+    assert machine.now < timing.LIMIT
+
+
+def test_what_there_is_no_time_for_is_counted_by_what_was_timed(tiny, monkeypatch):
+    """The rounds', of which there are more, take all of it: 52 s for 1e9 FLOP, by one image."""
+    machine = Machine(monkeypatch, fixed=4.0, image=12.0)
+    found, costs = measured(tiny)
+    train, distill = costs.updates["train"], costs.updates["distill"]
+    assert distill == Timed(52.0, 1, (1, 4))
+    assert train == Timed(52.0)
+    assert costs.rate == 1e9 / 52
+    text = explained(tiny, found, costs, True)
+    assert "18 updates of rounds at 52 s (1 timed on 1 of 4 images); " in text
+    assert "12 updates of the teacher at 52 s (counted, at 0.0192 GFLOP/s)" in text
+    assert machine.now < 2 * timing.LIMIT
+
+
+@pytest.mark.parametrize(
+    ("flops", "memory", "timed"), [(1e15, 1e12, True), (1e9, 1500, True), (1e9, 1e12, False)]
+)
+def test_what_cannot_be_timed_is_counted(tiny, monkeypatch, flops, memory, timed):
+    """Too slow, too large, or without the data."""
+    machine = Machine(monkeypatch)
+    monkeypatch.setattr(timing, "free", lambda device: memory)
+    found, costs = measured(tiny, flops=flops, timed=timed)
+    assert machine.sizes == []
+    assert {t.seconds for t in costs.updates.values()} == {flops / 1e9}
+    assert {t.num for t in costs.updates.values()} == {0}
+    text = explained(tiny, found, costs, timed)
+    assert text.startswith(": at least the figures below; no update was timed, since ")
+    assert ("since the data are not found here" in text) == (not timed)
+
+
+# ------------------------------------------------------------------------------------------
+# All of it
+
+
+@pytest.mark.usefixtures("handlers")
+def test_a_dry_run_times_real_updates_and_leaves_nothing(tiny_toml, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(timing, "SECONDS", 0.4)
+    monkeypatch.setattr(timing, "LEAST", 0.05)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    before = sorted(tmp_path.rglob("*"))
+    options = ["--engine.pipeline-teacher", "--engine.tabulate-film", "--model.dropout", "0.1"]
+    assert main(["distill", "--config", str(tiny_toml), "--dry-run", *options]) == 0
+    output = capsys.readouterr().out
+    assert sorted(tmp_path.rglob("*")) == before
+    assert re.search(r"12 updates of the teacher at [\d.]+ m?s \(\d+ timed", output)
+    assert re.search(r"18 updates of rounds with tab.* at [\d.]+ m?s \(\d+ timed", output)
+    assert re.search(r"48 network calls for 64 samples at [\d.]+ m?s \(\d+ timed", output)
+    assert "not in it: saving, other work on this machine" in output
+    rows = re.findall(r"^ *(\S.*?) +.* ([\d.]+) (m?s|min)$", output.split("time\n")[1], re.M)
+    unit = {"ms": 1e-3, "s": 1.0, "min": 60.0}
+    *parts, total = [float(number) * unit[name] for _, number, name in rows]
+    names = ["set-up", "teacher", "round", "round", "report", "total"]
+    assert [row[0] for row in rows] == names
+    assert total == pytest.approx(sum(parts), rel=0.06)  # of two digits each
+    assert total > 0
+
+
+def test_pictures_are_read_in_part(tmp_path, monkeypatch):
+    """Two of six, and the others by them."""
+    for n in range(6):
+        Image.new("L", (8, 8)).save(tmp_path / f"{n}.png")
+    real, read = pictures._open, []
+
+    def slow(*args):
+        read.append(args)
+        time.sleep(0.05)
+        return real(*args)
+
+    monkeypatch.setattr(pictures, "_open", slow)
+    monkeypatch.setattr(readers, "FEW", 2)
+    net = replace(load_config("digits").model, image_size=8)
+    seconds = readers.seconds(DataConfig(source=str(tmp_path)), net)
+    assert len(read) == 2
+    assert seconds >= 6 * 0.05 / threads()  # on all cores at once
+    np.savez(tmp_path / "set.npz", images=np.zeros((7, 8, 8, 1), np.uint8))
+    assert readers.seconds(DataConfig(source=str(tmp_path / "set.npz")), net, arrays=False) is None
+    assert readers.seconds(DataConfig(source=str(tmp_path / "set.npz")), net) > 0
+    with pytest.raises(UsageError, match="has images of 8x8x1, but the config asks for 16x16x1"):
+        readers.seconds(DataConfig(source=str(tmp_path / "set.npz")), replace(net, image_size=16))

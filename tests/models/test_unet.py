@@ -1,0 +1,114 @@
+"""The published U-Net: sizes, initialisation, options."""
+
+import pytest
+import torch
+
+from pdfast.config.schema import NetConfig, load_config
+from pdfast.models.model import Model
+from pdfast.models.unet import Dropped, GroupNormSiLU, ResBlock, UNet, logsnr_embedding
+
+
+@pytest.mark.parametrize(
+    ("name", "params"),
+    [("cifar10", 60_004_099), ("imagenet64", 295_905_222), ("lsun128", 139_578_502)],
+)
+def test_published_parameter_counts(name, params):
+    with torch.device("meta"):
+        net = UNet(load_config(name).model)
+    assert sum(p.numel() for p in net.parameters()) == params
+
+
+def test_census_of_the_cifar10_net():
+    """27 residual blocks, 15 attentions, 70 GroupNorms."""
+    with torch.device("meta"):
+        net = UNet(load_config("cifar10").model)
+    kinds = [type(module).__name__ for module in net.modules()]
+    assert (kinds.count("ResBlock"), kinds.count("Attention")) == (27, 15)
+    assert kinds.count("GroupNormSiLU") == 70
+    assert {m.eps for m in net.modules() if isinstance(m, GroupNormSiLU)} == {1e-6}
+
+
+SMALL = {"image_size": 8, "channels": 1, "ch": 8, "emb_ch": 16, "ch_mult": (1, 2), "groups": 4}
+SMALL |= {"num_res_blocks": 1, "attn_resolutions": (4,)}
+
+
+def randomised(model):
+    """No weight left at zero, so that every path counts."""
+    torch.manual_seed(0)
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    return model.eval()
+
+
+def test_a_new_net_predicts_zero_and_its_last_layers_learn_first():
+    model = Model(NetConfig(**SMALL))
+    z = torch.randn(2, 1, 8, 8)
+    assert model(z, torch.zeros(2)).abs().max() == 0
+    assert any(m.weight.abs().max() > 0 for m in model.modules() if hasattr(m, "weight"))
+
+
+def test_activations_stay_channels_last():
+    model, seen = randomised(Model(NetConfig(**SMALL))), []
+    for module in model.modules():
+        if isinstance(module, GroupNormSiLU | torch.nn.Conv2d):
+            module.register_forward_hook(
+                lambda m, i, o: seen.append(o.is_contiguous(memory_format=torch.channels_last))
+            )
+    model(torch.randn(2, 1, 8, 8), torch.zeros(2))
+    assert len(seen) > 20
+    assert all(seen)
+
+
+def test_an_image_is_independent_of_its_batch():
+    model = randomised(Model(NetConfig(**SMALL)).double())
+    z, logsnr = torch.randn(5, 1, 8, 8).double(), torch.linspace(-15, 15, 5)
+    whole = model(z, logsnr)
+    assert torch.allclose(model(z[2:3], logsnr[2:3]), whole[2:3], atol=1e-12)
+
+
+def test_class_labels():
+    model = randomised(Model(NetConfig(**SMALL, num_classes=3)).double())
+    z, logsnr = torch.randn(1, 1, 8, 8).double().expand(3, -1, -1, -1), torch.zeros(3)
+    out = model(z, logsnr, torch.arange(3))
+    assert (out[0] - out[1]).abs().max() > 1e-3
+    # The published form, a dense layer on one-hot labels, put in through the time embedding.
+    expected = model.net.emb_class(torch.eye(3).double())
+    handle = model.net.emb1.register_forward_hook(lambda m, i, o: o + expected)
+    emb_class, model.net.emb_class = model.net.emb_class, None
+    assert torch.allclose(model(z, logsnr), out, atol=1e-12)
+    model.net.emb_class = emb_class
+    handle.remove()
+    with pytest.raises(ValueError, match="class-conditional: pass label"):
+        model(z, logsnr)
+
+
+def test_dropout_is_by_counter():
+    model = randomised(Model(NetConfig(**SMALL, dropout=0.5)))
+    z, logsnr = torch.randn(2, 1, 8, 8), torch.zeros(2)
+    blocks = [m for m in model.modules() if isinstance(m, ResBlock)]
+    assert [block.layer for block in blocks] == list(range(len(blocks)))
+    one, other = (Dropped(0, 0, torch.tensor([k]), 0) for k in (1, 2))
+    assert torch.equal(model(z, logsnr, dropped=one), model(z, logsnr, dropped=one))
+    assert not torch.equal(model(z, logsnr, dropped=one), model(z, logsnr, dropped=other))
+    assert not torch.equal(model(z, logsnr, dropped=one), model(z, logsnr))
+    second = model(z[1:], logsnr[1:], dropped=one._replace(first=1))
+    assert torch.allclose(second, model(z, logsnr, dropped=one)[1:], atol=1e-5)
+
+
+def test_embedding_tells_neighbouring_steps_apart():
+    """At N = 8192 neighbouring noise levels differ, also in float32."""
+    u = torch.arange(1, 8193) / 8192
+    from pdfast.diffusion.schedules import CosineSchedule, logsnr_of
+
+    emb = logsnr_embedding(logsnr_of(CosineSchedule().phi(u)), 32, torch.float32)
+    assert (emb[1:] - emb[:-1]).abs().amax(1).min() > 1e-3
+
+
+def test_the_whole_model_runs_in_float64():
+    model = randomised(Model(NetConfig(**SMALL)).double())
+    z = torch.randn(2, *model.image_shape, dtype=torch.float64)
+    each = model.predict_x(z, torch.full((2,), 0.3, dtype=torch.float64))
+    assert torch.equal(model.predict_x(z, 0.3), each)
+    images = model.sample(2, 3)
+    assert images.dtype == torch.float64
+    assert images.abs().max() <= 1

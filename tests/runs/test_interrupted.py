@@ -1,0 +1,244 @@
+"""Runs killed or asked to stop, gone on with, and compared bit for bit with straight ones."""
+
+import json
+import random
+import re
+import shutil
+import signal
+
+import pytest
+from conftest import TINY
+from run_cases import assert_same_run, assert_same_tensors, metrics
+
+from pdfast.config.schema import Config, dump_config
+from pdfast.config.serialization import from_table
+from pdfast.errors import PdfastError
+from pdfast.storage import files
+
+WRITES = ("write", "torn")
+EVERY_KIND = ("write", "update", "poll")
+
+# 40 updates and more of each phase, and a sampler that costs little.
+LONG = TINY | {
+    "save_every": 10,
+    "train": TINY["train"] | {"updates": 44},
+    "distill": TINY["distill"] | {"start_steps": 8, "rounds": 2, "updates": 44},
+    "eval": {"steps": [2], "baseline_steps": 2, "num": 2},
+}
+# All that a run writes, and little else.
+SHORT = LONG | {
+    "model": TINY["model"] | {"ch_mult": [1], "attn_resolutions": []},
+    "log_every": 2,
+    "save_every": 2,
+    "train": TINY["train"] | {"updates": 5, "batch": 2},
+    "distill": TINY["distill"] | {"start_steps": 4, "rounds": 1, "updates": 3, "batch": 2},
+}
+
+
+class Runs:
+    """Runs of one config in one folder."""
+
+    def __init__(self, server, folder, table):
+        self.server, self.folder = server, folder
+        (folder / "tiny.toml").write_text(dump_config(from_table(Config, table)))
+
+    def distill(self, out, **event):
+        arguments = ("distill", "--config", "tiny.toml", "--out", out, "--threads", 1)
+        return self.server.call(self.folder, *arguments, **event)
+
+    def snapshots(self, out, folder, kinds):
+        """A whole run; gives what it would leave if it were killed at each event of these kinds."""
+        ended = self.distill(out, kinds=kinds, snapshots=folder)
+        assert ended.code == 0
+        total = sum(ended.events[kind] for kind in kinds)
+        assert len(list(folder.iterdir())) == total
+        return [Runs(self.server, folder / str(k), SHORT) for k in range(1, total + 1)]
+
+    def killed(self, out, **event):
+        assert self.distill(out, signum=signal.SIGKILL, **event).code == -signal.SIGKILL
+
+    def stopped(self, out, **event):
+        ended = self.distill(out, signum=signal.SIGTERM, **event)
+        assert ended.code == 128 + signal.SIGTERM, ended
+        assert ended.errors.count("\n") == 1
+        return ended
+
+    def straight(self):
+        ended = self.distill("straight")
+        assert ended.code == 0
+        return ended.events
+
+
+@pytest.fixture
+def long(server, tmp_path):
+    return Runs(server, tmp_path, LONG)
+
+
+@pytest.fixture
+def short(server, tmp_path):
+    return Runs(server, tmp_path, SHORT)
+
+
+def state_of(run):
+    """The newest saved state."""
+    return max((run / "state").iterdir())
+
+
+@pytest.mark.parametrize("phase", ["train", "distill"])
+@pytest.mark.parametrize("killed_at", [21, pytest.param(27, marks=pytest.mark.slow)])
+def test_twenty_updates_a_kill_and_twenty_more(long, phase, killed_at):
+    """As 40 straight: weights, moments, averages, metrics; killed right after a save, or later."""
+    before = 0 if phase == "train" else LONG["train"]["updates"]
+    update = {"kinds": ["update"]}
+    long.stopped("straight", number=before + 40, **update)
+    long.killed("run", number=before + killed_at, **update)
+    ended = long.stopped("run", number=20, **update)
+    assert "going on from update 20" in ended.output
+    straight, run = long.folder / "straight", long.folder / "run"
+    assert state_of(run).name.endswith("000000040")
+    assert_same_tensors(state_of(straight), state_of(run))
+    assert metrics(straight) == metrics(run)
+
+
+@pytest.mark.slow
+def test_a_kill_on_either_side_of_a_round_boundary(long):
+    """Killed in round 1 and again in round 2; stopped in round 2, where both are compared."""
+    update = {"kinds": ["update"]}
+    teacher, round_ = LONG["train"]["updates"], LONG["distill"]["updates"]
+    long.stopped("straight", number=teacher + round_ + 35, **update)
+    long.killed("run", number=teacher + 33, **update)  # from update 30 of round 1
+    long.killed("run", number=round_ - 30 + 15, **update)  # from update 10 of round 2
+    long.stopped("run", number=25, **update)
+    straight, run = long.folder / "straight", long.folder / "run"
+    assert state_of(run).name == "round-02-update-000000035"
+    assert_same_tensors(state_of(straight), state_of(run))
+    assert_same_tensors(straight / "round-01-steps-0004", run / "round-01-steps-0004")
+    assert metrics(straight) == metrics(run)
+
+
+def test_a_kill_in_the_evaluation(short):
+    polls = short.straight()["poll"]
+    short.killed("run", kinds=["poll"], number=polls - 2)
+    assert not (short.folder / "run" / "report.json").exists()
+    assert short.distill("run").code == 0
+    assert_same_run(short.folder / "straight", short.folder / "run")
+
+
+def newest_whole(run):
+    """The update that a run must go on from: of the newest state that passes its checks."""
+    states = sorted((run / "state").glob("round-*"), reverse=True) if run.is_dir() else []
+    for state in states:
+        try:
+            files.read(state)
+        except PdfastError:
+            continue
+        round_, update = (int(state.name.split("-")[k]) for k in (1, 3))
+        finished = "teacher" if round_ == 0 else f"round-{round_:02d}-*"
+        return None if list(run.glob(f"{finished}/manifest.json")) else update
+    return None
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+@pytest.mark.parametrize("half", [0, 1])
+def test_killed_at_every_step_of_the_write_path(short, tmp_path_factory, half):
+    """On from the newest whole state; where the run ends, at the bits of the straight one.
+
+    One run gives what a kill at each step leaves on the disk; at five of them that is compared with
+    what SIGKILL does leave. Every eighth goes on to the end; of the others the first update is
+    enough to see.
+    """
+    kept = short.snapshots("run", tmp_path_factory.mktemp("kept"), WRITES)
+    straight, total, resumed = short.folder / "straight", len(kept), 0
+    (short.folder / "run").rename(straight)
+    assert total > 100
+    for number in range(20 + half, total, total // 5):
+        short.killed("run", kinds=WRITES, number=number)
+        assert on_disk(short.folder / "run") == on_disk(kept[number - 1].folder / "run")
+        shutil.rmtree(short.folder / "run")
+    for number in range(1 + half, total + 1, 2):
+        killed = kept[number - 1]
+        run = killed.folder / "run"
+        newest = newest_whole(run)
+        stop = {"signum": signal.SIGTERM, "kinds": ["update"], "number": 1}
+        ended = killed.distill("run", **({} if number // 2 % 8 == 0 else stop))
+        assert ended.code in (0, 128 + signal.SIGTERM), (number, ended)
+        assert newest is None or f"going on from update {newest}\n" in ended.output, number
+        resumed += newest is not None
+        if ended.code == 0:
+            assert_same_run(straight, run)
+        shutil.rmtree(killed.folder)
+    print(f"{total} steps, {resumed} of every second with a state to go on from")
+    assert resumed > total / 8
+
+
+def on_disk(run):
+    """Names in a run, whatever the process that staged them, and the bytes of models and states."""
+    found = {}
+    for path in (path for path in run.rglob("*") if path.is_file()):
+        name = re.sub(r"/\.[-\w]+\.(tmp|old)\.", r"/.OWNER.\1.", str(path.relative_to(run.parent)))
+        timed = "eval-state" in name  # what is kept there has the seconds that it took
+        found[name] = path.read_bytes() if path.suffix == ".safetensors" and not timed else b""
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
+def test_thirty_random_moments(short, signum):
+    """In training, sampling, evaluation, saving; a state saved then is whole."""
+    events = short.straight()
+    draw, said = random.Random(0), []
+    for _ in range(30):
+        kind = draw.choice(EVERY_KIND)
+        # After the last poll come the report's files, and the run ends well.
+        most = events["heard" if kind == "write" else kind]
+        event = {"kinds": [kind], "number": draw.randint(1, most)}
+        run = short.folder / "run"
+        if signum == signal.SIGKILL:
+            short.killed("run", **event)
+        else:
+            said.append(short.stopped("run", **event).errors)
+        for state in (run / "state").glob("round-*"):
+            files.read(state)
+        assert short.distill("run").code == 0
+        assert_same_run(short.folder / "straight", run)
+        shutil.rmtree(run)
+    for what in ("teacher is saved", "round 1/1 (2 steps) is saved", "finished models are whole"):
+        assert signum == signal.SIGKILL or any(what in line for line in said), said
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_signal_leaves_the_last_report_whole(short, number):
+    events = short.straight()
+    before = (short.folder / "straight" / "report.json").read_text()
+    command = ("eval", "straight", "--steps", 1, 2, "--threads", 1)
+    ended = short.server.call(
+        short.folder, *command, signum=signal.SIGINT, kinds=["poll"], number=number
+    )
+    assert ended.code == 128 + signal.SIGINT, (events, ended)
+    assert (short.folder / "straight" / "report.json").read_text() == before
+
+
+def test_a_hangup_right_after_the_first_signal_is_no_second_one(short):
+    """As at the end of a session, which sends SIGTERM and SIGHUP."""
+    event = {"kinds": ["update"], "number": 3, "then": int(signal.SIGHUP)}
+    ended = short.stopped("run", **event)
+    assert "teacher is saved at update 3" in ended.errors
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
+def test_other_signals_that_ask_to_stop(short, signum):
+    ended = short.distill("run", signum=signum, kinds=["update"], number=3)
+    assert ended.code == 128 + signum
+    assert f"stopped by {signum.name}; teacher is saved at update 3" in ended.errors
+
+
+def test_the_second_signal_ends_it_at_once(short):
+    """Both in the first update: the first would be heard only after it."""
+    ended = short.server.call(
+        short.folder, "distill", "--config", "tiny.toml", "--out", "run", "--threads", 1,
+        signum=signal.SIGTERM, kinds=["update"], number=3, then=int(signal.SIGTERM),
+    )  # fmt: skip
+    assert ended.code == -signal.SIGTERM
+    assert json.loads((state_of(short.folder / "run") / "state.json").read_text())["update"] == 2

@@ -1,0 +1,59 @@
+"""The order of the packages, which import-linter holds (pyproject.toml), kernels/ included."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """The packages and their contract, with the links that a checkout has."""
+    ignored = shutil.ignore_patterns("__pycache__", "*.so")
+    for name in ("pdfast", "kernels", "configs"):
+        shutil.copytree(ROOT / name, tmp_path / name, symlinks=True, ignore=ignored)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    return tmp_path
+
+
+def lint(folder):
+    """(exit status, output) of import-linter on a copy."""
+    program = "from importlinter.cli import lint_imports_command as lint; lint()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "--no-cache"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(folder)},
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_the_order_is_kept(copy):
+    code, output = lint(copy)
+    assert code == 0, output
+    assert "1 kept, 0 broken" in output
+
+
+@pytest.mark.parametrize(
+    ("file", "planted"),
+    [
+        ("pdfast/config/names.py", "pdfast.storage.lock"),
+        ("pdfast/runs/run.py", "pdfast.data.dataset"),  # beside each other
+        ("pdfast/models/unet.py", "pdfast.training.loop"),
+        ("kernels/philox.py", "pdfast.models.unet"),
+    ],
+)
+def test_an_import_against_the_order_is_found(copy, file, planted):
+    path = copy / file
+    path.write_text(f"{path.read_text()}\nimport {planted}\n")
+    code, output = lint(copy)
+    assert code == 1, output
+    importer = file.removesuffix(".py").replace("/", ".").replace("kernels.", "pdfast.kernels.", 1)
+    assert f"{importer} -> {planted}" in output
