@@ -42,16 +42,16 @@ from pdfast.distributed import collectives
 from pdfast.distributed.settings import kept
 from pdfast.distributed.signals import caught, poll
 from pdfast.errors import UsageError
+from pdfast.evaluation import same_classes
 from pdfast.evaluation.evaluator import Judge
 from pdfast.evaluation.provenance import averaging
 from pdfast.evaluation.report.write import check_out, report_model, report_run
 from pdfast.kernels import group_norm_silu, runtime
 from pdfast.launch import TIMEOUT
-from pdfast.models import backends, same_classes
+from pdfast.models import backends
 from pdfast.models.checkpoint import class_names_of, load_model, network_of
 from pdfast.models.guidance import guided
 from pdfast.models.model import Model
-from pdfast.models.model_run import BUILT_IN, ModelRun, Networks
 from pdfast.runs import record
 from pdfast.runs.record import Record
 from pdfast.runs.run import Resume, Run
@@ -61,6 +61,7 @@ from pdfast.trackers.tracking import Tracking
 from pdfast.training.holdout import hold_out
 from pdfast.training.image_stream import is_streamed
 from pdfast.training.loop import check
+from pdfast.training.model_run import BUILT_IN, ModelRun, Networks
 from pdfast.training.precision import PRECISION_NAMES, cast_to_precision, set_precision
 from pdfast.version import __version__
 

@@ -11,9 +11,9 @@ from pdfast.data.dataset import Dataset
 from pdfast.distillation.rollout import Rollout
 from pdfast.distillation.teacher import DataObjective
 from pdfast.models.model import Model
-from pdfast.models.model_run import ModelRun
 from pdfast.training.batch import Batch
 from pdfast.training.loop import fit
+from pdfast.training.model_run import ModelRun
 from pdfast.training.precision import cast_to_precision
 
 UPDATES, STEPS, ROUND = 50, 8, 1

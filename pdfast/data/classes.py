@@ -1,20 +1,16 @@
 """The classes of a set: names, numbers and counts."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from pdfast.config.serialization import check, nearest
+from pdfast.config.class_names import merged, ranges, shown
 from pdfast.data.dataset import Dataset
-from pdfast.errors import UsageError, printable
 
 WIDTH = 200  # of the lines that list all classes
 FEW = 20  # classes that are listed one by one within a sentence
-PLAIN = re.compile(r"[^\W\d][\w.-]*")  # a name that needs no quotes
-NAME, NUMBER = "name:", "number:"  # before a --label that could be either
 
 
 @dataclass(frozen=True)
@@ -98,120 +94,3 @@ class Classes:
 
 def _class_or_classes(labels: Sequence[int]) -> str:
     return "class" if len(labels) == 1 else "classes"
-
-
-def ranges(numbers: Sequence[int]) -> str:
-    """Rising numbers in words: 2, 5 to 9."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and runs[-1][1] == number - 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    words = []
-    for first, last in runs:
-        joint = ", " if last - first == 1 else " to "
-        words.append(str(first) if first == last else f"{first}{joint}{last}")
-    return ", ".join(words)
-
-
-# ------------------------------------------------------------------------------------------
-# Names
-
-
-def quoted(name: str) -> str:
-    """A name within a sentence: in quotes, unless it is one word and no number."""
-    return name if PLAIN.fullmatch(name) else f"'{printable(name)}'"
-
-
-def shown(label: int, names: Sequence[str]) -> str:
-    """Number and name of a class, for a reader."""
-    name = names[label] if label < len(names) else ""
-    return str(label) if name in ("", str(label)) else f"{label} {quoted(name)}"
-
-
-def checked(names: object, num_classes: int) -> tuple[str, ...]:
-    """Names as a model keeps them. Raises UsageError for what are not names of its classes."""
-    check(
-        isinstance(names, list | tuple) and all(isinstance(name, str) for name in names),
-        "class_names must be a list of texts",
-    )
-    assert isinstance(names, list | tuple)
-    check(
-        len(names) <= num_classes,
-        f"class_names holds {len(names)} names, but the model has {num_classes} classes",
-    )
-    return merged(tuple(names), (), num_classes)
-
-
-def merged(names: Sequence[str], others: Sequence[str], num_classes: int) -> tuple[str, ...]:
-    """The names of so many classes, and where they have none those of `others`."""
-    pairs = (
-        (names[k] if k < len(names) else "") or (others[k] if k < len(others) else "")
-        for k in range(min(num_classes, max(len(names), len(others))))
-    )
-    found = list(pairs)
-    while found and not found[-1]:
-        found.pop()
-    return tuple(found)
-
-
-def difference(what: str, names: Sequence[str], others: Sequence[str], of: str = "the data") -> str:
-    """How the names of the classes of two things differ, in words; "" if they do not.
-
-    `what` and `of`: the two. A class that one of them does not name does not differ.
-    """
-    pairs = [(k, *pair) for k, pair in enumerate(zip(names, others, strict=False)) if all(pair)]
-    differ = [(k, mine, theirs) for k, mine, theirs in pairs if mine != theirs]
-    if not differ:
-        return ""
-    label, mine, theirs = differ[0]
-    more = f", and {len(differ) - 1:,} others differ" if len(differ) > 1 else ""
-    return (
-        f"class {label} of {what} is {quoted(mine)}, but class {label} of {of} is "
-        f"{quoted(theirs)}{more}"
-    )
-
-
-def number_of(text: str, names: Sequence[str], num_classes: int) -> int:
-    """The number of the class that a --label means: a number, or the exact name of one class.
-
-    Where a text is the number of one class and the name of another, `number:` or `name:` before it
-    says which is meant. Raises UsageError for what is neither.
-    """
-    named, numbered, within = _named(text, names), _numbered(text), f"0 .. {num_classes - 1}"
-    if not named and text.startswith(NAME):
-        text, numbered = text.removeprefix(NAME), []
-        named = _named(text, names)
-    elif not named and text.startswith(NUMBER):
-        text = text.removeprefix(NUMBER)
-        numbered = _numbered(text)
-    outside = [number for number in numbered if number not in range(num_classes)]
-    found = sorted({*named, *numbered} - {*outside})
-    if len(found) == 1:
-        return found[0]
-    if found and numbered:
-        raise UsageError(
-            f"--label {text} is the number of a class, and the name of class "
-            f"{', '.join(str(k) for k in named if k not in numbered)}: pass {NUMBER}{text} or "
-            f"{NAME}{text}"
-        )
-    check(not found, f"--label {text} names classes {ranges(found)}: pass a number in {within}")
-    check(not outside, f"--label must be in {within}")
-    check(
-        any(names),
-        f"--label {text} is no number, and this model has no class names: pass a number in "
-        f"{within}",
-    )
-    raise UsageError(
-        f"--label {text} names no class of this model{nearest(text, filter(None, names))} (or pass "
-        f"a number in {within})"
-    )
-
-
-def _named(text: str, names: Sequence[str]) -> list[int]:
-    return [label for label, name in enumerate(names) if name == text and name]
-
-
-def _numbered(text: str) -> list[int]:
-    return [int(text)] if re.fullmatch(r"[+-]?[0-9]{1,18}", text) else []

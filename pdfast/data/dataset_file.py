@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from pdfast.config.class_names import shown
 from pdfast.config.schema import LabelFolders, Resize
 from pdfast.console.progress import Screen
 from pdfast.data import prepare, readers
-from pdfast.data.classes import shown
 from pdfast.data.image_grid import grid, rows
 from pdfast.data.prepare import Order
 from pdfast.data.readers import npz

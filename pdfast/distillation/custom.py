@@ -11,17 +11,18 @@ from torch import nn
 from pdfast.config.schema import Config, DataConfig, DistillConfig, NetConfig, load_config
 from pdfast.config.serialization import check
 from pdfast.console.progress import Screen
-from pdfast.data.dataset import Dataset, as_tensor, from_numbers, load_dataset
+from pdfast.data.dataset import Dataset, load_dataset
 from pdfast.diffusion.schedules import CosineSchedule
+from pdfast.distillation.given_data import as_tensor, from_numbers
 from pdfast.distillation.rounds import check_start
 from pdfast.errors import UsageError
 from pdfast.models import checkpoint
 from pdfast.models.custom import Network
 from pdfast.models.model import Model
-from pdfast.models.model_run import Networks
 from pdfast.models.trial import try_out
-from pdfast.runs.model_dir import CONFIG
 from pdfast.storage.digests import GIVEN
+from pdfast.storage.model_dir import CONFIG
+from pdfast.training.model_run import Networks
 
 DEFAULT = Config(
     name="network",

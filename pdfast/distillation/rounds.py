@@ -24,11 +24,10 @@ from pdfast.evaluation.report.plots import drawable, picture, sample_row
 from pdfast.models import backends, checkpoint
 from pdfast.models.guidance import guided
 from pdfast.models.model import Model
-from pdfast.models.model_run import ModelRun
-from pdfast.runs import model_dir
-from pdfast.storage import files
+from pdfast.storage import files, model_dir
 from pdfast.training.batch import open_batch
 from pdfast.training.loop import Objective, fit
+from pdfast.training.model_run import ModelRun
 from pdfast.training.precision import cast_to_precision, precision_of
 
 MONITOR_STEPS, MONITOR_IMAGES = 16, 256  # of the cheap distance after each round

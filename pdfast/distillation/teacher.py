@@ -12,9 +12,9 @@ from pdfast.diffusion.angles import data_loss
 from pdfast.diffusion.rng import Draws, Stream
 from pdfast.models import backends
 from pdfast.models.model import Model
-from pdfast.models.model_run import ModelRun
 from pdfast.training.batch import Batch
 from pdfast.training.loop import Problem, fit
+from pdfast.training.model_run import ModelRun
 
 ROUND = 0  # the teacher's number in the metrics and in the draws
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from pdfast.config.schema import ClassShares, Config
 from pdfast.console.progress import Screen
 from pdfast.data.classes import Classes
-from pdfast.data.dataset import Dataset, as_stored
+from pdfast.data.dataset import Dataset
 from pdfast.distributed import collectives
 from pdfast.errors import UsageError
 from pdfast.evaluation import scores
@@ -22,6 +22,7 @@ from pdfast.evaluation.detectors.opening import open_detector
 from pdfast.evaluation.frechet import Gaussian, Moments, frechet_distance
 from pdfast.evaluation.reference_set import Reference, features_of
 from pdfast.evaluation.scores import InceptionScore, Manifold, precision_recall
+from pdfast.models.images import as_stored
 from pdfast.models.model import Model
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from pdfast.config.class_names import number_of, shown
 from pdfast.console.progress import Screen
-from pdfast.data.classes import number_of, shown
 from pdfast.data.image_grid import grid
 from pdfast.diffusion.samplers import Sampler
 from pdfast.distributed import collectives

@@ -10,19 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from pdfast.config import formats
+from pdfast.config.class_names import checked, difference, merged
 from pdfast.config.formats import OtherVersion, Written
 from pdfast.config.schema import NetConfig
 from pdfast.config.serialization import check
-from pdfast.data.classes import checked, difference, merged
 from pdfast.diffusion.betas import schedule_of
 from pdfast.diffusion.samplers import MAX_STEPS
 from pdfast.errors import PdfastError, UsageError
 from pdfast.kernels import group_norm_silu
 from pdfast.models.custom import MAX_CLASSES, OWN, Network, OutOfRange, kind_of
 from pdfast.models.model import Model
-from pdfast.runs.model_dir import CONFIG, WEIGHTS, check_listed
 from pdfast.storage import files
 from pdfast.storage.files import MANIFEST
+from pdfast.storage.model_dir import CONFIG, WEIGHTS, check_listed
 
 KEYS = ("model", "steps", "classes")  # of config.json
 

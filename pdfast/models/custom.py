@@ -21,13 +21,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from pdfast.config.class_names import checked
 from pdfast.config.schema import Head
 from pdfast.config.serialization import check
-from pdfast.data.classes import checked
-from pdfast.data.dataset import to_floats
 from pdfast.diffusion.schedules import CosineSchedule, FormulaSchedule, Schedule
 from pdfast.diffusion.wrappers import Adapter, level_at, schedule_from
 from pdfast.errors import UsageError
+from pdfast.models.images import to_floats
 from pdfast.models.model import Model
 from pdfast.models.unet import Dropped
 from pdfast.storage.files import reason

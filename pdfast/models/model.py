@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from pdfast.config.schema import NetConfig
 from pdfast.config.serialization import to_table
-from pdfast.data.dataset import to_uint8
 from pdfast.diffusion import angles
 from pdfast.diffusion.betas import schedule_of
 from pdfast.diffusion.rng import Draws, Stream, index_below
@@ -16,6 +15,7 @@ from pdfast.diffusion.samplers import Sampler, check_arguments, sample
 from pdfast.diffusion.schedules import logsnr_of, phi_of
 from pdfast.distributed import collectives
 from pdfast.errors import PdfastError, UsageError
+from pdfast.models.images import to_uint8
 from pdfast.models.unet import Dropped, UNet
 
 # Images per network call while sampling. Every call has this size, the last one filled up, so that

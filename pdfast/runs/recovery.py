@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from pdfast.config.schema import Config
 from pdfast.errors import PdfastError
-from pdfast.runs import model_dir, training_state
+from pdfast.runs import training_state
+from pdfast.storage import model_dir
 from pdfast.storage.digests import UNKNOWN, Digest
 from pdfast.storage.files import MANIFEST, Damaged
 

@@ -5,7 +5,7 @@
   `read` believe nothing before it is checked, so a single altered byte is found and named.
 - What is replaced was written by pdfast, as it is now: see `check_replaceable`.
 
-Model directories (runs/model_dir.py) and saved states (runs/training_state.py) are of this kind.
+Model directories (model_dir.py) and saved states (runs/training_state.py) are of this kind.
 No pickle anywhere, and nothing in a file is trusted: names, sizes and headers are bounded.
 """
 

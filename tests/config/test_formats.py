@@ -26,8 +26,8 @@ from pdfast.errors import PdfastError, Stopped, UsageError
 from pdfast.kernels import group_norm_silu
 from pdfast.models import checkpoint
 from pdfast.models.model import Model
-from pdfast.runs import model_dir, training_state
-from pdfast.storage import digests, files, kept
+from pdfast.runs import training_state
+from pdfast.storage import digests, files, kept, model_dir
 from pdfast.storage.files import Damaged
 from pdfast.version import __version__
 

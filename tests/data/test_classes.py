@@ -12,11 +12,12 @@ from torch import nn
 
 import pdfast
 from pdfast.cli.main import main
+from pdfast.config.class_names import difference, merged, number_of
 from pdfast.config.formats import FORMAT
 from pdfast.config.schema import Config, NetConfig
 from pdfast.config.serialization import from_table
 from pdfast.data import readers
-from pdfast.data.classes import Classes, difference, merged, number_of
+from pdfast.data.classes import Classes
 from pdfast.data.dataset import Dataset
 from pdfast.diffusion.rng import Draws, Stream, index_below
 from pdfast.distillation.custom import dataset

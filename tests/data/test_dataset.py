@@ -6,9 +6,10 @@ import torch
 from PIL import Image
 
 from pdfast.config.schema import DataConfig, NetConfig
-from pdfast.data.dataset import load_dataset, to_uint8
+from pdfast.data.dataset import load_dataset
 from pdfast.errors import UsageError
 from pdfast.kernels.add_noise import to_float
+from pdfast.models.images import to_uint8
 
 GREY = NetConfig(image_size=8, channels=1)
 COLOUR = NetConfig(image_size=8, channels=3)

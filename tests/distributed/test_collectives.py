@@ -24,7 +24,7 @@ from pdfast.distributed.device import choose_device
 from pdfast.distributed.heartbeat import ProcessLost
 from pdfast.errors import UsageError
 from pdfast.models.model import Model
-from pdfast.models.model_run import ModelRun
+from pdfast.training.model_run import ModelRun
 
 # The command line in a process that leaves a note when it begins to sample.
 WATCHED = f"""

@@ -23,7 +23,7 @@ from pdfast.evaluation.evaluator import Judge
 from pdfast.evaluation.resume import EvalState
 from pdfast.evaluation.sweep import Meter
 from pdfast.models.model import Model
-from pdfast.models.model_run import ModelRun
+from pdfast.training.model_run import ModelRun
 
 # A detector that passes for one with a network, and notes what it looks at; fewer features are
 # kept than there are images.

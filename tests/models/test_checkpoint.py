@@ -11,8 +11,7 @@ from pdfast.config.schema import NetConfig
 from pdfast.errors import PdfastError, UsageError
 from pdfast.models import checkpoint
 from pdfast.models.model import Model
-from pdfast.runs import model_dir
-from pdfast.storage import files
+from pdfast.storage import files, model_dir
 
 CFG = NetConfig(
     image_size=8,

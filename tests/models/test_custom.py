@@ -17,7 +17,7 @@ from torch import nn
 import pdfast
 from pdfast.cli.main import main
 from pdfast.config.schema import EvalConfig, TrainConfig
-from pdfast.data.dataset import from_numbers
+from pdfast.distillation.given_data import from_numbers
 from pdfast.errors import PdfastError, Stopped, UsageError
 from pdfast.evaluation.detectors import plain
 from pdfast.models import checkpoint

@@ -21,8 +21,8 @@ from pdfast.evaluation.resume import fingerprints
 from pdfast.models import checkpoint
 from pdfast.models.guidance import guided
 from pdfast.models.model import Model
-from pdfast.models.model_run import ModelRun
 from pdfast.models.unet import NO_CLASS, guidance_embedding
+from pdfast.training.model_run import ModelRun
 
 # ------------------------------------------------------------------------------------------
 # The network

@@ -14,11 +14,11 @@ from pdfast.console.progress import Screen
 from pdfast.errors import PdfastError, Stopped, UsageError
 from pdfast.models import checkpoint
 from pdfast.models.model import Model
-from pdfast.models.model_run import ModelRun
 from pdfast.runs import training_state
 from pdfast.storage import files
 from pdfast.storage.files import Damaged
 from pdfast.training.loop import Optimizer
+from pdfast.training.model_run import ModelRun
 
 ROUND_1, ROUND_2 = "round-01-steps-0004", "round-02-steps-0002"
 OF_TEACHER = [f"state/round-00-update-{n:09d}" for n in (10, 11)]

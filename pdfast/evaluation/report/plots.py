@@ -11,10 +11,10 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image
 from torch import Tensor
 
-from pdfast.data.dataset import as_stored
 from pdfast.data.image_grid import Row, grid, rows
 from pdfast.distributed.signals import poll
 from pdfast.evaluation.class_draw import ClassDraw
+from pdfast.models.images import as_stored
 from pdfast.models.model import Model
 
 NUM_SHOWN = 16

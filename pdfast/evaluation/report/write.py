@@ -24,10 +24,10 @@ from pdfast.evaluation.report.tables import Curve, Report, as_json
 from pdfast.evaluation.sweep import NUM_KEPT, Meter
 from pdfast.models.guidance import guided
 from pdfast.models.model import Model
-from pdfast.models.model_run import ModelRun
 from pdfast.runs.run import Run
 from pdfast.storage import files
 from pdfast.storage.marked import METADATA
+from pdfast.training.model_run import ModelRun
 from pdfast.training.precision import cast_to_precision, precision_of
 from pdfast.version import __version__
 

@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from pdfast.config.class_names import merged
 from pdfast.config.schema import Config, Head
 from pdfast.console.progress import Screen
-from pdfast.data.classes import merged
 from pdfast.models import checkpoint
 from pdfast.models.custom import Network
 from pdfast.models.model import Model

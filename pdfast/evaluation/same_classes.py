@@ -6,8 +6,9 @@ without a word. Where one side has no names there is nothing to compare.
 
 from pathlib import Path
 
+from pdfast.config.class_names import difference
 from pdfast.console.progress import Screen
-from pdfast.data.classes import Classes, difference
+from pdfast.data.classes import Classes
 from pdfast.data.dataset import Dataset
 from pdfast.distributed import collectives
 from pdfast.errors import UsageError
