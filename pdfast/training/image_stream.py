@@ -10,7 +10,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from pdfast.config.schema import Config
+from pdfast.data import readers
 from pdfast.data.dataset import Dataset
+from pdfast.distributed import collectives
 from pdfast.kernels.add_noise import draw_indices
 
 
@@ -111,3 +114,23 @@ def open_source(
         return draw_indices(*keys, num, len(data), fixed, on_cpu, shuffled_by)
 
     return Streamed(data, indices, num, device)
+
+
+def read_by_all(source: str, function: Callable[[], Dataset]) -> Dataset:
+    """Read the set by `function` on all processes; the first alone prepares pictures."""
+
+    def prepare() -> None:
+        function()
+
+    several = collectives.size() > 1  # which from_first hides from what it calls
+    if several and collectives.from_first(lambda: readers.resizes(source)):
+        collectives.from_first(prepare)
+    return collectives.together(function)
+
+
+def place(data: Dataset, config: Config, device: torch.device) -> Dataset:
+    """The set on the device, or left in host memory to be streamed; see EngineConfig.data."""
+    shape, labels = tuple(data.images.shape), "no labels" if data.labels is None else "labels"
+    collectives.check_alike("data of", f"shape {shape}, {data.images.dtype}, {labels}")
+    streamed = is_streamed(config.engine.data, data.images.nbytes, device)
+    return data if streamed else data.to(device)

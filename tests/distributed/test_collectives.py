@@ -216,14 +216,14 @@ from pathlib import Path
 from PIL import Image
 import torch
 from pdfast.distributed import collectives, signals
-from pdfast.api import _opened
+from pdfast.distillation.opening import opened_run
 from pdfast.config.schema import load_config
 from pdfast.models.model import Model
 from pdfast.console.progress import Screen
 
 config = load_config("tiny.toml")
 def opened():
-    return _opened(config, "run", Screen(False), "auto", device, track=())
+    return opened_run(config, "run", Screen(False), "auto", device)
 
 with collectives.session("cpu", 1) as device:
     with opened() as (run, data):

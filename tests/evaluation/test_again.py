@@ -9,10 +9,10 @@ from conftest import TINY
 from engine_cases import changed
 
 import pdfast
-from pdfast import api
 from pdfast.cli.main import main
 from pdfast.console.log import LOG
 from pdfast.data.dataset import Dataset
+from pdfast.evaluation import evaluate
 from pdfast.evaluation.report import plots, write
 from pdfast.models import checkpoint
 from pdfast.models.model import SAMPLE_BATCH
@@ -121,13 +121,13 @@ def lengthened(run):
 
 
 def other_data(monkeypatch):
-    real = api.load_dataset
+    real = evaluate.load_dataset
 
     def mirrored(*args):
         data = real(*args)
         return Dataset(data.images.flip(2).contiguous(), data.labels, data.shape)
 
-    monkeypatch.setattr(api, "load_dataset", mirrored)
+    monkeypatch.setattr(evaluate, "load_dataset", mirrored)
 
 
 ALL = 3 + CALLS + OF_STUDENTS

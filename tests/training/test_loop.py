@@ -19,7 +19,7 @@ from engine_cases import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pdfast import api, reference
+from pdfast import reference
 from pdfast.config.schema import EngineConfig
 from pdfast.data.dataset import Dataset
 from pdfast.distillation.rollout import Pipelined, Rollout
@@ -29,6 +29,7 @@ from pdfast.kernels import philox
 from pdfast.kernels.philox import Stream
 from pdfast.kernels.shuffle import shuffled
 from pdfast.models.unet import Dropped
+from pdfast.training import image_stream
 from pdfast.training import loop as training_loop
 from pdfast.training.batch import Condition, open_batch
 from pdfast.training.optimizer import Optimizer
@@ -151,7 +152,7 @@ def test_a_set_to_be_streamed_stays_in_host_memory(tiny):
     elsewhere = torch.device("meta")
     for place, where in (("stream", "cpu"), ("device", "meta")):
         config = dataclasses.replace(tiny, engine=EngineConfig(data=place))
-        assert api._place(digits(), config, elsewhere).images.device.type == where
+        assert image_stream.place(digits(), config, elsewhere).images.device.type == where
 
 
 @pytest.mark.parametrize("conditional", [False, True])

@@ -1,0 +1,139 @@
+"""A run as a call finds it: the config to go on with, its teacher, and its data."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from pdfast.config.schema import Config, NetConfig, check_own_teacher, load_config
+from pdfast.config.serialization import from_table, to_table
+from pdfast.console.progress import Screen
+from pdfast.data import digest
+from pdfast.data.dataset import Dataset, described, load_dataset
+from pdfast.distillation import custom
+from pdfast.distillation.rounds import check_network, load_teacher, with_fit
+from pdfast.distributed import collectives
+from pdfast.errors import UsageError
+from pdfast.evaluation import same_classes
+from pdfast.evaluation.evaluator import Judge
+from pdfast.kernels import group_norm_silu, runtime
+from pdfast.models.checkpoint import network_of
+from pdfast.models.model import Model
+from pdfast.runs.run import Resume, Run
+from pdfast.training.call_config import run_dir
+from pdfast.training.holdout import hold_out
+from pdfast.training.image_stream import place, read_by_all
+from pdfast.training.loop import check
+from pdfast.training.model_run import BUILT_IN, ModelRun, Networks
+from pdfast.training.precision import PRECISION_NAMES, set_precision
+from pdfast.version import __version__
+
+
+def as_begun(config: Config, out: str | Path | None, screen: Screen, resume: Resume) -> Config:
+    """The config, as it holds for a run that an older version began; see `Run.as_begun`."""
+    if resume == "never":
+        return config
+    return Run(run_dir(config, out), config, screen).as_begun()
+
+
+def has_teacher(config: Config, out: str | Path | None) -> bool:
+    """Whether the run has its teacher already, so that [train] is not used."""
+    return collectives.from_first((run_dir(config, out) / "teacher").is_dir)
+
+
+def teacher_for(
+    config: Config, out: str | Path | None, where: torch.device
+) -> tuple[Config, Model | None]:
+    """The teacher from elsewhere, if there is one to be taken, and the config with its fit."""
+    given, had = None, has_teacher(config, out)
+    if config.distill.teacher and not had:
+        given = collectives.together(lambda: load_teacher(config, where))
+    trains = given is None and not had
+    if trains:
+        check_own_teacher(config)
+    network = given.cfg if given else _network_in(config, out)
+    if trains:
+        network = config.model.unguided()
+    begun = collectives.from_first(lambda: _fit_of(config, out))
+    if network is not None:
+        if had:
+            check_network(config, network, run_dir(config, out) / "teacher")
+        config = with_fit(config, network, begun=begun)
+    elif begun:  # a damaged teacher is made again, and the run is what it was
+        config = dataclasses.replace(config, distill=config.distill.with_fit(begun))
+    collectives.check_batch(config, "distill", *(["train"] if trains else []))
+    return config, given
+
+
+def _fit_of(config: Config, out: str | Path | None) -> int:
+    """The updates of the first fit of the run that is there; 0 if there is none."""
+    try:
+        return load_config(run_dir(config, out) / "config.toml").distill.fit_updates
+    except UsageError:
+        return 0
+
+
+def _network_in(config: Config, out: str | Path | None) -> NetConfig | None:
+    """The network of the run's teacher, if it has one."""
+
+    def found() -> dict[str, Any] | None:
+        network = network_of(run_dir(config, out) / "teacher")
+        return None if network is None else to_table(network)
+
+    table = collectives.from_first(found)
+    return None if table is None else from_table(NetConfig, table, "model.")
+
+
+@contextlib.contextmanager
+def opened_run(
+    config: Config,
+    out: str | Path | None,
+    screen: Screen,
+    resume: Resume,
+    device: torch.device,
+    networks: Networks = BUILT_IN,
+    data: Any = None,
+    given: Model | None = None,
+) -> Iterator[tuple[ModelRun, Dataset]]:
+    """The run directory, ours for the block, and the data, read before anything is written.
+
+    `data` come with the call, for networks of one's own. `given` is the teacher from elsewhere.
+    """
+    if resume not in get_args(Resume):
+        raise UsageError(f"resume must be auto, strict or never, not {resume!r}")
+    precision = set_precision(config.precision, device, config.deterministic)
+    config = dataclasses.replace(config, precision=precision)  # what "auto" means here
+    check(config, device)
+    own_network = networks.teacher
+
+    def read() -> Dataset:
+        if own_network is None:
+            images = load_dataset(config.data, config.model, screen)
+        else:
+            images = custom.dataset(config, own_network, data, screen)
+        return hold_out(images, config.data.holdout, config.seed)
+
+    placed = place(digest.known(read_by_all(config.data.source, read)), config, device)
+    Judge.of(placed, config, device)  # which the report will need, refused before anything is made
+    threads = f" ({torch.get_num_threads()} threads)" if device.type == "cpu" else ""
+    processes = collectives.size()
+    on = f"{processes} processes, each on {device.type}" if processes > 1 else f"on {device}"
+    path = run_dir(config, out)
+    names = same_classes.check_run(path, given, config.distill.teacher, placed)
+    made = ModelRun(path, config, screen, placed.digest, networks, placed.names)
+    with made.start(resume) as run:
+        run.screen.say(
+            f"pdfast {__version__}: {run.path} {on}{threads}, networks in "
+            f"{PRECISION_NAMES[precision]}, PyTorch {torch.__version__}; "
+            f"group_norm_silu: {group_norm_silu.implementation(device)}; "
+            f"other ops: {runtime.implementation(device)}"
+        )
+        if own_network is None:
+            run.screen.say(f"data: {described(placed, config.data)}")
+        num_classes = config.model.num_classes if own_network is None else own_network.num_classes
+        for line in same_classes.described(placed, num_classes, names):
+            run.screen.say(line)
+        yield run, placed

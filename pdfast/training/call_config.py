@@ -1,0 +1,37 @@
+"""The config that a call asks for: its values replaced, its paths absolute, and where it runs."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from pdfast.config import detectors
+from pdfast.config.schema import Config, load_config
+from pdfast.config.serialization import from_table, to_table
+from pdfast.data import readers
+from pdfast.errors import UsageError
+
+
+def changed_config(config: Config | str | Path, changes: dict[str, Any] | None = None) -> Config:
+    """A Config with some values replaced, as TOML has them, and of the types that it must have."""
+    table = to_table(config if isinstance(config, Config) else load_config(config))
+    for key, value in (changes or {}).items():
+        table[key] = table[key] | value if isinstance(value, dict) else value
+    return from_table(Config, table)
+
+
+def absolute_config(config: Config | str | Path) -> Config:
+    """A Config of the right types whose data and teacher are found from any folder."""
+    loaded = changed_config(config)
+    data, distill = loaded.data, loaded.distill
+    data = dataclasses.replace(data, source=readers.absolute(data.source))
+    judged = dataclasses.replace(loaded.eval, detector=detectors.absolute(loaded.eval.detector))
+    if distill.teacher:
+        distill = dataclasses.replace(distill, teacher=str(Path(distill.teacher).absolute()))
+    return dataclasses.replace(loaded, data=data, distill=distill, eval=judged)
+
+
+def run_dir(config: Config, out: str | Path | None) -> Path:
+    """The run directory."""
+    if not isinstance(out, str | Path | None) or out == "" or "\0" in str(out):
+        raise UsageError(f"out {out!r} is no path: name a folder, or leave it away")
+    return Path(out) if out is not None else Path("runs") / config.name
