@@ -9,6 +9,7 @@
 import importlib
 import pathlib
 import sys
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from pdfast.checkout import why_not
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from pdfast import reference
     from pdfast.api import distill, evaluate, train
     from pdfast.config.schema import Config, load_config
-    from pdfast.diffusion import wrappers as adapters
+    from pdfast.diffusion import wrappers as wrappers
     from pdfast.interop.export import export
     from pdfast.models.checkpoint import load_model as load
     from pdfast.models.checkpoint import save as save
@@ -35,7 +36,6 @@ __all__ = [
     "Stopped",
     "UsageError",
     "__version__",
-    "adapters",
     "distill",
     "evaluate",
     "export",
@@ -45,6 +45,7 @@ __all__ = [
     "reference",
     "save",
     "train",
+    "wrappers",
 ]
 
 if _why_not := why_not():
@@ -56,7 +57,6 @@ _LAZY = {  # what takes time to import: torch above all, which `pdfast --help` s
     "Config": ("pdfast.config.schema", "Config"),
     "Model": ("pdfast.models.model", "Model"),
     "Network": ("pdfast.models.custom", "Network"),
-    "adapters": ("pdfast.diffusion.wrappers", ""),
     "distill": ("pdfast.api", "distill"),
     "evaluate": ("pdfast.api", "evaluate"),
     "export": ("pdfast.interop.export", "export"),
@@ -66,10 +66,16 @@ _LAZY = {  # what takes time to import: torch above all, which `pdfast --help` s
     "reference": ("pdfast.reference", ""),
     "save": ("pdfast.models.checkpoint", "save"),
     "train": ("pdfast.api", "train"),
+    "wrappers": ("pdfast.diffusion.wrappers", ""),
 }
+_FORMER = {"adapters": "wrappers"}  # names of earlier versions
 
 
 def __getattr__(name: str) -> Any:
+    if name in _FORMER:
+        now = _FORMER[name]
+        warnings.warn(f"pdfast.{name} is called pdfast.{now} now", DeprecationWarning, stacklevel=2)
+        return getattr(sys.modules[__name__], now)
     if name not in _LAZY:
         raise AttributeError(f"module 'pdfast' has no attribute '{name}'")
     module, attribute = _LAZY[name]

@@ -31,6 +31,11 @@ def test_public_names():
     assert (ROOT / "pdfast" / "py.typed").is_file()
 
 
+def test_former_names_work_with_a_warning():
+    with pytest.warns(DeprecationWarning, match=r"pdfast\.adapters is called pdfast\.wrappers now"):
+        assert pdfast.adapters is pdfast.wrappers
+
+
 def test_configs_are_those_at_the_top():
     assert (ROOT / "pdfast" / "configs").resolve() == ROOT / "configs"
 

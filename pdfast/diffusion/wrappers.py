@@ -9,7 +9,7 @@ The schedules here say which noise levels N sampling steps visit. A network is d
 them, whatever it was trained on; the one it was sampled on is the natural choice.
 
     teacher = pdfast.Network(
-        adapters.from_flow(velocity), shape=(1, 64), schedule=adapters.FlowMatching()
+        wrappers.from_flow(velocity), shape=(1, 64), schedule=wrappers.FlowMatching()
     )
 """
 

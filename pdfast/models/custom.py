@@ -67,7 +67,7 @@ class Network(Model):
 
         The output has z's shape, for the head "both" with twice the first axis: x-hat, then
         eps-hat. `schedule`: the noise levels that it is sampled at; the cosine schedule if left
-        out, others in `pdfast.adapters`. With `clip`, samplers cut x-hat to (low, high),
+        out, others in `pdfast.wrappers`. With `clip`, samplers cut x-hat to (low, high),
         outside of which no data may lie. `steps`: what it was distilled to, 0 for a teacher.
         `class_names`: of its classes, by number.
         Raises UsageError for what is wrong, such as noise levels that the module was not made for.
@@ -116,7 +116,7 @@ class Network(Model):
         if self.head == "eps" and noisiest < LEAST:
             raise OutOfRange(
                 f"head eps divides by alpha, which is 0 at u = 1 on the schedule {name}: pass a "
-                "schedule that ends before, such as pdfast.adapters.LinearVP(), or a network of "
+                "schedule that ends before, such as pdfast.wrappers.LinearVP(), or a network of "
                 "another head"
             )
         adapter = getattr(self.net, "_orig_mod", self.net)  # torch.compile's wrapper has it

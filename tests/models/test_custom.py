@@ -287,7 +287,7 @@ def test_what_a_directory_says(finished, tmp_path):
     loaded = pdfast.load(finished[0] / "teacher", network=Dense(seed=7))
     assert loaded.schedule.describe() == table["schedule"]
     assert torch.equal(loaded.net.outer.bias, Dense().outer.bias)
-    given = pdfast.Network(Dense(), SIGNAL, schedule=pdfast.adapters.EDM())
+    given = pdfast.Network(Dense(), SIGNAL, schedule=pdfast.wrappers.EDM())
     with pytest.raises(UsageError, match=r"has schedule .*cosine.* the network given has .*edm"):
         pdfast.load(finished[0] / "teacher", network=given)
 

@@ -163,7 +163,7 @@ def test_more_wrong_calls(tiny, tmp_path):
         pdfast.distill(CONFIG, teacher=model, data=numbers(), out=tmp_path / "run")
     with pytest.raises(UsageError, match="data goes with a network of your own: pass network"):
         pdfast.train(CONFIG, data=numbers(), out=tmp_path / "run")
-    flow = pdfast.Network(Dense(), SIGNAL, schedule=pdfast.adapters.FlowMatching())
+    flow = pdfast.Network(Dense(), SIGNAL, schedule=pdfast.wrappers.FlowMatching())
     with pytest.raises(UsageError, match="continuous time on the cosine schedule"):
         pdfast.train(CONFIG, network=flow, data=numbers(), out=tmp_path / "run")
     with pytest.raises(UsageError, match=r"an nn.Module, not str"):

@@ -193,7 +193,7 @@ VP = "LinearVP(beta_min=0.1, beta_max=20.0)"
         (lambda net: wrappers.from_edm(net, 0.01, 50.0), EDM(), "sigma 80, outside 0.01 .. 50 of "),
     ],
 )  # fmt: skip
-def test_a_schedule_that_leaves_an_adapters_range(adapt, schedule, message):
+def test_a_schedule_that_leaves_a_wrappers_range(adapt, schedule, message):
     with pytest.raises(UsageError, match=re.escape(message)) as caught:
         network_of(adapt(Asked()), schedule)
     assert "\n" not in str(caught.value)
@@ -262,7 +262,7 @@ class Eps(nn.Module):
 def test_an_eps_head_where_nothing_is_left_of_the_data():
     message = (
         r"head eps divides by alpha, which is 0 at u = 1 on the schedule {}: pass a schedule that "
-        r"ends before, such as pdfast\.adapters\.LinearVP\(\), or a network of another head"
+        r"ends before, such as pdfast\.wrappers\.LinearVP\(\), or a network of another head"
     )
     for schedule, name in (
         (FlowMatching(), r"FlowMatching\(\)"),
