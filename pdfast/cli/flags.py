@@ -5,12 +5,15 @@ import difflib
 import itertools
 import re
 import typing
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from tyro.conf import FlagCreatePairsOff, Positional
 
 from pdfast.cli.commands import COMMANDS
+from pdfast.config import formats
+from pdfast.config.formats import FIRST
 
 GLOBAL = ("--help", "--version", "--debug")  # which need no command
 LIKENESS = 0.6  # of names that may be meant, from 0 to 1
@@ -62,6 +65,22 @@ def _is_marked(marks: tuple[object, ...], by: object) -> bool:
     """Whether an annotation has one of tyro's marks, of which `by[T]` makes Annotated[T, mark]."""
     mark = typing.get_args(by[int])[1]  # type: ignore[index]
     return mark in marks
+
+
+def with_new_names(args: Sequence[str]) -> list[str]:
+    """Arguments whose flags have today's names; warns of those that an earlier version had."""
+    found, said = [], []
+    for argument in args:
+        name, equals, value = argument.partition("=")
+        for old, new in formats.renamed_after(FIRST.format).items():
+            if name == f"--{old}" or name.startswith(f"--{old}."):
+                now = f"--{new}{name.removeprefix(f'--{old}')}"
+                said.append(f"{name} is called {now} now")
+                name = now
+        found.append(name + equals + value)
+    if said:
+        warnings.warn(", ".join(said), FutureWarning, stacklevel=2)
+    return found
 
 
 # ------------------------------------------------------------------------------------------

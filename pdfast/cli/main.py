@@ -17,7 +17,7 @@ import tyro
 from pdfast.cli.commands import COMMANDS, DEFAULT_CONFIG, PARSED, Command
 from pdfast.cli.commands.exchange import Import
 from pdfast.cli.commands.runs import Distill, Train
-from pdfast.cli.flags import explain
+from pdfast.cli.flags import explain, with_new_names
 from pdfast.config.schema import load_config
 from pdfast.config.serialization import nearest
 from pdfast.console import messages
@@ -37,6 +37,7 @@ def parse(args: Sequence[str]) -> Command:
     for argument, value in itertools.pairwise([*args, "-"]):
         if argument == "--out=" or (argument == "--out" and not value):
             raise UsageError("--out is empty: name a place, or leave it away")
+    args = with_new_names(args)
     kind: Any = COMMANDS.get(word)
     if kind not in (Train, Distill, Import):
         return cast(Command, _tyro(PARSED, args, "pdfast"))

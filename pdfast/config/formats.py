@@ -6,10 +6,10 @@ default is. A newer format, or a field that is not known, is refused by naming t
 
 To store a new field, or to give one another form:
 
-1. Where a release has written FORMAT already, raise it by one and begin a new line in both tables.
+1. Where a release has written FORMAT already, raise it by one and begin a new line in the tables.
 2. In the line of the new format, say under ADDED what is meant where the field is missing: what
    the versions before did, which need not be the field's default. Under CHANGED, say what the old
-   values are called now.
+   values are called now, under RENAMED what the field or the table is called now.
 3. Run tests/config/test_formats.py: the files of old versions must come to the same results as
    before.
 
@@ -28,7 +28,7 @@ from pdfast.version import __version__
 
 T = TypeVar("T")
 
-FORMAT = 2
+FORMAT = 3
 MAX_FORMAT = 2**31  # that any version could have
 
 UNKNOWN_DATA = MappingProxyType({"num": 0, "images": "", "labels": ""})
@@ -53,19 +53,28 @@ ADDED: Mapping[int, Mapping[str, Any]] = MappingProxyType(
                 "train.ema_warmup": False,
                 "distill.ema_warmup": False,
             }
-        )
+        ),
+        3: MappingProxyType({}),
     }
 )
 """By format: the fields that it was the first to have, and what older ones mean without.
 
-Fields of a config are dotted, as its flags are; those of other tables follow the table's name and a
-slash.
+Fields of a config are dotted, as its flags are, by the names that they have today; those of other
+tables follow the table's name and a slash.
 """
 
 CHANGED: Mapping[int, Mapping[str, tuple[tuple[Any, Any], ...]]] = MappingProxyType(
     {2: MappingProxyType({"engine.compile": ((False, "off"), (True, "on"))})}
 )
 """By format: the fields of a config whose values have another form in it: pairs of old and new."""
+
+RENAMED: Mapping[int, Mapping[str, str]] = MappingProxyType(
+    {3: MappingProxyType({"peers": "backends"})}
+)
+"""By format: the fields and tables of a config that have another name in it: the old and the new.
+
+Both are dotted, in the same table, which has today's name.
+"""
 
 
 class OtherVersion(PdfastError):  # noqa: N818  # nothing is wrong with what is stored
@@ -141,7 +150,36 @@ def is_first(cls: type[Any], table: Mapping[str, Any]) -> bool:
 
     Such a config was written by the version of that format, or for it.
     """
-    return set(_leaves(table, _keys(cls))) == set(_keys(cls)) - set(added(1))
+    named = with_new_names(table, FIRST.format)[0]
+    return set(_leaves(named, _keys(cls))) == set(_keys(cls)) - set(added(1))
+
+
+def with_new_names(table: Mapping[str, Any], format_: int = 1) -> tuple[dict[str, Any], list[str]]:
+    """A config, or part of one, of a format or of any before this, by today's names.
+
+    Returns it with what is called otherwise now, in words. A field that is there by both names
+    keeps the old one too, which is not known then.
+    """
+    found, said = dict(table), []
+    for old, new in renamed_after(format_).items():
+        *outer, last = old.split(".")
+        of, name = found, new.rpartition(".")[2]
+        for part in outer:
+            if not isinstance(of.get(part), Mapping):
+                break
+            of[part] = dict(of[part])
+            of = of[part]
+        else:
+            if last in of and name not in of:
+                of[name] = of.pop(last)
+                said.append(f"{old} is called {new} now")
+    return found, said
+
+
+def renamed_after(format_: int) -> dict[str, str]:
+    """The old names of later formats, in the order that they were given up."""
+    later = [RENAMED[number] for number in sorted(RENAMED) if number > format_]
+    return {old: new for names in later for old, new in names.items()}
 
 
 def added(format_: int) -> dict[str, Any]:
@@ -181,6 +219,11 @@ def _upgraded(
 ) -> dict[str, Any]:
     """`whole`: every field must be there. `refuses`: fields that are not known, as `read` does."""
     check(isinstance(table, dict), f"{prefix.rstrip('.') or 'the config'} must be a table")
+    for name in reversed(prefix.split(".")[:-1]):  # which renames are told by
+        table = {name: table}
+    table = with_new_names(table, by.format)[0]
+    for name in prefix.split(".")[:-1]:
+        table = table[name]
     hints = typing.get_type_hints(cls)
     found = {key: value for key, value in table.items() if key not in hints}
     if found and refuses:

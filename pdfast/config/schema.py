@@ -8,6 +8,7 @@ torch, so that `--help` is quick.
 import dataclasses
 import math
 import tomllib
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -278,8 +279,8 @@ class EvalConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PeersConfig:
-    """[peers]: other libraries' kernels in place of pdfast's own, where they are installed."""
+class BackendsConfig:
+    """[backends]: other libraries' kernels in place of pdfast's own, where they are installed."""
 
     group_norm: Literal["pdfast", "apex"] = "pdfast"
     """GroupNorm: pdfast's group_norm_silu, or NVIDIA apex's contrib.group_norm."""
@@ -306,7 +307,8 @@ class EngineConfig:
     """Evaluate the teacher on a CUDA stream of its own, beside the student's forward pass."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile the networks around pdfast's ops; auto: on a GPU, where a phase has so many
-    updates that they repay the compiling, the network is pdfast's own, and [peers] are not used."""
+    updates that they repay the compiling, the network is pdfast's own, and [backends] are its
+    own."""
     graph: bool = True
     """On a GPU, capture the update as a CUDA graph; a network of one's own may not allow it."""
 
@@ -335,7 +337,7 @@ class Config:
     distill: DistillConfig = DistillConfig()
     eval: EvalConfig = EvalConfig()
     engine: EngineConfig = EngineConfig()
-    peers: PeersConfig = PeersConfig()
+    backends: BackendsConfig = BackendsConfig()
 
     def __post_init__(self) -> None:
         check(0 <= self.seed < 2**32, "seed must be in 0 .. 4294967295")
@@ -427,6 +429,10 @@ def load_config(name_or_path: str | Path) -> Config:
         by, _ = written(path, table)
         if by is not None:
             table = formats.upgraded(Config, table, path, by)
+        else:
+            table, former = formats.with_new_names(table)
+            if former:
+                warnings.warn(f"{path}: {', '.join(former)}", FutureWarning, stacklevel=2)
         return from_table(Config, {"name": path.stem, **table})
     except ValueError as error:
         raise UsageError(f"{path}: {error}") from None

@@ -247,7 +247,7 @@ class Bench:
         config = self.config
         model, objective = self._problem(stage, cfg)
         dtype = precision.net_dtype(self.precision)
-        optimizer = Optimizer(model, cfg, dtype, config.peers.optimizer)
+        optimizer = Optimizer(model, cfg, dtype, config.backends.optimizer)
         model.set_checkpoint(cfg.checkpoint)
         with contextlib.ExitStack() as stack:
             batch, source = open_batch(config, cfg, self.data, model, 1, optimizer.done)
@@ -286,7 +286,7 @@ class Bench:
 
     def _new(self, net: NetConfig) -> Model:
         model = new_model(replace(self.config, model=net), self.device)
-        return backends.select(model, self.config.peers)
+        return backends.select(model, self.config.backends)
 
     def _fits(self, count: Count, cfg: LoopConfig, size: int) -> bool:
         """Whether there is memory for updates of so many images of the batch."""

@@ -157,8 +157,8 @@ def settled(config: Config, data: Any) -> Config:
         "distill.checkpoint": loop.checkpoint,
         "train.checkpoint": config.train.checkpoint,
         "engine.tabulate_film": config.engine.tabulate_film,
-        "peers.group_norm apex": config.peers.group_norm != "pdfast",
-        "peers.attention xformers": config.peers.attention != "torch",
+        "backends.group_norm apex": config.backends.group_norm != "pdfast",
+        "backends.attention xformers": config.backends.attention != "torch",
     }
     for name, asked in refused.items():
         check(

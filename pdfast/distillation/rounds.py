@@ -59,7 +59,7 @@ def distill_rounds(run: ModelRun, data: Dataset, device: torch.device) -> Model:
     for round_ in range(1, made + 1):
         run.clear_states(round_)
     if made == config.distill.num_rounds:
-        return backends.select(run.load(run.round_dir(made), device), config.peers)
+        return backends.select(run.load(run.round_dir(made), device), config.backends)
     precision = precision_of(config.precision, device)
     low = cast_to_precision(student, precision)  # cast once a round
     guidance = config.eval.guidance
@@ -68,7 +68,7 @@ def distill_rounds(run: ModelRun, data: Dataset, device: torch.device) -> Model:
             guided(low, guidance), config.eval.baseline_steps, config.seed, judge.draw
         )
     if made:
-        student = backends.select(run.load(run.round_dir(made), device), config.peers)
+        student = backends.select(run.load(run.round_dir(made), device), config.backends)
         low = cast_to_precision(student, precision)
     steps = config.distill.steps_after(made) if made else config.distill.start_steps
     before = _distance(run, made, guided(low, guidance), steps, judge)
@@ -76,7 +76,7 @@ def distill_rounds(run: ModelRun, data: Dataset, device: torch.device) -> Model:
         steps, path = config.distill.steps_after(round_), run.round_dir(round_)
         if run.has(path):
             run.clear_states(round_)
-            student = backends.select(run.load(path, device), config.peers)
+            student = backends.select(run.load(path, device), config.backends)
         else:
             student = _distill_round(run, student, low, data, round_, steps)
         low = cast_to_precision(student, precision)
@@ -275,7 +275,7 @@ def first_student(run: ModelRun, teacher: Model) -> Model:
     if dataclasses.replace(own, head=student.head, guidance=student.guidance) == student.cfg:
         mine = student.net.state_dict()  # of which the teacher may lack the weight's input
         student.net.load_state_dict(mine | teacher.net.state_dict())
-    return backends.select(student, run.config.peers)
+    return backends.select(student, run.config.backends)
 
 
 def check_start(model: Model, config: Config) -> None:

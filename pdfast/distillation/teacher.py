@@ -53,12 +53,12 @@ def train_teacher(run: ModelRun, data: Dataset, device: torch.device) -> Model:
     """The run's teacher: loaded if it is finished, else trained (or resumed) and saved."""
     if run.has(run.teacher_dir):
         run.clear_states(ROUND)
-        return backends.select(run.load(run.teacher_dir, device), run.config.peers)
+        return backends.select(run.load(run.teacher_dir, device), run.config.backends)
     if run.networks.teacher is not None:
         model: Model = run.networks.teacher.copy().to(device)
     else:
         config = dataclasses.replace(run.config, model=run.config.model.unguided())
-        model = backends.select(new_model(config, device), run.config.peers)
+        model = backends.select(new_model(config, device), run.config.backends)
     if run.students():
         run.screen.warn(
             f"{run.teacher_dir}, the teacher of the rounds that are there, is gone: it is trained "

@@ -1,4 +1,4 @@
-"""Other libraries' kernels in place of pdfast's own, chosen under [peers] and run where installed.
+"""Other libraries' kernels in place of pdfast's own: chosen under [backends], where installed.
 
 NVIDIA's apex (contrib.group_norm and FusedAdam's kernel; the `apex` of the package index is
 another project) and xformers' attention. None is needed: pdfast's own ops do more in one pass,
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from pdfast.config.schema import Config, PeersConfig
+from pdfast.config.schema import BackendsConfig, Config
 from pdfast.errors import UsageError
 from pdfast.kernels.adamw import count_skipped, newest_share
 from pdfast.models.model import Model
@@ -54,7 +54,7 @@ def why_not(name: str) -> str:
 def check(config: Config, device: torch.device) -> None:
     """Raise UsageError if the config asks for a peer that cannot be used."""
     for name, own in (("group_norm", "pdfast"), ("optimizer", "pdfast"), ("attention", "torch")):
-        chosen = getattr(config.peers, name)
+        chosen = getattr(config.backends, name)
         if chosen == own:
             continue
         reason = why_not(name) or ("" if device.type == "cuda" else f"{chosen} needs a GPU")
@@ -64,15 +64,15 @@ def check(config: Config, device: torch.device) -> None:
         if name == "group_norm" and not reason and widths:
             reason = f"apex has no kernel for {min(widths)} channels"
         if reason:
-            raise UsageError(f"peers.{name} {chosen}: {reason}; leave peers.{name} at {own}")
+            raise UsageError(f"backends.{name} {chosen}: {reason}; leave backends.{name} at {own}")
 
 
-def select(model: Model, peers: PeersConfig) -> Model:
+def select(model: Model, chosen: BackendsConfig) -> Model:
     """The same model, its norms and attention running as chosen."""
     for module in model.modules():
-        if isinstance(module, GroupNormSiLU) and peers.group_norm == "apex":
+        if isinstance(module, GroupNormSiLU) and chosen.group_norm == "apex":
             module.op = apex_group_norm_silu
-        if isinstance(module, Attention) and peers.attention == "xformers":
+        if isinstance(module, Attention) and chosen.attention == "xformers":
             module.attend = xformers_attention
     return model
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pdfast.config.schema import Config, PeersConfig
+from pdfast.config.schema import BackendsConfig, Config
 from pdfast.models.unet import UNet
 from pdfast.training.cuda_graph import rehearse
 from pdfast.training.op_counter import OTHER, Counter
@@ -70,7 +70,7 @@ def chosen(
     choice = config.engine.compile
     if choice != "auto":
         return choice == "on"
-    own = all(isinstance(net, UNet) for net in nets) and config.peers == PeersConfig()
+    own = all(isinstance(net, UNet) for net in nets) and config.backends == BackendsConfig()
     if device.type != "cuda" or not own:
         return False
     found = estimate(work, state)

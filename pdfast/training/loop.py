@@ -143,7 +143,7 @@ def fit(
     """
     config, device = run.config, model.device
     dtype = precision.net_dtype(precision.precision_of(config.precision, device))
-    optimizer = Optimizer(model, cfg, dtype, config.peers.optimizer)
+    optimizer = Optimizer(model, cfg, dtype, config.backends.optimizer)
     model.set_checkpoint(cfg.checkpoint)
     batch, source = open_batch(config, cfg, data, model, round_, optimizer.done)
     name, loss_now = watched(config), loss_of(config, cfg, data, model, objective, round_)

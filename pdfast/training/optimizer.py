@@ -31,7 +31,7 @@ class Optimizer:
         dtype: torch.dtype = torch.float32,
         implementation: str = "pdfast",
     ) -> None:
-        """`dtype`: of convolutions and linear layers; `implementation`: PeersConfig.optimizer."""
+        """`dtype`: of convolutions and linear layers; `implementation`: `backends.optimizer`."""
         self.cfg = cfg
         self._adamw = apex_adamw if implementation == "apex" else adamw
         self._params = {n: p for n, p in model.net.named_parameters() if p.requires_grad}

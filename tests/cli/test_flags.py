@@ -87,3 +87,12 @@ def test_switches_that_are_right_pass():
     command = parse(["distill", "--engine.no-pipeline-teacher", "--deterministic"])
     assert not command.fields.engine.pipeline_teacher
     assert command.fields.deterministic
+
+
+@pytest.mark.parametrize("flag", ["--peers.attention=xformers", "--peers.attention xformers"])
+def test_a_former_name_of_a_flag_works_with_one_warning(flag):
+    with pytest.warns(FutureWarning) as said:
+        command = parse(["train", *flag.split()])
+    assert command.fields.backends.attention == "xformers"
+    (warning,) = said
+    assert str(warning.message) == "--peers.attention is called --backends.attention now"

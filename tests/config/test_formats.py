@@ -20,7 +20,7 @@ from torch import nn
 
 import pdfast
 from pdfast.config import formats
-from pdfast.config.formats import ADDED, CHANGED, FIRST, FORMAT, OtherVersion
+from pdfast.config.formats import ADDED, CHANGED, FIRST, FORMAT, RENAMED, OtherVersion
 from pdfast.config.schema import Config, load_config
 from pdfast.errors import PdfastError, Stopped, UsageError
 from pdfast.kernels import group_norm_silu
@@ -227,6 +227,22 @@ def test_a_value_of_another_form_means_the_same(old, then, now):
     assert read == load_config(file)
 
 
+@pytest.mark.parametrize(("old", "new"), [("peers", "backends")])
+def test_a_users_config_may_have_the_former_names(tmp_path, old, new):
+    file = tmp_path / "mine.toml"
+    file.write_text(f'[{old}]\nattention = "xformers"\n')
+    with pytest.warns(FutureWarning, match=rf"mine\.toml: {old} is called {new} now$"):
+        assert load_config(file).backends.attention == "xformers"
+    file.write_text(f"[{old}]\n[{new}]\n")
+    with pytest.raises(UsageError, match=f"unknown key '{old}'"):
+        load_config(file)
+
+
+def test_a_former_name_of_a_run_is_no_news(recwarn):
+    load_config(OLD / "training" / "config.toml")
+    assert not recwarn.list
+
+
 def test_a_config_of_an_old_run_is_a_config_like_any_other():
     """It says what it said then; a user's config of a few fields says what it says today."""
     old = load_config(OLD / "training" / "config.toml")
@@ -256,7 +272,8 @@ def config_fields(table, prefix=""):
 def test_every_field_that_the_first_format_lacked_has_its_old_meaning():
     from pdfast.config.serialization import from_table, to_table
 
-    then = set(config_fields(tomllib.loads((OLD / "training" / "config.toml").read_text())))
+    first = tomllib.loads((OLD / "training" / "config.toml").read_text())
+    then = set(config_fields(formats.with_new_names(first)[0]))
     now = set(config_fields(to_table(Config())))
     added = {key for key in formats.added(1) if "/" not in key}
     assert now - then == added, "give a new field of a config its line in config.formats.ADDED"
@@ -273,6 +290,7 @@ def test_every_field_that_the_first_format_lacked_has_its_old_meaning():
                 from_table(Config, table)
     assert max(ADDED) <= FORMAT
     assert max(CHANGED) <= FORMAT
+    assert max(RENAMED) <= FORMAT
 
 
 @pytest.fixture
@@ -377,7 +395,8 @@ def newer_config_alone(run):
 
 
 def newer_marker(run):
-    (run / "eval-state" / "format.json").write_text('{"format": 7, "pdfast": "9.8.7"}')
+    said = {"format": FORMAT + 5, "pdfast": "9.8.7"}
+    (run / "eval-state" / "format.json").write_text(json.dumps(said))
 
 
 @pytest.mark.parametrize("resume", ["auto", "strict"])
@@ -462,7 +481,8 @@ def test_a_field_that_is_not_known_is_no_damage(old, folder, file, change, field
     path = old / folder
     table = json.loads((path / file).read_text())
     if file == "state.json":
-        table |= {"data": dict(formats.UNKNOWN_DATA)}
+        config = formats.with_new_names(table["config"])[0]
+        table |= {"data": dict(formats.UNKNOWN_DATA), "config": config}
     else:
         table |= {"classes": []}
     (path / file).write_text(json.dumps(change(table)))
@@ -494,7 +514,9 @@ def test_a_field_of_another_version_in_config_toml(straight, tiny, tmp_path):
     text = text.replace(f'pdfast = "{__version__}"', 'pdfast = "0.9.0"', 1)
     (run / "config.toml").write_text(text)
     for read in (lambda: distill(tiny, run), lambda: load_config(run / "config.toml")):
-        with pytest.raises(OtherVersion, match=r"0\.9\.0, format 2, and has train\.grad_clap"):
+        with pytest.raises(
+            OtherVersion, match=rf"0\.9\.0, format {FORMAT}, and has train\.grad_clap"
+        ):
             read()
 
 

@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from pdfast.config.schema import NetConfig, PeersConfig, load_config
+from pdfast.config.schema import BackendsConfig, NetConfig, load_config
 from pdfast.errors import UsageError
 from pdfast.kernels.adamw import adamw
 from pdfast.kernels.group_norm_silu import group_norm_silu
@@ -18,13 +18,13 @@ CHOICES = [("group_norm", "apex"), ("optimizer", "apex"), ("attention", "xformer
 
 
 def asking(name, value, config="cifar10"):
-    return dataclasses.replace(load_config(config), peers=PeersConfig(**{name: value}))
+    return dataclasses.replace(load_config(config), backends=BackendsConfig(**{name: value}))
 
 
 @pytest.mark.parametrize(("name", "value"), CHOICES)
 def test_an_absent_peer_is_refused_with_the_reason(name, value, monkeypatch):
     monkeypatch.setattr(backends, "find", lambda _: None)
-    with pytest.raises(UsageError, match=f"peers.{name} {value}: .*is not installed; leave"):
+    with pytest.raises(UsageError, match=f"backends.{name} {value}: .*is not installed; leave"):
         backends.check(asking(name, value), torch.device("cpu"))
 
 
@@ -106,7 +106,7 @@ def test_a_model_with_peers_computes_the_same(monkeypatch):
     z, logsnr = torch.randn(3, 1, 8, 8), torch.tensor([-3.0, 0.0, 5.0])
     own = model(z, logsnr)
     stand_ins(monkeypatch)
-    backends.select(model, PeersConfig(group_norm="apex", attention="xformers"))
+    backends.select(model, BackendsConfig(group_norm="apex", attention="xformers"))
     torch.testing.assert_close(model(z, logsnr), own, rtol=1e-5, atol=1e-5)
 
 

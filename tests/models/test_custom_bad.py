@@ -129,7 +129,7 @@ def test_wrong_labels(data, message, tmp_path):
         (changed(precision="bf16"), {}, "precision bf16 is for pdfast's own network"),
         (changed(distill={"checkpoint": True}), {}, "distill.checkpoint is for pdfast's own"),
         (changed(engine={"tabulate_film": True}), {}, "engine.tabulate_film is for pdfast's own"),
-        (changed(peers={"group_norm": "apex"}), {}, "peers.group_norm apex is for pdfast's own"),
+        (changed(backends={"group_norm": "apex"}), {}, "backends.group_norm apex is for pdfast's"),
         (changed(data={"horizontal_flip": True}), {}, "with data=, leave it off"),
         (changed(distill={"teacher": "there"}), {}, "the config names another, distill.teacher"),
         (changed(distill={"fit_updates": 5}), {}, "leave it 0, or pass student"),

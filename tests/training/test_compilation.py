@@ -10,7 +10,7 @@ from run_cases import assert_same_run, stop_after
 from torch._dynamo.utils import counters
 
 import pdfast
-from pdfast.config.schema import EngineConfig, PeersConfig
+from pdfast.config.schema import BackendsConfig, EngineConfig
 from pdfast.distillation import rounds
 from pdfast.distillation.rollout import Pipelined, Rollout
 from pdfast.errors import Stopped
@@ -75,7 +75,7 @@ def test_only_pdfast_s_own_networks_are_compiled_unasked(tiny, said):
     args = CUDA, 50_000, None, [], said.append
     assert chosen(tiny, [own], *args)
     assert not chosen(tiny, [own, torch.nn.Linear(2, 2)], *args)
-    peers = dataclasses.replace(tiny, peers=PeersConfig(attention="xformers"))
+    peers = dataclasses.replace(tiny, backends=BackendsConfig(attention="xformers"))
     assert not chosen(peers, [own], *args)
 
 
