@@ -7,10 +7,10 @@ default is. A newer format, or a field that is not known, is refused by naming t
 To store a new field, or to give one another form:
 
 1. Where a release has written FORMAT already, raise it by one and begin a new line in the tables.
-2. In the line of the new format, say under ADDED what is meant where the field is missing: what
-   the versions before did, which need not be the field's default. Under CHANGED, say what the old
-   values are called now, under RENAMED what the field or the table is called now.
-3. Run tests/config/test_formats.py: the files of old versions must come to the same results as
+2. Annotate a new field of a config with `Since`, which says what is meant where it is missing:
+   what the versions before did. For other tables ADDED says so.
+3. Under CHANGED, say what old values are called now, under RENAMED what a field or table is.
+4. Run tests/config/test_formats.py: the files of old versions must come to the same results as
    before.
 
 A line of a format that was released never changes again.
@@ -33,34 +33,22 @@ MAX_FORMAT = 2**31  # that any version could have
 
 UNKNOWN_DATA = MappingProxyType({"num": 0, "images": "", "labels": ""})
 
-ADDED: Mapping[int, Mapping[str, Any]] = MappingProxyType(
-    {
-        2: MappingProxyType(
-            {
-                "run/format": 1,
-                "run/pdfast": "0.1.0",
-                "run/begun_format": 1,
-                "run/begun_by": "0.1.0",
-                "run/data": UNKNOWN_DATA,
-                "state.json/data": UNKNOWN_DATA,
-                "data.holdout": 0,
-                "data.labels": "top-as-text",
-                "data.resize": "bicubic",
-                "data.skip_bad": False,
-                "data.order": "independent",
-                "eval.classes": "even",
-                "config.json/classes": (),
-                "train.ema_warmup": False,
-                "distill.ema_warmup": False,
-            }
-        ),
-        3: MappingProxyType({}),
-    }
-)
+ADDED: dict[int, dict[str, Any]] = {
+    2: {
+        "run/format": 1,
+        "run/pdfast": "0.1.0",
+        "run/begun_format": 1,
+        "run/begun_by": "0.1.0",
+        "run/data": UNKNOWN_DATA,
+        "state.json/data": UNKNOWN_DATA,
+        "config.json/classes": (),
+    },
+    3: {},
+}
 """By format: the fields that it was the first to have, and what older ones mean without.
 
-Fields of a config are dotted, as its flags are, by the names that they have today; those of other
-tables follow the table's name and a slash.
+Fields of a config are dotted, as its flags are, by the names that they have today, and come from
+their annotations, `Since`; those of other tables follow the table's name and a slash.
 """
 
 CHANGED: Mapping[int, Mapping[str, tuple[tuple[Any, Any], ...]]] = MappingProxyType(
@@ -75,6 +63,25 @@ RENAMED: Mapping[int, Mapping[str, str]] = MappingProxyType(
 
 Both are dotted, in the same table, which has today's name.
 """
+
+
+class Since(NamedTuple):
+    """Annotates a field of a config that the first format did not have."""
+
+    format: int
+    """The first that has it."""
+    before: Any
+    """What formats without it mean, which need not be the field's default."""
+
+
+def learn(cls: type[Any], prefix: str = "") -> None:
+    """Note the fields of a config's dataclass, and of those in it, that have `Since`."""
+    for name, hint in typing.get_type_hints(cls, include_extras=True).items():
+        for mark in getattr(hint, "__metadata__", ()):
+            if isinstance(mark, Since):
+                ADDED[mark.format][prefix + name] = mark.before
+        if dataclasses.is_dataclass(hint):
+            learn(typing.cast(type, hint), f"{prefix}{name}.")
 
 
 class OtherVersion(PdfastError):  # noqa: N818  # nothing is wrong with what is stored

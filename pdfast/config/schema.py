@@ -17,7 +17,7 @@ import tomli_w
 import tyro
 
 from pdfast.config import detectors, formats
-from pdfast.config.formats import FIRST, Written
+from pdfast.config.formats import FIRST, Since, Written
 from pdfast.config.model import MAX_LIST, MAX_WEIGHT
 from pdfast.config.model import NetConfig as NetConfig
 from pdfast.config.names import Head as Head
@@ -30,6 +30,7 @@ RUN = "run"  # the table that the config.toml of a run has beside the config; se
 Precision = Literal["auto", "bf16", "tf32", "fp32"]
 LabelFolders = Literal["auto", "top", "parent", "top-as-text"]
 Resize = Literal["bicubic", "area"]
+Order = Literal["epochs", "independent"]
 ClassShares = Literal["data", "even"]
 
 # Bounds that no sensible config meets, so that a foreign one can neither hang nor overflow.
@@ -52,24 +53,24 @@ class DataConfig:
     a{00..09}.tar), emoji:FONT of an emoji font with bitmaps, or hf:NAME[:SPLIT[:COLUMN]] of Hugging
     Face's datasets (what save_to_disk wrote, a .parquet file, a folder of them, or a name on the
     hub; COLUMN: that of the labels, or of the images, or IMAGES,LABELS)."""
-    labels: LabelFolders = "auto"
+    labels: Annotated[LabelFolders, Since(2, before="top-as-text")] = "auto"
     """Which sub-folders of a folder of images are its classes. auto: those directly below the
     source, which hold the images themselves; other folders are refused. top: those directly below
     the source, however deep the images lie. parent: those that hold the images. Names that are
     numbers are in the order of the numbers, others in that of the alphabet. top-as-text: as pdfast
     0.1.0 read folders, which is as top, but all names in the order of the alphabet, fewer kinds of
     images, and no links followed."""
-    resize: Resize = "bicubic"
+    resize: Annotated[Resize, Since(2, before="bicubic")] = "bicubic"
     """How images are resized after the centre crop to a square: bicubic, antialiased, or area, the
     mean of what each pixel covers, as of the published ImageNet models."""
-    skip_bad: bool = False
+    skip_bad: Annotated[bool, Since(2, before=False)] = False
     """Leave out images that cannot be read, and list them; otherwise they are refused by name."""
-    order: Literal["epochs", "independent"] = "epochs"
+    order: Annotated[Order, Since(2, before="independent")] = "epochs"
     """How training draws its images. epochs: each once before any comes again, in an order of its
     own each time. independent: each draw from all images, as pdfast 0.1.0 did."""
     horizontal_flip: bool = False
     """Mirror each training image with probability 1/2 (wrong for digits and text)."""
-    holdout: int = 0
+    holdout: Annotated[int, Since(2, before=0)] = 0
     """Images that are never trained on, drawn by the seed; before and after each phase the loss is
     computed on all of them. 0: none, and that loss is of a fixed batch of training images."""
 
@@ -103,7 +104,7 @@ class LoopConfig:
     """Decoupled weight decay."""
     ema_decay: float = 0.0
     """Decay per update of the averaged weights, which become the model; 0: none are kept."""
-    ema_warmup: bool = True
+    ema_warmup: Annotated[bool, Since(2, before=False)] = True
     """Average over fewer updates at first: the decay after k updates is at most (1 + k) / (10 + k),
     so that the averages reach over about the last tenth of the updates, and forget the first."""
     grad_clip: float = 1.0
@@ -254,7 +255,7 @@ class EvalConfig:
     """What the Frechet distance compares: pixel, the pixels themselves (FD-pixel); inception:PATH,
     features of InceptionV3 with that weights file (FID), inception alone downloads it; lite0,
     features of EfficientNet-Lite0 (FD-Lite0). Samples that are no pictures: their numbers."""
-    classes: ClassShares = "data"
+    classes: Annotated[ClassShares, Since(2, before="even")] = "data"
     """Classes of the samples that a class-conditional model is judged and shown by. data: drawn by
     the shares of the classes in the data, so that a perfect sampler scores the floor. even: all
     classes that the data have are drawn alike."""
@@ -360,6 +361,9 @@ class Config:
             not guidance or guidance[0] <= self.eval.guidance <= guidance[1],
             f"eval.guidance {self.eval.guidance:g} is outside model.guidance",
         )
+
+
+formats.learn(Config)
 
 
 def check_distillable(config: Config) -> None:
