@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from pdfast.training.cuda_launches import (
+from pdfast.kernels.calls import (
     ADDS,
     CATS,
     COPIES,
