@@ -62,8 +62,8 @@ class Call:
     def moved(self, *, gathers: bool = False, overwrites: bool = False) -> int:
         """Bytes that it reads and writes, once per tensor, as one kernel would.
 
-        `gathers`: of its first tensor it reads what it takes alone, an element for each of its
-        first output's. `overwrites`: it does not read what was in the tensors that it changes.
+        `gathers`: of its first tensor it reads only as many elements as its first output has.
+        `overwrites`: it does not read what was in the tensors that it changes.
         """
         schema, read, taken = self.func._schema, list(self.inputs), 0
         changed = tensors_of([self[a.name] for a in schema.arguments if a.is_write])

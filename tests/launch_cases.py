@@ -1,13 +1,13 @@
-"""A call of every Triton op for each option that changes its launch, on any device, and its code.
+"""What the tests of all Triton ops run, collected from the ops' own tests.
 
-They are in the ops' own tests, tests/kernels/test_<op>.py, beside what else is known of an op: an
-op that registers itself (kernels/registry.py) has them run by all tests of launches. Such a file
-has these functions, of which the first three are needed:
+An op that registers itself (kernels/registry.py) has a test, tests/kernels/test_<op>.py, with these
+functions, of which the last may be absent:
 
-- launch_cases() yields names of ops, a function of a device that calls the op, and its options;
-- machine_code() yields what must be true of the compiled kernels, as launch_inputs.Code;
-- traffic() yields what a call reads and writes, as launch_inputs.Traffic;
-- shared_code() yields a function like the first's, and options whose launches share their code.
+- launch_cases() gives a call of the op for each option that changes its launch: the op's name, a
+  function that calls it, given a device and options, and the options;
+- machine_code() gives what must be true of the compiled kernels, as launch_inputs.Code;
+- traffic() gives what a call reads and writes, as launch_inputs.Traffic;
+- shared_code() gives such a function, and options with which all of its launches share one code.
 """
 
 import functools

@@ -26,12 +26,12 @@ class Code:
     loads: int
     """Bytes per program of the streams that must be read in wide accesses."""
     stores: int
-    """And of those written so."""
+    """The same of the streams that must be written so."""
     call: Callable[..., object]
-    """With a device; it has `options`."""
+    """Calls the op, given a device and the options."""
     options: dict[str, Any] = field(default_factory=dict)
     launch: int = -1
-    """Which of the launches of a call."""
+    """The kernel's place among the launches of a call."""
 
 
 @dataclass
@@ -40,13 +40,13 @@ class Traffic:
 
     name: str
     run: Callable[[], list[tuple[Tensor, int, int]]]
-    """Calls the op; every tensor, how often each of its elements is read, and how often written."""
+    """Calls the op, and returns each tensor with how often its elements are read, and written."""
     eager: Callable[[], object]
     """The same in plain PyTorch, for comparison."""
     elements: int
-    """Of the whole call, per which bytes are printed."""
+    """The number that the bytes are divided by where they are printed."""
     scratch: int = 0
-    """Bytes to and from memory that the op has for itself."""
+    """Bytes read and written in buffers that the op makes for itself."""
 
 
 def values(shape, dtype, device, seed=0):
