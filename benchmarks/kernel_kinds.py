@@ -12,31 +12,30 @@ from typing import Literal, NamedTuple
 
 from pdfast.config.schema import load_config
 from pdfast.cost.counting import count_update
-from pdfast.training.cuda_launches import (
+from pdfast.kernels.calls import (
     ADDS,
     ATTENTION,
     CATS,
     COPIES,
-    DROPOUT,
     KINDS,
     NORM_BACKWARD,
     NORM_FORWARD,
     NORM_PARAMS,
-    OPTIMIZER,
     POINTWISE,
     PRODUCTS,
     REDUCTIONS,
     RESAMPLING,
-    STEPS,
     STRIDED_ADDS,
 )
+from pdfast.kernels.registry import registered
 
 RESULTS = Path(__file__).parent / "results"
 # Measured in the same run: a bf16 product 8192 wide (742 to 768 TFLOP/s), a copy of device memory.
 FLOP_RATE, BYTE_RATE = 755e12, 4.2e12
 
 INSIDE = "inside cuDNN and cuBLAS, memory sets"  # which are not counted
-# By the names of kernels; the first match counts.
+OWN = {name: op.kind for op in registered().values() for name in op.kernel_names}
+# By the names of other kernels, and of those in csrc/; the first match counts.
 PATTERNS = {
     INSIDE: r"^memset|splitkreduce|reducesplitk|split_k_kernel|init_device_workspace|addpadding"
     r"|compute_dot_do_o|convert_dq|epilogue::impl|^void scal_kernel",
@@ -45,9 +44,6 @@ PATTERNS = {
     NORM_FORWARD: r"pdfast::ForwardBody",
     NORM_BACKWARD: r"pdfast::BackwardBody",
     NORM_PARAMS: r"pdfast::ParamBody",
-    STEPS: r"^(add_noise|ddim_step|distill_loss)_kernel",
-    OPTIMIZER: r"^(adamw|sum_of_squares)_kernel",
-    DROPOUT: r"^dropout_kernel",
     STRIDED_ADDS: r"^void at::native::elementwise_kernel<.*CUDAFunctor_add",
     ADDS: r"CUDAFunctor(OnSelf)?_add",
     REDUCTIONS: r"reduce_kernel<",
@@ -70,6 +66,8 @@ class Measured(NamedTuple):
 
 def kind_of(name: str) -> str:
     """The kind of a kernel's name, or INSIDE; ValueError for a name of no kind."""
+    if name in OWN:
+        return OWN[name]
     for kind, pattern in PATTERNS.items():
         if re.search(pattern, name, re.IGNORECASE):
             return kind

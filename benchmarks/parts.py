@@ -13,17 +13,25 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from pdfast.config.schema import load_config
+from pdfast.kernels.registry import registered
 from pdfast.training.op_counter import ATTENTION, NETS, NORMS, OPTIMIZER, OTHER, STEPS
 
 GAPS = "gaps"  # wall time in which no kernel (on a CPU: no op) ran
 # Dense bf16 FLOP/s of the datasheets, by torch.cuda.get_device_name.
 DATASHEET = {"H100 80GB HBM3": 989e12, "H200": 989e12, "A100": 312e12}
 
+
+def own(kind: str) -> str:
+    """A pattern of the names of pdfast's ops of a kind, and of their kernels."""
+    ops = [op for op in registered().values() if op.kind == kind]
+    return "|".join(name for op in ops for name in (op.name, *op.kernel_names))
+
+
 # Names of ops and kernels, of PyTorch, cuDNN, cuBLAS, Inductor and pdfast; the first match counts.
 # Inductor names a fused pointwise kernel after all that is in it: that is no convolution.
 PATTERNS = {
-    OPTIMIZER: r"^optimizer$|adamw|sum_of_squares|multi_tensor|lpnorm",
-    STEPS: r"add_noise|ddim_step|distill_loss|data_loss",
+    OPTIMIZER: rf"^optimizer$|{own(OPTIMIZER)}|multi_tensor|lpnorm",
+    STEPS: own(STEPS),
     NORMS: r"group_?norm|pdfast::|rowwisemoments|fusedparams|internalgradients|gammabeta",
     OTHER: r"^triton_(poi|per|red)",
     ATTENTION: r"scaled_dot|flash|fmha|attention",

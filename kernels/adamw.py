@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 
 from pdfast.kernels import runtime
+from pdfast.kernels.calls import OPTIMIZER, Call, Launch, bytes_of
+from pdfast.kernels.registry import Op, Stage, register
 from pdfast.kernels.runtime import tl, triton
 
 BLOCK = 1024
@@ -345,3 +347,20 @@ def adamw_kernel(
             tl.store(ema + element, average, mask=mask)
         if copy is not None:
             tl.store(copy + element, weight.to(copy.dtype.element_ty), mask=mask)
+
+
+def _launches(call: Call) -> list[Launch]:
+    """The clip factor is known when all gradients have been read, which are then read again."""
+    return [Launch(OPTIMIZER, bytes_of(call["grads"])), Launch(OPTIMIZER, call.moved())]
+
+
+register(
+    Op(
+        name="adamw",
+        stage=Stage.OPTIMIZER,
+        op=adamw_op,
+        kernels=(sum_of_squares_kernel, adamw_kernel),
+        kind=OPTIMIZER,
+        rule=_launches,
+    )
+)

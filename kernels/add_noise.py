@@ -22,7 +22,9 @@ from torch import Tensor
 from pdfast.config.names import Head
 from pdfast.kernels import philox, runtime
 from pdfast.kernels.angles import combine, divide, sincos
+from pdfast.kernels.calls import STEPS
 from pdfast.kernels.philox import Stream, normal_pair, scaled_word, uniform_from, words_at
+from pdfast.kernels.registry import Op, Stage, register
 from pdfast.kernels.runtime import tl, triton
 from pdfast.kernels.shuffle import ROUNDS, shuffled, shuffled_at
 
@@ -466,3 +468,15 @@ def add_noise_kernel(
         tl.store(y + out, eps, mask=mask)
     elif head != "none":
         tl.store(y + out, cos * eps - sin * x, mask=mask)
+
+
+register(
+    Op(
+        name="add_noise",
+        stage=Stage.BATCH,
+        op=add_noise_op,
+        kernels=(add_noise_kernel,),
+        kind=STEPS,
+        gathers=True,
+    )
+)

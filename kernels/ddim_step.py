@@ -20,6 +20,8 @@ from torch import Tensor
 from pdfast.config.names import Head
 from pdfast.kernels import runtime
 from pdfast.kernels.angles import combine, load_prediction, prediction, sincos
+from pdfast.kernels.calls import STEPS
+from pdfast.kernels.registry import Op, Stage, register
 from pdfast.kernels.runtime import tl, triton
 
 BLOCK = 1024
@@ -153,3 +155,14 @@ def ddim_step_kernel(
     if writes_z_in:
         in_net = result.to(z_in.dtype.element_ty)
         tl.store(z_in + b * size + element, in_net, mask=mask)
+
+
+register(
+    Op(
+        name="ddim_step",
+        stage=Stage.TEACHER,
+        op=ddim_step_op,
+        kernels=(ddim_step_kernel,),
+        kind=STEPS,
+    )
+)

@@ -24,6 +24,8 @@ from torch import Tensor
 from pdfast.config.names import Head, LossWeight
 from pdfast.kernels import runtime
 from pdfast.kernels.angles import combine, load_prediction, per_image, prediction, sincos
+from pdfast.kernels.calls import STEPS
+from pdfast.kernels.registry import Op, Stage, register
 from pdfast.kernels.runtime import tl, triton
 
 BLOCK = 2048
@@ -388,3 +390,24 @@ def distill_loss_kernel(
         else:
             tl.store(grad + raw + element, (g * error).to(grad.dtype.element_ty), mask=mask)
     tl.store(loss + b, (k * tl.sum(total)).to(tl.float32))
+
+
+register(
+    Op(
+        name="distill_loss",
+        stage=Stage.LOSS,
+        op=distill_loss_op,
+        kernels=(distill_loss_kernel,),
+        kind=STEPS,
+    )
+)
+register(
+    Op(
+        name="data_loss",
+        stage=Stage.LOSS,
+        op=data_loss_op,
+        kernels=(distill_loss_kernel,),
+        kind=STEPS,
+        beside="distill_loss",
+    )
+)

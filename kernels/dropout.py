@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pdfast.kernels import philox, runtime
+from pdfast.kernels import calls, philox, runtime
 from pdfast.kernels.philox import Stream, words_at
+from pdfast.kernels.registry import Op, Stage, register
 from pdfast.kernels.runtime import tl, triton
 
 BLOCK = 1024
@@ -189,3 +190,14 @@ def dropout_kernel(
     here = n.to(tl.int64) * size + element
     scaled = tl.load(x + here, mask=mask, other=0.0).to(tl.float32) * scale
     tl.store(out + here, tl.where(keep, scaled, 0.0).to(out.dtype.element_ty), mask=mask)
+
+
+register(
+    Op(
+        name="dropout",
+        stage=Stage.STUDENT,
+        op=dropout_op,
+        kernels=(dropout_kernel,),
+        kind=calls.DROPOUT,
+    )
+)

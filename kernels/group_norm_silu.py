@@ -23,6 +23,16 @@ from torch import Tensor
 
 from pdfast.errors import PdfastError
 from pdfast.kernels import runtime
+from pdfast.kernels.calls import (
+    NORM_BACKWARD,
+    NORM_FORWARD,
+    NORM_PARAMS,
+    Call,
+    Launch,
+    bytes_of,
+    made_dense,
+)
+from pdfast.kernels.registry import Op, Stage, register
 from pdfast.launch import speaks
 
 RECORD = re.compile(rb"pdfast is built for PyTorch ([0-9.]*[0-9])")  # in the extension's file
@@ -244,3 +254,41 @@ if HAS_CPU:
         dx = torch.empty_like(x, memory_format=torch.channels_last)
         dfilm = weight.new_empty(0) if film is None else film.new_empty(film.shape)
         return dx, weight.new_empty(weight.shape), bias.new_empty(bias.shape), dfilm
+
+
+def _forward_launches(call: Call) -> list[Launch]:
+    found = made_dense(torch.channels_last, call["x"])
+    return [*found, Launch(NORM_FORWARD, call.moved())]
+
+
+def _backward_launches(call: Call) -> list[Launch]:
+    """The first kernel leaves sums for each image, which the second adds up."""
+    x, (_, dweight, dbias, _) = call["x"], call.result
+    sums = 2 * x.shape[0] * x.shape[1] * call["mean"].element_size()
+    params = bytes_of(dweight, dbias)
+    return [
+        *made_dense(torch.channels_last, call["dy"], x),
+        Launch(NORM_BACKWARD, call.moved() - params + sums),
+        Launch(NORM_PARAMS, sums + params),
+    ]
+
+
+register(
+    Op(
+        name="group_norm_silu",
+        stage=Stage.NETWORK,
+        kind=NORM_FORWARD,
+        rule=_forward_launches,
+        implementation=implementation,
+    )
+)
+register(
+    Op(
+        name="group_norm_silu_backward",
+        stage=Stage.NETWORK,
+        kind=NORM_BACKWARD,
+        rule=_backward_launches,
+        implementation=implementation,
+        beside="group_norm_silu",
+    )
+)

@@ -10,7 +10,8 @@ from pdfast.config.names import Head, LossWeight
 from pdfast.diffusion.schedules import CosineSchedule
 from pdfast.kernels import runtime
 
-DEVICE = torch.device("cpu" if runtime.INTERPRETING else "cuda")
+ON_GPU = torch.cuda.is_available() and not runtime.INTERPRETING
+DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 HEADS, WEIGHTS = typing.get_args(Head), typing.get_args(LossWeight)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SCHEDULE = CosineSchedule()

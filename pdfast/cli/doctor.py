@@ -8,7 +8,8 @@ import torch
 from pdfast.console.progress import Screen
 from pdfast.distributed.device import choose_device
 from pdfast.distributed.settings import kept
-from pdfast.kernels import group_norm_silu, runtime
+from pdfast.kernels import group_norm_silu
+from pdfast.kernels.registry import registered
 from pdfast.launch import launched
 from pdfast.training.precision import precision_of
 from pdfast.version import __version__
@@ -16,11 +17,10 @@ from pdfast.version import __version__
 
 def implementations(device: torch.device) -> dict[str, str]:
     """What each op runs as on this device, and why, in the order of an update."""
-    triton = runtime.implementation(device)
+    ops = [op for op in registered().values() if not op.beside]
     return {
         "network": "PyTorch (convolutions channels-last; attention by SDPA)",
-        "group_norm_silu": group_norm_silu.implementation(device),
-        **dict.fromkeys(("add_noise", "ddim_step", "dropout", "distill_loss", "adamw"), triton),
+        **{op.name: op.implementation(device) for op in ops},
     }
 
 

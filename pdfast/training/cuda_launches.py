@@ -1,7 +1,8 @@
 """Which kernels an op launches on a CUDA device, and what each moves: a rule for each op.
 
-The rules are read from PyTorch's sources (aten/src/ATen/native, with its folders cuda and cudnn);
-tests/training/test_op_counter.py holds them to updates measured with PyTorch 2.11:
+The ops of kernels/ register theirs. The rules here, of PyTorch's own ops, are read from its sources
+(aten/src/ATen/native, with its folders cuda and cudnn); tests/training/test_op_counter.py holds
+them to updates measured with PyTorch 2.11:
 
 - cuDNN convolves and PyTorch adds the bias, in a pass over the output; the bias's broadcast keeps
   it off the vectorised path. A backward is a product each for the input's and the weight's
@@ -17,71 +18,59 @@ Measured were pdfast's own group norm, and attention with one head; the rule for
 norm is from its source alone.
 """
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
 from torch._prims_common import suggest_memory_format
-from torch.utils._pytree import tree_leaves
+
+from pdfast.kernels.calls import (
+    ADDS,
+    ATTENTION,
+    CATS,
+    COPIES,
+    NORM_BACKWARD,
+    NORM_FORWARD,
+    NORM_PARAMS,
+    POINTWISE,
+    PRODUCTS,
+    REDUCTIONS,
+    RESAMPLING,
+    STRIDED_ADDS,
+    Call,
+    Launch,
+    Rule,
+    bytes_of,
+    copy_of,
+    made_dense,
+)
+from pdfast.kernels.registry import registered
 
 NOT_COUNTED = (
     "memory sets, and what cuDNN and cuBLAS launch beside the main kernel of a product or of "
     "attention: sums of split products, workspaces, changes of layout, epilogues"
 )
 
-# Kinds of kernels.
-PRODUCTS = "convolutions and matrix products"
-ATTENTION = "attention"
-NORM_FORWARD = "group norm, forward"
-NORM_BACKWARD = "group norm, backward"
-NORM_PARAMS = "group norm, gradients of parameters"
-STEPS = "add_noise, ddim_step, distill_loss"
-OPTIMIZER = "optimizer"
-STRIDED_ADDS = "strided adds"  # biases of convolutions, and sums with a gradient that has gaps
-ADDS = "vectorised adds"  # residual sums, sums of gradients
-REDUCTIONS = "reductions"  # gradients of biases
-CATS = "cat"
-COPIES = "copies and casts"
-RESAMPLING = "pooling and upsampling"
-DROPOUT = "dropout"
-POINTWISE = "other elementwise"
-NORM_KINDS = (NORM_FORWARD, NORM_BACKWARD, NORM_PARAMS)
-MEMORY_KINDS = (STRIDED_ADDS, ADDS, REDUCTIONS, CATS, COPIES, RESAMPLING, DROPOUT, POINTWISE)
-KINDS = (PRODUCTS, ATTENTION, *NORM_KINDS, STEPS, OPTIMIZER, *MEMORY_KINDS)
-
+OWN = {f"pdfast::{op.name}": op for op in registered().values()}
 NAMES = {
     PRODUCTS: "mm addmm bmm baddbmm convolution convolution_backward",
-    NORM_FORWARD: "native_group_norm group_norm_silu",
-    NORM_BACKWARD: "native_group_norm_backward group_norm_silu_backward",
-    STEPS: "add_noise ddim_step distill_loss data_loss",
-    OPTIMIZER: "adamw",
+    NORM_FORWARD: "native_group_norm",
+    NORM_BACKWARD: "native_group_norm_backward",
     ADDS: "add add_ sub sub_ _foreach_add_",
     REDUCTIONS: "sum mean linalg_vector_norm amax amin",
     CATS: "cat stack",
     COPIES: "copy_ clone _to_copy _foreach_copy_",
     RESAMPLING: "avg_pool2d upsample_nearest2d avg_pool2d_backward upsample_nearest2d_backward",
-    DROPOUT: "dropout",
 }
 KIND_OF = {name: kind for kind, names in NAMES.items() for name in names.split()}
 FREE = {"empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided", "detach"}
 FREE |= {"_unsafe_view", "_reshape_alias", "lift_fresh", "is_nonzero", "_local_scalar_dense"}
 OVERWRITES = {"copy_", "_foreach_copy_", "fill_", "zero_"}  # these do not read what was there
-GATHERS = {"index", "embedding", "index_select", "add_noise"}
+GATHERS = {"index", "embedding", "index_select"}
 
 CAT_INPUTS, CAT_DIMS = 128, 4
 LIST_TENSORS, LIST_CHUNKS, LIST_CHUNK = 64, 320, 65_536
-
-
-class Launch(NamedTuple):
-    """Kernels of one kind."""
-
-    kind: str
-    bytes: int
-    """Bytes that they read and write, once per tensor."""
-    number: int = 1
 
 
 def runs_nothing(func: OpOverload) -> bool:
@@ -89,47 +78,28 @@ def runs_nothing(func: OpOverload) -> bool:
     return func.is_view or func._schema.name.partition("::")[2] in FREE
 
 
-class Call:
-    """An op with its arguments by name, and what it returned."""
+def kind_of(call: Call) -> str:
+    """The kind of a call's main kernel."""
+    if own := OWN.get(call.func._schema.name):
+        return own.kind
+    if "scaled_dot_product" in call.name:
+        return ATTENTION
+    return KIND_OF.get(call.name, POINTWISE)
 
-    def __init__(
-        self, func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any
-    ) -> None:
-        self.func, self.args, self.kwargs, self.result = func, args, kwargs, result
-        self.name = func._schema.name.partition("::")[2]
-        self.inputs = tensors_of((args, kwargs))
-        self.outputs = tensors_of(result)
-        named = zip((a.name for a in func._schema.arguments), args, strict=False)
-        self.values = dict(named) | dict(kwargs)
 
-    def __getitem__(self, name: str) -> Any:
-        return self.values.get(name)
-
-    @property
-    def kind(self) -> str:
-        """Of its main kernel."""
-        if "scaled_dot_product" in self.name:
-            return ATTENTION
-        return KIND_OF.get(self.name, POINTWISE)
-
-    @property
-    def bytes(self) -> int:
-        """Bytes that it reads and writes, once per tensor, as one kernel would."""
-        schema, read, taken = self.func._schema, list(self.inputs), 0
-        changed = tensors_of([self[a.name] for a in schema.arguments if a.is_write])
-        makes = any(r.alias_info is None for r in schema.returns)
-        written = changed + (self.outputs if makes else [])
-        if self.name in GATHERS:  # of the set that is indexed, what is taken
-            taken = self.outputs[0].numel() * read.pop(0).element_size()
-        if self.name in OVERWRITES:
-            read = read[len(changed) :]
-        return taken + _sizes(*read, *written)
+def moved_by(call: Call) -> int:
+    """Bytes that a call reads and writes, once per tensor, as one kernel would."""
+    own = OWN.get(call.func._schema.name)
+    gathers = own.gathers if own else call.name in GATHERS
+    return call.moved(gathers=gathers, overwrites=call.name in OVERWRITES)
 
 
 def launches(call: Call) -> list[Launch]:
     """What a call launches on a CUDA device."""
+    if own := OWN.get(call.func._schema.name):
+        return own.launches(call)
     rule = RULES.get(call.name)
-    return rule(call) if rule else [Launch(call.kind, call.bytes)]
+    return rule(call) if rule else [Launch(kind_of(call), moved_by(call))]
 
 
 # ------------------------------------------------------------------------------------------
@@ -138,10 +108,10 @@ def launches(call: Call) -> list[Launch]:
 
 def _convolution(call: Call) -> list[Launch]:
     x, weight, bias, out = call["input"], call["weight"], call["bias"], call.outputs[0]
-    found = _made_dense(_layout(x, weight), x, weight)
-    found.append(Launch(PRODUCTS, _sizes(x, weight, out)))
+    found = made_dense(_layout(x, weight), x, weight)
+    found.append(Launch(PRODUCTS, bytes_of(x, weight, out)))
     if bias is not None:
-        found.append(Launch(STRIDED_ADDS, _sizes(out, bias, out)))
+        found.append(Launch(STRIDED_ADDS, bytes_of(out, bias, out)))
     return found
 
 
@@ -150,15 +120,15 @@ def _convolution_backward(call: Call) -> list[Launch]:
     dx, dweight, dbias = call.result
     found: list[Launch] = []
     if dbias is not None:
-        found.append(Launch(REDUCTIONS, _sizes(dy, dbias)))
+        found.append(Launch(REDUCTIONS, bytes_of(dy, dbias)))
     turned = suggest_memory_format(dy) != suggest_memory_format(x)  # into the layout of x, once
     if turned:
-        found.append(_copy(dy))
+        found.append(copy_of(dy))
     for other, grad in ((weight, dx), (x, dweight)):
         if grad is not None:
             layout = _layout(x if turned else dy, other)
-            found += _made_dense(layout, other, *([] if turned else [dy]))
-            found.append(Launch(PRODUCTS, _sizes(dy, other, grad)))
+            found += made_dense(layout, other, *([] if turned else [dy]))
+            found.append(Launch(PRODUCTS, bytes_of(dy, other, grad)))
     return found
 
 
@@ -167,21 +137,21 @@ def _product(call: Call) -> list[Launch]:
     bias = call["self"] if call.name in ("addmm", "baddbmm") else None
     factors = [t for t in call.inputs if t is not bias]
     out = call.outputs[0]
-    found = [_copy(factor) for factor in factors if not _has_rows(factor)]
-    moved = _sizes(*factors, out)
+    found = [copy_of(factor) for factor in factors if not _has_rows(factor)]
+    moved = bytes_of(*factors, out)
     if bias is not None:
         fused = bias.ndim == 1 and bias.is_contiguous() and min(factors[1].shape) > 1
         if fused:
-            moved += _sizes(bias)
+            moved += bytes_of(bias)
         else:  # copied to the output, which the product adds to
-            found.append(Launch(COPIES, _sizes(bias, out)))
-            moved += _sizes(out)
+            found.append(Launch(COPIES, bytes_of(bias, out)))
+            moved += bytes_of(out)
     return [*found, Launch(PRODUCTS, moved)]
 
 
 def _add(call: Call) -> list[Launch]:
     alike = _lie_alike([*call.inputs, *call.outputs])
-    return [Launch(ADDS if alike else STRIDED_ADDS, call.bytes)]
+    return [Launch(ADDS if alike else STRIDED_ADDS, moved_by(call))]
 
 
 def _cat(call: Call) -> list[Launch]:
@@ -192,8 +162,8 @@ def _cat(call: Call) -> list[Launch]:
     at_once = CAT_INPUTS if dense else CAT_INPUTS // 2
     alike = len({t.dtype for t in inputs}) == 1 and max(t.ndim for t in inputs) <= CAT_DIMS
     if len(inputs) < 2 or not alike or not (dense or layout == torch.contiguous_format):
-        return [Launch(COPIES, call.bytes, len(inputs))]
-    return [Launch(CATS, call.bytes, -(-len(inputs) // at_once))]
+        return [Launch(COPIES, moved_by(call), len(inputs))]
+    return [Launch(CATS, moved_by(call), -(-len(inputs) // at_once))]
 
 
 def _lists(call: Call) -> list[Launch]:
@@ -201,9 +171,9 @@ def _lists(call: Call) -> list[Launch]:
     into, source = call["self"], call["other"] if call["src"] is None else call["src"]
     source = source if isinstance(source, list | tuple) else into  # of a number: itself
     types = [{t.dtype for t in tensors} for tensors in (into, source)]
-    one = len(types[0]) == len(types[1]) == 1 and (call.kind == COPIES or types[0] == types[1])
+    one = len(types[0]) == len(types[1]) == 1 and (kind_of(call) == COPIES or types[0] == types[1])
     alike = one and all(_lie_alike(pair) for pair in zip(into, source, strict=True))
-    return [Launch(call.kind, call.bytes, _list_launches(into) if alike else len(into))]
+    return [Launch(kind_of(call), moved_by(call), _list_launches(into) if alike else len(into))]
 
 
 def _list_launches(tensors: Sequence[Tensor]) -> int:
@@ -224,45 +194,23 @@ def _resampling(call: Call) -> list[Launch]:
     """The first argument is made dense; so is a gradient, in the layout of what it is of."""
     first = call["self"] if call["grad_output"] is None else call["grad_output"]
     like = first if call["self"] is None else call["self"]
-    return [*_made_dense(suggest_memory_format(like), first), Launch(RESAMPLING, call.bytes)]
-
-
-def _own_norm(call: Call) -> list[Launch]:
-    found = _made_dense(torch.channels_last, call["x"])
-    return [*found, Launch(NORM_FORWARD, call.bytes)]
-
-
-def _own_norm_backward(call: Call) -> list[Launch]:
-    """The first kernel leaves sums for each image, which the second adds up."""
-    x, (_, dweight, dbias, _) = call["x"], call.result
-    sums = 2 * x.shape[0] * x.shape[1] * call["mean"].element_size()
-    params = _sizes(dweight, dbias)
-    return [
-        *_made_dense(torch.channels_last, call["dy"], x),
-        Launch(NORM_BACKWARD, call.bytes - params + sums),
-        Launch(NORM_PARAMS, sums + params),
-    ]
+    return [*made_dense(suggest_memory_format(like), first), Launch(RESAMPLING, moved_by(call))]
 
 
 def _norm(call: Call) -> list[Launch]:
     """PyTorch's: moments, their product with the parameters, and the map; in NCHW alone."""
-    found = _made_dense(torch.contiguous_format, call["input"])
-    return [*found, Launch(NORM_FORWARD, call.bytes + _sizes(call["input"]), 3)]
+    found = made_dense(torch.contiguous_format, call["input"])
+    return [*found, Launch(NORM_FORWARD, moved_by(call) + bytes_of(call["input"]), 3)]
 
 
 def _norm_backward(call: Call) -> list[Launch]:
     """PyTorch's: sums of a channel, three coefficients, the map; and the parameters."""
     dy, x = call["grad_out"], call["input"]
-    found = _made_dense(torch.contiguous_format, dy, x)
-    return [*found, Launch(NORM_BACKWARD, call.bytes + _sizes(dy, x), 4), Launch(NORM_PARAMS, 0)]
+    found = made_dense(torch.contiguous_format, dy, x)
+    main = Launch(NORM_BACKWARD, moved_by(call) + bytes_of(dy, x), 4)
+    return [*found, main, Launch(NORM_PARAMS, 0)]
 
 
-def _adamw(call: Call) -> list[Launch]:
-    """The clip factor is known when all gradients have been read, which are then read again."""
-    return [Launch(OPTIMIZER, _sizes(call["grads"])), Launch(OPTIMIZER, call.bytes)]
-
-
-Rule = Callable[[Call], list[Launch]]
 RULES: dict[str, Rule] = dict.fromkeys(("mm", "addmm", "bmm", "baddbmm"), _product)
 RULES |= dict.fromkeys(("add", "add_", "sub", "sub_"), _add)
 RULES |= dict.fromkeys(("cat", "stack"), _cat)
@@ -271,38 +219,13 @@ RULES |= dict.fromkeys(NAMES[RESAMPLING].split(), _resampling)
 RULES |= {
     "convolution": _convolution,
     "convolution_backward": _convolution_backward,
-    "group_norm_silu": _own_norm,
-    "group_norm_silu_backward": _own_norm_backward,
     "native_group_norm": _norm,
     "native_group_norm_backward": _norm_backward,
-    "adamw": _adamw,
 }
 
 
 # ------------------------------------------------------------------------------------------
 # Tensors
-
-
-def tensors_of(tree: Any) -> list[Tensor]:
-    """All tensors in nested arguments."""
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
-
-
-def _sizes(*tensors: Tensor) -> int:
-    """Bytes of the distinct elements: a broadcast one counts once."""
-    return sum(
-        t.element_size() * math.prod(n for n, s in zip(t.shape, t.stride(), strict=True) if s)
-        for t in tensors
-    )
-
-
-def _copy(tensor: Tensor) -> Launch:
-    return Launch(COPIES, _sizes(tensor) + tensor.element_size() * tensor.numel())
-
-
-def _made_dense(layout: torch.memory_format, *tensors: Tensor) -> list[Launch]:
-    """Copies of those that do not lie in a layout without gaps."""
-    return [_copy(t) for t in tensors if not t.is_contiguous(memory_format=layout)]
 
 
 def _layout(*tensors: Tensor) -> torch.memory_format:

@@ -9,7 +9,7 @@ measurement: caches, padding, libraries' workspaces and the time of a launch are
 """
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from typing import Any
@@ -21,12 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from pdfast.kernels.adamw import adamw_op
-from pdfast.kernels.add_noise import add_noise_op
-from pdfast.kernels.ddim_step import ddim_step_op
-from pdfast.kernels.distill_loss import data_loss_op, distill_loss_op
-from pdfast.kernels.dropout import dropout_op
-from pdfast.training.cuda_launches import (
+from pdfast.kernels.calls import (
     ATTENTION,
     KINDS,
     NORM_KINDS,
@@ -35,10 +30,9 @@ from pdfast.training.cuda_launches import (
     STEPS,
     Call,
     Launch,
-    launches,
-    runs_nothing,
     tensors_of,
 )
+from pdfast.training.cuda_launches import OWN, kind_of, launches, moved_by, runs_nothing
 
 __all__ = [
     "ATTENTION",
@@ -71,9 +65,7 @@ FORMULAS = {
         aten._scaled_dot_product_flash_attention_backward
     ],
 }
-OPS = (add_noise_op, ddim_step_op, distill_loss_op, data_loss_op, dropout_op, adamw_op)
-# What an op of kernels/ runs where Triton does not: its function, which calls the reference.
-REFERENCES: dict[str, Callable[..., Any]] = {op._qualname: op._init_fn for op in OPS}
+REFERENCES = {name: op.fallback for name, op in OWN.items() if op.fallback}
 
 
 @dataclass(frozen=True)
@@ -142,7 +134,7 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if name == "aten::is_nonzero" and isinstance(args[0], FakeTensor):
             return True  # whether the update is made: in general it is
         if not self.kernels and name in REFERENCES:
-            kind = Call(func, args, kwargs, None).kind
+            kind = OWN[name].kind
             with self, self.within(self._part or PART_OF.get(kind, OTHER)):
                 return REFERENCES[name](*args, **kwargs)
         result = func(*args, **kwargs)
@@ -156,9 +148,10 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         formula = FORMULAS.get(call.func._overloadpacket)
         flops = int(formula(*call.args, **call.kwargs, out_val=call.result)) if formula else 0
         on_cuda = self.kernels or any(t.is_cuda for t in (*call.outputs, *call.inputs))
-        for launch in launches(call) if on_cuda else [Launch(call.kind, call.bytes)]:
+        kind = kind_of(call)
+        for launch in launches(call) if on_cuda else [Launch(kind, moved_by(call))]:
             # The operations are those of the main kernels, of which a backward has two.
-            mine = flops if launch.kind == call.kind else 0
+            mine = flops if launch.kind == kind else 0
             flops -= mine
             amount = Amount(mine, launch.bytes, launch.number)
             self.kinds[launch.kind] += amount

@@ -6,14 +6,16 @@ import pytest
 import torch
 
 from pdfast.kernels import runtime
+from pdfast.kernels.registry import registered
 
-TRITON = ("add_noise", "adamw", "ddim_step", "distill_loss", "dropout", "launches", "shuffle")
+OPS = [op.file for op in registered().values() if op.kernels]
+TRITON = {*OPS, "shuffle", "launches"}  # the order of images is part of add_noise
 if os.environ.get("TRITON_INTERPRET") == "1" and not runtime.HAVE_TRITON:
     raise pytest.UsageError("TRITON_INTERPRET=1 needs Triton 3.4 or newer: pip install triton")
 RUNS = runtime.HAVE_TRITON and (runtime.INTERPRETING or torch.cuda.is_available())
 collect_ignore = [] if RUNS else [f"test_{name}.py" for name in TRITON]
-if runtime.INTERPRETING:  # the compiled op needs no second run
-    collect_ignore_glob = ["test_group_norm_silu*.py", "test_acceptance.py"]
+if runtime.INTERPRETING:  # these need no second run
+    collect_ignore_glob = ["test_group_norm_silu*.py", "test_acceptance.py", "test_registry.py"]
 else:
     collect_ignore.append("test_bytes.py")  # counts at the interpreter
 

@@ -1,10 +1,13 @@
 """adamw against float64, and against torch.optim.AdamW with clipping and averaging."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from kernel_checks import DEVICE, FEW, MANY, SEEDS, assert_accepted
+from launch_inputs import ARCHS, TYPES, Code, Traffic, values
 from torch.library import opcheck
 
 from pdfast.config.schema import TrainConfig
@@ -332,3 +335,80 @@ def test_bad_arguments(name, bad, message):
 def test_one_update_at_least_may_be_skipped():
     with pytest.raises(ValueError, match="max_skipped must be at least 1, not 0"):
         adamw(**arguments(), max_norm=1.0, max_skipped=0)
+
+
+# ------------------------------------------------------------------------------------------
+# Launches, machine code and bytes: see launch_cases.py
+
+
+PARAMS = 60_004_099 + 61  # of the paper's CIFAR-10 network, padded to a multiple of 64
+
+
+def launch(device, ema=True, copy="bf16", max_norm=1.0, size=4096, live=True, warmup=True):
+    """All buffers after an update. Without `live` they hold nothing, and no memory is touched."""
+
+    def buffer(seed, dtype=torch.float32):
+        if not live:
+            return torch.empty(size, dtype=dtype, device=device)
+        return values(size, torch.float32, device, seed).square().to(dtype)
+
+    buffers = [buffer(seed) for seed in range(4)]
+    buffers.append(buffer(4) if ema else None)
+    buffers.append(buffer(5, TYPES[copy]) if copy else None)
+    lr, loss = torch.tensor([1e-3], device=device), torch.tensor(0.5, device=device)
+    count = torch.tensor([3], device=device)
+    skipped = torch.zeros(2, dtype=torch.int64, device=device)
+    options = {"max_norm": max_norm, "max_skipped": 10, "weight_decay": 0.1, "ema_decay": 0.999}
+    options["ema_warmup"] = warmup
+    norm = adamw(*buffers, lr, count, loss, skipped, **options)
+    return norm, *(b for b in buffers if b is not None), skipped
+
+
+def launch_cases():
+    kinds = itertools.product((False, True), (None, "bf16", "fp16"), (0.0, 1.0))
+    options = [{"ema": ema, "copy": copy, "max_norm": most} for ema, copy, most in kinds]
+    options += [{"size": 1}, {"size": 4099}, {"warmup": False}]
+    return [("adamw", launch, option) for option in options]
+
+
+def machine_code():
+    """On the buffers of 60 million parameters."""
+    paper_s = {"size": PARAMS, "live": False}
+    for arch in ARCHS:
+        yield Code("adamw", arch, 4 * file.BLOCK, 0, launch, paper_s, launch=0)
+    kinds = [
+        (90, ema, copy, most, True)
+        for ema in (False, True)
+        for copy in (None, "bf16", "fp16")
+        for most in (0.0, 1.0)
+    ]
+    kinds += [(arch, True, "bf16", 1.0, warmup) for arch in (80, 100) for warmup in (False, True)]
+    kinds += [(90, True, "bf16", 1.0, False)]
+    for arch, ema, copy, most, warmup in kinds:
+        flat = 4 + ema
+        loads = 4 * flat * file.BLOCK + 8 * file.PROGRAMS  # and the partial sums
+        stores = (4 * (flat - 1) + (2 if copy else 0)) * file.BLOCK
+        options = {"ema": ema, "copy": copy, "max_norm": most, "warmup": warmup, **paper_s}
+        yield Code("adamw", arch, loads, stores, launch, options)
+
+
+def traffic():
+    """Gradients are read twice, the rest once; each program reads the sums and the counters."""
+    size, programs = 5000, 5
+    generator = torch.Generator().manual_seed(0)
+    *buffers, copy = start(size, True, torch.float16, generator)
+    counters = counters_of(0.1, 2)
+
+    def run():
+        options = {"max_norm": 1.0, "max_skipped": 1, "weight_decay": 0.1, "ema_decay": 0.9}
+        norm = adamw(*buffers, copy, *counters, **options)
+        _, grads, *_ = buffers
+        found = [(b, *((2, 0) if b is grads else (1, 1))) for b in buffers]
+        lr, step, loss, skipped = counters
+        found += [(copy, 0, 1), (norm, 0, 1), (skipped, programs, 1)]
+        return found + [(number, programs, 0) for number in (lr, step, loss)]
+
+    def eager():
+        adamw_reference(*buffers, copy, *counters, 1.0, 0.9, 0.999, 1e-8, 0.1, 0.9, 1)
+
+    yield Traffic("adamw", run, eager, size, scratch=8 * programs * (1 + programs))

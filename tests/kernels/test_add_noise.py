@@ -1,5 +1,7 @@
 """add_noise against its reference: integers to the bit, normals to an ulp, images in float64."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -16,6 +18,7 @@ from kernel_checks import (
     SIDES,
     assert_accepted,
 )
+from launch_inputs import ARCHS, ODD, ONE, SMALL, TYPES, Code, Traffic, values
 from torch.library import opcheck
 
 from pdfast.kernels import philox, runtime
@@ -337,3 +340,122 @@ def test_registered(dtype, head, population, some, by):
 def test_bad_arguments(changed, message):
     with pytest.raises((TypeError, ValueError), match=message):
         add_noise(**ARGS | changed)
+
+
+# ------------------------------------------------------------------------------------------
+# Launches, machine code and bytes: see launch_cases.py
+
+
+def launch(
+    device,
+    dtype="bf16",
+    head=None,
+    flip=True,
+    times="discrete",
+    gathered=False,
+    levels="u8",
+    some=False,
+    shape=(5, 3, 32, 32),
+    **draws,
+):
+    """3 images of 5, or of `some`; `times` discrete, continuous or by table."""
+    draws = {"seed": 2**32 - 1, "round_": 1, "update": 7, "first": 0, "shuffled_by": 0, **draws}
+    images = values(shape, torch.float32, "cpu")
+    if levels == "u8":
+        images = (40 * images + 128).clamp(0, 255).to(torch.uint8)
+    num, population = 3, 0
+    rows = torch.tensor([4, 1]) if some else None
+    if gathered:
+        population = len(images)
+        keys = (draws[name] for name in ("seed", "round_", "update", "first"))
+        by = draws["shuffled_by"]
+        images = images[draw_indices(*keys, num, population, rows=rows, shuffled_by=by)]
+    n = 0 if times == "continuous" else 6
+    table = torch.linspace(0.1, 1.5, 2 * n + 1, dtype=torch.float64).square().to(device)
+    return add_noise(
+        images.contiguous(memory_format=torch.channels_last).to(device),
+        table if times == "table" else (1.57, 4.5e-5),
+        n,
+        num=num,
+        flip=flip,
+        head=head,
+        net_dtype=TYPES[dtype],
+        population=population,
+        rows=None if rows is None else rows.to(device),
+        **draws,
+    )
+
+
+def launch_cases():
+    options = [
+        {"dtype": dtype, "head": head, "times": "continuous"}
+        for dtype, head in itertools.product(("bf16", "fp32"), (None, *HEADS))
+    ]
+    options += [{"dtype": d, "flip": f} for d, f in itertools.product(TYPES, (False, True))]
+    options += [{"head": head, "times": "table"} for head in (None, "x")]
+    options += [
+        {"levels": levels, "flip": flip, "gathered": gathered}
+        for levels, flip, gathered in itertools.product(
+            ("u8", "fp32"), (False, True), (False, True)
+        )
+    ]
+    for gathered in (False, True):
+        options.append({"some": True, "gathered": gathered})
+        options.append({"shuffled_by": 6, "some": True, "gathered": gathered})
+    # Batches of one image, of this process's, of very many.
+    options += [{"shuffled_by": by} for by in (1, 3, 2**31 + 5)]
+    options += [{"shape": (5, *shape[1:]), "head": "v"} for shape in (SMALL, ODD, ONE)]
+    return [("add_noise", launch, option) for option in options]
+
+
+def machine_code():
+    names = ("arch", "head", "dtype", "flip", "times", "gathered", "levels")
+    cases = [
+        (90, None, "bf16", flip, times)
+        for flip in (False, True)
+        for times in ("discrete", "continuous")
+    ]
+    cases += [(90, None, dtype, True, "continuous") for dtype in ("fp32", "fp16")]
+    cases += [(90, head, dtype, True, "continuous") for head in HEADS for dtype in ("fp32", "bf16")]
+    cases += [(arch, None, "bf16", True, "discrete") for arch in (80, 100)]
+    cases += [(arch, "v", "bf16", True, "continuous") for arch in (80, 100)]
+    cases += [(arch, head, "bf16", True, "table") for arch in ARCHS for head in (None, "x")]
+    gathered = [(*case, True, levels) for case in cases[::5] for levels in ("u8", "fp32")]
+    for case in [*((*case, False, "u8") for case in cases), *gathered]:
+        options = dict(zip(names, case, strict=True))
+        arch, dtype = options.pop("arch"), options["dtype"]
+        loads = 4 if options["levels"] == "fp32" and not options["flip"] else 0
+        stores = 4 + (TYPES[dtype].itemsize if dtype != "fp32" else 0)
+        stores += 4 if options["head"] else 0
+        yield Code("add_noise", arch, loads * BLOCK, stores * BLOCK, launch, options)
+    for arch in ARCHS:
+        others = [{"some": True, "gathered": gathered} for gathered in (False, True)]
+        for options in (*others, {"shuffled_by": 6}):
+            yield Code("add_noise", arch, 0, (4 + 2) * BLOCK, launch, options)
+
+
+def shared_code():
+    yield launch, [{"seed": 0}, {"seed": 16}, {"seed": 1}]
+    yield launch, [{"round_": 0}, {"round_": 1}, {"round_": 16}]
+    yield launch, [{"first": 0}, {"first": 1}, {"first": 16}, {"first": 17}]
+    yield launch, [{"shape": (n, 3, 32, 32)} for n in (3, 16, 17)]
+    yield launch, [{"shuffled_by": n} for n in (1, 3, 16, 128)]
+
+
+def traffic():
+    """Each program reads the update's number; what is the image's alone is written by its first."""
+    pixels, update = data((3, 3, 31, 29), "channels last", 0), torch.tensor([7], device=DEVICE)
+    case = {"num_steps": 64, "seed": 7, "round_": 3, "update": update, "first": 0, "num": 3}
+    case |= {"flip": True, "head": "v", "fixed": False, "population": 9}
+    programs = len(pixels) * -(-pixels[0].numel() // BLOCK)
+
+    def run():
+        noised = add_noise(pixels, (SCHEDULE.a, SCHEDULE.b), net_dtype=torch.bfloat16, **case)
+        return [(pixels, 1, 0), (update, programs, 0), *((t, 0, 1) for t in noised)]
+
+    def eager():
+        times = {"a": SCHEDULE.a, "b": SCHEDULE.b, "angles": None}
+        z_t, *_ = add_noise_reference(pixels, dtype=torch.float32, **times, **case)
+        return z_t.to(torch.bfloat16)
+
+    yield Traffic("add_noise", run, eager, pixels.numel())

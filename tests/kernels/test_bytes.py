@@ -1,18 +1,15 @@
-"""Bytes of distill_loss and adamw, counted at the interpreter's loads and stores."""
+"""Bytes of every Triton op, counted at the interpreter's loads and stores."""
 
 import numpy as np
 import pytest
 import torch
-from kernel_checks import HEADS, angles, images
+from launch_cases import OPS, TRAFFIC
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from triton.runtime.interpreter import InterpreterBuilder
 
-from pdfast.kernels.adamw import adamw, adamw_reference
-from pdfast.kernels.distill_loss import distill_loss, loss_and_grad, target
 
-
-class Traffic:
+class Accesses:
     """Addresses that the kernels of a block of code read and wrote, and their bytes."""
 
     def __init__(self, monkeypatch):
@@ -69,49 +66,23 @@ class EagerBytes(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("head", HEADS)
-def test_distill_loss_reads_and_writes_everything_once(head, monkeypatch):
-    g = torch.Generator().manual_seed(0)
-    shape = (2, 3, 16, 16)
-    raw = (2, 6 if head == "both" else 3, 16, 16)
-    out, out_t, out_mid = (images(raw, torch.float32, "channels last", g) for _ in range(3))
-    z_t = images(shape, torch.float32, "channels last", g)
-    phi_t, phi_mid, last = angles(64, 2, g)
+@pytest.mark.parametrize("case", TRAFFIC)
+def test_every_number_is_moved_as_often_as_the_op_says(case, monkeypatch):
+    traffic = TRAFFIC[case]
     with EagerBytes() as eager:
-        y = target(z_t, out_t, out_mid, phi_t, phi_mid, last, head)
-        loss_and_grad(out, y, phi_t, head, "snr_trunc")
+        traffic.eager()
     with monkeypatch.context() as patch:
-        traffic = Traffic(patch)
-        loss = distill_loss(out, z_t, out_t, out_mid, phi_t, phi_mid, last, head, "snr_trunc")
-    once = [out, out_t, out_mid] + ([z_t] if head in ("v", "both") else [])
-    for tensor in (*once, phi_t, phi_mid, last):
-        assert (traffic.of(tensor)[0] == 1).all()
-    for tensor in loss:
-        assert (traffic.of(tensor)[1] == 1).all()
-    needed = sum(t.numel() * t.itemsize for t in (*once, phi_t, phi_mid, last, *loss))
-    assert traffic.total() == needed
-    elements = z_t.numel()
-    print(f"\n{head}: {needed / elements:.1f} bytes per element, eager PyTorch", end=" ")
-    print(f"{eager.total / elements:.1f}")
+        accesses = Accesses(patch)
+        expected = traffic.run()
+    for tensor, reads, writes in expected:
+        read, written = accesses.of(tensor)
+        assert (read == reads).all()
+        assert (written == writes).all()
+    needed = sum(t.numel() * t.itemsize * (reads + writes) for t, reads, writes in expected)
+    assert accesses.total() == needed + traffic.scratch
+    per_element = [total / traffic.elements for total in (accesses.total(), eager.total)]
+    print("\n{}: {:.1f} bytes per element, eager PyTorch {:.1f}".format(case, *per_element))
 
 
-def test_adamw_reads_gradients_twice_and_the_rest_once(monkeypatch):
-    buffers = [torch.rand(5000, generator=torch.Generator().manual_seed(k)) for k in range(5)]
-    copy = torch.empty(5000, dtype=torch.float16)
-    counters = torch.tensor([0.1]), torch.tensor([2]), torch.tensor(0.5), torch.tensor([0, 0])
-    with EagerBytes() as eager:
-        args = (1.0, 0.9, 0.999, 1e-8, 0.1, 0.9, 1)
-        adamw_reference(*(b.clone() for b in buffers), copy, *counters, *args)
-    with monkeypatch.context() as patch:
-        traffic = Traffic(patch)
-        options = {"max_norm": 1.0, "max_skipped": 1, "weight_decay": 0.1, "ema_decay": 0.9}
-        adamw(*buffers, copy, *counters, **options)
-    reads, writes = (2, 0), {0: 1, 1: 0, 2: 1, 3: 1, 4: 1}
-    for k, buffer in enumerate(buffers):
-        read, written = traffic.of(buffer)
-        assert (read == (reads[0] if k == 1 else 1)).all()
-        assert (written == writes[k]).all()
-    assert (traffic.of(copy)[1] == 1).all()
-    clones = 5 * 8 * 5000
-    print(f"\nadamw: {traffic.total() / 5000:.1f} bytes per parameter, eager PyTorch", end=" ")
-    print(f"{(eager.total - clones) / 5000:.1f}")
+def test_every_op_is_counted():
+    assert {case.split()[0] for case in TRAFFIC} == {op.file for op in OPS.values()}

@@ -1,5 +1,7 @@
 """ddim_step against its reference in float64."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -17,9 +19,11 @@ from kernel_checks import (
     assert_accepted,
     images,
 )
+from launch_inputs import ARCHS, LARGE, ODD, ONE, SMALL, TYPES, Code, Traffic, raw, rising_angles
+from launch_inputs import values as values_of
 from torch.library import opcheck
 
-from pdfast.kernels.ddim_step import ddim_step, ddim_step_op, ddim_step_reference
+from pdfast.kernels.ddim_step import BLOCK, ddim_step, ddim_step_op, ddim_step_reference
 
 CASE = {
     "head": st.sampled_from(HEADS),
@@ -121,3 +125,51 @@ def test_bad_arguments(position, bad, message):
     args[position] = bad(args[position])
     with pytest.raises((TypeError, ValueError), match=message):
         ddim_step(*args)
+
+
+# ------------------------------------------------------------------------------------------
+# Launches, machine code and bytes: see launch_cases.py
+
+
+def launch(device, head="v", dtype="bf16", shape=LARGE, offset=0):
+    """`offset` elements into a buffer lies z."""
+    z = values_of(shape, torch.float32, device)
+    if offset:
+        b, c, h, w = shape
+        flat = torch.cat([z.new_zeros(offset), z.permute(0, 2, 3, 1).flatten()])[offset:]
+        z = flat.view(b, h, w, c).permute(0, 3, 1, 2)
+    out = raw(shape, head, TYPES[dtype], device, 1)
+    phi = rising_angles(len(z), device)
+    return ddim_step(z, out, phi, phi - 0.1, head, TYPES[dtype])
+
+
+def launch_cases():
+    options = [{"head": h, "dtype": d} for h, d in itertools.product(HEADS, TYPES)]
+    options += [{"shape": shape} for shape in (SMALL, ODD, ONE)]
+    options.append({"offset": 1, "shape": SMALL})
+    return [("ddim_step", launch, option) for option in options]
+
+
+def machine_code():
+    for arch, head, dtype in itertools.product(ARCHS, HEADS, TYPES):
+        size = TYPES[dtype].itemsize
+        loads = 4 + (size if head != "both" else 0)
+        stores = 4 + (size if dtype != "fp32" else 0)
+        options = {"head": head, "dtype": dtype}
+        yield Code("ddim_step", arch, loads * BLOCK, stores * BLOCK, launch, options)
+
+
+def traffic():
+    """One tile an image: every number is read, or written, once."""
+    for head in HEADS:
+        args = inputs(**ARGS | {"head": head, "shape": (2, 3, 16, 16)})
+
+        def run(args=args):
+            step = ddim_step(*args, torch.bfloat16)
+            return [*((t, 1, 0) for t in args[:4]), (step.z, 0, 1), (step.z_in, 0, 1)]
+
+        def eager(args=args):
+            z, out, *rest = args
+            return ddim_step_reference(z, out.float(), *rest).to(torch.bfloat16)
+
+        yield Traffic(f"ddim_step {head}", run, eager, args[0].numel())

@@ -1,5 +1,7 @@
 """distill_loss and data_loss against their references in float64."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -18,10 +20,13 @@ from kernel_checks import (
     assert_accepted,
     images,
 )
+from launch_inputs import LARGE, ODD, ONE, SMALL, TYPES, Code, Traffic, raw, rising_angles
+from launch_inputs import values as values_of
 from torch.library import opcheck
 
 from pdfast.kernels.angles import prediction
 from pdfast.kernels.distill_loss import (
+    block_of,
     data_loss,
     data_loss_op,
     distill_loss,
@@ -164,3 +169,76 @@ def test_bad_arguments(position, bad, message):
     args[position] = bad(args[position])
     with pytest.raises((TypeError, ValueError), match=message):
         distill_loss(*args)
+
+
+# ------------------------------------------------------------------------------------------
+# Launches, machine code and bytes: see launch_cases.py
+
+
+def launch(device, head="v", weight="snr_trunc", dtype="bf16", shape=LARGE, uneven=False):
+    """`uneven`: the teacher's second step has an angle that is given."""
+    outs = [raw(shape, head, TYPES[dtype], device, seed) for seed in (1, 2, 3)]
+    z, phi = values_of(shape, torch.float32, device), rising_angles(len(outs[0]), device)
+    last = torch.arange(len(z), device=device) == 0
+    phi_next = phi - 0.25 if uneven else None
+    return distill_loss(outs[0], z, *outs[1:], phi, phi - 0.1, last, head, weight, phi_next)
+
+
+def launch_data(device, head="v", weight="snr_trunc", dtype="bf16", shape=LARGE):
+    out = raw(shape, head, TYPES[dtype], device, 1)
+    y = values_of(shape, torch.float32, device)
+    return data_loss(out, y, rising_angles(len(y), device), head, weight)
+
+
+def launch_cases():
+    for head, dtype in itertools.product(HEADS, TYPES):
+        yield "data_loss", launch_data, {"head": head, "dtype": dtype}
+        for uneven in (False, True):
+            yield "distill_loss", launch, {"head": head, "dtype": dtype, "uneven": uneven}
+    for head, weight in itertools.product(HEADS, WEIGHTS):
+        yield "distill_loss", launch, {"head": head, "weight": weight}
+    for weight in WEIGHTS:
+        yield "data_loss", launch_data, {"weight": weight}
+    for shape in (SMALL, ODD, ONE):
+        yield "distill_loss", launch, {"shape": shape}
+        yield "data_loss", launch_data, {"shape": shape}
+
+
+def machine_code():
+    """Of each, the kernel with the target given, and with the teacher's, of even steps or not."""
+    kinds = [(90, head, "snr_trunc", dtype, LARGE) for head in HEADS for dtype in TYPES]
+    kinds += [(90, head, "snr_trunc", "bf16", SMALL) for head in HEADS]
+    kinds += [
+        (arch, head, "snr_trunc", "bf16", LARGE) for arch in (80, 100) for head in ("v", "both")
+    ]
+    cases = [(*kind, goal) for kind in kinds for goal in ("even", "given", "uneven")]
+    weights = [weight for weight in WEIGHTS if weight != "snr_trunc"]
+    cases += [(90, head, weight, "bf16", LARGE, "even") for head in HEADS for weight in weights]
+    for arch, head, weight, dtype, shape, goal in cases:
+        block, flat = block_of(head), 0 if head == "both" else TYPES[dtype].itemsize
+        options = {"head": head, "weight": weight, "dtype": dtype, "shape": shape}
+        if goal == "given":
+            loads = (flat + 4) * block
+            yield Code("data_loss", arch, loads, flat * block, launch_data, options)
+            continue
+        loads = (3 * flat + (4 if head in ("v", "both") else 0)) * block
+        options["uneven"] = goal == "uneven"
+        yield Code("distill_loss", arch, loads, flat * block, launch, options)
+
+
+def traffic():
+    """Everything is read once, or written once; z_t not at all for the heads x and eps."""
+    shape = (2, 3, 16, 16)
+    for head in HEADS:
+        args = inputs(head, "snr_trunc", shape, "channels last", 64, 0, torch.float32)
+
+        def run(args=args, head=head):
+            loss, z_t = distill_loss(*args), args[1]
+            read = [(t, 1, 0) for t in args[:7] if t is not z_t or head in ("v", "both")]
+            return [*read, *((t, 0, 1) for t in loss)]
+
+        def eager(args=args, head=head):
+            y = target(*args[1:7], head)
+            return loss_and_grad(args[0], y, args[4], head, "snr_trunc")
+
+        yield Traffic(f"distill_loss {head}", run, eager, args[1].numel())

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from kernel_checks import DEVICE, DTYPES, FEW, LAYOUTS, MANY, SEEDS, SHAPES, images
+from launch_inputs import ARCHS, LARGE, ODD, ONE, SMALL, TYPES, Code, Traffic, values
 from torch.library import opcheck
 from torch.utils.checkpoint import checkpoint
 
@@ -273,3 +274,48 @@ def test_bad_arguments(changed, message):
     case = {"x": ones(2, 3, 5, 7), "first": 0, **ARGS, "update": step(11)} | changed
     with pytest.raises((TypeError, ValueError), match=message):
         dropout(**case)
+
+
+# ------------------------------------------------------------------------------------------
+# Launches, machine code and bytes: see launch_cases.py
+
+
+def launch(device, dtype="bf16", shape=LARGE, **draws):
+    x = values(shape, TYPES[dtype], device)
+    draws = {"seed": 2**32 - 1, "round_": 1, "update": 7, "layer": 3, **draws}
+    return dropout(x, 0.1, **draws)
+
+
+def launch_cases():
+    options = [{"dtype": dtype} for dtype in TYPES]
+    options += [{"shape": shape} for shape in (SMALL, ODD, ONE)]
+    return [("dropout", launch, option) for option in options]
+
+
+def machine_code():
+    for arch in ARCHS:
+        for dtype in TYPES:
+            moved = TYPES[dtype].itemsize * BLOCK
+            yield Code("dropout", arch, moved, moved, launch, {"dtype": dtype})
+
+
+def shared_code():
+    yield launch, [{"first": 0}, {"first": 1}, {"first": 16}]
+    yield launch, [{"layer": 0}, {"layer": 1}, {"layer": 16}]
+    yield launch, [{"round_": 0}, {"round_": 1}, {"seed": 2**31}]
+
+
+def traffic():
+    """Each program reads the update's number."""
+    x, update = values((2, 3, 31, 29), torch.bfloat16, DEVICE), step(7)
+    draw = {"seed": 0, "round_": 1, "layer": 5}
+    programs = len(x) * -(-x[0].numel() // BLOCK)
+
+    def run():
+        y = dropout(x, 0.25, update=update, **draw)
+        return [(x, 1, 0), (update, programs, 0), (y, 0, 1)]
+
+    def eager():
+        return dropout_reference(x, update, 2**14, *draw.values(), 0)
+
+    yield Traffic("dropout", run, eager, x.numel())

@@ -9,22 +9,13 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from launch_cases import CASES, drop, noise
+from launch_cases import CASES, OPS, SHARED
 from triton.backends.nvidia.compiler import CUDAOptions
 from triton.runtime.jit import JITFunction
 
 import pdfast.kernels
-from pdfast.kernels import distill_loss
 
 CPU = torch.device("cpu")
-KERNELS = {
-    "adamw": ["sum_of_squares_kernel", "adamw_kernel"],
-    "add_noise": ["add_noise_kernel"],
-    "ddim_step": ["ddim_step_kernel"],
-    "data_loss": ["distill_loss_kernel"],
-    "distill_loss": ["distill_loss_kernel"],
-    "dropout": ["dropout_kernel"],
-}
 # Names that the function which Triton's launcher writes for a kernel has for itself, and those of
 # its own keyword arguments.
 TAKEN = {"params", "specialization", "options", "backend", "specialize_impl", "JITCallable"}
@@ -42,21 +33,24 @@ def jitted():
 
 @pytest.mark.parametrize("case", CASES)
 def test_launch(launches, case):
+    op = OPS[case.split()[0]]
     CASES[case](CPU)
-    assert [launch.kernel for launch in launches] == KERNELS[case.split()[0]]
+    assert [launch.kernel for launch in launches] == op.kernel_names
+    # A file with options of its own for all its launches has them under this name.
+    file = importlib.import_module(f"pdfast.kernels.{op.file}")
+    asked = getattr(file, "OPTIONS", {"num_warps": 4})
     for launch in launches:
         assert min(launch.grid) >= 1
         metadata = launch.compiled.metadata
         assert not metadata.enable_fp_fusion
-        asked = distill_loss.OPTIONS if launch.kernel == "distill_loss_kernel" else {"num_warps": 4}
         assert {name: getattr(metadata, name) for name in asked} == asked
 
 
 def test_every_kernel_is_launched():
     kernels = {name for name in jitted() if name.endswith("_kernel")}
-    launched = {kernel for case in CASES for kernel in KERNELS[case.split()[0]]}
+    launched = {kernel for case in CASES for kernel in OPS[case.split()[0]].kernel_names}
     assert kernels == launched
-    assert {case.split()[0] for case in CASES} == set(KERNELS)
+    assert {case.split()[0] for case in CASES} == set(OPS)
 
 
 def test_no_argument_has_a_name_that_triton_takes():
@@ -64,19 +58,7 @@ def test_no_argument_has_a_name_that_triton_takes():
         assert not TAKEN & set(inspect.signature(function.fn).parameters), name
 
 
-@pytest.mark.parametrize(
-    ("call", "changes"),
-    [
-        (noise, [{"seed": 0}, {"seed": 16}, {"seed": 1}]),
-        (noise, [{"round_": 0}, {"round_": 1}, {"round_": 16}]),
-        (noise, [{"first": 0}, {"first": 1}, {"first": 16}, {"first": 17}]),
-        (noise, [{"shape": (n, 3, 32, 32)} for n in (3, 16, 17)]),
-        (noise, [{"shuffled_by": n} for n in (1, 3, 16, 128)]),
-        (drop, [{"first": 0}, {"first": 1}, {"first": 16}]),
-        (drop, [{"layer": 0}, {"layer": 1}, {"layer": 16}]),
-        (drop, [{"round_": 0}, {"round_": 1}, {"seed": 2**31}]),
-    ],
-)
+@pytest.mark.parametrize(("call", "changes"), SHARED)
 def test_draws_share_their_code(launches, call, changes):
     """A value that differs from update to update, or from run to run, is compiled in by none."""
     for changed in changes:

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from launch_cases import CASES, OPS
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from pdfast.training.cuda_launches import (
+from pdfast.kernels.calls import (
     ADDS,
     CATS,
     COPIES,
@@ -17,7 +19,9 @@ from pdfast.training.cuda_launches import (
     REDUCTIONS,
     RESAMPLING,
     STRIDED_ADDS,
+    Call,
 )
+from pdfast.training.cuda_launches import launches
 from pdfast.training.op_counter import Counter
 
 PACKAGE = Path(__file__).parents[2] / "pdfast"
@@ -159,6 +163,42 @@ def test_group_norm_s_kernels():
         NORM_BACKWARD: (3 * x + params + statistics + sums, 1),
         NORM_PARAMS: (sums + params, 1),
     }
+
+
+class Calls(TorchDispatchMode):
+    """The calls of one op of kernels/."""
+
+    def __init__(self, name):
+        super().__init__()
+        self.name, self.found = f"pdfast::{name}", []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func._schema.name == self.name:
+            self.found.append(Call(func, args, kwargs or {}, result))
+        return result
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_an_op_of_kernels_counts_as_the_kernels_that_it_registers(name):
+    """Where Triton runs; where it does not, as the operations of its reference."""
+    run = next(call for case, call in CASES.items() if case.split()[0] == name)
+    op, device = OPS[name], torch.device("cpu")
+    with Calls(name) as calls:
+        run(device)
+    (call,) = calls.found
+    found = launches(call)
+    assert sum(launch.number for launch in found) == len(op.kernels)
+    assert {launch.kind for launch in found} == {op.kind}
+    largest = max(t.nbytes for t in (*call.inputs, *call.outputs))
+    assert found[-1].bytes > largest
+    with Calls(name) as calls, Counter(kernels=True) as counter:
+        run(device)
+    assert len(calls.found) == 1
+    assert counter.kinds[op.kind].launches >= len(op.kernels)
+    with Calls(name) as calls, Counter(kernels=False):
+        run(device)
+    assert not calls.found
 
 
 def test_the_counter_knows_the_kernels_alone():
