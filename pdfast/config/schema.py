@@ -50,7 +50,8 @@ class DataConfig:
     or CIFAR-100's binary or python .tar.gz, WebDataset's .tar or .tgz shards (a folder, or
     a{00..09}.tar), emoji:FONT of an emoji font with bitmaps, or hf:NAME[:SPLIT[:COLUMN]] of Hugging
     Face's datasets (what save_to_disk wrote, a .parquet file, a folder of them, or a name on the
-    hub; COLUMN: that of the labels, or of the images, or IMAGES,LABELS)."""
+    hub; COLUMN: that of the labels, or of the images, or IMAGES,LABELS). README, "Your own
+    pictures", lists every kind."""
     labels: LabelFolders = "auto"
     """Which sub-folders of a folder of images are its classes. auto: those directly below the
     source, which hold the images themselves; other folders are refused. top: those directly below
