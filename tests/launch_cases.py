@@ -5,13 +5,15 @@ Tensors hold ordinary values, so that a call may also be run and compared with t
 
 import functools
 import itertools
+import typing
 
 import torch
 
+from pdfast.config.names import LossWeight
 from pdfast.kernels import adamw, add_noise, ddim_step, distill_loss, dropout
 from pdfast.kernels.add_noise import draw_indices
 
-HEADS, WEIGHTS = ("x", "eps", "v", "both"), ("constant", "snr", "snr_trunc", "v_mse")
+HEADS, WEIGHTS = ("x", "eps", "v", "both"), typing.get_args(LossWeight)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # (B, C, H, W). Of the first two, H W C is a multiple of 16 and of the block; of the others, Triton
 # makes code of its own: for a size that is no such multiple, and for a size of 1.
