@@ -126,7 +126,7 @@ def test_no_two_readers_are_asked_at_once(registered, options, other):
 
 def test_every_reader_has_a_row_in_the_readme():
     _, _, behind = README.read_text().partition("| source | labels")
-    table, _, _ = behind.partition("\n\n")
+    table, _, _ = behind.lower().partition("\n\n")
     for reader in registry.READERS:
         if reader.keyword == "digits":
             continue  # no set of one's own
