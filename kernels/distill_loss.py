@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pdfast.config.names import Head, LossWeight
+from pdfast.config.names import LOSS_WEIGHTS, Head, LossWeight
 from pdfast.kernels import runtime
 from pdfast.kernels.angles import combine, load_prediction, per_image, prediction, sincos
 from pdfast.kernels.calls import STEPS
@@ -147,15 +147,17 @@ def target(
 def loss_weight(phi: Tensor, head: Head, weight: LossWeight) -> Tensor:
     """Weight (B,) of ||y - y_target||^2 that equals the published weight of ||x - x_target||^2.
 
-    As weights of ||v - v_target||^2 = ||x - x_target||^2 / sigma^2 the four are bounded by 1.
+    LOSS_WEIGHTS has it as one of ||v - v_target||^2, which is ||x - x_target||^2 / sigma^2 and
+    ||eps - eps_target||^2 / alpha^2.
     """
     sigma2, alpha2 = phi.sin().square(), phi.cos().square()
-    in_v = {
-        "constant": sigma2,
-        "snr": alpha2,
-        "snr_trunc": torch.maximum(alpha2, sigma2),
-        "v_mse": torch.ones_like(phi),
-    }[weight]
+    a, b, combined = LOSS_WEIGHTS[weight]
+    if combined == "max":
+        in_v = torch.maximum(a * alpha2, b * sigma2)
+    elif a == b:  # alpha^2 + sigma^2 is 1, without rounding
+        in_v = torch.full_like(phi, a)
+    else:
+        in_v = a * alpha2 + b * sigma2
     return in_v / {"x": sigma2, "eps": alpha2}.get(head, torch.ones_like(phi))
 
 
@@ -250,6 +252,7 @@ def _launch(
     phi_next: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One launch; `teacher` is (z_t, out_t, out_mid), or y is the target."""
+    terms = LOSS_WEIGHTS[weight]  # type: ignore[index]
     copies = 2 if head == "both" else 1
     images = [None if image is None else runtime.channels_last(image) for image in (*teacher, y)]
     loss = torch.empty(len(out), dtype=torch.float32, device=out.device)
@@ -269,7 +272,9 @@ def _launch(
         out[0].numel() // copies,
         channels=out.shape[1] // copies,
         head=head,
-        weight=weight,
+        w_alpha2=terms.alpha2,
+        w_sigma2=terms.sigma2,
+        w_max=terms.combined == "max",
         y_given=y is not None,
         blocks=runtime.cdiv(out[0].numel() // copies, block_of(head)),
         block=block_of(head),
@@ -306,17 +311,22 @@ def target_coefficients(phi_t, phi_mid, step, last, sin_t, cos_t, head: tl.const
 
 
 @triton.jit
-def weight_of(sin, cos, head: tl.constexpr, weight: tl.constexpr):
-    """float64 weight of the squared error in y; see `loss_weight`."""
+def weight_of(sin, cos, head: tl.constexpr, a: tl.constexpr, b: tl.constexpr, larger: tl.constexpr):
+    """float64 weight of the squared error in y; see `loss_weight`.
+
+    A term whose coefficient is 0 makes no code.
+    """
     sigma2, alpha2 = sin * sin, cos * cos
-    if weight == "constant":
-        k = sigma2
-    elif weight == "snr":
-        k = alpha2
-    elif weight == "snr_trunc":
-        k = tl.maximum(alpha2, sigma2)
+    if larger:
+        k = tl.maximum(a * alpha2, b * sigma2)
+    elif a == b:
+        k = tl.full((), a, tl.float64)
+    elif a == 0.0:
+        k = b * sigma2
+    elif b == 0.0:
+        k = a * alpha2
     else:
-        k = tl.full((), 1.0, tl.float64)
+        k = a * alpha2 + b * sigma2
     if head == "x":
         k = k / sigma2
     elif head == "eps":
@@ -340,7 +350,9 @@ def distill_loss_kernel(
     size,
     channels: tl.constexpr,
     head: tl.constexpr,
-    weight: tl.constexpr,
+    w_alpha2: tl.constexpr,
+    w_sigma2: tl.constexpr,
+    w_max: tl.constexpr,
     y_given: tl.constexpr,
     blocks: tl.constexpr,  # of an image; a count known at run time stops Triton 3.6's interpreter
     block: tl.constexpr,
@@ -349,7 +361,7 @@ def distill_loss_kernel(
     b = tl.program_id(0).to(tl.int64)
     angle = tl.load(phi_t + b)
     sin_t, cos_t = sincos(angle)
-    k = weight_of(sin_t, cos_t, head, weight)
+    k = weight_of(sin_t, cos_t, head, w_alpha2, w_sigma2, w_max)
     k = k / size
     c = 2 * k / tl.num_programs(0)
     sin, cos = sin_t.to(tl.float32), cos_t.to(tl.float32)

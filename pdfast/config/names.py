@@ -1,6 +1,37 @@
 """What a network's output means, and how its loss is weighted. Imports nothing."""
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Head = Literal["x", "eps", "v", "both"]
 LossWeight = Literal["constant", "snr", "snr_trunc", "v_mse"]
+
+
+class WeightTerms(NamedTuple):
+    """A weight of the loss: the sum or the larger one of `alpha2` alpha^2 and `sigma2` sigma^2.
+
+    That weighs ||v - v_target||^2, which is ||x - x_target||^2 / sigma^2. On the squared error in x
+    it is `alpha2` SNR + `sigma2`, or max(`alpha2` SNR, `sigma2`), with SNR = alpha^2 / sigma^2; on
+    that in eps it is this divided by SNR. Both coefficients are from 0 to 1, and so is then the
+    weight in v, as alpha^2 + sigma^2 = 1.
+    """
+
+    alpha2: float
+    sigma2: float
+    combined: Literal["sum", "max"] = "sum"
+
+    def on_x(self) -> str:
+        """What it is on the squared error in x, as formulas are written."""
+        snr = "SNR" if self.alpha2 == 1.0 else f"{self.alpha2:g} SNR"
+        if self.combined == "max":
+            return f"max({snr}, {self.sigma2:g})"
+        terms = (snr if self.alpha2 else "", f"{self.sigma2:g}" if self.sigma2 else "")
+        return "+".join(filter(None, terms))
+
+
+# What each weight is, for PyTorch, for Triton and for --help. On the squared error in x:
+LOSS_WEIGHTS: dict[LossWeight, WeightTerms] = {
+    "constant": WeightTerms(0.0, 1.0),  # 1
+    "snr": WeightTerms(1.0, 0.0),  # SNR
+    "snr_trunc": WeightTerms(1.0, 1.0, "max"),  # max(SNR, 1)
+    "v_mse": WeightTerms(1.0, 1.0),  # SNR + 1
+}

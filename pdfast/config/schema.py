@@ -20,6 +20,7 @@ from pdfast.config import detectors, formats
 from pdfast.config.formats import FIRST, Since, Written
 from pdfast.config.model import MAX_LIST, MAX_WEIGHT
 from pdfast.config.model import NetConfig as NetConfig
+from pdfast.config.names import LOSS_WEIGHTS
 from pdfast.config.names import Head as Head
 from pdfast.config.names import LossWeight as LossWeight
 from pdfast.config.serialization import check, from_table, nearest, read_toml, to_table
@@ -32,6 +33,9 @@ LabelFolders = Literal["auto", "top", "parent", "top-as-text"]
 Resize = Literal["bicubic", "area"]
 Order = Literal["epochs", "independent"]
 ClassShares = Literal["data", "even"]
+_WEIGHTS = "Weight of the loss over noise levels: on ||x - x-hat||^2 it is {}.".format(
+    ", ".join(terms.on_x() for terms in LOSS_WEIGHTS.values())
+)
 
 # Bounds that no sensible config meets, so that a foreign one can neither hang nor overflow.
 MAX_COUNT = 10**8  # of updates and samples
@@ -52,7 +56,7 @@ class DataConfig:
     or CIFAR-100's binary or python .tar.gz, WebDataset's .tar or .tgz shards (a folder, or
     a{00..09}.tar), emoji:FONT of an emoji font with bitmaps, or hf:NAME[:SPLIT[:COLUMN]] of Hugging
     Face's datasets (what save_to_disk wrote, a .parquet file, a folder of them, or a name on the
-    hub; COLUMN: that of the labels, or of the images, or IMAGES,LABELS)."""
+    hub; COLUMN: that of the labels, or of the images, or IMAGES,LABELS); all are in the README."""
     labels: Annotated[LabelFolders, Since(2, before="top-as-text")] = "auto"
     """Which sub-folders of a folder of images are its classes. auto: those directly below the
     source, which hold the images themselves; other folders are refused. top: those directly below
@@ -111,8 +115,8 @@ class LoopConfig:
     """Largest norm of the whole gradient; 0: not clipped."""
     max_skipped: int = 10
     """Updates whose loss or gradient is not finite to skip in a row before the run stops."""
-    loss_weight: LossWeight = "snr_trunc"
-    """Weight of the loss over noise levels: on ||x - x-hat||^2 it is 1, SNR, max(SNR, 1), SNR+1."""
+    loss_weight: Annotated[LossWeight, tyro.conf.arg(help=_WEIGHTS)] = "snr_trunc"
+    """Weight of the loss over noise levels; names.py says what each is."""
     accumulate: int = 1
     """Parts that a batch is computed in, one after another, to save memory; divides the batch."""
     checkpoint: bool = False
@@ -205,10 +209,12 @@ class DistillConfig(LoopConfig):
                 1 <= updates <= MAX_COUNT,
                 f"distill.round_updates for {steps} steps must be at least 1, at most {MAX_COUNT}",
             )
+        vanishing = [name for name, terms in LOSS_WEIGHTS.items() if terms.sigma2 == 0.0]
         check(
-            not (self.loss_weight == "snr" and self.start_steps >> self.rounds == 1),
-            "the snr weight is 2e-9 at the only noise level of the 1-step round, so nothing would "
-            "be learned there: use distill.loss_weight snr_trunc or v_mse, or one round fewer",
+            not (self.loss_weight in vanishing and self.start_steps >> self.rounds == 1),
+            f"the {self.loss_weight} weight is 2e-9 at the only noise level of the 1-step round, "
+            "so nothing would be learned there: use distill.loss_weight snr_trunc or v_mse, or one "
+            "round fewer",
         )
 
     @property

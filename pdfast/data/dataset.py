@@ -18,6 +18,7 @@ from torch import Tensor
 from pdfast.config.schema import DataConfig, NetConfig
 from pdfast.console.progress import Screen
 from pdfast.data import readers
+from pdfast.data.readers import registry
 from pdfast.data.readers.reading import Checksum
 from pdfast.errors import UsageError
 from pdfast.storage import digests
@@ -112,8 +113,7 @@ def load_dataset(data: DataConfig, model: NetConfig, screen: Screen | None = Non
     if labels is None:
         raise UsageError(
             f"{where} has no labels, but model.num_classes is {model.num_classes}: add labels "
-            "(class sub-folders, `labels` in the .npz, dataset.json in the .zip, .cls files in the "
-            ".tar, a ClassLabel column of a Hugging Face set) or set it to 0"
+            f"({registry.labels()}) or set it to 0"
         )
     least, most = int(labels.min()), int(labels.max())
     if least < 0:

@@ -1,5 +1,7 @@
 """The v-space path against the published formulas over random cases, in float64."""
 
+import typing
+
 import pytest
 import torch
 from golden import HEADS, WEIGHTS
@@ -7,6 +9,7 @@ from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 
 from pdfast import reference
+from pdfast.config.names import LOSS_WEIGHTS, LossWeight
 from pdfast.diffusion import angles
 from pdfast.diffusion.samplers import ddim_to
 from pdfast.diffusion.schedules import CosineSchedule
@@ -97,17 +100,19 @@ def test_one_student_step_lands_where_two_teacher_steps_do(head):
         assert torch.allclose(ddim_to(z_t, x_hat, phi_t, phi_s), z_s, atol=1e-11)
 
 
-@pytest.mark.parametrize("weight", WEIGHTS)
+@pytest.mark.parametrize("weight", typing.get_args(LossWeight))
 def test_weights_in_v_space_are_bounded(weight):
     phi = CosineSchedule().phi(torch.linspace(0, 1, 8193))
     w = angles.loss_weight(phi, "v", weight)
     assert w.min() > 0
     assert w.max() <= 1
     snr = (phi.cos() / phi.sin()) ** 2
-    published = {
-        "constant": torch.ones_like(snr),
-        "snr": snr,
-        "snr_trunc": snr.clamp(min=1),
-        "v_mse": snr + 1,
+    on_x, formula = {
+        "constant": (torch.ones_like(snr), "1"),
+        "snr": (snr, "SNR"),
+        "snr_trunc": (snr.clamp(min=1), "max(SNR, 1)"),
+        "v_mse": (snr + 1, "SNR+1"),
     }[weight]
-    assert torch.allclose(angles.loss_weight(phi, "x", weight), published, rtol=1e-10)
+    assert torch.allclose(angles.loss_weight(phi, "x", weight), on_x, rtol=1e-10)
+    assert torch.allclose(angles.loss_weight(phi, "eps", weight), on_x / snr, rtol=1e-10)
+    assert LOSS_WEIGHTS[weight].on_x() == formula

@@ -1,10 +1,11 @@
 """Readers of data sets: one module a kind of file, each of which trusts nothing in the file.
 
-A reader gives either arrays, of sets whose images have one size (`read`), or pictures yet to be
-decoded (`find`), which pictures.py crops and resizes. For a run, prepare.py makes of them one
-.npz, once, which all processes map into their memory. It checks each size that a
-file declares before it allocates for it, reads in parts that a signal can come between, runs no
-code from the file, and raises UsageError naming the file for all that is wrong.
+A reader gives either arrays, of sets whose images have one size, or pictures yet to be decoded,
+which pictures.py crops and resizes. For a run, prepare.py makes of them one .npz, once, which all
+processes map into their memory. A reader checks each size that a file declares before it allocates
+for it, reads in parts that a signal can come between, runs no code from the file, and raises
+UsageError naming the file for all that is wrong. It registers itself with registry.py, where it
+says which sources are its own.
 """
 
 import hashlib
@@ -14,7 +15,6 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -22,33 +22,13 @@ from pdfast.config.schema import DataConfig, NetConfig
 from pdfast.console.progress import Screen
 from pdfast.data import prepare
 from pdfast.data.prepare import SETTLED, Order
-from pdfast.data.readers import (
-    cifar,
-    decoding,
-    digits,
-    emoji,
-    folder,
-    huggingface,
-    idx,
-    image_zip,
-    npz,
-    shards,
-)
+from pdfast.data.readers import decoding, npz, registry
 from pdfast.data.readers.pictures import Held, Pictures
-from pdfast.data.readers.reading import Arrays, LeftOut, Wanted, listen
+from pdfast.data.readers.reading import Arrays, Wanted, listen
 from pdfast.errors import UsageError
 
+registry.discover()
 
-class _ArrayFiles(Protocol):
-    """A module for files whose images have one size."""
-
-    def reads(self, name: str) -> bool: ...
-    def read(self, path: Path, wanted: Wanted) -> Arrays | Pictures: ...
-    def count(self, path: Path) -> int: ...
-    def files(self, path: Path) -> list[Path]: ...
-
-
-ARRAYS: tuple[_ArrayFiles, ...] = (npz, idx, cifar)
 FEW = 64  # pictures that are read to see how long all take
 
 
@@ -125,20 +105,16 @@ def find(source: str, wanted: Wanted) -> Pictures:
 
 def absolute(source: str) -> str:
     """The same source, found from any folder."""
-    if source == "digits":
-        return source
-    if huggingface.reads(source):
-        return huggingface.absolute(source)
-    kind = emoji.PREFIX if emoji.reads(source) else ""
-    return kind + str(Path(source.removeprefix(kind)).absolute())
+    reader = registry.by_text(source)
+    if reader is not None and reader.absolute is not None:
+        return reader.absolute(source)
+    return str(Path(source).absolute())
 
 
 def resizes(source: str) -> bool:
-    """Whether `read` crops and resizes images; files of arrays must have the model's size."""
-    if source == "digits":
-        return False
+    """Whether `read` crops and resizes images; those of one size must have the model's."""
     try:
-        return not _files_of_arrays(source)
+        return registry.reader_of_arrays(source) is None
     except (UsageError, OSError):  # reading it says what is wrong
         return True
 
@@ -169,17 +145,8 @@ def _stamp(paths: Sequence[Path]) -> str:
 
 def _files_of_arrays(source: str) -> list[Path]:
     """The files of a source whose images have one size; none of another source."""
-    path = idx.train_images(Path(source)) or Path(source)
-    kind = _of_arrays(path)
-    return kind.files(path) if kind else []
-
-
-def _of_arrays(path: Path) -> _ArrayFiles | None:
-    """The module for a file whose images have one size; None for another file, or a folder."""
-    for kind in ARRAYS:
-        if kind.reads(path.name.lower()) and path.is_file():
-            return kind if kind is not cifar or cifar.holds(path) else None
-    return None
+    reader = registry.reader_of_arrays(source)
+    return reader.files(source) if reader is not None and reader.files is not None else []
 
 
 def count(data: DataConfig) -> int | None:
@@ -189,15 +156,14 @@ def count(data: DataConfig) -> int | None:
     downloaded.
     """
     source = data.source
-    if huggingface.reads(source) and huggingface.on_hub(source):
-        return None
     wanted = Wanted(1, resize=True, folders=data.labels, skip_bad=data.skip_bad)
-    path = Path(source)
     try:
-        path = idx.train_images(path) or path
-        if (kind := _of_arrays(path)) is not None:
-            return kind.count(path)
-        found = _open(source, wanted)
+        reader = registry.reader_of(source)
+        if reader is None or (reader.downloads is not None and reader.downloads(source)):
+            return None
+        if reader.count is not None:
+            return reader.count(source)
+        found = reader.open(source, wanted)
     except (UsageError, OSError):
         return None
     return found.num if isinstance(found, Pictures) else len(found.images)
@@ -222,43 +188,15 @@ def seconds(data: DataConfig, model: NetConfig, arrays: bool = True) -> float | 
 
 
 def _open(source: str, wanted: Wanted) -> Arrays | Pictures:
-    """Open a source with the reader that its name calls for."""
-    if source == "digits":
-        digits.check_alone(Path(source))
-        return digits.read(wanted)
+    """Open a source with its reader."""
     path = Path(source)
     try:
-        if emoji.reads(source):
-            return emoji.find(source)
-        if huggingface.reads(source):
-            return huggingface.find(source, wanted)
-        if (paths := shards.named(source)) is not None:
-            return shards.find(paths, wanted)
-        path = idx.train_images(path) or path
-        if path.is_dir():
-            left_out = LeftOut()
-            paths = shards.inside(path, left_out)
-            if not paths:
-                return folder.find(path, wanted)
-            if any(folder.files(path)):
-                raise UsageError(
-                    f"{path} holds both images and tar shards, such as {paths[0].name}: keep them "
-                    "apart"
-                )
-            return shards.find(paths, wanted, left_out)
-        if (kind := _of_arrays(path)) is not None:
-            return kind.read(path, wanted)
-        if path.is_file():
-            if image_zip.reads(path.name.lower()):
-                return image_zip.find(path, wanted)
-            if shards.reads(path.name):
-                return shards.find([path], wanted)
+        reader = registry.reader_of(source)
+        if reader is not None:
+            return reader.open(source, wanted)
         there = path.exists()
     except OSError as error:
         raise UsageError(f"data source {path} cannot be read: {error.strerror}") from None
     if there:
-        raise UsageError(
-            f"{path} is neither a folder of images nor an .npz, an ...images-idx3-ubyte[.gz] as of "
-            "MNIST, a .tar.gz of CIFAR, a .zip, or a .tar or .tar.gz of images"
-        )
+        raise UsageError(f"{path} is neither {registry.kinds()}")
     raise UsageError(f"data source {path} does not exist")

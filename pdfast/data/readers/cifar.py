@@ -24,6 +24,7 @@ from pdfast.data.readers.reading import (
     check_number,
     check_shape,
 )
+from pdfast.data.readers.registry import Reader, register
 from pdfast.data.readers.tars import Member, Stream, exactly, members, opened
 from pdfast.errors import UsageError, printable
 
@@ -84,14 +85,9 @@ LAYOUTS = (
 PUBLISHED = ("cifar-10-binary", "cifar-10-python", "cifar-100-binary", "cifar-100-python")
 
 
-def reads(name: str) -> bool:
-    """Whether a file of this name may be for this module; see `holds`."""
-    return name.lower().endswith(ENDINGS)
-
-
 def holds(path: Path) -> bool:
     """Whether a .tar.gz is one of the published archives, by its name or its first members."""
-    if not reads(path.name):
+    if not path.name.lower().endswith(ENDINGS):
         return False
     if path.name.lower().startswith(PUBLISHED):
         return True
@@ -125,11 +121,6 @@ def read(path: Path, wanted: Wanted) -> Arrays:
     if len(names) != layout.classes or numbers.max() >= len(names):
         names = ()
     return Arrays(whole, numbers if wanted.labels else None, names if wanted.labels else ())
-
-
-def files(path: Path) -> list[Path]:
-    """All that `read` may read."""
-    return [path]
 
 
 def count(path: Path) -> int:
@@ -353,3 +344,16 @@ def _unpickle(content: bytes, most: int) -> Any:
     if end != len(content):
         raise ValueError("its pickle ends too early")
     return _Unpickler(content).load()
+
+
+register(
+    Reader(
+        kind="a .tar.gz of CIFAR",
+        suffixes=ENDINGS,
+        sniff=holds,
+        priority=30,  # before shards, which have the same suffixes
+        open=lambda source, wanted: read(Path(source), wanted),
+        files=lambda source: [Path(source)],
+        count=lambda source: count(Path(source)),
+    )
+)

@@ -5,16 +5,20 @@ from pathlib import Path
 
 import numpy as np
 
+from pdfast.data.readers import registry
 from pdfast.data.readers.pictures import SUFFIXES
 from pdfast.data.readers.reading import Arrays, Wanted, check_shape
+from pdfast.data.readers.registry import Reader, register
 from pdfast.errors import UsageError
 
-DATA = (".npz", ".zip", ".tar", ".tgz", ".gz", ".parquet", "-ubyte")
+NAME = "digits"
+DATA = (".gz", ".parquet", "-ubyte")  # beside the suffixes that readers register
 RUN = ("config.toml", "manifest.json")  # of pdfast's own folders
 
 
 def check_alone(here: Path) -> None:
     """Refuse where the folder of this name may be meant: it holds data, and not only in runs."""
+    known = (*SUFFIXES, *DATA, *registry.suffixes())
     with contextlib.suppress(OSError):  # no folder, or none to be read
         for folder in (here, *(path for path in here.iterdir() if path.is_dir())):
             inside = [path.name.lower() for path in folder.iterdir()]
@@ -22,7 +26,7 @@ def check_alone(here: Path) -> None:
                 if folder == here:
                     return
                 continue
-            if any(name.endswith((*SUFFIXES, *DATA)) for name in inside):
+            if any(name.endswith(known) for name in inside):
                 raise UsageError(
                     f"{here} is the name of scikit-learn's set, and of the folder "
                     f"{here.absolute()}: name the folder as ./{here}; for scikit-learn's set, run "
@@ -43,3 +47,11 @@ def read(wanted: Wanted) -> Arrays:
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]  # greys 0 .. 16
     check_shape("scikit-learn's digits", images.shape, wanted)
     return Arrays(images, digits.target)
+
+
+def _open(source: str, wanted: Wanted) -> Arrays:
+    check_alone(Path(source))
+    return read(wanted)
+
+
+register(Reader(keyword=NAME, open=_open, files=lambda _: [], absolute=lambda source: source))

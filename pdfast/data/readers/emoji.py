@@ -17,6 +17,7 @@ import numpy as np
 
 from pdfast.data.readers.pictures import Pictures
 from pdfast.data.readers.reading import UNREADABLE, listen
+from pdfast.data.readers.registry import Reader, register
 from pdfast.errors import UsageError
 
 PREFIX = "emoji:"
@@ -25,9 +26,9 @@ TONES = range(0x1F3FB, 0x1F400)  # code points of the skin-tone modifiers
 METRICS = {17: 5, 18: 8}  # bytes before a picture's length, by image format
 
 
-def reads(source: str) -> bool:
-    """Whether a source is for this module."""
-    return source.startswith(PREFIX)
+def absolute(source: str) -> str:
+    """The same source, found from any folder."""
+    return f"{PREFIX}{Path(source.removeprefix(PREFIX)).absolute()}"
 
 
 def find(source: str) -> Pictures:
@@ -160,3 +161,6 @@ def _ligatures(table: memoryview) -> Iterator[tuple[int, tuple[int, ...]]]:
                 for ligature in words.list(here + sets):
                     glyph, num = words.read(here + sets + ligature, 2)
                     yield glyph, words.read(here + sets + ligature + 4, max(0, num - 1))
+
+
+register(Reader(keyword=PREFIX, open=lambda source, _: find(source), absolute=absolute))

@@ -11,6 +11,7 @@ from pdfast.data.readers import edm_labels, kinds, splits, tree
 from pdfast.data.readers.edm_labels import LABELS
 from pdfast.data.readers.pictures import Pictures
 from pdfast.data.readers.reading import Wanted
+from pdfast.data.readers.registry import LAST, Reader, register
 from pdfast.data.readers.tree import Tree, shown
 from pdfast.errors import UsageError
 
@@ -37,11 +38,6 @@ def find(path: Path, wanted: Wanted) -> Pictures:
         str(found.left_out),
         lambda: (path / name for name in found.pictures),
     )
-
-
-def files(path: Path) -> Iterator[Path]:
-    """The pictures, by name."""
-    return (path / name for name in tree.scan(str(path)).pictures)
 
 
 def _files(path: Path, pictures: list[str], start: int) -> Iterator[tuple[str, Path]]:
@@ -238,3 +234,14 @@ def _numbered(
     numbers = {name: k for k, name in enumerate(ordered)}
     of_folders = np.array([numbers.get(class_of(folder), -1) for folder in found.folders], np.int64)
     return of_folders[np.asarray(found.of_pictures)], tuple(map(shown, ordered))
+
+
+register(
+    Reader(
+        kind="a folder of images",
+        labels="class sub-folders",
+        folder=lambda _: True,
+        priority=LAST,
+        open=lambda source, wanted: find(Path(source), wanted),
+    )
+)

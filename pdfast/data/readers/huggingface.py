@@ -23,17 +23,13 @@ from pdfast.data.readers import columns
 from pdfast.data.readers.columns import NO_LABEL, Table, beyond, kind
 from pdfast.data.readers.pictures import MAX_BYTES, Held, Pictures
 from pdfast.data.readers.reading import Wanted, listen
+from pdfast.data.readers.registry import Reader, register
 from pdfast.errors import PdfastError, UsageError
 
 PREFIX = "hf:"
 ON_HUB = re.compile(r"([^:]+):([A-Za-z_][\w.-]*)?(?::(.+))?")
 DEFAULT_SPLIT = "train"  # where there are several
 ROWS = 64  # of a parquet file, read at once
-
-
-def reads(source: str) -> bool:
-    """Whether a source is for this module."""
-    return source.startswith(PREFIX)
 
 
 def absolute(source: str) -> str:
@@ -290,3 +286,14 @@ def _reading(source: str) -> Iterator[None]:
 def _why(error: Exception) -> str:
     """The first line that it says."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+
+
+register(
+    Reader(
+        keyword=PREFIX,
+        labels="a ClassLabel column of a Hugging Face set",
+        open=find,
+        downloads=on_hub,
+        absolute=absolute,
+    )
+)

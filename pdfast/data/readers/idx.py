@@ -22,22 +22,20 @@ from pdfast.data.readers.reading import (
     check_shape,
     fill,
 )
+from pdfast.data.readers.registry import Reader, register
 from pdfast.errors import UsageError
 
 IMAGES = re.compile(r"(.*)images[-.]idx3-ubyte(\.gz)?", re.IGNORECASE | re.DOTALL)
 TRAIN = "train-images-idx3-ubyte"
 
 
-def reads(name: str) -> bool:
-    """Whether a file of this name is for this module."""
-    return IMAGES.fullmatch(name) is not None
-
-
 def train_images(path: Path) -> Path | None:
     """The images of the training set, if `path` is a folder of such files."""
     if not path.is_dir():
         return None
-    found = sorted(file.name for file in path.iterdir() if reads(file.name) and file.is_file())
+    found = sorted(
+        file.name for file in path.iterdir() if IMAGES.fullmatch(file.name) and file.is_file()
+    )
     for name in found:
         match = IMAGES.fullmatch(name)
         if match and match[1].lower() == "train-":
@@ -126,3 +124,21 @@ def _open(path: Path, ndim: int) -> Iterator[tuple[tuple[int, ...], Callable[[in
         raise
     except UNREADABLE as error:
         raise UsageError(f"{path} is not a readable IDX file ({error})") from None
+
+
+def _images(source: str) -> Path:
+    """The file of the images that a source, a file or a folder, names."""
+    return train_images(Path(source)) or Path(source)
+
+
+register(
+    Reader(
+        kind="an ...images-idx3-ubyte[.gz] as of MNIST",
+        suffixes=tuple(f"images{dot}idx3-ubyte{gz}" for dot in "-." for gz in ("", ".gz")),
+        folder=lambda path: train_images(path) is not None,
+        priority=20,
+        open=lambda source, wanted: read(_images(source), wanted),
+        files=lambda source: files(_images(source)),
+        count=lambda source: count(_images(source)),
+    )
+)

@@ -18,16 +18,12 @@ from pdfast.data.readers.edm_labels import LABELS
 from pdfast.data.readers.members import is_picture
 from pdfast.data.readers.pictures import MAX_BYTES, SUFFIXES, Held, Pictures
 from pdfast.data.readers.reading import LeftOut, Wanted
+from pdfast.data.readers.registry import Reader, register
 from pdfast.data.readers.zips import open_member, open_zip
 from pdfast.errors import UsageError, printable
 
 MAX_LIST = 2**27  # bytes of the archive's list of members, and of its labels: a million pictures
 KIND = "zip of images"
-
-
-def reads(name: str) -> bool:
-    """Whether a file of this name is for this module."""
-    return name.endswith(".zip")
 
 
 def find(path: Path, wanted: Wanted) -> Pictures:
@@ -93,3 +89,14 @@ def _labels(path: Path, archive: zipfile.ZipFile, names: list[str]) -> NDArray[n
     content = _content(archive, tables[0], MAX_LIST)
     inside = [name.removeprefix(top) for name in names]
     return edm_labels.parse(f"{path}: {tables[0]}", content, inside, "the zip", top=top)
+
+
+register(
+    Reader(
+        kind="a .zip",
+        labels=f"{LABELS} in the .zip",
+        suffixes=(".zip",),
+        priority=40,
+        open=lambda source, wanted: find(Path(source), wanted),
+    )
+)

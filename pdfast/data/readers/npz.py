@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pdfast.data.readers import npz_file
 from pdfast.data.readers.pictures import Held, Pictures
 from pdfast.data.readers.reading import Arrays, Checksum, Wanted, allocate, check_shape, fill
+from pdfast.data.readers.registry import Reader, register
 from pdfast.data.readers.zips import open_member, open_zip
 from pdfast.errors import UsageError
 
@@ -28,11 +29,6 @@ NAMES = ("images", "arr_0")
 MAPPED = 2**28  # bytes of images from which they are left in the file
 MAX_HEADER = 4096  # bytes; NumPy writes 128
 MAX_LIST = 2**20  # bytes of the archive's list of members
-
-
-def reads(name: str) -> bool:
-    """Whether a file of this name is for this module."""
-    return name.endswith(".npz")
 
 
 def read(path: Path, wanted: Wanted) -> Arrays | Pictures:
@@ -66,11 +62,6 @@ def read_prepared(path: Path, wanted: Wanted) -> Arrays:
     found = read(path, wanted)
     assert isinstance(found, Arrays)
     return found
-
-
-def files(path: Path) -> list[Path]:
-    """All that `read` may read."""
-    return [path]
 
 
 def count(path: Path) -> int:
@@ -188,3 +179,16 @@ def _array(member: _Member, where: str) -> NDArray[Any]:
     array = allocate(where, shape, member.dtype)
     fill(array, member.file.read)
     return np.ascontiguousarray(array.T) if member.transposed else array
+
+
+register(
+    Reader(
+        kind="an .npz",
+        labels="`labels` in the .npz",
+        suffixes=(".npz",),
+        priority=10,
+        open=lambda source, wanted: read(Path(source), wanted),
+        files=lambda source: [Path(source)],
+        count=lambda source: count(Path(source)),
+    )
+)

@@ -21,10 +21,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from pdfast.data.readers import cifar, shard_labels
+from pdfast.data.readers import cifar, shard_labels, tree
 from pdfast.data.readers.members import is_picture
 from pdfast.data.readers.pictures import MAX_BYTES, SUFFIXES, Pictures
 from pdfast.data.readers.reading import UNREADABLE, LeftOut, Wanted
+from pdfast.data.readers.registry import Reader, register
 from pdfast.data.readers.shard_labels import Labels, Said
 from pdfast.data.readers.tars import Stream, exactly, members, opened
 from pdfast.errors import UsageError, printable
@@ -47,11 +48,6 @@ class _Shard(NamedTuple):
     sizes: "array[int]"
 
 
-def reads(name: str) -> bool:
-    """Whether a file of this name, or a pattern, is for this module."""
-    return name.lower().endswith(ENDINGS)
-
-
 def named(source: str) -> list[Path] | None:
     """The shards of a pattern; None if it is none."""
     match = PATTERN.fullmatch(source)
@@ -71,11 +67,11 @@ def inside(folder: Path, left_out: LeftOut) -> list[Path]:
     """The shards of a folder, by name."""
     found: dict[str, Path] = {}
     others = []
-    names = (name for name in os.listdir(folder) if reads(name) or OTHERS.fullmatch(name))
+    names = (name for name in os.listdir(folder) if _is_shard(name) or OTHERS.fullmatch(name))
     for path in (folder / name for name in sorted(names)):
         if path.name.startswith("."):
             left_out.add("hidden files", path.name)
-        elif not reads(path.name):
+        elif not _is_shard(path.name):
             others.append(path.name)
         elif path.is_file():
             stem = re.sub(r"\.(tar|tgz|tar\.gz)$", "", path.name, flags=re.IGNORECASE)
@@ -88,6 +84,10 @@ def inside(folder: Path, left_out: LeftOut) -> list[Path]:
     for name in others if found else ():
         left_out.add("archives of a kind that is not read as a shard", name)
     return list(found.values())
+
+
+def _is_shard(name: str) -> bool:
+    return name.lower().endswith(ENDINGS)
 
 
 def find(paths: list[Path], wanted: Wanted, left_out: LeftOut | None = None) -> Pictures:
@@ -257,3 +257,34 @@ def _reading(path: Path) -> Iterator[Stream]:
         raise
     except UNREADABLE as error:
         raise UsageError(f"{path} is not a readable tar shard ({error})") from None
+
+
+# ------------------------------------------------------------------------------------------
+# What a source is
+
+
+def _open(source: str, wanted: Wanted) -> Pictures:
+    if (paths := named(source)) is not None:
+        return find(paths, wanted)
+    path, left_out = Path(source), LeftOut()
+    if not path.is_dir():
+        return find([path], wanted)
+    paths = inside(path, left_out)
+    if tree.scan(str(path)).pictures:
+        raise UsageError(
+            f"{path} holds both images and tar shards, such as {paths[0].name}: keep them apart"
+        )
+    return find(paths, wanted, left_out)
+
+
+register(
+    Reader(
+        kind="a .tar or .tar.gz of images",
+        labels=".cls files in the .tar",
+        pattern=PATTERN,
+        suffixes=ENDINGS,
+        folder=lambda path: bool(inside(path, LeftOut())),
+        priority=50,
+        open=_open,
+    )
+)
