@@ -40,7 +40,7 @@ class Noised(NamedTuple):
     """Angles of z_t, float64 (B,)."""
     phi_mid: Tensor
     """Angles half a step earlier, float64 (B,); phi_t again in continuous time."""
-    last: Tensor
+    is_last_step: Tensor
     """bool (B,): i = 0, the sampler's last step; false in continuous time."""
     chosen: Tensor
     """Which images, int64 (B,)."""
@@ -114,13 +114,13 @@ def add_noise(
         raise ValueError(f"num must be at least 1, not {num}")
     if population and len(images) != num:
         raise ValueError(f"with a population, images must be the {num} drawn, not {len(images)}")
-    z_t, z_in, phi_t, phi_mid, last, chosen, spare, y = add_noise_op(
+    z_t, z_in, phi_t, phi_mid, is_last_step, chosen, spare, y = add_noise_op(
         images, a, b, angles, num_steps, seed, round_, update, first, num, flip, head, net_dtype,
         fixed, population, rows, shuffled_by,
     )  # fmt: skip
     same = net_dtype == z_t.dtype
     z_in, y_or_none = z_t if same else z_in, y if head else None
-    return Noised(z_t, z_in, phi_t, phi_mid, last, chosen, spare, y_or_none)
+    return Noised(z_t, z_in, phi_t, phi_mid, is_last_step, chosen, spare, y_or_none)
 
 
 def draw_indices(
@@ -203,7 +203,7 @@ def add_noise_reference(
     rows: Tensor | None = None,
     shuffled_by: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-    """(z_t, phi_t, phi_mid, last, chosen, spare, y) in plain PyTorch, z_t and y in `dtype`."""
+    """What `Noised` holds but for z_in, in plain PyTorch; z_t and y in `dtype`."""
     shape = (images.shape[1], images.shape[2], images.shape[3])
     batch_key, noise_key = _keys(seed, round_, fixed)
     block = torch.arange(-1, philox.blocks_of(shape), device=update.device)  # -1: of the batch
@@ -222,7 +222,7 @@ def add_noise_reference(
     eps = philox.normal_images(words[:, 4:], shape).to(dtype)
     if num_steps:
         i = philox.index_below(words[:, 2], num_steps)
-        last = i == 0
+        is_last_step = i == 0
         if angles is not None:
             phi_t, phi_mid = angles[2 * i + 2], angles[2 * i + 1]
         else:
@@ -231,10 +231,10 @@ def add_noise_reference(
             phi_mid = a * divide(i + 0.5, num_steps) + b
     else:
         phi_t = a * philox.uniform_of(words[:, 2], words[:, 3]) + b
-        phi_mid, last = phi_t.clone(), torch.zeros_like(chosen, dtype=torch.bool)
+        phi_mid, is_last_step = phi_t.clone(), torch.zeros_like(chosen, dtype=torch.bool)
     y = None if head is None else data_target(x, eps, phi_t, head)
     spare = ((words[:, 1] >> 1).double() + 0.5) / 2**31
-    return diffuse(x, eps, phi_t), phi_t, phi_mid, last, chosen, spare, y
+    return diffuse(x, eps, phi_t), phi_t, phi_mid, is_last_step, chosen, spare, y
 
 
 # ------------------------------------------------------------------------------------------
@@ -263,13 +263,13 @@ def add_noise_op(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`add_noise` of arguments known to be right; z_in and y are empty where there are none."""
     outputs = _outputs(images, num, head, net_dtype)
-    z_t, z_in, phi_t, phi_mid, last, chosen, spare, y = outputs
+    z_t, z_in, phi_t, phi_mid, is_last_step, chosen, spare, y = outputs
     if not runtime.uses_triton(images.device, net_dtype):
         results = add_noise_reference(
             images, a, b, angles, num_steps, seed, round_, update, first, num, flip,
             head, z_t.dtype, fixed, population, rows, shuffled_by,  # type: ignore[arg-type]
         )  # fmt: skip
-        filled = (z_t, phi_t, phi_mid, last, chosen, spare, y)
+        filled = (z_t, phi_t, phi_mid, is_last_step, chosen, spare, y)
         for output, result in zip(filled, results, strict=True):
             if result is not None:
                 output.copy_(result)
@@ -291,7 +291,7 @@ def add_noise_op(
         y,
         phi_t,
         phi_mid,
-        last.view(torch.uint8),
+        is_last_step.view(torch.uint8),
         chosen,
         spare,
         size,
@@ -384,7 +384,7 @@ def add_noise_kernel(
     y,
     phi_t,
     phi_mid,
-    last,
+    is_last_step,
     index,
     spare,
     size,
@@ -432,7 +432,7 @@ def add_noise_kernel(
     if tile == 0:
         tl.store(phi_t + n, angle)
         tl.store(phi_mid + n, angle_mid)
-        tl.store(last + n, is_last.to(tl.uint8))
+        tl.store(is_last_step + n, is_last.to(tl.uint8))
         tl.store(index + n, chosen)
         tl.store(spare + n, ((w_1 >> 1).to(tl.float64) + 0.5) / 2147483648.0)
 

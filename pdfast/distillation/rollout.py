@@ -55,7 +55,7 @@ class Rollout:
         out = student.at(draw.z_in, phi_t, *condition)
         self._join()
         phi_next = next_angle(self._grid, phi_t)
-        args = (z_t, out_t, out_mid, phi_t, phi_mid, draw.last, head, self.weight, phi_next)
+        args = (z_t, out_t, out_mid, phi_t, phi_mid, draw.is_last_step, head, self.weight, phi_next)
         return Problem(out, distill_loss(out, *args))
 
     # -- options of the engine -------------------------------------------------------------
@@ -112,7 +112,7 @@ class Pipelined(Rollout):
         if batch.fixed:
             return super().__call__(student, batch)
         head = self.teacher.head
-        z_t, z_in, phi_t, phi_mid, last, out_t, *rest = (t.clone() for t in self.carried)
+        z_t, z_in, phi_t, phi_mid, is_last_step, out_t, *rest = (t.clone() for t in self.carried)
         ahead, told_ahead = batch.next().noised(self._grid, self.num_steps)
         condition = told_ahead.of(rest)
         with self._beside():
@@ -123,7 +123,7 @@ class Pipelined(Rollout):
         for kept, new in zip(self.carried, self._carry(ahead, told_ahead, out_ahead), strict=True):
             kept.copy_(new)
         phi_next = next_angle(self._grid, phi_t)
-        args = (z_t, out_t, out_mid, phi_t, phi_mid, last, head, self.weight, phi_next)
+        args = (z_t, out_t, out_mid, phi_t, phi_mid, is_last_step, head, self.weight, phi_next)
         return Problem(out, distill_loss(out, *args))
 
     @torch.no_grad()
@@ -143,7 +143,7 @@ class Pipelined(Rollout):
     @staticmethod
     def _carry(draw: Noised, condition: Condition, out: Tensor) -> list[Tensor]:
         """What the next update needs of a batch."""
-        kept = [draw.z_t, draw.z_in, draw.phi_t, draw.phi_mid, draw.last, out]
+        kept = [draw.z_t, draw.z_in, draw.phi_t, draw.phi_mid, draw.is_last_step, out]
         return [*kept, *condition.tensors()]
 
 

@@ -51,7 +51,7 @@ def measure(teacher: Model, low: Model, num_steps: int, batch: Batch) -> Signal:
         z_mid = ddim_step(z_t, out_t, draw.phi_t, draw.phi_mid, head, dtype)
         out_mid = model.at(z_mid.z_in, draw.phi_mid, *condition)
         outs = (out_t.to(z_t), out_mid.to(z_t))
-        y_target = target(z_t, *outs, draw.phi_t, draw.phi_mid, draw.last, head, phi_next)
+        y_target = target(z_t, *outs, draw.phi_t, draw.phi_mid, draw.is_last_step, head, phi_next)
         to_v = loss_weight(draw.phi_t, head, "v_mse").sqrt()
         return combine((to_v, y_target - prediction(outs[0], draw.phi_t, head)))
 

@@ -83,13 +83,13 @@ def check(
     got = add_noise(pixels, schedule, num_steps, net_dtype=dtype, **case)
     case["update"] = torch.tensor([case["update"]], device=DEVICE)
     args = {"a": SCHEDULE.a, "b": SCHEDULE.b, "angles": angles, "num_steps": num_steps, **case}
-    exact, phi_t, phi_mid, last, chosen, spare, y_exact = add_noise_reference(
+    exact, phi_t, phi_mid, is_last_step, chosen, spare, y_exact = add_noise_reference(
         pixels, dtype=torch.float64, **args
     )
     eager, *_, y = add_noise_reference(pixels, dtype=torch.float32, **args)
     assert torch.equal(got.chosen, chosen)
     assert not some or (chosen % 2 == 0).all()
-    assert torch.equal(got.last, last)
+    assert torch.equal(got.is_last_step, is_last_step)
     assert torch.equal(got.spare, spare)
     assert torch.equal(got.phi_t, phi_t)
     assert torch.equal(got.phi_mid, phi_mid)
@@ -166,7 +166,7 @@ def test_the_spare_number_is_uniform_and_of_its_own_bits():
 def test_the_same_bits_again_and_by_position():
     first, second = (add_noise(**ARGS, flip=True, head="v") for _ in range(2))
     part = add_noise(**ARGS | {"first": 1, "num": 2}, flip=True, head="v")
-    for name in ("z_t", "phi_t", "phi_mid", "last", "chosen", "spare", "y"):
+    for name in ("z_t", "phi_t", "phi_mid", "is_last_step", "chosen", "spare", "y"):
         assert torch.equal(getattr(first, name), getattr(second, name))
         assert torch.equal(getattr(first, name)[1:3], getattr(part, name))
 
@@ -193,7 +193,7 @@ def test_some_images_are_drawn_as_a_set_of_them_alone_would_be():
     assert set(got.chosen.tolist()) == set(rows.tolist())
     alone = add_noise(**args | {"images": ARGS["images"][rows]})
     assert torch.equal(got.chosen, rows[alone.chosen])
-    for name in ("z_t", "phi_t", "phi_mid", "last", "spare", "y"):
+    for name in ("z_t", "phi_t", "phi_mid", "is_last_step", "spare", "y"):
         assert torch.equal(getattr(got, name), getattr(alone, name)), name
     everything = add_noise(**args, rows=torch.arange(9, device=DEVICE))
     assert all(map(torch.equal, everything, add_noise(**args)))
@@ -249,7 +249,7 @@ def test_without_replacement_only_the_choice_of_images_changes(some):
     alike = case | {"images": ARGS["images"][:1].expand(9, -1, -1, -1), "head": "x"}
     one, other = add_noise(**alike, shuffled_by=batch), add_noise(**alike)
     assert not torch.equal(one.chosen, other.chosen)
-    for name in ("z_t", "phi_t", "phi_mid", "last", "spare", "y"):
+    for name in ("z_t", "phi_t", "phi_mid", "is_last_step", "spare", "y"):
         assert torch.equal(getattr(one, name), getattr(other, name)), name
 
 
