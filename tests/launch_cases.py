@@ -130,9 +130,10 @@ def optimize(device, ema=True, copy="bf16", max_norm=1.0, size=4096, live=True, 
     lr, loss = torch.tensor([1e-3], device=device), torch.tensor(0.5, device=device)
     count = torch.tensor([3], device=device)
     skipped = torch.zeros(2, dtype=torch.int64, device=device)
-    options = {"max_norm": max_norm, "max_skipped": 10, "weight_decay": 0.1, "ema_decay": 0.999}
-    options["ema_warmup"] = warmup
-    norm = adamw.adamw(*buffers, lr, count, loss, skipped, **options)
+    options = adamw.AdamWHyperparameters(
+        max_norm=max_norm, max_skipped=10, weight_decay=0.1, ema_decay=0.999, ema_warmup=warmup
+    )
+    norm = adamw.adamw(*buffers, lr, count, loss, skipped, options)
     return norm, *(b for b in buffers if b is not None), skipped
 
 

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from triton.runtime.interpreter import InterpreterBuilder
 
-from pdfast.kernels.adamw import adamw, adamw_reference
+from pdfast.kernels.adamw import AdamWHyperparameters, adamw, adamw_reference
 from pdfast.kernels.distill_loss import distill_loss, loss_and_grad, target
 
 
@@ -99,13 +99,14 @@ def test_adamw_reads_gradients_twice_and_the_rest_once(monkeypatch):
     buffers = [torch.rand(5000, generator=torch.Generator().manual_seed(k)) for k in range(5)]
     copy = torch.empty(5000, dtype=torch.float16)
     counters = torch.tensor([0.1]), torch.tensor([2]), torch.tensor(0.5), torch.tensor([0, 0])
+    hyperparameters = AdamWHyperparameters(
+        max_norm=1.0, max_skipped=1, weight_decay=0.1, ema_decay=0.9
+    )
     with EagerBytes() as eager:
-        args = (1.0, 0.9, 0.999, 1e-8, 0.1, 0.9, 1)
-        adamw_reference(*(b.clone() for b in buffers), copy, *counters, *args)
+        adamw_reference(*(b.clone() for b in buffers), copy, *counters, hyperparameters)
     with monkeypatch.context() as patch:
         traffic = Traffic(patch)
-        options = {"max_norm": 1.0, "max_skipped": 1, "weight_decay": 0.1, "ema_decay": 0.9}
-        adamw(*buffers, copy, *counters, **options)
+        adamw(*buffers, copy, *counters, hyperparameters)
     reads, writes = (2, 0), {0: 1, 1: 0, 2: 1, 3: 1, 4: 1}
     for k, buffer in enumerate(buffers):
         read, written = traffic.of(buffer)
