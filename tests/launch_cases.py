@@ -9,7 +9,7 @@ import itertools
 import torch
 
 from pdfast.kernels import adamw, add_noise, ddim_step, distill_loss, dropout
-from pdfast.kernels.add_noise import draw_indices
+from pdfast.kernels.add_noise import NoiseOptions, draw_indices
 
 HEADS, WEIGHTS = ("x", "eps", "v", "both"), ("constant", "snr", "snr_trunc", "v_mse")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -82,30 +82,31 @@ def noise(
     **draws,
 ):
     """add_noise: 3 images of 5, or of `some`; `times` discrete, continuous or by table."""
-    draws = {"seed": 2**32 - 1, "round_": 1, "update": 7, "first": 0, "shuffled_by": 0, **draws}
+    draws = {"seed": 2**32 - 1, "round_": 1, "update": 7, "num": 3, **draws}
+    update = draws.pop("update")
     images = values(shape, torch.float32, "cpu")
     if levels == "u8":
         images = (40 * images + 128).clamp(0, 255).to(torch.uint8)
-    num, population = 3, 0
+    population = len(images) if gathered else 0
     rows = torch.tensor([4, 1]) if some else None
     if gathered:
-        population = len(images)
-        keys = (draws[name] for name in ("seed", "round_", "update", "first"))
-        by = draws["shuffled_by"]
-        images = images[draw_indices(*keys, num, population, rows=rows, shuffled_by=by)]
+        images = images[draw_indices(NoiseOptions(population=population, **draws), update, rows)]
     n = 0 if times == "continuous" else 6
     table = torch.linspace(0.1, 1.5, 2 * n + 1, dtype=torch.float64).square().to(device)
-    return add_noise.add_noise(
-        images.contiguous(memory_format=torch.channels_last).to(device),
-        table if times == "table" else (1.57, 4.5e-5),
-        n,
-        num=num,
+    options = NoiseOptions(
+        num_steps=n,
         flip=flip,
         head=head,
         net_dtype=DTYPES[dtype],
         population=population,
-        rows=None if rows is None else rows.to(device),
         **draws,
+    )
+    return add_noise.add_noise(
+        images.contiguous(memory_format=torch.channels_last).to(device),
+        table if times == "table" else (1.57, 4.5e-5),
+        update,
+        options,
+        None if rows is None else rows.to(device),
     )
 
 

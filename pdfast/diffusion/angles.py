@@ -20,7 +20,14 @@ from torch import Tensor
 
 from pdfast.config.names import Head
 from pdfast.kernels.adamw import AdamWHyperparameters, adamw
-from pdfast.kernels.add_noise import Noised, add_noise, data_target, diffuse, draw_indices
+from pdfast.kernels.add_noise import (
+    Noised,
+    NoiseOptions,
+    add_noise,
+    data_target,
+    diffuse,
+    draw_indices,
+)
 from pdfast.kernels.angles import combine, per_image, prediction
 from pdfast.kernels.ddim_step import ddim_step
 from pdfast.kernels.distill_loss import (
@@ -35,6 +42,7 @@ from pdfast.kernels.distill_loss import (
 __all__ = [
     "AdamWHyperparameters",
     "Loss",
+    "NoiseOptions",
     "Noised",
     "adamw",
     "add_noise",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pdfast.config.schema import Config, Head, LoopConfig
 from pdfast.data.dataset import Dataset
-from pdfast.diffusion.angles import Noised, add_noise
+from pdfast.diffusion.angles import Noised, NoiseOptions, add_noise
 from pdfast.diffusion.schedules import Grid
 from pdfast.distributed import collectives
 from pdfast.models.model import Model
@@ -93,23 +93,20 @@ class Batch:
 
         `head`: with the data's target for it.
         """
-        noised = add_noise(
-            self.images.permute(0, 3, 1, 2),
-            grid,
-            num_steps,
+        options = NoiseOptions(
             seed=self.seed,
             round_=self.round_,
-            update=self.update,
             num=self.size,
             first=self.first,
-            population=self.population,
+            num_steps=num_steps,
             flip=self.flip,
             head=head,
             net_dtype=self.dtype,
             fixed=self.fixed,
-            rows=self.rows,
+            population=self.population,
             shuffled_by=self.shuffled_by,
         )
+        noised = add_noise(self.images.permute(0, 3, 1, 2), grid, self.update, options, self.rows)
         return noised, self._condition(noised)
 
     def _condition(self, noised: Noised) -> Condition:

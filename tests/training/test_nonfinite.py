@@ -20,7 +20,7 @@ from pdfast.distillation.rollout import Pipelined
 from pdfast.distributed import collectives, signals
 from pdfast.errors import PdfastError, Stopped, UsageError
 from pdfast.kernels.adamw import AdamWHyperparameters, adamw
-from pdfast.kernels.add_noise import draw_indices
+from pdfast.kernels.add_noise import NoiseOptions, draw_indices
 from pdfast.runs.run import Run
 from pdfast.storage import files
 from pdfast.training import loop
@@ -252,8 +252,8 @@ def test_so_many_stop_the_run(tiny, straight, tmp_path, monkeypatch, case, where
     expected = {"round": ROUND, "update": FIRST, "skipped": LIMIT, "seed": 0, "batch": cfg.batch}
     assert {key: table[key] for key in expected} == expected
     assert table["steps"] == (STEPS if phase == "distill" else 0)
-    by = {"shuffled_by": cfg.batch}
-    drawn = {k: draw_indices(0, ROUND, k, 0, cfg.batch, 50, **by).tolist() for k in numbers}
+    draw = NoiseOptions(seed=0, round_=ROUND, num=cfg.batch, population=50, shuffled_by=cfg.batch)
+    drawn = {k: draw_indices(draw, k).tolist() for k in numbers}
     assert table["images"] == {str(k): indices for k, indices in drawn.items()}
     rates = [table["lr"][str(k)] for k in numbers]
     assert rates == [pytest.approx(cfg.lr * (1 - k / UPDATES)) for k in numbers]
