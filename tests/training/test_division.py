@@ -66,7 +66,7 @@ def test_the_sampler_visits_exact_fractions():
     class Fake:
         """A model that predicts zeros; its schedule notes the times that it is asked for."""
 
-        def predict_x_at(self, z, phi, label):
+        def predict_x_at_angle(self, z, phi, conditioning):
             return torch.zeros_like(z)
 
     fake = Fake()
