@@ -5,7 +5,7 @@ import torch
 from harness import COPY
 
 from pdfast.config.schema import load_config
-from pdfast.kernels.adamw import adamw
+from pdfast.kernels.adamw import AdamWHyperparameters, adamw
 from pdfast.models import backends
 from pdfast.models.unet import UNet
 
@@ -20,7 +20,9 @@ def test_adamw(case, who, measure, device):
         shapes = [p.shape for p in UNet(load_config(case).model).parameters()]
     size = -(-sum(s.numel() for s in shapes) // 16) * 16
     moved = size * (4 + 16 + 12 + 8 + 2)
-    options = {"max_norm": 1.0, "max_skipped": 10, "weight_decay": 0.01, "ema_decay": 0.9999}
+    options = AdamWHyperparameters(
+        max_norm=1.0, max_skipped=10, weight_decay=0.01, ema_decay=0.9999
+    )
     lr = torch.full((1,), 1e-4, dtype=torch.float64, device=device)
     step = torch.full((1,), 7, dtype=torch.int64, device=device)
     loss, skipped = torch.ones((), device=device), torch.zeros_like(step).repeat(2)
@@ -30,7 +32,7 @@ def test_adamw(case, who, measure, device):
         flat += [torch.zeros(size, device=device) for _ in range(2)] + [flat[0].clone()]
         copy = torch.empty(size, dtype=torch.bfloat16, device=device)
         function = adamw if who == "pdfast" else backends.apex_adamw
-        run = lambda: function(*flat, copy, lr, step, loss, skipped, **options)  # noqa: E731
+        run = lambda: function(*flat, copy, lr, step, loss, skipped, options)  # noqa: E731
     elif who == COPY:
         source = torch.empty(moved // 2, dtype=torch.uint8, device=device)
         target = torch.empty_like(source)

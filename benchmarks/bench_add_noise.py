@@ -6,7 +6,7 @@ import pytest
 import torch
 from harness import COPY
 
-from pdfast.kernels.add_noise import add_noise, add_noise_reference
+from pdfast.kernels.add_noise import NoiseOptions, add_noise, add_noise_reference
 
 ON_GPU = torch.cuda.is_available()
 NET = torch.bfloat16 if ON_GPU else torch.float32
@@ -33,17 +33,14 @@ def test_add_noise(case, who, measure, device):
     data = torch.randint(0, 256, (2000, s, s, c), dtype=torch.uint8, device=device)
     images, update = data.permute(0, 3, 1, 2), torch.zeros(1, dtype=torch.int64, device=device)
     a, b, steps = 1.57, 4.5e-5, 64
+    options = NoiseOptions(seed=0, round_=1, num=n, num_steps=steps, flip=True, net_dtype=NET)
     moved = n * c * s * s * (1 + 4 + (NET.itemsize if torch.float32 != NET else 0))
 
     def pdfast():
-        return add_noise(
-            images, (a, b), steps, seed=0, round_=1, update=update, num=n, flip=True, net_dtype=NET
-        )
+        return add_noise(images, (a, b), update, options)
 
     def reference():
-        z_t = add_noise_reference(
-            images, a, b, None, steps, 0, 1, update, 0, n, True, None, torch.float32, False
-        )[0]
+        z_t = add_noise_reference(images, (a, b), update, options, dtype=torch.float32)[0]
         return z_t.to(NET)
 
     def eager():

@@ -5,7 +5,7 @@ import torch
 from bench_add_noise import CASES as CASES
 from bench_add_noise import NET
 
-from pdfast.kernels.add_noise import add_noise
+from pdfast.kernels.add_noise import NoiseOptions, add_noise
 from pdfast.kernels.philox import Stream, key_of
 from pdfast.kernels.shuffle import shuffled
 
@@ -21,10 +21,10 @@ def test_shuffle(case, who, measure, device):
     draws, key = torch.arange(n, device=device), key_of(0, Stream.BATCH, 1)
 
     def noised(shuffled_by: int):
-        return add_noise(
-            images, (1.57, 4.5e-5), 64, seed=0, round_=1, update=update, num=n, net_dtype=NET,
-            shuffled_by=shuffled_by,
-        )  # fmt: skip
+        options = NoiseOptions(
+            seed=0, round_=1, num=n, num_steps=64, net_dtype=NET, shuffled_by=shuffled_by
+        )
+        return add_noise(images, (1.57, 4.5e-5), update, options)
 
     functions = {
         "add_noise, shuffled": lambda: noised(n),

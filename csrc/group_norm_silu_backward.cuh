@@ -36,8 +36,9 @@ struct BackwardBody {
     }
   }
 
-  PDFAST_DEVICE static void run(Team<State>& team, const Backward& b, int64_t image, int slab) {
-    const Geometry& g = team.g;
+  PDFAST_DEVICE static void run(Cluster<State>& cluster, const Backward& b, int64_t image,
+                                int slab) {
+    const Geometry& g = cluster.g;
     const int chunks = Resident ? 1 : g.chunks;
     const int64_t channel0 = int64_t{slab} * g.slab;
     const int64_t base = image * g.hw * g.c + channel0;
@@ -51,9 +52,9 @@ struct BackwardBody {
     const bool act = Resident ? Silu : b.silu != 0;
     const auto stat = [&](int j, int k) { return g.stat + 2 * j + k; };
 
-    const auto load_channels = [&](const Lane& lane, int chunk) {
+    const auto load_channels = [&](const Thread& thread, int chunk) {
 #pragma unroll 1
-      for (int e = lane.tid; e < g.width; e += g.threads) {
+      for (int e = thread.tid; e < g.width; e += g.threads) {
         const int in_slab = chunk * g.width + e;
         if (in_slab >= g.slab) break;
         const int64_t channel = channel0 + in_slab;
@@ -62,25 +63,25 @@ struct BackwardBody {
                               load_param<T>(b.bias, b.type.param, channel)};
         const Affine affine = film<T>(plain, b.film, b.type.film, image, g.c, channel);
         const float rstd = static_cast<const float*>(b.rstd)[group];
-        lane.at(means + e) = static_cast<const float*>(b.mean)[group];
-        lane.at(slopes + e) = rstd * affine.weight;
-        lane.at(offsets + e) = affine.bias;
-        lane.at(rstds + e) = rstd;
-        lane.at(weights + e) = plain.weight;
-        lane.at(biases + e) = plain.bias;
+        thread.at(means + e) = static_cast<const float*>(b.mean)[group];
+        thread.at(slopes + e) = rstd * affine.weight;
+        thread.at(offsets + e) = affine.bias;
+        thread.at(rstds + e) = rstd;
+        thread.at(weights + e) = plain.weight;
+        thread.at(biases + e) = plain.bias;
       }
     };
-    const auto channels_of = [&](const Lane& lane) {
+    const auto channels_of = [&](const Thread& thread) {
       Channels ch;
       for (int v = 0; v < V; ++v) {
-        const int e = lane.col * V + v;
-        ch.mean[v] = lane.at(means + e), ch.slope[v] = lane.at(slopes + e);
-        ch.offset[v] = lane.at(offsets + e);
+        const int e = thread.col * V + v;
+        ch.mean[v] = thread.at(means + e), ch.slope[v] = thread.at(slopes + e);
+        ch.offset[v] = thread.at(offsets + e);
       }
       return ch;
     };
     // Calls use(i, du, d) for the vectors [begin, end) of a walk.
-    const auto visit = [&](const Lane& lane, const Channels& ch, const Walk& walk, int begin,
+    const auto visit = [&](const Thread& thread, const Channels& ch, const Walk& walk, int begin,
                            int end, auto use) {
 #pragma unroll 1
       for (int i = begin; i < end; i += kTogether) {
@@ -88,8 +89,8 @@ struct BackwardBody {
 #pragma unroll
         for (int k = 0; k < kTogether; ++k) {
           if (i + k >= end) continue;
-          x_raw[k] = vector_at<T, V, Resident>(g, lane, x, walk, i + k, 0);
-          dy_raw[k] = vector_at<T, V, Resident>(g, lane, dy, walk, i + k, 1);
+          x_raw[k] = vector_at<T, V, Resident>(g, thread, x, walk, i + k, 0);
+          dy_raw[k] = vector_at<T, V, Resident>(g, thread, dy, walk, i + k, 1);
         }
 #pragma unroll
         for (int k = 0; k < kTogether; ++k) {
@@ -102,27 +103,27 @@ struct BackwardBody {
     };
 
     for (int chunk = 0; chunk < chunks; ++chunk) {
-      team.each([&](const Lane& lane, State&) {
+      cluster.each([&](const Thread& thread, State&) {
         if constexpr (Resident) {
-          const Walk walk(g, lane, V, 0);
+          const Walk walk(g, thread, V, 0);
           const int plane = g.rows * g.cols;
           for (int stage = 0, i = 0; stage < kStages; ++stage) {
             for (int end = i + g.stage; i < end; ++i) {
               if (i >= walk.count) continue;
               const int64_t at = walk.first + i * walk.step;
-              copy_async(lane.slot(i * plane + lane.tid), x + at);
-              copy_async(lane.slot((g.per_thread + i) * plane + lane.tid), dy + at);
+              copy_async(thread.slot(i * plane + thread.tid), x + at);
+              copy_async(thread.slot((g.per_thread + i) * plane + thread.tid), dy + at);
             }
             commit();
           }
         }
-        load_channels(lane, chunk);
+        load_channels(thread, chunk);
       });
-      team.sync();
+      cluster.sync_block();
 
-      team.each([&](const Lane& lane, State&) {
-        const Walk walk(g, lane, V, chunk);
-        const Channels ch = channels_of(lane);
+      cluster.each([&](const Thread& thread, State&) {
+        const Walk walk(g, thread, V, chunk);
+        const Channels ch = channels_of(thread);
         float sum[2 * V] = {};
         const auto add = [&](int, const float(&du)[V], const float(&d)[V]) {
           for (int v = 0; v < V; ++v) sum[v] += du[v], sum[V + v] += du[v] * d[v];
@@ -132,92 +133,93 @@ struct BackwardBody {
           for (int stage = 0; stage < kStages; ++stage) {
             arrived(kStages - 1 - stage);
             const int end = (stage + 1) * g.stage;
-            visit(lane, ch, walk, stage * g.stage, end < walk.count ? end : walk.count, add);
+            visit(thread, ch, walk, stage * g.stage, end < walk.count ? end : walk.count, add);
           }
         } else {
-          visit(lane, ch, walk, 0, walk.count, add);
+          visit(thread, ch, walk, 0, walk.count, add);
         }
-        if (!lane.active) return;
+        if (!thread.active) return;
         for (int k = 0; k < 2 * V; ++k) {
-          lane.at(g.partial + lane.row * stride + k * g.cols + lane.col) = sum[k];
+          thread.at(g.partial + thread.row * stride + k * g.cols + thread.col) = sum[k];
         }
       });
-      team.sync();
-      sum_rows(team, stride, 2 * g.width);
-      team.each([&](const Lane& lane, State&) {
-        for (int e = lane.tid; e < 2 * g.width; e += g.threads) {
+      cluster.sync_block();
+      sum_rows(cluster, stride, 2 * g.width);
+      cluster.each([&](const Thread& thread, State&) {
+        for (int e = thread.tid; e < 2 * g.width; e += g.threads) {
           float sum = 0.0f;
-          for (int s = 0; s < g.segments; ++s) sum += lane.at(g.partial + s * stride + e);
-          lane.at(g.total + e) = sum;
+          for (int s = 0; s < g.segments; ++s) sum += thread.at(g.partial + s * stride + e);
+          thread.at(g.total + e) = sum;
         }
       });
-      team.sync_cluster();
+      cluster.sync_cluster();
 
-      team.each([&](const Lane& lane, State&) {
+      cluster.each([&](const Thread& thread, State&) {
 #pragma unroll 1
-        for (int e = lane.tid; e < g.width; e += g.threads) {
+        for (int e = thread.tid; e < g.width; e += g.threads) {
           const int in_slab = chunk * g.width + e;
           if (in_slab >= g.slab) break;
           const int from = g.total + e % V * g.cols + e / V;
           float s1 = 0.0f, s2 = 0.0f;
           for (int rank = 0; rank < g.cluster; ++rank) {
-            s1 += lane.remote(rank, from);
-            s2 += lane.remote(rank, from + g.width);
+            s1 += thread.remote(rank, from);
+            s2 += thread.remote(rank, from + g.width);
           }
-          s2 *= lane.at(rstds + e);
-          lane.at(g.share + e) = lane.at(slopes + e) * s1;
-          lane.at(g.share + g.width + e) = lane.at(slopes + e) * s2;
-          if (lane.rank > 0) continue;
+          s2 *= thread.at(rstds + e);
+          thread.at(g.share + e) = thread.at(slopes + e) * s1;
+          thread.at(g.share + g.width + e) = thread.at(slopes + e) * s2;
+          if (thread.rank > 0) continue;
           const int64_t channel = channel0 + in_slab;
           float* sums = static_cast<float*>(b.sums) + 2 * g.c * image + channel;
           sums[0] = s1, sums[g.c] = s2;
           if (b.dfilm) {
-            const float dscale = lane.at(weights + e) * s2 + lane.at(biases + e) * s1;
+            const float dscale = thread.at(weights + e) * s2 + thread.at(biases + e) * s1;
             store_param<T>(b.dfilm, b.type.film, 2 * g.c * image + channel, dscale);
             store_param<T>(b.dfilm, b.type.film, 2 * g.c * image + g.c + channel, s1);
           }
         }
       });
-      if (chunk == 0) team.depart();
-      team.sync();
-      team.each([&](const Lane& lane, State&) {
+      if (chunk == 0) cluster.depart();
+      cluster.sync_block();
+      cluster.each([&](const Thread& thread, State&) {
         const int left = g.slab - chunk * g.width, width = left < g.width ? left : g.width;
         const int each = chunks > 1 ? width : g.per_group;
-        for (int j = lane.tid; j < groups; j += g.threads) {
-          float k1 = chunk ? lane.at(stat(j, 0)) : 0.0f, k2 = chunk ? lane.at(stat(j, 1)) : 0.0f;
+        for (int j = thread.tid; j < groups; j += g.threads) {
+          float k1 = chunk ? thread.at(stat(j, 0)) : 0.0f;
+          float k2 = chunk ? thread.at(stat(j, 1)) : 0.0f;
           for (int e = j * each; e < (j + 1) * each; ++e) {
-            k1 += lane.at(g.share + e), k2 += lane.at(g.share + g.width + e);
+            k1 += thread.at(g.share + e), k2 += thread.at(g.share + g.width + e);
           }
-          lane.at(stat(j, 0)) = k1, lane.at(stat(j, 1)) = k2;
+          thread.at(stat(j, 0)) = k1, thread.at(stat(j, 1)) = k2;
         }
       });
-      team.sync();
+      cluster.sync_block();
     }
 
     for (int chunk = 0; chunk < chunks; ++chunk) {
       if (chunks > 1) {
-        team.each([&](const Lane& lane, State&) { load_channels(lane, chunk); });
-        team.sync();
+        cluster.each([&](const Thread& thread, State&) { load_channels(thread, chunk); });
+        cluster.sync_block();
       }
-      team.each([&](const Lane& lane, State&) {
-        const Walk walk(g, lane, V, chunk);
+      cluster.each([&](const Thread& thread, State&) {
+        const Walk walk(g, thread, V, chunk);
         if (walk.count == 0) return;
-        const Channels ch = channels_of(lane);
+        const Channels ch = channels_of(thread);
         const float share = 1.0f / (float(g.hw) * float(g.per_group));
         float k1[V], k2[V];
         for (int v = 0; v < V; ++v) {
-          const int j = chunks > 1 ? 0 : (lane.col * V + v) / g.per_group;
-          k1[v] = lane.at(stat(j, 0)) * share;
-          k2[v] = lane.at(stat(j, 1)) * share * lane.at(rstds + lane.col * V + v);
+          const int j = chunks > 1 ? 0 : (thread.col * V + v) / g.per_group;
+          k1[v] = thread.at(stat(j, 0)) * share;
+          k2[v] = thread.at(stat(j, 1)) * share * thread.at(rstds + thread.col * V + v);
         }
-        visit(lane, ch, walk, 0, walk.count, [&](int i, float(&du)[V], const float(&d)[V]) {
+        visit(thread, ch, walk, 0, walk.count, [&](int i, float(&du)[V], const float(&d)[V]) {
           for (int v = 0; v < V; ++v) du[v] = du[v] * ch.slope[v] - k1[v] - d[v] * k2[v];
           store<T, V>(dx + walk.first + i * walk.step, packed<T, V>(du));
         });
       });
-      if (chunk + 1 < chunks) team.sync();
+      if (chunk + 1 < chunks) cluster.sync_block();
     }
-    team.await();
+    cluster.await();
   }
 };
 
@@ -240,13 +242,14 @@ struct ParamBody {
     return g;
   }
 
-  PDFAST_DEVICE static void run(Team<State>& team, const Backward& b, int64_t, int slab) {
-    const Geometry& g = team.g;
+  PDFAST_DEVICE static void run(Cluster<State>& cluster, const Backward& b, int64_t, int slab) {
+    const Geometry& g = cluster.g;
     const int64_t images = g.hw, share = (images + g.rows - 1) / g.rows;
-    team.each([&](const Lane& lane, State&) {
-      const int64_t channel = int64_t{slab} * g.slab + lane.col;
+    cluster.each([&](const Thread& thread, State&) {
+      const int64_t channel = int64_t{slab} * g.slab + thread.col;
       if (channel >= g.c) return;
-      const int64_t begin = lane.row * share, end = begin + share < images ? begin + share : images;
+      const int64_t begin = thread.row * share;
+      const int64_t end = begin + share < images ? begin + share : images;
       const float* sums = static_cast<const float*>(b.sums);
       float dweight = 0.0f, dbias = 0.0f;
 #pragma unroll 4
@@ -256,16 +259,16 @@ struct ParamBody {
         dbias += gain * sums[at];
         dweight += gain * sums[at + g.c];
       }
-      lane.at(lane.tid) = dweight, lane.at(g.threads + lane.tid) = dbias;
+      thread.at(thread.tid) = dweight, thread.at(g.threads + thread.tid) = dbias;
     });
-    team.sync();
-    team.each([&](const Lane& lane, State&) {
-      const int64_t channel = int64_t{slab} * g.slab + lane.col;
-      if (lane.row > 0 || channel >= g.c) return;
+    cluster.sync_block();
+    cluster.each([&](const Thread& thread, State&) {
+      const int64_t channel = int64_t{slab} * g.slab + thread.col;
+      if (thread.row > 0 || channel >= g.c) return;
       float dweight = 0.0f, dbias = 0.0f;
       for (int row = 0; row < g.rows; ++row) {
-        dweight += lane.at(row * g.cols + lane.col);
-        dbias += lane.at(g.threads + row * g.cols + lane.col);
+        dweight += thread.at(row * g.cols + thread.col);
+        dbias += thread.at(g.threads + row * g.cols + thread.col);
       }
       store_param<T>(b.dweight, b.type.param, channel, dweight);
       store_param<T>(b.dbias, b.type.param, channel, dbias);

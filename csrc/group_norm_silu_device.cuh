@@ -76,11 +76,12 @@ PDFAST_DEVICE void store(T* to, const Pack<T, V>& pack) {
 
 extern __shared__ __align__(16) unsigned char pdfast_shared[];
 
-struct Lane {
+// This thread's place in its block, the block's in the cluster, and their shared memory.
+struct Thread {
   int tid, rank, row, col;
   bool active;
 
-  PDFAST_DEVICE Lane(const Geometry& g)
+  PDFAST_DEVICE Thread(const Geometry& g)
       : tid(threadIdx.x), rank(blockIdx.x % g.cluster), row(tid / g.cols), col(tid % g.cols),
         active(row < g.rows), floats_(pdfast_shared + g.resident_bytes) {}
 
@@ -133,19 +134,20 @@ PDFAST_DEVICE void arrived(int pending) {
   }
 }
 
+// The blocks that own one slab, as this thread sees them, and the barriers between phases.
 template <class State>
-struct Team {
+struct Cluster {
   const Geometry& g;
-  Lane lane;
+  Thread thread;
   State state;
 
-  PDFAST_DEVICE Team(const Geometry& geometry) : g(geometry), lane(geometry) {}
+  PDFAST_DEVICE Cluster(const Geometry& geometry) : g(geometry), thread(geometry) {}
 
   template <class Phase>
   PDFAST_DEVICE void each(Phase phase) {
-    phase(lane, state);
+    phase(thread, state);
   }
-  PDFAST_DEVICE void sync() { __syncthreads(); }
+  PDFAST_DEVICE void sync_block() { __syncthreads(); }
   PDFAST_DEVICE void sync_cluster() {
     if (g.cluster > 1) {
       depart();

@@ -92,21 +92,22 @@ struct Shared {
   std::vector<float> floats;
 };
 
-struct Lane {
+// A thread's place in its block, the block's in the cluster, and their shared memory.
+struct Thread {
   int tid, rank, row, col;
   bool active;
   const Geometry& g;
-  std::vector<Shared>& cluster;
+  std::vector<Shared>& blocks;  // of the cluster
   bool met;  // all blocks of the cluster were at the barrier before this phase
 
-  float& at(int index) const { return cluster[rank].floats.at(index); }
+  float& at(int index) const { return blocks[rank].floats.at(index); }
   float remote(int other, int index) const {
     assert(met);
-    return cluster.at(other).floats.at(index);
+    return blocks.at(other).floats.at(index);
   }
   unsigned char* slot(int index) const {
     assert(index >= 0 && (index + 1) * int64_t{16} <= g.resident_bytes);
-    return cluster[rank].resident.get() + 16 * int64_t{index};
+    return blocks[rank].resident.get() + 16 * int64_t{index};
   }
   template <class P>
   P held(int index) const {
@@ -123,17 +124,18 @@ inline void copy_async(void* to, const void* from) {
 inline void commit() {}
 inline void arrived(int) {}
 
+// The blocks that own one slab, all of their threads, and the barriers between phases.
 template <class State>
-struct Team {
+struct Cluster {
   const Geometry& g;
   bool backwards;
   bool parted = true, met = false, gone = false;
-  std::vector<Shared> cluster;
+  std::vector<Shared> blocks;
   std::vector<State> states;
 
-  Team(const Geometry& geometry, bool order)
-      : g(geometry), backwards(order), cluster(g.cluster), states(g.cluster * g.threads) {
-    for (Shared& block : cluster) {
+  Cluster(const Geometry& geometry, bool order)
+      : g(geometry), backwards(order), blocks(g.cluster), states(g.cluster * g.threads) {
+    for (Shared& block : blocks) {
       block.resident.reset(new unsigned char[g.resident_bytes]);
       std::memset(block.resident.get(), 0xff, g.resident_bytes);
       block.floats.assign(g.floats, NAN);
@@ -148,12 +150,12 @@ struct Team {
     for (int k = 0; k < count; ++k) {
       const int j = backwards ? count - 1 - k : k, tid = j % g.threads;
       const int row = tid / g.cols;
-      phase(Lane{tid, j / g.threads, row, tid % g.cols, row < g.rows, g, cluster,
-                 met || g.cluster == 1},
+      phase(Thread{tid, j / g.threads, row, tid % g.cols, row < g.rows, g, blocks,
+                   met || g.cluster == 1},
             states[j]);
     }
   }
-  void sync() { parted = true, met = false; }
+  void sync_block() { parted = true, met = false; }
   void sync_cluster() {
     assert(!gone || g.cluster == 1);
     parted = met = true;

@@ -55,9 +55,9 @@ template <class Body>
 __global__ void __launch_bounds__(kThreads, Body::kBlocksPerSm)
     group_norm_silu_kernel(const __grid_constant__ typename Body::Call call,
                            const __grid_constant__ Geometry g) {
-  Team<typename Body::State> team(g);
+  Cluster<typename Body::State> cluster(g);
   const int64_t slab = blockIdx.x / g.cluster;
-  Body::run(team, call, slab / g.slabs, int(slab % g.slabs));
+  Body::run(cluster, call, slab / g.slabs, int(slab % g.slabs));
 }
 
 using Where = cudaStream_t;
@@ -102,8 +102,8 @@ using Where = bool;  // whether a phase's threads run from the last to the first
 template <class Body>
 void run(const typename Body::Call& call, const Geometry& g, Where backwards) {
   for (int64_t slab = 0; slab < g.grid / g.cluster; ++slab) {
-    Team<typename Body::State> team(g, backwards);
-    Body::run(team, call, slab / g.slabs, int(slab % g.slabs));
+    Cluster<typename Body::State> cluster(g, backwards);
+    Body::run(cluster, call, slab / g.slabs, int(slab % g.slabs));
   }
 }
 

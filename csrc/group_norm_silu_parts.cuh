@@ -1,6 +1,7 @@
 // What forward and backward of group_norm_silu share. A kernel's body is a row of phases,
-// `team.each(...)`, run by every thread, with barriers between them. What a thread keeps across a
-// barrier lies in its State: registers on the device, an array on the host.
+// `cluster.each(...)`, run by every thread of a cluster of blocks (often of one), with barriers
+// between them. What a thread keeps across a barrier lies in its State: registers on the device, an
+// array on the host.
 
 #pragma once
 
@@ -77,22 +78,22 @@ struct Walk {
   int64_t first, step;
   int count;
 
-  PDFAST_DEVICE Walk(const Geometry& g, const Lane& lane, int vector, int chunk)
+  PDFAST_DEVICE Walk(const Geometry& g, const Thread& thread, int vector, int chunk)
       : step(g.rows * g.c), count(0) {
-    const int col = chunk * g.cols + lane.col;
-    first = (lane.rank * g.pixels + lane.row) * g.c + int64_t{col} * vector;
-    const int64_t pixels = pixels_of(g, lane.rank);
-    if (lane.active && col * vector < g.slab && lane.row < pixels) {
-      count = int((pixels - lane.row + g.rows - 1) / g.rows);
+    const int col = chunk * g.cols + thread.col;
+    first = (thread.rank * g.pixels + thread.row) * g.c + int64_t{col} * vector;
+    const int64_t pixels = pixels_of(g, thread.rank);
+    if (thread.active && col * vector < g.slab && thread.row < pixels) {
+      count = int((pixels - thread.row + g.rows - 1) / g.rows);
     }
   }
 };
 
 template <class T, int V, bool Resident>
-PDFAST_DEVICE Pack<T, V> vector_at(const Geometry& g, const Lane& lane, const T* from,
+PDFAST_DEVICE Pack<T, V> vector_at(const Geometry& g, const Thread& thread, const T* from,
                                    const Walk& walk, int i, int tensor) {
   if constexpr (Resident) {
-    return lane.held<Pack<T, V>>((tensor * g.per_thread + i) * g.rows * g.cols + lane.tid);
+    return thread.held<Pack<T, V>>((tensor * g.per_thread + i) * g.rows * g.cols + thread.tid);
   } else {
     return load<T, V>(from + walk.first + i * walk.step);
   }
@@ -100,20 +101,20 @@ PDFAST_DEVICE Pack<T, V> vector_at(const Geometry& g, const Lane& lane, const T*
 
 // Phase: sums partial[row][entry] over the rows s, s + segments, ... into row s.
 template <class State>
-PDFAST_DEVICE void sum_rows(Team<State>& team, int stride, int entries) {
-  const Geometry& g = team.g;
-  team.each([&](const Lane& lane, State&) {
+PDFAST_DEVICE void sum_rows(Cluster<State>& cluster, int stride, int entries) {
+  const Geometry& g = cluster.g;
+  cluster.each([&](const Thread& thread, State&) {
 #pragma unroll 1
-    for (int j = lane.tid; j < g.segments * entries; j += g.threads) {
+    for (int j = thread.tid; j < g.segments * entries; j += g.threads) {
       const int s = j / entries, entry = j - s * entries;
       float sum = 0.0f;
       for (int row = s; row < g.rows; row += g.segments) {
-        sum += lane.at(g.partial + row * stride + entry);
+        sum += thread.at(g.partial + row * stride + entry);
       }
-      lane.at(g.partial + s * stride + entry) = sum;  // read by this thread alone
+      thread.at(g.partial + s * stride + entry) = sum;  // read by this thread alone
     }
   });
-  team.sync();
+  cluster.sync_block();
 }
 
 }  // namespace pdfast

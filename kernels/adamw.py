@@ -15,6 +15,7 @@ stay zeros); sums of squares are float64 lanes. Elements beyond 2^31 are reached
 """
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,6 +32,42 @@ COPIES = (torch.bfloat16, torch.float16)
 ASKED = ("cpu",)  # devices that the reference may ask for a number without waiting
 
 
+@dataclass(frozen=True, kw_only=True)
+class AdamWHyperparameters:
+    """The numbers of `adamw` that no update changes.
+
+    Raises ValueError for one out of its range.
+    """
+
+    max_norm: float
+    """Norm to clip the gradient to, as torch.nn.utils.clip_grad_norm_ does; 0: not clipped."""
+    beta1: float = 0.9
+    """Decay of the first moment, between 0 and 1."""
+    beta2: float = 0.999
+    """Decay of the second moment, between 0 and 1."""
+    eps: float = 1e-8
+    """Added to the denominator."""
+    weight_decay: float = 0.0
+    """Decoupled: times the learning rate, it is the share of a weight that goes."""
+    ema_decay: float = 0.0
+    """Decay of the averaged weights, where they are kept."""
+    max_skipped: int
+    """Updates that may be skipped in a row, at least 1; after these all are."""
+    ema_warmup: bool = False
+    """After k earlier updates the averages decay by at most (1 + k) / (10 + k)."""
+
+    def __post_init__(self) -> None:
+        for name in ("beta1", "beta2"):
+            if not 0.0 < getattr(self, name) < 1.0:
+                raise ValueError(f"{name} must be between 0 and 1, not {getattr(self, name)}")
+        for name in ("max_norm", "eps", "weight_decay", "ema_decay"):
+            if not 0.0 <= getattr(self, name) < math.inf:
+                value = getattr(self, name)
+                raise ValueError(f"{name} must be finite and at least 0, not {value}")
+        if self.max_skipped < 1:
+            raise ValueError(f"max_skipped must be at least 1, not {self.max_skipped}")
+
+
 def adamw(
     params: Tensor,
     grads: Tensor,
@@ -42,29 +79,20 @@ def adamw(
     step: Tensor,
     loss: Tensor,
     skipped: Tensor,
-    *,
-    max_norm: float,
-    max_skipped: int,
-    beta1: float = 0.9,
-    beta2: float = 0.999,
-    eps: float = 1e-8,
-    weight_decay: float = 0.0,
-    ema_decay: float = 0.0,
-    ema_warmup: bool = False,
+    hyperparameters: AdamWHyperparameters,
 ) -> Tensor:
     """One update in place; returns the gradient's norm before clipping, of the params' dtype, 0-d.
 
     params, grads, the moments and `ema` (averaged weights, or None) are contiguous float32 (or
     float64), (P,); `copy` takes the new weights in bfloat16 or float16, or is None. lr and loss,
-    floating, and step, int64, counting from 1, have one element; loss may be 0-d. `max_norm` 0
-    does not clip; otherwise as torch.nn.utils.clip_grad_norm_, and the rest as torch.optim.AdamW
-    (Loshchilov & Hutter 2019). ema = decay ema + (1 - decay) params, and params at first, where
-    decay is ema_decay, or with `ema_warmup`, after k earlier updates, min(ema_decay, (1 + k) /
-    (10 + k)).
+    floating, and step, int64, counting from 1, have one element; loss may be 0-d. The gradient is
+    clipped as by torch.nn.utils.clip_grad_norm_, and the rest is as torch.optim.AdamW (Loshchilov &
+    Hutter 2019). ema = decay ema + (1 - decay) params, and params at first, where decay is
+    ema_decay, or with `ema_warmup`, after k earlier updates, min(ema_decay, (1 + k) / (10 + k)).
 
     skipped, int64 (2,): how many updates were skipped, and how many of them last, in a row. One is
     skipped, and changes nothing but these two, if its loss or its norm is not finite, or if
-    `max_skipped` (at least 1) before it were: where it ends does not depend on when a host looks.
+    `max_skipped` before it were: where it ends does not depend on when a host looks.
     A skipped update is no step of AdamW, whose bias correction counts step - skipped[0]. All
     tensors lie on one device. Raises ValueError or TypeError for other shapes, dtypes or devices.
     """
@@ -77,13 +105,6 @@ def adamw(
         runtime.check_tensor(name, buffer, dtypes, params.shape, params)
         if not buffer.is_contiguous():
             raise ValueError(f"{name} must be contiguous")
-    for name, value in (("beta1", beta1), ("beta2", beta2)):
-        if not 0.0 < value < 1.0:
-            raise ValueError(f"{name} must be between 0 and 1, not {value}")
-    others = {"max_norm": max_norm, "eps": eps, "weight_decay": weight_decay}
-    for name, value in (others | {"ema_decay": ema_decay}).items():
-        if not 0.0 <= value < math.inf:
-            raise ValueError(f"{name} must be finite and at least 0, not {value}")
     runtime.check_tensor("lr", lr, runtime.STATES, (1,), params)
     runtime.check_tensor("step", step, (torch.int64,), (1,), params)
     one = () if isinstance(loss, Tensor) and loss.ndim == 0 else (1,)
@@ -91,11 +112,11 @@ def adamw(
     runtime.check_tensor("skipped", skipped, (torch.int64,), (2,), params)
     if not skipped.is_contiguous():
         raise ValueError("skipped must be contiguous")
-    if max_skipped < 1:
-        raise ValueError(f"max_skipped must be at least 1, not {max_skipped}")
-    numbers = (max_norm, beta1, beta2, eps, weight_decay, ema_decay, max_skipped, ema_warmup)
-    buffers = (params.detach(), grads, exp_avg, exp_avg_sq, ema, copy)
-    norm: Tensor = adamw_op(*buffers, lr, step, loss.detach(), skipped, *numbers)
+    h, buffers = hyperparameters, (params.detach(), grads, exp_avg, exp_avg_sq, ema, copy)
+    norm: Tensor = adamw_op(
+        *buffers, lr, step, loss.detach(), skipped, h.max_norm, h.beta1, h.beta2, h.eps,
+        h.weight_decay, h.ema_decay, h.max_skipped, h.ema_warmup,
+    )  # fmt: skip
     return norm
 
 
@@ -110,22 +131,16 @@ def adamw_reference(
     step: Tensor,
     loss: Tensor,
     skipped: Tensor,
-    max_norm: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-    ema_decay: float,
-    max_skipped: int,
-    ema_warmup: bool = False,
+    hyperparameters: AdamWHyperparameters,
 ) -> Tensor:
     """`adamw` in plain PyTorch: a few operations on whole buffers, in place.
 
     On a CPU it returns before them where it skips; elsewhere, where asking would wait for the
     device and end a capture, it does them on what it then puts back from copies.
     """
+    h = hyperparameters
     norm: Tensor = torch.linalg.vector_norm(grads)
-    made = count_skipped(norm, loss, skipped, max_skipped)
+    made = count_skipped(norm, loss, skipped, h.max_skipped)
     before = []
     if params.device.type in ASKED:
         if not made:
@@ -134,16 +149,16 @@ def adamw_reference(
         kept = [b for b in (params, exp_avg, exp_avg_sq, ema, copy) if b is not None]
         before = [(b, b.clone()) for b in kept]
     lr, count = lr.double().reshape(()), (step - skipped[0]).double().reshape(())
-    if max_norm:
-        grads = grads * (max_norm / (norm + 1e-6)).clamp(max=1.0)
-    exp_avg.lerp_(grads, 1 - beta1)
-    exp_avg_sq.mul_(beta2).addcmul_(grads, grads, value=1 - beta2)
-    step_size, scale = lr / (1 - beta1**count), (1 - beta2**count).rsqrt()
-    denominator = exp_avg_sq.sqrt().mul_(scale).add_(eps)
-    params.mul_(1 - lr * weight_decay)
+    if h.max_norm:
+        grads = grads * (h.max_norm / (norm + 1e-6)).clamp(max=1.0)
+    exp_avg.lerp_(grads, 1 - h.beta1)
+    exp_avg_sq.mul_(h.beta2).addcmul_(grads, grads, value=1 - h.beta2)
+    step_size, scale = lr / (1 - h.beta1**count), (1 - h.beta2**count).rsqrt()
+    denominator = exp_avg_sq.sqrt().mul_(scale).add_(h.eps)
+    params.mul_(1 - lr * h.weight_decay)
     params.addcdiv_(exp_avg * -step_size, denominator)
     if ema is not None:
-        ema.lerp_(params, newest_share(count, ema_decay, ema_warmup).to(ema.dtype))
+        ema.lerp_(params, newest_share(count, h.ema_decay, h.ema_warmup).to(ema.dtype))
     if copy is not None:
         copy.copy_(params)
     for buffer, old in before:
@@ -198,10 +213,18 @@ def adamw_op(
 ) -> Tensor:
     """`adamw` of arguments known to be right."""
     buffers = (params, grads, exp_avg, exp_avg_sq, ema, copy)
-    numbers = (max_norm, beta1, beta2, eps, weight_decay, ema_decay)
     if not runtime.uses_triton(params.device, params.dtype):
-        last = (max_skipped, ema_warmup)
-        return adamw_reference(*buffers, lr, step, loss, skipped, *numbers, *last)
+        hyperparameters = AdamWHyperparameters(
+            max_norm=max_norm,
+            beta1=beta1,
+            beta2=beta2,
+            eps=eps,
+            weight_decay=weight_decay,
+            ema_decay=ema_decay,
+            max_skipped=max_skipped,
+            ema_warmup=ema_warmup,
+        )
+        return adamw_reference(*buffers, lr, step, loss, skipped, hyperparameters)
     size = len(params)
     programs = min(PROGRAMS, runtime.cdiv(size, BLOCK))
     partials = torch.empty(programs, dtype=torch.float64, device=params.device)

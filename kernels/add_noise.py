@@ -14,6 +14,7 @@ of a set may be drawn, a table has their numbers, of which a program reads one. 
 is drawn independently, or without replacement, by shuffle.py.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -42,7 +43,7 @@ class Noised(NamedTuple):
     """Angles of z_t, float64 (B,)."""
     phi_mid: Tensor
     """Angles half a step earlier, float64 (B,); phi_t again in continuous time."""
-    last: Tensor
+    is_last_step: Tensor
     """bool (B,): i = 0, the sampler's last step; false in continuous time."""
     chosen: Tensor
     """Which images, int64 (B,)."""
@@ -52,40 +53,65 @@ class Noised(NamedTuple):
     """What a network should predict of the data, in the head's space, like z_t; or None."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class NoiseOptions:
+    """Which draws `add_noise` makes, and of what; numbers on the host.
+
+    Raises ValueError for one out of its range, TypeError for a dtype that is no float's.
+    """
+
+    seed: int
+    round_: int
+    num: int
+    """Images to draw, at positions first .. first + num - 1 of the global batch."""
+    first: int = 0
+    num_steps: int = 0
+    """N of the times u = (i + 1) / N with i ~ U{0 .. N-1}; 0: u ~ U(0, 1)."""
+    flip: bool = False
+    """Mirror half of the images, by draw."""
+    head: Head | None = None
+    """Make the data's target for this head too."""
+    net_dtype: torch.dtype = torch.float32
+    """Of the network's input; float64 makes everything float64."""
+    fixed: bool = False
+    """Draw from the streams of the fixed batch."""
+    population: int = 0
+    """Size of the set where it lies elsewhere, and the images given are those that `draw_indices`
+    draws from it, in order; otherwise 0. All results are as of the whole set."""
+    shuffled_by: int = 0
+    """Size of the global batch where images are drawn without replacement; otherwise 0.
+
+    Position p in the batch of update k holds draw k * shuffled_by + p, below 2^62, of
+    `shuffle.shuffled`. Nothing but the choice of images depends on it.
+    """
+
+    def __post_init__(self) -> None:
+        if self.head is not None:
+            runtime.check_choice("head", self.head, Head)
+        if self.net_dtype not in runtime.FLOATS:
+            raise TypeError(f"net_dtype must be a floating-point type, not {self.net_dtype}")
+        limits = {"seed": 2**32, "round_": 2**24, "num_steps": 2**31, "first": 2**31}
+        for name, end in (limits | {"population": 2**31, "shuffled_by": 2**40 + 1}).items():
+            if not 0 <= getattr(self, name) < end:
+                raise ValueError(f"{name} must be in 0 .. {end - 1}, not {getattr(self, name)}")
+        if self.num < 1:
+            raise ValueError(f"num must be at least 1, not {self.num}")
+
+
 def add_noise(
     images: Tensor,
     schedule: tuple[float, float] | Tensor,
-    num_steps: int,
-    *,
-    seed: int,
-    round_: int,
     update: int | Tensor,
-    num: int,
-    first: int = 0,
-    flip: bool = False,
-    head: Head | None = None,
-    net_dtype: torch.dtype = torch.float32,
-    fixed: bool = False,
-    population: int = 0,
+    options: NoiseOptions,
     rows: Tensor | None = None,
-    shuffled_by: int = 0,
 ) -> Noised:
-    """Draw `num` images and times, and diffuse: z_t = alpha x + sigma eps (section 2).
+    """Draw images and times as `options` say, and diffuse: z_t = alpha x + sigma eps (section 2).
 
     images uint8 (M, C, H, W), scaled to [-1, 1], or float32, taken as they are. `schedule` is (a,
-    b) of phi = a u + b, or the angles at u = k / 2N, float64 (2N + 1,). Times are u = (i + 1) / N
-    with i ~ U{0 .. N-1} for `num_steps` N > 0, and u ~ U(0, 1) for 0. The draws are those of
-    positions first .. first + num - 1 in the batch of `update`, an int or an int64 tensor of one
-    element on the device of the images; `fixed`: of the fixed batch's streams. With a `head`, y is
-    made. net_dtype float64 makes everything float64. Raises ValueError or TypeError otherwise.
-
-    For sets that lie elsewhere, `population` is the set's size where it is not 0, and the images
-    are the `num` that `draw_indices` draws from it, in order; all results are as of the whole set.
-    `rows`, int64 (n,), are the numbers of the images to draw from, where those are not all.
-
-    Images are drawn independently, or, with the size of the global batch as `shuffled_by`, without
-    replacement: position p in the batch of update k holds draw k * shuffled_by + p, below 2^62, of
-    `shuffle.shuffled`. Nothing but the choice of images depends on it.
+    b) of phi = a u + b, or the angles at u = k / 2N, float64 (2N + 1,). The draws are those of
+    the batch of `update`, an int or an int64 tensor of one element on the device of the images.
+    `rows`, int64 (n,), are the numbers of the images to draw from, where those are not all. Raises
+    ValueError or TypeError for other arguments.
     """
     runtime.check_tensor("images", images, (torch.uint8, torch.float32))
     if isinstance(update, int):
@@ -93,59 +119,39 @@ def add_noise(
     runtime.check_tensor("update", update, (torch.int64,), (1,), images)
     a, b, angles = (0.0, 0.0, schedule) if isinstance(schedule, Tensor) else (*schedule, None)
     if angles is not None:
-        size = (2 * num_steps + 1,)
+        size = (2 * options.num_steps + 1,)
         runtime.check_tensor("schedule", angles, (torch.float64,), size, images)
-        if not num_steps:
+        if not options.num_steps:
             raise ValueError("num_steps must be at least 1 where the schedule is a table of angles")
     if rows is not None:
         size = (rows.numel(),) if isinstance(rows, Tensor) else ()
         runtime.check_tensor("rows", rows, (torch.int64,), size, images)
         if not len(rows):
             raise ValueError("rows must hold at least one number")
-    if head is not None:
-        runtime.check_choice("head", head, Head)
-    if net_dtype not in runtime.FLOATS:
-        raise TypeError(f"net_dtype must be a floating-point type, not {net_dtype}")
-    limits = {"seed": (seed, 2**32), "round_": (round_, 2**24), "num_steps": (num_steps, 2**31)}
-    limits |= {"first": (first, 2**31), "population": (population, 2**31)}
-    limits["shuffled_by"] = shuffled_by, 2**40 + 1
-    for name, (value, end) in limits.items():
-        if not 0 <= value < end:
-            raise ValueError(f"{name} must be in 0 .. {end - 1}, not {value}")
-    if num < 1:
-        raise ValueError(f"num must be at least 1, not {num}")
-    if population and len(images) != num:
-        raise ValueError(f"with a population, images must be the {num} drawn, not {len(images)}")
-    z_t, z_in, phi_t, phi_mid, last, chosen, spare, y = add_noise_op(
-        images, a, b, angles, num_steps, seed, round_, update, first, num, flip, head, net_dtype,
-        fixed, population, rows, shuffled_by,
+    o = options
+    if o.population and len(images) != o.num:
+        raise ValueError(f"with a population, images must be the {o.num} drawn, not {len(images)}")
+    z_t, z_in, phi_t, phi_mid, is_last_step, chosen, spare, y = add_noise_op(
+        images, a, b, angles, o.num_steps, o.seed, o.round_, update, o.first, o.num, o.flip, o.head,
+        o.net_dtype, o.fixed, o.population, rows, o.shuffled_by,
     )  # fmt: skip
-    same = net_dtype == z_t.dtype
-    z_in, y_or_none = z_t if same else z_in, y if head else None
-    return Noised(z_t, z_in, phi_t, phi_mid, last, chosen, spare, y_or_none)
+    same = o.net_dtype == z_t.dtype
+    z_in, y_or_none = z_t if same else z_in, y if o.head else None
+    return Noised(z_t, z_in, phi_t, phi_mid, is_last_step, chosen, spare, y_or_none)
 
 
-def draw_indices(
-    seed: int,
-    round_: int,
-    update: int,
-    first: int,
-    num: int,
-    population: int,
-    fixed: bool = False,
-    rows: Tensor | None = None,
-    shuffled_by: int = 0,
-) -> Tensor:
+def draw_indices(options: NoiseOptions, update: int, rows: Tensor | None = None) -> Tensor:
     """Which images of a set `add_noise` takes: int64 (num,) in 0 .. population - 1, on the CPU.
 
-    `rows`, int64 (n,) on the CPU, and `shuffled_by` as for `add_noise`.
+    `rows`, int64 (n,) on the CPU, as for `add_noise`. Times and noise play no part.
     """
-    key, _ = _keys(seed, round_, fixed)
-    number, of = torch.tensor(update), population if rows is None else len(rows)
-    if shuffled_by:
-        drawn = _shuffled(number, shuffled_by, first, num, of, key)
+    o = options
+    key, _ = _keys(o.seed, o.round_, o.fixed)
+    number, of = torch.tensor(update), o.population if rows is None else len(rows)
+    if o.shuffled_by:
+        drawn = _shuffled(number, o.shuffled_by, o.first, o.num, of, key)
     else:
-        drawn = philox.index_below(philox.words(key, number, first, num)[:, 0], of)
+        drawn = philox.index_below(philox.words(key, number, o.first, o.num)[:, 0], of)
     return drawn if rows is None else rows[drawn]
 
 
@@ -188,55 +194,47 @@ def _shuffled(
 
 def add_noise_reference(
     images: Tensor,
-    a: float,
-    b: float,
-    angles: Tensor | None,
-    num_steps: int,
-    seed: int,
-    round_: int,
+    schedule: tuple[float, float] | Tensor,
     update: Tensor,
-    first: int,
-    num: int,
-    flip: bool,
-    head: Head | None,
-    dtype: torch.dtype,
-    fixed: bool,
-    population: int = 0,
+    options: NoiseOptions,
     rows: Tensor | None = None,
-    shuffled_by: int = 0,
+    *,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-    """(z_t, phi_t, phi_mid, last, chosen, spare, y) in plain PyTorch, z_t and y in `dtype`."""
-    shape = (images.shape[1], images.shape[2], images.shape[3])
-    batch_key, noise_key = _keys(seed, round_, fixed)
+    """What `Noised` holds but for z_in, in plain PyTorch; z_t and y in `dtype`."""
+    o, shape = options, (images.shape[1], images.shape[2], images.shape[3])
+    batch_key, noise_key = _keys(o.seed, o.round_, o.fixed)
     block = torch.arange(-1, philox.blocks_of(shape), device=update.device)  # -1: of the batch
-    key = seed, torch.where(block < 0, batch_key[1], noise_key[1])
-    words = philox.words_of(key, update, first, num, block.clamp_(min=0))
-    of = (population or len(images)) if rows is None else len(rows)
-    if shuffled_by:
-        chosen = _shuffled(update, shuffled_by, first, num, of, batch_key)
+    key = o.seed, torch.where(block < 0, batch_key[1], noise_key[1])
+    words = philox.words_of(key, update, o.first, o.num, block.clamp_(min=0))
+    of = (o.population or len(images)) if rows is None else len(rows)
+    if o.shuffled_by:
+        chosen = _shuffled(update, o.shuffled_by, o.first, o.num, of, batch_key)
     else:
         chosen = philox.index_below(words[:, 0], of)
     if rows is not None:
         chosen = rows[chosen]
-    x = to_float(images if population else images[chosen]).to(dtype)
-    if flip:
+    x = to_float(images if o.population else images[chosen]).to(dtype)
+    if o.flip:
         x = torch.where((words[:, 1] & 1).bool()[:, None, None, None], x.flip(3), x)
     eps = philox.normal_images(words[:, 4:], shape).to(dtype)
-    if num_steps:
-        i = philox.index_below(words[:, 2], num_steps)
-        last = i == 0
-        if angles is not None:
-            phi_t, phi_mid = angles[2 * i + 2], angles[2 * i + 1]
+    if o.num_steps:
+        i = philox.index_below(words[:, 2], o.num_steps)
+        is_last_step = i == 0
+        if isinstance(schedule, Tensor):
+            phi_t, phi_mid = schedule[2 * i + 2], schedule[2 * i + 1]
         else:
-            i = i.double()
-            phi_t = a * divide(i + 1, num_steps) + b
-            phi_mid = a * divide(i + 0.5, num_steps) + b
+            (a, b), i = schedule, i.double()
+            phi_t = a * divide(i + 1, o.num_steps) + b
+            phi_mid = a * divide(i + 0.5, o.num_steps) + b
     else:
+        assert not isinstance(schedule, Tensor)
+        a, b = schedule
         phi_t = a * philox.uniform_of(words[:, 2], words[:, 3]) + b
-        phi_mid, last = phi_t.clone(), torch.zeros_like(chosen, dtype=torch.bool)
-    y = None if head is None else data_target(x, eps, phi_t, head)
+        phi_mid, is_last_step = phi_t.clone(), torch.zeros_like(chosen, dtype=torch.bool)
+    y = None if o.head is None else data_target(x, eps, phi_t, o.head)
     spare = ((words[:, 1] >> 1).double() + 0.5) / 2**31
-    return diffuse(x, eps, phi_t), phi_t, phi_mid, last, chosen, spare, y
+    return diffuse(x, eps, phi_t), phi_t, phi_mid, is_last_step, chosen, spare, y
 
 
 # ------------------------------------------------------------------------------------------
@@ -265,13 +263,24 @@ def add_noise_op(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`add_noise` of arguments known to be right; z_in and y are empty where there are none."""
     outputs = _outputs(images, num, head, net_dtype)
-    z_t, z_in, phi_t, phi_mid, last, chosen, spare, y = outputs
+    z_t, z_in, phi_t, phi_mid, is_last_step, chosen, spare, y = outputs
     if not runtime.uses_triton(images.device, net_dtype):
-        results = add_noise_reference(
-            images, a, b, angles, num_steps, seed, round_, update, first, num, flip,
-            head, z_t.dtype, fixed, population, rows, shuffled_by,  # type: ignore[arg-type]
-        )  # fmt: skip
-        filled = (z_t, phi_t, phi_mid, last, chosen, spare, y)
+        options = NoiseOptions(
+            seed=seed,
+            round_=round_,
+            num=num,
+            first=first,
+            num_steps=num_steps,
+            flip=flip,
+            head=head,  # type: ignore[arg-type]
+            net_dtype=net_dtype,
+            fixed=fixed,
+            population=population,
+            shuffled_by=shuffled_by,
+        )
+        schedule = (a, b) if angles is None else angles
+        results = add_noise_reference(images, schedule, update, options, rows, dtype=z_t.dtype)
+        filled = (z_t, phi_t, phi_mid, is_last_step, chosen, spare, y)
         for output, result in zip(filled, results, strict=True):
             if result is not None:
                 output.copy_(result)
@@ -293,7 +302,7 @@ def add_noise_op(
         y,
         phi_t,
         phi_mid,
-        last.view(torch.uint8),
+        is_last_step.view(torch.uint8),
         chosen,
         spare,
         size,
@@ -386,7 +395,7 @@ def add_noise_kernel(
     y,
     phi_t,
     phi_mid,
-    last,
+    is_last_step,
     index,
     spare,
     size,
@@ -434,7 +443,7 @@ def add_noise_kernel(
     if tile == 0:
         tl.store(phi_t + n, angle)
         tl.store(phi_mid + n, angle_mid)
-        tl.store(last + n, is_last.to(tl.uint8))
+        tl.store(is_last_step + n, is_last.to(tl.uint8))
         tl.store(index + n, chosen)
         tl.store(spare + n, ((w_1 >> 1).to(tl.float64) + 0.5) / 2147483648.0)
 

@@ -49,7 +49,7 @@ def distill_loss(
     out_mid: Tensor,
     phi_t: Tensor,
     phi_mid: Tensor,
-    last: Tensor,
+    is_last_step: Tensor,
     head: Head,
     weight: LossWeight,
     phi_next: Tensor | None = None,
@@ -58,9 +58,9 @@ def distill_loss(
 
     out, out_t and out_mid any float, (B, C or 2C, H, W), of the student and of the teacher at
     phi_t and phi_mid; z_t float32 (or float64), (B, C, H, W); phi_t and phi_mid float64 (B,), as is
-    phi_next, where the teacher's second step ends (None: as far from phi_mid as phi_t); last
-    bool (B,). The loss is float32 (float64 where z_t is), the gradient of the dtype of out.
-    Raises ValueError or TypeError for other shapes, dtypes or devices.
+    phi_next, where the teacher's second step ends (None: as far from phi_mid as phi_t);
+    is_last_step bool (B,). The loss is float32 (float64 where z_t is), the gradient of the dtype
+    of out. Raises ValueError or TypeError for other shapes, dtypes or devices.
     """
     runtime.check_choice("head", head, Head)
     runtime.check_choice("weight", weight, LossWeight)
@@ -74,10 +74,10 @@ def distill_loss(
     runtime.check_tensor("phi_mid", phi_mid, (torch.float64,), (batch,), z_t)
     if phi_next is not None:
         runtime.check_tensor("phi_next", phi_next, (torch.float64,), (batch,), z_t)
-    runtime.check_tensor("last", last, (torch.bool,), (batch,), z_t)
+    runtime.check_tensor("is_last_step", is_last_step, (torch.bool,), (batch,), z_t)
     return Loss(
         *distill_loss_op(
-            out.detach(), z_t, out_t, out_mid, phi_t, phi_mid, last, head, weight, phi_next
+            out.detach(), z_t, out_t, out_mid, phi_t, phi_mid, is_last_step, head, weight, phi_next
         )
     )
 
@@ -109,7 +109,7 @@ def target(
     out_mid: Tensor,
     phi_t: Tensor,
     phi_mid: Tensor,
-    is_last: Tensor,
+    is_last_step: Tensor,
     head: Head,
     phi_next: Tensor | None = None,
 ) -> Tensor:
@@ -117,7 +117,7 @@ def target(
 
     out_t and out_mid are the teacher's raw outputs at (z_t, phi_t) and (z_mid, phi_mid);
     their steps are d = phi_t - phi_mid and e = phi_mid - phi_next, which on the cosine schedule
-    (None) is d again; the student's is d + e. `is_last` (bool, (B,)) marks
+    (None) is d again; the student's is d + e. `is_last_step` (bool, (B,)) marks
     i = 0, the sampler's last step, which returns x-hat: there the target is the teacher's own
     second x-hat. Equal to Algorithm 2's x-tilde; see reference.py for its published form.
     """
@@ -131,16 +131,16 @@ def target(
     if head in ("x", "eps"):  # z_t cancels: the target is a weighted mean of y1 and y2
         if head == "x":
             w2 = phi_t.sin() / phi_mid.sin() * share
-            w2 = torch.where(is_last, torch.ones_like(w2), w2)
+            w2 = torch.where(is_last_step, torch.ones_like(w2), w2)
         else:
             w2 = phi_t.cos() / phi_mid.cos() * share
-            w2 = torch.where(is_last, phi_mid.tan() / phi_t.tan(), w2)
+            w2 = torch.where(is_last_step, phi_mid.tan() / phi_t.tan(), w2)
         return combine((1 - w2, y1), (w2, y2))
     sin_t = phi_t.sin()
-    c_z = torch.where(is_last, -d.sin() * phi_mid.sin() / sin_t, -d.sin() * share)
+    c_z = torch.where(is_last_step, -d.sin() * phi_mid.sin() / sin_t, -d.sin() * share)
     c_1 = d.sin() * e.cos() / (d + e).sin()
-    c_1 = torch.where(is_last, d.sin() * phi_mid.cos() / sin_t, c_1)
-    c_2 = torch.where(is_last, phi_mid.sin() / sin_t, share)
+    c_1 = torch.where(is_last_step, d.sin() * phi_mid.cos() / sin_t, c_1)
+    c_2 = torch.where(is_last_step, phi_mid.sin() / sin_t, share)
     return combine((c_1, y1), (c_2, y2), (c_z, z_t))
 
 
@@ -189,7 +189,7 @@ def distill_loss_op(
     out_mid: Tensor,
     phi_t: Tensor,
     phi_mid: Tensor,
-    last: Tensor,
+    is_last_step: Tensor,
     head: str,
     weight: str,
     phi_next: Tensor | None = None,
@@ -197,9 +197,9 @@ def distill_loss_op(
     """`distill_loss` of arguments known to be right."""
     if runtime.uses_triton(z_t.device, out.dtype, z_t.dtype, out_t.dtype, out_mid.dtype):
         teacher = (z_t, out_t, out_mid)
-        return _launch(out, teacher, phi_t, phi_mid, last, None, head, weight, phi_next)
+        return _launch(out, teacher, phi_t, phi_mid, is_last_step, None, head, weight, phi_next)
     outs = (out_t.to(z_t.dtype), out_mid.to(z_t.dtype))
-    y = target(z_t, *outs, phi_t, phi_mid, last, head, phi_next)  # type: ignore[arg-type]
+    y = target(z_t, *outs, phi_t, phi_mid, is_last_step, head, phi_next)  # type: ignore[arg-type]
     return _reference(out, y, phi_t, head, weight)
 
 
@@ -245,7 +245,7 @@ def _launch(
     teacher: tuple[Tensor | None, Tensor | None, Tensor | None],
     phi_t: Tensor,
     phi_mid: Tensor | None,
-    last: Tensor | None,
+    is_last_step: Tensor | None,
     y: Tensor | None,
     head: str,
     weight: str,
@@ -266,7 +266,7 @@ def _launch(
         phi_t.contiguous(),
         None if phi_mid is None else phi_mid.contiguous(),
         None if phi_next is None else phi_next.contiguous(),
-        None if last is None else last.contiguous().view(torch.uint8),
+        None if is_last_step is None else is_last_step.contiguous().view(torch.uint8),
         loss,
         grad,
         out[0].numel() // copies,
@@ -288,24 +288,24 @@ def _launch(
 
 
 @triton.jit
-def target_coefficients(phi_t, phi_mid, step, last, sin_t, cos_t, head: tl.constexpr):
+def target_coefficients(phi_t, phi_mid, step, is_last_step, sin_t, cos_t, head: tl.constexpr):
     """float64 (c_1, c_2, c_z) of y1, y2 and z_t in the target; `step` is e in `target`."""
     sin_mid, cos_mid = sincos(phi_mid)
     sin_d, cos_d = sincos(phi_t - phi_mid)
     sin_e, cos_e = sincos(step)
     below = sin_d * cos_e + cos_d * sin_e  # sin(d + e)
     if head == "x":
-        c_2 = tl.where(last, 1.0, sin_t * sin_e / (sin_mid * below))
+        c_2 = tl.where(is_last_step, 1.0, sin_t * sin_e / (sin_mid * below))
         c_1, c_z = 1.0 - c_2, 0.0 * c_2
     elif head == "eps":
-        below = cos_mid * tl.where(last, sin_t, below)
-        c_2 = cos_t * tl.where(last, sin_mid, sin_e) / below
+        below = cos_mid * tl.where(is_last_step, sin_t, below)
+        c_2 = cos_t * tl.where(is_last_step, sin_mid, sin_e) / below
         c_1, c_z = 1.0 - c_2, 0.0 * c_2
     else:
         # One division: each takes registers, of which the loop below leaves few.
-        per = 1.0 / tl.where(last, sin_t, below)
-        c_1 = sin_d * tl.where(last, cos_mid, cos_e) * per
-        c_2 = tl.where(last, sin_mid, sin_e) * per
+        per = 1.0 / tl.where(is_last_step, sin_t, below)
+        c_1 = sin_d * tl.where(is_last_step, cos_mid, cos_e) * per
+        c_2 = tl.where(is_last_step, sin_mid, sin_e) * per
         c_z = -sin_d * c_2
     return c_1, c_2, c_z
 
@@ -344,7 +344,7 @@ def distill_loss_kernel(
     phi_t,
     phi_mid,
     phi_next,
-    last,
+    is_last_step,
     loss,
     grad,
     size,
@@ -368,7 +368,7 @@ def distill_loss_kernel(
     copies: tl.constexpr = 2 if head == "both" else 1
     image, raw = b * size, b * size * copies
     if not y_given:
-        angle_mid, is_last = tl.load(phi_mid + b), tl.load(last + b) != 0
+        angle_mid, is_last = tl.load(phi_mid + b), tl.load(is_last_step + b) != 0
         step = angle - angle_mid
         if phi_next is not None:
             step = angle_mid - tl.load(phi_next + b)

@@ -61,9 +61,9 @@ class Case:
         self.phi_mid = phi((self.i + 0.5) / num_steps)
         self.z_t = angles.diffuse(self.x, self.eps, self.phi_t)
         with torch.no_grad():
-            self.out_t = self.teacher.at(self.z_t, self.phi_t)
+            self.out_t = self.teacher.forward_at_angle(self.z_t, self.phi_t)
             self.z_mid = angles.ddim_step(self.z_t, self.out_t, self.phi_t, self.phi_mid, head).z
-            self.out_mid = self.teacher.at(self.z_mid, self.phi_mid)
+            self.out_mid = self.teacher.forward_at_angle(self.z_mid, self.phi_mid)
         self.y_target = angles.target(
             self.z_t, self.out_t, self.out_mid, self.phi_t, self.phi_mid, self.i == 0, head
         )

@@ -20,6 +20,7 @@ from pdfast.config.schema import Config, LoopConfig, NetConfig
 from pdfast.cost.counting import Count
 from pdfast.cost.plan import Net, Stage, Update
 from pdfast.data.dataset import Dataset
+from pdfast.diffusion.conditioning import Conditioning
 from pdfast.diffusion.samplers import sample
 from pdfast.distillation.fitting import Fit
 from pdfast.distillation.rollout import rollout
@@ -308,10 +309,10 @@ class Bench:
             num //= 2
         z = torch.zeros(num, *model.image_shape, device=self.device, dtype=model.dtype)
         label = torch.zeros(num, dtype=torch.int64, device=self.device)
-        told = label if model.num_classes else None
+        told = Conditioning(label if model.num_classes else None)
 
         def work() -> None:
-            sample(model, z, steps, clip=model.clip, label=told)
+            sample(model, z, steps, clip=model.clip, conditioning=told)
 
         seconds, times = self.seconds(work), 1
         if seconds < SECONDS:

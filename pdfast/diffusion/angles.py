@@ -19,8 +19,15 @@ Shapes: phi (B,), images (B, C, H, W), raw outputs (B, C or 2C, H, W).
 from torch import Tensor
 
 from pdfast.config.names import Head
-from pdfast.kernels.adamw import adamw
-from pdfast.kernels.add_noise import Noised, add_noise, data_target, diffuse, draw_indices
+from pdfast.kernels.adamw import AdamWHyperparameters, adamw
+from pdfast.kernels.add_noise import (
+    Noised,
+    NoiseOptions,
+    add_noise,
+    data_target,
+    diffuse,
+    draw_indices,
+)
 from pdfast.kernels.angles import combine, per_image, prediction
 from pdfast.kernels.ddim_step import ddim_step
 from pdfast.kernels.distill_loss import (
@@ -33,7 +40,9 @@ from pdfast.kernels.distill_loss import (
 )
 
 __all__ = [
+    "AdamWHyperparameters",
     "Loss",
+    "NoiseOptions",
     "Noised",
     "adamw",
     "add_noise",

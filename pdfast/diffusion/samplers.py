@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pdfast.config.schema import MAX_STEPS as MAX_STEPS
 from pdfast.diffusion.angles import combine
+from pdfast.diffusion.conditioning import UNCONDITIONAL, Conditioning
 from pdfast.diffusion.schedules import Schedule
 from pdfast.errors import UsageError
 from pdfast.kernels.angles import divide
@@ -25,7 +26,7 @@ class Denoiser(Protocol):
 
     schedule: Schedule
 
-    def predict_x_at(self, z: Tensor, phi: Tensor, label: Tensor | None = None) -> Tensor:
+    def predict_x_at_angle(self, z: Tensor, phi: Tensor, conditioning: Conditioning) -> Tensor:
         """x-hat (B, C, H, W) at angle phi (B,), unclipped."""
 
 
@@ -73,7 +74,7 @@ def sample(
     num_steps: int,
     *,
     clip: tuple[float, float] | None = (-1.0, 1.0),
-    label: Tensor | None = None,
+    conditioning: Conditioning = UNCONDITIONAL,
     sampler: Sampler = "ddim",
     variance: float = 1.0,
     noise: Noise | None = None,
@@ -93,7 +94,7 @@ def sample(
     for i in reversed(range(num_steps)):
         on_step()
         phi, phi_next = phis[i + 1].expand(len(z)), phis[i].expand(len(z))
-        x_hat = model.predict_x_at(z, phi, label)
+        x_hat = model.predict_x_at_angle(z, phi, conditioning)
         if clip is not None:
             x_hat = x_hat.clamp(*clip)
         if i == 0:

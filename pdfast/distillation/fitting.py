@@ -44,17 +44,18 @@ class Fit:
     def __call__(self, student: Model, batch: Batch) -> Problem:
         """The loss of `train` with the teacher in the data's place."""
         moved = self.teacher.head != student.head  # from eps to v
-        draw, condition = batch.noised(self._grid, self.num_steps, "x" if moved else None)
-        phi, (label, w) = draw.phi_t, condition
+        draw, conditioning = batch.noised(self._grid, self.num_steps, "x" if moved else None)
+        phi = draw.phi_t
+        told_both = conditioning.label is not None and conditioning.guidance is not None
         with torch.no_grad():
-            if label is not None and w is not None and not self.teacher.guidance:
-                out = guided_out(self.teacher, draw.z_in, phi, label, w).to(draw.z_t)
+            if told_both and not self.teacher.guidance:
+                out = guided_out(self.teacher, draw.z_in, phi, conditioning).to(draw.z_t)
             else:
-                out = self.teacher.at(draw.z_in, phi, *condition).to(draw.z_t)
+                out = self.teacher.forward_at_angle(draw.z_in, phi, conditioning).to(draw.z_t)
             if moved:
                 assert draw.y is not None
                 y = combine((phi.cos(), out), (-phi.sin(), draw.y))
             else:
                 y = prediction(out, phi, self.teacher.head)
-        out = student.at(draw.z_in, phi, *condition)
+        out = student.forward_at_angle(draw.z_in, phi, conditioning)
         return Problem(out, data_loss(out, y, phi, student.head, self.weight))

@@ -41,17 +41,17 @@ def measure(teacher: Model, low: Model, num_steps: int, batch: Batch) -> Signal:
     where that is bfloat16 or TF32, and in float64 where it is float32, if it computes in that.
     """
     grid = teacher.schedule.grid(num_steps, teacher.device)
-    draw, condition = batch.noised(grid, num_steps)
+    draw, conditioning = batch.noised(grid, num_steps)
     phi_next = next_angle(grid, draw.phi_t)
 
     def difference(model: Model) -> Tensor:
         """v_target - v_student of every pixel."""
         head, dtype, z_t = model.head, model.net_dtype, draw.z_t.to(model.dtype)
-        out_t = model.at(z_t, draw.phi_t, *condition)
+        out_t = model.forward_at_angle(z_t, draw.phi_t, conditioning)
         z_mid = ddim_step(z_t, out_t, draw.phi_t, draw.phi_mid, head, dtype)
-        out_mid = model.at(z_mid.z_in, draw.phi_mid, *condition)
+        out_mid = model.forward_at_angle(z_mid.z_in, draw.phi_mid, conditioning)
         outs = (out_t.to(z_t), out_mid.to(z_t))
-        y_target = target(z_t, *outs, draw.phi_t, draw.phi_mid, draw.last, head, phi_next)
+        y_target = target(z_t, *outs, draw.phi_t, draw.phi_mid, draw.is_last_step, head, phi_next)
         to_v = loss_weight(draw.phi_t, head, "v_mse").sqrt()
         return combine((to_v, y_target - prediction(outs[0], draw.phi_t, head)))
 

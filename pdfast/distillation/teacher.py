@@ -35,10 +35,11 @@ class DataObjective:
     def __call__(self, model: Model, batch: Batch) -> Problem:
         """Algorithm 1, from the draw of u ~ U(0, 1) to the loss."""
         times = model.schedule.grid(0, model.device)
-        draw, condition = batch.noised(times, 0, model.head)
+        draw, conditioning = batch.noised(times, 0, model.head)
         assert draw.y is not None
-        dropped = batch.dropped() if model.training else None
-        out = model.at(draw.z_in, draw.phi_t, *condition, dropped=dropped)
+        if model.training:
+            conditioning = dataclasses.replace(conditioning, dropout_rng=batch.dropout_rng())
+        out = model.forward_at_angle(draw.z_in, draw.phi_t, conditioning)
         return Problem(out, data_loss(out, draw.y, draw.phi_t, model.head, self.weight))
 
 

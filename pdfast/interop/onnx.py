@@ -21,12 +21,13 @@ import torch
 from torch import Tensor
 
 from pdfast.config.serialization import to_table
+from pdfast.diffusion.conditioning import NO_CLASS
 from pdfast.diffusion.schedules import logsnr_of
 from pdfast.errors import UsageError
 from pdfast.interop.common import Prepared, Probe, agreed, probe
 from pdfast.kernels import group_norm_silu
 from pdfast.models.model import Model
-from pdfast.models.unet import NO_CLASS, GroupNormSiLU, UNet
+from pdfast.models.unet import GroupNormSiLU, UNet
 from pdfast.version import __version__
 
 GRAPH, MEANING = "network.onnx", "network.json"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pdfast.config.schema import BackendsConfig, Config
 from pdfast.errors import UsageError
-from pdfast.kernels.adamw import count_skipped, newest_share
+from pdfast.kernels.adamw import AdamWHyperparameters, count_skipped, newest_share
 from pdfast.models.model import Model
 from pdfast.models.unet import Attention, GroupNormSiLU
 
@@ -118,34 +118,27 @@ def apex_adamw(
     step: Tensor,
     loss: Tensor,
     skipped: Tensor,
-    *,
-    max_norm: float,
-    max_skipped: int,
-    beta1: float = 0.9,
-    beta2: float = 0.999,
-    eps: float = 1e-8,
-    weight_decay: float = 0.0,
-    ema_decay: float = 0.0,
-    ema_warmup: bool = False,
+    hyperparameters: AdamWHyperparameters,
 ) -> Tensor:
     """As `adamw`: FusedAdam's kernel on the flat buffers; the rest in PyTorch; grads are scaled.
 
     The kernel is the one that reads its numbers on the device, so that a CUDA graph can hold it.
     """
+    h = hyperparameters
     norm: Tensor = torch.linalg.vector_norm(grads)
-    made = count_skipped(norm, loss, skipped, max_skipped)
-    if max_norm:
-        grads.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
+    made = count_skipped(norm, loss, skipped, h.max_skipped)
+    if h.max_norm:
+        grads.mul_((h.max_norm / (norm + 1e-6)).clamp(max=1.0))
     apply = importlib.import_module("apex.multi_tensor_apply").multi_tensor_applier
     overflow = (~made).int().reshape(1)  # where 1, the kernel returns at once
     count = step - skipped[0]
     lists = [[grads], [params], [exp_avg], [exp_avg_sq]]
     adam = importlib.import_module("amp_C").multi_tensor_adam_capturable
     decoupled, corrected, inverse_scale = 1, 1, params.new_ones(1)
-    rates = (lr.float(), beta1, beta2, eps, count.int(), decoupled, corrected, weight_decay)
+    rates = (lr.float(), h.beta1, h.beta2, h.eps, count.int(), decoupled, corrected, h.weight_decay)
     apply(adam, overflow, lists, *rates, inverse_scale)
     if ema is not None:
-        new = newest_share(count.double(), ema_decay, ema_warmup).to(ema.dtype).reshape(())
+        new = newest_share(count.double(), h.ema_decay, h.ema_warmup).to(ema.dtype).reshape(())
         torch.where(made, ema.lerp(params, new), ema, out=ema)
     if copy is not None:
         torch.where(made, params.to(copy.dtype), copy, out=copy)

@@ -24,12 +24,12 @@ from torch.nn.parameter import is_lazy
 from pdfast.config.class_names import checked
 from pdfast.config.schema import Head
 from pdfast.config.serialization import check
+from pdfast.diffusion.conditioning import Conditioning
 from pdfast.diffusion.schedules import CosineSchedule, FormulaSchedule, Schedule
 from pdfast.diffusion.wrappers import Adapter, level_at, schedule_from
 from pdfast.errors import UsageError
 from pdfast.models.images import to_floats
 from pdfast.models.model import Model
-from pdfast.models.unet import Dropped
 from pdfast.storage.files import reason
 
 OWN = "own"  # what config.json says of such a network
@@ -201,14 +201,15 @@ class Network(Model):
         logsnr: Tensor,
         label: Tensor | None = None,
         guidance: Tensor | None = None,
-        dropped: Dropped | None = None,
-        films: Sequence[Tensor] | None = None,
+        *,
+        conditioning: Conditioning | None = None,
     ) -> Tensor:
         """Raw output at z, logsnr (B,), label int64 (B,).
 
-        z is (B, *shape) or the engine's (B, C, H, W), and so is the output. `guidance`,
-        `dropped` and `films` are for pdfast's own networks.
+        z is (B, *shape) or the engine's (B, C, H, W), and so is the output. The module is told
+        the label alone of a `conditioning`; the rest is for pdfast's own networks.
         """
+        label = label if conditioning is None else conditioning.label
         if self.net.training:  # only as it was given: copies are not
             self.net.eval()
         z = z.to(self.dtype)
@@ -221,7 +222,7 @@ class Network(Model):
         """(N, C, H, W) -> (N, H, W, C), in float32."""
         return to_floats(images)
 
-    def films_at(self, phi: Tensor, label: Tensor | None = None) -> list[Tensor]:
+    def films_at_angle(self, phi: Tensor) -> list[Tensor]:
         """Not of these networks."""
         raise NotImplementedError
 

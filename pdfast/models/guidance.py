@@ -9,17 +9,16 @@ weight as an input (Meng et al. 2022) takes one.
 
 import copy
 import dataclasses
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from pdfast.config.model import MAX_WEIGHT
+from pdfast.diffusion.conditioning import NO_CLASS, Conditioning
 from pdfast.diffusion.schedules import logsnr_of
 from pdfast.errors import UsageError
 from pdfast.kernels.angles import per_image
 from pdfast.models.model import Model
-from pdfast.models.unet import NO_CLASS, Dropped
 
 
 def guided(model: Model, weight: float) -> Model:
@@ -80,22 +79,25 @@ class Guided(Model):
         logsnr: Tensor,
         label: Tensor | None = None,
         guidance: Tensor | None = None,
-        dropped: Dropped | None = None,
-        films: Sequence[Tensor] | None = None,
+        *,
+        conditioning: Conditioning | None = None,
     ) -> Tensor:
         """Guided raw output, in the dtype of images; arguments as of other models."""
+        label = label if conditioning is None else conditioning.label
         assert label is not None
         both = super().forward(*_twice(z, logsnr, label))
         return _combined(both.to(self.dtype), self.weight)
 
 
-def guided_out(teacher: Model, z: Tensor, phi: Tensor, label: Tensor, w: Tensor) -> Tensor:
-    """The teacher's guided raw output at z (B, C, H, W), phi, label and weights w, all (B,).
+def guided_out(teacher: Model, z: Tensor, phi: Tensor, conditioning: Conditioning) -> Tensor:
+    """The teacher's raw output at z (B, C, H, W) and phi (B,), guided by each image's own weight.
 
     It is float32, or float64 where the teacher is.
     """
-    both = teacher(*_twice(z, logsnr_of(phi), label)).to(teacher.dtype)
-    return _combined(both, per_image(w, both))
+    assert conditioning.label is not None
+    assert conditioning.guidance is not None
+    both = teacher(*_twice(z, logsnr_of(phi), conditioning.label)).to(teacher.dtype)
+    return _combined(both, per_image(conditioning.guidance, both))
 
 
 def _twice(z: Tensor, logsnr: Tensor, label: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """A diffusion model: the U-Net, what its output means, and its noise schedule."""
 
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -10,13 +11,14 @@ from pdfast.config.schema import NetConfig
 from pdfast.config.serialization import to_table
 from pdfast.diffusion import angles
 from pdfast.diffusion.betas import schedule_of
+from pdfast.diffusion.conditioning import UNCONDITIONAL, Conditioning
 from pdfast.diffusion.rng import Draws, Stream, index_below
 from pdfast.diffusion.samplers import Sampler, check_arguments, sample
 from pdfast.diffusion.schedules import logsnr_of, phi_of
 from pdfast.distributed import collectives
 from pdfast.errors import PdfastError, UsageError
 from pdfast.models.images import to_uint8
-from pdfast.models.unet import Dropped, UNet
+from pdfast.models.unet import UNet
 
 # Images per network call while sampling. Every call has this size, the last one filled up, so that
 # the arithmetic of image k, and with it every bit, is the same for any number of images.
@@ -30,6 +32,11 @@ def _finite(images: Tensor) -> Tensor:
             "too few digits (--precision fp32)"
         )
     return images
+
+
+def _renamed(old: str, new: str) -> None:
+    """Warn the caller's caller of a method's old name."""
+    warnings.warn(f"{old} is now {new}", DeprecationWarning, stacklevel=3)
 
 
 class Model(nn.Module):
@@ -103,40 +110,38 @@ class Model(nn.Module):
         logsnr: Tensor,
         label: Tensor | None = None,
         guidance: Tensor | None = None,
-        dropped: Dropped | None = None,
-        films: Sequence[Tensor] | None = None,
+        *,
+        conditioning: Conditioning | None = None,
     ) -> Tensor:
         """Raw output (B, C or 2C, H, W) at z (B, C, H, W), logsnr (B,), label int64 (B,).
 
-        `guidance`, `dropped` and `films` as for UNet. Raises ValueError for a wrong shape.
+        `guidance`: weights (B,), of a guided student. `conditioning` has these two, and whatever
+        else there is to tell. Raises ValueError for a wrong shape.
         """
         if z.shape[1:] != self.image_shape or logsnr.shape != z.shape[:1]:
             raise ValueError(
                 f"z must have shape (B, {', '.join(map(str, self.image_shape))}) and logsnr (B,), "
                 f"not {tuple(z.shape)} and {tuple(logsnr.shape)}"
             )
-        z = z.to(self.net_dtype)
-        return self.net(z, logsnr, label, guidance, dropped, films)  # type: ignore[no-any-return]
+        z, told = z.to(self.net_dtype), conditioning or Conditioning(label, guidance)
+        return self.net(z, logsnr, conditioning=told)  # type: ignore[no-any-return]
 
-    def at(
-        self,
-        z: Tensor,
-        phi: Tensor,
-        label: Tensor | None = None,
-        guidance: Tensor | None = None,
-        dropped: Dropped | None = None,
-        films: Sequence[Tensor] | None = None,
+    def forward_at_angle(
+        self, z: Tensor, phi: Tensor, conditioning: Conditioning = UNCONDITIONAL
     ) -> Tensor:
-        """Raw output at angle phi (B,), in radians; the rest as for `forward`."""
-        return self(z, logsnr_of(phi), label, guidance, dropped, films)  # type: ignore[no-any-return]
+        """Raw output at z (B, C, H, W) and angle phi (B,), in radians."""
+        return self(z, logsnr_of(phi), conditioning=conditioning)  # type: ignore[no-any-return]
 
-    def films_at(self, phi: Tensor, label: Tensor | None = None) -> list[Tensor]:
-        """FiLM parameters (B, 2C) of every residual block at angle phi (B,)."""
-        return self.net.films(logsnr_of(phi), label)
+    def predict_x_at_angle(
+        self, z: Tensor, phi: Tensor, conditioning: Conditioning = UNCONDITIONAL
+    ) -> Tensor:
+        """x-hat (B, C, H, W) at z (B, C, H, W) and angle phi (B,), unclipped."""
+        out = self.forward_at_angle(z, phi, conditioning).to(z)
+        return angles.predict_x(z, out, phi, self.head)
 
-    def predict_x_at(self, z: Tensor, phi: Tensor, label: Tensor | None = None) -> Tensor:
-        """x-hat (B, C, H, W) at angle phi (B,), unclipped."""
-        return angles.predict_x(z, self.at(z, phi, label).to(z), phi, self.head)
+    def films_at_angle(self, phi: Tensor) -> list[Tensor]:
+        """FiLM parameters (B, 2C) of every residual block at angle phi (B,), without classes."""
+        return self.net.films(logsnr_of(phi))
 
     def predict_x(self, z: Tensor, logsnr: Tensor | float, label: Tensor | None = None) -> Tensor:
         """x-hat (B, C, H, W), unclipped, at z (B, C, H, W) and logsnr (B,), in z's dtype.
@@ -229,7 +234,7 @@ class Model(nn.Module):
                     z,
                     steps,
                     clip=self.clip if clip else None,
-                    label=labels,
+                    conditioning=Conditioning(labels),
                     sampler=sampler,
                     variance=variance,
                     noise=normal,
@@ -313,6 +318,24 @@ class Model(nn.Module):
     def weights(self) -> dict[str, Tensor]:
         """What model.safetensors holds, by name."""
         return self.net.state_dict()
+
+    # -- names of version 0.1 --------------------------------------------------------------
+
+    def at(
+        self,
+        z: Tensor,
+        phi: Tensor,
+        label: Tensor | None = None,
+        guidance: Tensor | None = None,
+    ) -> Tensor:
+        """`forward_at_angle`, by its old name."""
+        _renamed("Model.at", "Model.forward_at_angle(z, phi, Conditioning(label, guidance))")
+        return self.forward_at_angle(z, phi, Conditioning(label, guidance))
+
+    def predict_x_at(self, z: Tensor, phi: Tensor, label: Tensor | None = None) -> Tensor:
+        """`predict_x_at_angle`, by its old name."""
+        _renamed("Model.predict_x_at", "Model.predict_x_at_angle(z, phi, Conditioning(label))")
+        return self.predict_x_at_angle(z, phi, Conditioning(label))
 
     def _check_label(self, label: Tensor, num: int) -> None:
         if not self.num_classes:

@@ -14,7 +14,6 @@ Shape letters: B batch, C channels, H height, W width, E embedding width.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812  # the name everyone knows
@@ -23,13 +22,13 @@ from torch.utils.checkpoint import checkpoint
 
 from pdfast.config.schema import NetConfig
 from pdfast.diffusion.betas import schedule_of
+from pdfast.diffusion.conditioning import NO_CLASS, UNCONDITIONAL, Conditioning, DropoutRng
 from pdfast.kernels.dropout import dropout
 from pdfast.kernels.group_norm_silu import group_norm_silu
 
 LOGSNR_CLIP = 20.0  # the embedding's input range, whatever the schedule's
 TIME_SCALE = 1000.0  # the embedding's argument runs over (0, 1000)
 GUIDANCE_SCALE = 100.0  # that of a guidance weight over (0, 100), its range
-NO_CLASS = -1  # the label of an image whose class the network is not told
 
 
 def lecun_normal_(weight: Tensor) -> None:
@@ -54,17 +53,6 @@ def linear(in_features: int, out_features: int, zero: bool = False) -> nn.Linear
     nn.init.zeros_(layer.weight) if zero else lecun_normal_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
-
-
-class Dropped(NamedTuple):
-    """Which draws the dropout masks of a batch are."""
-
-    seed: int
-    round_: int
-    update: Tensor
-    """int64, one element, on the device."""
-    first: int
-    """Position of the first image in the global batch."""
 
 
 def logsnr_embedding(logsnr: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
@@ -178,12 +166,12 @@ class ResBlock(nn.Module):
             return F.interpolate(x, scale_factor=2.0, mode="nearest")
         return F.avg_pool2d(x, 2) if self.resample == "down" else x
 
-    def forward(self, x: Tensor, film: Tensor, dropped: Dropped | None = None) -> Tensor:
-        """x (B, C, H, W), film (B, 2C' or C') -> (B, C', H', W'); with dropout if `dropped`."""
+    def forward(self, x: Tensor, film: Tensor, dropout_rng: DropoutRng | None = None) -> Tensor:
+        """x (B, C, H, W), film (B, 2C' or C') -> (B, C', H', W'); dropout by `dropout_rng`."""
         h: Tensor = self.conv1(self._resample(self.norm1(x)))
         h = self.norm2(h, film) if self.scales else self.norm2(h + film[:, :, None, None])
-        if dropped is not None and self.dropout:
-            h = dropout(h, self.dropout, layer=self.layer, **dropped._asdict())
+        if dropout_rng is not None and self.dropout:
+            h = dropout(h, self.dropout, layer=self.layer, **dropout_rng._asdict())
         h = self.conv2(h)
         x = self.shortcut(self._resample(x))
         return h + x
@@ -220,13 +208,13 @@ class Stage(nn.ModuleList):
         h: Tensor,
         skip: Tensor | None,
         films: Sequence[Tensor],
-        dropped: Dropped | None,
+        dropout_rng: DropoutRng | None,
     ) -> Tensor:
         """h, after it the skip connection's channels, if any, through all layers."""
         h = h if skip is None else torch.cat([h, skip], dim=1)
         film = iter(films)
         for layer in self:
-            h = layer(h, next(film), dropped) if isinstance(layer, ResBlock) else layer(h)
+            h = layer(h, next(film), dropout_rng) if isinstance(layer, ResBlock) else layer(h)
         return h
 
     def blocks(self) -> list[ResBlock]:
@@ -323,13 +311,12 @@ class UNet(nn.Module):
         w = w.to(self.emb_guidance.weight.dtype)
         return self.emb_guidance(guidance_embedding(w, self.cfg.ch, *self.cfg.guidance))  # type: ignore[no-any-return]
 
-    def films(
-        self, logsnr: Tensor, label: Tensor | None = None, guidance: Tensor | None = None
-    ) -> list[Tensor]:
-        """FiLM parameters (B, 2C) of every residual block, at logsnr (B,), label int64 (B,).
+    def films(self, logsnr: Tensor, conditioning: Conditioning = UNCONDITIONAL) -> list[Tensor]:
+        """FiLM parameters (B, 2C) of every residual block, at logsnr (B,).
 
-        The rest as for `forward`. Without FiLM they are what is added, (B, C).
+        Without FiLM they are what is added, (B, C).
         """
+        label, guidance = conditioning.label, conditioning.guidance
         emb = self.emb0(self.embedding(logsnr))
         if self.emb_guidance is not None:
             if guidance is None:
@@ -356,19 +343,19 @@ class UNet(nn.Module):
         logsnr: Tensor,
         label: Tensor | None = None,
         guidance: Tensor | None = None,
-        dropped: Dropped | None = None,
-        films: Sequence[Tensor] | None = None,
+        *,
+        conditioning: Conditioning | None = None,
     ) -> Tensor:
         """z (B, C, H, W), logsnr (B,), label int64 (B,) if class-conditional -> (B, C', H, W).
 
         A label may be NO_CLASS where the model learned to do without. `guidance`: weights (B,), of
-        a guided student. `dropped`: with dropout, by these draws. `films`: of `self.films`, in
-        place of logsnr's, label's and guidance's.
+        a guided student. `conditioning` has these two, and whatever else there is to tell.
         """
-        film = iter(self.films(logsnr, label, guidance) if films is None else films)
+        told = Conditioning(label, guidance) if conditioning is None else conditioning
+        film = iter(self.films(logsnr, told) if told.films is None else told.films)
 
         def run(stage: Stage, h: Tensor, skip: Tensor | None = None) -> Tensor:
-            args = (h, skip, [next(film) for _ in stage.blocks()], dropped)
+            args = (h, skip, [next(film) for _ in stage.blocks()], told.dropout_rng)
             if self.checkpoint and torch.is_grad_enabled():
                 # Dropout is by counter: no generator's state to keep.
                 out = checkpoint(stage, *args, use_reentrant=False, preserve_rng_state=False)

@@ -1,46 +1,22 @@
 """A batch: which images, which random numbers, and what the network is told beside them."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pdfast.config.schema import Config, Head, LoopConfig
 from pdfast.data.dataset import Dataset
-from pdfast.diffusion.angles import Noised, add_noise
+from pdfast.diffusion.angles import Noised, NoiseOptions, add_noise
+from pdfast.diffusion.conditioning import NO_CLASS, Conditioning, DropoutRng
 from pdfast.diffusion.schedules import Grid
 from pdfast.distributed import collectives
 from pdfast.models.model import Model
-from pdfast.models.unet import NO_CLASS, Dropped
 from pdfast.training.image_stream import Resident, Streamed, open_source
 
 HELD_OUT_BATCH = 64  # images at a time, of those held out
-
-
-class Condition(NamedTuple):
-    """What a network is told of a batch beside its noise levels."""
-
-    label: Tensor | None = None
-    """int64 (B,); NO_CLASS where the class is not told."""
-    guidance: Tensor | None = None
-    """Guidance weights, float64 (B,)."""
-
-    def tensors(self) -> list[Tensor]:
-        """Those that there are."""
-        return [tensor for tensor in self if tensor is not None]
-
-    def of(self, tensors: Sequence[Tensor]) -> "Condition":
-        """The same with other tensors, as many as there are."""
-        left = iter(tensors)
-        return Condition(*(None if own is None else next(left) for own in self))
-
-    def joined(self, other: "Condition") -> "Condition":
-        """Of both batches, one after the other."""
-        pairs = zip(self.tensors(), other.tensors(), strict=True)
-        return self.of([torch.cat(pair) for pair in pairs])
 
 
 @dataclass(frozen=True)
@@ -88,31 +64,28 @@ class Batch:
 
     def noised(
         self, grid: Grid, num_steps: int, head: Head | None = None
-    ) -> tuple[Noised, Condition]:
-        """The batch at N times (0: continuous) of a schedule's grid, and what goes with it.
+    ) -> tuple[Noised, Conditioning]:
+        """The batch at N times (0: continuous) of a schedule's grid, and what a network is told.
 
         `head`: with the data's target for it.
         """
-        noised = add_noise(
-            self.images.permute(0, 3, 1, 2),
-            grid,
-            num_steps,
+        options = NoiseOptions(
             seed=self.seed,
             round_=self.round_,
-            update=self.update,
             num=self.size,
             first=self.first,
-            population=self.population,
+            num_steps=num_steps,
             flip=self.flip,
             head=head,
             net_dtype=self.dtype,
             fixed=self.fixed,
-            rows=self.rows,
+            population=self.population,
             shuffled_by=self.shuffled_by,
         )
-        return noised, self._condition(noised)
+        noised = add_noise(self.images.permute(0, 3, 1, 2), grid, self.update, options, self.rows)
+        return noised, self._conditioning(noised)
 
-    def _condition(self, noised: Noised) -> Condition:
+    def _conditioning(self, noised: Noised) -> Conditioning:
         label = guidance = None
         if self.labels is not None:
             label = self.labels if self.in_order else self.labels[noised.chosen]
@@ -121,11 +94,11 @@ class Batch:
         if self.guidance:
             least, most = self.guidance
             guidance = least + (most - least) * noised.spare
-        return Condition(label, guidance)
+        return Conditioning(label, guidance)
 
-    def dropped(self) -> Dropped:
-        """The draws of dropout."""
-        return Dropped(self.seed, self.round_, self.update, self.first)
+    def dropout_rng(self) -> DropoutRng:
+        """The counters of the batch's dropout masks."""
+        return DropoutRng(self.seed, self.round_, self.update, self.first)
 
 
 def open_batch(

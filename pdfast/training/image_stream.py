@@ -14,7 +14,7 @@ from pdfast.config.schema import Config
 from pdfast.data import readers
 from pdfast.data.dataset import Dataset
 from pdfast.distributed import collectives
-from pdfast.kernels.add_noise import draw_indices
+from pdfast.kernels.add_noise import NoiseOptions, draw_indices
 
 
 class Resident:
@@ -108,10 +108,18 @@ def open_source(
         return Resident(data)
 
     on_cpu = None if rows is None else rows.cpu()
+    options = NoiseOptions(
+        seed=seed,
+        round_=round_,
+        num=num,
+        first=first,
+        fixed=fixed,
+        population=len(data),
+        shuffled_by=shuffled_by,
+    )
 
     def indices(update: int) -> Tensor:
-        keys = seed, round_, update, first
-        return draw_indices(*keys, num, len(data), fixed, on_cpu, shuffled_by)
+        return draw_indices(options, update, on_cpu)
 
     return Streamed(data, indices, num, device)
 

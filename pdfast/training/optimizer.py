@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from pdfast.config.schema import LoopConfig
-from pdfast.diffusion.angles import adamw
+from pdfast.diffusion.angles import AdamWHyperparameters, adamw
 from pdfast.distributed import collectives
 from pdfast.errors import PdfastError
 from pdfast.models.backends import apex_adamw
@@ -34,6 +34,13 @@ class Optimizer:
         """`dtype`: of convolutions and linear layers; `implementation`: `backends.optimizer`."""
         self.cfg = cfg
         self._adamw = apex_adamw if implementation == "apex" else adamw
+        self._hyperparameters = AdamWHyperparameters(
+            max_norm=cfg.grad_clip,
+            weight_decay=cfg.weight_decay,
+            ema_decay=cfg.ema_decay,
+            max_skipped=cfg.max_skipped,
+            ema_warmup=cfg.ema_warmup,
+        )
         self._params = {n: p for n, p in model.net.named_parameters() if p.requires_grad}
         self._starts, end = [], 0
         for p in self._params.values():
@@ -113,11 +120,7 @@ class Optimizer:
             self.done,
             self.loss,
             self.skipped,
-            max_norm=self.cfg.grad_clip,
-            max_skipped=self.cfg.max_skipped,
-            weight_decay=self.cfg.weight_decay,
-            ema_decay=self.cfg.ema_decay,
-            ema_warmup=self.cfg.ema_warmup,
+            self._hyperparameters,
         )
         self.norm.copy_(norm)
         made, with_loss = self.skipped[1] == 0, self.loss_sum + self.loss

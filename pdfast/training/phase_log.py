@@ -12,7 +12,7 @@ from pdfast.console.progress import Task, short
 from pdfast.data.dataset import Dataset
 from pdfast.distributed import memory
 from pdfast.errors import PdfastError
-from pdfast.kernels.add_noise import draw_indices
+from pdfast.kernels.add_noise import NoiseOptions, draw_indices
 from pdfast.runs.run import Run
 from pdfast.training.batch import shuffled_by
 from pdfast.training.optimizer import Optimizer
@@ -187,11 +187,14 @@ class PhaseLog:
         update, files = self._state()
         numbers, rows = range(update, update + most), self.data.trained
         rows = None if rows is None else rows.cpu()
-        size, of, by = self.cfg.batch, len(self.data), shuffled_by(self.run.config, self.cfg)
-        drawn = [
-            draw_indices(seed, self.round, k, 0, size, of, rows=rows, shuffled_by=by).tolist()
-            for k in numbers
-        ]
+        options = NoiseOptions(
+            seed=seed,
+            round_=self.round,
+            num=self.cfg.batch,
+            population=len(self.data),
+            shuffled_by=shuffled_by(self.run.config, self.cfg),
+        )
+        drawn = [draw_indices(options, k, rows).tolist() for k in numbers]
         last = {"loss": float(optimizer.loss), "grad_norm": float(optimizer.norm)}
         name = f"round-{self.round:02d}-update-{update:09d}"
         table = {

@@ -94,7 +94,7 @@ def done(monkeypatch):
         return "distill" if objective._films is None else "tabulated"
 
     counted(loop, "update", kind)
-    counted(Model, "predict_x_at", lambda model, *_: "student" if model.steps else "teacher")
+    counted(Model, "predict_x_at_angle", lambda model, *_: "student" if model.steps else "teacher")
     for module in (evaluator, reference_set):
         counted(module, "frechet_distance", lambda *_: "distances")
     return found

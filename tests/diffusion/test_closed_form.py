@@ -54,7 +54,7 @@ def exact_round(table, head, dtype):
 class Exact:
     schedule = SCHEDULE
 
-    def predict_x_at(self, z, phi, label=None):
+    def predict_x_at_angle(self, z, phi, conditioning):
         return exact_x(z, phi)
 
 

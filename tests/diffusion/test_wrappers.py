@@ -234,7 +234,7 @@ class TwoStepsInOne(nn.Module):
         return (each(phi.cos()) * z - x) / each(phi.sin())
 
     def x_hat(self, z, phi):
-        return self.teacher.predict_x_at(z[:, :, None, None], phi)[:, :, 0, 0]
+        return self.teacher.predict_x_at_angle(z[:, :, None, None], phi)[:, :, 0, 0]
 
 
 @pytest.mark.parametrize("pipelined", [False, True])

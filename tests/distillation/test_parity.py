@@ -53,7 +53,7 @@ def test_reference_loss(case, weight):
 
 @pytest.mark.parametrize("weight", golden.WEIGHTS)
 def test_v_space_loss(case, weight):
-    out = case.student.at(case.z_t, case.phi_t)
+    out = case.student.forward_at_angle(case.z_t, case.phi_t)
     loss = angles.loss_and_grad(out, case.y_target, case.phi_t, case.head, weight)
     expected = case.golden(f"{weight}/loss")
     assert ((loss.per_image - expected).abs() / expected).max() < TOL
@@ -76,7 +76,7 @@ def check_gradients(case, weight, root, grad=None):
 
 
 def test_closed_form_gradient_is_autograds(case):
-    out = case.student.at(case.z_t, case.phi_t).detach().requires_grad_()
+    out = case.student.forward_at_angle(case.z_t, case.phi_t).detach().requires_grad_()
     for weight in golden.WEIGHTS:
         loss = angles.loss_and_grad(out, case.y_target, case.phi_t, case.head, weight)
         (expected,) = torch.autograd.grad(loss.per_image.mean(), out)
@@ -103,7 +103,7 @@ def test_continuous_time_loss(head, weight):
     loss = reference.training_loss(student, x, eps, u, weight)
     assert ((loss - expected).abs() / expected).max() < TOL
     phi = student.schedule.phi(u)
-    out = student.at(angles.diffuse(x, eps, phi), phi)
+    out = student.forward_at_angle(angles.diffuse(x, eps, phi), phi)
     y_target = angles.data_target(x, eps, phi, head)
     fast = angles.loss_and_grad(out, y_target, phi, head, weight).per_image
     assert ((fast - expected).abs() / expected).max() < TOL
@@ -121,10 +121,14 @@ def test_first_and_last_i_against_reference(head, num_steps):
     phi_mid = teacher.schedule.phi((i + 0.5) / num_steps)
     z_t = angles.diffuse(x, eps, phi_t)
     with torch.no_grad():
-        out_t = teacher.at(z_t, phi_t)
-        out_mid = teacher.at(angles.ddim_step(z_t, out_t, phi_t, phi_mid, head).z, phi_mid)
+        out_t = teacher.forward_at_angle(z_t, phi_t)
+        out_mid = teacher.forward_at_angle(
+            angles.ddim_step(z_t, out_t, phi_t, phi_mid, head).z, phi_mid
+        )
     y_target = angles.target(z_t, out_t, out_mid, phi_t, phi_mid, i == 0, head)
     x_fast = golden.x_of(y_target, z_t, phi_t, head)
     assert golden.relative_per_image(x_fast, x_target).max() < TOL
-    fast = angles.loss_and_grad(student.at(z_t, phi_t), y_target, phi_t, head, "v_mse").per_image
+    fast = angles.loss_and_grad(
+        student.forward_at_angle(z_t, phi_t), y_target, phi_t, head, "v_mse"
+    ).per_image
     assert ((fast - loss).abs() / loss).max() < TOL

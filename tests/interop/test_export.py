@@ -19,6 +19,7 @@ import pdfast
 from pdfast.cli.main import main
 from pdfast.config.schema import NetConfig
 from pdfast.diffusion import angles
+from pdfast.diffusion.conditioning import Conditioning
 from pdfast.errors import PdfastError, UsageError
 from pdfast.interop import onnx
 from pdfast.interop.diffusers import export
@@ -91,7 +92,9 @@ def test_network_and_samples(name, tmp_path):
     grid, labels = pipe.scheduler.config.num_train_timesteps, labels_for(model)
     k = torch.tensor([0, 15, grid // 2 - 1, grid - 1])
     with torch.no_grad():
-        ours = model.at(noise(model), model.schedule.phi((k + 1) / grid), labels)
+        ours = model.forward_at_angle(
+            noise(model), model.schedule.phi((k + 1) / grid), Conditioning(labels)
+        )
         theirs = pipe.unet(noise(model), k, class_labels=labels).sample
     assert apart(ours, theirs) < TOL
     for steps in STEPS if name in ("four heads", "classes") else (1, 8):

@@ -21,6 +21,7 @@ from pdfast.cli.main import main
 from pdfast.config.schema import EngineConfig, NetConfig, load_config
 from pdfast.config.serialization import to_table
 from pdfast.diffusion import betas
+from pdfast.diffusion.conditioning import UNCONDITIONAL, Conditioning
 from pdfast.distillation.rounds import check_start
 from pdfast.interop import onnx
 from pdfast.interop.common import Probe
@@ -31,7 +32,6 @@ from pdfast.interop.diffusers.pipeline import Pipeline, Table
 from pdfast.models.checkpoint import load_model
 from pdfast.models.model import Model
 from pdfast.training import precision
-from pdfast.training.batch import Condition
 
 pytestmark = pytest.mark.usefixtures("handlers")
 TOL = 1e-5
@@ -73,7 +73,7 @@ def test_the_network_is_diffusers(name, tmp_path):
     labels = torch.arange(len(t)) % 5 if model.cfg.num_classes else None
     with torch.no_grad():
         theirs = net(z, t, class_labels=labels).sample
-        ours = model.at(z, model.schedule.phi(u_of(t)), labels)
+        ours = model.forward_at_angle(z, model.schedule.phi(u_of(t)), Conditioning(labels))
     assert df.apart(ours, theirs) < TOL < 0.1 * theirs.abs().max()
     assert (model.head, model.steps, model.cfg.schedule) == ("eps", 0, "linear")
 
@@ -103,15 +103,16 @@ def test_in_bfloat16_and_with_tabulated_embeddings(tmp_path):
     z = df.noise(model, 2)
     low = precision.cast_to_precision(model, "bf16")
     with torch.no_grad():
-        out, rough = model.at(z, phi), low.at(z, phi)
+        out, rough = model.forward_at_angle(z, phi), low.forward_at_angle(z, phi)
     assert rough.dtype == torch.bfloat16
     assert 0 < df.apart(rough, out) < 0.05 * out.abs().max()
     rollout = Rollout(model, 5, "snr_trunc", EngineConfig(tabulate_film=True))
     with torch.no_grad():
         for k in (1, 2, 10):
             phi = model.schedule.phi(torch.tensor([k / 10, 1.0]))
-            assert df.apart(rollout._teacher_at(z, phi, Condition()), model.at(z, phi)) < 1e-6
-            assert df.apart(model.at(z, phi.flip(0)), model.at(z, phi)) > 1e-3 or k == 10
+            out = model.forward_at_angle(z, phi)
+            assert df.apart(rollout._teacher_at(z, phi, UNCONDITIONAL), out) < 1e-6
+            assert df.apart(model.forward_at_angle(z, phi.flip(0)), out) > 1e-3 or k == 10
 
 
 # ------------------------------------------------------------------------------------------
@@ -272,7 +273,7 @@ def test_a_table_of_another_schedules_logsnr(tmp_path):
     t, z = torch.tensor([0, 500, 999]), df.noise(model, 3)
     with torch.no_grad():
         theirs = net(z, t).sample
-        assert df.apart(model.at(z, model.schedule.phi(u_of(t))), theirs) < TOL
+        assert df.apart(model.forward_at_angle(z, model.schedule.phi(u_of(t))), theirs) < TOL
 
 
 def test_what_an_onnx_export_says_of_the_schedule():

@@ -12,7 +12,7 @@ from torch.library import opcheck
 
 from pdfast.config.schema import TrainConfig
 from pdfast.kernels import adamw as file
-from pdfast.kernels.adamw import adamw, adamw_op, adamw_reference
+from pdfast.kernels.adamw import AdamWHyperparameters, adamw, adamw_op, adamw_reference
 from pdfast.training import averages
 
 CASE = {
@@ -56,16 +56,22 @@ def check(
     if first_step == 1:
         ours[2].zero_(), ours[3].zero_()
     exact, eager = to(ours, torch.float64), to(ours, torch.float32)
-    numbers = (max_norm, *betas, 1e-8, weight_decay, ema_decay or 0.0, 1, ema_warmup)
-    names = ("max_norm", "beta1", "beta2", "eps", "weight_decay", "ema_decay", "max_skipped")
-    names += ("ema_warmup",)
+    hyperparameters = AdamWHyperparameters(
+        max_norm=max_norm,
+        beta1=betas[0],
+        beta2=betas[1],
+        weight_decay=weight_decay,
+        ema_decay=ema_decay or 0.0,
+        max_skipped=1,
+        ema_warmup=ema_warmup,
+    )
     for step in range(first_step, first_step + 2):
         grads = scale * torch.randn(size, generator=g).to(DEVICE)
         ours[1].copy_(grads), exact[1].copy_(grads), eager[1].copy_(grads)
         counters = counters_of(lr, step)
-        norm = adamw(*ours, *counters, **dict(zip(names, numbers, strict=True)))
-        norm_exact = adamw_reference(*exact, *counters, *numbers)
-        norm_eager = adamw_reference(*eager, *counters, *numbers)
+        norm = adamw(*ours, *counters, hyperparameters)
+        norm_exact = adamw_reference(*exact, *counters, hyperparameters)
+        norm_eager = adamw_reference(*eager, *counters, hyperparameters)
         assert_accepted(norm, norm_eager, norm_exact)
     for mine, theirs, truth in zip(ours[:5], eager, exact, strict=False):
         if mine is not None:
@@ -105,8 +111,10 @@ def test_torch_adamw_with_clipping_and_averaging(kernel, max_norm, monkeypatch):
         optimizer.param_groups[0]["lr"] = 0.1 / step
         optimizer.step()
         average.lerp_(theirs.detach(), 1.0 if step == 1 else 0.01)
-        options = {"max_norm": max_norm, "max_skipped": 1, "weight_decay": 0.1, "ema_decay": 0.99}
-        got = adamw(*ours, *counters_of(0.1 / step, step), **options)
+        options = AdamWHyperparameters(
+            max_norm=max_norm, max_skipped=1, weight_decay=0.1, ema_decay=0.99
+        )
+        got = adamw(*ours, *counters_of(0.1 / step, step), options)
         state = optimizer.state[theirs]
         pairs = [(got, norm), (ours[0], theirs.detach()), (ours[4], average)]
         pairs += [(ours[2], state["exp_avg"]), (ours[3], state["exp_avg_sq"])]
@@ -167,9 +175,10 @@ def test_a_skipped_update_changes_two_counters_alone(kind, loss, grad, before, a
     buffers = changing(kind)
     if grad:
         buffers[1][grad[0]] = grad[1]
-    expected, options = bits(buffers), {"max_norm": 1.0, "max_skipped": 3, "ema_decay": 0.9}
+    expected = bits(buffers)
+    options = AdamWHyperparameters(max_norm=1.0, max_skipped=3, ema_decay=0.9)
     lr, step, loss, skipped = counters_of(0.1, 20, loss, before)
-    norm = adamw(*buffers, lr, step, loss.reshape(shape), skipped, **options)
+    norm = adamw(*buffers, lr, step, loss.reshape(shape), skipped, options)
     assert skipped.tolist() == list(after)
     assert all(torch.equal(a, b) for a, b in zip(bits(buffers), expected, strict=True))
     assert bool(norm.isfinite()) == (grad is None)
@@ -179,18 +188,19 @@ def test_a_skipped_update_changes_two_counters_alone(kind, loss, grad, before, a
 @pytest.mark.parametrize("ema_warmup", [False, True])
 def test_skipped_updates_are_no_steps(kind, ema_warmup):
     """The same bits as without them: bias correction, the first average, and its warm-up."""
-    options = {"max_norm": 1.0, "max_skipped": 3, "weight_decay": 0.1, "ema_decay": 0.9}
-    options["ema_warmup"] = ema_warmup
+    options = AdamWHyperparameters(
+        max_norm=1.0, max_skipped=3, weight_decay=0.1, ema_decay=0.9, ema_warmup=ema_warmup
+    )
     with_some, without = changing(kind), changing(kind)
     for buffers in (with_some, without):
         buffers[2].zero_(), buffers[3].zero_()
     skipped, made = torch.tensor([0, 0], device=DEVICE), 0
     for step, loss in enumerate([NAN, INF, 1.0, NAN, 1.0, 1.0, NAN, NAN, 1.0], 1):
         lr, count, value, _ = counters_of(0.1, step, loss)
-        adamw(*with_some, lr, count, value, skipped, **options)
+        adamw(*with_some, lr, count, value, skipped, options)
         if loss == 1.0:
             made += 1
-            adamw(*without, *counters_of(0.1, made), **options)
+            adamw(*without, *counters_of(0.1, made), options)
             assert torch.equal(with_some[4], with_some[0]) == (made == 1)
         pairs = zip(bits(with_some), bits(without), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)
@@ -207,11 +217,13 @@ AVERAGES = [(decay, warmup) for decay in (0.0, 0.3, 0.8, 0.9999) for warmup in (
 def test_averages_of_weights_that_jump(kind, ema_decay, ema_warmup):
     """Twenty updates, each of weights of its own, by the definition in float64."""
     buffers, generator = changing(kind), torch.Generator().manual_seed(0)
-    options = {"max_norm": 0.0, "max_skipped": 1, "ema_decay": ema_decay, "ema_warmup": ema_warmup}
+    options = AdamWHyperparameters(
+        max_norm=0.0, max_skipped=1, ema_decay=ema_decay, ema_warmup=ema_warmup
+    )
     expected, unit = buffers[0].double(), torch.finfo(kind).eps
     for k in range(20):
         buffers[0].copy_(torch.randn(SIZE, generator=generator))
-        adamw(*buffers, *counters_of(0.0, k + 1), **options)
+        adamw(*buffers, *counters_of(0.0, k + 1), options)
         decay = min(ema_decay, (1 + k) / (10 + k)) if ema_warmup else ema_decay
         decay = decay if k else 0.0
         expected = decay * expected + (1 - decay) * buffers[0].double()
@@ -225,11 +237,13 @@ def test_the_share_of_the_first_weights_in_the_averages(kind, ema_decay, ema_war
     """Averages of weights that are 1 after the first update and 0 after each later one."""
     cfg = TrainConfig(ema_decay=ema_decay, ema_warmup=ema_warmup)
     buffers = [torch.zeros(16, dtype=kind, device=DEVICE) for _ in range(5)]
-    options = {"max_norm": 0.0, "max_skipped": 1, "ema_decay": ema_decay, "ema_warmup": ema_warmup}
+    options = AdamWHyperparameters(
+        max_norm=0.0, max_skipped=1, ema_decay=ema_decay, ema_warmup=ema_warmup
+    )
     buffers[4].fill_(7.0)  # what was there before does not count
     for step in range(1, 400):
         buffers[0].fill_(1.0 if step == 1 else 0.0)
-        adamw(*buffers, None, *counters_of(0.0, step), **options)
+        adamw(*buffers, None, *counters_of(0.0, step), options)
         found = averages.initial_share(cfg, step)
         assert found == pytest.approx(float(buffers[4][0]), rel=1e-3, abs=1e-30)
         if launched and step == 50:  # the interpreter takes 15 ms for each
@@ -241,7 +255,9 @@ def test_after_the_limit_nothing_is_updated_again(kind):
     expected = bits(buffers)
     for step, loss in enumerate([NAN, NAN, NAN, 1.0, 1.0], 1):
         lr, count, value, _ = counters_of(0.1, step, loss)
-        adamw(*buffers, lr, count, value, skipped, max_norm=0.0, max_skipped=3)
+        adamw(
+            *buffers, lr, count, value, skipped, AdamWHyperparameters(max_norm=0.0, max_skipped=3)
+        )
     assert skipped.tolist() == [5, 5]
     assert all(torch.equal(a, b) for a, b in zip(bits(buffers), expected, strict=True))
 
@@ -267,7 +283,11 @@ def test_the_same_bits_again_with_several_blocks_per_program(monkeypatch):
     runs = []
     for _ in range(2):
         buffers = start(10 * file.BLOCK + 3, True, None, torch.Generator().manual_seed(0))
-        norm = adamw(*buffers, *counters_of(0.1, 1), max_norm=0.1, max_skipped=1, ema_decay=0.9)
+        norm = adamw(
+            *buffers,
+            *counters_of(0.1, 1),
+            AdamWHyperparameters(max_norm=0.1, max_skipped=1, ema_decay=0.9),
+        )
         runs.append((norm, buffers[0], *buffers[2:5]))
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
@@ -276,9 +296,9 @@ def test_the_same_bits_again_with_several_blocks_per_program(monkeypatch):
 def test_short_buffers_are_the_beginning_of_long_ones(size):
     whole = start(100, True, torch.bfloat16, torch.Generator().manual_seed(0))
     part = [buffer[:size].clone() for buffer in whole]
-    options = {"max_norm": 0.0, "max_skipped": 1, "weight_decay": 0.1, "ema_decay": 0.9}
+    options = AdamWHyperparameters(max_norm=0.0, max_skipped=1, weight_decay=0.1, ema_decay=0.9)
     for buffers in (whole, part):
-        norm = adamw(*buffers, *counters_of(0.1, 3), **options)
+        norm = adamw(*buffers, *counters_of(0.1, 3), options)
     assert all(torch.equal(a, b[:size]) for a, b in zip(part, whole, strict=True))
     assert torch.allclose(norm, part[1].norm(), rtol=1e-6)
 
@@ -286,7 +306,7 @@ def test_short_buffers_are_the_beginning_of_long_ones(size):
 def test_gradients_that_overflow_when_squared():
     buffers = start(100, False, None, torch.Generator().manual_seed(0))
     buffers[1].fill_(1e25)
-    norm = adamw(*buffers, *counters_of(0.1, 1), max_norm=1.0, max_skipped=1)
+    norm = adamw(*buffers, *counters_of(0.1, 1), AdamWHyperparameters(max_norm=1.0, max_skipped=1))
     if file.runtime.uses_triton(DEVICE):  # torch's own norm of float32 overflows
         assert float(norm) == pytest.approx(1e26, rel=1e-6)
 
@@ -329,12 +349,12 @@ def test_bad_arguments(name, bad, message):
     args = arguments()
     args[name] = bad(args[name])
     with pytest.raises((TypeError, ValueError), match=message):
-        adamw(**args, max_norm=1.0, max_skipped=1)
+        adamw(**args, hyperparameters=AdamWHyperparameters(max_norm=1.0, max_skipped=1))
 
 
 def test_one_update_at_least_may_be_skipped():
     with pytest.raises(ValueError, match="max_skipped must be at least 1, not 0"):
-        adamw(**arguments(), max_norm=1.0, max_skipped=0)
+        AdamWHyperparameters(max_norm=1.0, max_skipped=0)
 
 
 # ------------------------------------------------------------------------------------------
@@ -358,9 +378,10 @@ def launch(device, ema=True, copy="bf16", max_norm=1.0, size=4096, live=True, wa
     lr, loss = torch.tensor([1e-3], device=device), torch.tensor(0.5, device=device)
     count = torch.tensor([3], device=device)
     skipped = torch.zeros(2, dtype=torch.int64, device=device)
-    options = {"max_norm": max_norm, "max_skipped": 10, "weight_decay": 0.1, "ema_decay": 0.999}
-    options["ema_warmup"] = warmup
-    norm = adamw(*buffers, lr, count, loss, skipped, **options)
+    options = AdamWHyperparameters(
+        max_norm=max_norm, max_skipped=10, weight_decay=0.1, ema_decay=0.999, ema_warmup=warmup
+    )
+    norm = adamw(*buffers, lr, count, loss, skipped, options)
     return norm, *(b for b in buffers if b is not None), skipped
 
 
@@ -398,10 +419,10 @@ def traffic():
     generator = torch.Generator().manual_seed(0)
     *buffers, copy = start(size, True, torch.float16, generator)
     counters = counters_of(0.1, 2)
+    options = AdamWHyperparameters(max_norm=1.0, max_skipped=1, weight_decay=0.1, ema_decay=0.9)
 
     def run():
-        options = {"max_norm": 1.0, "max_skipped": 1, "weight_decay": 0.1, "ema_decay": 0.9}
-        norm = adamw(*buffers, copy, *counters, **options)
+        norm = adamw(*buffers, copy, *counters, options)
         _, grads, *_ = buffers
         found = [(b, *((2, 0) if b is grads else (1, 1))) for b in buffers]
         lr, step, loss, skipped = counters
@@ -409,6 +430,6 @@ def traffic():
         return found + [(number, programs, 0) for number in (lr, step, loss)]
 
     def eager():
-        adamw_reference(*buffers, copy, *counters, 1.0, 0.9, 0.999, 1e-8, 0.1, 0.9, 1)
+        adamw_reference(*buffers, copy, *counters, options)
 
     yield Traffic("adamw", run, eager, size, scratch=8 * programs * (1 + programs))

@@ -1,5 +1,6 @@
 """add_noise against its reference: integers to the bit, normals to an ulp, images in float64."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -24,6 +25,7 @@ from torch.library import opcheck
 from pdfast.kernels import philox, runtime
 from pdfast.kernels.add_noise import (
     BLOCK,
+    NoiseOptions,
     add_noise,
     add_noise_op,
     add_noise_reference,
@@ -32,6 +34,17 @@ from pdfast.kernels.add_noise import (
 from pdfast.kernels.philox import normal_pair
 from pdfast.kernels.runtime import tl, triton
 from pdfast.kernels.shuffle import shuffled
+
+
+def noised(images, schedule, update, rows=None, **options):
+    """add_noise, its options by name."""
+    return add_noise(images, schedule, update, NoiseOptions(**options), rows)
+
+
+def reference(images, schedule, update, rows=None, *, dtype, **options):
+    """The same of its reference."""
+    return add_noise_reference(images, schedule, update, NoiseOptions(**options), rows, dtype=dtype)
+
 
 CASE = {
     "shape": st.tuples(st.integers(1, 9), st.sampled_from([1, 3]), SIDES, SIDES),
@@ -81,23 +94,23 @@ def check(
     """`some`: every other image alone may be drawn."""
     pixels = data(shape, layout, draw, levels)
     case["rows"] = torch.arange(0, len(pixels), 2, device=DEVICE) if some else None
-    angles = angles_of(num_steps) if table and num_steps else None
-    schedule = (SCHEDULE.a, SCHEDULE.b) if angles is None else angles
-    got = add_noise(pixels, schedule, num_steps, net_dtype=dtype, **case)
+    table = table and num_steps > 0
+    case["schedule"] = angles_of(num_steps) if table else (SCHEDULE.a, SCHEDULE.b)
+    case["num_steps"] = num_steps
+    got = noised(pixels, net_dtype=dtype, **case)
     case["update"] = torch.tensor([case["update"]], device=DEVICE)
-    args = {"a": SCHEDULE.a, "b": SCHEDULE.b, "angles": angles, "num_steps": num_steps, **case}
-    exact, phi_t, phi_mid, last, chosen, spare, y_exact = add_noise_reference(
-        pixels, dtype=torch.float64, **args
+    exact, phi_t, phi_mid, is_last_step, chosen, spare, y_exact = reference(
+        pixels, dtype=torch.float64, **case
     )
-    eager, *_, y = add_noise_reference(pixels, dtype=torch.float32, **args)
+    eager, *_, y = reference(pixels, dtype=torch.float32, **case)
     assert torch.equal(got.chosen, chosen)
     assert not some or (chosen % 2 == 0).all()
-    assert torch.equal(got.last, last)
+    assert torch.equal(got.is_last_step, is_last_step)
     assert torch.equal(got.spare, spare)
     assert torch.equal(got.phi_t, phi_t)
     assert torch.equal(got.phi_mid, phi_mid)
     x, eps = (
-        add_noise_reference(pixels, dtype=torch.float64, **(args | {"head": head}))[-1].abs()
+        reference(pixels, dtype=torch.float64, **(case | {"head": head}))[-1].abs()
         for head in ("x", "eps")
     )
     cos, sin = (f(phi_t).reshape(-1, 1, 1, 1) for f in (torch.cos, torch.sin))
@@ -137,13 +150,10 @@ ARGS = {
 def test_angles_have_one_value_for_any_number_of_steps(num_steps):
     """Also those that a product with 1 / N would round to another number."""
     pixels = data((2, 1, 2, 2), "channels last", 0)
-    draw = {"seed": 0, "round_": 1, "first": 0, "num": 64, "flip": False, "head": None}
-    got = add_noise(pixels, (SCHEDULE.a, SCHEDULE.b), num_steps, update=1, **draw)
-    args = {"a": SCHEDULE.a, "b": SCHEDULE.b, "angles": None, "num_steps": num_steps, **draw}
-    update = torch.tensor([1], device=DEVICE)
-    _, phi_t, phi_mid, *_ = add_noise_reference(
-        pixels, update=update, fixed=False, dtype=torch.float32, **args
-    )
+    draw = {"seed": 0, "round_": 1, "num": 64, "num_steps": num_steps}
+    schedule, update = (SCHEDULE.a, SCHEDULE.b), torch.tensor([1], device=DEVICE)
+    got = noised(pixels, schedule, 1, **draw)
+    _, phi_t, phi_mid, *_ = reference(pixels, schedule, update, dtype=torch.float32, **draw)
     assert torch.equal(got.phi_t, phi_t)
     assert torch.equal(got.phi_mid, phi_mid)
 
@@ -153,12 +163,12 @@ def test_the_spare_number_is_uniform_and_of_its_own_bits():
     num = 4096
     images = torch.zeros(9, 1, 1, 2, dtype=torch.uint8)
     images[..., 1] = 255
-    draw = {"seed": 7, "round_": 3, "update": torch.tensor([11]), "first": 0, "num": num}
+    draw = {"seed": 7, "round_": 3, "num": num, "flip": True, "head": "x", "dtype": torch.float32}
+    schedule, update = (SCHEDULE.a, SCHEDULE.b), torch.tensor([11])
     for steps in (64, 0):
-        _, phi_t, _, _, chosen, spare, x = add_noise_reference(
-            images, SCHEDULE.a, SCHEDULE.b, None, steps, **draw, flip=True, head="x",
-            dtype=torch.float32, fixed=False,
-        )  # fmt: skip
+        _, phi_t, _, _, chosen, spare, x = reference(
+            images, schedule, update, num_steps=steps, **draw
+        )
         assert 0 < spare.min() < spare.max() < 1
         assert (torch.histc(spare, 8, 0, 1) - num / 8).abs().max() < 4 * (num / 8) ** 0.5
         for other in (chosen, phi_t, x[:, 0, 0, 0]):
@@ -167,16 +177,16 @@ def test_the_spare_number_is_uniform_and_of_its_own_bits():
 
 
 def test_the_same_bits_again_and_by_position():
-    first, second = (add_noise(**ARGS, flip=True, head="v") for _ in range(2))
-    part = add_noise(**ARGS | {"first": 1, "num": 2}, flip=True, head="v")
-    for name in ("z_t", "phi_t", "phi_mid", "last", "chosen", "spare", "y"):
+    first, second = (noised(**ARGS, flip=True, head="v") for _ in range(2))
+    part = noised(**ARGS | {"first": 1, "num": 2}, flip=True, head="v")
+    for name in ("z_t", "phi_t", "phi_mid", "is_last_step", "chosen", "spare", "y"):
         assert torch.equal(getattr(first, name), getattr(second, name))
         assert torch.equal(getattr(first, name)[1:3], getattr(part, name))
 
 
 def test_an_update_on_the_device_is_the_same_as_a_number():
     here = torch.tensor([11], device=DEVICE)
-    assert torch.equal(add_noise(**ARGS).z_t, add_noise(**ARGS | {"update": here}).z_t)
+    assert torch.equal(noised(**ARGS).z_t, noised(**ARGS | {"update": here}).z_t)
 
 
 def test_more_elements_than_a_block():
@@ -192,15 +202,15 @@ def test_some_images_are_drawn_as_a_set_of_them_alone_would_be():
     """And their order in the table counts."""
     rows = torch.tensor([8, 1, 2, 5], device=DEVICE)
     args = ARGS | {"num": 24, "flip": True, "head": "x"}
-    got = add_noise(**args, rows=rows)
+    got = noised(**args, rows=rows)
     assert set(got.chosen.tolist()) == set(rows.tolist())
-    alone = add_noise(**args | {"images": ARGS["images"][rows]})
+    alone = noised(**args | {"images": ARGS["images"][rows]})
     assert torch.equal(got.chosen, rows[alone.chosen])
-    for name in ("z_t", "phi_t", "phi_mid", "last", "spare", "y"):
+    for name in ("z_t", "phi_t", "phi_mid", "is_last_step", "spare", "y"):
         assert torch.equal(getattr(got, name), getattr(alone, name)), name
-    everything = add_noise(**args, rows=torch.arange(9, device=DEVICE))
-    assert all(map(torch.equal, everything, add_noise(**args)))
-    index = draw_indices(7, 3, 11, 0, 24, 9, rows=rows.cpu())
+    everything = noised(**args, rows=torch.arange(9, device=DEVICE))
+    assert all(map(torch.equal, everything, noised(**args)))
+    index = draw_indices(NoiseOptions(seed=7, round_=3, num=24, population=9), 11, rows.cpu())
     assert torch.equal(index, got.chosen.cpu())
 
 
@@ -214,19 +224,21 @@ def test_images_gathered_elsewhere_are_those_of_the_whole_set(
     changed = {"num_steps": num_steps, "update": 2**32 + 11, "first": 2}
     case = ARGS | changed | {"flip": flip, "fixed": fixed, "net_dtype": net_dtype, "head": "v"}
     rows = torch.tensor([7, 0, 3]) if some else None
-    whole = add_noise(**case, rows=rows if rows is None else rows.to(DEVICE))
-    index = draw_indices(7, 3, 2**32 + 11, 2, 4, len(ARGS["images"]), fixed, rows)
+    whole = noised(**case, rows=rows if rows is None else rows.to(DEVICE))
+    of_set = NoiseOptions(seed=7, round_=3, num=4, first=2, fixed=fixed, population=9)
+    index = draw_indices(of_set, 2**32 + 11, rows)
     assert index.device.type == "cpu"
     assert torch.equal(index, whole.chosen.cpu())
     gathered = ARGS["images"].cpu()[index].to(DEVICE)
-    part = add_noise(
+    part = noised(
         **case | {"images": gathered, "population": len(ARGS["images"])},
         rows=rows if rows is None else rows.to(DEVICE),
     )
     for name, expected in whole._asdict().items():
         assert torch.equal(getattr(part, name), expected), name
-    other = add_noise(**case | {"images": gathered, "population": 2**31 - 1})
-    index = draw_indices(7, 3, 2**32 + 11, 2, 4, 2**31 - 1, fixed)
+    other = noised(**case | {"images": gathered, "population": 2**31 - 1})
+    of_set = dataclasses.replace(of_set, population=2**31 - 1)
+    index = draw_indices(of_set, 2**32 + 11)
     assert torch.equal(other.chosen.cpu(), index)
     assert index.max() > 2**20
     assert torch.equal(other.z_t, whole.z_t)
@@ -238,28 +250,29 @@ def test_without_replacement_only_the_choice_of_images_changes(some):
     rows = torch.tensor([7, 0, 3, 8, 2], device=DEVICE) if some else None
     of, batch, update = 5 if some else 9, 12, 2**32 + 11
     case = ARGS | {"update": update, "first": 3, "num": 8, "flip": True, "rows": rows}
-    got = add_noise(**case, shuffled_by=batch)
+    got = noised(**case, shuffled_by=batch)
     draws = update * batch + 3 + torch.arange(8)
     expected = shuffled(draws, of, philox.key_of(7, philox.Stream.BATCH, 3))
     assert torch.equal(got.chosen.cpu(), expected if rows is None else rows.cpu()[expected])
     on_cpu = None if rows is None else rows.cpu()
-    index = draw_indices(7, 3, update, 3, 8, 9, rows=on_cpu, shuffled_by=batch)
+    draw = NoiseOptions(seed=7, round_=3, num=8, first=3, population=9, shuffled_by=batch)
+    index = draw_indices(draw, update, on_cpu)
     assert torch.equal(index, got.chosen.cpu())
     gathered = ARGS["images"].cpu()[index].to(DEVICE)
-    part = add_noise(**case | {"images": gathered, "population": 9}, shuffled_by=batch)
+    part = noised(**case | {"images": gathered, "population": 9}, shuffled_by=batch)
     assert all(map(torch.equal, part[:7], got[:7]))
 
     alike = case | {"images": ARGS["images"][:1].expand(9, -1, -1, -1), "head": "x"}
-    one, other = add_noise(**alike, shuffled_by=batch), add_noise(**alike)
+    one, other = noised(**alike, shuffled_by=batch), noised(**alike)
     assert not torch.equal(one.chosen, other.chosen)
-    for name in ("z_t", "phi_t", "phi_mid", "last", "spare", "y"):
+    for name in ("z_t", "phi_t", "phi_mid", "is_last_step", "spare", "y"):
         assert torch.equal(getattr(one, name), getattr(other, name)), name
 
 
 def test_a_table_of_the_same_angles_is_the_same():
     u = torch.arange(129, dtype=torch.float64, device=DEVICE) / 128
-    same = add_noise(**ARGS | {"schedule": SCHEDULE.a * u + SCHEDULE.b})
-    assert all(torch.equal(a, b) for a, b in zip(same[:6], add_noise(**ARGS)[:6], strict=True))
+    same = noised(**ARGS | {"schedule": SCHEDULE.a * u + SCHEDULE.b})
+    assert all(torch.equal(a, b) for a, b in zip(same[:6], noised(**ARGS)[:6], strict=True))
 
 
 @triton.jit
@@ -339,7 +352,7 @@ def test_registered(dtype, head, population, some, by):
 )
 def test_bad_arguments(changed, message):
     with pytest.raises((TypeError, ValueError), match=message):
-        add_noise(**ARGS | changed)
+        noised(**ARGS | changed)
 
 
 # ------------------------------------------------------------------------------------------
@@ -359,30 +372,23 @@ def launch(
     **draws,
 ):
     """3 images of 5, or of `some`; `times` discrete, continuous or by table."""
-    draws = {"seed": 2**32 - 1, "round_": 1, "update": 7, "first": 0, "shuffled_by": 0, **draws}
+    draws = {"seed": 2**32 - 1, "round_": 1, "update": 7, "num": 3, **draws}
+    update = draws.pop("update")
     images = values(shape, torch.float32, "cpu")
     if levels == "u8":
         images = (40 * images + 128).clamp(0, 255).to(torch.uint8)
-    num, population = 3, 0
+    draws["population"] = len(images) if gathered else 0
     rows = torch.tensor([4, 1]) if some else None
     if gathered:
-        population = len(images)
-        keys = (draws[name] for name in ("seed", "round_", "update", "first"))
-        by = draws["shuffled_by"]
-        images = images[draw_indices(*keys, num, population, rows=rows, shuffled_by=by)]
+        images = images[draw_indices(NoiseOptions(**draws), update, rows)]
     n = 0 if times == "continuous" else 6
     table = torch.linspace(0.1, 1.5, 2 * n + 1, dtype=torch.float64).square().to(device)
     return add_noise(
         images.contiguous(memory_format=torch.channels_last).to(device),
         table if times == "table" else (1.57, 4.5e-5),
-        n,
-        num=num,
-        flip=flip,
-        head=head,
-        net_dtype=TYPES[dtype],
-        population=population,
-        rows=None if rows is None else rows.to(device),
-        **draws,
+        update,
+        NoiseOptions(num_steps=n, flip=flip, head=head, net_dtype=TYPES[dtype], **draws),
+        None if rows is None else rows.to(device),
     )
 
 
@@ -445,17 +451,24 @@ def shared_code():
 def traffic():
     """Each program reads the update's number; what is the image's alone is written by its first."""
     pixels, update = data((3, 3, 31, 29), "channels last", 0), torch.tensor([7], device=DEVICE)
-    case = {"num_steps": 64, "seed": 7, "round_": 3, "update": update, "first": 0, "num": 3}
-    case |= {"flip": True, "head": "v", "fixed": False, "population": 9}
+    options = NoiseOptions(
+        seed=7,
+        round_=3,
+        num=3,
+        num_steps=64,
+        flip=True,
+        head="v",
+        net_dtype=torch.bfloat16,
+        population=9,
+    )
+    args = pixels, (SCHEDULE.a, SCHEDULE.b), update, options
     programs = len(pixels) * -(-pixels[0].numel() // BLOCK)
 
     def run():
-        noised = add_noise(pixels, (SCHEDULE.a, SCHEDULE.b), net_dtype=torch.bfloat16, **case)
-        return [(pixels, 1, 0), (update, programs, 0), *((t, 0, 1) for t in noised)]
+        return [(pixels, 1, 0), (update, programs, 0), *((t, 0, 1) for t in add_noise(*args))]
 
     def eager():
-        times = {"a": SCHEDULE.a, "b": SCHEDULE.b, "angles": None}
-        z_t, *_ = add_noise_reference(pixels, dtype=torch.float32, **times, **case)
+        z_t, *_ = add_noise_reference(*args, dtype=torch.float32)
         return z_t.to(torch.bfloat16)
 
     yield Traffic("add_noise", run, eager, pixels.numel())

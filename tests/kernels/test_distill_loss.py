@@ -159,7 +159,7 @@ def test_registered():
         (4, lambda t: t.float(), "phi_t must be float64, not float32"),
         (5, lambda t: t[:1], r"phi_mid must have shape \(3,\), not \(1,\)"),
         (5, lambda t: t.to("meta"), "phi_mid must be on .*, not on meta"),
-        (6, lambda t: t.long(), "last must be bool, not int64"),
+        (6, lambda t: t.long(), "is_last_step must be bool, not int64"),
         (7, lambda t: "w", "head must be one of x, eps, v, both, not 'w'"),
         (8, lambda t: "min_snr", "weight must be one of constant, snr, snr_trunc, v_mse"),
     ],

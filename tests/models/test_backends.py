@@ -9,7 +9,7 @@ import torch
 
 from pdfast.config.schema import BackendsConfig, NetConfig, load_config
 from pdfast.errors import UsageError
-from pdfast.kernels.adamw import adamw
+from pdfast.kernels.adamw import AdamWHyperparameters, adamw
 from pdfast.kernels.group_norm_silu import group_norm_silu
 from pdfast.models import backends
 from pdfast.models.model import Model
@@ -119,8 +119,9 @@ def optimizer_case(device="cpu"):
 
 def same_updates(device, ema_warmup):
     """Five updates, of which the first, the third (its gradient) and the last are skipped."""
-    options = {"max_norm": 1.0, "max_skipped": 9, "weight_decay": 0.01, "ema_decay": 0.9}
-    options["ema_warmup"] = ema_warmup
+    options = AdamWHyperparameters(
+        max_norm=1.0, max_skipped=9, weight_decay=0.01, ema_decay=0.9, ema_warmup=ema_warmup
+    )
     ours, theirs = optimizer_case(device), optimizer_case(device)
     counts = [torch.zeros(2, dtype=torch.int64, device=device) for _ in range(2)]
     for k in range(1, 6):
@@ -134,7 +135,7 @@ def same_updates(device, ema_warmup):
             (theirs, backends.apex_adamw, counts[1]),
         ):
             case[1].copy_(grad)
-            function(*case, lr, step, loss, skipped, **options)
+            function(*case, lr, step, loss, skipped, options)
         same = [torch.equal(a, b) for a, b in zip(before, theirs, strict=True)]
         assert same[:1] + same[2:] == [k in (1, 3, 5)] * 5
     assert counts[0].tolist() == counts[1].tolist() == [3, 1]

@@ -110,7 +110,7 @@ def test_its_input_is_its_own():
     before = z.clone()
     network = pdfast.Network(Writes((3, 4, 4)), (3, 4, 4))
     for given in (z, z.contiguous()):
-        network.at(given, torch.ones(2, dtype=torch.float64))
+        network.forward_at_angle(given, torch.ones(2, dtype=torch.float64))
         assert torch.equal(given, before)
     assert seen == [(True, torch.float32)] * 2
 

@@ -13,6 +13,8 @@ import pdfast
 from pdfast.console.progress import Screen
 from pdfast.diffusion import angles as angle_ops
 from pdfast.diffusion.angles import combine
+from pdfast.diffusion.conditioning import NO_CLASS, Conditioning
+from pdfast.diffusion.schedules import logsnr_of
 from pdfast.distillation.fitting import Fit
 from pdfast.distillation.rollout import Pipelined, Rollout
 from pdfast.distillation.rounds import first_student
@@ -21,7 +23,7 @@ from pdfast.evaluation.resume import fingerprints
 from pdfast.models import checkpoint
 from pdfast.models.guidance import guided
 from pdfast.models.model import Model
-from pdfast.models.unet import NO_CLASS, guidance_embedding
+from pdfast.models.unet import guidance_embedding
 from pdfast.training.model_run import ModelRun
 
 # ------------------------------------------------------------------------------------------
@@ -32,21 +34,24 @@ def test_no_class_is_the_zero_embedding_and_classes_are_as_ever(classes):
     z, phi, label = inputs()
     model = teacher_of(classes)
     always = random_model(dataclasses.replace(model.cfg, label_dropout=0.0), 0, torch.float64)
-    assert torch.equal(model.at(z, phi, label), always.at(z, phi, label))
-    none = model.at(z, phi, torch.full_like(label, NO_CLASS))
-    assert not torch.allclose(none, model.at(z, phi, label))
+    assert torch.equal(
+        model.forward_at_angle(z, phi, Conditioning(label)),
+        always.forward_at_angle(z, phi, Conditioning(label)),
+    )
+    none = model.forward_at_angle(z, phi, Conditioning(torch.full_like(label, NO_CLASS)))
+    assert not torch.allclose(none, model.forward_at_angle(z, phi, Conditioning(label)))
     with torch.no_grad():
         always.net.emb_class.weight.zero_()
-    assert torch.equal(none, always.at(z, phi, label))
+    assert torch.equal(none, always.forward_at_angle(z, phi, Conditioning(label)))
     with pytest.raises((IndexError, RuntimeError)):  # which an index of -1 must not be taken for
-        always.at(z, phi, torch.full_like(label, NO_CLASS))
+        always.forward_at_angle(z, phi, Conditioning(torch.full_like(label, NO_CLASS)))
 
 
 def test_no_class_has_no_gradient_of_the_classes(classes):
     z, phi, label = inputs()
     model = teacher_of(classes)
     label[::2] = NO_CLASS
-    model.at(z, phi, label).square().sum().backward()
+    model.forward_at_angle(z, phi, Conditioning(label)).square().sum().backward()
     told = model.net.emb_class.weight.grad.abs().sum(0) > 0
     assert told.nonzero().flatten().tolist() == [1, 3, 5]
 
@@ -67,20 +72,25 @@ def test_a_guided_student_begins_as_its_teacher_and_then_listens(guides):
     student = Model(guides.model).double()
     student.net.load_state_dict(student.net.state_dict() | teacher.net.state_dict())
     w = torch.linspace(0, 4, len(z), dtype=torch.float64)
-    assert torch.equal(student.at(z, phi, label, w), teacher.at(z, phi, label))
+    assert torch.equal(
+        student.forward_at_angle(z, phi, Conditioning(label, w)),
+        teacher.forward_at_angle(z, phi, Conditioning(label)),
+    )
     with torch.no_grad():
         student.net.emb_guidance.weight.normal_()
-    found = student.at(z, phi, label, w)
-    assert not torch.allclose(found, student.at(z, phi, label, w.flip(0)))
+    found = student.forward_at_angle(z, phi, Conditioning(label, w))
+    assert not torch.allclose(
+        found, student.forward_at_angle(z, phi, Conditioning(label, w.flip(0)))
+    )
     # By hand: the weight's vector is added to what the first layer makes of the noise level.
     net = student.net
     logsnr = -2 * torch.log(torch.tan(phi))
     first = net.emb0(net.embedding(logsnr)) + net.emb_guidance(guidance_embedding(w, 8, *RANGE))
     emb = net.emb1(silu(first)) + net.emb_class.weight.t()[label] + net.emb_class.bias
     films = [b.film(silu(emb)) for stage in net._stages() for b in stage.blocks()]
-    torch.testing.assert_close(found, student.at(z, phi, films=films))
+    torch.testing.assert_close(found, student.forward_at_angle(z, phi, Conditioning(films=films)))
     with pytest.raises(ValueError, match="takes guidance weights"):
-        student.at(z, phi, label)
+        student.forward_at_angle(z, phi, Conditioning(label))
 
 
 def test_a_runs_first_student_has_its_teachers_weights(guides, tmp_path):
@@ -94,6 +104,43 @@ def test_a_runs_first_student_has_its_teachers_weights(guides, tmp_path):
     assert weights.keys() == expected.keys()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights.items())
     assert (student.cfg.dropout, student.label_dropout, student.guidance) == (0.0, 0.0, RANGE)
+
+
+# ------------------------------------------------------------------------------------------
+# Ways to say it
+
+
+def test_the_face_of_a_model_and_its_inside_are_told_the_same(classes, guides):
+    """Label and weight by themselves, or as the object that carries them; also without the class,
+    and where guidance takes two evaluations.
+    """
+    z, phi, label = inputs()
+    teacher, student = teacher_of(classes), random_model(guides.model, 0, torch.float64)
+    w = torch.linspace(0.0, 4.0, len(z), dtype=torch.float64)
+    for model, told in (
+        (teacher, (label,)),
+        (teacher, (torch.full_like(label, NO_CLASS),)),
+        (guided(teacher, 1.5), (label,)),
+        (student, (label, w)),
+    ):
+        expected = model.forward_at_angle(z, phi, Conditioning(*told))
+        assert torch.equal(model(z, logsnr_of(phi), *told), expected)
+        assert torch.equal(model(z, logsnr_of(phi), conditioning=Conditioning(*told)), expected)
+
+
+def test_old_names_work_and_warn_once(classes, guides):
+    z, phi, label = inputs()
+    teacher, student = teacher_of(classes), random_model(guides.model, 0, torch.float64)
+    w = torch.ones(len(z), dtype=torch.float64)
+    with pytest.warns(
+        DeprecationWarning, match=r"Model\.at is now Model\.forward_at_angle"
+    ) as said:
+        found = student.at(z, phi, label, guidance=w)
+    assert torch.equal(found, student.forward_at_angle(z, phi, Conditioning(label, w)))
+    with pytest.warns(DeprecationWarning, match="Model.predict_x_at is now") as said_too:
+        found = teacher.predict_x_at(z, phi, label=label)
+    assert torch.equal(found, teacher.predict_x_at_angle(z, phi, Conditioning(label)))
+    assert [w.filename for w in (*said, *said_too)] == [__file__] * 2
 
 
 # ------------------------------------------------------------------------------------------
@@ -140,9 +187,9 @@ def test_weights_are_uniform_over_the_range(guides):
 def test_guidance_is_the_formula_in_x(classes, head):
     z, phi, label = inputs()
     model = teacher_of(classes, head)
-    told = model.predict_x_at(z, phi, label)
-    untold = model.predict_x_at(z, phi, torch.full_like(label, NO_CLASS))
-    found = guided(model, 1.5).predict_x_at(z, phi, label)
+    told = model.predict_x_at_angle(z, phi, Conditioning(label))
+    untold = model.predict_x_at_angle(z, phi, Conditioning(torch.full_like(label, NO_CLASS)))
+    found = guided(model, 1.5).predict_x_at_angle(z, phi, Conditioning(label))
     torch.testing.assert_close(found, 2.5 * told - 1.5 * untold, rtol=1e-9, atol=1e-9)
     assert guided(model, 0.0) is model
     assert (guided(model, 1.5).calls, model.calls) == (2, 1)
@@ -170,12 +217,19 @@ def test_a_student_at_one_weight_is_an_ordinary_model(guides, tmp_path):
     z, phi, label = inputs()
     for w in (0.0, 1.3, 4.0):
         one = guided(student, w)
-        expected = student.at(z, phi, label, torch.full((len(z),), w, dtype=torch.float64))
-        torch.testing.assert_close(one.at(z, phi, label), expected, rtol=1e-12, atol=1e-12)
+        expected = student.forward_at_angle(
+            z, phi, Conditioning(label, torch.full((len(z),), w, dtype=torch.float64))
+        )
+        torch.testing.assert_close(
+            one.forward_at_angle(z, phi, Conditioning(label)), expected, rtol=1e-12, atol=1e-12
+        )
         assert (one.guidance, one.calls) == ((), 1)
     checkpoint.save_model(one.float(), tmp_path / "one")
     saved = checkpoint.load_model(tmp_path / "one")
-    assert torch.equal(saved.at(z.float(), phi, label), one.at(z.float(), phi, label))
+    assert torch.equal(
+        saved.forward_at_angle(z.float(), phi, Conditioning(label)),
+        one.forward_at_angle(z.float(), phi, Conditioning(label)),
+    )
     assert all(torch.equal(before[name], t) for name, t in student.state_dict().items())
 
 
@@ -225,11 +279,14 @@ def test_the_first_fit_is_to_the_guided_teacher(guides, head):
     student.remove_dropout()
     drawn = batch(guides, student)
     problem = Fit(teacher, STEPS, "v_mse")(student, drawn)
-    draw, (label, w) = drawn.noised(teacher.schedule.grid(STEPS, teacher.device), STEPS)
+    draw, conditioning = drawn.noised(teacher.schedule.grid(STEPS, teacher.device), STEPS)
+    label, w = conditioning.label, conditioning.guidance
     assert w.unique().numel() == len(w)
     with torch.no_grad():
-        told = teacher.predict_x_at(draw.z_t, draw.phi_t, label)
-        untold = teacher.predict_x_at(draw.z_t, draw.phi_t, torch.full_like(label, NO_CLASS))
+        told = teacher.predict_x_at_angle(draw.z_t, draw.phi_t, Conditioning(label))
+        untold = teacher.predict_x_at_angle(
+            draw.z_t, draw.phi_t, Conditioning(torch.full_like(label, NO_CLASS))
+        )
         x = combine((1 + w, told), (-w, untold))
         x_hat = predict_x(student, draw, label, w)
         # v - v-hat = (x-hat - x) / sigma; see reference.py
@@ -239,7 +296,7 @@ def test_the_first_fit_is_to_the_guided_teacher(guides, head):
 
 def predict_x(student, draw, label, w):
     """x-hat of a guided student, each image at its own weight."""
-    out = student.at(draw.z_in, draw.phi_t, label, w)
+    out = student.forward_at_angle(draw.z_in, draw.phi_t, Conditioning(label, w))
     return angle_ops.predict_x(draw.z_t, out, draw.phi_t, student.head)
 
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from pdfast.config.schema import NetConfig, load_config
+from pdfast.diffusion.conditioning import Conditioning, DropoutRng
 from pdfast.models.model import Model
-from pdfast.models.unet import Dropped, GroupNormSiLU, ResBlock, UNet, logsnr_embedding
+from pdfast.models.unet import GroupNormSiLU, ResBlock, UNet, logsnr_embedding
 
 
 @pytest.mark.parametrize(
@@ -87,12 +88,16 @@ def test_dropout_is_by_counter():
     z, logsnr = torch.randn(2, 1, 8, 8), torch.zeros(2)
     blocks = [m for m in model.modules() if isinstance(m, ResBlock)]
     assert [block.layer for block in blocks] == list(range(len(blocks)))
-    one, other = (Dropped(0, 0, torch.tensor([k]), 0) for k in (1, 2))
-    assert torch.equal(model(z, logsnr, dropped=one), model(z, logsnr, dropped=one))
-    assert not torch.equal(model(z, logsnr, dropped=one), model(z, logsnr, dropped=other))
-    assert not torch.equal(model(z, logsnr, dropped=one), model(z, logsnr))
-    second = model(z[1:], logsnr[1:], dropped=one._replace(first=1))
-    assert torch.allclose(second, model(z, logsnr, dropped=one)[1:], atol=1e-5)
+
+    def made(z, logsnr, rng):
+        return model(z, logsnr, conditioning=Conditioning(dropout_rng=rng))
+
+    one, other = (DropoutRng(0, 0, torch.tensor([k]), 0) for k in (1, 2))
+    assert torch.equal(made(z, logsnr, one), made(z, logsnr, one))
+    assert not torch.equal(made(z, logsnr, one), made(z, logsnr, other))
+    assert not torch.equal(made(z, logsnr, one), model(z, logsnr))
+    second = made(z[1:], logsnr[1:], one._replace(first=1))
+    assert torch.allclose(second, made(z, logsnr, one)[1:], atol=1e-5)
 
 
 def test_embedding_tells_neighbouring_steps_apart():

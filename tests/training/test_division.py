@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pdfast.diffusion import wrappers
 from pdfast.diffusion.samplers import sample
 from pdfast.diffusion.schedules import CosineSchedule, TableSchedule
-from pdfast.kernels.add_noise import add_noise_reference
+from pdfast.kernels.add_noise import NoiseOptions, add_noise_reference
 from pdfast.kernels.angles import divide
 
 aten = torch.ops.aten
@@ -42,10 +42,11 @@ def test_add_noise_has_one_value_on_every_device(first):
     pixels = torch.arange(256, dtype=torch.uint8).reshape(4, 1, 8, 8)
     update = torch.tensor([5])
     for num_steps in range(first, first + 64):
-        args = (pixels, 1.57, 4.5e-5, None, num_steps, 0, 1, update, 0, 16, False, "v")
-        expected = add_noise_reference(*args, torch.float32, False)
+        options = NoiseOptions(seed=0, round_=1, num=16, num_steps=num_steps, head="v")
+        args = pixels, (1.57, 4.5e-5), update, options
+        expected = add_noise_reference(*args, dtype=torch.float32)
         with DividesAsCuda():
-            found = add_noise_reference(*args, torch.float32, False)
+            found = add_noise_reference(*args, dtype=torch.float32)
         for a, b in zip(expected, found, strict=True):
             assert torch.equal(a, b)
 
@@ -65,7 +66,7 @@ def test_the_sampler_visits_exact_fractions():
     class Fake:
         """A model that predicts zeros; its schedule notes the times that it is asked for."""
 
-        def predict_x_at(self, z, phi, label):
+        def predict_x_at_angle(self, z, phi, conditioning):
             return torch.zeros_like(z)
 
     fake = Fake()

@@ -22,16 +22,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pdfast import reference
 from pdfast.config.schema import EngineConfig
 from pdfast.data.dataset import Dataset
+from pdfast.diffusion.conditioning import UNCONDITIONAL, Conditioning, DropoutRng
 from pdfast.distillation.rollout import Pipelined, Rollout
 from pdfast.distillation.signal_check import measure
 from pdfast.errors import UsageError
 from pdfast.kernels import philox
 from pdfast.kernels.philox import Stream
 from pdfast.kernels.shuffle import shuffled
-from pdfast.models.unet import Dropped
 from pdfast.training import image_stream
 from pdfast.training import loop as training_loop
-from pdfast.training.batch import Condition, open_batch
+from pdfast.training.batch import open_batch
 from pdfast.training.optimizer import Optimizer
 from pdfast.training.precision import cast_to_precision, precision_of
 
@@ -76,8 +76,8 @@ def plain_loop(config, phase, model, teacher, data):
         eps = philox.normal(noise, update, 0, cfg.batch, (1, 8, 8)).to(dtype)
 
         def student(z, logsnr, label=None, update=update):
-            dropped = Dropped(config.seed, ROUND, update, 0)
-            return model(z, logsnr, label, dropped=dropped)
+            rng = DropoutRng(config.seed, ROUND, update, 0)
+            return model(z, logsnr, conditioning=Conditioning(label, dropout_rng=rng))
 
         student.head = model.head
         student.logsnr_min, student.logsnr_max = model.logsnr_min, model.logsnr_max
@@ -172,7 +172,9 @@ def test_tabulated_film_is_the_computed_one(short, tmp_path):
     u = torch.arange(1, 2 * STEPS + 1, dtype=torch.float64) / (2 * STEPS)
     z = torch.randn(2 * STEPS, 1, 8, 8)
     phi = start.schedule.phi(u)
-    torch.testing.assert_close(objective._teacher_at(z, phi, Condition()), start.at(z, phi))
+    torch.testing.assert_close(
+        objective._teacher_at(z, phi, UNCONDITIONAL), start.forward_at_angle(z, phi)
+    )
 
 
 @pytest.mark.slow

@@ -19,8 +19,8 @@ from pdfast.console.progress import Screen
 from pdfast.distillation.rollout import Pipelined
 from pdfast.distributed import collectives, signals
 from pdfast.errors import PdfastError, Stopped, UsageError
-from pdfast.kernels.adamw import adamw
-from pdfast.kernels.add_noise import draw_indices
+from pdfast.kernels.adamw import AdamWHyperparameters, adamw
+from pdfast.kernels.add_noise import NoiseOptions, draw_indices
 from pdfast.runs.run import Run
 from pdfast.storage import files
 from pdfast.training import loop
@@ -140,11 +140,12 @@ def test_a_skipped_update_changes_nothing(tiny, tmp_path, monkeypatch, where, va
     assert changes == [[k not in skipped] * 4 for k in range(updates)]
 
     optimizer, weights, exp_avg, exp_avg_sq, ema = start
-    options = {"max_norm": 0.05, "max_skipped": 1, "weight_decay": 0.01, "ema_decay": 0.9}
-    options["ema_warmup"] = True
+    options = AdamWHyperparameters(
+        max_norm=0.05, max_skipped=1, weight_decay=0.01, ema_decay=0.9, ema_warmup=True
+    )
     for n, (grad, rate) in enumerate(taken, 1):
         count, one, none = torch.tensor([n]), torch.ones(()), torch.tensor([0, 0])
-        adamw(weights, grad, exp_avg, exp_avg_sq, ema, None, rate, count, one, none, **options)
+        adamw(weights, grad, exp_avg, exp_avg_sq, ema, None, rate, count, one, none, options)
     expected = [ema, exp_avg, exp_avg_sq, ema]  # the averages have become the weights
     assert all(torch.equal(a, b) for a, b in zip(buffers_of(optimizer), expected, strict=True))
 
@@ -251,8 +252,8 @@ def test_so_many_stop_the_run(tiny, straight, tmp_path, monkeypatch, case, where
     expected = {"round": ROUND, "update": FIRST, "skipped": LIMIT, "seed": 0, "batch": cfg.batch}
     assert {key: table[key] for key in expected} == expected
     assert table["steps"] == (STEPS if phase == "distill" else 0)
-    by = {"shuffled_by": cfg.batch}
-    drawn = {k: draw_indices(0, ROUND, k, 0, cfg.batch, 50, **by).tolist() for k in numbers}
+    draw = NoiseOptions(seed=0, round_=ROUND, num=cfg.batch, population=50, shuffled_by=cfg.batch)
+    drawn = {k: draw_indices(draw, k).tolist() for k in numbers}
     assert table["images"] == {str(k): indices for k, indices in drawn.items()}
     rates = [table["lr"][str(k)] for k in numbers]
     assert rates == [pytest.approx(cfg.lr * (1 - k / UPDATES)) for k in numbers]

@@ -20,9 +20,9 @@ def angles(model, i, num_steps):
 
 def rollout(teacher, z_t, phi_t, phi_mid):
     with torch.no_grad():
-        out_t = teacher.at(z_t, phi_t)
+        out_t = teacher.forward_at_angle(z_t, phi_t)
         z_mid = ddim_step(z_t, out_t, phi_t, phi_mid, teacher.head).z
-        return out_t, teacher.at(z_mid, phi_mid)
+        return out_t, teacher.forward_at_angle(z_mid, phi_mid)
 
 
 class Replay:
