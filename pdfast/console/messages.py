@@ -1,6 +1,7 @@
-"""What is said of an exception that ends the work: one sentence, and all there is if asked for.
+"""Words for people: counts, and the one sentence for an exception that ends the work.
 
-Asked for is it by `--debug`, or by PDFAST_DEBUG=1 in the environment. Nothing here imports torch.
+`--debug`, or PDFAST_DEBUG=1 in the environment, asks for the traceback too. Nothing here imports
+torch.
 """
 
 import os
@@ -80,3 +81,8 @@ def trace(error: BaseException) -> str:
         below = below.__cause__ or below.__context__
     lines = "".join(whole.format()).splitlines()
     return "".join(printable(line) + "\n" for line in lines)
+
+
+def counted(steps: int) -> str:
+    """The number of steps in words: 1 step, 4 steps."""
+    return f"{steps} step{'s' if steps > 1 else ''}"

@@ -16,7 +16,7 @@ from pdfast.cost.counting import Count, count_update
 from pdfast.cost.counting import Phase as CountedPhase
 from pdfast.cost.plan import Stage, Update, stages
 from pdfast.cost.timing import Costs, Timed
-from pdfast.data import readers
+from pdfast.data import sources
 from pdfast.data.prepare import cache_folder
 from pdfast.errors import UsageError
 from pdfast.launch import launched
@@ -44,7 +44,7 @@ MEMORY = {"train": "training", "distill": "distillation", "fit": "the first fit"
 
 def num_images(config: Config) -> int | None:
     """Images of the config's data set; None where it is not there."""
-    return readers.count(config.data)
+    return sources.count(config.data)
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
@@ -129,7 +129,7 @@ def _reading(config: Config, images: int, screen: Screen) -> float | None:
     net = config.model
     size = images * net.image_size**2 * net.channels
     try:
-        return readers.seconds(config.data, net, arrays=size <= READ)
+        return sources.seconds(config.data, net, arrays=size <= READ)
     except UsageError as error:
         screen.warn(f"the run itself would be refused: {error}")
         return None
@@ -176,7 +176,7 @@ def _say_sizes(
         f"disk: at most {(models + states) * 4 * params / MB:,.0f} MB = {models} models and "
         f"{states} more copies in three saved states"
     )
-    if images is not None and readers.resizes(config.data.source):
+    if images is not None and sources.resizes(config.data.source):
         net = config.model
         size = images * net.image_size**2 * net.channels
         screen.say(f"disk, once: {size / MB:,.0f} MB of prepared images in {cache_folder()}")

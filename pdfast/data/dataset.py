@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pdfast.config.schema import DataConfig, NetConfig
 from pdfast.console.progress import Screen
-from pdfast.data import readers
+from pdfast.data import sources
 from pdfast.data.readers import registry
 from pdfast.data.readers.reading import Checksum
 from pdfast.errors import UsageError
@@ -43,7 +43,7 @@ class Dataset:
     """Of the files that it was read from: the same as long as nobody writes to them; "" where
     that is not known. See `sources.stamp`."""
     checksum: Checksum | None = None
-    """Of images in a file that is mapped into memory; see `sources.reading.Arrays`."""
+    """Of images in a file that is mapped into memory; see `readers.reading.Arrays`."""
     told: Digest = UNKNOWN
     """Its digest, where that is known."""
     trained: Tensor | None = None
@@ -99,7 +99,7 @@ def load_dataset(data: DataConfig, model: NetConfig, screen: Screen | None = Non
 
     Raises UsageError naming the file and the fix.
     """
-    found = readers.read(data, model, screen)
+    found = sources.read(data, model, screen)
     labels = found.labels
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of images that cannot be written to

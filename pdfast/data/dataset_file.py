@@ -12,10 +12,11 @@ from PIL import Image
 from pdfast.config.class_names import shown
 from pdfast.config.schema import LabelFolders, Resize
 from pdfast.console.progress import Screen
-from pdfast.data import prepare, readers
+from pdfast.data import prepare, sources
 from pdfast.data.image_grid import grid, rows
 from pdfast.data.prepare import Order
 from pdfast.data.readers import npz
+from pdfast.data.readers.pictures import MAX_LABEL
 from pdfast.data.readers.reading import Wanted
 from pdfast.errors import UsageError
 from pdfast.storage import files
@@ -68,7 +69,7 @@ def make(
         size, channels, labels, resize=True, folders=folders, method=method, skip_bad=skip_bad
     )
     order = Order(source, wanted, duplicates)
-    found = readers.find(source, wanted)
+    found = sources.find(source, wanted)
     if labels:
         _check_classes(source, found.labels)
 
@@ -95,7 +96,7 @@ def _check_classes(source: str, numbers: NDArray[np.integer[Any]] | None) -> Non
     if numbers is None:
         raise UsageError(f"{source} has no labels: leave --labels out, or add them")
     least, most = int(numbers.min()), int(numbers.max())
-    if least < 0 or most >= readers.pictures.MAX_LABEL:
+    if least < 0 or most >= MAX_LABEL:
         raise UsageError(f"{source} has labels from {least} to {most}: number classes from 0")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from pdfast.config.schema import Config
-from pdfast.data import readers
+from pdfast.data import sources
 from pdfast.evaluation.evaluator import Judge
 from pdfast.models.model import Model
 from pdfast.storage import files
@@ -114,7 +114,7 @@ def facts_of(judge: Judge, config: Config, model: Model, weights: dict[str, str]
     source, reading = config.data.source, "none"
     if data.shape:
         source = "given with the call"
-    elif readers.resizes(source):
+    elif sources.resizes(source):
         how = "antialiased bicubic" if config.data.resize == "bicubic" else "area"
         reading = f"centre crop, {how} resize to {height}x{width}"
         reading += ", grey" if channels == 1 else ""

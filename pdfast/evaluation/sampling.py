@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from pdfast.config.class_names import number_of, shown
+from pdfast.console.messages import counted
 from pdfast.console.progress import Screen
 from pdfast.data.image_grid import grid
 from pdfast.diffusion.samplers import Sampler
@@ -13,7 +14,6 @@ from pdfast.distributed import collectives
 from pdfast.distributed.settings import kept
 from pdfast.distributed.signals import poll
 from pdfast.errors import UsageError
-from pdfast.evaluation.report.plots import counted
 from pdfast.models import checkpoint
 from pdfast.models.guidance import guided
 from pdfast.models.model import Model

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pdfast.console.messages import counted
 from pdfast.distributed import collectives
 from pdfast.distributed.signals import poll
 from pdfast.evaluation import resume
 from pdfast.evaluation.evaluator import Figure, Judge
-from pdfast.evaluation.report.plots import counted
 from pdfast.evaluation.resume import EvalState, Finished, Part
 from pdfast.models.model import SAMPLE_BATCH, Model
 from pdfast.runs.run import Run

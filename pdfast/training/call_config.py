@@ -7,7 +7,7 @@ from typing import Any
 from pdfast.config import detectors
 from pdfast.config.schema import Config, load_config
 from pdfast.config.serialization import from_table, to_table
-from pdfast.data import readers
+from pdfast.data import sources
 from pdfast.errors import UsageError
 
 
@@ -23,7 +23,7 @@ def absolute_config(config: Config | str | Path) -> Config:
     """A Config of the right types whose data and teacher are found from any folder."""
     loaded = changed_config(config)
     data, distill = loaded.data, loaded.distill
-    data = dataclasses.replace(data, source=readers.absolute(data.source))
+    data = dataclasses.replace(data, source=sources.absolute(data.source))
     judged = dataclasses.replace(loaded.eval, detector=detectors.absolute(loaded.eval.detector))
     if distill.teacher:
         distill = dataclasses.replace(distill, teacher=str(Path(distill.teacher).absolute()))

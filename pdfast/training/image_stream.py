@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pdfast.config.schema import Config
-from pdfast.data import readers
+from pdfast.data import sources
 from pdfast.data.dataset import Dataset
 from pdfast.distributed import collectives
 from pdfast.kernels.add_noise import NoiseOptions, draw_indices
@@ -131,7 +131,7 @@ def read_by_all(source: str, function: Callable[[], Dataset]) -> Dataset:
         function()
 
     several = collectives.size() > 1  # which from_first hides from what it calls
-    if several and collectives.from_first(lambda: readers.resizes(source)):
+    if several and collectives.from_first(lambda: sources.resizes(source)):
         collectives.from_first(prepare)
     return collectives.together(function)
 

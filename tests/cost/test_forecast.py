@@ -19,7 +19,7 @@ from pdfast.cost.counting import Count, Memory
 from pdfast.cost.forecast import explained, memory_line, num_images, table
 from pdfast.cost.plan import stages
 from pdfast.cost.timing import Costs, Timed
-from pdfast.data import readers
+from pdfast.data import sources
 from pdfast.data.readers import pictures
 from pdfast.data.readers.decoding import threads
 from pdfast.distillation import rollout
@@ -320,13 +320,13 @@ def test_pictures_are_read_in_part(tmp_path, monkeypatch):
         return real(*args)
 
     monkeypatch.setattr(pictures, "_open", slow)
-    monkeypatch.setattr(readers, "FEW", 2)
+    monkeypatch.setattr(sources, "FEW", 2)
     net = replace(load_config("digits").model, image_size=8)
-    seconds = readers.seconds(DataConfig(source=str(tmp_path)), net)
+    seconds = sources.seconds(DataConfig(source=str(tmp_path)), net)
     assert len(read) == 2
     assert seconds >= 6 * 0.05 / threads()  # on all cores at once
     np.savez(tmp_path / "set.npz", images=np.zeros((7, 8, 8, 1), np.uint8))
-    assert readers.seconds(DataConfig(source=str(tmp_path / "set.npz")), net, arrays=False) is None
-    assert readers.seconds(DataConfig(source=str(tmp_path / "set.npz")), net) > 0
+    assert sources.seconds(DataConfig(source=str(tmp_path / "set.npz")), net, arrays=False) is None
+    assert sources.seconds(DataConfig(source=str(tmp_path / "set.npz")), net) > 0
     with pytest.raises(UsageError, match="has images of 8x8x1, but the config asks for 16x16x1"):
-        readers.seconds(DataConfig(source=str(tmp_path / "set.npz")), replace(net, image_size=16))
+        sources.seconds(DataConfig(source=str(tmp_path / "set.npz")), replace(net, image_size=16))

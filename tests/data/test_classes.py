@@ -16,7 +16,7 @@ from pdfast.config.class_names import difference, merged, number_of
 from pdfast.config.formats import FORMAT
 from pdfast.config.schema import Config, NetConfig
 from pdfast.config.serialization import from_table
-from pdfast.data import readers
+from pdfast.data import sources
 from pdfast.data.classes import Classes
 from pdfast.data.dataset import Dataset
 from pdfast.diffusion.rng import Draws, Stream, index_below
@@ -64,10 +64,10 @@ def config(tmp_path):
 @pytest.fixture
 def named(monkeypatch):
     """Gives the sets that are read names, as readers of folders do."""
-    real = readers.read
+    real = sources.read
 
     def name(names):
-        monkeypatch.setattr(readers, "read", lambda *args: real(*args)._replace(names=tuple(names)))
+        monkeypatch.setattr(sources, "read", lambda *args: real(*args)._replace(names=tuple(names)))
 
     return name
 

@@ -14,7 +14,7 @@ import pdfast
 from pdfast.cli.main import main
 from pdfast.config.schema import Config
 from pdfast.config.serialization import from_table
-from pdfast.data import dataset, digest, readers
+from pdfast.data import dataset, digest, sources
 from pdfast.data.dataset import Dataset
 from pdfast.errors import Stopped, UsageError
 from pdfast.storage import digests
@@ -255,7 +255,7 @@ def read(path, classes=3):
 def test_a_large_set_is_gone_through_once(tmp_path, passes, cache, monkeypatch):
     """Until one of its files is written to; with labels and without are two sets."""
     monkeypatch.setattr(digest, "LARGE", 0)
-    monkeypatch.setattr(readers, "SETTLED", -(10**12))  # as if the files had lain there for long
+    monkeypatch.setattr(sources, "SETTLED", -(10**12))  # as if the files had lain there for long
     path = write(tmp_path / "set.npz")
     first = read(path)
     assert read(path) == first
@@ -281,26 +281,26 @@ def test_a_large_set_is_gone_through_once(tmp_path, passes, cache, monkeypatch):
 def test_files_that_are_new_have_no_stamp(tmp_path, monkeypatch):
     """A file system's clock may stand still between two writes; see also where nothing is read."""
     path = write(tmp_path / "set.npz")
-    assert readers.stamp(str(path)) == ""
-    monkeypatch.setattr(readers, "SETTLED", -(10**12))
-    assert readers.stamp(str(path)) != ""
-    assert readers.stamp("digits") == readers.stamp(str(tmp_path / "absent")) == ""
-    before = readers.stamp(str(path))
+    assert sources.stamp(str(path)) == ""
+    monkeypatch.setattr(sources, "SETTLED", -(10**12))
+    assert sources.stamp(str(path)) != ""
+    assert sources.stamp("digits") == sources.stamp(str(tmp_path / "absent")) == ""
+    before = sources.stamp(str(path))
     (tmp_path / "copy.npz").write_bytes(path.read_bytes())
     (tmp_path / "copy.npz").rename(path)  # the same bytes; who knows
-    assert readers.stamp(str(path)) != before
+    assert sources.stamp(str(path)) != before
 
 
 def test_labels_beside_the_images_are_in_the_stamp(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "SETTLED", -(10**12))
+    monkeypatch.setattr(sources, "SETTLED", -(10**12))
     images_file, labels = (tmp_path / f"train-{name}" for name in
                            ("images-idx3-ubyte", "labels-idx1-ubyte"))  # fmt: skip
     images_file.write_bytes(b"\0")
     labels.write_bytes(b"\0")
-    before = [readers.stamp(str(place)) for place in (images_file, tmp_path)]
+    before = [sources.stamp(str(place)) for place in (images_file, tmp_path)]
     assert before[0] == before[1] != ""
     labels.write_bytes(b"\1\2")
-    assert readers.stamp(str(images_file)) != before[0]
+    assert sources.stamp(str(images_file)) != before[0]
 
 
 def test_the_other_processes_are_told(passes, monkeypatch):

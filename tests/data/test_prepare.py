@@ -14,7 +14,7 @@ from PIL import Image
 from pdfast.cli.main import main
 from pdfast.config.schema import DataConfig, NetConfig
 from pdfast.console.progress import Screen
-from pdfast.data import digest, prepare, readers
+from pdfast.data import digest, prepare, sources
 from pdfast.data.dataset import load_dataset
 from pdfast.data.readers import decoding, npz
 from pdfast.data.readers.pictures import pixels
@@ -50,7 +50,7 @@ def folder(tmp_path):
 def decoded(folder, method="bicubic"):
     """What the pictures of a folder are, one by one."""
     wanted = Wanted(8, 3, method=method)
-    found = readers.find(str(folder), wanted)
+    found = sources.find(str(folder), wanted)
     return np.stack([pixels(name, file, wanted, 3) for name, file in found.files(0)])
 
 
@@ -230,7 +230,7 @@ def test_a_preparation_that_ends_while_images_are_moved(
     second.write_bytes(first.read_bytes())
     whole, out = decoded(folder), tmp_path / "set.npz"
     order = prepare.Order(str(folder), Wanted(8, 3), duplicates)
-    found = readers.find(str(folder), order.wanted)
+    found = sources.find(str(folder), order.wanted)
     key = prepare.key_of(order, found, settle=True)
     screen = Screen(quiet=True)
 
@@ -385,7 +385,7 @@ def test_a_damaged_byte_of_a_mapped_set_is_found(tmp_path, images, large):
     with pytest.raises(UsageError, match=r"a\.npz is damaged: the CRC-32 of its images is not"):
         digest.known(load(path))
     with pytest.raises(UsageError, match=r"a\.npz is damaged"):
-        readers.find(str(path), Wanted(8, 3))
+        sources.find(str(path), Wanted(8, 3))
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
@@ -509,11 +509,11 @@ def test_images_are_counted_as_they_are_read(folder, tmp_path):
     for split in ("train", "val"):
         (root / split).mkdir(parents=True)
         (root / split / "a.png").write_bytes((folder / "class0" / "00.png").read_bytes())
-    assert readers.count(DataConfig(source=str(root))) is None  # refused, as the run would be
-    assert readers.count(DataConfig(source=str(root), labels="top")) == 2
+    assert sources.count(DataConfig(source=str(root))) is None  # refused, as the run would be
+    assert sources.count(DataConfig(source=str(root), labels="top")) == 2
     (folder / "class0" / "gone.png").symlink_to(tmp_path / "nowhere.png")
-    assert readers.count(DataConfig(source=str(folder))) is None
-    assert readers.count(DataConfig(source=str(folder), skip_bad=True)) == NUM
+    assert sources.count(DataConfig(source=str(folder))) is None
+    assert sources.count(DataConfig(source=str(folder), skip_bad=True)) == NUM
 
 
 def test_a_dry_run_says_what_the_prepared_set_takes(folder, cache, tmp_path, capsys):

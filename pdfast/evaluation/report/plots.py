@@ -11,6 +11,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image
 from torch import Tensor
 
+from pdfast.console.messages import counted
 from pdfast.data.image_grid import Row, grid, rows
 from pdfast.distributed.signals import poll
 from pdfast.evaluation.class_draw import ClassDraw
@@ -36,11 +37,6 @@ def sample_row(model: Model, steps: int, seed: int, draw: ClassDraw | None = Non
     labels = None if draw is None else draw.labels(seed, NUM_SHOWN)
     images = model.sample_images(NUM_SHOWN, steps, seed, labels, on_step=poll)
     return f"{name}, {counted(steps)}", images.cpu()
-
-
-def counted(steps: int) -> str:
-    """The number of steps in words: 1 step, 4 steps."""
-    return f"{steps} step{'s' if steps > 1 else ''}"
 
 
 def picture(model: Model, named: Sequence[Row]) -> Image.Image:

@@ -6,12 +6,13 @@ from typing import Any
 
 from torch import Tensor
 
+from pdfast.console.messages import counted
 from pdfast.console.progress import short
 from pdfast.data.image_grid import Row
 from pdfast.errors import printable
 from pdfast.evaluation.provenance import Facts
 from pdfast.evaluation.report.html import Table, View
-from pdfast.evaluation.report.plots import NUM_SHOWN, counted, gallery
+from pdfast.evaluation.report.plots import NUM_SHOWN, gallery
 from pdfast.evaluation.sweep import Measured, Meter
 from pdfast.models.model import Model
 from pdfast.runs import watched_loss

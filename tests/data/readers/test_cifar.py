@@ -11,7 +11,7 @@ from source_cases import CIFAR, load, refused
 
 from pdfast.config.schema import DataConfig, NetConfig
 from pdfast.data import readers
-from pdfast.data.readers import count
+from pdfast.data.sources import count
 
 
 @pytest.mark.parametrize("kind", ["bin", "py"])

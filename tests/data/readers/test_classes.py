@@ -7,7 +7,7 @@ import pytest
 from folder_cases import classes, find, put, refused
 
 from pdfast.config.schema import DataConfig, NetConfig
-from pdfast.data import readers
+from pdfast.data import sources
 from pdfast.data.dataset import load_dataset
 from pdfast.data.readers import folder, splits
 
@@ -31,7 +31,7 @@ def test_classes_are_the_folders_one_level_below(tmp_path):
     without = find(tmp_path, labels=False)
     assert without.labels is None
     assert without.names == ()
-    assert readers.count(DataConfig(source=str(tmp_path))) == 3
+    assert sources.count(DataConfig(source=str(tmp_path))) == 3
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_splits_are_refused(tmp_path, names, first):
     assert find(tmp_path, "parent").num == 2 * len(names)
     assert find(tmp_path, "top-as-text").names == tuple(sorted(names))
     assert classes(tmp_path / first)[1] == ("cat", "dog")
-    assert readers.count(DataConfig(source=str(tmp_path / first))) == 2
+    assert sources.count(DataConfig(source=str(tmp_path / first))) == 2
 
 
 @pytest.mark.parametrize("names", CLASSES)

@@ -7,7 +7,7 @@ import pytest
 from folder_cases import PNG, classes, find, put, refused
 
 from pdfast.config.schema import DataConfig, NetConfig
-from pdfast.data import readers
+from pdfast.data import sources
 from pdfast.data.dataset import load_dataset
 from pdfast.data.readers import tree
 from pdfast.data.readers.reading import Wanted
@@ -146,7 +146,7 @@ def test_a_folder_without_pictures_says_what_it_has(tmp_path):
         "holds no images (.png, .jpg, ",
         "leaves out files of kinds that are not read: 2 (cat/a.heic, cat/b.heic)",
     )
-    assert readers.count(DataConfig(source=str(tmp_path))) is None
+    assert sources.count(DataConfig(source=str(tmp_path))) is None
 
 
 def test_names_that_are_no_text(tmp_path):
@@ -187,4 +187,4 @@ def test_shards_and_pictures_in_one_folder(tmp_path):
     put(tmp_path, "a.tar", content=b"")
     put(tmp_path, "cat/a.jfif")
     with pytest.raises(UsageError, match="holds both images and tar shards"):
-        readers.find(str(tmp_path), Wanted(8))
+        sources.find(str(tmp_path), Wanted(8))

@@ -14,7 +14,7 @@ from PIL import Image as Pillow
 
 from pdfast.cli.main import main
 from pdfast.config.schema import DataConfig, NetConfig
-from pdfast.data import readers
+from pdfast.data import sources
 from pdfast.data.dataset import load_dataset
 from pdfast.data.readers import huggingface
 from pdfast.data.readers.reading import Wanted
@@ -87,14 +87,14 @@ def test_each_form(tmp_path, monkeypatch, write):
     np.testing.assert_array_equal(data.images[..., 0], IMAGES)
     assert data.labels.tolist() == KINDS
     assert load(source, GREY).labels is None
-    assert readers.count(DataConfig(source=f"hf:{source}")) == len(IMAGES)
+    assert sources.count(DataConfig(source=f"hf:{source}")) == len(IMAGES)
     monkeypatch.chdir(tmp_path)
     relative = source.relative_to(tmp_path)
-    assert readers.absolute(f"hf:{relative}") == f"hf:{source}"
+    assert sources.absolute(f"hf:{relative}") == f"hf:{source}"
     if write in (saved_splits, parquets):
         rest = load(f"{relative}:rest")
         np.testing.assert_array_equal(rest.images[..., 0], IMAGES[:2])
-        assert readers.absolute(f"hf:{relative}:rest") == f"hf:{source}:rest"
+        assert sources.absolute(f"hf:{relative}:rest") == f"hf:{source}:rest"
         refused(f"{source}:test", "has no split test: name one of ")
 
 
@@ -224,8 +224,8 @@ def test_a_name_that_is_not_to_be_had(monkeypatch, name):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     message = "is no folder and no file here, and as a name on the hub it cannot be had ("
     refused(name, message)
-    assert readers.count(DataConfig(source=f"hf:{name}")) is None
-    assert readers.absolute(f"hf:{name}") == f"hf:{name}"
+    assert sources.count(DataConfig(source=f"hf:{name}")) is None
+    assert sources.absolute(f"hf:{name}") == f"hf:{name}"
 
 
 def test_a_name_on_the_hub(monkeypatch, tmp_path):
@@ -243,7 +243,7 @@ def test_a_name_on_the_hub(monkeypatch, tmp_path):
     monkeypatch.setattr(datasets, "load_dataset", given)
     np.testing.assert_array_equal(load("some/set").images[..., 0], IMAGES)
     np.testing.assert_array_equal(load("some/set:test").images[..., 0], IMAGES[[5, 5]])
-    assert readers.count(DataConfig(source="hf:some/set")) is None
+    assert sources.count(DataConfig(source="hf:some/set")) is None
     path.rename(tmp_path / "elsewhere.png")
     for row in rows:
         row["path"] = str(tmp_path / "elsewhere.png")
@@ -417,7 +417,7 @@ def test_a_column_of_labels_is_named(many_columns, monkeypatch, column):
     labels, names = CHOSEN[column]
     monkeypatch.chdir(many_columns)
     for source in (f"one:all:{column}", f"one.parquet:train:{column}", f"one.parquet::{column}"):
-        assert readers.absolute(f"hf:{source}") == f"hf:{many_columns}/{source}"
+        assert sources.absolute(f"hf:{source}") == f"hf:{many_columns}/{source}"
         for place in (source, many_columns / source):
             data = load(place, MANY)
             np.testing.assert_array_equal(data.images[..., 0], IMAGES)
@@ -501,5 +501,5 @@ def test_columns_that_may_hold_the_labels_are_named(tmp_path):
 }.items())  # fmt: skip
 def test_names_on_the_hub_with_columns(name, parts):
     assert huggingface._parts(f"hf:{name}") == parts
-    assert readers.absolute(f"hf:{name}") == f"hf:{name}"
-    assert readers.count(DataConfig(source=f"hf:{name}")) is None
+    assert sources.absolute(f"hf:{name}") == f"hf:{name}"
+    assert sources.count(DataConfig(source=f"hf:{name}")) is None

@@ -16,11 +16,12 @@ from fontTools.ttLib.tables.DefaultTable import DefaultTable
 from foreign import idx, image_zip, packed, picture, shard, tar
 
 from pdfast.config.schema import DataConfig, NetConfig
-from pdfast.data import readers
+from pdfast.data import sources
 from pdfast.data.dataset import load_dataset
-from pdfast.data.readers import count, shards
 from pdfast.data.readers import image_zip as zips
+from pdfast.data.readers import shards
 from pdfast.data.readers.reading import Wanted
+from pdfast.data.sources import count
 from pdfast.distributed import signals
 from pdfast.errors import Stopped, UsageError
 
@@ -333,9 +334,9 @@ def glyph_pngs(num=6, size=8):
 
 def test_a_source_is_found_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert readers.absolute("digits") == "digits"
-    assert readers.absolute("a/b.npz") == f"{tmp_path}/a/b.npz"
-    assert readers.absolute("emoji:a.ttf") == f"emoji:{tmp_path}/a.ttf"
+    assert sources.absolute("digits") == "digits"
+    assert sources.absolute("a/b.npz") == f"{tmp_path}/a/b.npz"
+    assert sources.absolute("emoji:a.ttf") == f"emoji:{tmp_path}/a.ttf"
 
 
 @pytest.mark.parametrize(("index", "image"), [(1, 17), (3, 17), (1, 18)])
@@ -466,8 +467,8 @@ def test_a_folder_named_digits(tmp_path, monkeypatch):
             "rename this one"
         )
         assert count(DataConfig(source="digits")) is None
-        assert readers.absolute("./digits") == f"{tmp_path}/digits"
-        for source in ("./digits", f"{tmp_path}/digits", readers.absolute("./digits")):
+        assert sources.absolute("./digits") == f"{tmp_path}/digits"
+        for source in ("./digits", f"{tmp_path}/digits", sources.absolute("./digits")):
             assert np.array_equal(load(source, GREY).images[..., 0].numpy(), IMAGES)
         (folder / "config.toml").write_text("")  # as a run has
         assert len(load("digits", GREY)) == 1797

@@ -12,8 +12,9 @@ from PIL import Image, PngImagePlugin
 from source_cases import CLASSES, load, pictures, refused
 
 from pdfast.config.schema import DataConfig, NetConfig
-from pdfast.data.readers import count, kinds, reading
+from pdfast.data.readers import kinds, reading
 from pdfast.data.readers import pictures as decoders
+from pdfast.data.sources import count
 from pdfast.distributed import memory, signals
 from pdfast.errors import Stopped, UsageError
 

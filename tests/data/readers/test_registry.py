@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pdfast.config.schema import DataConfig, NetConfig
-from pdfast.data import readers
+from pdfast.data import readers, sources
 from pdfast.data.dataset import load_dataset
 from pdfast.data.readers import registry
 from pdfast.data.readers.registry import LAST, Reader, register
@@ -74,9 +74,9 @@ def test_a_new_module_is_all_that_a_new_source_needs(tmp_path, monkeypatch):
     data, grey = DataConfig(source=str(path)), NetConfig(image_size=8, channels=1)
     images = load_dataset(data, grey).images
     assert np.array_equal(images.flatten(), list(range(64)) * 3)
-    assert readers.count(data) == 3
-    assert not readers.resizes(str(path))
-    assert readers.absolute(str(path)) == str(path)
+    assert sources.count(data) == 3
+    assert not sources.resizes(str(path))
+    assert sources.absolute(str(path)) == str(path)
     with pytest.raises(UsageError, match=r"add labels \(class .*`labels`.*, a \.labels8 file, "):
         load_dataset(data, NetConfig(image_size=8, channels=1, num_classes=2))
     path.write_bytes(b"another format of the same suffix")

@@ -11,7 +11,7 @@ import pytest
 from foreign import cifar, cifar_batches, packed, picture, tar
 
 from pdfast.config.schema import DataConfig, NetConfig
-from pdfast.data import readers
+from pdfast.data import sources
 from pdfast.data.dataset import load_dataset
 from pdfast.data.readers import shards, tars
 from pdfast.data.readers.reading import Wanted
@@ -29,7 +29,7 @@ def load(source, model=LABELLED):
 
 def left_out(source):
     """What the reading passes over."""
-    return readers._open(str(source), Wanted(8)).left_out
+    return sources._open(str(source), Wanted(8)).left_out
 
 
 def write(path, members, pack=bytes):
@@ -85,7 +85,7 @@ def test_several_archives_in_one_file(tmp_path, how, pack):
         assert len(archive.getnames()) == 18
     path = write(tmp_path / "a.tar", joined, pack)
     expect(load(path), range(9), [0, 1, 2, 0, 1, 2, 0, 1, 2])
-    assert readers.count(DataConfig(source=str(path))) == 9
+    assert sources.count(DataConfig(source=str(path))) == 9
 
 
 def test_each_of_several_archives_has_its_own_keys(tmp_path):
@@ -116,9 +116,9 @@ SUFFIXES = ("a.tgz", "a.tar.gz", "a.TAR.GZ", "a.tar")  # the last is named as if
 def test_gzipped_shards(tmp_path, name):
     path = write(tmp_path / name, samples(0, 6), packed)
     expect(load(path), range(6), [0, 1, 2, 0, 1, 2])
-    assert readers.count(DataConfig(source=str(path))) == 6
-    assert readers.resizes(str(path))
-    assert readers.stamp(str(path)) == ""
+    assert sources.count(DataConfig(source=str(path))) == 6
+    assert sources.resizes(str(path))
+    assert sources.stamp(str(path)) == ""
 
 
 def test_a_shard_that_was_unpacked_but_not_renamed(tmp_path):
