@@ -48,7 +48,6 @@ def test_the_order_is_kept(copy):
         ("pdfast/runs/run.py", "pdfast.data.dataset"),  # beside each other
         ("pdfast/models/unet.py", "pdfast.training.loop"),
         ("kernels/philox.py", "pdfast.models.unet"),
-        ("pdfast/data/readers/decoding.py", "pdfast.data.prepare"),  # which imports it
     ],
 )
 def test_an_import_against_the_order_is_found(copy, file, planted):
@@ -58,6 +57,15 @@ def test_an_import_against_the_order_is_found(copy, file, planted):
     assert code == 1, output
     importer = file.removesuffix(".py").replace("/", ".").replace("kernels.", "pdfast.kernels.", 1)
     assert f"{importer} -> {planted}" in output
+
+
+def test_a_cycle_within_a_package_is_found(copy):
+    """prepare.py imports the readers."""
+    path = copy / "pdfast/data/readers/decoding.py"
+    path.write_text(f"{path.read_text()}\nimport pdfast.data.prepare\n")
+    code, output = lint(copy)
+    assert code == 1, output
+    assert "No cycles are allowed in pdfast.data." in output
 
 
 FIRST = """
