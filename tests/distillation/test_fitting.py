@@ -62,7 +62,7 @@ def test_v_of_an_eps_teacher_is_what_the_head_file_says(tiny):
     batch = batch_of(config, teacher)
     problem = Fit(teacher, STEPS, "v_mse")(student, batch)
     draw, _ = batch.noised(CosineSchedule().grid(STEPS, teacher.device), STEPS, "x")
-    eps_hat = teacher.at(draw.z_in, draw.phi_t)
+    eps_hat = teacher.forward_at_angle(draw.z_in, draw.phi_t)
     target = combine((draw.phi_t.cos(), eps_hat), (-draw.phi_t.sin(), draw.y))
     expected = (problem.out - target).square().flatten(1).mean(1)
     torch.testing.assert_close(problem.loss.per_image, expected, rtol=1e-10, atol=0)
