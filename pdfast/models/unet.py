@@ -356,7 +356,8 @@ class UNet(nn.Module):
 
         def run(stage: Stage, h: Tensor, skip: Tensor | None = None) -> Tensor:
             args = (h, skip, [next(film) for _ in stage.blocks()], told.dropout_rng)
-            if self.checkpoint and torch.is_grad_enabled():
+            # In this order: compiled code of a teacher then serves both values of `checkpoint`.
+            if torch.is_grad_enabled() and self.checkpoint:
                 # Dropout is by counter: no generator's state to keep.
                 out = checkpoint(stage, *args, use_reentrant=False, preserve_rng_state=False)
             else:
