@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 import pdfast
-from pdfast.config.schema import Config, DistillConfig, EvalConfig, TrainConfig
+from pdfast.config import Config, DistillConfig, EvalConfig, TrainConfig
 
 LENGTH, PATCH, WIDTH, EMBED = 64, 4, 32, 64
 PITCHES = torch.tensor([2.0, 3.0, 4.0, 6.0])  # periods in a signal

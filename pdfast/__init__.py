@@ -12,6 +12,7 @@ import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from pdfast import former
 from pdfast.checkout import why_not
 from pdfast.errors import PdfastError, Stopped, UsageError
 from pdfast.version import __version__
@@ -52,6 +53,8 @@ if _why_not := why_not():
     if pathlib.Path(sys.argv[0]).stem in ("-m", "pdfast"):  # the command: no traceback
         sys.exit(f"pdfast: {_why_not}")
     raise ImportError(_why_not)
+
+former.install()
 
 _LAZY = {  # what takes time to import: torch above all, which `pdfast --help` should not wait for
     "Config": ("pdfast.config.schema", "Config"),

@@ -14,10 +14,12 @@ import torch
 from run_cases import weights
 
 import pdfast
+from pdfast import former
 from pdfast.kernels import group_norm_silu
 
 ROOT = Path(__file__).parents[1]
-FIRST = ("__init__", "__main__", "checkout", "errors", "version")  # what an import begins with
+# What an import begins with.
+FIRST = ("__init__", "__main__", "checkout", "errors", "former", "version")
 
 
 def test_public_names():
@@ -34,6 +36,25 @@ def test_public_names():
 def test_former_names_work_with_a_warning():
     with pytest.warns(DeprecationWarning, match=r"pdfast\.adapters is called pdfast\.wrappers now"):
         assert pdfast.adapters is pdfast.wrappers
+
+
+def test_former_modules_are_the_present_ones():
+    from pdfast.evaluation import evaluator
+    from pdfast.evaluation.detectors import opening
+
+    spec = evaluator.__spec__
+    with pytest.warns(DeprecationWarning, match=r"pdfast\.judge is called"):
+        assert importlib.import_module("pdfast.judge") is evaluator
+    with pytest.warns(DeprecationWarning, match=r"pdfast\.detectors\.opening is called"):
+        assert importlib.import_module("pdfast.detectors.opening") is opening
+    assert evaluator.__spec__ is spec
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("pdfast.judges")
+
+
+def test_former_names_of_modules_lead_to_modules():
+    for now in former.NAMES.values():
+        assert importlib.util.find_spec(f"pdfast.{now}") is not None
 
 
 def test_configs_are_those_at_the_top():

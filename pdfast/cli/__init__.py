@@ -1,1 +1,1 @@
-"""The command line."""
+"""The command line: `main.py` parses, `commands/` has a module a group of commands."""

@@ -1,1 +1,1 @@
-"""What is said: the screen, the log, and the sentence for what went wrong."""
+"""What is said: on the screen (`progress.py`), in log.txt (`log.py`), of errors (`messages.py`)."""

@@ -1,1 +1,5 @@
-"""What a run will take: counted, timed and forecast for `--dry-run`."""
+"""What a run will take, for `--dry-run`.
+
+- `plan.py`: phase by phase; `counting.py`: one update; `timing.py`: on the device at hand
+- `forecast.py`: all of it, as it is shown
+"""

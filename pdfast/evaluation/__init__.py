@@ -1,1 +1,9 @@
-"""Distances and scores of samples, and the report."""
+"""Distances and scores of samples, and the report.
+
+- `evaluate.py`: a run or a model evaluated; `sweep.py`: models at several numbers of steps
+- `evaluator.py`: all figures of a sample set; `reference_set.py`: the images it is compared with
+- `class_draw.py`: how the classes of samples are drawn
+- `frechet.py`, `scores.py`, `detectors/`: the distance, other scores, features
+- `resume.py`, `provenance.py`: figures that are kept, and what they depend on
+- `report/`: tables, plots, the page; `sampling.py`: `pdfast sample`
+"""

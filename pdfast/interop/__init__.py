@@ -1,1 +1,1 @@
-"""Models of other libraries, in and out."""
+"""Models of other libraries: `diffusers/` in and out, `google/` in, `onnx.py` out."""

@@ -1,1 +1,1 @@
-"""Checkpoints of the authors' released code."""
+"""Checkpoints of the authors' released code: `load.py`, their names, and flax's msgpack."""
