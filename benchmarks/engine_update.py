@@ -12,9 +12,10 @@ from torch import Tensor
 
 from pdfast.config.schema import Config, EngineConfig
 from pdfast.data.dataset import Dataset
-from pdfast.distillation.rollout import rollout
+from pdfast.distillation.objectives import DataObjective
+from pdfast.distillation.pipelined_teacher import rollout
 from pdfast.distillation.rounds import remove_dropout
-from pdfast.distillation.teacher import DataObjective, new_model
+from pdfast.distillation.teacher import new_model
 from pdfast.models.model import Model
 from pdfast.models.unet import GroupNormSiLU
 from pdfast.training import loop

@@ -31,7 +31,7 @@ try:
     from triton import knobs
 
     HAVE_TRITON, INTERPRETING = True, bool(knobs.runtime.interpret)
-except ImportError:  # no Triton here (macOS), or one older than 3.4: references alone run
+except ImportError:  # no Triton here (macOS), or one that cannot be used: references alone run
     HAVE_TRITON, INTERPRETING = False, False
     triton = SimpleNamespace(jit=lambda *function, **_: function[0] if function else triton.jit)
     tl = SimpleNamespace(constexpr=lambda value: value)
@@ -63,7 +63,7 @@ def implementation(device: torch.device) -> str:
     if uses_triton(device, torch.float32):
         return f"Triton {triton.__version__}" + (", interpreted" if INTERPRETING else "")
     if device.type == "cuda":
-        return "PyTorch reference (Triton 3.4 or newer is not installed)"
+        return "PyTorch reference (Triton 3.6 or newer is not installed)"
     return "PyTorch reference (Triton needs a GPU)"
 
 

@@ -53,7 +53,8 @@ def _now(name: str) -> str:
     """The present name of a module; "" where that is the one given."""
     package, _, rest = name.partition(".")
     first, dot, inner = rest.partition(".")
-    return f"{package}.{NAMES[first]}{dot}{inner}" if first in NAMES else ""
+    ours = package == "pdfast" and first in NAMES
+    return f"pdfast.{NAMES[first]}{dot}{inner}" if ours else ""
 
 
 def install() -> None:

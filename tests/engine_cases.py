@@ -8,8 +8,7 @@ import torch
 from pdfast.config.schema import EngineConfig
 from pdfast.console.progress import Screen
 from pdfast.data.dataset import Dataset
-from pdfast.distillation.rollout import Rollout
-from pdfast.distillation.teacher import DataObjective
+from pdfast.distillation.objectives import DataObjective, Rollout
 from pdfast.models.model import Model
 from pdfast.training.batch import Batch
 from pdfast.training.loop import fit

@@ -10,8 +10,7 @@ from engine_cases import ROUND, STEPS, random_model
 
 from pdfast.config.schema import EngineConfig, NetConfig
 from pdfast.data.dataset import Dataset
-from pdfast.distillation.rollout import Rollout
-from pdfast.distillation.teacher import DataObjective
+from pdfast.distillation.objectives import DataObjective, Rollout
 from pdfast.training import compilation
 from pdfast.training.batch import open_batch
 from pdfast.training.cuda_graph import Replay

@@ -50,6 +50,7 @@ def test_former_modules_are_the_present_ones():
     assert evaluator.__spec__ is spec
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("pdfast.judges")
+    assert importlib.import_module("torchgen.model").__name__ == "torchgen.model"  # another's
 
 
 def test_former_names_of_modules_lead_to_modules():

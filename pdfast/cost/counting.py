@@ -19,10 +19,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pdfast.config.schema import Config, LoopConfig, NetConfig
 from pdfast.data.dataset import Dataset
-from pdfast.distillation.fitting import Fit
-from pdfast.distillation.rollout import rollout
+from pdfast.distillation.objectives import DataObjective, Fit
+from pdfast.distillation.pipelined_teacher import rollout
 from pdfast.distillation.rounds import remove_dropout
-from pdfast.distillation.teacher import DataObjective
 from pdfast.kernels import runtime
 from pdfast.models.model import Model
 from pdfast.training.batch import open_batch

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pdfast.config.schema import Config, LoopConfig, NetConfig
 from pdfast.distillation import rounds
-from pdfast.distillation.rollout import MOST_TABULATED
+from pdfast.distillation.objectives import MOST_TABULATED
 from pdfast.distillation.rounds import MONITOR_STEPS
 from pdfast.evaluation.reference_set import CLASS_RESAMPLES, NUM_RESAMPLES
 from pdfast.evaluation.report.write import sampled_at

@@ -22,10 +22,10 @@ from pdfast.cost.plan import Net, Stage, Update
 from pdfast.data.dataset import Dataset
 from pdfast.diffusion.conditioning import Conditioning
 from pdfast.diffusion.samplers import sample
-from pdfast.distillation.fitting import Fit
-from pdfast.distillation.rollout import rollout
+from pdfast.distillation.objectives import DataObjective, Fit
+from pdfast.distillation.pipelined_teacher import rollout
 from pdfast.distillation.rounds import remove_dropout
-from pdfast.distillation.teacher import DataObjective, new_model
+from pdfast.distillation.teacher import new_model
 from pdfast.evaluation.detectors.opening import without_network
 from pdfast.evaluation.frechet import Gaussian, Moments, frechet_distance
 from pdfast.models import backends

@@ -1,7 +1,7 @@
 """Progressive distillation (Salimans & Ho 2022).
 
-- `rollout.py`: Algorithm 2, the objective of a round; `teacher.py`: Algorithm 1
-- `fitting.py`: the first round N -> N, of a student that cannot start as its teacher
-- `rounds.py`: the rounds, one after the other; `signal_check.py`: what one has to learn
+- `objectives.py`: Algorithms 1 and 2, and the fit of a student that cannot start as its teacher
+- `pipelined_teacher.py`: Algorithm 2 with one call of the teacher an update
+- `teacher.py`, `rounds.py`: the phases, in order; `signal_check.py`: what a round has to learn
 - `opening.py`, `custom.py`, `given_data.py`: a run as a call finds it, of custom networks too
 """

@@ -11,8 +11,8 @@ import torch
 from pdfast.config.schema import Config, NetConfig
 from pdfast.config.serialization import to_table
 from pdfast.data.dataset import Dataset
-from pdfast.distillation.fitting import Fit
-from pdfast.distillation.rollout import rollout
+from pdfast.distillation.objectives import Fit
+from pdfast.distillation.pipelined_teacher import rollout
 from pdfast.distillation.signal_check import Signal, measure
 from pdfast.distillation.teacher import new_model, train_teacher
 from pdfast.distributed import collectives

@@ -1,46 +1,19 @@
-"""Training a teacher: Algorithm 1 in continuous time, u ~ U(0, 1)."""
+"""The training of a teacher, by Algorithm 1 in continuous time, u ~ U(0, 1)."""
 
 import dataclasses
-from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
-from pdfast.config.schema import Config, LossWeight
+from pdfast.config.schema import Config
 from pdfast.data.dataset import Dataset
-from pdfast.diffusion.angles import data_loss
 from pdfast.diffusion.rng import Draws, Stream
+from pdfast.distillation.objectives import DataObjective
 from pdfast.models import backends
 from pdfast.models.model import Model
-from pdfast.training.batch import Batch
-from pdfast.training.loop import Problem, fit
+from pdfast.training.loop import fit
 from pdfast.training.model_run import ModelRun
 
 ROUND = 0  # the teacher's number in the metrics and in the draws
-
-
-class DataObjective:
-    """Predict the clean image from z_t = alpha x + sigma eps (Algorithm 1)."""
-
-    ahead = 0
-    carried: Sequence[Tensor] = ()
-    teacher: Model | None = None
-
-    def __init__(self, weight: LossWeight) -> None:
-        self.weight = weight
-
-    def begin(self, batch: Batch) -> None:
-        """Nothing is carried from update to update."""
-
-    def __call__(self, model: Model, batch: Batch) -> Problem:
-        """Algorithm 1, from the draw of u ~ U(0, 1) to the loss."""
-        times = model.schedule.grid(0, model.device)
-        draw, conditioning = batch.noised(times, 0, model.head)
-        assert draw.y is not None
-        if model.training:
-            conditioning = dataclasses.replace(conditioning, dropout_rng=batch.dropout_rng())
-        out = model.forward_at_angle(draw.z_in, draw.phi_t, conditioning)
-        return Problem(out, data_loss(out, draw.y, draw.phi_t, model.head, self.weight))
 
 
 def new_model(config: Config, device: torch.device) -> Model:

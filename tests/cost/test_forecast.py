@@ -22,10 +22,9 @@ from pdfast.cost.timing import Costs, Timed
 from pdfast.data import sources
 from pdfast.data.readers import pictures
 from pdfast.data.readers.decoding import threads
-from pdfast.distillation import rollout
-from pdfast.distillation.fitting import Fit
+from pdfast.distillation import objectives
+from pdfast.distillation.objectives import DataObjective, Fit
 from pdfast.distillation.rounds import with_fit
-from pdfast.distillation.teacher import DataObjective
 from pdfast.errors import UsageError
 from pdfast.evaluation import evaluator, reference_set
 from pdfast.evaluation.reference_set import CLASS_RESAMPLES
@@ -110,7 +109,7 @@ def planned(plan):
 
 def test_the_plan_is_what_a_run_does(tiny, tmp_path, done, monkeypatch):
     """Two halvings from 8 steps, of which the second has a teacher of few enough for a table."""
-    for module in (plan, rollout):
+    for module in (plan, objectives):
         monkeypatch.setattr(module, "MOST_TABULATED", 4)
     options = {"tabulate_film": True, "pipeline_teacher": True}
     config = changed(tiny, engine=options, eval={"num": 70}, distill={"round_updates": ((2, 9),)})

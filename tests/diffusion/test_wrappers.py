@@ -14,7 +14,8 @@ from pdfast.diffusion import wrappers
 from pdfast.diffusion.samplers import ddim_to
 from pdfast.diffusion.schedules import logsnr_of, phi_of
 from pdfast.diffusion.wrappers import EDM, CosineSchedule, FlowMatching, LinearVP, TableSchedule
-from pdfast.distillation.rollout import Pipelined, Rollout
+from pdfast.distillation.objectives import Rollout
+from pdfast.distillation.pipelined_teacher import Pipelined
 from pdfast.errors import UsageError
 
 SCHEDULES = [CosineSchedule(), LinearVP(), LinearVP(20.0, 20.0), EDM(), FlowMatching()]

@@ -15,7 +15,7 @@ from pdfast.config.schema import dump_config
 from pdfast.diffusion.angles import combine
 from pdfast.diffusion.schedules import CosineSchedule, TableSchedule, logsnr_of, phi_of
 from pdfast.distillation import rounds
-from pdfast.distillation.fitting import Fit
+from pdfast.distillation.objectives import Fit
 from pdfast.errors import Stopped, UsageError
 from pdfast.models import checkpoint
 from pdfast.models.model import Model
@@ -250,7 +250,7 @@ def test_a_round_on_a_table_that_is_the_cosine_schedule(tiny):
 
 
 def engine_loss(teacher, batch, config):
-    from pdfast.distillation.rollout import Rollout
+    from pdfast.distillation.objectives import Rollout
 
     losses = []
     for tabulate in (False, True):

@@ -16,9 +16,8 @@ from gpu_phase import CPU, DEVICE, UPDATES, Phase, coloured, with_engine
 import pdfast
 from pdfast.data.dataset import Dataset
 from pdfast.distillation import rounds as distillation_rounds
-from pdfast.distillation.fitting import Fit
-from pdfast.distillation.rollout import Pipelined, Rollout
-from pdfast.distillation.teacher import DataObjective
+from pdfast.distillation.objectives import DataObjective, Fit, Rollout
+from pdfast.distillation.pipelined_teacher import Pipelined
 from pdfast.errors import PdfastError
 from pdfast.kernels.dropout import dropout
 from pdfast.models.model import Model

@@ -96,7 +96,7 @@ def test_the_full_size(fields, params):
 
 def test_in_bfloat16_and_with_tabulated_embeddings(tmp_path):
     """What the engine makes of a network fits the new layers too."""
-    from pdfast.distillation.rollout import Rollout
+    from pdfast.distillation.objectives import Rollout
 
     model = loaded(df.save(tmp_path / "p"))
     phi = model.schedule.phi(torch.tensor([0.2, 0.9]))

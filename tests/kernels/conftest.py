@@ -11,7 +11,7 @@ from pdfast.kernels.registry import registered
 OPS = [op.file for op in registered().values() if op.kernels]
 TRITON = {*OPS, "shuffle", "launches"}  # the order of images is part of add_noise
 if os.environ.get("TRITON_INTERPRET") == "1" and not runtime.HAVE_TRITON:
-    raise pytest.UsageError("TRITON_INTERPRET=1 needs Triton 3.4 or newer: pip install triton")
+    raise pytest.UsageError("TRITON_INTERPRET=1 needs Triton 3.6 or newer: pip install triton")
 RUNS = runtime.HAVE_TRITON and (runtime.INTERPRETING or torch.cuda.is_available())
 collect_ignore = [] if RUNS else [f"test_{name}.py" for name in TRITON]
 if runtime.INTERPRETING:  # these need no second run

@@ -8,8 +8,7 @@ from kernel_checks import DEVICE
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pdfast.data.dataset import Dataset
-from pdfast.distillation.rollout import Rollout
-from pdfast.distillation.teacher import DataObjective
+from pdfast.distillation.objectives import DataObjective, Rollout
 from pdfast.models.model import Model
 from pdfast.models.unet import GroupNormSiLU, ResBlock
 from pdfast.training.batch import open_batch

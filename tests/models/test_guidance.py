@@ -15,8 +15,8 @@ from pdfast.diffusion import angles as angle_ops
 from pdfast.diffusion.angles import combine
 from pdfast.diffusion.conditioning import NO_CLASS, Conditioning
 from pdfast.diffusion.schedules import logsnr_of
-from pdfast.distillation.fitting import Fit
-from pdfast.distillation.rollout import Pipelined, Rollout
+from pdfast.distillation.objectives import Fit, Rollout
+from pdfast.distillation.pipelined_teacher import Pipelined
 from pdfast.distillation.rounds import first_student
 from pdfast.errors import UsageError
 from pdfast.evaluation.resume import fingerprints

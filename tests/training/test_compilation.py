@@ -12,7 +12,8 @@ from torch._dynamo.utils import counters
 import pdfast
 from pdfast.config.schema import BackendsConfig, EngineConfig
 from pdfast.distillation import rounds
-from pdfast.distillation.rollout import Pipelined, Rollout
+from pdfast.distillation.objectives import Rollout
+from pdfast.distillation.pipelined_teacher import Pipelined
 from pdfast.errors import Stopped
 from pdfast.training import compilation
 from pdfast.training.batch import open_batch

@@ -23,7 +23,8 @@ from pdfast import reference
 from pdfast.config.schema import EngineConfig
 from pdfast.data.dataset import Dataset
 from pdfast.diffusion.conditioning import UNCONDITIONAL, Conditioning, DropoutRng
-from pdfast.distillation.rollout import Pipelined, Rollout
+from pdfast.distillation.objectives import Rollout
+from pdfast.distillation.pipelined_teacher import Pipelined
 from pdfast.distillation.signal_check import measure
 from pdfast.errors import UsageError
 from pdfast.kernels import philox

@@ -16,7 +16,7 @@ from pdfast.cli.main import main
 from pdfast.config.schema import Config, DistillConfig, TrainConfig
 from pdfast.config.serialization import from_table
 from pdfast.console.progress import Screen
-from pdfast.distillation.rollout import Pipelined
+from pdfast.distillation.pipelined_teacher import Pipelined
 from pdfast.distributed import collectives, signals
 from pdfast.errors import PdfastError, Stopped, UsageError
 from pdfast.kernels.adamw import AdamWHyperparameters, adamw

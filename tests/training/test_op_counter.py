@@ -15,9 +15,10 @@ from pdfast.config.serialization import from_table
 from pdfast.cost import counting
 from pdfast.cost.counting import count_update
 from pdfast.data.dataset import Dataset
-from pdfast.distillation.rollout import rollout
+from pdfast.distillation.objectives import DataObjective
+from pdfast.distillation.pipelined_teacher import rollout
 from pdfast.distillation.rounds import remove_dropout
-from pdfast.distillation.teacher import DataObjective, new_model
+from pdfast.distillation.teacher import new_model
 from pdfast.models.unet import Attention, GroupNormSiLU
 from pdfast.training import compilation, cuda_launches, op_counter
 from pdfast.training.batch import open_batch

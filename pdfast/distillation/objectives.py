@@ -1,23 +1,67 @@
-"""The objective of progressive distillation, Algorithm 2, and ways to make its teacher cheap."""
+"""The objectives: Algorithm 1 of the teacher, Algorithm 2 of the rounds, and the fit before them.
 
+Each is called with the model in training and a batch, of which it makes the noised images, and
+gives the model's raw output with its loss. The arithmetic is in diffusion/angles.py.
+
+The fit is a first round, N -> N, of a student that cannot start as its teacher. A student of
+another architecture is fitted to the teacher's output y, at the same z_t. So is one that predicts v
+where the teacher predicts eps, whose low-SNR end cannot be distilled: there x-hat, and with it
+v-hat = (eps-hat - sigma z_t) / alpha, divides by alpha, which a linear schedule of 1000 steps
+brings down to 0.006. The target of v needs no division if the data's own x is put in,
+
+    v* = alpha eps-hat - sigma x,
+
+whose mean given z_t is alpha eps-hat - sigma E[x | z_t]: the teacher's prediction where it is good,
+at high SNR, and the data's posterior mean, as in Algorithm 1, where it is not. The error of eps-hat
+comes in times alpha <= 1.
+
+A guided student (Meng et al. 2022, stage 1) is fitted to what its teacher predicts under
+classifier-free guidance, of a weight drawn for each image, which is an input of the student's.
+"""
+
+import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from pdfast.config.schema import EngineConfig, LoopConfig, LossWeight
-from pdfast.diffusion.angles import Noised, ddim_step, distill_loss
+from pdfast.config.schema import EngineConfig, LossWeight
+from pdfast.diffusion.angles import combine, data_loss, ddim_step, distill_loss, prediction
 from pdfast.diffusion.conditioning import Conditioning
 from pdfast.diffusion.schedules import logsnr_of, next_angle
 from pdfast.distributed.device import side_stream
 from pdfast.kernels.angles import divide
+from pdfast.models.guidance import guided_out
 from pdfast.models.model import Model
 from pdfast.training.batch import Batch
 from pdfast.training.loop import Problem
 
 MOST_TABULATED = 1024  # steps of a teacher whose FiLM parameters are kept in a table
+
+
+class DataObjective:
+    """Predict the clean image from z_t = alpha x + sigma eps (Algorithm 1)."""
+
+    ahead = 0
+    carried: Sequence[Tensor] = ()
+    teacher: Model | None = None
+
+    def __init__(self, weight: LossWeight) -> None:
+        self.weight = weight
+
+    def begin(self, batch: Batch) -> None:
+        """Nothing is carried from update to update."""
+
+    def __call__(self, model: Model, batch: Batch) -> Problem:
+        """Algorithm 1, from the draw of u ~ U(0, 1) to the loss."""
+        times = model.schedule.grid(0, model.device)
+        draw, conditioning = batch.noised(times, 0, model.head)
+        assert draw.y is not None
+        if model.training:
+            conditioning = dataclasses.replace(conditioning, dropout_rng=batch.dropout_rng())
+        out = model.forward_at_angle(draw.z_in, draw.phi_t, conditioning)
+        return Problem(out, data_loss(out, draw.y, draw.phi_t, model.head, self.weight))
 
 
 class Rollout:
@@ -67,7 +111,9 @@ class Rollout:
         if self._films is not None:
             u = self.teacher.schedule.u(logsnr_of(phi))
             row = (u * (2 * self.num_steps)).round().long() - 1
-            conditioning = replace(conditioning, films=[table[row] for table in self._films])
+            conditioning = dataclasses.replace(
+                conditioning, films=[table[row] for table in self._films]
+            )
         return self.teacher.forward_at_angle(z, phi, conditioning)
 
     @torch.no_grad()
@@ -93,62 +139,34 @@ class Rollout:
             torch.cuda.current_stream().wait_stream(self._stream)
 
 
-class Pipelined(Rollout):
-    """The same objective with one call of the teacher: at t_mid of a batch and t of the next.
+class Fit:
+    """Predict what the teacher predicts, at the times of a sampler of N steps."""
 
-    The teacher is frozen, so its first step of a batch needs nothing of the update before. What is
-    carried are the next batch's draws and the teacher's output at them.
-    """
+    ahead = 0
+    carried: Sequence[Tensor] = ()
 
-    ahead = 1
+    def __init__(self, teacher: Model, num_steps: int, weight: LossWeight) -> None:
+        self.teacher, self.num_steps, self.weight = teacher, num_steps, weight
+        self._grid = teacher.schedule.grid(num_steps, teacher.device)
 
     def begin(self, batch: Batch) -> None:
-        """The teacher's first step of the first batch."""
-        draw, conditioning = batch.noised(self._grid, self.num_steps)
-        out = self._both(draw.z_in, draw.phi_t, conditioning, draw, conditioning)[1]
-        self.carried = [t.clone() for t in self._carry(draw, conditioning, out)]
+        """Nothing is carried from update to update."""
 
     def __call__(self, student: Model, batch: Batch) -> Problem:
-        """As in Rollout, the teacher's two steps taken in different calls."""
-        if batch.fixed:
-            return super().__call__(student, batch)
-        head = self.teacher.head
-        z_t, z_in, phi_t, phi_mid, is_last_step, out_t, *rest = (t.clone() for t in self.carried)
-        ahead, told_ahead = batch.next().noised(self._grid, self.num_steps)
-        conditioning = told_ahead.with_tensors(rest)
-        with self._beside():
-            z_mid = ddim_step(z_t, out_t, phi_t, phi_mid, head, batch.dtype)
-            out_mid, out_ahead = self._both(z_mid.z_in, phi_mid, conditioning, ahead, told_ahead)
-        out = student.forward_at_angle(z_in, phi_t, conditioning)
-        self._join()
-        for kept, new in zip(self.carried, self._carry(ahead, told_ahead, out_ahead), strict=True):
-            kept.copy_(new)
-        phi_next = next_angle(self._grid, phi_t)
-        args = (z_t, out_t, out_mid, phi_t, phi_mid, is_last_step, head, self.weight, phi_next)
-        return Problem(out, distill_loss(out, *args))
-
-    @torch.no_grad()
-    def _both(
-        self,
-        z_mid: Tensor,
-        phi_mid: Tensor,
-        conditioning: Conditioning,
-        ahead: Noised,
-        told_ahead: Conditioning,
-    ) -> tuple[Tensor, Tensor]:
-        """The teacher's raw outputs at t_mid of one batch and at t of the one ahead."""
-        z, phi = torch.cat([z_mid, ahead.z_in]), torch.cat([phi_mid, ahead.phi_t])
-        out = self._teacher_at(z, phi, conditioning.joined(told_ahead))
-        return out[: len(z_mid)], out[len(z_mid) :]
-
-    @staticmethod
-    def _carry(draw: Noised, conditioning: Conditioning, out: Tensor) -> list[Tensor]:
-        """What the next update needs of a batch."""
-        kept = [draw.z_t, draw.z_in, draw.phi_t, draw.phi_mid, draw.is_last_step, out]
-        return [*kept, *conditioning.tensors()]
-
-
-def rollout(teacher: Model, num_steps: int, cfg: LoopConfig, engine: EngineConfig) -> Rollout:
-    """The objective of the round to `num_steps`, as the config would have it run."""
-    kind = Pipelined if engine.pipeline_teacher else Rollout
-    return kind(teacher, num_steps, cfg.loss_weight, engine)
+        """The loss of `train` with the teacher in the data's place."""
+        moved = self.teacher.head != student.head  # from eps to v
+        draw, conditioning = batch.noised(self._grid, self.num_steps, "x" if moved else None)
+        phi = draw.phi_t
+        told_both = conditioning.label is not None and conditioning.guidance is not None
+        with torch.no_grad():
+            if told_both and not self.teacher.guidance:
+                out = guided_out(self.teacher, draw.z_in, phi, conditioning).to(draw.z_t)
+            else:
+                out = self.teacher.forward_at_angle(draw.z_in, phi, conditioning).to(draw.z_t)
+            if moved:
+                assert draw.y is not None
+                y = combine((phi.cos(), out), (-phi.sin(), draw.y))
+            else:
+                y = prediction(out, phi, self.teacher.head)
+        out = student.forward_at_angle(draw.z_in, phi, conditioning)
+        return Problem(out, data_loss(out, y, phi, student.head, self.weight))

@@ -1,0 +1,74 @@
+"""Algorithm 2 with one call of the teacher an update, and which form of it a config asks for."""
+
+import torch
+from torch import Tensor
+
+from pdfast.config.schema import EngineConfig, LoopConfig
+from pdfast.diffusion.angles import Noised, ddim_step, distill_loss
+from pdfast.diffusion.conditioning import Conditioning
+from pdfast.diffusion.schedules import next_angle
+from pdfast.distillation.objectives import Rollout
+from pdfast.models.model import Model
+from pdfast.training.batch import Batch
+from pdfast.training.loop import Problem
+
+
+class Pipelined(Rollout):
+    """The same objective with one call of the teacher: at t_mid of a batch and t of the next.
+
+    The teacher is frozen, so its first step of a batch needs nothing of the update before. What is
+    carried are the next batch's draws and the teacher's output at them.
+    """
+
+    ahead = 1
+
+    def begin(self, batch: Batch) -> None:
+        """The teacher's first step of the first batch."""
+        draw, conditioning = batch.noised(self._grid, self.num_steps)
+        out = self._both(draw.z_in, draw.phi_t, conditioning, draw, conditioning)[1]
+        self.carried = [t.clone() for t in self._carry(draw, conditioning, out)]
+
+    def __call__(self, student: Model, batch: Batch) -> Problem:
+        """As in Rollout, the teacher's two steps taken in different calls."""
+        if batch.fixed:
+            return super().__call__(student, batch)
+        head = self.teacher.head
+        z_t, z_in, phi_t, phi_mid, is_last_step, out_t, *rest = (t.clone() for t in self.carried)
+        ahead, told_ahead = batch.next().noised(self._grid, self.num_steps)
+        conditioning = told_ahead.with_tensors(rest)
+        with self._beside():
+            z_mid = ddim_step(z_t, out_t, phi_t, phi_mid, head, batch.dtype)
+            out_mid, out_ahead = self._both(z_mid.z_in, phi_mid, conditioning, ahead, told_ahead)
+        out = student.forward_at_angle(z_in, phi_t, conditioning)
+        self._join()
+        for kept, new in zip(self.carried, self._carry(ahead, told_ahead, out_ahead), strict=True):
+            kept.copy_(new)
+        phi_next = next_angle(self._grid, phi_t)
+        args = (z_t, out_t, out_mid, phi_t, phi_mid, is_last_step, head, self.weight, phi_next)
+        return Problem(out, distill_loss(out, *args))
+
+    @torch.no_grad()
+    def _both(
+        self,
+        z_mid: Tensor,
+        phi_mid: Tensor,
+        conditioning: Conditioning,
+        ahead: Noised,
+        told_ahead: Conditioning,
+    ) -> tuple[Tensor, Tensor]:
+        """The teacher's raw outputs at t_mid of one batch and at t of the one ahead."""
+        z, phi = torch.cat([z_mid, ahead.z_in]), torch.cat([phi_mid, ahead.phi_t])
+        out = self._teacher_at(z, phi, conditioning.joined(told_ahead))
+        return out[: len(z_mid)], out[len(z_mid) :]
+
+    @staticmethod
+    def _carry(draw: Noised, conditioning: Conditioning, out: Tensor) -> list[Tensor]:
+        """What the next update needs of a batch."""
+        kept = [draw.z_t, draw.z_in, draw.phi_t, draw.phi_mid, draw.is_last_step, out]
+        return [*kept, *conditioning.tensors()]
+
+
+def rollout(teacher: Model, num_steps: int, cfg: LoopConfig, engine: EngineConfig) -> Rollout:
+    """The objective of the round to `num_steps`, as the config would have it run."""
+    kind = Pipelined if engine.pipeline_teacher else Rollout
+    return kind(teacher, num_steps, cfg.loss_weight, engine)
