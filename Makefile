@@ -39,7 +39,7 @@ $(READY): setup.py pyproject.toml Makefile $(wildcard csrc/*)
 	touch $@
 
 $(TOOLS): $(READY)
-	$(PIP) --ignore-installed --no-deps ruff
+	$(PIP) --ignore-installed --no-deps ruff import-linter
 	@# The extra's requirements alone: pip would build pdfast, which is there, once more.
 	$(BIN)/python -c 'import importlib.metadata as m; print(*(r.split(";")[0] for r in m.requires("pdfast") if "extra == \"test\"" in r), sep="\n")' > .venv/test-requirements.txt
 	$(PIP) --requirement .venv/test-requirements.txt
