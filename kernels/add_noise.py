@@ -72,7 +72,7 @@ class NoiseOptions:
     head: Head | None = None
     """Make the data's target for this head too."""
     net_dtype: torch.dtype = torch.float32
-    """Of the network's input; float64 makes everything float64."""
+    """Type of the network's input; float64 makes everything float64."""
     fixed: bool = False
     """Draw from the streams of the fixed batch."""
     population: int = 0
@@ -201,7 +201,7 @@ def add_noise_reference(
     *,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-    """What `Noised` holds but for z_in, in plain PyTorch; z_t and y in `dtype`."""
+    """Compute in plain PyTorch what `Noised` holds but for z_in; z_t and y in `dtype`."""
     o, shape = options, (images.shape[1], images.shape[2], images.shape[3])
     batch_key, noise_key = _keys(o.seed, o.round_, o.fixed)
     block = torch.arange(-1, philox.blocks_of(shape), device=update.device)  # -1: of the batch

@@ -44,13 +44,13 @@ class Op:
     kernels: tuple[Any, ...] = ()
     """The Triton kernels that a call launches, in their order; none where it is C++."""
     kind: str = POINTWISE
-    """Of its main kernel, one of calls.KINDS."""
+    """Kind of its main kernel, one of calls.KINDS."""
     gathers: bool = False
     """Whether of its first tensor it reads only what it takes; see `Call.moved`."""
     rule: Rule | None = None
-    """What a call launches, where that is not one kernel that moves each tensor once."""
+    """Rule for the launches of a call, where it is not one kernel that moves each tensor once."""
     implementation: Callable[[torch.device], str] = runtime.implementation
-    """What it runs as on a device, and why, for people."""
+    """Text that says what it runs as on a device, and why."""
     beside: str = ""
     """The op whose file, test, benchmark and line in `pdfast doctor` it shares."""
 
@@ -66,11 +66,11 @@ class Op:
 
     @property
     def fallback(self) -> Callable[..., Any] | None:
-        """What it runs where Triton does not: its function, which calls the reference."""
+        """The function that runs where Triton does not: it calls the reference."""
         return self.op._init_fn if self.op else None
 
     def launches(self, call: Call) -> list[Launch]:
-        """What a call of it launches on a CUDA device."""
+        """Kernels that a call of it launches on a CUDA device."""
         if self.rule:
             return self.rule(call)
         return [Launch(self.kind, call.moved(gathers=self.gathers))]

@@ -59,7 +59,7 @@ CHANGED: Mapping[int, Mapping[str, tuple[tuple[Any, Any], ...]]] = MappingProxyT
 RENAMED: Mapping[int, Mapping[str, str]] = MappingProxyType(
     {3: MappingProxyType({"peers": "backends"})}
 )
-"""By format: the fields and tables of a config that have another name in it: the old and the new.
+"""Renamed fields and tables of a config, by the format that renamed them: the old and the new name.
 
 Both are dotted, in the same table, which has today's name.
 """
