@@ -11,7 +11,7 @@ from pdfast.kernels.ddim_step import ddim_step, ddim_step_reference
 
 @pytest.mark.parametrize("who", ["pdfast", "eager", "torch.compile", COPY])
 def test_ddim_step(case, who, measure, device):
-    """The v head."""
+    """The v parameterization."""
     n, c, s = case
     z = torch.randn(n, c, s, s, device=device).contiguous(memory_format=torch.channels_last)
     out = torch.randn_like(z).to(NET)

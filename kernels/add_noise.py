@@ -20,10 +20,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pdfast.config.names import Head
+from pdfast.config.names import Parameterization
 from pdfast.kernels import philox, runtime
 from pdfast.kernels.angles import combine, divide, sincos
 from pdfast.kernels.calls import STEPS
+from pdfast.kernels.parameterizations import PREDICTIONS, prediction_of_data
 from pdfast.kernels.philox import Stream, normal_pair, scaled_word, uniform_from, words_at
 from pdfast.kernels.registry import Op, Stage, register
 from pdfast.kernels.runtime import tl, triton
@@ -50,7 +51,7 @@ class Noised(NamedTuple):
     spare: Tensor
     """One more uniform number in (0, 1) for each, float64 (B,), of bits that nothing else has."""
     y: Tensor | None
-    """What a network should predict of the data, in the head's space, like z_t; or None."""
+    """What a network should predict of the data, like z_t; or None."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +70,8 @@ class NoiseOptions:
     """N of the times u = (i + 1) / N with i ~ U{0 .. N-1}; 0: u ~ U(0, 1)."""
     flip: bool = False
     """Mirror half of the images, by draw."""
-    head: Head | None = None
-    """Make the data's target for this head too."""
+    parameterization: Parameterization | None = None
+    """Make the data's target for this parameterization too."""
     net_dtype: torch.dtype = torch.float32
     """Type of the network's input; float64 makes everything float64."""
     fixed: bool = False
@@ -86,8 +87,8 @@ class NoiseOptions:
     """
 
     def __post_init__(self) -> None:
-        if self.head is not None:
-            runtime.check_choice("head", self.head, Head)
+        if self.parameterization is not None:
+            runtime.check_choice("parameterization", self.parameterization, Parameterization)
         if self.net_dtype not in runtime.FLOATS:
             raise TypeError(f"net_dtype must be a floating-point type, not {self.net_dtype}")
         limits = {"seed": 2**32, "round_": 2**24, "num_steps": 2**31, "first": 2**31}
@@ -132,11 +133,11 @@ def add_noise(
     if o.population and len(images) != o.num:
         raise ValueError(f"with a population, images must be the {o.num} drawn, not {len(images)}")
     z_t, z_in, phi_t, phi_mid, is_last_step, chosen, spare, y = add_noise_op(
-        images, a, b, angles, o.num_steps, o.seed, o.round_, update, o.first, o.num, o.flip, o.head,
-        o.net_dtype, o.fixed, o.population, rows, o.shuffled_by,
+        images, a, b, angles, o.num_steps, o.seed, o.round_, update, o.first, o.num, o.flip,
+        o.parameterization, o.net_dtype, o.fixed, o.population, rows, o.shuffled_by,
     )  # fmt: skip
     same = o.net_dtype == z_t.dtype
-    z_in, y_or_none = z_t if same else z_in, y if o.head else None
+    z_in, y_or_none = z_t if same else z_in, y if o.parameterization else None
     return Noised(z_t, z_in, phi_t, phi_mid, is_last_step, chosen, spare, y_or_none)
 
 
@@ -167,15 +168,6 @@ def to_float(images: Tensor) -> Tensor:
 def diffuse(x: Tensor, eps: Tensor, phi: Tensor) -> Tensor:
     """z_t = alpha x + sigma eps (section 2)."""
     return combine((phi.cos(), x), (phi.sin(), eps))
-
-
-def data_target(x: Tensor, eps: Tensor, phi: Tensor, head: Head) -> Tensor:
-    """The y of clean data, for training a teacher: x, eps, or v = alpha eps - sigma x."""
-    if head == "x":
-        return x
-    if head == "eps":
-        return eps
-    return combine((phi.cos(), eps), (-phi.sin(), x))
 
 
 def _keys(seed: int, round_: int, fixed: bool) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -232,7 +224,11 @@ def add_noise_reference(
         a, b = schedule
         phi_t = a * philox.uniform_of(words[:, 2], words[:, 3]) + b
         phi_mid, is_last_step = phi_t.clone(), torch.zeros_like(chosen, dtype=torch.bool)
-    y = None if o.head is None else data_target(x, eps, phi_t, o.head)
+    y = (
+        None
+        if o.parameterization is None
+        else PREDICTIONS[o.parameterization].of_data(x, eps, phi_t)
+    )
     spare = ((words[:, 1] >> 1).double() + 0.5) / 2**31
     return diffuse(x, eps, phi_t), phi_t, phi_mid, is_last_step, chosen, spare, y
 
@@ -254,7 +250,7 @@ def add_noise_op(
     first: int,
     num: int,
     flip: bool,
-    head: str | None,
+    parameterization: str | None,
     net_dtype: torch.dtype,
     fixed: bool,
     population: int = 0,
@@ -262,7 +258,7 @@ def add_noise_op(
     shuffled_by: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`add_noise` of arguments known to be right; z_in and y are empty where there are none."""
-    outputs = _outputs(images, num, head, net_dtype)
+    outputs = _outputs(images, num, parameterization, net_dtype)
     z_t, z_in, phi_t, phi_mid, is_last_step, chosen, spare, y = outputs
     if not runtime.uses_triton(images.device, net_dtype):
         options = NoiseOptions(
@@ -272,7 +268,7 @@ def add_noise_op(
             first=first,
             num_steps=num_steps,
             flip=flip,
-            head=head,  # type: ignore[arg-type]
+            parameterization=parameterization,  # type: ignore[arg-type]
             net_dtype=net_dtype,
             fixed=fixed,
             population=population,
@@ -320,7 +316,7 @@ def add_noise_op(
         gathered=population > 0,
         flip=flip,
         continuous=num_steps == 0,
-        head=head or "none",
+        parameterization=parameterization or "none",
         writes_z_in=z_in.numel() > 0,
         rounds=ROUNDS if shuffled_by else 0,
         block=BLOCK,
@@ -341,18 +337,18 @@ def _fake_outputs(
     first: int,
     num: int,
     flip: bool,
-    head: str | None,
+    parameterization: str | None,
     net_dtype: torch.dtype,
     fixed: bool,
     population: int = 0,
     rows: Tensor | None = None,
     shuffled_by: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return _outputs(images, num, head, net_dtype)
+    return _outputs(images, num, parameterization, net_dtype)
 
 
 def _outputs(
-    images: Tensor, num: int, head: str | None, net_dtype: torch.dtype
+    images: Tensor, num: int, parameterization: str | None, net_dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     state = torch.float64 if net_dtype == torch.float64 else torch.float32
 
@@ -373,7 +369,7 @@ def _outputs(
         vector(torch.bool),
         vector(torch.int64),
         vector(torch.float64),
-        empty(state, head is not None),
+        empty(state, parameterization is not None),
     )
 
 
@@ -413,7 +409,7 @@ def add_noise_kernel(
     gathered: tl.constexpr,
     flip: tl.constexpr,
     continuous: tl.constexpr,
-    head: tl.constexpr,
+    parameterization: tl.constexpr,
     writes_z_in: tl.constexpr,
     rounds: tl.constexpr,
     block: tl.constexpr,
@@ -471,12 +467,8 @@ def add_noise_kernel(
     tl.store(z_t + out, z, mask=mask)
     if writes_z_in:
         tl.store(z_in + out, z.to(z_in.dtype.element_ty), mask=mask)
-    if head == "x":
-        tl.store(y + out, x, mask=mask)
-    elif head == "eps":
-        tl.store(y + out, eps, mask=mask)
-    elif head != "none":
-        tl.store(y + out, cos * eps - sin * x, mask=mask)
+    if parameterization != "none":
+        tl.store(y + out, prediction_of_data(x, eps, cos, sin, parameterization), mask=mask)
 
 
 register(

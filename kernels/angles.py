@@ -8,7 +8,6 @@ float64 operations, without the slow path (and stack) of library trigonometry.
 import torch
 from torch import Tensor
 
-from pdfast.config.names import Head
 from pdfast.kernels.runtime import tl, triton
 
 # ------------------------------------------------------------------------------------------
@@ -35,14 +34,6 @@ def divide(a: Tensor, number: float) -> Tensor:
     tensor, by multiplying with its reciprocal, which may cost the last bit.
     """
     return a / torch.full((), number, dtype=a.dtype, device=a.device)
-
-
-def prediction(out: Tensor, phi: Tensor, head: Head) -> Tensor:
-    """Raw network output -> y in the head's space: x-hat, eps-hat, or v-hat (v and both)."""
-    if head == "both":
-        x_hat, eps_hat = out.chunk(2, dim=1)
-        return combine((phi.cos(), eps_hat), (-phi.sin(), x_hat))
-    return out
 
 
 # ------------------------------------------------------------------------------------------
@@ -85,20 +76,3 @@ def sincos(angle):
     sin = tl.where((turn & 2) != 0, -sin, sin)
     cos = tl.where(((turn + 1) & 2) != 0, -cos, cos)
     return sin, cos
-
-
-@triton.jit
-def load_prediction(out, element, mask, cos, sin, channels: tl.constexpr, head: tl.constexpr):
-    """y, float32, of elements of one image's raw output (H, W, C or 2C); see `prediction`.
-
-    cos and sin are float32, of the image's angle. Two streams of "both" interleave pixel by
-    pixel, so its loads are narrow.
-    """
-    if head == "both":
-        x_hat = out + element // channels * (2 * channels) + element % channels
-        x_part = tl.load(x_hat, mask=mask, other=0.0).to(tl.float32)
-        eps_part = tl.load(x_hat + channels, mask=mask, other=0.0).to(tl.float32)
-        y = cos * eps_part - sin * x_part
-    else:
-        y = tl.load(out + element, mask=mask, other=0.0).to(tl.float32)
-    return y

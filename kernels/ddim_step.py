@@ -1,15 +1,14 @@
 """ddim_step: a DDIM step along a network's raw output, and the next network's input.
 
-Fused: the head's prediction, the rotation, the rounding to the network's dtype. For D elements
-per image, the bytes per element in one pass are 4 (z) + s (out; 2s for "both") + 4 (z_next) + s
-(z_in, unless s is 4), s being the size of the networks' dtype. The eager chain of the v head
-reads and writes 28 in float32 (product 8, addcmul 12, casts of `out` and of z_next 2 s + 12) for
-the kernel's 12. Bound: memory, above a few hundred kB; below it, the launch. Coefficients, per
-image, are float64: on GPUs with little of it (consumer cards) they cost microseconds a launch.
-Loses: nothing known; one launch is the least that any version needs. Its inputs are constants:
-it serves a frozen teacher.
+Fused: the prediction, the rotation, the rounding to the network's dtype. For D elements per image,
+the bytes per element in one pass are 4 (z) + s (out; 2s for x_eps) + 4 (z_next) + s (z_in, unless s
+is 4), s being the size of the networks' dtype. The eager chain of v reads and writes 28 in float32
+(product 8, addcmul 12, casts of `out` and of z_next 2 s + 12) for the kernel's 12. Bound: memory,
+above a few hundred kB; below it, the launch. Coefficients, per image, are float64: on GPUs with
+little of it (consumer cards) they cost microseconds a launch. Loses: nothing known; one launch is
+the least that any version needs. Its inputs are constants: it serves a frozen teacher.
 
-Float streams go in 16-byte accesses when H W C divides by 16, but for the raw output of "both".
+Float streams go in 16-byte accesses when H W C divides by 16, but for the raw output of x_eps.
 """
 
 from typing import NamedTuple
@@ -17,10 +16,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pdfast.config.names import Head
+from pdfast.config.names import OUTPUTS, Parameterization
 from pdfast.kernels import runtime
-from pdfast.kernels.angles import combine, load_prediction, prediction, sincos
+from pdfast.kernels.angles import combine, sincos
 from pdfast.kernels.calls import STEPS
+from pdfast.kernels.parameterizations import PREDICTIONS, load_prediction, step_coefficients
 from pdfast.kernels.registry import Op, Stage, register
 from pdfast.kernels.runtime import tl, triton
 
@@ -41,7 +41,7 @@ def ddim_step(
     out: Tensor,
     phi: Tensor,
     phi_next: Tensor,
-    head: Head,
+    parameterization: Parameterization,
     net_dtype: torch.dtype | None = None,
 ) -> Step:
     """z at angle phi -> z at phi_next < phi along the network's prediction (DDIM, section 2).
@@ -50,39 +50,41 @@ def ddim_step(
     phi and phi_next float64 (B,), radians; net_dtype the next network's, by default that of z.
     Raises ValueError or TypeError for other shapes, dtypes or devices.
     """
-    runtime.check_choice("head", head, Head)
+    runtime.check_choice("parameterization", parameterization, Parameterization)
     runtime.check_tensor("z", z, runtime.STATES)
     batch, channels, *size = z.shape
-    copies = 2 if head == "both" else 1
+    copies = OUTPUTS[parameterization].copies
     runtime.check_tensor("out", out, runtime.FLOATS, (batch, copies * channels, *size), z)
     runtime.check_tensor("phi", phi, (torch.float64,), (batch,), z)
     runtime.check_tensor("phi_next", phi_next, (torch.float64,), (batch,), z)
     net_dtype = net_dtype or z.dtype
-    z_next, z_in = ddim_step_op(z, out.detach(), phi, phi_next, head, net_dtype)
+    z_next, z_in = ddim_step_op(z, out.detach(), phi, phi_next, parameterization, net_dtype)
     return Step(z_next, z_in if net_dtype != z.dtype else z_next)
 
 
 def ddim_step_reference(
-    z: Tensor, out: Tensor, phi: Tensor, phi_next: Tensor, head: Head
+    z: Tensor, out: Tensor, phi: Tensor, phi_next: Tensor, parameterization: Parameterization
 ) -> Tensor:
     """The step in plain PyTorch, in the dtype of z; differentiable."""
-    y = prediction(out.to(z.dtype), phi, head)
-    d = phi - phi_next
-    if head == "x":
-        return combine((phi_next.sin() / phi.sin(), z), (d.sin() / phi.sin(), y))
-    if head == "eps":
-        return combine((phi_next.cos() / phi.cos(), z), (-d.sin() / phi.cos(), y))
-    return combine((d.cos(), z), (-d.sin(), y))
+    predicts = PREDICTIONS[parameterization]
+    y = predicts.of(out.to(z.dtype), phi)
+    c_z, c_y = predicts.step_coefficients(phi, phi_next)
+    return combine((c_z, z), (c_y, y))
 
 
 @torch.library.custom_op("pdfast::ddim_step", mutates_args=())
 def ddim_step_op(
-    z: Tensor, out: Tensor, phi: Tensor, phi_next: Tensor, head: str, net_dtype: torch.dtype
+    z: Tensor,
+    out: Tensor,
+    phi: Tensor,
+    phi_next: Tensor,
+    parameterization: str,
+    net_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """`ddim_step` of arguments known to be right; z_in is empty where it would repeat z."""
     z_next, z_in = _outputs(z, net_dtype)
     if not runtime.uses_triton(z.device, z.dtype, out.dtype, net_dtype):
-        z_next.copy_(ddim_step_reference(z, out, phi, phi_next, head))  # type: ignore[arg-type]
+        z_next.copy_(ddim_step_reference(z, out, phi, phi_next, parameterization))  # type: ignore[arg-type]
         return z_next, z_in.copy_(z_next) if z_in.numel() else z_in
     batch, channels, size = len(z), z.shape[1], z[0].numel()
     runtime.launch(
@@ -97,7 +99,8 @@ def ddim_step_op(
         z_in,
         size,
         channels=channels,
-        head=head,
+        copies=out.shape[1] // channels,
+        parameterization=parameterization,
         writes_z_in=z_in.numel() > 0,
         block=BLOCK,
     )
@@ -106,7 +109,12 @@ def ddim_step_op(
 
 @ddim_step_op.register_fake
 def _outputs_of(
-    z: Tensor, out: Tensor, phi: Tensor, phi_next: Tensor, head: str, net_dtype: torch.dtype
+    z: Tensor,
+    out: Tensor,
+    phi: Tensor,
+    phi_next: Tensor,
+    parameterization: str,
+    net_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     return _outputs(z, net_dtype)
 
@@ -126,7 +134,8 @@ def ddim_step_kernel(
     z_in,
     size,
     channels: tl.constexpr,
-    head: tl.constexpr,
+    copies: tl.constexpr,
+    parameterization: tl.constexpr,
     writes_z_in: tl.constexpr,
     block: tl.constexpr,
 ):
@@ -134,21 +143,14 @@ def ddim_step_kernel(
     b = tl.program_id(0).to(tl.int64)
     angle, angle_next = tl.load(phi + b), tl.load(phi_next + b)
     sin, cos = sincos(angle)
-    sin_d, cos_d = sincos(angle - angle_next)
-    if head == "x":
-        sin_next, _ = sincos(angle_next)
-        c_z, c_y = sin_next / sin, sin_d / sin
-    elif head == "eps":
-        _, cos_next = sincos(angle_next)
-        c_z, c_y = cos_next / cos, -sin_d / cos
-    else:
-        c_z, c_y = cos_d, -sin_d
+    c_z, c_y = step_coefficients(angle, angle_next, cos, sin, parameterization)
 
     element = tl.program_id(1) * block + tl.arange(0, block)
     mask = element < size
-    copies: tl.constexpr = 2 if head == "both" else 1
     raw = out + b * size * copies
-    y = load_prediction(raw, element, mask, cos.to(tl.float32), sin.to(tl.float32), channels, head)
+    y = load_prediction(
+        raw, element, mask, cos.to(tl.float32), sin.to(tl.float32), channels, parameterization
+    )
     z_here = tl.load(z + b * size + element, mask=mask, other=0.0)
     result = c_z.to(tl.float32) * z_here + c_y.to(tl.float32) * y
     tl.store(z_next + b * size + element, result, mask=mask)

@@ -3,8 +3,8 @@
 Fused: three predictions, Algorithm 2's target, the weighted squared error, its mean per image and
 its closed-form gradient. One program per image loops over its elements and adds up the loss in a
 fixed order; each input is read once, each output written once. Bytes per element with networks of
-size s: 3 s (out_t, out_mid, out) + 4 (z_t, not read for the heads x and eps, whose target does not
-need it) + s (gradient); "both" doubles every s. That is 20 in float32 for v; the eager chain moves
+size s: 3 s (out_t, out_mid, out) + 4 (z_t, not read for x and eps, whose target does not need
+it) + s (gradient); x_eps doubles every s. That is 20 in float32 for v; the eager chain moves
 73 (tests/kernels/test_bytes.py counts both). Bound: memory; with one image per program it needs
 about as many images as the GPU has multiprocessors, and loses to a split over elements below that.
 float16 gradients of a mean over a batch underflow (a student in float16 wants a scaled loss, which
@@ -13,7 +13,7 @@ nothing here does); bfloat16 ones do not.
 `data_loss` is the same kernel with the target given, for training on data.
 
 Float streams go in 16-byte accesses when H W C divides by 16, but for the raw outputs and the
-gradient of "both".
+gradient of x_eps.
 """
 
 from typing import NamedTuple
@@ -21,10 +21,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pdfast.config.names import LOSS_WEIGHTS, Head, LossWeight
+from pdfast.config.names import LOSS_WEIGHTS, OUTPUTS, LossWeight, Parameterization
 from pdfast.kernels import runtime
-from pdfast.kernels.angles import combine, load_prediction, per_image, prediction, sincos
+from pdfast.kernels.angles import combine, sincos
 from pdfast.kernels.calls import STEPS
+from pdfast.kernels.parameterizations import (
+    PREDICTIONS,
+    gradient_coefficients,
+    load_prediction,
+    store_gradient,
+    target_coefficients,
+    target_of,
+    weight_in_y,
+)
 from pdfast.kernels.registry import Op, Stage, register
 from pdfast.kernels.runtime import tl, triton
 
@@ -50,7 +59,7 @@ def distill_loss(
     phi_t: Tensor,
     phi_mid: Tensor,
     is_last_step: Tensor,
-    head: Head,
+    parameterization: Parameterization,
     weight: LossWeight,
     phi_next: Tensor | None = None,
 ) -> Loss:
@@ -62,11 +71,11 @@ def distill_loss(
     is_last_step bool (B,). The loss is float32 (float64 where z_t is), the gradient of the dtype
     of out. Raises ValueError or TypeError for other shapes, dtypes or devices.
     """
-    runtime.check_choice("head", head, Head)
+    runtime.check_choice("parameterization", parameterization, Parameterization)
     runtime.check_choice("weight", weight, LossWeight)
     runtime.check_tensor("z_t", z_t, runtime.STATES)
     batch, channels, *size = z_t.shape
-    raw = (batch, 2 * channels if head == "both" else channels, *size)
+    raw = (batch, OUTPUTS[parameterization].copies * channels, *size)
     runtime.check_tensor("out", out, runtime.FLOATS, raw, z_t)
     runtime.check_tensor("out_t", out_t, runtime.FLOATS, raw, z_t)
     runtime.check_tensor("out_mid", out_mid, runtime.FLOATS, raw, z_t)
@@ -77,26 +86,37 @@ def distill_loss(
     runtime.check_tensor("is_last_step", is_last_step, (torch.bool,), (batch,), z_t)
     return Loss(
         *distill_loss_op(
-            out.detach(), z_t, out_t, out_mid, phi_t, phi_mid, is_last_step, head, weight, phi_next
+            out.detach(),
+            z_t,
+            out_t,
+            out_mid,
+            phi_t,
+            phi_mid,
+            is_last_step,
+            parameterization,
+            weight,
+            phi_next,
         )
     )
 
 
-def data_loss(out: Tensor, y: Tensor, phi: Tensor, head: Head, weight: LossWeight) -> Loss:
-    """Loss and gradient of a raw output that should predict y, in the head's space.
+def data_loss(
+    out: Tensor, y: Tensor, phi: Tensor, parameterization: Parameterization, weight: LossWeight
+) -> Loss:
+    """Loss and gradient of a raw output that should predict y.
 
     out any float, (B, C or 2C, H, W); y float32 (or float64), (B, C, H, W); phi float64 (B,).
     The loss is of the dtype of y, the gradient of that of out. Raises ValueError or TypeError for
     other shapes, dtypes or devices.
     """
-    runtime.check_choice("head", head, Head)
+    runtime.check_choice("parameterization", parameterization, Parameterization)
     runtime.check_choice("weight", weight, LossWeight)
     runtime.check_tensor("y", y, runtime.STATES)
     batch, channels, *size = y.shape
-    copies = 2 if head == "both" else 1
+    copies = OUTPUTS[parameterization].copies
     runtime.check_tensor("out", out, runtime.FLOATS, (batch, copies * channels, *size), y)
     runtime.check_tensor("phi", phi, (torch.float64,), (batch,), y)
-    return Loss(*data_loss_op(out.detach(), y, phi, head, weight))
+    return Loss(*data_loss_op(out.detach(), y, phi, parameterization, weight))
 
 
 # ------------------------------------------------------------------------------------------
@@ -110,7 +130,7 @@ def target(
     phi_t: Tensor,
     phi_mid: Tensor,
     is_last_step: Tensor,
-    head: Head,
+    parameterization: Parameterization,
     phi_next: Tensor | None = None,
 ) -> Tensor:
     """The y that takes a student from z_t, in one step, where the teacher's two steps lead.
@@ -121,30 +141,20 @@ def target(
     i = 0, the sampler's last step, which returns x-hat: there the target is the teacher's own
     second x-hat. Equal to Algorithm 2's x-tilde; see reference.py for its published form.
     """
-    y1, y2 = prediction(out_t, phi_t, head), prediction(out_mid, phi_mid, head)
+    predicts = PREDICTIONS[parameterization]
+    y1, y2 = predicts.of(out_t, phi_t), predicts.of(out_mid, phi_mid)
     d = phi_t - phi_mid
     if phi_next is None:  # sin d / sin 2d, without a division of small numbers
         e, share = d, 0.5 / d.cos()
     else:
         e = phi_mid - phi_next
         share = e.sin() / (phi_t - phi_next).sin()
-    if head in ("x", "eps"):  # z_t cancels: the target is a weighted mean of y1 and y2
-        if head == "x":
-            w2 = phi_t.sin() / phi_mid.sin() * share
-            w2 = torch.where(is_last_step, torch.ones_like(w2), w2)
-        else:
-            w2 = phi_t.cos() / phi_mid.cos() * share
-            w2 = torch.where(is_last_step, phi_mid.tan() / phi_t.tan(), w2)
-        return combine((1 - w2, y1), (w2, y2))
-    sin_t = phi_t.sin()
-    c_z = torch.where(is_last_step, -d.sin() * phi_mid.sin() / sin_t, -d.sin() * share)
-    c_1 = d.sin() * e.cos() / (d + e).sin()
-    c_1 = torch.where(is_last_step, d.sin() * phi_mid.cos() / sin_t, c_1)
-    c_2 = torch.where(is_last_step, phi_mid.sin() / sin_t, share)
-    return combine((c_1, y1), (c_2, y2), (c_z, z_t))
+    c_1, c_2, c_z = predicts.target_coefficients(phi_t, phi_mid, e, share, is_last_step)
+    of_z_t = () if c_z is None else ((c_z, z_t),)
+    return combine((c_1, y1), (c_2, y2), *of_z_t)
 
 
-def loss_weight(phi: Tensor, head: Head, weight: LossWeight) -> Tensor:
+def loss_weight(phi: Tensor, parameterization: Parameterization, weight: LossWeight) -> Tensor:
     """Weight (B,) of ||y - y_target||^2 that equals the published weight of ||x - x_target||^2.
 
     LOSS_WEIGHTS has it as one of ||v - v_target||^2, which is ||x - x_target||^2 / sigma^2 and
@@ -158,23 +168,24 @@ def loss_weight(phi: Tensor, head: Head, weight: LossWeight) -> Tensor:
         in_v = torch.full_like(phi, a)
     else:
         in_v = a * alpha2 + b * sigma2
-    return in_v / {"x": sigma2, "eps": alpha2}.get(head, torch.ones_like(phi))
+    per_v = PREDICTIONS[parameterization].per_v(phi)
+    return in_v if per_v is None else in_v / per_v
 
 
 def loss_and_grad(
-    out: Tensor, y_target: Tensor, phi: Tensor, head: Head, weight: LossWeight
+    out: Tensor,
+    y_target: Tensor,
+    phi: Tensor,
+    parameterization: Parameterization,
+    weight: LossWeight,
 ) -> Loss:
     """Weighted squared error of a raw output against y_target, and its gradient in closed form."""
-    dtype, out = out.dtype, out.to(y_target.dtype)
-    error = prediction(out, phi, head) - y_target
-    k = loss_weight(phi, head, weight)
+    predicts, dtype = PREDICTIONS[parameterization], out.dtype
+    error = predicts.of(out.to(y_target.dtype), phi) - y_target
+    k = loss_weight(phi, parameterization, weight)
     per_image_loss = k.to(error) * error.square().flatten(1).mean(1)
-    c = 2 * k / error.numel()
-    if head != "both":
-        return Loss(per_image_loss, (per_image(c, error) * error).to(dtype))
-    grad_x = per_image(-phi.sin() * c, error) * error
-    grad_eps = per_image(phi.cos() * c, error) * error
-    return Loss(per_image_loss, torch.cat([grad_x, grad_eps], dim=1).to(dtype))
+    grad = predicts.gradient(error, phi, 2 * k / error.numel())
+    return Loss(per_image_loss, grad.to(dtype))
 
 
 # ------------------------------------------------------------------------------------------
@@ -190,17 +201,19 @@ def distill_loss_op(
     phi_t: Tensor,
     phi_mid: Tensor,
     is_last_step: Tensor,
-    head: str,
+    parameterization: str,
     weight: str,
     phi_next: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`distill_loss` of arguments known to be right."""
     if runtime.uses_triton(z_t.device, out.dtype, z_t.dtype, out_t.dtype, out_mid.dtype):
         teacher = (z_t, out_t, out_mid)
-        return _launch(out, teacher, phi_t, phi_mid, is_last_step, None, head, weight, phi_next)
+        return _launch(
+            out, teacher, phi_t, phi_mid, is_last_step, None, parameterization, weight, phi_next
+        )
     outs = (out_t.to(z_t.dtype), out_mid.to(z_t.dtype))
-    y = target(z_t, *outs, phi_t, phi_mid, is_last_step, head, phi_next)  # type: ignore[arg-type]
-    return _reference(out, y, phi_t, head, weight)
+    y = target(z_t, *outs, phi_t, phi_mid, is_last_step, parameterization, phi_next)  # type: ignore[arg-type]
+    return _reference(out, y, phi_t, parameterization, weight)
 
 
 @distill_loss_op.register_fake
@@ -210,12 +223,12 @@ def _distill_outputs(out: Tensor, z_t: Tensor, *_: object) -> tuple[Tensor, Tens
 
 @torch.library.custom_op("pdfast::data_loss", mutates_args=())
 def data_loss_op(
-    out: Tensor, y: Tensor, phi: Tensor, head: str, weight: str
+    out: Tensor, y: Tensor, phi: Tensor, parameterization: str, weight: str
 ) -> tuple[Tensor, Tensor]:
     """`data_loss` of arguments known to be right."""
     if runtime.uses_triton(y.device, out.dtype, y.dtype):
-        return _launch(out, (None, None, None), phi, None, None, y, head, weight)
-    return _reference(out, y, phi, head, weight)
+        return _launch(out, (None, None, None), phi, None, None, y, parameterization, weight)
+    return _reference(out, y, phi, parameterization, weight)
 
 
 @data_loss_op.register_fake
@@ -228,16 +241,16 @@ def _outputs(out: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _reference(
-    out: Tensor, y: Tensor, phi: Tensor, head: str, weight: str
+    out: Tensor, y: Tensor, phi: Tensor, parameterization: str, weight: str
 ) -> tuple[Tensor, Tensor]:
     per_image_loss, grad = _outputs(out, y)
-    loss = loss_and_grad(out, y, phi, head, weight)  # type: ignore[arg-type]
+    loss = loss_and_grad(out, y, phi, parameterization, weight)  # type: ignore[arg-type]
     return per_image_loss.copy_(loss.per_image), grad.copy_(loss.grad_out)
 
 
-def block_of(head: str) -> int:
+def block_of(parameterization: str) -> int:
     """Elements per iteration: twice as many streams leave registers for half."""
-    return BLOCK // 2 if head == "both" else BLOCK
+    return BLOCK // OUTPUTS[parameterization].copies  # type: ignore[index]
 
 
 def _launch(
@@ -247,13 +260,13 @@ def _launch(
     phi_mid: Tensor | None,
     is_last_step: Tensor | None,
     y: Tensor | None,
-    head: str,
+    parameterization: str,
     weight: str,
     phi_next: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One launch; `teacher` is (z_t, out_t, out_mid), or y is the target."""
     terms = LOSS_WEIGHTS[weight]  # type: ignore[index]
-    copies = 2 if head == "both" else 1
+    copies = OUTPUTS[parameterization].copies  # type: ignore[index]
     images = [None if image is None else runtime.channels_last(image) for image in (*teacher, y)]
     loss = torch.empty(len(out), dtype=torch.float32, device=out.device)
     grad = runtime.empty_images(out, out.dtype)
@@ -271,13 +284,14 @@ def _launch(
         grad,
         out[0].numel() // copies,
         channels=out.shape[1] // copies,
-        head=head,
+        copies=copies,
+        parameterization=parameterization,
         w_alpha2=terms.alpha2,
         w_sigma2=terms.sigma2,
         w_max=terms.combined == "max",
         y_given=y is not None,
-        blocks=runtime.cdiv(out[0].numel() // copies, block_of(head)),
-        block=block_of(head),
+        blocks=runtime.cdiv(out[0].numel() // copies, block_of(parameterization)),
+        block=block_of(parameterization),
         **OPTIONS,
     )
     return loss, grad
@@ -288,31 +302,8 @@ def _launch(
 
 
 @triton.jit
-def target_coefficients(phi_t, phi_mid, step, is_last_step, sin_t, cos_t, head: tl.constexpr):
-    """float64 (c_1, c_2, c_z) of y1, y2 and z_t in the target; `step` is e in `target`."""
-    sin_mid, cos_mid = sincos(phi_mid)
-    sin_d, cos_d = sincos(phi_t - phi_mid)
-    sin_e, cos_e = sincos(step)
-    below = sin_d * cos_e + cos_d * sin_e  # sin(d + e)
-    if head == "x":
-        c_2 = tl.where(is_last_step, 1.0, sin_t * sin_e / (sin_mid * below))
-        c_1, c_z = 1.0 - c_2, 0.0 * c_2
-    elif head == "eps":
-        below = cos_mid * tl.where(is_last_step, sin_t, below)
-        c_2 = cos_t * tl.where(is_last_step, sin_mid, sin_e) / below
-        c_1, c_z = 1.0 - c_2, 0.0 * c_2
-    else:
-        # One division: each takes registers, of which the loop below leaves few.
-        per = 1.0 / tl.where(is_last_step, sin_t, below)
-        c_1 = sin_d * tl.where(is_last_step, cos_mid, cos_e) * per
-        c_2 = tl.where(is_last_step, sin_mid, sin_e) * per
-        c_z = -sin_d * c_2
-    return c_1, c_2, c_z
-
-
-@triton.jit
-def weight_of(sin, cos, head: tl.constexpr, a: tl.constexpr, b: tl.constexpr, larger: tl.constexpr):
-    """float64 weight of the squared error in y; see `loss_weight`.
+def weight_in_v(cos, sin, a: tl.constexpr, b: tl.constexpr, larger: tl.constexpr):
+    """float64 weight of the squared error in v; see `loss_weight`.
 
     A term whose coefficient is 0 makes no code.
     """
@@ -327,10 +318,6 @@ def weight_of(sin, cos, head: tl.constexpr, a: tl.constexpr, b: tl.constexpr, la
         k = a * alpha2
     else:
         k = a * alpha2 + b * sigma2
-    if head == "x":
-        k = k / sigma2
-    elif head == "eps":
-        k = k / alpha2
     return k
 
 
@@ -349,7 +336,8 @@ def distill_loss_kernel(
     grad,
     size,
     channels: tl.constexpr,
-    head: tl.constexpr,
+    copies: tl.constexpr,
+    parameterization: tl.constexpr,
     w_alpha2: tl.constexpr,
     w_sigma2: tl.constexpr,
     w_max: tl.constexpr,
@@ -361,25 +349,25 @@ def distill_loss_kernel(
     b = tl.program_id(0).to(tl.int64)
     angle = tl.load(phi_t + b)
     sin_t, cos_t = sincos(angle)
-    k = weight_of(sin_t, cos_t, head, w_alpha2, w_sigma2, w_max)
+    k = weight_in_y(
+        weight_in_v(cos_t, sin_t, w_alpha2, w_sigma2, w_max), cos_t, sin_t, parameterization
+    )
     k = k / size
     c = 2 * k / tl.num_programs(0)
     sin, cos = sin_t.to(tl.float32), cos_t.to(tl.float32)
-    copies: tl.constexpr = 2 if head == "both" else 1
     image, raw = b * size, b * size * copies
     if not y_given:
         angle_mid, is_last = tl.load(phi_mid + b), tl.load(is_last_step + b) != 0
         step = angle - angle_mid
         if phi_next is not None:
             step = angle_mid - tl.load(phi_next + b)
-        c_1, c_2, c_z = target_coefficients(angle, angle_mid, step, is_last, sin_t, cos_t, head)
+        c_1, c_2, c_z = target_coefficients(
+            angle, angle_mid, step, is_last, cos_t, sin_t, parameterization
+        )
         c_1, c_2, c_z = c_1.to(tl.float32), c_2.to(tl.float32), c_z.to(tl.float32)
         sin_mid, cos_mid = sincos(angle_mid)
         sin_mid, cos_mid = sin_mid.to(tl.float32), cos_mid.to(tl.float32)
-    if head == "both":
-        g_x, g_eps = (-sin_t * c).to(tl.float32), (cos_t * c).to(tl.float32)
-    else:
-        g = c.to(tl.float32)
+    g_1, g_2 = gradient_coefficients(c, cos_t, sin_t, parameterization)
 
     total = tl.zeros([block], tl.float32)
     for turn in range(blocks):
@@ -388,19 +376,16 @@ def distill_loss_kernel(
         if y_given:
             goal = tl.load(y + image + element, mask=mask, other=0.0)
         else:
-            y1 = load_prediction(out_t + raw, element, mask, cos, sin, channels, head)
-            y2 = load_prediction(out_mid + raw, element, mask, cos_mid, sin_mid, channels, head)
-            goal = c_1 * y1 + c_2 * y2
-            if head == "v" or head == "both":
-                goal += c_z * tl.load(z_t + image + element, mask=mask, other=0.0)
-        error = load_prediction(out + raw, element, mask, cos, sin, channels, head) - goal
+            y1 = load_prediction(out_t + raw, element, mask, cos, sin, channels, parameterization)
+            y2 = load_prediction(
+                out_mid + raw, element, mask, cos_mid, sin_mid, channels, parameterization
+            )
+            goal = target_of(c_1, y1, c_2, y2, c_z, z_t + image + element, mask, parameterization)
+        error = (
+            load_prediction(out + raw, element, mask, cos, sin, channels, parameterization) - goal
+        )
         total += error * error
-        if head == "both":
-            pair = grad + raw + element // channels * (2 * channels) + element % channels
-            tl.store(pair, (g_x * error).to(grad.dtype.element_ty), mask=mask)
-            tl.store(pair + channels, (g_eps * error).to(grad.dtype.element_ty), mask=mask)
-        else:
-            tl.store(grad + raw + element, (g * error).to(grad.dtype.element_ty), mask=mask)
+        store_gradient(grad + raw, element, mask, error, g_1, g_2, channels, parameterization)
     tl.store(loss + b, (k * tl.sum(total)).to(tl.float32))
 
 

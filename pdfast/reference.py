@@ -4,10 +4,10 @@ This file is for reading beside the paper (Salimans & Ho 2022) and for checking 
 shares no function with it and uses no rearranged formula. Any floating-point dtype; it is
 accurate in float64 and loses digits in float32 (see README, "The method in ten lines").
 
-A model here is any callable (z, logsnr, label) -> raw output with attributes `head` ("x", "eps",
-"v" or "both") and `logsnr_min`, `logsnr_max`. z is (B, C, H, W); logsnr, u and i are (B,). A
-`pdfast.Network` serves as well, of samples z (B, *shape), cut by its own `clip`; a model of another
-schedule than the cosine schedule is refused.
+A model here is any callable (z, logsnr, label) -> raw output with attributes `parameterization`
+("x", "eps", "v" or "x_eps") and `logsnr_min`, `logsnr_max`. z is (B, C, H, W); logsnr, u and i are
+(B,). A `pdfast.Network` serves as well, of samples z (B, *shape), cut by its own `clip`; a model of
+another schedule than the cosine schedule is refused.
 """
 
 import math
@@ -23,12 +23,12 @@ from pdfast.config.schema import LossWeight
 class Denoiser(Protocol):
     """A network, what its output means, and the range of its cosine schedule."""
 
-    head: str
+    parameterization: str
     logsnr_min: float
     logsnr_max: float
 
     def __call__(self, z: Tensor, logsnr: Tensor, label: Tensor | None = None) -> Tensor:
-        """Raw output, (B, C, H, W), or (B, 2C, H, W) for the head "both"."""
+        """Raw output, (B, C, H, W), or (B, 2C, H, W) for the parameterization "x_eps"."""
 
 
 def logsnr_schedule(u: Tensor, logsnr_min: float = -20.0, logsnr_max: float = 20.0) -> Tensor:
@@ -62,24 +62,24 @@ def predict(
 
     A model that has an attribute `clip` says where instead: (low, high), or None for nowhere.
 
-    Section 4: for the head "both" x-hat is the mean of the direct prediction and the one through
-    eps-hat, weighted by sigma^2 and alpha^2.
+    Section 4: for x_eps x-hat is the mean of the direct prediction and the one through eps-hat,
+    weighted by sigma^2 and alpha^2.
     """
     out = model(z, logsnr, label)
     alpha, sigma = alpha_sigma(logsnr, z)
-    if model.head == "x":
+    if model.parameterization == "x":
         x_hat = out
-    elif model.head == "eps":
+    elif model.parameterization == "eps":
         x_hat = (z - sigma * out) / alpha
-    elif model.head == "v":
+    elif model.parameterization == "v":
         x_hat = alpha * z - sigma * out
-    elif model.head != "both":
-        raise ValueError(f"no head {model.head!r}: x, eps, v or both")
+    elif model.parameterization != "x_eps":
+        raise ValueError(f"no parameterization {model.parameterization!r}: x, eps, v or x_eps")
     else:
         x_direct, eps_direct = out.chunk(2, dim=1)
         x_hat = sigma**2 * x_direct + alpha**2 * (z - sigma * eps_direct) / alpha
     interval = getattr(model, "clip", (-1.0, 1.0)) if clip else None
-    if model.head == "eps" and interval is None:
+    if model.parameterization == "eps" and interval is None:
         return x_hat, out
     if interval is not None:
         x_hat = x_hat.clamp(*interval)

@@ -18,7 +18,7 @@ SMALL = NetConfig(
 CONFIG = Config(model=SMALL)
 ARCHITECTURES = [
     {},
-    {"num_classes": 3, "head": "both", "attn_resolutions": (), "channels": 1},
+    {"num_classes": 3, "parameterization": "x_eps", "attn_resolutions": (), "channels": 1},
     {"ch_mult": (1,), "attn_resolutions": (8,), "num_heads": 2, "num_res_blocks": 3},
     {"ch_mult": (1, 2, 3), "attn_resolutions": (2, 8), "num_heads": 0, "head_dim": 4},
 ]

@@ -326,6 +326,7 @@ def fuzz(examples, seed):
     try:
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
             warnings.simplefilter("error")  # a reader does not warn of what it refuses
+            warnings.filterwarnings("ignore", ".* is called .* now$", FutureWarning)
             kinds = Kinds(Path(folder))
             for kind, (share, _) in SHARES.items():
                 start = time.perf_counter()

@@ -13,36 +13,52 @@ from pdfast.interop.google.published import views
 from pdfast.models.model import Model
 
 DATA = Path(__file__).parent / "fixtures"
-HEADS = ("x", "eps", "v", "both")
+PARAMETERIZATIONS = ("x", "eps", "v", "x_eps")  # those of the published code
 WEIGHTS = ("constant", "snr", "snr_trunc", "v_mse")
 
 _npz = np.load(DATA / "published.npz", allow_pickle=False)
 
 
+def published(key: str) -> str:
+    """A key of ours as the file has it: the published code calls x_eps "both"."""
+    return key.replace("x_eps", "both")
+
+
 def value(key: str) -> Tensor:
     """An array as float64 (integers stay); images come as NCHW."""
-    array = torch.from_numpy(np.array(_npz[key]))
+    array = torch.from_numpy(np.array(_npz[published(key)]))
     array = array.double() if array.is_floating_point() else array
     return array.permute(0, 3, 1, 2) if array.ndim == 4 else array
 
 
 def grad_keys(prefix: str) -> list[str]:
     """Parameter paths whose gradient is stored under a case."""
-    return [
-        k.removeprefix(f"{prefix}/grad/") for k in _npz.files if k.startswith(f"{prefix}/grad/")
-    ]
+    begin = published(f"{prefix}/grad/")
+    return [key.removeprefix(begin) for key in _npz.files if key.startswith(begin)]
 
 
-def config(head: str) -> Config:
+def config(parameterization: str) -> Config:
     """The golden network's."""
     loaded = load_config(DATA / "published.toml")
-    return dataclasses.replace(loaded, model=dataclasses.replace(loaded.model, head=head))
+    return dataclasses.replace(
+        loaded, model=dataclasses.replace(loaded.model, parameterization=parameterization)
+    )
 
 
-def model(role: str, head: str) -> Model:
-    """The golden "teacher" or "student" with the published weights, float64, for a head."""
-    result = Model(config(head).model).double()
-    prefix = f"{'both' if head == 'both' else 'x'}/{role}/params/"
+def network(parameterization: str) -> str:
+    """Which of the two published networks it is of, "x" or "x_eps": they differ in the channels."""
+    return parameterization if parameterization == "x_eps" else "x"
+
+
+def flax_file(role: str, parameterization: str) -> Path:
+    """The published checkpoint of the golden "teacher" or "student"."""
+    return DATA / published(f"published_{network(parameterization)}_{role}.flax")
+
+
+def model(role: str, parameterization: str) -> Model:
+    """The golden "teacher" or "student" with the published weights, in float64."""
+    result = Model(config(parameterization).model).double()
+    prefix = published(f"{network(parameterization)}/{role}/params/")
     for name, view in views(result.cfg, result.net.state_dict()).items():
         view.copy_(torch.from_numpy(_npz[prefix + name].astype(np.float64)))
     return result.eval()
@@ -51,9 +67,16 @@ def model(role: str, head: str) -> Model:
 class Case:
     """Teacher, student, draws and the fast path's rollout of one golden case."""
 
-    def __init__(self, head: str, num_steps: int, teacher: Model, student: Model) -> None:
-        self.key = f"distill/{head}/N{num_steps}"
-        self.head, self.num_steps, self.teacher, self.student = head, num_steps, teacher, student
+    def __init__(
+        self, parameterization: str, num_steps: int, teacher: Model, student: Model
+    ) -> None:
+        self.key = f"distill/{parameterization}/N{num_steps}"
+        self.parameterization, self.num_steps, self.teacher, self.student = (
+            parameterization,
+            num_steps,
+            teacher,
+            student,
+        )
         self.x, self.eps = value("data/x"), value(f"{self.key}/eps")
         self.i = value(f"{self.key}/i")
         phi = self.teacher.schedule.phi
@@ -62,10 +85,18 @@ class Case:
         self.z_t = angles.diffuse(self.x, self.eps, self.phi_t)
         with torch.no_grad():
             self.out_t = self.teacher.forward_at_angle(self.z_t, self.phi_t)
-            self.z_mid = angles.ddim_step(self.z_t, self.out_t, self.phi_t, self.phi_mid, head).z
+            self.z_mid = angles.ddim_step(
+                self.z_t, self.out_t, self.phi_t, self.phi_mid, parameterization
+            ).z
             self.out_mid = self.teacher.forward_at_angle(self.z_mid, self.phi_mid)
         self.y_target = angles.target(
-            self.z_t, self.out_t, self.out_mid, self.phi_t, self.phi_mid, self.i == 0, head
+            self.z_t,
+            self.out_t,
+            self.out_mid,
+            self.phi_t,
+            self.phi_mid,
+            self.i == 0,
+            parameterization,
         )
 
     def golden(self, name: str) -> Tensor:
@@ -74,20 +105,20 @@ class Case:
 
     def check_rollout(self, tol: float) -> None:
         """Rollout and target are the published ones."""
-        head = self.head
+        parameterization = self.parameterization
         assert relative(self.z_t, self.golden("z_t")) < tol
-        x_t = angles.predict_x(self.z_t, self.out_t, self.phi_t, head)
+        x_t = angles.predict_x(self.z_t, self.out_t, self.phi_t, parameterization)
         assert relative(x_t, self.golden("teacher_x_t")) < tol
         assert relative(self.z_mid, self.golden("z_mid")) < tol
-        x_mid = angles.predict_x(self.z_mid, self.out_mid, self.phi_mid, head)
+        x_mid = angles.predict_x(self.z_mid, self.out_mid, self.phi_mid, parameterization)
         assert relative(x_mid, self.golden("teacher_x_mid")) < tol
-        x_target = x_of(self.y_target, self.z_t, self.phi_t, head)
+        x_target = x_of(self.y_target, self.z_t, self.phi_t, parameterization)
         assert relative(x_target, self.golden("x_target")) < tol
 
 
-def x_of(y: Tensor, z: Tensor, phi: Tensor, head: str) -> Tensor:
-    """x of a y in the head's own space (for "both", v)."""
-    return angles.predict_x(z, y, phi, "v" if head == "both" else head)
+def x_of(y: Tensor, z: Tensor, phi: Tensor, parameterization: str) -> Tensor:
+    """x of a y in the parameterization's own space (for "x_eps", v)."""
+    return angles.predict_x(z, y, phi, "v" if parameterization == "x_eps" else parameterization)
 
 
 def relative(a: Tensor, b: Tensor) -> float:

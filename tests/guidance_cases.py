@@ -1,19 +1,21 @@
 """Models and batches by class, guided and not, that their tests share."""
 
 import dataclasses
+import typing
 
 import torch
 from engine_cases import random_model
 
+from pdfast.config.names import Parameterization
 from pdfast.data.dataset import Dataset
 from pdfast.training.batch import open_batch
 
 STEPS, CLASSES, RANGE = 8, 10, (0.0, 4.0)
-HEADS = ["x", "eps", "v", "both"]
+PARAMETERIZATIONS = typing.get_args(Parameterization)
 
 
-def teacher_of(config, head="v", dtype=torch.float64, seed=0):
-    cfg = dataclasses.replace(config.model.unguided(), head=head)
+def teacher_of(config, parameterization="v", dtype=torch.float64, seed=0):
+    cfg = dataclasses.replace(config.model.unguided(), parameterization=parameterization)
     return random_model(cfg, seed, dtype).eval()
 
 

@@ -6,13 +6,13 @@ import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from pdfast.config.names import Head, LossWeight
+from pdfast.config.names import LossWeight, Parameterization
 from pdfast.diffusion.schedules import CosineSchedule
 from pdfast.kernels import runtime
 
 ON_GPU = torch.cuda.is_available() and not runtime.INTERPRETING
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
-HEADS, WEIGHTS = typing.get_args(Head), typing.get_args(LossWeight)
+PARAMETERIZATIONS, WEIGHTS = typing.get_args(Parameterization), typing.get_args(LossWeight)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SCHEDULE = CosineSchedule()
 FEW = settings(max_examples=50, deadline=None, derandomize=True, database=None)

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pdfast.config.names import OUTPUTS
+
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ARCHS = (80, 90, 100)  # Ampere, Hopper, Blackwell
 # (B, C, H, W). Of the first two, H W C is a multiple of 16 and of the block; of the others, Triton
@@ -58,10 +60,10 @@ def values(shape, dtype, device, seed=0):
     return tensor.to(device)
 
 
-def raw(shape, head, dtype, device, seed):
+def raw(shape, parameterization, dtype, device, seed):
     """A network's output."""
     b, c, h, w = shape
-    return values((b, 2 * c if head == "both" else c, h, w), dtype, device, seed)
+    return values((b, c * OUTPUTS[parameterization].copies, h, w), dtype, device, seed)
 
 
 def rising_angles(batch, device, first=0.3):

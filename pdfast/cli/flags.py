@@ -68,8 +68,8 @@ def _is_marked(marks: tuple[object, ...], by: object) -> bool:
 
 
 def with_new_names(args: Sequence[str]) -> list[str]:
-    """Arguments whose flags have today's names; warns of those that an earlier version had."""
-    found, said = [], []
+    """Arguments in today's words; warns of names and values that an earlier version had."""
+    found, said, before = [], [], ""
     for argument in args:
         name, equals, value = argument.partition("=")
         for old, new in formats.renamed_after(FIRST.format).items():
@@ -77,7 +77,13 @@ def with_new_names(args: Sequence[str]) -> list[str]:
                 now = f"--{new}{name.removeprefix(f'--{old}')}"
                 said.append(f"{name} is called {now} now")
                 name = now
+        flag, given = (name, value) if equals else (before, name)
+        present = formats.value_now(flag.removeprefix("--"), given, FIRST.format)
+        if present != given:
+            said.append(f"{flag} {given} is called {present} now")
+            name, value = (name, present) if equals else (present, value)
         found.append(name + equals + value)
+        before = name
     if said:
         warnings.warn(", ".join(said), FutureWarning, stacklevel=2)
     return found

@@ -9,7 +9,8 @@ To store a new field, or to give one another form:
 1. Where a release has written FORMAT already, raise it by one and begin a new line in the tables.
 2. Annotate a new field of a config with `Since`, which says what is meant where it is missing:
    what the versions before did. For other tables ADDED says so.
-3. Under CHANGED, say what old values are called now, under RENAMED what a field or table is.
+3. Under CHANGED, say what old values are called now, under RENAMED what a field or table is;
+   names are as in ADDED.
 4. Run tests/config/test_formats.py: the files of old versions must come to the same results as
    before.
 
@@ -51,15 +52,27 @@ Fields of a config are dotted, as its flags are, by the names that they have tod
 their annotations, `Since`; those of other tables follow the table's name and a slash.
 """
 
+BOTH = (("both", "x_eps"),)
 CHANGED: Mapping[int, Mapping[str, tuple[tuple[Any, Any], ...]]] = MappingProxyType(
-    {2: MappingProxyType({"engine.compile": ((False, "off"), (True, "on"))})}
+    {
+        2: MappingProxyType({"engine.compile": ((False, "off"), (True, "on"))}),
+        3: MappingProxyType({"model.parameterization": BOTH, "config.json/parameterization": BOTH}),
+    }
 )
-"""By format: the fields of a config whose values have another form in it: pairs of old and new."""
+"""By format: the fields whose values have another form in it: pairs of old and new."""
 
 RENAMED: Mapping[int, Mapping[str, str]] = MappingProxyType(
-    {3: MappingProxyType({"peers": "backends"})}
+    {
+        3: MappingProxyType(
+            {
+                "peers": "backends",
+                "model.head": "model.parameterization",
+                "config.json/head": "config.json/parameterization",
+            }
+        )
+    }
 )
-"""Renamed fields and tables of a config, by the format that renamed them: the old and the new name.
+"""Renamed fields and tables, by the format that renamed them: the old and the new name.
 
 Both are dotted, in the same table, which has today's name.
 """
@@ -145,7 +158,11 @@ def complete(
 
     Raises as `read`, but looks at no value.
     """
-    wanted = list(keys)
+    wanted, names = list(keys), renamed_after(by.format)
+    now = {key: names.get(prefix + key, prefix + key).removeprefix(prefix) for key in table}
+    table = {
+        now[key]: value_now(prefix + now[key], value, by.format) for key, value in table.items()
+    }
     for key in table:
         if key not in wanted:
             raise _not_known(what, prefix + key, by)
@@ -162,25 +179,40 @@ def is_first(cls: type[Any], table: Mapping[str, Any]) -> bool:
 
 
 def with_new_names(table: Mapping[str, Any], format_: int = 1) -> tuple[dict[str, Any], list[str]]:
-    """A config, or part of one, of a format or of any before this, by today's names.
+    """A config, or part of one, of a format or of any before this, in today's words.
 
-    Returns it with what is called otherwise now, in words. A field that is there by both names
-    keeps the old one too, which is not known then.
+    Returns it with the names and values that are other ones now, in words. A field that is there
+    by both names keeps the old one too, which is not known then.
     """
     found, said = dict(table), []
     for old, new in renamed_after(format_).items():
-        *outer, last = old.split(".")
-        of, name = found, new.rpartition(".")[2]
-        for part in outer:
-            if not isinstance(of.get(part), Mapping):
-                break
-            of[part] = dict(of[part])
-            of = of[part]
-        else:
-            if last in of and name not in of:
-                of[name] = of.pop(last)
-                said.append(f"{old} is called {new} now")
+        of, last, name = _table_of(found, old), old.rpartition(".")[2], new.rpartition(".")[2]
+        if of is not None and last in of and name not in of:
+            of[name] = of.pop(last)
+            said.append(f"{old} is called {new} now")
+    for key in {key for fields in CHANGED.values() for key in fields}:
+        of, name = _table_of(found, key), key.rpartition(".")[2]
+        if of is not None and name in of:
+            then, of[name] = of[name], value_now(key, of[name], format_)
+            if of[name] is not then:
+                said.append(f"{key} {_shown(then)} is called {_shown(of[name])} now")
     return found, said
+
+
+def _table_of(config: dict[str, Any], key: str) -> dict[str, Any] | None:
+    """The table, copied in its place, that would hold the field `key`; None where there is none."""
+    of = config
+    for part in key.split(".")[:-1]:
+        if not isinstance(of.get(part), Mapping):
+            return None
+        of[part] = dict(of[part])
+        of = of[part]
+    return of
+
+
+def _shown(value: Any) -> str:
+    """As TOML has it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def renamed_after(format_: int) -> dict[str, str]:
@@ -195,24 +227,25 @@ def added(format_: int) -> dict[str, Any]:
     return {key: value for fields in later for key, value in fields.items()}
 
 
-def without_added(
-    table: Mapping[str, Any], format_: int, prefix: str = ""
+def as_before(
+    table: Mapping[str, Any], format_: int, prefix: str = "config.json/"
 ) -> dict[str, Any] | None:
     """A model's config.json as an older format had it; None if that could not say as much."""
-    later, old = added(format_), dict(table)
+    later, former = added(format_), {new: old for old, new in renamed_after(format_).items()}
+    found: dict[str, Any] = {}
     for key, value in table.items():
         name = prefix + key
-        name = name if name in later else f"config.json/{name}"
         if name in later:
             if value != _fresh(later[name]):
                 return None
-            del old[key]
-        elif isinstance(value, dict):
-            inner = without_added(value, format_, f"{prefix}{key}.")
-            if inner is None:
+            continue
+        if isinstance(value, dict):
+            value = as_before(value, format_, f"{name.removeprefix('config.json/')}.")
+            if value is None:
                 return None
-            old[key] = inner
-    return old
+        name = former.get(name, name)
+        found[name.removeprefix(prefix)] = _value_then(prefix + key, value, format_)
+    return found
 
 
 def _upgraded(
@@ -243,7 +276,7 @@ def _upgraded(
             inner, of = table.get(name, {}), typing.cast(type, hint)
             found[name] = _upgraded(of, inner, what, by, f"{key}.", whole, refuses)
         elif name in table:
-            found[name] = _now(key, table[name], by)
+            found[name] = table[name]
         elif whole or key in added(by.format):
             found[name] = _before(key, by)
     return found
@@ -264,14 +297,27 @@ def _fresh(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _now(key: str, value: Any, by: Written) -> Any:
-    """A value as this format has it."""
+def value_now(key: str, value: Any, format_: int) -> Any:
+    """A value of a format, or of any before this, as this one has it."""
     for number in sorted(CHANGED):
-        if number > by.format:
-            for old, new in CHANGED[number].get(key, ()):
-                if type(value) is type(old) and value == old:
-                    value = new
-                    break
+        if number > format_:
+            value = counterpart(value, CHANGED[number].get(key, ()))
+    return value
+
+
+def _value_then(key: str, value: Any, format_: int) -> Any:
+    """A value of this format as an older one had it."""
+    for number in sorted(CHANGED, reverse=True):
+        if number > format_:
+            value = counterpart(value, [(new, old) for old, new in CHANGED[number].get(key, ())])
+    return value
+
+
+def counterpart(value: Any, pairs: Iterable[tuple[Any, Any]]) -> Any:
+    """The second of the pair whose first the value is; the value itself if there is none."""
+    for one, other in pairs:
+        if type(value) is type(one) and value == one:
+            return other
     return value
 
 

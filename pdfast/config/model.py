@@ -5,7 +5,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from pdfast.config.names import Head
+from pdfast.config.former import formerly
+from pdfast.config.names import OUTPUTS, Parameterization
 from pdfast.config.serialization import check
 
 ScheduleKind = Literal["cosine", "linear", "scaled_linear", "squaredcos_cap_v2", "trained_betas"]
@@ -15,6 +16,7 @@ MAX_WEIGHT = 100  # of guidance
 MAX_LIST = 64  # entries that no sensible list exceeds
 
 
+@formerly(head="parameterization")
 @dataclass(frozen=True, kw_only=True)
 class NetConfig:
     """[model]: all that defines a model but its weights; stored with every model."""
@@ -25,7 +27,7 @@ class NetConfig:
     """1 for grey images, 3 for colour."""
     num_classes: int = 0
     """Number of classes of a class-conditional model; 0: unconditional."""
-    head: Head = "v"
+    parameterization: Parameterization = "v"
     """What the network predicts: x-hat, eps-hat, v-hat, or both x-hat and eps-hat."""
     schedule: ScheduleKind = "cosine"
     """Noise schedule: this method's cosine, continuous in time, or one by betas, as diffusers'
@@ -219,5 +221,5 @@ class NetConfig:
 
     @property
     def out_channels(self) -> int:
-        """Channels of the net's raw output: twice the image's for the (x, eps) head."""
-        return 2 * self.channels if self.head == "both" else self.channels
+        """Channels of the net's raw output."""
+        return OUTPUTS[self.parameterization].copies * self.channels

@@ -2,8 +2,25 @@
 
 from typing import Literal, NamedTuple
 
-Head = Literal["x", "eps", "v", "both"]
+Parameterization = Literal["x", "eps", "v", "x_eps"]
 LossWeight = Literal["constant", "snr", "snr_trunc", "v_mse"]
+
+
+class Output(NamedTuple):
+    """A network's raw output."""
+
+    copies: int
+    """Its channels for each of the image's."""
+    holds: str
+
+
+# What a network of each parameterization puts out, for all that reads its shape or explains it.
+OUTPUTS: dict[Parameterization, Output] = {
+    "x": Output(1, "x-hat"),
+    "eps": Output(1, "eps-hat"),
+    "v": Output(1, "v-hat = alpha eps-hat - sigma x-hat"),
+    "x_eps": Output(2, "x-hat, then eps-hat, along the channels"),
+}
 
 
 class WeightTerms(NamedTuple):

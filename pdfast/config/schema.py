@@ -21,8 +21,8 @@ from pdfast.config.formats import FIRST, Since, Written
 from pdfast.config.model import MAX_LIST, MAX_WEIGHT
 from pdfast.config.model import NetConfig as NetConfig
 from pdfast.config.names import LOSS_WEIGHTS
-from pdfast.config.names import Head as Head
 from pdfast.config.names import LossWeight as LossWeight
+from pdfast.config.names import Parameterization as Parameterization
 from pdfast.config.serialization import check, from_table, nearest, read_toml, to_table
 from pdfast.errors import UsageError
 
@@ -375,10 +375,10 @@ formats.learn(Config)
 def check_distillable(config: Config) -> None:
     """Refuse what `train` allows but no round can distil."""
     check(
-        config.model.head != "eps",
-        "the eps head cannot be distilled: at u = 1 it divides by alpha = 4.5e-5, which amplifies "
-        "its error 2.2e4 times; train the teacher with model.head v (or x, or both); a teacher of "
-        "eps from elsewhere is distilled by a config of head v, whose first round fits v to it",
+        config.model.parameterization != "eps",
+        "model.parameterization eps cannot be distilled: at u = 1 it divides by alpha = 4.5e-5, "
+        "which amplifies its error 2.2e4 times; train the teacher with v (or x, or x_eps); one of "
+        "eps from elsewhere is distilled by a config of v, whose first round fits v to it",
     )
     check_guided_students(config)
 

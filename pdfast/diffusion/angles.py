@@ -6,9 +6,9 @@ phi' is the rotation z' = cos(phi - phi') z - sin(phi - phi') v. Every quantity 
 coefficient per image; no step subtracts nearly equal numbers, as the published x-space formulas
 do. The coefficients are computed in float64, the combinations in z_t's dtype.
 
-A head predicts y: x-hat, eps-hat or v-hat; the "both" head's two outputs give
-y = v = alpha eps-hat - sigma x-hat. Losses and targets live in the space of y, where no head's
-output is divided by a small number. `reference.py` states the same as published.
+A network predicts y: x-hat, eps-hat or v-hat; the two outputs of x_eps give y = v = alpha eps-hat -
+sigma x-hat. Losses and targets live in the space of y, where no output is divided by a small
+number. `reference.py` states the same as published.
 
 An update is four fused ops, each with its reference beside it in kernels/: `add_noise`,
 `ddim_step`, then `distill_loss` (`data_loss` in training on data), and the optimizer's `adamw`.
@@ -18,17 +18,16 @@ Shapes: phi (B,), images (B, C, H, W), raw outputs (B, C or 2C, H, W).
 
 from torch import Tensor
 
-from pdfast.config.names import Head
+from pdfast.config.names import Parameterization
 from pdfast.kernels.adamw import AdamWHyperparameters, adamw
 from pdfast.kernels.add_noise import (
     Noised,
     NoiseOptions,
     add_noise,
-    data_target,
     diffuse,
     draw_indices,
 )
-from pdfast.kernels.angles import combine, per_image, prediction
+from pdfast.kernels.angles import combine, per_image
 from pdfast.kernels.ddim_step import ddim_step
 from pdfast.kernels.distill_loss import (
     Loss,
@@ -38,6 +37,7 @@ from pdfast.kernels.distill_loss import (
     loss_weight,
     target,
 )
+from pdfast.kernels.parameterizations import PREDICTIONS
 
 __all__ = [
     "AdamWHyperparameters",
@@ -62,11 +62,16 @@ __all__ = [
 ]
 
 
-def predict_x(z: Tensor, out: Tensor, phi: Tensor, head: Head) -> Tensor:
+def prediction(out: Tensor, phi: Tensor, parameterization: Parameterization) -> Tensor:
+    """y of a network's raw output: x-hat, eps-hat, or v-hat (v and x_eps)."""
+    return PREDICTIONS[parameterization].of(out, phi)
+
+
+def predict_x(z: Tensor, out: Tensor, phi: Tensor, parameterization: Parameterization) -> Tensor:
     """x-hat of a network's raw output at z, unclipped (section 4)."""
-    y = prediction(out, phi, head)
-    if head == "x":
-        return y
-    if head == "eps":
-        return combine((1 / phi.cos(), z), (-phi.tan(), y))
-    return combine((phi.cos(), z), (-phi.sin(), y))
+    return PREDICTIONS[parameterization].x(z, prediction(out, phi, parameterization), phi)
+
+
+def data_target(x: Tensor, eps: Tensor, phi: Tensor, parameterization: Parameterization) -> Tensor:
+    """y of clean data x and its noise eps, for training a teacher."""
+    return PREDICTIONS[parameterization].of_data(x, eps, phi)

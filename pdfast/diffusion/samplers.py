@@ -1,7 +1,7 @@
 """Samplers: DDIM (deterministic) and ancestral, from pure noise at u = 1 to x-hat.
 
 Both visit u = 1, (N-1)/N, ..., 1/N; at the last, i = 0, they return x-hat itself.
-Angles as in angles.py; the formulas hold for every head, since only x-hat is used.
+Angles as in angles.py; the formulas hold for every parameterization, since only x-hat is used.
 """
 
 from collections.abc import Callable

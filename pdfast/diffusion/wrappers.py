@@ -1,4 +1,4 @@
-"""Networks of other conventions as pdfast takes them: (z, logsnr, label) -> a head's output.
+"""Networks of other conventions as pdfast takes them: (z, logsnr, label) -> raw output.
 
 pdfast's z = alpha x + sigma eps has alpha^2 + sigma^2 = 1, and the noise level is told as
 logSNR = ln(alpha^2 / sigma^2), so that alpha^2 = sigmoid(logSNR), sigma^2 = sigmoid(-logSNR). Any
@@ -251,7 +251,7 @@ def level_at(schedule: Schedule, u: float) -> float:
 
 
 def from_edm(denoiser: nn.Module, sigma_min: float = 0.002, sigma_max: float = 80.0) -> nn.Module:
-    """EDM's denoiser D(x + sigma_edm eps, sigma_edm, label) -> x-hat, as a network of head x.
+    """EDM's denoiser D(x + sigma_edm eps, sigma_edm, label) -> x-hat, as a network that predicts x.
 
     Karras et al. 2022 noise without scaling, z_edm = x + sigma_edm eps. Since alpha = 1 / sqrt(1 +
     sigma_edm^2) where sigma_edm = sigma / alpha = exp(-logSNR / 2), z = alpha z_edm; so
@@ -263,7 +263,7 @@ def from_edm(denoiser: nn.Module, sigma_min: float = 0.002, sigma_max: float = 8
 
 
 def from_flow(velocity: nn.Module) -> nn.Module:
-    """A velocity w((1 - t) x + t eps, t, label) -> eps - x, as a network of head v.
+    """A velocity w((1 - t) x + t eps, t, label) -> eps - x, as a network that predicts v.
 
     With t = sigma / (alpha + sigma), the path's point is z / (alpha + sigma). From z = alpha x +
     sigma eps and w = eps - x, eps = (z + alpha w) / (alpha + sigma) and x = (z - sigma w) /
@@ -277,7 +277,7 @@ def from_flow(velocity: nn.Module) -> nn.Module:
 def from_time(network: nn.Module, schedule: Schedule) -> nn.Module:
     """A variance-preserving network f(z, t, label) of a continuous time t in (0, 1], 1 being noise.
 
-    t is the `schedule`'s u of the logSNR; the output is of any head, as it is. A network of T
+    t is the `schedule`'s u of the logSNR; of any parameterization. A network of T
     timesteps takes t T - 1 (Ho et al. 2020, Song et al. 2021). Where it is to be sampled at levels
     that the `schedule` does not have, at which t would leave that interval, it is refused.
     """

@@ -32,7 +32,7 @@ DEFAULT = Config(
 
 
 def as_network(module: nn.Module, data: Any) -> Network:
-    """The module as it is meant: a Network, or one of head v whose shape is that of the data."""
+    """The module as it is meant: a Network, or one that predicts v in the data's shape."""
     if isinstance(module, Network):
         return module
     check(
@@ -59,7 +59,7 @@ def as_network(module: nn.Module, data: Any) -> Network:
 
 def as_student(module: nn.Module, teacher: Model) -> Network:
     """A student of this teacher, with which it must share all but the module itself."""
-    head = "v" if teacher.head == "eps" else teacher.head
+    parameterization = "v" if teacher.parameterization == "eps" else teacher.parameterization
     check(
         isinstance(module, Network) or not isinstance(module, Model),
         "student is a model of pdfast's own network: give its [model] in the config instead",
@@ -68,7 +68,7 @@ def as_student(module: nn.Module, teacher: Model) -> Network:
         module = Network(
             module,
             teacher.shape,
-            head=head,
+            parameterization=parameterization,
             schedule=teacher.schedule,
             num_classes=teacher.num_classes,
             clip=teacher.clip,
@@ -76,7 +76,7 @@ def as_student(module: nn.Module, teacher: Model) -> Network:
         )
     pairs = {
         "shape": (module.shape, teacher.shape),
-        "head": (module.head, head),
+        "parameterization": (module.parameterization, parameterization),
         "num_classes": (module.num_classes, teacher.num_classes),
         "schedule": (module.schedule.describe(), teacher.schedule.describe()),
         "clip": (module.clip, teacher.clip),
@@ -101,7 +101,7 @@ def asked_to_distill(
         "teacher is a network, and the config names another, distill.teacher: leave that away",
     )
     network, fit = as_network(teacher, data), config.distill.fit_updates
-    if student is None and network.head != "eps":
+    if student is None and network.parameterization != "eps":
         check(
             not fit,
             "distill.fit_updates is for students that cannot start as their teacher: leave it 0, "

@@ -56,12 +56,12 @@ class DataObjective:
     def __call__(self, model: Model, batch: Batch) -> Problem:
         """Algorithm 1, from the draw of u ~ U(0, 1) to the loss."""
         times = model.schedule.grid(0, model.device)
-        draw, conditioning = batch.noised(times, 0, model.head)
+        draw, conditioning = batch.noised(times, 0, model.parameterization)
         assert draw.y is not None
         if model.training:
             conditioning = dataclasses.replace(conditioning, dropout_rng=batch.dropout_rng())
         out = model.forward_at_angle(draw.z_in, draw.phi_t, conditioning)
-        return Problem(out, data_loss(out, draw.y, draw.phi_t, model.head, self.weight))
+        return Problem(out, data_loss(out, draw.y, draw.phi_t, model.parameterization, self.weight))
 
 
 class Rollout:
@@ -91,17 +91,27 @@ class Rollout:
 
     def __call__(self, student: Model, batch: Batch) -> Problem:
         """Algorithm 2, from the draw of i ~ U{0 .. N-1} to the loss; see diffusion/angles.py."""
-        N, head = self.num_steps, self.teacher.head  # noqa: N806
+        N, parameterization = self.num_steps, self.teacher.parameterization  # noqa: N806
         draw, conditioning = batch.noised(self._grid, N)
         z_t, phi_t, phi_mid = draw.z_t, draw.phi_t, draw.phi_mid
         with self._beside(), torch.no_grad():  # two DDIM steps of the teacher, unclipped
             out_t = self._teacher_at(draw.z_in, phi_t, conditioning)
-            z_mid = ddim_step(z_t, out_t, phi_t, phi_mid, head, batch.dtype)
+            z_mid = ddim_step(z_t, out_t, phi_t, phi_mid, parameterization, batch.dtype)
             out_mid = self._teacher_at(z_mid.z_in, phi_mid, conditioning)
         out = student.forward_at_angle(draw.z_in, phi_t, conditioning)
         self._join()
         phi_next = next_angle(self._grid, phi_t)
-        args = (z_t, out_t, out_mid, phi_t, phi_mid, draw.is_last_step, head, self.weight, phi_next)
+        args = (
+            z_t,
+            out_t,
+            out_mid,
+            phi_t,
+            phi_mid,
+            draw.is_last_step,
+            parameterization,
+            self.weight,
+            phi_next,
+        )
         return Problem(out, distill_loss(out, *args))
 
     # -- options of the engine -------------------------------------------------------------
@@ -154,7 +164,7 @@ class Fit:
 
     def __call__(self, student: Model, batch: Batch) -> Problem:
         """The loss of `train` with the teacher in the data's place."""
-        moved = self.teacher.head != student.head  # from eps to v
+        moved = self.teacher.parameterization != student.parameterization  # from eps to v
         draw, conditioning = batch.noised(self._grid, self.num_steps, "x" if moved else None)
         phi = draw.phi_t
         told_both = conditioning.label is not None and conditioning.guidance is not None
@@ -167,6 +177,6 @@ class Fit:
                 assert draw.y is not None
                 y = combine((phi.cos(), out), (-phi.sin(), draw.y))
             else:
-                y = prediction(out, phi, self.teacher.head)
+                y = prediction(out, phi, self.teacher.parameterization)
         out = student.forward_at_angle(draw.z_in, phi, conditioning)
-        return Problem(out, data_loss(out, y, phi, student.head, self.weight))
+        return Problem(out, data_loss(out, y, phi, student.parameterization, self.weight))

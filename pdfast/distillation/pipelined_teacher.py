@@ -32,19 +32,29 @@ class Pipelined(Rollout):
         """As in Rollout, the teacher's two steps taken in different calls."""
         if batch.fixed:
             return super().__call__(student, batch)
-        head = self.teacher.head
+        parameterization = self.teacher.parameterization
         z_t, z_in, phi_t, phi_mid, is_last_step, out_t, *rest = (t.clone() for t in self.carried)
         ahead, told_ahead = batch.next().noised(self._grid, self.num_steps)
         conditioning = told_ahead.with_tensors(rest)
         with self._beside():
-            z_mid = ddim_step(z_t, out_t, phi_t, phi_mid, head, batch.dtype)
+            z_mid = ddim_step(z_t, out_t, phi_t, phi_mid, parameterization, batch.dtype)
             out_mid, out_ahead = self._both(z_mid.z_in, phi_mid, conditioning, ahead, told_ahead)
         out = student.forward_at_angle(z_in, phi_t, conditioning)
         self._join()
         for kept, new in zip(self.carried, self._carry(ahead, told_ahead, out_ahead), strict=True):
             kept.copy_(new)
         phi_next = next_angle(self._grid, phi_t)
-        args = (z_t, out_t, out_mid, phi_t, phi_mid, is_last_step, head, self.weight, phi_next)
+        args = (
+            z_t,
+            out_t,
+            out_mid,
+            phi_t,
+            phi_mid,
+            is_last_step,
+            parameterization,
+            self.weight,
+            phi_next,
+        )
         return Problem(out, distill_loss(out, *args))
 
     @torch.no_grad()

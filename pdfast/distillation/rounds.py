@@ -33,7 +33,7 @@ from pdfast.training.precision import cast_to_precision, precision_of
 MONITOR_STEPS, MONITOR_IMAGES = 16, 256  # of the cheap distance after each round
 MEASURED_IMAGES = 64  # at most, for a round's signal and rounding
 # Of [model]: what a student of another network has in common with its teacher.
-KEPT = {"image_size", "channels", "num_classes", "head"}
+KEPT = {"image_size", "channels", "num_classes", "parameterization"}
 KEPT |= {"schedule", "logsnr_min", "logsnr_max", "timesteps", "betas"}
 SAMPLED_AS = ("guidance", "class_shares")  # of the metrics beside such a distance
 MONITOR_JUMP = 1.5  # a distance this many times the last round's is a jump
@@ -48,12 +48,12 @@ def distill_rounds(run: ModelRun, data: Dataset, device: torch.device) -> Model:
     student = train_teacher(run, data, device)
     check_start(student, config)
     judge = _monitor(data, config, student)
-    if student.head != run.student_head:
+    if student.parameterization != run.student_parameterization:
         alpha = float(student.schedule.phi(torch.ones(())).cos())
         run.screen.say(
             "the teacher predicts eps, and where SNR is low its x-hat divides by alpha, "
             f"{alpha:.1e} at u = 1, so that it cannot be distilled as it is: round 1 moves it to "
-            f"{run.student_head} at the same {config.distill.start_steps} steps"
+            f"{run.student_parameterization} at the same {config.distill.start_steps} steps"
         )
     made = _rounds_made(run, judge, drawable(student))
     for round_ in range(1, made + 1):
@@ -226,7 +226,7 @@ def check_network(config: Config, teacher: NetConfig, path: Path) -> None:
             "is of the config's own network: leave it 0"
         )
     guides = bool(config.model.guidance) and not teacher.guidance
-    if guides and (not teacher.label_dropout or teacher.head == "eps"):
+    if guides and (not teacher.label_dropout or teacher.parameterization == "eps"):
         raise UsageError(
             f"the teacher {path} cannot be guided, since "
             + (
@@ -237,7 +237,7 @@ def check_network(config: Config, teacher: NetConfig, path: Path) -> None:
             + ", or leave model.guidance out"
         )
     for key in asked:
-        moved = key == "head" and (found[key], asked[key]) == ("eps", "v")
+        moved = key == "parameterization" and (found[key], asked[key]) == ("eps", "v")
         moved |= key == "guidance" and guides
         if asked[key] == found[key] or moved:
             continue
@@ -261,7 +261,9 @@ def with_fit(config: Config, teacher: NetConfig, begun: int = 0) -> Config:
     `begun`: the updates of the fit that the run began with, if it did.
     """
     asked = config.model
-    if teacher.head == asked.head and bool(teacher.guidance) == bool(asked.guidance):
+    if teacher.parameterization == asked.parameterization and bool(teacher.guidance) == bool(
+        asked.guidance
+    ):
         return config
     return dataclasses.replace(config, distill=config.distill.with_fit(begun))
 
@@ -272,7 +274,12 @@ def first_student(run: ModelRun, teacher: Model) -> Model:
         return run.networks.student.copy().to(teacher.device)
     student = remove_dropout(new_model(run.config, teacher.device))
     own = teacher.cfg.without_dropout()
-    if dataclasses.replace(own, head=student.head, guidance=student.guidance) == student.cfg:
+    if (
+        dataclasses.replace(
+            own, parameterization=student.parameterization, guidance=student.guidance
+        )
+        == student.cfg
+    ):
         mine = student.net.state_dict()  # of which the teacher may lack the weight's input
         student.net.load_state_dict(mine | teacher.net.state_dict())
     return backends.select(student, run.config.backends)

@@ -46,14 +46,20 @@ def measure(teacher: Model, low: Model, num_steps: int, batch: Batch) -> Signal:
 
     def difference(model: Model) -> Tensor:
         """v_target - v_student of every pixel."""
-        head, dtype, z_t = model.head, model.net_dtype, draw.z_t.to(model.dtype)
+        parameterization, dtype, z_t = (
+            model.parameterization,
+            model.net_dtype,
+            draw.z_t.to(model.dtype),
+        )
         out_t = model.forward_at_angle(z_t, draw.phi_t, conditioning)
-        z_mid = ddim_step(z_t, out_t, draw.phi_t, draw.phi_mid, head, dtype)
+        z_mid = ddim_step(z_t, out_t, draw.phi_t, draw.phi_mid, parameterization, dtype)
         out_mid = model.forward_at_angle(z_mid.z_in, draw.phi_mid, conditioning)
         outs = (out_t.to(z_t), out_mid.to(z_t))
-        y_target = target(z_t, *outs, draw.phi_t, draw.phi_mid, draw.is_last_step, head, phi_next)
-        to_v = loss_weight(draw.phi_t, head, "v_mse").sqrt()
-        return combine((to_v, y_target - prediction(outs[0], draw.phi_t, head)))
+        y_target = target(
+            z_t, *outs, draw.phi_t, draw.phi_mid, draw.is_last_step, parameterization, phi_next
+        )
+        to_v = loss_weight(draw.phi_t, parameterization, "v_mse").sqrt()
+        return combine((to_v, y_target - prediction(outs[0], draw.phi_t, parameterization)))
 
     found = difference(low)
     coarse = low.net_dtype == torch.bfloat16 or precision.rounds_to_tf32(low)

@@ -85,7 +85,7 @@ def _described(model: Model, format_: int) -> str | None:
     """What a format had to say of the model and the machine; None if it knew no such model."""
     told = model.describe()
     del told["classes"]  # names, which no sample depends on
-    table = formats.without_added(told, format_)
+    table = formats.as_before(told, format_)
     versions, device = files.versions(), str(model.device)
     if table is None:
         return None

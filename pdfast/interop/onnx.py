@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pdfast.config.names import OUTPUTS
 from pdfast.config.serialization import to_table
 from pdfast.diffusion.conditioning import NO_CLASS
 from pdfast.diffusion.schedules import logsnr_of
@@ -36,12 +37,6 @@ GRAPH, MEANING = "network.onnx", "network.json"
 # findings/onnxruntime_group_norm.sh). Up to 20 it is InstanceNormalization, which is exact.
 OPSET = 20
 MAX_BYTES = 2**31 - 2**24  # a protobuf file ends at 2 GiB; the nodes take their part of it
-OUTPUTS = {
-    "x": "x-hat",
-    "eps": "eps-hat",
-    "v": "v-hat = alpha eps-hat - sigma x-hat",
-    "both": "x-hat, then eps-hat, along the channels",
-}
 FORMULAS = (  # of the cosine schedule, and of one by betas
     "phi = a u + b, alpha = cos phi, sigma = sin phi, logsnr = -2 ln tan phi",
     "logsnr is that of u = 1/T, 2/T, ... 1, T being their number, linear in u between, and below "
@@ -177,8 +172,8 @@ def describe(model: Model, difference: float) -> dict[str, Any]:
         "opset": OPSET,
         "inputs": inputs,
         "output": {"name": "out", "shape": ["batch", cfg.out_channels, *shape[2:]]},
-        "head": cfg.head,
-        "head_is": OUTPUTS[cfg.head],
+        "parameterization": cfg.parameterization,
+        "predicts": OUTPUTS[cfg.parameterization].holds,
         "steps": model.steps,
         "steps_are": "sampling steps that the model was distilled to; 0: a teacher",
         "schedule": {

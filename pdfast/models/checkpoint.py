@@ -174,7 +174,7 @@ def _load_own(
 
 
 def check_same(path: Path, kept: Network, given: Network) -> None:
-    """Raise UsageError unless both have the same shape, head, schedule, classes and interval."""
+    """Raise UsageError unless both have the same shape, schedule, classes and what else counts."""
     theirs = given.describe()
     said = difference(str(path), kept.class_names, given.class_names, "the network given")
     check(not said, said)

@@ -4,8 +4,8 @@
     student = pdfast.distill(teacher=network, data=signals, rounds=8)
     signals = student.sample(16, steps=4)  # (16, 1, 64)
 
-The module maps (z, logsnr, label) to a head's output: z (B, *shape) and logsnr (B,) of its own
-dtype, label int64 (B,), or None where there are no classes; it is given contiguous tensors. It is
+The module maps (z, logsnr, label) to a raw output: z (B, *shape) and logsnr (B,) of its own dtype,
+label int64 (B,), or None where there are no classes; it is given contiguous tensors. It is
 always run in evaluation mode, in learning too: without dropout, batch norms by their running
 statistics. The engine and the kernels see every sample as an image, (C, H, W): the axes between
 the first and the last are one there, and numbers without further axes are (D, 1, 1).
@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from pdfast.config.class_names import checked
-from pdfast.config.schema import Head
+from pdfast.config.former import formerly
+from pdfast.config.schema import Parameterization
 from pdfast.config.serialization import check
 from pdfast.diffusion.conditioning import Conditioning
 from pdfast.diffusion.schedules import CosineSchedule, FormulaSchedule, Schedule
@@ -41,14 +42,24 @@ class OutOfRange(UsageError):  # noqa: N818  # it says what is so
     """A schedule has noise levels that a network was not made for."""
 
 
+@formerly(head="parameterization")
 class Network(Model):
-    """A module with its sample shape, head and schedule.
+    """A module with its sample shape, parameterization and schedule.
 
     A model like any other: `sample`, `predict_x`; `pdfast.distill` leaves it unchanged.
     """
 
     in_double = False  # it may cast to float32 inside
-    KEYS = ("network", "shape", "head", "schedule", "num_classes", "clip", "steps", "classes")
+    KEYS = (
+        "network",
+        "shape",
+        "parameterization",
+        "schedule",
+        "num_classes",
+        "clip",
+        "steps",
+        "classes",
+    )
     """Of `describe`."""
 
     def __init__(
@@ -56,7 +67,7 @@ class Network(Model):
         module: nn.Module,
         shape: Sequence[int],
         *,
-        head: Head = "v",
+        parameterization: Parameterization = "v",
         schedule: Schedule | None = None,
         num_classes: int = 0,
         clip: tuple[float, float] | None = None,
@@ -65,10 +76,10 @@ class Network(Model):
     ) -> None:
         """`shape` is that of one sample; its first axis holds channels, or, alone, D numbers.
 
-        The output has z's shape, for the head "both" with twice the first axis: x-hat, then
-        eps-hat. `schedule`: the noise levels that it is sampled at; the cosine schedule if left
-        out, others in `pdfast.wrappers`. With `clip`, samplers cut x-hat to (low, high),
-        outside of which no data may lie. `steps`: what it was distilled to, 0 for a teacher.
+        The output has z's shape, for x_eps with twice the first axis: x-hat, then eps-hat.
+        `schedule`: the noise levels that it is sampled at; the cosine schedule if left out, others
+        in `pdfast.wrappers`. With `clip`, samplers cut x-hat to (low, high), outside of which no
+        data may lie. `steps`: what it was distilled to, 0 for a teacher.
         `class_names`: of its classes, by number.
         Raises UsageError for what is wrong, such as noise levels that the module was not made for.
         """
@@ -76,12 +87,16 @@ class Network(Model):
         kind = kind_of(module)
         self.net = module  # type: ignore[assignment]
         self._shape = _shape(shape)
-        check(head in typing.get_args(Head), f"head must be x, eps, v or both, not {head!r}")
-        self.head = head
+        known = typing.get_args(Parameterization)
+        check(
+            parameterization in known,
+            f"parameterization must be one of {', '.join(known)}, not {parameterization!r}",
+        )
+        self.parameterization = parameterization
         self.schedule = CosineSchedule() if schedule is None else schedule
         check(
             isinstance(self.schedule, CosineSchedule | FormulaSchedule),
-            f"schedule must be one of pdfast.adapters, not {type(schedule).__name__}",
+            f"schedule must be one of pdfast.wrappers, not {type(schedule).__name__}",
         )
         check(
             type(num_classes) is int and 0 <= num_classes <= MAX_CLASSES,
@@ -102,7 +117,7 @@ class Network(Model):
         return cls(
             module,
             tuple(table["shape"]),
-            head=table["head"],
+            parameterization=table["parameterization"],
             schedule=schedule_from(table["schedule"]),
             num_classes=table["num_classes"],
             clip=None if clip is None else tuple(clip),
@@ -113,11 +128,11 @@ class Network(Model):
         """Raise OutOfRange for noise levels, from time 1 down to u, that it cannot be asked for."""
         name = repr(self.schedule)
         noisiest = level_at(self.schedule, 1.0)
-        if self.head == "eps" and noisiest < LEAST:
+        if self.parameterization == "eps" and noisiest < LEAST:
             raise OutOfRange(
-                f"head eps divides by alpha, which is 0 at u = 1 on the schedule {name}: pass a "
-                "schedule that ends before, such as pdfast.wrappers.LinearVP(), or a network of "
-                "another head"
+                f"parameterization eps divides by alpha, which is 0 at u = 1 on the schedule "
+                f"{name}: pass a schedule that ends before, such as pdfast.wrappers.LinearVP(), or "
+                "a network of another parameterization"
             )
         adapter = getattr(self.net, "_orig_mod", self.net)  # torch.compile's wrapper has it
         if not isinstance(adapter, Adapter):
@@ -237,7 +252,7 @@ class Network(Model):
         return {
             "network": OWN,
             "shape": list(self.shape),
-            "head": self.head,
+            "parameterization": self.parameterization,
             "schedule": self.schedule.describe(),
             "num_classes": self.num_classes,
             "clip": None if self.clip is None else list(self.clip),

@@ -68,7 +68,7 @@ class Guided(Model):
 
     def __init__(self, model: Model, weight: float) -> None:
         nn.Module.__init__(self)
-        self.cfg, self.steps, self.head = model.cfg, model.steps, model.head
+        self.cfg, self.steps, self.parameterization = model.cfg, model.steps, model.parameterization
         self.logsnr_min, self.logsnr_max = model.logsnr_min, model.logsnr_max
         self.schedule, self.net, self.weight = model.schedule, model.net, weight
         self.class_names = model.class_names

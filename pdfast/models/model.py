@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from pdfast.config.former import formerly
 from pdfast.config.schema import NetConfig
 from pdfast.config.serialization import to_table
 from pdfast.diffusion import angles
@@ -39,8 +40,9 @@ def _renamed(old: str, new: str) -> None:
     warnings.warn(f"{old} is now {new}", DeprecationWarning, stacklevel=3)
 
 
+@formerly(head="parameterization")
 class Model(nn.Module):
-    """A network with its head and schedule.
+    """A network with its parameterization and schedule.
 
     `steps` is the number of sampling steps that the model was distilled to, 0 for a teacher.
     Calling the model gives the network's raw output.
@@ -59,7 +61,7 @@ class Model(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.steps = steps
-        self.head = cfg.head
+        self.parameterization = cfg.parameterization
         self.logsnr_min, self.logsnr_max = cfg.logsnr_min, cfg.logsnr_max
         self.schedule = schedule_of(cfg)
         self.net = UNet(cfg)
@@ -137,7 +139,7 @@ class Model(nn.Module):
     ) -> Tensor:
         """x-hat (B, C, H, W) at z (B, C, H, W) and angle phi (B,), unclipped."""
         out = self.forward_at_angle(z, phi, conditioning).to(z)
-        return angles.predict_x(z, out, phi, self.head)
+        return angles.predict_x(z, out, phi, self.parameterization)
 
     def films_at_angle(self, phi: Tensor) -> list[Tensor]:
         """FiLM parameters (B, 2C) of every residual block at angle phi (B,), without classes."""
@@ -150,7 +152,9 @@ class Model(nn.Module):
         """
         if not isinstance(logsnr, Tensor):
             logsnr = torch.full((len(z),), logsnr, dtype=z.dtype, device=z.device)
-        return angles.predict_x(z, self(z, logsnr, label).to(z), phi_of(logsnr), self.head)
+        return angles.predict_x(
+            z, self(z, logsnr, label).to(z), phi_of(logsnr), self.parameterization
+        )
 
     def sample(
         self,

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pdfast.config.names import OUTPUTS
 from pdfast.config.serialization import check
 from pdfast.diffusion.schedules import logsnr_of
 from pdfast.errors import UsageError
@@ -34,9 +35,9 @@ def try_out(network: Network, learns: bool) -> None:
 
 
 def _output(network: Network, inputs: Inputs) -> Tensor:
-    """What the module makes of its input, once it is known to be what a head's output is."""
+    """What the module makes of its input, once its shape, type and place are known to be right."""
     z, logsnr, label = inputs
-    num, shape, head = len(z), network.shape, network.head
+    num, shape, parameterization = len(z), network.shape, network.parameterization
     labels = "None" if label is None else f"({num},)"
     out = _called(
         "on",
@@ -49,15 +50,15 @@ def _output(network: Network, inputs: Inputs) -> Tensor:
             else f"(B,), int64, each sample's class in 0 .. {network.num_classes - 1}",
         ),
     )
-    wanted = (num, shape[0] * (2 if head == "both" else 1), *shape[1:])
+    wanted = (num, shape[0] * OUTPUTS[parameterization].copies, *shape[1:])
     check(
         isinstance(out, Tensor),
         f"the module's output is of type {type(out).__name__}, where a tensor is needed",
     )
     check(
         out.shape == wanted,
-        f"the module's output has shape {tuple(out.shape)}, where head {head} of shape {shape} "
-        f"needs {wanted}",
+        f"the module's output has shape {tuple(out.shape)}, where parameterization "
+        f"{parameterization} of shape {shape} needs {wanted}",
     )
     check(
         out.dtype == z.dtype,

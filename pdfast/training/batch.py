@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pdfast.config.schema import Config, Head, LoopConfig
+from pdfast.config.schema import Config, LoopConfig, Parameterization
 from pdfast.data.dataset import Dataset
 from pdfast.diffusion.angles import Noised, NoiseOptions, add_noise
 from pdfast.diffusion.conditioning import NO_CLASS, Conditioning, DropoutRng
@@ -63,11 +63,11 @@ class Batch:
         return dataclasses.replace(self, update=self.update + 1)
 
     def noised(
-        self, grid: Grid, num_steps: int, head: Head | None = None
+        self, grid: Grid, num_steps: int, parameterization: Parameterization | None = None
     ) -> tuple[Noised, Conditioning]:
         """The batch at N times (0: continuous) of a schedule's grid, and what a network is told.
 
-        `head`: with the data's target for it.
+        `parameterization`: with the data's target for it.
         """
         options = NoiseOptions(
             seed=self.seed,
@@ -76,7 +76,7 @@ class Batch:
             first=self.first,
             num_steps=num_steps,
             flip=self.flip,
-            head=head,
+            parameterization=parameterization,
             net_dtype=self.dtype,
             fixed=self.fixed,
             population=self.population,

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 
 from pdfast.config.class_names import merged
-from pdfast.config.schema import Config, Head
+from pdfast.config.schema import Config, Parameterization
 from pdfast.console.progress import Screen
 from pdfast.models import checkpoint
 from pdfast.models.custom import Network
@@ -45,10 +45,10 @@ class ModelRun(Run):
         self.networks, self.class_names = networks, class_names
 
     @property
-    def student_head(self) -> Head:
+    def student_parameterization(self) -> Parameterization:
         """What the run's students predict."""
         student = self.networks.student
-        return self.config.model.head if student is None else student.head
+        return self.config.model.parameterization if student is None else student.parameterization
 
     def save_model(self, model: Model, model_dir: Path, **facts: Any) -> None:
         """Write a model of the run; `facts` go into its manifest."""

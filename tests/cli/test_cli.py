@@ -37,16 +37,22 @@ def fails(capsys, expected_code, message, *args):
     [
         (["distil"], "no command 'distil'; did you mean 'distill'?"),
         (["distill", "--roundz", "3"], "did you mean --rounds?"),
-        (["train", "--model.hed", "v"], "did you mean --model.head?"),
+        (["train", "--model.parametrization", "v"], "did you mean --model.parameterization?"),
         (["distill", "--model.ch", "x"], "--model.ch"),
-        (["distill", "--model.head", "w"], "invalid choice 'w' for argument '--model.head'"),
+        (
+            ["distill", "--model.parameterization", "w"],
+            "invalid choice 'w' for argument '--model.parameterization'",
+        ),
         (["distill", "--config"], "--config"),
         (["distill", "--config", "cifar"], "no config 'cifar'; did you mean 'cifar10'?"),
         (["distill", "--config", "absent.toml"], "no config 'absent.toml'"),
         (["distill", "--rounds", "14"], "14 rounds cannot halve 8192 steps exactly"),
         (["distill", "--distill.start-steps", "100"], "11 rounds cannot halve 100 steps"),
         (["distill", "--model.groups", "7"], "model.groups 7 does not divide a width of 32"),
-        (["distill", "--model.head", "eps"], "the eps head cannot be distilled"),
+        (
+            ["distill", "--model.parameterization", "eps"],
+            "parameterization eps cannot be distilled",
+        ),
         (
             ["distill", "--rounds", "13", "--distill.loss-weight", "snr"],
             "the snr weight is 2e-9 at the only noise level of the 1-step round",

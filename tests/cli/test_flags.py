@@ -1,5 +1,6 @@
 """Flags: which there are, which is meant by a wrong one, and switches that were given a value."""
 
+import operator
 import re
 
 import pytest
@@ -89,10 +90,24 @@ def test_switches_that_are_right_pass():
     assert command.fields.deterministic
 
 
-@pytest.mark.parametrize("flag", ["--peers.attention=xformers", "--peers.attention xformers"])
-def test_a_former_name_of_a_flag_works_with_one_warning(flag):
+RENAMED = "--model.head is called --model.parameterization now"
+CALLED = "--model.parameterization both is called x_eps now"
+
+
+@pytest.mark.parametrize(
+    ("flag", "message", "field", "value"),
+    [
+        ("--peers.attention xformers", "--peers.attention is called --backends.attention now",
+         "backends.attention", "xformers"),
+        ("--model.head x", RENAMED, "model.parameterization", "x"),
+        ("--model.head both", f"{RENAMED}, {CALLED}", "model.parameterization", "x_eps"),
+        ("--model.parameterization both", CALLED, "model.parameterization", "x_eps"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("between", [" ", "="])
+def test_a_former_name_of_a_flag_works_with_one_warning(flag, message, field, value, between):
     with pytest.warns(FutureWarning) as said:
-        command = parse(["train", *flag.split()])
-    assert command.fields.backends.attention == "xformers"
+        command = parse(["train", *flag.replace(" ", between).split()])
+    assert operator.attrgetter(field)(command.fields) == value
     (warning,) = said
-    assert str(warning.message) == "--peers.attention is called --backends.attention now"
+    assert str(warning.message) == message

@@ -44,7 +44,11 @@ def test_each_config_opens_with_its_command(name):
 
 def test_published_hyper_parameters():
     cifar, imagenet, lsun = (load_config(n) for n in ("cifar10", "imagenet64", "lsun128"))
-    assert (cifar.model.head, imagenet.model.head, lsun.model.head) == ("x", "both", "both")
+    assert (
+        cifar.model.parameterization,
+        imagenet.model.parameterization,
+        lsun.model.parameterization,
+    ) == ("x", "x_eps", "x_eps")
     assert {c.train.loss_weight for c in (cifar, imagenet, lsun)} == {"snr_trunc"}
     assert (cifar.train.lr, cifar.distill.lr, cifar.train.weight_decay) == (2e-4, 5e-5, 1e-3)
     assert (imagenet.train.lr, imagenet.distill.lr, imagenet.train.weight_decay) == (3e-4, 1e-4, 0)
@@ -75,7 +79,7 @@ LINEAR = {"schedule": "linear", "timesteps": 9, "betas": [0.1, 0.2]}
         ({"model": {"ch": "x"}}, "model.ch must be a whole number, not 'x'"),
         ({"model": {"ch": 1.5}}, "model.ch must be a whole number, not 1.5"),
         ({"model": {"ch": True}}, "model.ch must be a whole number"),
-        ({"model": {"head": "w"}}, "model.head must be one of x, eps, v, both"),
+        ({"model": {"parameterization": "w"}}, "parameterization must be one of x, eps, v, x_eps"),
         ({"model": {"ch_mult": 3}}, "model.ch_mult must be a list"),
         ({"model": {"ch_mult": []}}, "model.ch_mult must hold at least one"),
         ({"model": 3}, "model must be a table"),
@@ -149,9 +153,15 @@ def test_no_number_is_not_finite(value):
         ({"seed": 16**5000}, "seed must be a number of 64 bits"),
         ({"train": {"lr": 16**5000}}, "lr must be a number, not a number too long to print"),
         ({"train": {"lr": [16**5000]}}, "lr must be a number, not a number too long to print"),
-        ({"model": {"head": 16**5000}}, "model.head must be one of x, eps, v, both"),
-        ({"model": {"head": "y" * 10**6}}, "model.head must be one of x, eps, v, both"),
-        ({"model": {"head": [[]]}}, "model.head must be one of x, eps, v, both"),
+        (
+            {"model": {"parameterization": 16**5000}},
+            "parameterization must be one of x, eps, v, x_eps",
+        ),
+        (
+            {"model": {"parameterization": "y" * 10**6}},
+            "parameterization must be one of x, eps, v, x_eps",
+        ),
+        ({"model": {"parameterization": [[]]}}, "parameterization must be one of x, eps, v, x_eps"),
         ({"model": {"ch": [[]] * 10**6}}, "model.ch must be a whole number, not [[], [], "),
         ({"m" * 10**6: 1}, "unknown key 'mmm"),
         ({"a\x1b[2Jb\n": 1}, r"unknown key 'a\x1b[2Jb\n'"),

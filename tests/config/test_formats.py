@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import operator
 import shutil
 import tomllib
 from pathlib import Path
@@ -20,7 +21,9 @@ from torch import nn
 import pdfast
 from pdfast.config import formats
 from pdfast.config.formats import ADDED, CHANGED, FIRST, FORMAT, RENAMED, OtherVersion
+from pdfast.config.model import NetConfig
 from pdfast.config.schema import Config, load_config
+from pdfast.config.serialization import to_table
 from pdfast.errors import PdfastError, Stopped, UsageError
 from pdfast.kernels import group_norm_silu
 from pdfast.models import checkpoint
@@ -101,18 +104,25 @@ def test_models_load_and_sample_as_they_did(name):
     torch.testing.assert_close(samples, expected, rtol=0, atol=TOLERANCE)
 
 
-def test_a_model_of_a_network_of_ones_own_loads():
+@pytest.mark.parametrize("then", ["v", "both"])
+def test_a_model_of_a_network_of_ones_own_loads(old, then):
     class Linear(nn.Module):
         def __init__(self):
             super().__init__()
             self.layer = nn.Linear(4, 4)
 
         def forward(self, z, logsnr, label):
-            return self.layer(z)
+            return self.layer(z) if then == "v" else torch.cat([self.layer(z), z], 1)
 
-    model = pdfast.load(OLD / "own", network=Linear())
-    table = json.loads((OLD / "own" / "config.json").read_text())
-    assert model.describe() == table | {"classes": []}
+    path = old / "own"
+    table = json.loads((path / "config.json").read_text())
+    assert table["head"] == "v"
+    (path / "config.json").write_text(json.dumps(table | {"head": then}))
+    files.seal(path, format=1)
+    model = pdfast.load(path, network=Linear())
+    del table["head"]
+    now = {"v": "v", "both": "x_eps"}[then]
+    assert model.describe() == table | {"parameterization": now, "classes": []}
     weights = safetensors.torch.load_file(OLD / "own" / "model.safetensors")
     assert_close(model.weights(), weights, 0)
 
@@ -226,15 +236,60 @@ def test_a_value_of_another_form_means_the_same(old, then, now):
     assert read == load_config(file)
 
 
-@pytest.mark.parametrize(("old", "new"), [("peers", "backends")])
-def test_a_users_config_may_have_the_former_names(tmp_path, old, new):
+@pytest.mark.parametrize(
+    ("text", "said", "field", "value"),
+    [
+        ('[peers]\nattention = "xformers"', "peers is called backends now", "backends.attention",
+         "xformers"),
+        ('[model]\nhead = "x"', "model.head is called model.parameterization now",
+         "model.parameterization", "x"),
+        ('[model]\nhead = "both"', "model.head is called model.parameterization now, "
+         "model.parameterization both is called x_eps now", "model.parameterization", "x_eps"),
+        ('[model]\nparameterization = "both"', "model.parameterization both is called x_eps now",
+         "model.parameterization", "x_eps"),
+        ("[engine]\ncompile = false", "engine.compile false is called off now", "engine.compile",
+         "off"),
+    ],
+)  # fmt: skip
+def test_a_users_config_may_have_the_former_names(tmp_path, text, said, field, value):
     file = tmp_path / "mine.toml"
-    file.write_text(f'[{old}]\nattention = "xformers"\n')
-    with pytest.warns(FutureWarning, match=rf"mine\.toml: {old} is called {new} now$"):
-        assert load_config(file).backends.attention == "xformers"
-    file.write_text(f"[{old}]\n[{new}]\n")
+    file.write_text(f"{text}\n")
+    with pytest.warns(FutureWarning) as warned:
+        assert operator.attrgetter(field)(load_config(file)) == value
+    (warning,) = warned
+    assert str(warning.message) == f"{file}: {said}"
+
+
+@pytest.mark.parametrize(
+    ("text", "old"),
+    [
+        ("[peers]\n[backends]", "peers"),
+        ('[model]\nhead = "x"\nparameterization = "x"', "model.head"),
+    ],
+)
+def test_a_field_is_not_there_by_both_names(tmp_path, text, old):
+    file = tmp_path / "mine.toml"
+    file.write_text(f"{text}\n")
     with pytest.raises(UsageError, match=f"unknown key '{old}'"):
         load_config(file)
+
+
+@pytest.mark.parametrize("format_", [1, 2])
+def test_a_model_is_described_as_an_older_format_did(format_):
+    """By which an evaluation that it began is known; the present words are read back."""
+    cfg = NetConfig(parameterization="x_eps", channels=1)
+    table = {"model": to_table(cfg), "steps": 4, "classes": []}
+    old = formats.as_before(table, format_)
+    assert old["model"] == {
+        {"parameterization": "head"}.get(key, key): "both" if value == "x_eps" else value
+        for key, value in to_table(cfg).items()
+    }
+    assert list(old["model"]) == [
+        "head" if key == "parameterization" else key for key in to_table(cfg)
+    ]
+    assert ("classes" in old) == (format_ == 2)
+    by = formats.Written(format_, "0.1.9")
+    assert checkpoint.parse_config(Path("config.json"), old, by).cfg == cfg
 
 
 def test_a_former_name_of_a_run_is_no_news(recwarn):
@@ -482,7 +537,9 @@ def test_a_field_that_is_not_known_is_no_damage(old, folder, file, change, field
         config = formats.with_new_names(table["config"])[0]
         table |= {"data": dict(formats.UNKNOWN_DATA), "config": config}
     else:
-        table |= {"classes": []}
+        table = formats.with_new_names(table)[0] | {"classes": []}
+        if folder == "own":
+            table["parameterization"] = table.pop("head")
     (path / file).write_text(json.dumps(change(table)))
     files.seal(path, versions={"pdfast": "0.9.0"})
     run = old / folder.split("/")[0]

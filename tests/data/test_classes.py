@@ -164,7 +164,7 @@ def test_a_perfect_sampler_of_uneven_classes_is_at_the_floor():
     generator = torch.Generator().manual_seed(0)
     label = (torch.rand(1000, generator=generator) < 0.1).long()
     x = MEANS[label] + SPREAD * torch.randn(1000, 1, 4, 4, generator=generator)
-    network = pdfast.Network(Exact(), (1, 4, 4), head="x", num_classes=2)
+    network = pdfast.Network(Exact(), (1, 4, 4), parameterization="x", num_classes=2)
     data = dataset(Config(), network, (x, label))
     by_shares, evenly_drawn = (
         Judge(data, 1000, 0, without_network(data), model=network, shares=how)
@@ -421,16 +421,22 @@ def test_a_run_whose_classes_were_renamed_is_refused(config, named, tmp_path):
 
 def test_names_of_a_network_of_ones_own(tmp_path):
     network = pdfast.Network(
-        Exact(), (1, 4, 4), head="x", num_classes=2, class_names=["cat", "dog"]
+        Exact(), (1, 4, 4), parameterization="x", num_classes=2, class_names=["cat", "dog"]
     )
     data = (MEANS[torch.arange(40) % 2].clone(), torch.arange(40) % 2)
     settings = changed(from_table(Config, RUN | {"model": {}}), eval={"num": 40})
     student = pdfast.distill(settings, teacher=network, data=data, out=tmp_path / "r", quiet=True)
     assert student.class_names == ("cat", "dog")
-    for given in (Exact(), network, pdfast.Network(Exact(), (1, 4, 4), head="x", num_classes=2)):
+    for given in (
+        Exact(),
+        network,
+        pdfast.Network(Exact(), (1, 4, 4), parameterization="x", num_classes=2),
+    ):
         loaded = pdfast.load(tmp_path / "r" / "teacher", network=given)
         assert loaded.class_names == ("cat", "dog")
-    other = pdfast.Network(Exact(), (1, 4, 4), head="x", num_classes=2, class_names=("dog", "cat"))
+    other = pdfast.Network(
+        Exact(), (1, 4, 4), parameterization="x", num_classes=2, class_names=("dog", "cat")
+    )
     with pytest.raises(UsageError, match="is cat, but class 0 of the network given is dog, and 1"):
         pdfast.load(tmp_path / "r" / "teacher", network=other)
     with pytest.raises(UsageError, match="class_names holds 2 names, but the model has 1 classes"):

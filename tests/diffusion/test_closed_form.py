@@ -21,12 +21,16 @@ def exact_x(z, phi):
     return MEAN + gain * (z - alpha * MEAN)
 
 
-def exact_table(num_steps, head):
+def exact_table(num_steps, parameterization):
     """The exact denoiser at u = (i + 1) / N as out = slope z + offset: float64 (N, 2)."""
     phi = SCHEDULE.phi(torch.arange(1, num_steps + 1) / num_steps)
     z = torch.tensor([0.0, 1.0], dtype=torch.float64).expand(num_steps, 1, 1, 2)
     x_hat = exact_x(z, phi)
-    out = x_hat if head == "x" else angles.combine((1 / phi.tan(), z), (-1 / phi.sin(), x_hat))
+    out = (
+        x_hat
+        if parameterization == "x"
+        else angles.combine((1 / phi.tan(), z), (-1 / phi.sin(), x_hat))
+    )
     return slope_offset(out)
 
 
@@ -39,16 +43,18 @@ def affine(table, z):
     return table[:, 0, None, None, None] * z + table[:, 1, None, None, None]
 
 
-def exact_round(table, head, dtype):
+def exact_round(table, parameterization, dtype):
     """The student that fits its teacher exactly, as a table of half the length."""
     num_steps = len(table) // 2
     i = torch.arange(num_steps)
     phi_t, phi_mid = SCHEDULE.phi((i + 1) / num_steps), SCHEDULE.phi((i + 0.5) / num_steps)
     z_t = torch.tensor([0.0, 1.0], dtype=dtype).expand(num_steps, 1, 1, 2)
     out_t = affine(table[1::2], z_t)
-    z_mid = angles.ddim_step(z_t, out_t, phi_t, phi_mid, head).z
+    z_mid = angles.ddim_step(z_t, out_t, phi_t, phi_mid, parameterization).z
     out_mid = affine(table[0::2], z_mid)
-    return slope_offset(angles.target(z_t, out_t, out_mid, phi_t, phi_mid, i == 0, head))
+    return slope_offset(
+        angles.target(z_t, out_t, out_mid, phi_t, phi_mid, i == 0, parameterization)
+    )
 
 
 class Exact:
@@ -59,16 +65,16 @@ class Exact:
 
 
 @pytest.mark.parametrize(("dtype", "tol"), [(torch.float64, 1e-10), (torch.float32, 1e-6)])
-@pytest.mark.parametrize("head", ["v", "x"])
-def test_thirteen_exact_rounds_equal_8192_ddim_steps(head, dtype, tol):
+@pytest.mark.parametrize("parameterization", ["v", "x"])
+def test_thirteen_exact_rounds_equal_8192_ddim_steps(parameterization, dtype, tol):
     z = torch.linspace(-4, 4, 33, dtype=torch.float64).view(1, 1, 1, 33)
     expected = sample(Exact(), z, 8192, clip=None)
-    table = exact_table(8192, head).to(dtype)
+    table = exact_table(8192, parameterization).to(dtype)
     for _ in range(13):
-        table = exact_round(table, head, dtype)
+        table = exact_round(table, parameterization, dtype)
     assert len(table) == 1
     phi = SCHEDULE.phi(torch.ones(1))
-    x_hat = angles.predict_x(z.to(dtype), affine(table, z.to(dtype)), phi, head)
+    x_hat = angles.predict_x(z.to(dtype), affine(table, z.to(dtype)), phi, parameterization)
     assert ((x_hat - expected).abs().max() / expected.abs().max()) < tol
 
 

@@ -47,9 +47,9 @@ class Velocity(nn.Module):
 class OfTime(nn.Module):
     """Variance-preserving, with the time of DDPM's stochastic differential equation."""
 
-    def __init__(self, head, beta_min=0.1, beta_max=20.0):
+    def __init__(self, parameterization, beta_min=0.1, beta_max=20.0):
         super().__init__()
-        self.head, self.rate = head, (beta_min, beta_max)
+        self.parameterization, self.rate = parameterization, (beta_min, beta_max)
 
     def forward(self, z, t, label):
         low, high = self.rate
@@ -57,30 +57,32 @@ class OfTime(nn.Module):
         sigma = (1 - alpha.square()).sqrt()
         x = posterior_mean(z / alpha, sigma / alpha)
         eps = (z - alpha * x) / sigma
-        return {"x": x, "eps": eps, "v": alpha * eps - sigma * x, "both": torch.cat([x, eps], 1)}[
-            self.head
+        return {"x": x, "eps": eps, "v": alpha * eps - sigma * x, "x_eps": torch.cat([x, eps], 1)}[
+            self.parameterization
         ]
 
 
 WIDE = LinearVP(0.1, 1000.0)  # whose times reach all noise levels of the other schedules
 
 
-def of_time(head):
-    return wrappers.from_time(OfTime(head, WIDE.beta_min, WIDE.beta_max), WIDE)
+def of_time(parameterization):
+    return wrappers.from_time(OfTime(parameterization, WIDE.beta_min, WIDE.beta_max), WIDE)
 
 
 def exact(kind, schedule=None):
     """The denoiser as a Network, by way of one convention."""
-    if kind in ("x", "eps", "v", "both"):
-        module, head = of_time(kind), kind
+    if kind in ("x", "eps", "v", "x_eps"):
+        module, parameterization = of_time(kind), kind
     elif kind == "edm":
-        module, head = wrappers.from_edm(Denoiser(), 0.0, math.inf), "x"
+        module, parameterization = wrappers.from_edm(Denoiser(), 0.0, math.inf), "x"
     else:
-        module, head = wrappers.from_flow(Velocity()), "v"
-    return pdfast.Network(module, (2,), head=head, schedule=schedule).double()
+        module, parameterization = wrappers.from_flow(Velocity()), "v"
+    return pdfast.Network(
+        module, (2,), parameterization=parameterization, schedule=schedule
+    ).double()
 
 
-KINDS = ("edm", "flow", "x", "eps", "v", "both")
+KINDS = ("edm", "flow", "x", "eps", "v", "x_eps")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -216,7 +218,11 @@ class TwoStepsInOne(nn.Module):
         self.teacher, self.num_steps = teacher, num_steps
 
     def forward(self, z, logsnr, label):
-        schedule, n, head = self.teacher.schedule, self.num_steps, self.teacher.head
+        schedule, n, parameterization = (
+            self.teacher.schedule,
+            self.num_steps,
+            self.teacher.parameterization,
+        )
         i = (n * schedule.u(logsnr)).round() - 1
         phi = phi_of(logsnr)
         mid, after = schedule.phi((i + 0.5) / n), schedule.phi(i.clamp(min=1e-6) / n)
@@ -230,7 +236,7 @@ class TwoStepsInOne(nn.Module):
         ratio = each(after.sin() / phi.sin())
         x = (z_after - ratio * z) * each(phi.sin() / (phi - after).sin())
         x = torch.where(each(i == 0), x_mid, x)
-        if head == "x":
+        if parameterization == "x":
             return x
         return (each(phi.cos()) * z - x) / each(phi.sin())
 
@@ -239,13 +245,17 @@ class TwoStepsInOne(nn.Module):
 
 
 @pytest.mark.parametrize("pipelined", [False, True])
-@pytest.mark.parametrize("head", ["x", "v"])
+@pytest.mark.parametrize("parameterization", ["x", "v"])
 @pytest.mark.parametrize("schedule", [*SCHEDULES, TableSchedule(torch.tensor([3.0, 1, 0.5, -4]))])
-def test_the_target_is_where_two_steps_lead(schedule, head, pipelined):
+def test_the_target_is_where_two_steps_lead(schedule, parameterization, pipelined):
     """On every schedule, whose two steps differ in angle; the teacher itself is not there."""
-    teacher = pdfast.Network(of_time(head), (2,), head=head, schedule=schedule).double()
+    teacher = pdfast.Network(
+        of_time(parameterization), (2,), parameterization=parameterization, schedule=schedule
+    ).double()
     n = 2
-    student = pdfast.Network(TwoStepsInOne(teacher, n), (2,), head=head, schedule=schedule).double()
+    student = pdfast.Network(
+        TwoStepsInOne(teacher, n), (2,), parameterization=parameterization, schedule=schedule
+    ).double()
     x = torch.randn(64, 1, 1, 2, generator=torch.Generator().manual_seed(0))
     batch = batch_of_numbers(x)
     objective = (Pipelined if pipelined else Rollout)(teacher, n, "snr_trunc")

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import typing
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from run_cases import assert_same_run, metrics, stop_after
 from torch import nn
 
 import pdfast
+from pdfast.config.names import Parameterization
 from pdfast.config.schema import dump_config
 from pdfast.diffusion.angles import combine
 from pdfast.diffusion.schedules import CosineSchedule, TableSchedule, logsnr_of, phi_of
@@ -36,17 +38,19 @@ def batch_of(config, model, size=64):
     return batch
 
 
-def with_head(model, head):
+def with_head(model, parameterization):
     """The same weights under another meaning."""
-    other = Model(dataclasses.replace(model.cfg, head=head), model.steps).to(model.dtype)
+    other = Model(
+        dataclasses.replace(model.cfg, parameterization=parameterization), model.steps
+    ).to(model.dtype)
     other.net.load_state_dict(model.net.state_dict())
     return other
 
 
-@pytest.mark.parametrize("head", ["x", "eps", "v", "both"])
-def test_a_student_that_is_its_teacher_has_no_loss(tiny, head):
+@pytest.mark.parametrize("parameterization", typing.get_args(Parameterization))
+def test_a_student_that_is_its_teacher_has_no_loss(tiny, parameterization):
     config = set_of(tiny, "distill")
-    cfg = dataclasses.replace(config.model, head=head)
+    cfg = dataclasses.replace(config.model, parameterization=parameterization)
     teacher, other = (random_model(cfg, seed, torch.float64) for seed in (0, 1))
     batch = batch_of(config, teacher)
     fit = Fit(teacher, STEPS, "snr_trunc")
@@ -57,7 +61,9 @@ def test_a_student_that_is_its_teacher_has_no_loss(tiny, head):
 def test_v_of_an_eps_teacher_is_what_the_head_file_says(tiny):
     """v* = alpha eps-hat - sigma x, of the batch's own images and times."""
     config = set_of(tiny, "distill")
-    teacher = random_model(dataclasses.replace(config.model, head="eps"), 0, torch.float64)
+    teacher = random_model(
+        dataclasses.replace(config.model, parameterization="eps"), 0, torch.float64
+    )
     student = with_head(teacher, "v")
     batch = batch_of(config, teacher)
     problem = Fit(teacher, STEPS, "v_mse")(student, batch)
@@ -69,24 +75,24 @@ def test_v_of_an_eps_teacher_is_what_the_head_file_says(tiny):
 
 
 class Gaussian(nn.Module):
-    """The exact prediction of a head for numbers x ~ N(0, scale^2)."""
+    """The exact prediction of a parameterization for numbers x ~ N(0, scale^2)."""
 
-    def __init__(self, head, scale):
+    def __init__(self, parameterization, scale):
         super().__init__()
-        self.head, self.scale = head, scale
+        self.parameterization, self.scale = parameterization, scale
 
     def forward(self, z, logsnr, label=None):
         phi = phi_of(logsnr)[:, None]
         cos, sin = phi.cos(), phi.sin()
         x_hat = cos * self.scale**2 / (cos.square() * self.scale**2 + sin.square()) * z
         eps_hat = (z - cos * x_hat) / sin
-        return {"eps": eps_hat, "v": cos * eps_hat - sin * x_hat}[self.head]
+        return {"eps": eps_hat, "v": cos * eps_hat - sin * x_hat}[self.parameterization]
 
 
 def test_the_exact_v_is_best_for_an_exact_eps_teacher():
     """The gradient of the loss, summed over many draws, is 0 there, and not at another v."""
     scale, num = 0.5, 200_000
-    teacher = pdfast.Network(Gaussian("eps", scale), (1,), head="eps").double()
+    teacher = pdfast.Network(Gaussian("eps", scale), (1,), parameterization="eps").double()
     x = scale * torch.randn(num, 1, 1, 1, generator=torch.Generator().manual_seed(0))
     batch = batch_of_numbers(x)
     fit = Fit(teacher, STEPS, "v_mse")
@@ -112,7 +118,8 @@ def test_the_exact_v_is_best_for_an_exact_eps_teacher():
 def eps_teacher(tiny, tmp_path):
     path = tmp_path / "teachers" / "eps"
     checkpoint.save_model(
-        random_model(dataclasses.replace(tiny.model, head="eps"), 0, torch.float32), path
+        random_model(dataclasses.replace(tiny.model, parameterization="eps"), 0, torch.float32),
+        path,
     )
     return path
 
@@ -125,9 +132,9 @@ def test_an_eps_teacher_gets_a_first_round_of_the_same_steps(
     student = pdfast.distill(tiny, teacher=eps_teacher, out=plain)
     assert "cannot be distilled as it is: round 1 moves it to v" in capsys.readouterr().out
     start, updates = tiny.distill.start_steps, tiny.distill.updates
-    assert student.head == "v"
+    assert student.parameterization == "v"
     assert student.steps == start >> tiny.distill.rounds
-    assert checkpoint.load_model(plain / f"round-01-steps-{start:04d}").head == "v"
+    assert checkpoint.load_model(plain / f"round-01-steps-{start:04d}").parameterization == "v"
     kept = pdfast.load_config(plain / "config.toml")
     assert kept.distill.fit_updates == 4 * updates
     ends = [m for m in metrics(plain) if "fixed_batch_loss_end" in m]
@@ -166,13 +173,14 @@ def test_refusals(tiny, straight, eps_teacher, tmp_path):
     other = changed(tiny, model={"logsnr_max": 15.0}, distill={"fit_updates": 5})
     refused("has model.logsnr_max 20.0, but the config asks for 15.0: pass the config that the "
             "teacher was trained with$", other, teacher=teacher, out=out)  # fmt: skip
-    refused("has model.head 'eps', but the config asks for 'x'", changed(tiny, model={"head": "x"}),
+    refused("has model.parameterization 'eps', but the config asks for 'x'",
+            changed(tiny, model={"parameterization": "x"}),
             teacher=eps_teacher, out=out)  # fmt: skip
     refused("distill.fit_updates is for students that cannot start as their teacher, and this",
             changed(tiny, distill={"fit_updates": 5}), out=out)  # fmt: skip
     refused("teacher is of the config's own network: leave it 0",
             changed(tiny, distill={"fit_updates": 5}), teacher=teacher, out=out)  # fmt: skip
-    refused("whose first round fits v to it", changed(tiny, model={"head": "eps"}),
+    refused("whose first round fits v to it", changed(tiny, model={"parameterization": "eps"}),
             teacher=eps_teacher, out=out)  # fmt: skip
     assert not out.exists()
 

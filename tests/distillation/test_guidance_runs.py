@@ -67,7 +67,7 @@ def test_a_teacher_from_elsewhere_is_guided(guides, classes, tiny, tmp_path):
     for name, config in {
         "good": classes,
         "told": changed(classes, model={"label_dropout": 0.0}),
-        "eps": changed(classes, model={"head": "eps"}),
+        "eps": changed(classes, model={"parameterization": "eps"}),
     }.items():
         teachers[name] = tmp_path / name
         checkpoint.save_model(random_model(config.model, 0, torch.float32), teachers[name])

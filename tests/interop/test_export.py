@@ -85,7 +85,7 @@ def labels_for(model, num=4):
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_network_and_samples(name, tmp_path):
-    """The v head: the network's output at four timesteps, and the samples."""
+    """The v parameterization: the network's output at four timesteps, and the samples."""
     model = make(**ARCHITECTURES[name])
     pdfast.export(model, tmp_path / "out", quiet=True)
     pipe = opened(tmp_path / "out")
@@ -107,7 +107,7 @@ def test_network_and_samples(name, tmp_path):
 
 @pytest.mark.parametrize("num_classes", [0, 5])
 def test_samples_of_the_x_head(num_classes, tmp_path):
-    model = make(head="x", num_classes=num_classes, gain=12.0)
+    model = make(parameterization="x", num_classes=num_classes, gain=12.0)
     pdfast.export(model, tmp_path / "out", quiet=True)
     pipe, labels, start = opened(tmp_path / "out"), labels_for(model), noise(model)
     exact = copy.deepcopy(model).double()
@@ -115,14 +115,14 @@ def test_samples_of_the_x_head(num_classes, tmp_path):
         ours = model.sample(4, steps, noise=start, label=labels)
         own = apart(ours, exact.sample(4, steps, noise=start.double(), label=labels))
         difference = apart(ours, by_pipeline(pipe, steps, labels))
-        print(f"x head, {steps} steps: {difference:.1e}, pdfast's float32 to float64 {own:.1e}")
+        print(f"predicts x, {steps} steps: {difference:.1e}, pdfast's float32 to float64 {own:.1e}")
         assert difference < TOL if steps <= 2 else difference <= 10 * own
     assert (ours.abs() == 1).any()
 
 
 def test_samples_of_the_eps_head(tmp_path):
     """Random weights saturate it, so the step that divides by alpha = 4.5e-5 is tested below."""
-    model = make(steps=0, head="eps")
+    model = make(steps=0, parameterization="eps")
     pdfast.export(model, tmp_path / "out", quiet=True)
     pipe, exact = opened(tmp_path / "out"), copy.deepcopy(model).double()
     for steps in STEPS:
@@ -133,7 +133,7 @@ def test_samples_of_the_eps_head(tmp_path):
 
 def test_the_eps_heads_first_step_is_as_exact_as_pdfasts(tmp_path):
     """x-hat at u = 1 from the eps of a known x: both lose to float32 there, and alike."""
-    model = make(steps=0, head="eps")
+    model = make(steps=0, parameterization="eps")
     pdfast.export(model, tmp_path / "out", quiet=True)
     scheduler = opened(tmp_path / "out").scheduler
     scheduler.set_timesteps(64)
@@ -143,7 +143,7 @@ def test_the_eps_heads_first_step_is_as_exact_as_pdfasts(tmp_path):
     z = angles.combine((phi.cos(), x), (phi.sin(), eps.double())).float()
     theirs = scheduler.step(eps, scheduler.timesteps[0], z).pred_original_sample
     ours = angles.predict_x(z, eps, phi, "eps")
-    print(f"eps head at u = 1: diffusers {apart(theirs, x):.1e}, pdfast {apart(ours, x):.1e}")
+    print(f"eps at u = 1: diffusers {apart(theirs, x):.1e}, pdfast {apart(ours, x):.1e}")
     assert apart(theirs, x) <= 10 * apart(ours, x)
 
 
@@ -207,7 +207,11 @@ def test_the_cards_call_as_written(num_classes, steps, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("steps", "fields", "message"),
     [
-        (4, {"head": "both"}, "model.head both: diffusers' DDIMScheduler takes one of"),
+        (
+            4,
+            {"parameterization": "x_eps"},
+            "model.parameterization x_eps: diffusers' DDIMScheduler takes x, eps",
+        ),
         (4, {"ch_mult": (2, 2)}, "model.ch_mult begins with 2"),
         (4, {"num_heads": 2, "attn_resolutions": (8, 4)}, "model.num_heads 2"),
         (2**15, {}, "the grid of 32768 timesteps that 32768 steps and model.logsnr_max 20 need"),
@@ -227,8 +231,8 @@ def test_what_diffusers_cannot_express(steps, fields, message, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "mean"),
     [
-        ({"head": "x", "ch_mult": (1,)}, 1e4),
-        ({"head": "both", "num_classes": 5, "ch_mult": (2, 2)}, 0),
+        ({"parameterization": "x", "ch_mult": (1,)}, 1e4),
+        ({"parameterization": "x_eps", "num_classes": 5, "ch_mult": (2, 2)}, 0),
     ],
     ids=str,
 )
@@ -261,7 +265,7 @@ def test_onnx(fields, mean, tmp_path):
             assert apart(torch.from_numpy(out), model(z, logsnr, labels)) < TOL
             exact = copy.deepcopy(model).double()(z.double(), logsnr.double(), labels)
         assert apart(torch.from_numpy(out), exact) < TOL
-    if about["head"] != "x":
+    if about["parameterization"] != "x":
         assert about["inputs"]["label"]["no_class"] is None
         refuses(opened_quietly(tmp_path / "out"), model, -1)
         assert out.shape[1:] == tuple(about["output"]["shape"][1:]) == (2, 8, 8)

@@ -75,7 +75,7 @@ def test_the_network_is_diffusers(name, tmp_path):
         theirs = net(z, t, class_labels=labels).sample
         ours = model.forward_at_angle(z, model.schedule.phi(u_of(t)), Conditioning(labels))
     assert df.apart(ours, theirs) < TOL < 0.1 * theirs.abs().max()
-    assert (model.head, model.steps, model.cfg.schedule) == ("eps", 0, "linear")
+    assert (model.parameterization, model.steps, model.cfg.schedule) == ("eps", 0, "linear")
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_alpha_bar_is_diffusers(name, tmp_path):
         product, exact = product[:-1], exact[:-1]
     torch.testing.assert_close(product, exact.double(), rtol=1e-10, atol=0)
     predicts = SCHEDULES[name].get("prediction_type", "epsilon")
-    assert exporting.PREDICTS[model.head] == predicts
+    assert exporting.PREDICTS[model.parameterization] == predicts
 
 
 @pytest.mark.parametrize(
@@ -194,10 +194,10 @@ OWN = {
         "logsnr_min": -15.0,
         "logsnr_max": 12.0,
         "num_heads": 4,
-        "head": "x",
+        "parameterization": "x",
         "emb_ch": 48,
     },
-    "classes": {"num_classes": 5, "head": "eps"},
+    "classes": {"num_classes": 5, "parameterization": "eps"},
     "by betas": {
         "schedule": "linear",
         "timesteps": 100,
@@ -340,7 +340,7 @@ def test_import_distil_export(tmp_path, data, capsys, monkeypatch):
     assert manifest["from"] == "diffusers"
     assert (manifest["pipeline"], manifest["scheduler"]) == ("DDPMPipeline", "DDPMScheduler")
     config = load_config("in/m.toml")
-    assert config.model == dataclasses.replace(model.cfg, head="v")
+    assert config.model == dataclasses.replace(model.cfg, parameterization="v")
     assert (config.distill.start_steps, config.distill.rounds) == (512, 7)
     assert Path("in/m.toml").read_text().startswith(f"# {command}\n")
 

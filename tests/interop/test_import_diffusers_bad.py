@@ -272,9 +272,9 @@ def test_our_own_file_beside_another_model(tmp_path):
     own = json.loads((out / "pdfast.json").read_text())
     for changes, said in (
         ({"groups": 4}, "unet/config.json, whose norm_num_groups is another"),
-        ({"head": "x"}, "scheduler_config.json, which is of another model"),
+        ({"parameterization": "x"}, "scheduler_config.json, which is of another model"),
         ({"logsnr_min": -10.0}, "scheduler_config.json, which is of another model"),
-        ({"head": "both"}, "does not belong to any pipeline of ours"),
+        ({"parameterization": "x_eps"}, "does not belong to any pipeline of ours"),
         ({"groups": 0}, "is not a model's configuration: model.groups must be in 1 .. 65536"),
     ):
         table = own | {"model": own["model"] | changes}

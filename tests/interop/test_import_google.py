@@ -23,54 +23,58 @@ TOL = 1e-9
 
 @pytest.fixture(scope="module")
 def imported(tmp_path_factory):
-    """By role and head: what the command made of the golden file, in float64."""
+    """By role and parameterization: what the command made of the golden file, in float64."""
     folder, models = tmp_path_factory.mktemp("imported"), {}
     for role in ("teacher", "student"):
-        for head in golden.HEADS:
-            source = golden.DATA / f"published_{'both' if head == 'both' else 'x'}_{role}.flax"
-            args = ["import", str(source), "--from", "google", "--out", str(folder / role / head)]
-            args += ["--config", str(golden.DATA / "published.toml"), "--model.head", head]
-            assert main(args) == 0
-            models[role, head] = load_model(folder / role / head).double()
+        for parameterization in golden.PARAMETERIZATIONS:
+            source, out = golden.flax_file(role, parameterization), folder / role / parameterization
+            args = ["import", str(source), "--from", "google", "--out", str(out)]
+            args += ["--config", str(golden.DATA / "published.toml")]
+            assert main([*args, "--model.parameterization", parameterization]) == 0
+            models[role, parameterization] = load_model(folder / role / parameterization).double()
     return models
 
 
 @pytest.mark.parametrize("num_steps", [8192, 64, 1])
-@pytest.mark.parametrize("head", golden.HEADS)
-def test_rollout_and_target_of_imported_teachers(imported, head, num_steps):
-    teacher = imported["teacher", head]
+@pytest.mark.parametrize("parameterization", golden.PARAMETERIZATIONS)
+def test_rollout_and_target_of_imported_teachers(imported, parameterization, num_steps):
+    teacher = imported["teacher", parameterization]
     assert teacher.steps == 0
-    golden.Case(head, num_steps, teacher, imported["student", head]).check_rollout(TOL)
+    golden.Case(
+        parameterization, num_steps, teacher, imported["student", parameterization]
+    ).check_rollout(TOL)
 
 
-@pytest.mark.parametrize("head", golden.HEADS)
-def test_outputs_and_samples_of_imported_students(imported, head):
-    student, z = imported["student", head], golden.value("unet/z")
-    assert (student.steps, student.head) == (4096, head)
+@pytest.mark.parametrize("parameterization", golden.PARAMETERIZATIONS)
+def test_outputs_and_samples_of_imported_students(imported, parameterization):
+    student, z = imported["student", parameterization], golden.value("unet/z")
+    assert (student.steps, student.parameterization) == (4096, parameterization)
     out = student(z, golden.value("unet/logsnr"))
-    expected = golden.value(f"unet/{'both' if head == 'both' else 'x'}/out")
+    expected = golden.value(f"unet/{golden.network(parameterization)}/out")
     assert golden.relative(out, expected) < TOL
     for steps in (1, 4):
         for clip in ("clip", "noclip"):
-            expected = golden.value(f"ddim/{head}/K{steps}/{clip}/samples")
+            expected = golden.value(f"ddim/{parameterization}/K{steps}/{clip}/samples")
             fast = student.sample(3, steps, noise=z, clip=clip == "clip")
             assert golden.relative(fast, expected) < TOL
 
 
 def test_what_is_recorded_and_said(tmp_path, capsys):
-    source = golden.DATA / "published_both_student.flax"
-    config = golden.config("both")
+    source = golden.flax_file("student", "x_eps")
+    config = golden.config("x_eps")
     model = import_google(source, tmp_path / "new" / "model", config)
     manifest = json.loads((tmp_path / "new" / "model" / "manifest.json").read_text())
     assert manifest["imported"] == {
         "from": "google",
-        "file": "published_both_student.flax",
+        "file": source.name,
         "sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
         "step": 1234,
         "num_sample_steps": 4096,
     }
     said = " ".join(capsys.readouterr().out.split())
-    assert "a student of 4096 steps, its num_sample_steps; head both, 274,758 parameters" in said
+    assert (
+        "a student of 4096 steps, its num_sample_steps; predicts x_eps, 274,758 parameters" in said
+    )
     assert "reshaped" not in said
     loaded = load_model(tmp_path / "new" / "model")
     assert (loaded.cfg, loaded.steps, loaded.dtype) == (model.cfg, 4096, torch.float32)

@@ -21,7 +21,7 @@ from pdfast.interop.google.flax import FlaxFile
 from pdfast.interop.google.load import load_google
 from pdfast.models.checkpoint import load_model
 
-OTHERS = [*ff.ARCHITECTURES, {"ch": 8, "emb_ch": 4}, {"num_heads": 4, "head": "both"}]
+OTHERS = [*ff.ARCHITECTURES, {"ch": 8, "emb_ch": 4}, {"num_heads": 4, "parameterization": "x_eps"}]
 
 
 @pytest.mark.parametrize("apart", [1, 2])

@@ -11,9 +11,9 @@ from kernel_checks import (
     DEVICE,
     DTYPES,
     FEW,
-    HEADS,
     LAYOUTS,
     MANY,
+    PARAMETERIZATIONS,
     SCHEDULE,
     SEEDS,
     SIDES,
@@ -56,7 +56,7 @@ CASE = {
     "first": st.sampled_from([0, 1, 1000]),
     "num": st.integers(1, 2),
     "flip": st.booleans(),
-    "head": st.sampled_from([None, *HEADS]),
+    "parameterization": st.sampled_from([None, *PARAMETERIZATIONS]),
     "fixed": st.booleans(),
     "table": st.booleans(),
     "levels": st.sampled_from([torch.uint8, torch.float32]),
@@ -110,17 +110,19 @@ def check(
     assert torch.equal(got.phi_t, phi_t)
     assert torch.equal(got.phi_mid, phi_mid)
     x, eps = (
-        reference(pixels, dtype=torch.float64, **(case | {"head": head}))[-1].abs()
-        for head in ("x", "eps")
+        reference(pixels, dtype=torch.float64, **(case | {"parameterization": parameterization}))[
+            -1
+        ].abs()
+        for parameterization in ("x", "eps")
     )
     cos, sin = (f(phi_t).reshape(-1, 1, 1, 1) for f in (torch.cos, torch.sin))
     z_terms = cos * x + sin * eps
     assert_accepted(got.z_t, eager, exact, z_terms)
     assert_accepted(got.z_in, eager.to(dtype), exact, z_terms)
     assert (got.z_in is got.z_t) == (dtype == torch.float32)
-    assert (got.y is None) == (case["head"] is None)
+    assert (got.y is None) == (case["parameterization"] is None)
     if got.y is not None:
-        y_terms = {"x": x, "eps": eps}.get(case["head"], cos * eps + sin * x)
+        y_terms = {"x": x, "eps": eps}.get(case["parameterization"], cos * eps + sin * x)
         assert_accepted(got.y, y, y_exact, y_terms)
 
 
@@ -163,7 +165,14 @@ def test_the_spare_number_is_uniform_and_of_its_own_bits():
     num = 4096
     images = torch.zeros(9, 1, 1, 2, dtype=torch.uint8)
     images[..., 1] = 255
-    draw = {"seed": 7, "round_": 3, "num": num, "flip": True, "head": "x", "dtype": torch.float32}
+    draw = {
+        "seed": 7,
+        "round_": 3,
+        "num": num,
+        "flip": True,
+        "parameterization": "x",
+        "dtype": torch.float32,
+    }
     schedule, update = (SCHEDULE.a, SCHEDULE.b), torch.tensor([11])
     for steps in (64, 0):
         _, phi_t, _, _, chosen, spare, x = reference(
@@ -177,8 +186,8 @@ def test_the_spare_number_is_uniform_and_of_its_own_bits():
 
 
 def test_the_same_bits_again_and_by_position():
-    first, second = (noised(**ARGS, flip=True, head="v") for _ in range(2))
-    part = noised(**ARGS | {"first": 1, "num": 2}, flip=True, head="v")
+    first, second = (noised(**ARGS, flip=True, parameterization="v") for _ in range(2))
+    part = noised(**ARGS | {"first": 1, "num": 2}, flip=True, parameterization="v")
     for name in ("z_t", "phi_t", "phi_mid", "is_last_step", "chosen", "spare", "y"):
         assert torch.equal(getattr(first, name), getattr(second, name))
         assert torch.equal(getattr(first, name)[1:3], getattr(part, name))
@@ -191,7 +200,14 @@ def test_an_update_on_the_device_is_the_same_as_a_number():
 
 def test_more_elements_than_a_block():
     pixels = data((3, 3, 31, 29), "channels last", 0)
-    args = {"update": 1, "first": 0, "num": 2, "flip": True, "head": "v", "fixed": False}
+    args = {
+        "update": 1,
+        "first": 0,
+        "num": 2,
+        "flip": True,
+        "parameterization": "v",
+        "fixed": False,
+    }
     assert pixels[0].numel() > BLOCK
     for num_steps in (0, 8):
         case = {"num_steps": num_steps, "seed": 5, "round_": 0, **args}
@@ -201,7 +217,7 @@ def test_more_elements_than_a_block():
 def test_some_images_are_drawn_as_a_set_of_them_alone_would_be():
     """And their order in the table counts."""
     rows = torch.tensor([8, 1, 2, 5], device=DEVICE)
-    args = ARGS | {"num": 24, "flip": True, "head": "x"}
+    args = ARGS | {"num": 24, "flip": True, "parameterization": "x"}
     got = noised(**args, rows=rows)
     assert set(got.chosen.tolist()) == set(rows.tolist())
     alone = noised(**args | {"images": ARGS["images"][rows]})
@@ -222,7 +238,11 @@ def test_images_gathered_elsewhere_are_those_of_the_whole_set(
 ):
     """Also first > 0, and a set that is not resident anywhere: only its size is known."""
     changed = {"num_steps": num_steps, "update": 2**32 + 11, "first": 2}
-    case = ARGS | changed | {"flip": flip, "fixed": fixed, "net_dtype": net_dtype, "head": "v"}
+    case = (
+        ARGS
+        | changed
+        | {"flip": flip, "fixed": fixed, "net_dtype": net_dtype, "parameterization": "v"}
+    )
     rows = torch.tensor([7, 0, 3]) if some else None
     whole = noised(**case, rows=rows if rows is None else rows.to(DEVICE))
     of_set = NoiseOptions(seed=7, round_=3, num=4, first=2, fixed=fixed, population=9)
@@ -262,7 +282,7 @@ def test_without_replacement_only_the_choice_of_images_changes(some):
     part = noised(**case | {"images": gathered, "population": 9}, shuffled_by=batch)
     assert all(map(torch.equal, part[:7], got[:7]))
 
-    alike = case | {"images": ARGS["images"][:1].expand(9, -1, -1, -1), "head": "x"}
+    alike = case | {"images": ARGS["images"][:1].expand(9, -1, -1, -1), "parameterization": "x"}
     one, other = noised(**alike, shuffled_by=batch), noised(**alike)
     assert not torch.equal(one.chosen, other.chosen)
     for name in ("z_t", "phi_t", "phi_mid", "is_last_step", "spare", "y"):
@@ -305,13 +325,13 @@ def test_normals_are_those_of_pytorch_to_an_ulp():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize(
-    ("head", "population", "some", "by"),
+    ("parameterization", "population", "some", "by"),
     [(None, 0, False, 0), ("v", 0, True, 5), ("v", 100, False, 0)],
 )
-def test_registered(dtype, head, population, some, by):
+def test_registered(dtype, parameterization, population, some, by):
     update = torch.tensor([3], device=DEVICE)
     rows = torch.tensor([2, 0], device=DEVICE) if some else None
-    draws = (64, 7, 3, update, 0, 4, True, head, dtype, False, population, rows, by)
+    draws = (64, 7, 3, update, 0, 4, True, parameterization, dtype, False, population, rows, by)
     images = ARGS["images"][: 4 if population else None]
     opcheck(add_noise_op, (images, SCHEDULE.a, SCHEDULE.b, None, *draws))
     opcheck(add_noise_op, (images.float(), 0.0, 0.0, angles_of(64), *draws))
@@ -330,7 +350,7 @@ def test_registered(dtype, head, population, some, by):
         ({"update": torch.zeros(2, dtype=torch.int64)}, r"update must have shape \(1,\)"),
         ({"update": torch.zeros(1, device=DEVICE)}, "update must be int64, not float32"),
         ({"update": torch.zeros(1, dtype=torch.int64, device="meta")}, "update must be on"),
-        ({"head": "w"}, "head must be one of x, eps, v, both, not 'w'"),
+        ({"parameterization": "w"}, "parameterization must be one of x, eps, v, x_eps, not 'w'"),
         ({"net_dtype": torch.int32}, "net_dtype must be a floating-point type"),
         ({"num_steps": -1}, "num_steps must be in 0"),
         ({"seed": 2**32}, r"seed must be in 0 .. 4294967295, not 4294967296"),
@@ -362,7 +382,7 @@ def test_bad_arguments(changed, message):
 def launch(
     device,
     dtype="bf16",
-    head=None,
+    parameterization=None,
     flip=True,
     times="discrete",
     gathered=False,
@@ -387,18 +407,28 @@ def launch(
         images.contiguous(memory_format=torch.channels_last).to(device),
         table if times == "table" else (1.57, 4.5e-5),
         update,
-        NoiseOptions(num_steps=n, flip=flip, head=head, net_dtype=TYPES[dtype], **draws),
+        NoiseOptions(
+            num_steps=n,
+            flip=flip,
+            parameterization=parameterization,
+            net_dtype=TYPES[dtype],
+            **draws,
+        ),
         None if rows is None else rows.to(device),
     )
 
 
 def launch_cases():
     options = [
-        {"dtype": dtype, "head": head, "times": "continuous"}
-        for dtype, head in itertools.product(("bf16", "fp32"), (None, *HEADS))
+        {"dtype": dtype, "parameterization": parameterization, "times": "continuous"}
+        for dtype, parameterization in itertools.product(
+            ("bf16", "fp32"), (None, *PARAMETERIZATIONS)
+        )
     ]
     options += [{"dtype": d, "flip": f} for d, f in itertools.product(TYPES, (False, True))]
-    options += [{"head": head, "times": "table"} for head in (None, "x")]
+    options += [
+        {"parameterization": parameterization, "times": "table"} for parameterization in (None, "x")
+    ]
     options += [
         {"levels": levels, "flip": flip, "gathered": gathered}
         for levels, flip, gathered in itertools.product(
@@ -410,29 +440,37 @@ def launch_cases():
         options.append({"shuffled_by": 6, "some": True, "gathered": gathered})
     # Batches of one image, of this process's, of very many.
     options += [{"shuffled_by": by} for by in (1, 3, 2**31 + 5)]
-    options += [{"shape": (5, *shape[1:]), "head": "v"} for shape in (SMALL, ODD, ONE)]
+    options += [{"shape": (5, *shape[1:]), "parameterization": "v"} for shape in (SMALL, ODD, ONE)]
     return [("add_noise", launch, option) for option in options]
 
 
 def machine_code():
-    names = ("arch", "head", "dtype", "flip", "times", "gathered", "levels")
+    names = ("arch", "parameterization", "dtype", "flip", "times", "gathered", "levels")
     cases = [
         (90, None, "bf16", flip, times)
         for flip in (False, True)
         for times in ("discrete", "continuous")
     ]
     cases += [(90, None, dtype, True, "continuous") for dtype in ("fp32", "fp16")]
-    cases += [(90, head, dtype, True, "continuous") for head in HEADS for dtype in ("fp32", "bf16")]
+    cases += [
+        (90, parameterization, dtype, True, "continuous")
+        for parameterization in PARAMETERIZATIONS
+        for dtype in ("fp32", "bf16")
+    ]
     cases += [(arch, None, "bf16", True, "discrete") for arch in (80, 100)]
     cases += [(arch, "v", "bf16", True, "continuous") for arch in (80, 100)]
-    cases += [(arch, head, "bf16", True, "table") for arch in ARCHS for head in (None, "x")]
+    cases += [
+        (arch, parameterization, "bf16", True, "table")
+        for arch in ARCHS
+        for parameterization in (None, "x")
+    ]
     gathered = [(*case, True, levels) for case in cases[::5] for levels in ("u8", "fp32")]
     for case in [*((*case, False, "u8") for case in cases), *gathered]:
         options = dict(zip(names, case, strict=True))
         arch, dtype = options.pop("arch"), options["dtype"]
         loads = 4 if options["levels"] == "fp32" and not options["flip"] else 0
         stores = 4 + (TYPES[dtype].itemsize if dtype != "fp32" else 0)
-        stores += 4 if options["head"] else 0
+        stores += 4 if options["parameterization"] else 0
         yield Code("add_noise", arch, loads * BLOCK, stores * BLOCK, launch, options)
     for arch in ARCHS:
         others = [{"some": True, "gathered": gathered} for gathered in (False, True)]
@@ -457,7 +495,7 @@ def traffic():
         num=3,
         num_steps=64,
         flip=True,
-        head="v",
+        parameterization="v",
         net_dtype=torch.bfloat16,
         population=9,
     )

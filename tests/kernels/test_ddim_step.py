@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from kernel_checks import (
     DTYPES,
     FEW,
-    HEADS,
     LAYOUTS,
     MANY,
+    PARAMETERIZATIONS,
     SEEDS,
     SHAPES,
     STEPS,
@@ -23,10 +23,11 @@ from launch_inputs import ARCHS, LARGE, ODD, ONE, SMALL, TYPES, Code, Traffic, r
 from launch_inputs import values as values_of
 from torch.library import opcheck
 
+from pdfast.config.names import OUTPUTS
 from pdfast.kernels.ddim_step import BLOCK, ddim_step, ddim_step_op, ddim_step_reference
 
 CASE = {
-    "head": st.sampled_from(HEADS),
+    "parameterization": st.sampled_from(PARAMETERIZATIONS),
     "shape": SHAPES,
     "layout": LAYOUTS,
     "num_steps": STEPS,
@@ -34,17 +35,17 @@ CASE = {
 }
 
 
-def inputs(head, shape, layout, num_steps, draw, dtype):
+def inputs(parameterization, shape, layout, num_steps, draw, dtype):
     g = torch.Generator().manual_seed(draw)
     b, c, h, w = shape
     z = images(shape, torch.float32, layout, g)
-    out = images((b, 2 * c if head == "both" else c, h, w), dtype, layout, g)
+    out = images((b, c * OUTPUTS[parameterization].copies, h, w), dtype, layout, g)
     phi, phi_next, _ = angles(num_steps, b, g)
-    return z, out, phi, phi_next, head
+    return z, out, phi, phi_next, parameterization
 
 
 def parts_of(z, out, *rest):
-    """Magnitudes of what z_next is a sum of; with the eps head near pi/2 these cancel."""
+    """Magnitudes of what z_next is a sum of; with eps near pi/2 these cancel."""
     none = torch.zeros_like(out)
     total = ddim_step_reference(z, none, *rest).abs()
     for k in range(out.shape[1] // z.shape[1]):
@@ -55,11 +56,11 @@ def parts_of(z, out, *rest):
 
 
 def check(dtype, **case):
-    z, out, phi, phi_next, head = inputs(**case, dtype=dtype)
-    exact = ddim_step_reference(z.double(), out.double(), phi, phi_next, head)
-    eager = ddim_step_reference(z, out.float(), phi, phi_next, head)
-    step = ddim_step(z, out, phi, phi_next, head, dtype)
-    parts = parts_of(z.double(), out.double(), phi, phi_next, head)
+    z, out, phi, phi_next, parameterization = inputs(**case, dtype=dtype)
+    exact = ddim_step_reference(z.double(), out.double(), phi, phi_next, parameterization)
+    eager = ddim_step_reference(z, out.float(), phi, phi_next, parameterization)
+    step = ddim_step(z, out, phi, phi_next, parameterization, dtype)
+    parts = parts_of(z.double(), out.double(), phi, phi_next, parameterization)
     assert_accepted(step.z, eager, exact, parts=parts)
     assert_accepted(step.z_in, eager.to(dtype), exact, parts=parts)
     assert (step.z_in is step.z) == (dtype == torch.float32)
@@ -78,7 +79,7 @@ def test_many_random_cases(dtype):
 
 
 ARGS = {
-    "head": "v",
+    "parameterization": "v",
     "shape": (3, 3, 5, 7),
     "layout": "channels last",
     "num_steps": 64,
@@ -87,9 +88,9 @@ ARGS = {
 }
 
 
-@pytest.mark.parametrize("head", HEADS)
-def test_the_same_bits_again(head):
-    args = inputs(**ARGS | {"head": head})
+@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
+def test_the_same_bits_again(parameterization):
+    args = inputs(**ARGS | {"parameterization": parameterization})
     first, second = (ddim_step(*args, torch.bfloat16) for _ in range(2))
     assert torch.equal(first.z, second.z)
     assert torch.equal(first.z_in, second.z_in)
@@ -116,8 +117,8 @@ def test_registered(net_dtype):
         (2, lambda t: t.float(), "phi must be float64, not float32"),
         (3, lambda t: t[:1], r"phi_next must have shape \(3,\), not \(1,\)"),
         (3, lambda t: t.to("meta"), "phi_next must be on .*, not on meta"),
-        (4, lambda t: "both", r"out must have shape \(3, 6, 5, 7\)"),
-        (4, lambda t: "w", "head must be one of x, eps, v, both, not 'w'"),
+        (4, lambda t: "x_eps", r"out must have shape \(3, 6, 5, 7\)"),
+        (4, lambda t: "w", "parameterization must be one of x, eps, v, x_eps, not 'w'"),
     ],
 )
 def test_bad_arguments(position, bad, message):
@@ -131,38 +132,40 @@ def test_bad_arguments(position, bad, message):
 # Launches, machine code and bytes: see launch_cases.py
 
 
-def launch(device, head="v", dtype="bf16", shape=LARGE, offset=0):
+def launch(device, parameterization="v", dtype="bf16", shape=LARGE, offset=0):
     """`offset` elements into a buffer lies z."""
     z = values_of(shape, torch.float32, device)
     if offset:
         b, c, h, w = shape
         flat = torch.cat([z.new_zeros(offset), z.permute(0, 2, 3, 1).flatten()])[offset:]
         z = flat.view(b, h, w, c).permute(0, 3, 1, 2)
-    out = raw(shape, head, TYPES[dtype], device, 1)
+    out = raw(shape, parameterization, TYPES[dtype], device, 1)
     phi = rising_angles(len(z), device)
-    return ddim_step(z, out, phi, phi - 0.1, head, TYPES[dtype])
+    return ddim_step(z, out, phi, phi - 0.1, parameterization, TYPES[dtype])
 
 
 def launch_cases():
-    options = [{"head": h, "dtype": d} for h, d in itertools.product(HEADS, TYPES)]
+    options = [
+        {"parameterization": h, "dtype": d} for h, d in itertools.product(PARAMETERIZATIONS, TYPES)
+    ]
     options += [{"shape": shape} for shape in (SMALL, ODD, ONE)]
     options.append({"offset": 1, "shape": SMALL})
     return [("ddim_step", launch, option) for option in options]
 
 
 def machine_code():
-    for arch, head, dtype in itertools.product(ARCHS, HEADS, TYPES):
+    for arch, parameterization, dtype in itertools.product(ARCHS, PARAMETERIZATIONS, TYPES):
         size = TYPES[dtype].itemsize
-        loads = 4 + (size if head != "both" else 0)
+        loads = 4 + (size if parameterization != "x_eps" else 0)
         stores = 4 + (size if dtype != "fp32" else 0)
-        options = {"head": head, "dtype": dtype}
+        options = {"parameterization": parameterization, "dtype": dtype}
         yield Code("ddim_step", arch, loads * BLOCK, stores * BLOCK, launch, options)
 
 
 def traffic():
     """One tile an image: every number is read, or written, once."""
-    for head in HEADS:
-        args = inputs(**ARGS | {"head": head, "shape": (2, 3, 16, 16)})
+    for parameterization in PARAMETERIZATIONS:
+        args = inputs(**ARGS | {"parameterization": parameterization, "shape": (2, 3, 16, 16)})
 
         def run(args=args):
             step = ddim_step(*args, torch.bfloat16)
@@ -172,4 +175,4 @@ def traffic():
             z, out, *rest = args
             return ddim_step_reference(z, out.float(), *rest).to(torch.bfloat16)
 
-        yield Traffic(f"ddim_step {head}", run, eager, args[0].numel())
+        yield Traffic(f"ddim_step {parameterization}", run, eager, args[0].numel())

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from kernel_checks import (
     DTYPES,
     FEW,
-    HEADS,
     LAYOUTS,
     MANY,
+    PARAMETERIZATIONS,
     SEEDS,
     SHAPES,
     STEPS,
@@ -24,6 +24,7 @@ from launch_inputs import LARGE, ODD, ONE, SMALL, TYPES, Code, Traffic, raw, ris
 from launch_inputs import values as values_of
 from torch.library import opcheck
 
+from pdfast.config.names import OUTPUTS
 from pdfast.kernels.angles import prediction
 from pdfast.kernels.distill_loss import (
     block_of,
@@ -37,7 +38,7 @@ from pdfast.kernels.distill_loss import (
 )
 
 CASE = {
-    "head": st.sampled_from(HEADS),
+    "parameterization": st.sampled_from(PARAMETERIZATIONS),
     "weight": st.sampled_from(WEIGHTS),
     "shape": SHAPES,
     "layout": LAYOUTS,
@@ -47,27 +48,27 @@ CASE = {
 }
 
 
-def inputs(head, weight, shape, layout, num_steps, draw, dtype, uneven=False):
+def inputs(parameterization, weight, shape, layout, num_steps, draw, dtype, uneven=False):
     g = torch.Generator().manual_seed(draw)
     b, c, h, w = shape
-    raw = (b, 2 * c if head == "both" else c, h, w)
+    raw = (b, c * OUTPUTS[parameterization].copies, h, w)
     out, out_t, out_mid = (images(raw, dtype, layout, g) for _ in range(3))
     z_t = images(shape, torch.float32, layout, g)
     phi_t, phi_mid, last = angles(num_steps, b, g)
     ratio = 0.2 + 2 * torch.rand(b, generator=g, dtype=torch.float64).to(phi_t)
     phi_next = (phi_mid - ratio * (phi_t - phi_mid)).clamp(min=0) if uneven else None
-    return out, z_t, out_t, out_mid, phi_t, phi_mid, last, head, weight, phi_next
+    return out, z_t, out_t, out_mid, phi_t, phi_mid, last, parameterization, weight, phi_next
 
 
 def assert_loss_accepted(loss, args, y, y_rounded):
     """A loss of args[0] against the float64 target y; `y_rounded` is the float32 one."""
-    out, phi, head, weight = args
-    exact = loss_and_grad(out.double(), y, phi, head, weight)
-    eager = loss_and_grad(out.float(), y_rounded, phi, head, weight)
+    out, phi, parameterization, weight = args
+    exact = loss_and_grad(out.double(), y, phi, parameterization, weight)
+    eager = loss_and_grad(out.float(), y_rounded, phi, parameterization, weight)
     # Of y-hat - y the gradient is a linear function, the loss a quadratic one.
-    found = prediction(out.double(), phi, head)
+    found = prediction(out.double(), phi, parameterization)
     amplified = (found.abs() + y.abs()) / (found - y).abs().clamp(min=1e-200)
-    k = loss_weight(phi, head, weight)
+    k = loss_weight(phi, parameterization, weight)
     per_image_terms = 2 * k * ((found - y).square() * amplified).flatten(1).mean(1)
     copies = exact.grad_out.shape[1] // y.shape[1]
     grad_terms = exact.grad_out * torch.cat([amplified] * copies, 1)
@@ -82,14 +83,17 @@ def target_in(dtype, z_t, out_t, out_mid, *rest):
 
 def check(dtype, **case):
     args = inputs(**case, dtype=dtype)
-    out, z_t, *teacher, head, weight, phi_next = args
+    out, z_t, *teacher, parameterization, weight, phi_next = args
     phi = teacher[2]
     y, y_rounded = (
-        target_in(d, z_t, *teacher, head, phi_next) for d in (torch.float64, torch.float32)
+        target_in(d, z_t, *teacher, parameterization, phi_next)
+        for d in (torch.float64, torch.float32)
     )
-    rest = (out, phi, head, weight)
+    rest = (out, phi, parameterization, weight)
     assert_loss_accepted(distill_loss(*args), rest, y, y_rounded)
-    assert_loss_accepted(data_loss(out, z_t, phi, head, weight), rest, z_t.double(), z_t)
+    assert_loss_accepted(
+        data_loss(out, z_t, phi, parameterization, weight), rest, z_t.double(), z_t
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -104,7 +108,7 @@ def test_many_random_cases(dtype):
 
 
 ARGS = {
-    "head": "v",
+    "parameterization": "v",
     "weight": "snr_trunc",
     "shape": (3, 3, 5, 7),
     "layout": "channels last",
@@ -115,10 +119,10 @@ ARGS = {
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("head", HEADS)
-def test_every_weight_and_the_same_bits_again(head, dtype):
+@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
+def test_every_weight_and_the_same_bits_again(parameterization, dtype):
     for weight in WEIGHTS:
-        case = ARGS | {"head": head, "weight": weight, "dtype": dtype}
+        case = ARGS | {"parameterization": parameterization, "weight": weight, "dtype": dtype}
         check(**case)
         args = inputs(**case)
         first, second = distill_loss(*args), distill_loss(*args)
@@ -130,10 +134,10 @@ def test_more_elements_than_a_block():
     check(**ARGS | {"shape": (2, 3, 31, 29)})
 
 
-@pytest.mark.parametrize("head", HEADS)
-def test_steps_of_one_size_are_the_default(head):
+@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
+def test_steps_of_one_size_are_the_default(parameterization):
     """To a float32 rounding or two: the coefficients are the same but for float64's last place."""
-    *args, _ = inputs(**ARGS | {"head": head})
+    *args, _ = inputs(**ARGS | {"parameterization": parameterization})
     phi_t, phi_mid = args[4:6]
     equal = distill_loss(*args, (2 * phi_mid - phi_t).clamp(min=0))
     torch.testing.assert_close(equal, distill_loss(*args), rtol=1e-6, atol=1e-12)
@@ -160,7 +164,7 @@ def test_registered():
         (5, lambda t: t[:1], r"phi_mid must have shape \(3,\), not \(1,\)"),
         (5, lambda t: t.to("meta"), "phi_mid must be on .*, not on meta"),
         (6, lambda t: t.long(), "is_last_step must be bool, not int64"),
-        (7, lambda t: "w", "head must be one of x, eps, v, both, not 'w'"),
+        (7, lambda t: "w", "parameterization must be one of x, eps, v, x_eps, not 'w'"),
         (8, lambda t: "min_snr", "weight must be one of constant, snr, snr_trunc, v_mse"),
     ],
 )
@@ -175,28 +179,36 @@ def test_bad_arguments(position, bad, message):
 # Launches, machine code and bytes: see launch_cases.py
 
 
-def launch(device, head="v", weight="snr_trunc", dtype="bf16", shape=LARGE, uneven=False):
+def launch(
+    device, parameterization="v", weight="snr_trunc", dtype="bf16", shape=LARGE, uneven=False
+):
     """`uneven`: the teacher's second step has an angle that is given."""
-    outs = [raw(shape, head, TYPES[dtype], device, seed) for seed in (1, 2, 3)]
+    outs = [raw(shape, parameterization, TYPES[dtype], device, seed) for seed in (1, 2, 3)]
     z, phi = values_of(shape, torch.float32, device), rising_angles(len(outs[0]), device)
     last = torch.arange(len(z), device=device) == 0
     phi_next = phi - 0.25 if uneven else None
-    return distill_loss(outs[0], z, *outs[1:], phi, phi - 0.1, last, head, weight, phi_next)
+    return distill_loss(
+        outs[0], z, *outs[1:], phi, phi - 0.1, last, parameterization, weight, phi_next
+    )
 
 
-def launch_data(device, head="v", weight="snr_trunc", dtype="bf16", shape=LARGE):
-    out = raw(shape, head, TYPES[dtype], device, 1)
+def launch_data(device, parameterization="v", weight="snr_trunc", dtype="bf16", shape=LARGE):
+    out = raw(shape, parameterization, TYPES[dtype], device, 1)
     y = values_of(shape, torch.float32, device)
-    return data_loss(out, y, rising_angles(len(y), device), head, weight)
+    return data_loss(out, y, rising_angles(len(y), device), parameterization, weight)
 
 
 def launch_cases():
-    for head, dtype in itertools.product(HEADS, TYPES):
-        yield "data_loss", launch_data, {"head": head, "dtype": dtype}
+    for parameterization, dtype in itertools.product(PARAMETERIZATIONS, TYPES):
+        yield "data_loss", launch_data, {"parameterization": parameterization, "dtype": dtype}
         for uneven in (False, True):
-            yield "distill_loss", launch, {"head": head, "dtype": dtype, "uneven": uneven}
-    for head, weight in itertools.product(HEADS, WEIGHTS):
-        yield "distill_loss", launch, {"head": head, "weight": weight}
+            yield (
+                "distill_loss",
+                launch,
+                {"parameterization": parameterization, "dtype": dtype, "uneven": uneven},
+            )
+    for parameterization, weight in itertools.product(PARAMETERIZATIONS, WEIGHTS):
+        yield "distill_loss", launch, {"parameterization": parameterization, "weight": weight}
     for weight in WEIGHTS:
         yield "data_loss", launch_data, {"weight": weight}
     for shape in (SMALL, ODD, ONE):
@@ -206,39 +218,61 @@ def launch_cases():
 
 def machine_code():
     """Of each, the kernel with the target given, and with the teacher's, of even steps or not."""
-    kinds = [(90, head, "snr_trunc", dtype, LARGE) for head in HEADS for dtype in TYPES]
-    kinds += [(90, head, "snr_trunc", "bf16", SMALL) for head in HEADS]
+    kinds = [
+        (90, parameterization, "snr_trunc", dtype, LARGE)
+        for parameterization in PARAMETERIZATIONS
+        for dtype in TYPES
+    ]
     kinds += [
-        (arch, head, "snr_trunc", "bf16", LARGE) for arch in (80, 100) for head in ("v", "both")
+        (90, parameterization, "snr_trunc", "bf16", SMALL) for parameterization in PARAMETERIZATIONS
+    ]
+    kinds += [
+        (arch, parameterization, "snr_trunc", "bf16", LARGE)
+        for arch in (80, 100)
+        for parameterization in ("v", "x_eps")
     ]
     cases = [(*kind, goal) for kind in kinds for goal in ("even", "given", "uneven")]
     weights = [weight for weight in WEIGHTS if weight != "snr_trunc"]
-    cases += [(90, head, weight, "bf16", LARGE, "even") for head in HEADS for weight in weights]
-    for arch, head, weight, dtype, shape, goal in cases:
-        block, flat = block_of(head), 0 if head == "both" else TYPES[dtype].itemsize
-        options = {"head": head, "weight": weight, "dtype": dtype, "shape": shape}
+    cases += [
+        (90, parameterization, weight, "bf16", LARGE, "even")
+        for parameterization in PARAMETERIZATIONS
+        for weight in weights
+    ]
+    for arch, parameterization, weight, dtype, shape, goal in cases:
+        block, flat = (
+            block_of(parameterization),
+            0 if parameterization == "x_eps" else TYPES[dtype].itemsize,
+        )
+        options = {
+            "parameterization": parameterization,
+            "weight": weight,
+            "dtype": dtype,
+            "shape": shape,
+        }
         if goal == "given":
             loads = (flat + 4) * block
             yield Code("data_loss", arch, loads, flat * block, launch_data, options)
             continue
-        loads = (3 * flat + (4 if head in ("v", "both") else 0)) * block
+        loads = (3 * flat + (4 if parameterization in ("v", "x_eps") else 0)) * block
         options["uneven"] = goal == "uneven"
         yield Code("distill_loss", arch, loads, flat * block, launch, options)
 
 
 def traffic():
-    """Everything is read once, or written once; z_t not at all for the heads x and eps."""
+    """Everything is read once, or written once; z_t not at all for x and eps."""
     shape = (2, 3, 16, 16)
-    for head in HEADS:
-        args = inputs(head, "snr_trunc", shape, "channels last", 64, 0, torch.float32)
+    for parameterization in PARAMETERIZATIONS:
+        args = inputs(parameterization, "snr_trunc", shape, "channels last", 64, 0, torch.float32)
 
-        def run(args=args, head=head):
+        def run(args=args, parameterization=parameterization):
             loss, z_t = distill_loss(*args), args[1]
-            read = [(t, 1, 0) for t in args[:7] if t is not z_t or head in ("v", "both")]
+            read = [
+                (t, 1, 0) for t in args[:7] if t is not z_t or parameterization in ("v", "x_eps")
+            ]
             return [*read, *((t, 0, 1) for t in loss)]
 
-        def eager(args=args, head=head):
-            y = target(*args[1:7], head)
-            return loss_and_grad(args[0], y, args[4], head, "snr_trunc")
+        def eager(args=args, parameterization=parameterization):
+            y = target(*args[1:7], parameterization)
+            return loss_and_grad(args[0], y, args[4], parameterization, "snr_trunc")
 
-        yield Traffic(f"distill_loss {head}", run, eager, args[1].numel())
+        yield Traffic(f"distill_loss {parameterization}", run, eager, args[1].numel())

@@ -22,7 +22,7 @@ CFG = NetConfig(
     num_res_blocks=1,
     attn_resolutions=(4,),
     groups=4,
-    head="both",
+    parameterization="x_eps",
 )
 
 

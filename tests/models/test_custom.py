@@ -16,6 +16,7 @@ from torch import nn
 
 import pdfast
 from pdfast.cli.main import main
+from pdfast.config.names import OUTPUTS
 from pdfast.config.schema import EvalConfig, TrainConfig
 from pdfast.distillation.given_data import from_numbers
 from pdfast.errors import PdfastError, Stopped, UsageError
@@ -36,19 +37,23 @@ def finished(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("shape", "head", "classes"),
-    [((2, 12), "v", 0), ((1, 2, 3, 4), "x", 3), ((3,), "both", 0), ((3, 4, 6), "v", 0)],
+    ("shape", "parameterization", "classes"),
+    [((2, 12), "v", 0), ((1, 2, 3, 4), "x", 3), ((3,), "x_eps", 0), ((3, 4, 6), "v", 0)],
     ids=["signals", "volumes of classes", "points", "float images"],
 )
-def test_shapes(shape, head, classes, tmp_path):
+def test_shapes(shape, parameterization, classes, tmp_path):
     out = tmp_path / "run"
-    module = Dense(shape, classes, copies=2 if head == "both" else 1)
-    network = pdfast.Network(module, shape, head=head, num_classes=classes)
+    module = Dense(shape, classes, copies=OUTPUTS[parameterization].copies)
+    network = pdfast.Network(module, shape, parameterization=parameterization, num_classes=classes)
     before = copy.deepcopy(module.state_dict())
     x = numbers(shape)
     data = (x.numpy(), np.arange(40) % 3) if classes else x
     student = distill(out, network, data=data)
-    assert (student.steps, student.head, student.num_classes) == (2, head, classes)
+    assert (student.steps, student.parameterization, student.num_classes) == (
+        2,
+        parameterization,
+        classes,
+    )
     label = torch.arange(5) % classes if classes else None
     made = student.sample(5, 2, label=label)
     assert made.shape == (5, *shape)
@@ -118,7 +123,7 @@ def test_its_input_is_its_own():
 def test_a_module_alone_takes_shape_and_classes_from_the_data(tmp_path):
     module = Dense((3,), classes=3)
     student = distill(tmp_path / "run", module, data=(numbers((3,)), torch.arange(40) % 3))
-    assert (student.shape, student.head, student.num_classes) == ((3,), "v", 3)
+    assert (student.shape, student.parameterization, student.num_classes) == ((3,), "v", 3)
 
 
 class Odd(nn.Module):
@@ -188,11 +193,11 @@ def test_a_smaller_student_and_an_interruption(tmp_path, monkeypatch):
 
 
 def test_an_eps_teacher_becomes_a_v_student(tmp_path, capsys):
-    teacher = pdfast.Network(Dense(), SIGNAL, head="eps")
+    teacher = pdfast.Network(Dense(), SIGNAL, parameterization="eps")
     given = {"teacher": teacher, "data": numbers(), "out": tmp_path / "run"}
     student = pdfast.distill(CONFIG, **given)
     assert "round 1 moves it to v at the same 8 steps" in capsys.readouterr().out
-    assert student.head == "v"
+    assert student.parameterization == "v"
     assert (tmp_path / "run" / "round-01-steps-0008").is_dir()
 
 
@@ -233,10 +238,13 @@ def test_options_of_the_engine_teach_the_same(finished, option, tmp_path):
         (Dense(width=9), r"its inner.bias is float32 \(8,\), the module's float32 \(9,\)"),
         (Odd(), r"its first.bias is missing, the module's float32 \(12,\)"),
         (Dense(seed=5), "already has another teacher: choose another --out"),
-        (pdfast.Network(Dense(copies=2), SIGNAL, head="both"), "has head 'v', but .* has 'both'"),
+        (
+            pdfast.Network(Dense(copies=2), SIGNAL, parameterization="x_eps"),
+            "has parameterization 'v', but .* has 'x_eps'",
+        ),
         (pdfast.Network(Dense(), SIGNAL, clip=(-4, 4)), r"has clip None, but .* has \[-4.0, 4.0\]"),
     ],
-    ids=["width", "names", "weights", "head", "clip"],
+    ids=["width", "names", "weights", "parameterization", "clip"],
 )
 def test_another_teacher_in_the_same_folder(finished, module, message):
     with pytest.raises(UsageError, match=message):
@@ -282,7 +290,7 @@ def test_a_run_without_a_model(finished, capsys, tmp_path):
 def test_what_a_directory_says(finished, tmp_path):
     table = json.loads((finished[0] / "teacher" / "config.json").read_text())
     assert table["network"] == "own"
-    assert (table["shape"], table["head"], table["steps"]) == ([1, 12], "v", 0)
+    assert (table["shape"], table["parameterization"], table["steps"]) == ([1, 12], "v", 0)
     assert table["schedule"]["kind"] == "cosine"
     loaded = pdfast.load(finished[0] / "teacher", network=Dense(seed=7))
     assert loaded.schedule.describe() == table["schedule"]
@@ -300,7 +308,14 @@ def test_a_model_of_pdfasts_own_needs_no_network(tiny, tmp_path):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("shape", []), ("shape", 3), ("head", "w"), ("schedule", {}), ("clip", [1]), ("steps", -1)],
+    [
+        ("shape", []),
+        ("shape", 3),
+        ("parameterization", "w"),
+        ("schedule", {}),
+        ("clip", [1]),
+        ("steps", -1),
+    ],
 )
 def test_a_config_that_is_none(finished, key, value, tmp_path):
     network = pdfast.Network(Dense(), SIGNAL)

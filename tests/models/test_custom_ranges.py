@@ -15,6 +15,7 @@ from torch.nn import functional
 
 import pdfast
 from pdfast import reference
+from pdfast.config.names import OUTPUTS
 from pdfast.diffusion import wrappers
 from pdfast.diffusion.wrappers import EDM, CosineSchedule, FlowMatching, LinearVP, TableSchedule
 from pdfast.errors import UsageError
@@ -167,8 +168,10 @@ class Asked(nn.Module):
         return float(times.min()), float(times.max())
 
 
-def network_of(module, schedule=None, head="x", **options):
-    return pdfast.Network(module, (1, 8), head=head, schedule=schedule, **options)
+def network_of(module, schedule=None, parameterization="x", **options):
+    return pdfast.Network(
+        module, (1, 8), parameterization=parameterization, schedule=schedule, **options
+    )
 
 
 COSINE = f"the schedule {CosineSchedule()} asks, at u = 1, for "
@@ -214,7 +217,7 @@ def test_a_schedule_that_leaves_a_wrappers_range(adapt, schedule, message):
 def test_a_schedule_within_it(adapt, schedule, least, most):
     """The network is asked for times of its range alone, to a rounding of float32."""
     module = Asked()
-    network = network_of(adapt(module), schedule, head="v")
+    network = network_of(adapt(module), schedule, parameterization="v")
     for steps in (1, 64, 1024):
         network.sample(2, steps=steps)
     low, high = module.seen()
@@ -261,19 +264,25 @@ class Eps(nn.Module):
 
 def test_an_eps_head_where_nothing_is_left_of_the_data():
     message = (
-        r"head eps divides by alpha, which is 0 at u = 1 on the schedule {}: pass a schedule that "
-        r"ends before, such as pdfast\.wrappers\.LinearVP\(\), or a network of another head"
+        r"parameterization eps divides by alpha, which is 0 at u = 1 on the schedule {}: pass a "
+        r"schedule that ends before, such as pdfast\.wrappers\.LinearVP\(\), or a network of "
+        r"another parameterization"
     )
     for schedule, name in (
         (FlowMatching(), r"FlowMatching\(\)"),
         (TableSchedule(torch.linspace(9, -60, 50)), r"TableSchedule\(logsnr of 50 timesteps\)"),
     ):
         with pytest.raises(UsageError, match=message.format(name)):
-            network_of(Eps(), schedule, head="eps")
-        for head in ("v", "x"):
-            assert network_of(Eps(), schedule, head=head).sample(2, 4).isfinite().all()
+            network_of(Eps(), schedule, parameterization="eps")
+        for parameterization in ("v", "x"):
+            assert (
+                network_of(Eps(), schedule, parameterization=parameterization)
+                .sample(2, 4)
+                .isfinite()
+                .all()
+            )
     for schedule in (None, LinearVP(), EDM(), CosineSchedule(-30.0, 20.0)):
-        assert network_of(Eps(), schedule, head="eps").sample(2, 4).isfinite().all()
+        assert network_of(Eps(), schedule, parameterization="eps").sample(2, 4).isfinite().all()
 
 
 def test_a_model_that_was_saved_out_of_range(tmp_path):
@@ -297,19 +306,23 @@ def test_a_range_that_is_none(ends):
 
 
 @pytest.mark.parametrize("clip", [None, (-0.3, 0.2)])
-@pytest.mark.parametrize(("shape", "head"), [((2, 6), "v"), ((3,), "x"), ((1, 2, 4), "eps"),
-                                             ((4,), "both")])  # fmt: skip
-def test_reference_takes_them(shape, head, clip):
+@pytest.mark.parametrize(
+    ("shape", "parameterization"),
+    [((2, 6), "v"), ((3,), "x"), ((1, 2, 4), "eps"), ((4,), "x_eps")],
+)
+def test_reference_takes_them(shape, parameterization, clip):
     """The same samples as the network's own, and the losses of the bare function."""
-    module = Dense(shape, copies=2 if head == "both" else 1).double()
+    module = Dense(shape, copies=OUTPUTS[parameterization].copies).double()
     schedule = CosineSchedule(-12.0, 15.0)
-    network = pdfast.Network(module, shape, head=head, clip=clip, schedule=schedule)
+    network = pdfast.Network(
+        module, shape, parameterization=parameterization, clip=clip, schedule=schedule
+    )
     z = numbers(shape, num=5).double()
     for cut in (True, False):
         expected = network.sample(5, 4, noise=z, clip=cut)
         found = reference.ddim_sample(network, z, 4, clip=cut)
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
-    bare = SimpleNamespace(head=head, logsnr_min=-12.0, logsnr_max=15.0)
+    bare = SimpleNamespace(parameterization=parameterization, logsnr_min=-12.0, logsnr_max=15.0)
 
     class Bare(SimpleNamespace):
         def __call__(self, z, logsnr, label=None):
@@ -335,8 +348,8 @@ def test_reference_says_where_it_does_not(tiny):
     cfg = dataclasses.replace(tiny.model, **table)
     of_pdfast = random_model(cfg, 0, torch.float64)
     for model, shape, name in (
-        (network_of(Eps(), FlowMatching(), head="v").double(), (1, 8), "FlowMatching"),
-        (network_of(Eps(), EDM(), head="v").double(), (1, 8), "EDM"),
+        (network_of(Eps(), FlowMatching(), parameterization="v").double(), (1, 8), "FlowMatching"),
+        (network_of(Eps(), EDM(), parameterization="v").double(), (1, 8), "EDM"),
         (of_pdfast, (1, 8, 8), "TableSchedule"),
     ):
         z = numbers(shape, num=2).double()

@@ -6,7 +6,7 @@ import dataclasses
 import pytest
 import torch
 from engine_cases import changed, random_model
-from guidance_cases import HEADS, RANGE, STEPS, batch, inputs, teacher_of
+from guidance_cases import PARAMETERIZATIONS, RANGE, STEPS, batch, inputs, teacher_of
 from torch.nn.functional import silu
 
 import pdfast
@@ -183,10 +183,10 @@ def test_weights_are_uniform_over_the_range(guides):
 # Guidance of teachers, and of students at one weight
 
 
-@pytest.mark.parametrize("head", HEADS)
-def test_guidance_is_the_formula_in_x(classes, head):
+@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
+def test_guidance_is_the_formula_in_x(classes, parameterization):
     z, phi, label = inputs()
-    model = teacher_of(classes, head)
+    model = teacher_of(classes, parameterization)
     told = model.predict_x_at_angle(z, phi, Conditioning(label))
     untold = model.predict_x_at_angle(z, phi, Conditioning(torch.full_like(label, NO_CLASS)))
     found = guided(model, 1.5).predict_x_at_angle(z, phi, Conditioning(label))
@@ -239,11 +239,13 @@ def test_a_guided_teacher_is_no_model_to_be_saved(classes, tmp_path):
     assert not (tmp_path / "model").exists()
 
 
-@pytest.mark.parametrize("head", HEADS)
-def test_kept_samples_are_of_one_weight(classes, guides, head):
+@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
+def test_kept_samples_are_of_one_weight(classes, guides, parameterization):
     """Models of two weights, however near, have two fingerprints, so that none is taken for it."""
-    teacher = teacher_of(classes, head, torch.float32)
-    student = random_model(dataclasses.replace(guides.model, head=head), 0, torch.float32)
+    teacher = teacher_of(classes, parameterization, torch.float32)
+    student = random_model(
+        dataclasses.replace(guides.model, parameterization=parameterization), 0, torch.float32
+    )
     weights = (0.0, 0.01, 1.0, 1.01)
     for model in (teacher, student):
         assert len({fingerprints(guided(model, w))[0] for w in weights}) == len(weights)
@@ -271,11 +273,13 @@ def test_what_cannot_be_guided(tiny, classes, guides):
 # Objectives
 
 
-@pytest.mark.parametrize("head", ["x", "v", "both"])
-def test_the_first_fit_is_to_the_guided_teacher(guides, head):
+@pytest.mark.parametrize("parameterization", ["x", "v", "x_eps"])
+def test_the_first_fit_is_to_the_guided_teacher(guides, parameterization):
     """y = y(class) + w (y(class) - y(no class)), w of each image's own."""
-    teacher = teacher_of(guides, head)
-    student = random_model(dataclasses.replace(guides.model, head=head), 1, torch.float64)
+    teacher = teacher_of(guides, parameterization)
+    student = random_model(
+        dataclasses.replace(guides.model, parameterization=parameterization), 1, torch.float64
+    )
     student.remove_dropout()
     drawn = batch(guides, student)
     problem = Fit(teacher, STEPS, "v_mse")(student, drawn)
@@ -297,7 +301,7 @@ def test_the_first_fit_is_to_the_guided_teacher(guides, head):
 def predict_x(student, draw, label, w):
     """x-hat of a guided student, each image at its own weight."""
     out = student.forward_at_angle(draw.z_in, draw.phi_t, Conditioning(label, w))
-    return angle_ops.predict_x(draw.z_t, out, draw.phi_t, student.head)
+    return angle_ops.predict_x(draw.z_t, out, draw.phi_t, student.parameterization)
 
 
 def test_a_halving_asks_teacher_and_student_at_the_same_weight(guides):

@@ -268,7 +268,7 @@ def test_dropout_and_flip_and_classes_resume_too(tiny, tmp_path, monkeypatch):
     config = dataclasses.replace(
         tiny,
         data=dataclasses.replace(tiny.data, horizontal_flip=True),
-        model=dataclasses.replace(tiny.model, dropout=0.3, num_classes=10, head="x"),
+        model=dataclasses.replace(tiny.model, dropout=0.3, num_classes=10, parameterization="x"),
         distill=dataclasses.replace(tiny.distill, rounds=1),
     )
     pdfast.distill(config, out=tmp_path / "a", quiet=True)

@@ -64,7 +64,7 @@ def an_empty_folder_beside(path):
 
 def a_changed_file(path):
     file = path / "config.json"
-    file.write_text(file.read_text().replace('"head": "v"', '"head": "x"'))
+    file.write_text(file.read_text().replace('"parameterization": "v"', '"parameterization": "x"'))
 
 
 def a_missing_file(path):

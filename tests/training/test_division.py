@@ -42,7 +42,7 @@ def test_add_noise_has_one_value_on_every_device(first):
     pixels = torch.arange(256, dtype=torch.uint8).reshape(4, 1, 8, 8)
     update = torch.tensor([5])
     for num_steps in range(first, first + 64):
-        options = NoiseOptions(seed=0, round_=1, num=16, num_steps=num_steps, head="v")
+        options = NoiseOptions(seed=0, round_=1, num=16, num_steps=num_steps, parameterization="v")
         args = pixels, (1.57, 4.5e-5), update, options
         expected = add_noise_reference(*args, dtype=torch.float32)
         with DividesAsCuda():

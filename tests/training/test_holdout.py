@@ -52,8 +52,8 @@ def seen(monkeypatch):
     """
     found, real = {}, batch.Batch.noised
 
-    def noised(self, grid, num_steps, head=None):
-        draw, condition = real(self, grid, num_steps, head)
+    def noised(self, grid, num_steps, parameterization=None):
+        draw, condition = real(self, grid, num_steps, parameterization)
         pixels = (real(self, grid, num_steps, "x")[0].y[:, 0, 0, 0] + 1) * 127.5
         numbers = (pixels / STEP).round().long()
         told = condition.label >= 0

@@ -80,7 +80,7 @@ def plain_loop(config, phase, model, teacher, data):
             rng = DropoutRng(config.seed, ROUND, update, 0)
             return model(z, logsnr, conditioning=Conditioning(label, dropout_rng=rng))
 
-        student.head = model.head
+        student.parameterization = model.parameterization
         student.logsnr_min, student.logsnr_max = model.logsnr_min, model.logsnr_max
         if phase == "train":
             u = philox.uniform_of(words[:, 2], words[:, 3]).to(dtype)

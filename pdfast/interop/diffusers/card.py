@@ -99,7 +99,7 @@ def card(model: Model, grid: int, error: float, difference: float) -> str:
         ),
         size=cfg.image_size,
         colour="grey" if cfg.channels == 1 else "in colour",
-        predicts=PREDICTS[cfg.head],
+        predicts=PREDICTS[cfg.parameterization],
         call=(LOOP if cfg.num_classes else CALL).format(**of),
         steps=f"This model was made for {steps}."
         if steps

@@ -77,8 +77,11 @@ def prepare(model: Model) -> Prepared:
 
 def check_expressible(cfg: NetConfig) -> None:
     """Raise UsageError, naming the field, for what the two classes of diffusers cannot say."""
-    if cfg.head not in PREDICTS:
-        reason = f"model.head {cfg.head}: diffusers' DDIMScheduler takes one of x, eps and v"
+    if cfg.parameterization not in PREDICTS:
+        reason = (
+            f"model.parameterization {cfg.parameterization}: diffusers' DDIMScheduler takes x, eps "
+            "or v"
+        )
     elif cfg.ch_mult[0] != 1:
         reason = (
             f"model.ch_mult begins with {cfg.ch_mult[0]}: diffusers' UNet2DModel enters its first "
@@ -152,7 +155,7 @@ def scheduler_arguments(model: Model, phi: Tensor) -> dict[str, Any]:
     return {
         "num_train_timesteps": len(phi),
         "trained_betas": compensated_betas(phi),
-        "prediction_type": PREDICTS[model.head],
+        "prediction_type": PREDICTS[model.parameterization],
         "timestep_spacing": "trailing",
         "set_alpha_to_one": True,
         "clip_sample": True,

@@ -83,8 +83,8 @@ def import_diffusers(
     kind = f"a student of {model.steps} steps" if model.steps else "a teacher"
     times = f" of {cfg.timesteps} timesteps" if cfg.timesteps else ""
     screen.say(
-        f"{source}: {kind}; head {cfg.head}, schedule {cfg.schedule}{times}, {count:,} parameters: "
-        f"{out}"
+        f"{source}: {kind}; predicts {cfg.parameterization}, schedule {cfg.schedule}{times}, "
+        f"{count:,} parameters: {out}"
     )
     if not found.clips:
         screen.say(
@@ -102,9 +102,11 @@ def _write_config(path: Path, model: Model, out: Path, screen: Screen) -> None:
         screen.say(f"{model.steps} steps cannot be halved, so there is no config to distil it by")
         return
     cfg = model.cfg
-    head = "v" if cfg.head == "eps" else cfg.head  # eps-hat says nothing of x at low SNR
+    parameterization = (
+        "v" if cfg.parameterization == "eps" else cfg.parameterization
+    )  # eps-hat says nothing of x at low SNR
     table = {
-        "model": to_table(cfg.without_dropout()) | {"head": head},
+        "model": to_table(cfg.without_dropout()) | {"parameterization": parameterization},
         "distill": dict(zip(("start_steps", "rounds"), plan, strict=True)),
     }
     if model.schedule.most_steps < EvalConfig().baseline_steps:
@@ -118,7 +120,11 @@ def _write_config(path: Path, model: Model, out: Path, screen: Screen) -> None:
     screen.say(
         f"{path}: a config to distil it from {plan[0]} steps in {plan[1]} "
         f"round{'s' * (plan[1] > 1)}"
-        + (", the student with a v head, which is fitted first" if head != cfg.head else "")
+        + (
+            ", the student with a v parameterization, which is fitted first"
+            if parameterization != cfg.parameterization
+            else ""
+        )
         + "; name a folder of images, or an .npz:"
     )
     screen.say(f"{command} --data.source YOUR_IMAGES")
@@ -207,7 +213,7 @@ def _own(pipeline: Pipeline, found: NetConfig, table: Tensor | None) -> checkpoi
         here = pipeline.unet.values.get(key, unet2d.UNET.get(key))
         if here != (list(value) if isinstance(value, tuple) else value):
             raise UsageError(differs.format(f"{pipeline.unet.file}, whose {key} is another"))
-    if cfg.head != found.head or not _is_schedule(cfg, found):
+    if cfg.parameterization != found.parameterization or not _is_schedule(cfg, found):
         raise UsageError(differs.format(f"{pipeline.scheduler.file}, which is of another model"))
     if not _is_table(cfg, found, table):
         raise UsageError(differs.format(f"{pipeline.weights}, whose {TABLE} is another"))

@@ -74,7 +74,7 @@ SAMPLING = {
     "sample_max_value",
     "tensor_format",
 }
-HEADS = {predicts: head for head, predicts in PREDICTS.items()}
+PARAMETERIZATIONS = {predicts: parameterization for parameterization, predicts in PREDICTS.items()}
 
 
 class Fields:
@@ -218,14 +218,14 @@ def embedding(pipeline: Pipeline) -> tuple[dict[str, Any], bool]:
 def schedule(pipeline: Pipeline) -> tuple[dict[str, Any], bool]:
     """The fields of NetConfig that the scheduler gives, and whether its own sampler clips."""
     fields = Fields(pipeline.scheduler, SCHEDULER, SCHEDULER_IS)
-    head = HEADS[fields.one("prediction_type", tuple(HEADS))]
+    parameterization = PARAMETERIZATIONS[fields.one("prediction_type", tuple(PARAMETERIZATIONS))]
     clips = fields.one("clip_sample", (True, False))
     if clips and fields.values["clip_sample_range"] != 1:
         raise fields.refuse("clip_sample_range", "where pdfast's images are in [-1, 1]")
     steps = fields.whole("num_train_timesteps")
     if not 2 <= steps <= MAX_TIMESTEPS:
         raise fields.refuse("num_train_timesteps", f"where pdfast has 2 .. {MAX_TIMESTEPS}")
-    found: dict[str, Any] = {"head": head, "timesteps": steps}
+    found: dict[str, Any] = {"parameterization": parameterization, "timesteps": steps}
     if fields.values["trained_betas"] is not None:
         given = fields.all("trained_betas", (int, float), 1)
         if len(given) != steps:
@@ -236,7 +236,7 @@ def schedule(pipeline: Pipeline) -> tuple[dict[str, Any], bool]:
         ends = () if kind == "squaredcos_cap_v2" else ("beta_start", "beta_end")
         found |= {"schedule": kind, "betas": tuple(fields.number(key) for key in ends)}
     rescales = fields.one("rescale_betas_zero_snr", (False, True))
-    if head == "eps" and (rescales or found["betas"][-1:] == (1.0,)):
+    if parameterization == "eps" and (rescales or found["betas"][-1:] == (1.0,)):
         raise fields.refuse(
             "rescale_betas_zero_snr" if rescales else "trained_betas",
             "and prediction_type epsilon: of eps alone no image can be told where nothing of it is "

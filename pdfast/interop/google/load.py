@@ -71,8 +71,8 @@ def import_google(
     checkpoint.save_model(found.model, out, imported=facts)
     count = sum(p.numel() for p in found.model.parameters())
     screen.say(
-        f"{source.name}: {found.what}; head {found.model.head}, {count:,} parameters, "
-        f"{'unknown' if found.step is None else f'{found.step:,}'} updates: {out}"
+        f"{source.name}: {found.what}; predicts {found.model.parameterization}, {count:,} "
+        f"parameters, {'unknown' if found.step is None else f'{found.step:,}'} updates: {out}"
     )
     if found.reshaped:
         screen.say(

@@ -117,9 +117,9 @@ def _told(cfg: NetConfig, shapes: Mapping[str, Shape]) -> Iterator[tuple[str, An
     channels = size("conv_in/kernel") // (9 * ch) or cfg.channels
     yield "channels", channels
     if size("conv_out/bias") == 2 * channels:
-        yield "head", "both"
-    elif size("conv_out/bias") == channels and cfg.head == "both":
-        yield "head", "x"
+        yield "parameterization", "x_eps"
+    elif size("conv_out/bias") == channels and cfg.parameterization == "x_eps":
+        yield "parameterization", "x"
     yield "num_classes", size("class_emb/kernel") // emb_ch
     yield "ch", ch
     yield "emb_ch", emb_ch
