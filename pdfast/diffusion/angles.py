@@ -48,7 +48,6 @@ __all__ = [
     "add_noise",
     "combine",
     "data_loss",
-    "data_target",
     "ddim_step",
     "diffuse",
     "distill_loss",
@@ -70,8 +69,3 @@ def prediction(out: Tensor, phi: Tensor, parameterization: Parameterization) -> 
 def predict_x(z: Tensor, out: Tensor, phi: Tensor, parameterization: Parameterization) -> Tensor:
     """x-hat of a network's raw output at z, unclipped (section 4)."""
     return PREDICTIONS[parameterization].x(z, prediction(out, phi, parameterization), phi)
-
-
-def data_target(x: Tensor, eps: Tensor, phi: Tensor, parameterization: Parameterization) -> Tensor:
-    """y of clean data x and its noise eps, for training a teacher."""
-    return PREDICTIONS[parameterization].of_data(x, eps, phi)

@@ -10,6 +10,7 @@ import torch
 from pdfast import reference
 from pdfast.diffusion import angles
 from pdfast.interop.google.published import views
+from pdfast.kernels.parameterizations import PREDICTIONS
 
 TOL = 1e-9
 N_STEPS = (8192, 64, 1)
@@ -112,7 +113,7 @@ def test_continuous_time_loss(parameterization, weight):
     assert ((loss - expected).abs() / expected).max() < TOL
     phi = student.schedule.phi(u)
     out = student.forward_at_angle(angles.diffuse(x, eps, phi), phi)
-    y_target = angles.data_target(x, eps, phi, parameterization)
+    y_target = PREDICTIONS[parameterization].of_data(x, eps, phi)
     fast = angles.loss_and_grad(out, y_target, phi, parameterization, weight).per_image
     assert ((fast - expected).abs() / expected).max() < TOL
 

@@ -25,7 +25,7 @@ from launch_inputs import values as values_of
 from torch.library import opcheck
 
 from pdfast.config.names import OUTPUTS
-from pdfast.kernels.angles import prediction
+from pdfast.diffusion.angles import prediction
 from pdfast.kernels.distill_loss import (
     block_of,
     data_loss,
