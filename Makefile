@@ -6,7 +6,8 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet
+# Without bytecode: Python makes it of what is imported, a third of the files, when it is.
+PIP := $(BIN)/python -m pip install --quiet --no-compile
 READY := .venv/.ready
 TOOLS := .venv/.tools
 

@@ -12,7 +12,7 @@
 #include "group_norm_silu_plan.h"
 
 namespace pdfast {
-extern cpu::Isa cpu_isa;  // in group_norm_silu_op.cpp
+extern cpu::Isa cpu_isa;  // in group_norm_silu_aten.cpp
 }
 
 namespace {
