@@ -23,6 +23,7 @@ from torch import Tensor
 
 from pdfast.kernels import runtime
 from pdfast.kernels.calls import OPTIMIZER, Call, Launch, bytes_of
+from pdfast.kernels.library import LIBRARY, define
 from pdfast.kernels.registry import Op, Stage, register
 from pdfast.kernels.runtime import tl, triton
 
@@ -188,9 +189,7 @@ def count_skipped(norm: Tensor, loss: Tensor, skipped: Tensor, max_skipped: int)
     return made
 
 
-@torch.library.custom_op(
-    "pdfast::adamw", mutates_args=("params", "exp_avg", "exp_avg_sq", "ema", "copy", "skipped")
-)
+@define("params", "exp_avg", "exp_avg_sq", "ema", "copy", "skipped")
 def adamw_op(
     params: Tensor,
     grads: Tensor,
@@ -262,7 +261,7 @@ def adamw_op(
     return norm
 
 
-@adamw_op.register_fake
+@torch.library.register_fake(adamw_op, lib=LIBRARY)
 def _norm_of(params: Tensor, *_: object) -> Tensor:
     return params.new_empty(())
 

@@ -24,6 +24,7 @@ from pdfast.config.names import Parameterization
 from pdfast.kernels import philox, runtime
 from pdfast.kernels.angles import combine, divide, sincos
 from pdfast.kernels.calls import STEPS
+from pdfast.kernels.library import LIBRARY, define
 from pdfast.kernels.parameterizations import PREDICTIONS, prediction_of_data
 from pdfast.kernels.philox import Stream, normal_pair, scaled_word, uniform_from, words_at
 from pdfast.kernels.registry import Op, Stage, register
@@ -237,7 +238,7 @@ def add_noise_reference(
 # Registered op
 
 
-@torch.library.custom_op("pdfast::add_noise", mutates_args=())
+@define()
 def add_noise_op(
     images: Tensor,
     a: float,
@@ -324,7 +325,7 @@ def add_noise_op(
     return outputs
 
 
-@add_noise_op.register_fake
+@torch.library.register_fake(add_noise_op, lib=LIBRARY)
 def _fake_outputs(
     images: Tensor,
     a: float,

@@ -20,6 +20,7 @@ from pdfast.config.names import OUTPUTS, Parameterization
 from pdfast.kernels import runtime
 from pdfast.kernels.angles import combine, sincos
 from pdfast.kernels.calls import STEPS
+from pdfast.kernels.library import LIBRARY, define
 from pdfast.kernels.parameterizations import PREDICTIONS, load_prediction, step_coefficients
 from pdfast.kernels.registry import Op, Stage, register
 from pdfast.kernels.runtime import tl, triton
@@ -72,7 +73,7 @@ def ddim_step_reference(
     return combine((c_z, z), (c_y, y))
 
 
-@torch.library.custom_op("pdfast::ddim_step", mutates_args=())
+@define()
 def ddim_step_op(
     z: Tensor,
     out: Tensor,
@@ -107,7 +108,7 @@ def ddim_step_op(
     return z_next, z_in
 
 
-@ddim_step_op.register_fake
+@torch.library.register_fake(ddim_step_op, lib=LIBRARY)
 def _outputs_of(
     z: Tensor,
     out: Tensor,

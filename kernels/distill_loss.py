@@ -25,6 +25,7 @@ from pdfast.config.names import LOSS_WEIGHTS, OUTPUTS, LossWeight, Parameterizat
 from pdfast.kernels import runtime
 from pdfast.kernels.angles import combine, sincos
 from pdfast.kernels.calls import STEPS
+from pdfast.kernels.library import LIBRARY, define
 from pdfast.kernels.parameterizations import (
     PREDICTIONS,
     gradient_coefficients,
@@ -192,7 +193,7 @@ def loss_and_grad(
 # Registered ops
 
 
-@torch.library.custom_op("pdfast::distill_loss", mutates_args=())
+@define()
 def distill_loss_op(
     out: Tensor,
     z_t: Tensor,
@@ -216,12 +217,12 @@ def distill_loss_op(
     return _reference(out, y, phi_t, parameterization, weight)
 
 
-@distill_loss_op.register_fake
+@torch.library.register_fake(distill_loss_op, lib=LIBRARY)
 def _distill_outputs(out: Tensor, z_t: Tensor, *_: object) -> tuple[Tensor, Tensor]:
     return _outputs(out, z_t)
 
 
-@torch.library.custom_op("pdfast::data_loss", mutates_args=())
+@define()
 def data_loss_op(
     out: Tensor, y: Tensor, phi: Tensor, parameterization: str, weight: str
 ) -> tuple[Tensor, Tensor]:
@@ -231,7 +232,7 @@ def data_loss_op(
     return _reference(out, y, phi, parameterization, weight)
 
 
-@data_loss_op.register_fake
+@torch.library.register_fake(data_loss_op, lib=LIBRARY)
 def _data_outputs(out: Tensor, y: Tensor, *_: object) -> tuple[Tensor, Tensor]:
     return _outputs(out, y)
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pdfast.kernels import calls, philox, runtime
+from pdfast.kernels.library import LIBRARY, define
 from pdfast.kernels.philox import Stream, words_at
 from pdfast.kernels.registry import Op, Stage, register
 from pdfast.kernels.runtime import tl, triton
@@ -108,7 +109,7 @@ def dropout_reference(
 # Registered op
 
 
-@torch.library.custom_op("pdfast::dropout", mutates_args=())
+@define()
 def dropout_op(
     x: Tensor, update: Tensor, threshold: int, seed: int, round_: int, layer: int, first: int
 ) -> Tensor:
@@ -135,7 +136,7 @@ def dropout_op(
     return out
 
 
-@dropout_op.register_fake
+@torch.library.register_fake(dropout_op, lib=LIBRARY)
 def _fake_output(
     x: Tensor, update: Tensor, threshold: int, seed: int, round_: int, layer: int, first: int
 ) -> Tensor:
@@ -153,7 +154,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return dropout_op(grad, update, *ctx.draw), *[None] * 6
 
 
-dropout_op.register_autograd(_backward, setup_context=_save)
+torch.library.register_autograd(dropout_op, _backward, setup_context=_save, lib=LIBRARY)
 
 
 # ------------------------------------------------------------------------------------------

@@ -15,10 +15,11 @@ from enum import IntEnum
 from typing import Any
 
 import torch
-from torch._library.custom_ops import CustomOpDef
+from torch._ops import OpOverload
 
 from pdfast.kernels import runtime
 from pdfast.kernels.calls import POINTWISE, Call, Launch, Rule
+from pdfast.kernels.library import FUNCTIONS
 
 
 class Stage(IntEnum):
@@ -39,8 +40,8 @@ class Op:
     name: str
     """Its name there; also that of its file in kernels/, its test and its benchmark."""
     stage: Stage
-    op: CustomOpDef | None = None
-    """As torch.library.custom_op made it; None where C++ registers it."""
+    op: OpOverload | None = None
+    """As `library.define` made it; None where C++ registers it."""
     kernels: tuple[Any, ...] = ()
     """The Triton kernels that a call launches, in their order; none where it is C++."""
     kind: str = POINTWISE
@@ -67,7 +68,7 @@ class Op:
     @property
     def fallback(self) -> Callable[..., Any] | None:
         """The function that runs where Triton does not: it calls the reference."""
-        return self.op._init_fn if self.op else None
+        return FUNCTIONS.get(self.name)
 
     def launches(self, call: Call) -> list[Launch]:
         """Kernels that a call of it launches on a CUDA device."""

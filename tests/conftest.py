@@ -7,12 +7,14 @@ import torch
 
 from pdfast.config.schema import Config
 from pdfast.config.serialization import from_table
+from pdfast.cost import timing
 from pdfast.distillation import rounds
 
 MAY_SKIP = {"gpu", "apex", "xformers"}
 # The distances after each round, of one batch: of 256 images they took a third of a tiny run. The
 # processes of forked.py and test_full_disk.py have it so too.
 rounds.MONITOR_IMAGES = 64
+timing.SECONDS, timing.LEAST = 0.4, 0.03  # that a dry run spends on its measurements
 
 
 def pytest_configure(config):

@@ -15,7 +15,7 @@ DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 PARAMETERIZATIONS, WEIGHTS = typing.get_args(Parameterization), typing.get_args(LossWeight)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SCHEDULE = CosineSchedule()
-FEW = settings(max_examples=50, deadline=None, derandomize=True, database=None)
+FEW = settings(max_examples=75, deadline=None, derandomize=True, database=None)
 MANY = settings(FEW, max_examples=500)
 
 SIDES = st.sampled_from([1, 5, 7, 12])

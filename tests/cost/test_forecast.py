@@ -178,6 +178,9 @@ class Machine:
 
     def __init__(self, monkeypatch, *, fixed=0.01, image=0.01, call=0.02):
         self.now, self.first, self.sizes = 0.0, 0.0, []
+        # As a user has it: this clock costs no time.
+        monkeypatch.setattr(timing, "SECONDS", 4.0)
+        monkeypatch.setattr(timing, "LEAST", 0.3)
         step = timing.Optimizer.step
 
         def update(model, objective, optimizer, batch):

@@ -15,6 +15,7 @@ from pdfast.kernels import adamw as file
 from pdfast.kernels.adamw import AdamWHyperparameters, adamw, adamw_op, adamw_reference
 from pdfast.training import averages
 
+COPIES = [None, torch.bfloat16, torch.float16]
 CASE = {
     "size": st.sampled_from([101, 1000, 1024, 5003]),
     "max_norm": st.sampled_from([0.0, 0.01, 1.0, 1e6]),
@@ -82,13 +83,12 @@ def check(
         assert torch.equal(ours[4], ours[0])
 
 
-@pytest.mark.parametrize("copy", [None, torch.bfloat16, torch.float16], ids=str)
-def test_random_cases(copy):
-    FEW(given(**CASE)(lambda **case: check(copy, **case)))()
+def test_random_cases():
+    FEW(given(copy=st.sampled_from(COPIES), **CASE)(check))()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("copy", [None, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("copy", COPIES, ids=str)
 def test_many_random_cases(copy):
     MANY(given(**CASE)(lambda **case: check(copy, **case)))()
 

@@ -126,9 +126,8 @@ def check(
         assert_accepted(got.y, y, y_exact, y_terms)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_random_cases(dtype):
-    FEW(given(**CASE)(lambda **case: check(dtype, **case)))()
+def test_random_cases():
+    FEW(given(dtype=st.sampled_from(DTYPES), **CASE)(check))()
 
 
 @pytest.mark.slow
@@ -148,7 +147,7 @@ ARGS = {
 }
 
 
-@pytest.mark.parametrize("num_steps", [3, 5, 7, 11, 49, 103, 107, 161, 8191])
+@pytest.mark.parametrize("num_steps", [3, 49, 107, 8191])
 def test_angles_have_one_value_for_any_number_of_steps(num_steps):
     """Also those that a product with 1 / N would round to another number."""
     pixels = data((2, 1, 2, 2), "channels last", 0)

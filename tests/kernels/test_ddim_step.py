@@ -67,9 +67,8 @@ def check(dtype, **case):
     assert step.z.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_random_cases(dtype):
-    FEW(given(**CASE)(lambda **case: check(dtype, **case)))()
+def test_random_cases():
+    FEW(given(dtype=st.sampled_from(DTYPES), **CASE)(check))()
 
 
 @pytest.mark.slow

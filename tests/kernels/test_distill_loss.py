@@ -96,9 +96,8 @@ def check(dtype, **case):
     )
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_random_cases(dtype):
-    FEW(given(**CASE)(lambda **case: check(dtype, **case)))()
+def test_random_cases():
+    FEW(given(dtype=st.sampled_from(DTYPES), **CASE)(check))()
 
 
 @pytest.mark.slow
