@@ -18,11 +18,12 @@ from pdfast.distillation.rounds import remove_dropout
 from pdfast.distillation.teacher import new_model
 from pdfast.models.model import Model
 from pdfast.models.unet import GroupNormSiLU
-from pdfast.training import loop
 from pdfast.training.batch import open_batch
+from pdfast.training.cuda_graph import Replay
 from pdfast.training.op_counter import OPTIMIZER
 from pdfast.training.optimizer import Optimizer
 from pdfast.training.precision import cast_to_precision, net_dtype, set_precision
+from pdfast.training.update import update
 
 
 def compile_net(model: Model) -> None:
@@ -69,9 +70,9 @@ class Engine:
         batch, _ = open_batch(config, cfg, Dataset(images, None), model, 1, self.optimizer.done)
         name_for_the_profiler(self.optimizer)
         objective.begin(batch)
-        work = functools.partial(loop.update, model, objective, self.optimizer, batch)
+        work = functools.partial(update, model, objective, self.optimizer, batch)
         state = [*self.optimizer.tensors(), *objective.carried]
-        self.repeat = loop.Replay(work, state, device)
+        self.repeat = Replay(work, state, device)
         if on_gpu:
             self.peak = torch.cuda.max_memory_allocated(device) - before  # of the capture
 

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from pdfast import trackers
+from pdfast.config.names import Resume
 from pdfast.config.schema import Config, check_distillable, check_trainable
 from pdfast.console.progress import Screen
 from pdfast.distillation import custom
@@ -29,7 +30,7 @@ from pdfast.evaluation.report.write import report_run
 from pdfast.launch import TIMEOUT
 from pdfast.models import backends
 from pdfast.models.model import Model
-from pdfast.runs.run import Resume, Run
+from pdfast.runs.run import Run
 from pdfast.trackers.tracking import Tracking
 from pdfast.training.call_config import absolute_config, changed_config
 from pdfast.training.model_run import BUILT_IN, Networks

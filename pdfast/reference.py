@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from pdfast.config.schema import LossWeight
+from pdfast.config.names import LOSS_WEIGHTS, LossWeight
 
 
 class Denoiser(Protocol):
@@ -98,16 +98,12 @@ def weighted_loss(
     x_mse = (x_hat - x_target).square().flatten(1).mean(1)
     eps_hat, eps_target = (z - alpha * x_hat) / sigma, (z - alpha * x_target) / sigma
     eps_mse = (eps_hat - eps_target).square().flatten(1).mean(1)
-    if weight == "constant":
-        return x_mse
-    if weight == "snr":
-        return eps_mse
-    if weight == "snr_trunc":
-        return torch.maximum(x_mse, eps_mse)
-    if weight != "v_mse":
-        raise ValueError(f"no weight {weight!r}: constant, snr, snr_trunc or v_mse")
-    v_hat, v_target = alpha * eps_hat - sigma * x_hat, alpha * eps_target - sigma * x_target
-    return (v_hat - v_target).square().flatten(1).mean(1)
+    if weight not in LOSS_WEIGHTS:
+        raise ValueError(f"no weight {weight!r}: {', '.join(LOSS_WEIGHTS)}")
+    of_eps, of_x, combined = LOSS_WEIGHTS[weight]  # SNR times the error in x is that in eps
+    if combined == "max":
+        return torch.maximum(of_eps * eps_mse, of_x * x_mse)
+    return of_eps * eps_mse + of_x * x_mse
 
 
 def training_loss(

@@ -14,9 +14,9 @@ from pdfast.distillation.objectives import DataObjective, Rollout
 from pdfast.training import compilation
 from pdfast.training.batch import open_batch
 from pdfast.training.cuda_graph import Replay
-from pdfast.training.loop import update
 from pdfast.training.optimizer import Optimizer
 from pdfast.training.precision import cast_to_precision, net_dtype
+from pdfast.training.update import update
 
 CPU, DEVICE, UPDATES = torch.device("cpu"), torch.device("cuda", 0), 20
 NET = NetConfig(

@@ -12,6 +12,7 @@ from pdfast.training.batch import open_batch
 
 STEPS, CLASSES, RANGE = 8, 10, (0.0, 4.0)
 PARAMETERIZATIONS = typing.get_args(Parameterization)
+DISTILLED = [name for name in PARAMETERIZATIONS if name != "eps"]
 
 
 def teacher_of(config, parameterization="v", dtype=torch.float64, seed=0):

@@ -66,7 +66,7 @@ def test_reference_shares_no_function_with_the_fast_path():
     source = (ROOT / "pdfast" / "reference.py").read_text()
     imports = [line for line in source.splitlines() if line.startswith(("from", "import"))]
     ours = [line for line in imports if "pdfast" in line]
-    assert ours == ["from pdfast.config.schema import LossWeight"]
+    assert ours == ["from pdfast.config.names import LOSS_WEIGHTS, LossWeight"]  # data
 
 
 def test_building_without_torch_is_one_sentence(tmp_path):

@@ -1,9 +1,14 @@
-"""What a network's output means, and how its loss is weighted. Imports nothing."""
+"""Names that a config, a flag or a call may give, and what they mean. Imports nothing."""
 
 from typing import Literal, NamedTuple
 
 Parameterization = Literal["x", "eps", "v", "x_eps"]
 LossWeight = Literal["constant", "snr", "snr_trunc", "v_mse"]
+Precision = Literal["bf16", "tf32", "fp32"]
+Sampler = Literal["ddim", "ancestral"]
+Resume = Literal["auto", "strict", "never"]
+ExportTarget = Literal["diffusers", "onnx"]
+TrackerName = Literal["tensorboard", "wandb"]
 
 
 class Output(NamedTuple):

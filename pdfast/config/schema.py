@@ -20,7 +20,7 @@ from pdfast.config import detectors, formats
 from pdfast.config.formats import FIRST, Since, Written
 from pdfast.config.model import MAX_LIST, MAX_WEIGHT
 from pdfast.config.model import NetConfig as NetConfig
-from pdfast.config.names import LOSS_WEIGHTS
+from pdfast.config.names import LOSS_WEIGHTS, Precision
 from pdfast.config.names import LossWeight as LossWeight
 from pdfast.config.names import Parameterization as Parameterization
 from pdfast.config.serialization import check, from_table, nearest, read_toml, to_table
@@ -28,7 +28,7 @@ from pdfast.errors import UsageError
 
 CONFIG_DIR = Path(__file__).parents[1] / "configs"
 RUN = "run"  # the table that the config.toml of a run has beside the config; see runs/record.py
-Precision = Literal["auto", "bf16", "tf32", "fp32"]
+AutoPrecision = Literal["auto", Precision]
 LabelFolders = Literal["auto", "top", "parent", "top-as-text"]
 Resize = Literal["bicubic", "area"]
 Order = Literal["epochs", "independent"]
@@ -332,7 +332,7 @@ class Config:
     """Updates between two lines of metrics."""
     save_every: int = 1000
     """Updates between two saved states, from which the same command resumes."""
-    precision: Precision = "auto"
+    precision: AutoPrecision = "auto"
     """Of the networks' convolutions and linear layers: bfloat16 (auto on a GPU), float32 products
     rounded to TF32, or float32 (auto on a CPU). All else is float32 always."""
     deterministic: bool = False

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from pdfast.config.names import Precision
 from pdfast.config.schema import Config, LoopConfig, NetConfig
 from pdfast.data.dataset import Dataset
 from pdfast.distillation.objectives import DataObjective, Fit
@@ -26,10 +27,10 @@ from pdfast.kernels import runtime
 from pdfast.models.model import Model
 from pdfast.training.batch import open_batch
 from pdfast.training.cuda_launches import NOT_COUNTED
-from pdfast.training.loop import Objective, update
 from pdfast.training.op_counter import OPTIMIZER, Amount, Counter
 from pdfast.training.optimizer import Optimizer
-from pdfast.training.precision import Precision, low_parameters, net_dtype, precision_of
+from pdfast.training.precision import low_parameters, net_dtype, precision_of
+from pdfast.training.update import Objective, update
 
 Phase = Literal["train", "fit", "distill"]
 

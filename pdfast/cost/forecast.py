@@ -111,7 +111,7 @@ def forecast(
         teacher=teacher,
         timed=images is not None,
     )
-    screen.say(f"time on {device}{explained(config, plan, costs, images is not None)}")
+    screen.say(f"time on {device}{explained(plan, costs, images is not None)}")
     screen.say(f"not in it: {', '.join(_left_out(config, device, images, reading))}")
     screen.say("")
     for line in table(plan, costs, imports + counting + (reading or 0.0)):
@@ -182,7 +182,7 @@ def _say_sizes(
         screen.say(f"disk, once: {size / MB:,.0f} MB of prepared images in {cache_folder()}")
 
 
-def explained(config: Config, plan: list[Stage], costs: Costs, data: bool) -> str:
+def explained(plan: list[Stage], costs: Costs, data: bool) -> str:
     """What the times are made of; `data`: the data set is there."""
     rate = f"{costs.rate / 1e9:,.3g} GFLOP/s"
     if not any(timed.num for timed in costs.updates.values()):

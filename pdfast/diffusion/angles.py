@@ -25,7 +25,6 @@ from pdfast.kernels.add_noise import (
     NoiseOptions,
     add_noise,
     diffuse,
-    draw_indices,
 )
 from pdfast.kernels.angles import combine, per_image
 from pdfast.kernels.ddim_step import ddim_step
@@ -51,7 +50,6 @@ __all__ = [
     "ddim_step",
     "diffuse",
     "distill_loss",
-    "draw_indices",
     "loss_and_grad",
     "loss_weight",
     "per_image",

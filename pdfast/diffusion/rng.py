@@ -10,7 +10,6 @@ from torch import Tensor
 from pdfast.kernels import philox
 from pdfast.kernels.philox import Stream as Stream
 from pdfast.kernels.philox import index_below as index_below
-from pdfast.kernels.philox import uniform_of as uniform_of
 
 CLASS = 2**40  # in the place of a sampler's step, of which there are never so many
 
@@ -36,9 +35,9 @@ class Draws:
         """Standard normal float32 (num, C, H, W), channels-last; `shape` is (C, H, W)."""
         return philox.normal(self.key, self._tensor(update), first, num, shape)
 
-    def torch_seed(self, update: int, position: int = 0) -> int:
+    def torch_seed(self, update: int) -> int:
         """A 63-bit seed for torch's own generator, where its draws cannot be by counter."""
-        high, low = (int(word) for word in self.words(update, position, 1)[0, :2])
+        high, low = (int(word) for word in self.words(update, 0, 1)[0, :2])
         return ((high << 32) | low) & (2**63 - 1)
 
     def _tensor(self, update: int) -> Tensor:

@@ -5,11 +5,12 @@ Angles as in angles.py; the formulas hold for every parameterization, since only
 """
 
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from pdfast.config.names import Sampler
 from pdfast.config.schema import MAX_STEPS as MAX_STEPS
 from pdfast.diffusion.angles import combine
 from pdfast.diffusion.conditioning import UNCONDITIONAL, Conditioning
@@ -17,7 +18,6 @@ from pdfast.diffusion.schedules import Schedule
 from pdfast.errors import UsageError
 from pdfast.kernels.angles import divide
 
-Sampler = Literal["ddim", "ancestral"]
 Noise = Callable[[int], Tensor]
 
 

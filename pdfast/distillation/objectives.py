@@ -35,7 +35,7 @@ from pdfast.kernels.angles import divide
 from pdfast.models.guidance import guided_out
 from pdfast.models.model import Model
 from pdfast.training.batch import Batch
-from pdfast.training.loop import Problem
+from pdfast.training.update import ObjectiveOutput
 
 MOST_TABULATED = 1024  # steps of a teacher whose FiLM parameters are kept in a table
 
@@ -53,7 +53,7 @@ class DataObjective:
     def begin(self, batch: Batch) -> None:
         """Nothing is carried from update to update."""
 
-    def __call__(self, model: Model, batch: Batch) -> Problem:
+    def __call__(self, model: Model, batch: Batch) -> ObjectiveOutput:
         """Algorithm 1, from the draw of u ~ U(0, 1) to the loss."""
         times = model.schedule.grid(0, model.device)
         draw, conditioning = batch.noised(times, 0, model.parameterization)
@@ -61,7 +61,9 @@ class DataObjective:
         if model.training:
             conditioning = dataclasses.replace(conditioning, dropout_rng=batch.dropout_rng())
         out = model.forward_at_angle(draw.z_in, draw.phi_t, conditioning)
-        return Problem(out, data_loss(out, draw.y, draw.phi_t, model.parameterization, self.weight))
+        return ObjectiveOutput(
+            out, data_loss(out, draw.y, draw.phi_t, model.parameterization, self.weight)
+        )
 
 
 class Rollout:
@@ -89,7 +91,7 @@ class Rollout:
     def begin(self, batch: Batch) -> None:
         """Nothing is carried from update to update."""
 
-    def __call__(self, student: Model, batch: Batch) -> Problem:
+    def __call__(self, student: Model, batch: Batch) -> ObjectiveOutput:
         """Algorithm 2, from the draw of i ~ U{0 .. N-1} to the loss; see diffusion/angles.py."""
         N, parameterization = self.num_steps, self.teacher.parameterization  # noqa: N806
         draw, conditioning = batch.noised(self._grid, N)
@@ -112,7 +114,7 @@ class Rollout:
             self.weight,
             phi_next,
         )
-        return Problem(out, distill_loss(out, *args))
+        return ObjectiveOutput(out, distill_loss(out, *args))
 
     # -- options of the engine -------------------------------------------------------------
 
@@ -162,7 +164,7 @@ class Fit:
     def begin(self, batch: Batch) -> None:
         """Nothing is carried from update to update."""
 
-    def __call__(self, student: Model, batch: Batch) -> Problem:
+    def __call__(self, student: Model, batch: Batch) -> ObjectiveOutput:
         """The loss of `train` with the teacher in the data's place."""
         moved = self.teacher.parameterization != student.parameterization  # from eps to v
         draw, conditioning = batch.noised(self._grid, self.num_steps, "x" if moved else None)
@@ -179,4 +181,4 @@ class Fit:
             else:
                 y = prediction(out, phi, self.teacher.parameterization)
         out = student.forward_at_angle(draw.z_in, phi, conditioning)
-        return Problem(out, data_loss(out, y, phi, student.parameterization, self.weight))
+        return ObjectiveOutput(out, data_loss(out, y, phi, student.parameterization, self.weight))

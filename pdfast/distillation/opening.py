@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 import torch
 
+from pdfast.config.names import Resume
 from pdfast.config.schema import Config, NetConfig, check_own_teacher, load_config
 from pdfast.config.serialization import from_table, to_table
 from pdfast.console.progress import Screen
@@ -18,11 +19,11 @@ from pdfast.distillation.rounds import check_network, load_teacher, with_fit
 from pdfast.distributed import collectives
 from pdfast.errors import UsageError
 from pdfast.evaluation import same_classes
-from pdfast.evaluation.evaluator import Judge
+from pdfast.evaluation.evaluator import Evaluator
 from pdfast.kernels import group_norm_silu, runtime
 from pdfast.models.checkpoint import network_of
 from pdfast.models.model import Model
-from pdfast.runs.run import Resume, Run
+from pdfast.runs.run import Run
 from pdfast.training.call_config import run_dir
 from pdfast.training.holdout import hold_out
 from pdfast.training.image_stream import place, read_by_all
@@ -117,7 +118,9 @@ def opened_run(
         return hold_out(images, config.data.holdout, config.seed)
 
     placed = place(digest.known(read_by_all(config.data.source, read)), config, device)
-    Judge.of(placed, config, device)  # which the report will need, refused before anything is made
+    Evaluator.of(
+        placed, config, device
+    )  # which the report will need, refused before anything is made
     threads = f" ({torch.get_num_threads()} threads)" if device.type == "cpu" else ""
     processes = collectives.size()
     on = f"{processes} processes, each on {device.type}" if processes > 1 else f"on {device}"

@@ -10,7 +10,7 @@ from pdfast.diffusion.schedules import next_angle
 from pdfast.distillation.objectives import Rollout
 from pdfast.models.model import Model
 from pdfast.training.batch import Batch
-from pdfast.training.loop import Problem
+from pdfast.training.update import ObjectiveOutput
 
 
 class Pipelined(Rollout):
@@ -28,7 +28,7 @@ class Pipelined(Rollout):
         out = self._both(draw.z_in, draw.phi_t, conditioning, draw, conditioning)[1]
         self.carried = [t.clone() for t in self._carry(draw, conditioning, out)]
 
-    def __call__(self, student: Model, batch: Batch) -> Problem:
+    def __call__(self, student: Model, batch: Batch) -> ObjectiveOutput:
         """As in Rollout, the teacher's two steps taken in different calls."""
         if batch.fixed:
             return super().__call__(student, batch)
@@ -55,7 +55,7 @@ class Pipelined(Rollout):
             self.weight,
             phi_next,
         )
-        return Problem(out, distill_loss(out, *args))
+        return ObjectiveOutput(out, distill_loss(out, *args))
 
     @torch.no_grad()
     def _both(

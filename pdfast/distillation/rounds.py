@@ -19,16 +19,17 @@ from pdfast.distributed import collectives
 from pdfast.distributed.signals import poll
 from pdfast.errors import UsageError
 from pdfast.evaluation.detectors.opening import without_network
-from pdfast.evaluation.evaluator import Judge
+from pdfast.evaluation.evaluator import Evaluator
 from pdfast.evaluation.report.plots import drawable, picture, sample_row
 from pdfast.models import backends, checkpoint
 from pdfast.models.guidance import guided
 from pdfast.models.model import Model
 from pdfast.storage import files, model_dir
 from pdfast.training.batch import open_batch
-from pdfast.training.loop import Objective, fit
+from pdfast.training.loop import fit
 from pdfast.training.model_run import ModelRun
 from pdfast.training.precision import cast_to_precision, precision_of
+from pdfast.training.update import Objective
 
 MONITOR_STEPS, MONITOR_IMAGES = 16, 256  # of the cheap distance after each round
 MEASURED_IMAGES = 64  # at most, for a round's signal and rounding
@@ -47,7 +48,7 @@ def distill_rounds(run: ModelRun, data: Dataset, device: torch.device) -> Model:
     config = run.config
     student = train_teacher(run, data, device)
     check_start(student, config)
-    judge = _monitor(data, config, student)
+    evaluator = _monitor(data, config, student)
     if student.parameterization != run.student_parameterization:
         alpha = float(student.schedule.phi(torch.ones(())).cos())
         run.screen.say(
@@ -55,7 +56,7 @@ def distill_rounds(run: ModelRun, data: Dataset, device: torch.device) -> Model:
             f"{alpha:.1e} at u = 1, so that it cannot be distilled as it is: round 1 moves it to "
             f"{run.student_parameterization} at the same {config.distill.start_steps} steps"
         )
-    made = _rounds_made(run, judge, drawable(student))
+    made = _rounds_made(run, evaluator, drawable(student))
     for round_ in range(1, made + 1):
         run.clear_states(round_)
     if made == config.distill.num_rounds:
@@ -65,13 +66,13 @@ def distill_rounds(run: ModelRun, data: Dataset, device: torch.device) -> Model:
     guidance = config.eval.guidance
     if drawable(low):
         teacher_row = sample_row(
-            guided(low, guidance), config.eval.baseline_steps, config.seed, judge.draw
+            guided(low, guidance), config.eval.baseline_steps, config.seed, evaluator.draw
         )
     if made:
         student = backends.select(run.load(run.round_dir(made), device), config.backends)
         low = cast_to_precision(student, precision)
     steps = config.distill.steps_after(made) if made else config.distill.start_steps
-    before = _distance(run, made, guided(low, guidance), steps, judge)
+    before = _distance(run, made, guided(low, guidance), steps, evaluator)
     for round_ in range(made + 1, config.distill.num_rounds + 1):
         steps, path = config.distill.steps_after(round_), run.round_dir(round_)
         if run.has(path):
@@ -81,11 +82,11 @@ def distill_rounds(run: ModelRun, data: Dataset, device: torch.device) -> Model:
             student = _distill_round(run, student, low, data, round_, steps)
         low = cast_to_precision(student, precision)
         shown = guided(low, guidance)
-        seen = run.has_picture(f"{path.name}.png") and _logged(run, round_, judge) is not None
+        seen = run.has_picture(f"{path.name}.png") and _logged(run, round_, evaluator) is not None
         if drawable(shown) and not seen:
-            row = sample_row(shown, min(steps, MONITOR_STEPS), config.seed, judge.draw)
+            row = sample_row(shown, min(steps, MONITOR_STEPS), config.seed, evaluator.draw)
             run.save_picture(picture(shown, [teacher_row, row]), f"{path.name}.png")
-        distance = _distance(run, round_, shown, steps, judge)
+        distance = _distance(run, round_, shown, steps, evaluator)
         if distance > MONITOR_JUMP * before:
             run.screen.warn(
                 f"round {round_}: the distance jumped from {before:.3g} to {distance:.3g}; to do "
@@ -96,23 +97,23 @@ def distill_rounds(run: ModelRun, data: Dataset, device: torch.device) -> Model:
     return student
 
 
-def _monitor(data: Dataset, config: Config, teacher: Model) -> Judge:
-    """What judges each round: pixels of few samples."""
+def _monitor(data: Dataset, config: Config, teacher: Model) -> Evaluator:
+    """Evaluator of each round: pixels of few samples."""
     num, detector = min(MONITOR_IMAGES, len(data)), without_network(data)
     shares = config.eval.classes
-    return Judge(data, num, config.seed, detector, model=teacher, shares=shares)
+    return Evaluator(data, num, config.seed, detector, model=teacher, shares=shares)
 
 
-def _rounds_made(run: ModelRun, judge: Judge, drawn: bool) -> int:
+def _rounds_made(run: ModelRun, evaluator: Evaluator, drawn: bool) -> int:
     """The rounds, from the first on, of which nothing is left to be done.
 
     `drawn`: a picture belongs to each.
     """
     made = 0
-    while made < run.config.distill.num_rounds and _logged(run, made, judge) is not None:
+    while made < run.config.distill.num_rounds and _logged(run, made, evaluator) is not None:
         path = run.round_dir(made + 1)
         whole = run.has(path) and (not drawn or run.has_picture(f"{path.name}.png"))
-        if not whole or _logged(run, made + 1, judge) is None:
+        if not whole or _logged(run, made + 1, evaluator) is None:
             break
         made += 1
     return made
@@ -180,19 +181,19 @@ def _signal(
     return found._asdict()
 
 
-def _distance(run: ModelRun, round_: int, model: Model, steps: int, judge: Judge) -> float:
+def _distance(run: ModelRun, round_: int, model: Model, steps: int, evaluator: Evaluator) -> float:
     """A cheap distance to watch the rounds by: few images, at most 16 steps; computed once."""
-    found = _logged(run, round_, judge)
+    found = _logged(run, round_, evaluator)
     if found is not None:
         return found
-    distance, _ = judge.judge(model, min(steps, MONITOR_STEPS), poll)
-    run.log(round=round_, steps=steps, distance=distance, **_sampled_as(run, judge))
+    distance, _ = evaluator.evaluate(model, min(steps, MONITOR_STEPS), poll)
+    run.log(round=round_, steps=steps, distance=distance, **_sampled_as(run, evaluator))
     return distance
 
 
-def _logged(run: ModelRun, round_: int, judge: Judge) -> float | None:
+def _logged(run: ModelRun, round_: int, evaluator: Evaluator) -> float | None:
     """The distance after a round, if it was found for samples of this guidance and these shares."""
-    asked = _sampled_as(run, judge)
+    asked = _sampled_as(run, evaluator)
     for m in reversed(run.metrics()):
         same = {key: m[key] for key in SAMPLED_AS if key in m} == asked
         if m["round"] == round_ and "distance" in m and same:
@@ -200,9 +201,9 @@ def _logged(run: ModelRun, round_: int, judge: Judge) -> float | None:
     return None
 
 
-def _sampled_as(run: ModelRun, judge: Judge) -> dict[str, Any]:
+def _sampled_as(run: ModelRun, evaluator: Evaluator) -> dict[str, Any]:
     """What a line of metrics says of the samples; nothing of those of no guidance, drawn evenly."""
-    weight, draw = run.config.eval.guidance, judge.draw
+    weight, draw = run.config.eval.guidance, evaluator.draw
     said: dict[str, Any] = {"guidance": weight} if weight else {}
     return said | ({"class_shares": 1} if draw is not None and draw.how == "data" else {})
 
@@ -230,7 +231,7 @@ def check_network(config: Config, teacher: NetConfig, path: Path) -> None:
         raise UsageError(
             f"the teacher {path} cannot be guided, since "
             + (
-                "it predicts eps: train one of x, v or both"
+                "it predicts eps: train one of x, v or x_eps"
                 if teacher.label_dropout
                 else "it always was told the class: train one with model.label_dropout 0.1"
             )

@@ -13,7 +13,7 @@ from pdfast.data.dataset import Dataset, load_dataset
 from pdfast.distributed import collectives
 from pdfast.errors import UsageError
 from pdfast.evaluation import same_classes
-from pdfast.evaluation.evaluator import Judge
+from pdfast.evaluation.evaluator import Evaluator
 from pdfast.evaluation.provenance import averaging
 from pdfast.evaluation.report.write import check_out, report_model, report_run
 from pdfast.models.checkpoint import class_names_of, load_model
@@ -84,7 +84,7 @@ def evaluate_path(
     loaded = guided(loaded, resolved.eval.guidance)
     data = placed(read_by_all(source, lambda: _seen_by(loaded, resolved, screen)))
     classes_checked(data, loaded.class_names, loaded.num_classes)
-    judge = Judge.of(data, resolved, where, screen, loaded)
+    evaluator = Evaluator.of(data, resolved, where, screen, loaded)
     folder = path.parent / f"eval-{path.name}" if out is None else run_dir(resolved, out)
     collectives.from_first(lambda: check_out(folder))
     collectives.from_first(lambda: _make(folder))
@@ -92,7 +92,7 @@ def evaluate_path(
     weights = "not known"
     if inside:
         weights = collectives.from_first(lambda: averaging(path, resolved, bool(loaded.steps)))
-    report_model(path.name, loaded, Run(folder, resolved, screen), judge, {"model": weights})
+    report_model(path.name, loaded, Run(folder, resolved, screen), evaluator, {"model": weights})
 
 
 def _asked_of(

@@ -27,7 +27,7 @@ from pdfast.models.model import Model
 
 
 @dataclass(frozen=True)
-class Figure:
+class SampleMetrics:
     """What is measured of one set of samples."""
 
     distance: float
@@ -39,7 +39,7 @@ class Figure:
     """Distance of the samples of each class from its images, where both are enough."""
 
     @classmethod
-    def from_table(cls, table: dict[str, Any]) -> "Figure":
+    def from_table(cls, table: dict[str, Any]) -> "SampleMetrics":
         """What `table` gave, as JSON has it."""
         score, manifold = table["inception_score"], table["manifold"]
         return cls(
@@ -68,7 +68,7 @@ class ClassReference:
     """Distance of resamples of them, of as many as there are samples."""
 
 
-class Judge:
+class Evaluator:
     """Figures of samples against one data set.
 
     For the first process, but for what is reached by all, who share what takes a network.
@@ -125,8 +125,8 @@ class Judge:
         device: torch.device,
         screen: Screen | None = None,
         model: Model | None = None,
-    ) -> "Judge":
-        """The judge that a config asks for. Reached by all processes; raises as `open_detector`."""
+    ) -> "Evaluator":
+        """The one that a config asks for. Reached by all processes; raises as `open_detector`."""
         detector = open_detector(config.eval.detector, data, device)
         settings = config.eval
         return cls(data, settings.num, config.seed, detector, screen, model, settings.classes)
@@ -170,7 +170,7 @@ class Judge:
                 moments.add(found.values)
         return frechet_distance(self.reference.gaussian, moments.gaussian())
 
-    def figure(self, images: Tensor) -> Figure:
+    def figure(self, images: Tensor) -> SampleMetrics:
         """All that is measured of `num` samples (num, H, W, C), as the set's.
 
         Sample k is of the class `labels[k]`, as `sampled` makes it. Reached by all processes, each
@@ -194,7 +194,7 @@ class Judge:
             start = stop
 
         def counted() -> dict[str, Any]:
-            return Figure(
+            return SampleMetrics(
                 frechet_distance(self.reference.gaussian, moments.gaussian()),
                 scores.inception_score(logits.all()) if len(logits) else None,
                 precision_recall(points.all(), self.reference.near) if len(points) else None,
@@ -204,12 +204,12 @@ class Judge:
                 },
             ).table()
 
-        return Figure.from_table(collectives.from_first(counted))
+        return SampleMetrics.from_table(collectives.from_first(counted))
 
     def _features(self, images: Tensor) -> Iterator[Features]:
         return features_of(self.detector, images.to(self.data.images.device), self._screen)
 
-    def judge(
+    def evaluate(
         self, model: Model, steps: int, on_step: Callable[[], None] = lambda: None
     ) -> tuple[float, Tensor]:
         """(distance, samples) of `num` DDIM samples in `steps` steps, clipped where the model is.
@@ -227,7 +227,7 @@ class Judge:
         first: int = 0,
         on_step: Callable[[], None] = lambda: None,
     ) -> Tensor:
-        """A model's DDIM samples first .. first + num - 1, of the judge's classes, as the set's.
+        """A model's DDIM samples first .. first + num - 1, of these classes, as the set's.
 
         Arguments as of `Model.sample_images`. Reached by all processes.
         """

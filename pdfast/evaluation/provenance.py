@@ -9,7 +9,7 @@ import torch
 
 from pdfast.config.schema import Config
 from pdfast.data import sources
-from pdfast.evaluation.evaluator import Judge
+from pdfast.evaluation.evaluator import Evaluator
 from pdfast.models.model import Model
 from pdfast.storage import files
 from pdfast.training.precision import PRECISION_NAMES, precision_of
@@ -106,11 +106,11 @@ class Facts:
         )
 
 
-def facts_of(judge: Judge, config: Config, model: Model, weights: dict[str, str]) -> Facts:
-    """Of a judge's figures; for the first process. `weights` as in `Facts`."""
-    data, precision = judge.data, precision_of(config.precision, model.device)
+def facts_of(evaluator: Evaluator, config: Config, model: Model, weights: dict[str, str]) -> Facts:
+    """Of an evaluator's figures; for the first process. `weights` as in `Facts`."""
+    data, precision = evaluator.data, precision_of(config.precision, model.device)
     height, width, channels = data.images.shape[1:]
-    classes = judge.set_classes
+    classes = evaluator.set_classes
     source, reading = config.data.source, "none"
     if data.shape:
         source = "given with the call"
@@ -124,20 +124,20 @@ def facts_of(judge: Judge, config: Config, model: Model, weights: dict[str, str]
     if config.model.guidance or config.eval.guidance:
         sampler += f", guidance {config.eval.guidance:g}"
     return Facts(
-        metric=judge.metric,
-        samples=judge.num,
-        seed=judge.seed,
+        metric=evaluator.metric,
+        samples=evaluator.num,
+        seed=evaluator.seed,
         sampler=sampler,
         reference=source,
         reference_images=len(data),
         reference_held_out=config.data.holdout,
-        reference_sha256=judge.reference.digest,
+        reference_sha256=evaluator.reference.digest,
         reading=reading,
-        detector=judge.detector.name,
-        detector_resize=judge.detector.resize,
-        detector_sha256=judge.detector.weights,
-        features=judge.width,
-        classes=judge.draw.how if judge.draw else "",
+        detector=evaluator.detector.name,
+        detector_resize=evaluator.detector.resize,
+        detector_sha256=evaluator.detector.weights,
+        features=evaluator.width,
+        classes=evaluator.draw.how if evaluator.draw else "",
         data_classes=classes.table() if classes else [],
         class_shares=classes.summary if classes else "",
         weights=weights,

@@ -21,7 +21,7 @@ from torch import Tensor
 from pdfast.config import formats
 from pdfast.config.formats import FIRST, FORMAT
 from pdfast.distributed import settings
-from pdfast.evaluation.evaluator import Figure
+from pdfast.evaluation.evaluator import SampleMetrics
 from pdfast.models.model import SAMPLE_BATCH, Model
 from pdfast.storage import digests, files, kept, staging
 from pdfast.storage.files import Damaged
@@ -44,7 +44,7 @@ class Part(NamedTuple):
 class Finished(NamedTuple):
     """A figure, and what is shown beside it."""
 
-    figure: Figure
+    figure: SampleMetrics
     part: Part
     """The first samples, and the seconds that all took."""
 
@@ -119,7 +119,7 @@ class EvalState:
         seed: int,
         drawn: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """`models` are its fingerprints; `folder` need not be there. `drawn` as of a `Judge`."""
+        """`models` are its fingerprints; `folder` need not be there. `drawn` as of an evaluator."""
         self._folder, places = folder, []
         for model in models:
             facts = {"model": model, "steps": str(steps), "seed": str(seed), **drawn}
@@ -128,23 +128,23 @@ class EvalState:
         begun = (place for place in places if place[1].is_dir())
         self._of, self._path = next(begun, places[0])
 
-    def finished(self, judge: dict[str, str]) -> Finished | None:
-        """The figure of a judge of this key, if it was found."""
-        found = _load(self._path / _figure_name(judge), self._of | judge)
+    def finished(self, evaluator: dict[str, str]) -> Finished | None:
+        """The figure of an evaluator of this key, if it was found."""
+        found = _load(self._path / _figure_name(evaluator), self._of | evaluator)
         if found is None:
             return None
         table = json.loads(bytes(found["figure"].tolist()))
         part = Part(found["samples"], float(found["seconds"]))
-        return Finished(Figure.from_table(table), part)
+        return Finished(SampleMetrics.from_table(table), part)
 
-    def finish(self, judge: dict[str, str], done: Finished) -> None:
+    def finish(self, evaluator: dict[str, str], done: Finished) -> None:
         """Keep a figure and the samples shown beside it; the others go."""
         tensors = {
             "figure": _bytes(json.dumps(done.figure.table())),
             "samples": done.part.samples,
             "seconds": torch.tensor(done.part.seconds, dtype=torch.float64),
         }
-        self._save(_figure_name(judge), tensors, self._of | judge)
+        self._save(_figure_name(evaluator), tensors, self._of | evaluator)
         for path in self._path.glob("samples-*"):
             path.unlink(missing_ok=True)
 
@@ -203,8 +203,8 @@ def _part_name(first: int) -> str:
     return f"samples-{first:09d}.safetensors"
 
 
-def _figure_name(judge: dict[str, str]) -> str:
-    return f"figure-{hashlib.sha256(json.dumps(judge).encode()).hexdigest()[:24]}.safetensors"
+def _figure_name(evaluator: dict[str, str]) -> str:
+    return f"figure-{hashlib.sha256(json.dumps(evaluator).encode()).hexdigest()[:24]}.safetensors"
 
 
 def _bytes(text: str) -> Tensor:

@@ -6,10 +6,10 @@ import torch
 from PIL import Image
 
 from pdfast.config.class_names import number_of, shown
+from pdfast.config.names import Sampler
 from pdfast.console.messages import counted
 from pdfast.console.progress import Screen
 from pdfast.data.image_grid import grid
-from pdfast.diffusion.samplers import Sampler
 from pdfast.distributed import collectives
 from pdfast.distributed.settings import kept
 from pdfast.distributed.signals import poll

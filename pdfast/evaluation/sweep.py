@@ -13,7 +13,7 @@ from pdfast.console.messages import counted
 from pdfast.distributed import collectives
 from pdfast.distributed.signals import poll
 from pdfast.evaluation import resume
-from pdfast.evaluation.evaluator import Figure, Judge
+from pdfast.evaluation.evaluator import Evaluator, SampleMetrics
 from pdfast.evaluation.resume import EvalState, Finished, Part
 from pdfast.models.model import SAMPLE_BATCH, Model
 from pdfast.runs.run import Run
@@ -28,7 +28,7 @@ PART = 4  # batches of each process that are kept at a time
 class Measured:
     """A model at one number of sampling steps."""
 
-    figure: Figure
+    figure: SampleMetrics
     seconds: float
     """Per image, of sampling."""
     samples: Tensor
@@ -40,25 +40,27 @@ class Measured:
         return self.figure.distance
 
 
-class Meter:
+class StepSweep:
     """Judges models. Every method is reached by all processes."""
 
-    def __init__(self, judge: Judge, run: Run) -> None:
+    def __init__(self, evaluator: Evaluator, run: Run) -> None:
         """What is done is kept in `run`'s folder, and used where an evaluation left it there."""
-        self.judge, self.screen = judge, run.screen
+        self.evaluator, self.screen = evaluator, run.screen
         self._folder = run.path / resume.FOLDER
         collectives.from_first(self._begin)
-        if judge.detector.warning:
-            run.screen.warn(judge.detector.warning)
-        self.floor, self.floor_std = judge.floor()
+        if evaluator.detector.warning:
+            run.screen.warn(evaluator.detector.warning)
+        self.floor, self.floor_std = evaluator.floor()
         run.screen.say(
-            f"{judge.metric} {self.floor:8.4f}  resampled data (floor, +- {self.floor_std:.4f})"
+            f"{evaluator.metric} {self.floor:8.4f}  resampled data (floor, +- {self.floor_std:.4f})"
         )
-        left_out, least = collectives.from_first(lambda: [judge.num_left_out, judge.width + 1])
+        left_out, least = collectives.from_first(
+            lambda: [evaluator.num_left_out, evaluator.width + 1]
+        )
         if left_out:
             run.screen.say(
                 f"no distance for {left_out} of the classes: each has fewer images or samples than "
-                f"the {least:,} that {judge.metric} takes"
+                f"the {least:,} that {evaluator.metric} takes"
             )
 
     def __call__(self, name: str, model: Model, steps: Iterable[int]) -> dict[int, Measured]:
@@ -75,37 +77,37 @@ class Meter:
         collectives.from_first(lambda: resume.forget_samples(self._folder))
 
     def _state(self, marks: list[str], steps: int) -> EvalState:
-        return EvalState(self._folder, marks, steps, self.judge.seed, self.judge.drawn)
+        return EvalState(self._folder, marks, steps, self.evaluator.seed, self.evaluator.drawn)
 
     def _measured(self, name: str, model: Model, steps: int, marks: list[str]) -> Measured:
-        judge, state = self.judge, self._state(marks, steps)
+        evaluator, state = self.evaluator, self._state(marks, steps)
         shown = torch.empty(0)
 
         def finished() -> tuple[dict[str, Any], float] | None:
             nonlocal shown
-            done = state.finished(judge.key())
+            done = state.finished(evaluator.key())
             if done is None:
                 return None
             shown = done.part.samples
             return done.figure.table(), done.part.seconds
 
         if (found := collectives.from_first(finished)) is not None:
-            figure, seconds = Figure.from_table(found[0]), found[1]
+            figure, seconds = SampleMetrics.from_table(found[0]), found[1]
         else:
             samples, seconds = self._sampled(name, model, steps, state)
-            figure, shown = judge.figure(samples), samples[:NUM_KEPT].cpu()
+            figure, shown = evaluator.figure(samples), samples[:NUM_KEPT].cpu()
             done = Finished(figure, Part(shown, seconds))
-            collectives.from_first(lambda: state.finish(judge.key(), done))
-        self.screen.say(f"{judge.metric} {figure.distance:8.4f}  {name}, {counted(steps)}")
-        return Measured(figure, seconds / judge.num, shown)
+            collectives.from_first(lambda: state.finish(evaluator.key(), done))
+        self.screen.say(f"{evaluator.metric} {figure.distance:8.4f}  {name}, {counted(steps)}")
+        return Measured(figure, seconds / evaluator.num, shown)
 
     def _sampled(self, name: str, model: Model, steps: int, state: EvalState) -> Part:
         """All samples: those that are kept, and, a part at a time, the others."""
-        judge = self.judge
+        evaluator = self.evaluator
         start, seconds = self._kept(model, state)
         done, parts = len(start), [start]
         size = PART * SAMPLE_BATCH * collectives.size()
-        missing = [(k, min(size, judge.num - k)) for k in range(done, judge.num, size)]
+        missing = [(k, min(size, evaluator.num - k)) for k in range(done, evaluator.num, size)]
         calls = steps * sum(model.calls_for(num) for _, num in missing)
         before = steps * model.calls_for(done)
         with self.screen.task(f"sampling {name}, {counted(steps)}", before + calls, before) as task:
@@ -126,11 +128,11 @@ class Meter:
         found: list[Part] = []
 
         def read() -> tuple[int, float]:
-            found.extend(state.parts(self.judge.num))
+            found.extend(state.parts(self.evaluator.num))
             return sum(len(part.samples) for part in found), sum(part.seconds for part in found)
 
         num, seconds = collectives.from_first(read)
-        like = self.judge.data.images
+        like = self.evaluator.data.images
         samples = torch.empty(num, *like.shape[1:], dtype=like.dtype, device=model.device)
         if found:
             samples.copy_(torch.cat([part.samples for part in found]))
@@ -142,5 +144,5 @@ class Meter:
         self, model: Model, steps: int, first: int, num: int, on_step: Callable[[], None]
     ) -> Part:
         start = time.perf_counter()
-        made = self.judge.sampled(model, steps, num, first, on_step)
+        made = self.evaluator.sampled(model, steps, num, first, on_step)
         return Part(made, time.perf_counter() - start)

@@ -8,10 +8,11 @@ for.
 import importlib
 import os
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 
+from pdfast.config.names import ExportTarget
 from pdfast.config.serialization import nearest
 from pdfast.console.progress import Screen
 from pdfast.distributed.settings import kept
@@ -23,7 +24,6 @@ from pdfast.models.guidance import Guided, guided
 from pdfast.models.model import Model
 from pdfast.storage import files
 
-Target = Literal["diffusers", "onnx"]
 WRITERS = {"diffusers": "pdfast.interop.diffusers.export", "onnx": "pdfast.interop.onnx"}
 NEEDS = {"diffusers": ("diffusers",), "onnx": ("onnx", "onnxscript", "onnxruntime")}
 
@@ -32,7 +32,7 @@ NEEDS = {"diffusers": ("diffusers",), "onnx": ("onnx", "onnxscript", "onnxruntim
 def export(
     model: Model | str | Path,
     out: str | Path,
-    to: Target = "diffusers",
+    to: ExportTarget = "diffusers",
     *,
     guidance: float | None = None,
     force: bool = False,
@@ -47,8 +47,9 @@ def export(
     field, and PdfastError if `out` holds anything else, the library is missing, or what was
     written does not agree with the model.
     """
-    if to not in get_args(Target):
-        raise UsageError(f"no export to '{to}'{nearest(to, get_args(Target))} (diffusers or onnx)")
+    known = get_args(ExportTarget)
+    if to not in known:
+        raise UsageError(f"no export to '{to}'{nearest(to, known)} ({' or '.join(known)})")
     if out == "":
         raise UsageError("out is empty: name a folder")
     path = Path(os.path.abspath(out))

@@ -101,7 +101,7 @@ def apex_group_norm_silu(
 
 
 def xformers_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention over (B, parameterizations, tokens, width), as scaled_dot_product_attention."""
+    """Attention over (B, heads, tokens, width), as scaled_dot_product_attention."""
     attend = find("xformers.ops").memory_efficient_attention
     out: Tensor = attend(*(t.transpose(1, 2).contiguous() for t in (q, k, v)))
     return out.transpose(1, 2)

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from pdfast.config.former import formerly
+from pdfast.config.names import Sampler
 from pdfast.config.schema import NetConfig
 from pdfast.config.serialization import to_table
 from pdfast.diffusion import angles
 from pdfast.diffusion.betas import schedule_of
 from pdfast.diffusion.conditioning import UNCONDITIONAL, Conditioning
 from pdfast.diffusion.rng import Draws, Stream, index_below
-from pdfast.diffusion.samplers import Sampler, check_arguments, sample
+from pdfast.diffusion.samplers import check_arguments, sample
 from pdfast.diffusion.schedules import logsnr_of, phi_of
 from pdfast.distributed import collectives
 from pdfast.errors import PdfastError, UsageError

@@ -17,11 +17,12 @@ reached by all. The others read models and states, so they need the same file sy
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Protocol, Self
 
 from PIL import Image
 from torch import Tensor
 
+from pdfast.config.names import Resume
 from pdfast.config.schema import Config, is_dumped
 from pdfast.config.serialization import from_table, to_table
 from pdfast.console import messages
@@ -39,7 +40,6 @@ from pdfast.storage.digests import GIVEN, UNKNOWN, Digest
 from pdfast.storage.lock import LOCK, Lock
 
 ROUND_DIR = re.compile(r"round-(\d+)-steps-(\d+)")
-Resume = Literal["auto", "strict", "never"]
 
 
 class Tracking(Protocol):

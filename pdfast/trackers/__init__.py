@@ -10,14 +10,12 @@ import importlib
 import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, get_args
+from typing import Any, NamedTuple, Protocol, get_args
 
+from pdfast.config.names import TrackerName
 from pdfast.config.schema import Config
 from pdfast.config.serialization import nearest
 from pdfast.errors import UsageError
-
-Name = Literal["tensorboard", "wandb"]
-
 
 COUNTS = ("round", "steps", "update")  # that say which line it is
 LEFT_OUT = {*COUNTS, "class_shares"}  # the last says how the samples of a distance were drawn
@@ -62,7 +60,7 @@ class Tracker(Protocol):
 
 def check(names: object) -> None:
     """Raise UsageError for what is no list of trackers, or where the package of one is missing."""
-    known = get_args(Name)
+    known = get_args(TrackerName)
     if isinstance(names, str) or not isinstance(names, Iterable):
         raise UsageError(f"track must be a list of trackers ({', '.join(known)}), not {names!r}")
     for name in names:

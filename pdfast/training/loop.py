@@ -1,22 +1,19 @@
-"""The update that `train` and `distill` share, and the loop around it; only the objective differs.
+"""The loop that `train` and `distill` share; only the objective differs.
 
-An update is one function of tensors that stay where they are. On a CPU it is called; on a GPU it
-is captured once per phase as a CUDA graph and replayed, with the learning rate as its only input.
+Its update is called on a CPU; on a GPU it is captured once per phase as a CUDA graph and replayed,
+with the learning rate as its only input.
 """
 
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
 
 import torch
-from torch import Tensor
 
 from pdfast.config.schema import Config, LoopConfig
 from pdfast.data.dataset import Dataset
-from pdfast.diffusion.angles import Loss
 from pdfast.distributed import collectives, signals
 from pdfast.errors import UsageError
 from pdfast.models.model import Model
@@ -26,50 +23,8 @@ from pdfast.training import averages, compilation, precision
 from pdfast.training.batch import Batch, held_out_batches, open_batch
 from pdfast.training.cuda_graph import Replay
 from pdfast.training.optimizer import Optimizer
-from pdfast.training.phase_log import PhaseLog, check_watched
-
-
-class Problem(NamedTuple):
-    """What an objective makes of one batch."""
-
-    out: Tensor
-    """Raw output of the model in training, with its graph."""
-    loss: Loss
-    """Its loss, and the gradient to start from."""
-
-
-class Objective(Protocol):
-    """What a phase minimises."""
-
-    ahead: int
-    """How many updates ahead it draws its batches."""
-
-    carried: Sequence[Tensor]
-    """What one call leaves for the next."""
-
-    @property
-    def teacher(self) -> Model | None:
-        """The model that is evaluated beside the one in training, if there is one."""
-
-    def begin(self, batch: Batch) -> None:
-        """Before the first update of this process, whose batch is given."""
-
-    def __call__(self, model: Model, batch: Batch, /) -> Problem:
-        """The model's output and its loss."""
-
-
-def update(
-    model: Model, objective: Objective, optimizer: Optimizer, batch: Batch
-) -> tuple[Tensor, Tensor]:
-    """One whole update: (mean loss, gradient norm before clipping), both 0-d on the device."""
-    parts = optimizer.cfg.accumulate
-    share = 1 / (parts * collectives.size())
-    for n in range(parts):
-        out, loss = objective(model, batch.part(n, parts))
-        grad_out = loss.grad_out if share == 1 else loss.grad_out * share
-        optimizer.backward(out, grad_out, loss.per_image.mean() * share, first=n == 0)
-    optimizer.step()
-    return optimizer.loss, optimizer.norm
+from pdfast.training.phase_log import PhaseLog, begin, check_watched
+from pdfast.training.update import Objective, update
 
 
 @torch.no_grad()
@@ -149,7 +104,7 @@ def fit(
     name, loss_now = watched(config), loss_of(config, cfg, data, model, objective, round_)
     loss_start = loss_now()
     check_watched(title, 0, loss_start)
-    first, start = _begin(run, round_, title, optimizer, {name: loss_start})
+    first, start = begin(run, round_, title, optimizer, {name: loss_start})
 
     with contextlib.ExitStack() as stack:
         task = stack.enter_context(run.screen.task(title, cfg.updates, first))
@@ -206,23 +161,3 @@ def loss_of(
     with contextlib.closing(source):
         source.load(0)
     return lambda: fixed_batch_loss(model, objective, batch, cfg.accumulate)
-
-
-def _begin(
-    run: Run, round_: int, title: str, optimizer: Optimizer, losses: dict[str, float]
-) -> tuple[int, float]:
-    """The first update to be made, after those of a saved state, and when, by time.perf_counter,
-    all would have begun without a break.
-    """
-    first, start, resumed = 0, time.perf_counter(), run.load_state(round_)
-    if resumed is None:
-        run.rewind_metrics(round_, -1)
-        run.log(round=round_, update=0, **losses)
-    else:
-        table, tensors = resumed
-        first, start = int(table["update"]), start - float(table["seconds"])
-        run.rewind_metrics(round_, first)
-        run.screen.say(f"{title}: going on from update {first}")
-        optimizer.load(tensors)
-    collectives.broadcast(optimizer.tensors())
-    return first, start

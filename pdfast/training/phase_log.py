@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pdfast.console.progress import Task, short
 from pdfast.data.dataset import Dataset
-from pdfast.distributed import memory
+from pdfast.distributed import collectives, memory
 from pdfast.errors import PdfastError
 from pdfast.kernels.add_noise import NoiseOptions, draw_indices
 from pdfast.runs.run import Run
@@ -32,6 +32,28 @@ class Reading(NamedTuple):
     values: Tensor
     """float64 (4,), host: sum of losses, gradient norm, updates skipped, the last in a row."""
     arrived: torch.cuda.Event | None
+
+
+def begin(
+    run: Run, round_: int, title: str, optimizer: Optimizer, losses: dict[str, float]
+) -> tuple[int, float]:
+    """Go on from the run's saved state of a phase, where there is one.
+
+    Gives the first update to be made, and when, by time.perf_counter, all would have begun without
+    a break. `losses`: the watched loss before the first, for metrics.jsonl.
+    """
+    first, start, resumed = 0, time.perf_counter(), run.load_state(round_)
+    if resumed is None:
+        run.rewind_metrics(round_, -1)
+        run.log(round=round_, update=0, **losses)
+    else:
+        table, tensors = resumed
+        first, start = int(table["update"]), start - float(table["seconds"])
+        run.rewind_metrics(round_, first)
+        run.screen.say(f"{title}: going on from update {first}")
+        optimizer.load(tensors)
+    collectives.broadcast(optimizer.tensors())
+    return first, start
 
 
 class PhaseLog:

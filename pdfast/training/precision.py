@@ -9,16 +9,15 @@ their factors to TF32's 10 bits; "fp32" does not.
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
 
 import torch
 from torch import nn
 
+from pdfast.config.names import Precision
 from pdfast.distributed import settings
 from pdfast.errors import UsageError
 from pdfast.models.model import Model
 
-Precision = Literal["bf16", "tf32", "fp32"]
 PRECISION_NAMES = {"bf16": "bfloat16", "tf32": "TF32", "fp32": "float32"}
 
 

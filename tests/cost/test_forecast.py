@@ -260,7 +260,7 @@ def test_what_there_is_no_time_for_is_counted_by_what_was_timed(tiny, monkeypatc
     assert distill == Timed(52.0, 1, (1, 4))
     assert train == Timed(52.0)
     assert costs.rate == 1e9 / 52
-    text = explained(tiny, found, costs, True)
+    text = explained(found, costs, True)
     assert "18 updates of rounds at 52 s (1 timed on 1 of 4 images); " in text
     assert "12 updates of the teacher at 52 s (counted, at 0.0192 GFLOP/s)" in text
     assert machine.now < 2 * timing.LIMIT
@@ -277,7 +277,7 @@ def test_what_cannot_be_timed_is_counted(tiny, monkeypatch, flops, memory, timed
     assert machine.sizes == []
     assert {t.seconds for t in costs.updates.values()} == {flops / 1e9}
     assert {t.num for t in costs.updates.values()} == {0}
-    text = explained(tiny, found, costs, timed)
+    text = explained(found, costs, timed)
     assert text.startswith(": at least the figures below; no update was timed, since ")
     assert ("since the data are not found here" in text) == (not timed)
 

@@ -25,7 +25,7 @@ from pdfast.errors import PdfastError, Stopped, UsageError
 from pdfast.evaluation.class_draw import ClassDraw, evenly
 from pdfast.evaluation.detectors.opening import without_network
 from pdfast.evaluation.detectors.plain import PIXEL
-from pdfast.evaluation.evaluator import Judge
+from pdfast.evaluation.evaluator import Evaluator
 from pdfast.models import checkpoint
 from pdfast.models.model import Model
 from pdfast.storage import files
@@ -129,16 +129,16 @@ def test_keys_tell_how_samples_were_drawn():
 def test_samples_are_of_the_judges_classes_in_any_parts():
     model = random_model(from_table(NetConfig, NET), 0, torch.float32)
     data = Dataset(images(100), labels_of(COUNTS))
-    judge = Judge(data, 150, 3, without_network(data), model=model)
-    assert set(judge.labels.tolist()) == {0, 2}
-    assert judge.key()["classes"] == judge.draw.key != ""
+    evaluator = Evaluator(data, 150, 3, without_network(data), model=model)
+    assert set(evaluator.labels.tolist()) == {0, 2}
+    assert evaluator.key()["classes"] == evaluator.draw.key != ""
     both = Dataset(data.images, labels_of((40, 1, 58, 1)))
-    evenly_drawn = Judge(both, 150, 3, without_network(both), model=model, shares="even")
+    evenly_drawn = Evaluator(both, 150, 3, without_network(both), model=model, shares="even")
     assert "classes" not in evenly_drawn.key()  # as before there was a choice
-    whole = judge.sampled(model, 2, 150)
-    expected = model.to_stored(model.sample(150, 2, 3, label=judge.labels))
+    whole = evaluator.sampled(model, 2, 150)
+    expected = model.to_stored(model.sample(150, 2, 3, label=evaluator.labels))
     assert torch.equal(whole, expected)
-    parts = [judge.sampled(model, 2, num, first) for first, num in ((0, 64), (64, 86))]
+    parts = [evaluator.sampled(model, 2, num, first) for first, num in ((0, 64), (64, 86))]
     assert torch.equal(torch.cat(parts), whole)
     assert not torch.equal(whole, model.sample_images(150, 2, 3))
 
@@ -167,7 +167,7 @@ def test_a_perfect_sampler_of_uneven_classes_is_at_the_floor():
     network = pdfast.Network(Exact(), (1, 4, 4), parameterization="x", num_classes=2)
     data = dataset(Config(), network, (x, label))
     by_shares, evenly_drawn = (
-        Judge(data, 1000, 0, without_network(data), model=network, shares=how)
+        Evaluator(data, 1000, 0, without_network(data), model=network, shares=how)
         for how in ("data", "even")
     )
     floor, std = by_shares.floor()
@@ -265,12 +265,12 @@ def test_samples_of_other_shares_that_an_evaluation_left_are_not_judged(
         out = tmp_path / "e"
         pdfast.evaluate(tmp_path / "model", config=config, classes=how, out=out, quiet=True)
 
-    def fails(judge, images):
+    def fails(evaluator, images):
         raise PdfastError("stopped here")
 
     for how in ("even", "data"):
         with monkeypatch.context() as patch:
-            patch.setattr(Judge, "figure", fails)
+            patch.setattr(Evaluator, "figure", fails)
             with pytest.raises(PdfastError, match="stopped here"):
                 evaluate(how)
         assert sum(map(len, asked)) == 100
@@ -279,7 +279,7 @@ def test_samples_of_other_shares_that_an_evaluation_left_are_not_judged(
         assert sum(map(len, asked)) == sampled
         table = json.loads((tmp_path / "e" / "eval.json").read_text())
         data = np.load(tmp_path / "set.npz")
-        judge = Judge(
+        evaluator = Evaluator(
             Dataset(torch.from_numpy(data["images"]), torch.from_numpy(data["labels"])),
             100,
             0,
@@ -288,8 +288,8 @@ def test_samples_of_other_shares_that_an_evaluation_left_are_not_judged(
             shares=how,
         )
         model = pdfast.load(tmp_path / "model")
-        images = model.sample_images(100, 2, label=judge.labels)
-        assert table["model"]["2"] == pytest.approx(judge.distance(images), rel=1e-12)
+        images = model.sample_images(100, 2, label=evaluator.labels)
+        assert table["model"]["2"] == pytest.approx(evaluator.distance(images), rel=1e-12)
 
 
 def test_an_evaluation_says_which_classes_have_no_images(config, tmp_path, capsys):

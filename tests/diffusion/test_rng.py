@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from pdfast.diffusion.rng import Draws, Stream, index_below, uniform_of
-from pdfast.kernels.philox import philox
+from pdfast.diffusion.rng import Draws, Stream, index_below
+from pdfast.kernels.philox import philox, uniform_of
 
 
 def scalar(value):

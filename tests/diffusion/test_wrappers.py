@@ -9,6 +9,7 @@ from engine_cases import batch_of_numbers
 from torch import nn
 
 import pdfast
+from pdfast.config.names import OUTPUTS
 from pdfast.config.schema import Config, DistillConfig, EvalConfig
 from pdfast.diffusion import wrappers
 from pdfast.diffusion.samplers import ddim_to
@@ -71,7 +72,7 @@ def of_time(parameterization):
 
 def exact(kind, schedule=None):
     """The denoiser as a Network, by way of one convention."""
-    if kind in ("x", "eps", "v", "x_eps"):
+    if kind in OUTPUTS:
         module, parameterization = of_time(kind), kind
     elif kind == "edm":
         module, parameterization = wrappers.from_edm(Denoiser(), 0.0, math.inf), "x"
@@ -82,7 +83,7 @@ def exact(kind, schedule=None):
     ).double()
 
 
-KINDS = ("edm", "flow", "x", "eps", "v", "x_eps")
+KINDS = ("edm", "flow", *OUTPUTS)
 
 
 @pytest.mark.parametrize("kind", KINDS)

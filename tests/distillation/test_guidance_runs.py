@@ -83,7 +83,7 @@ def test_a_teacher_from_elsewhere_is_guided(guides, classes, tiny, tmp_path):
     assert ends[0]["fixed_batch_loss_end"] < ends[0]["fixed_batch_loss_start"]
     for name, message in {
         "told": "cannot be guided, since it always was told the class: train one with model.label_",
-        "eps": "cannot be guided, since it predicts eps: train one of x, v or both, or leave model",
+        "eps": "cannot be guided, since it predicts eps: train one of x, v or x_eps, or leave mod",
     }.items():
         with pytest.raises(UsageError, match=message):
             pdfast.distill(guides, teacher=teachers[name], out=tmp_path / "no", quiet=True)

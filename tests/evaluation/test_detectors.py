@@ -21,7 +21,7 @@ from pdfast.data.dataset import Dataset, load_dataset
 from pdfast.errors import PdfastError, UsageError
 from pdfast.evaluation.detectors import inception, lite0, network
 from pdfast.evaluation.detectors.opening import open_detector
-from pdfast.evaluation.evaluator import Judge
+from pdfast.evaluation.evaluator import Evaluator
 from pdfast.evaluation.frechet import frechet_distance
 from pdfast.storage import files
 
@@ -128,18 +128,18 @@ def test_fd_lite0_grows_with_noise(monkeypatch):
     monkeypatch.setattr(network, "BATCH", 24)
     digits = load_dataset(DataConfig(), NetConfig(image_size=8, channels=1)).images
     data = Dataset(digits[:24], None)
-    judge = Judge(data, 24, 0, open_detector("lite0", data, CPU))
-    assert judge.metric == "FD-Lite0"
-    assert judge.detector.weights.startswith("57934424")  # as its file is named
-    assert judge.distance(data.images) == pytest.approx(0, abs=1e-4)
+    evaluator = Evaluator(data, 24, 0, open_detector("lite0", data, CPU))
+    assert evaluator.metric == "FD-Lite0"
+    assert evaluator.detector.weights.startswith("57934424")  # as its file is named
+    assert evaluator.distance(data.images) == pytest.approx(0, abs=1e-4)
     torch.manual_seed(0)
     distances = []
     for amount in (0, 16, 64):
         noise = torch.randint(-amount, amount + 1, data.images.shape)
         other = (digits[24:48].int() + noise).clamp(0, 255).byte()
-        distances.append(judge.distance(other))
+        distances.append(evaluator.distance(other))
     assert 0 < distances[0] < distances[1] < distances[2]
-    figure = judge.figure(other)
+    figure = evaluator.figure(other)
     assert figure.distance == distances[2]
     assert figure.inception_score is None
     assert 0 <= figure.manifold.precision <= 1
@@ -243,7 +243,7 @@ def test_too_few_images_for_the_covariance(straight, weights, detector, metric, 
     data = Dataset(torch.zeros(needed - 1, 8, 8, 1, dtype=torch.uint8), None)
     opened = open_detector(detector + path, data, CPU)
     with pytest.raises(UsageError, match=f"needs at least {needed:,} images, .* here are"):
-        Judge(data, needed, 0, opened)
+        Evaluator(data, needed, 0, opened)
 
 
 def test_too_few_images_are_refused_before_anything_is_trained(tiny_toml, tmp_path):

@@ -11,7 +11,7 @@ from pdfast.data.dataset import Dataset, load_dataset
 from pdfast.errors import PdfastError
 from pdfast.evaluation.detectors.base import Detector, Features
 from pdfast.evaluation.detectors.plain import PIXEL
-from pdfast.evaluation.evaluator import Judge
+from pdfast.evaluation.evaluator import Evaluator
 from pdfast.evaluation.frechet import Gaussian, Moments, frechet_distance
 
 
@@ -41,11 +41,11 @@ def test_covariances_that_do_not_commute_or_are_singular():
 @pytest.mark.parametrize("num", [2, 10, 500])
 def test_a_set_is_at_distance_0_of_itself_not_below(digits, num):
     """Its pixels' covariance is singular; rounding alone takes the formula below 0."""
-    judge = Judge(Dataset(digits.images[:num], None), 0, 0, PIXEL)
-    p = judge.reference.gaussian
+    evaluator = Evaluator(Dataset(digits.images[:num], None), 0, 0, PIXEL)
+    p = evaluator.reference.gaussian
     cross = torch.linalg.eigvalsh(p.root @ p.cov @ p.root).clamp(min=0).sqrt().sum()
     assert 2 * p.cov.trace() - 2 * cross < -1e-9
-    assert judge.distance(digits.images[:num]) == 0.0
+    assert evaluator.distance(digits.images[:num]) == 0.0
 
 
 def test_a_distance_below_what_rounding_explains_is_an_error():
@@ -76,24 +76,24 @@ def digits():
 
 
 def test_floor_of_the_digits(digits):
-    judge = Judge(digits, 0, 0, PIXEL)
-    assert judge.metric == "FD-pixel"
-    assert judge.num == 1797
-    mean, std = judge.floor()
+    evaluator = Evaluator(digits, 0, 0, PIXEL)
+    assert evaluator.metric == "FD-pixel"
+    assert evaluator.num == 1797
+    mean, std = evaluator.floor()
     assert mean == pytest.approx(0.070, abs=0.010)
     assert 0.001 < std < 0.02
-    assert judge.floor() == (mean, std)
+    assert evaluator.floor() == (mean, std)
 
 
 def test_distance_grows_with_damage(digits):
-    judge = Judge(digits, 0, 0, PIXEL)
+    evaluator = Evaluator(digits, 0, 0, PIXEL)
     # Constant pixels have eigenvalues of rounding size, 1e-17, whose square roots are 3e-9.
-    assert 0 <= judge.distance(digits.images) < 1e-7
+    assert 0 <= evaluator.distance(digits.images) < 1e-7
     torch.manual_seed(0)
     distances = []
     for amount in (8, 32, 128):
         noise = torch.randint(-amount, amount + 1, digits.images.shape)
-        distances.append(judge.distance((digits.images.int() + noise).clamp(0, 255).byte()))
+        distances.append(evaluator.distance((digits.images.int() + noise).clamp(0, 255).byte()))
     assert distances[0] < distances[1] < distances[2]
 
 
@@ -103,7 +103,7 @@ def test_another_extractor_can_be_plugged_in(digits):
         return Features(torch.stack([x.mean(1), x.std(1)], 1))
 
     mean_and_contrast = Detector(name="contrast", metric="FD-contrast", extract=extract)
-    judge = Judge(Dataset(digits.images, None), 100, 0, mean_and_contrast)
-    assert judge.metric == "FD-contrast"
-    assert judge.distance(digits.images) == pytest.approx(0, abs=1e-8)
-    assert judge.distance(digits.images // 2) > 100
+    evaluator = Evaluator(Dataset(digits.images, None), 100, 0, mean_and_contrast)
+    assert evaluator.metric == "FD-contrast"
+    assert evaluator.distance(digits.images) == pytest.approx(0, abs=1e-8)
+    assert evaluator.distance(digits.images // 2) > 100

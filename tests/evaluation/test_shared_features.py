@@ -19,9 +19,9 @@ from pdfast.console.progress import Screen
 from pdfast.data.dataset import Dataset
 from pdfast.distributed import collectives
 from pdfast.evaluation.detectors.plain import PIXEL
-from pdfast.evaluation.evaluator import Judge
+from pdfast.evaluation.evaluator import Evaluator
 from pdfast.evaluation.resume import EvalState
-from pdfast.evaluation.sweep import Meter
+from pdfast.evaluation.sweep import StepSweep
 from pdfast.models.model import Model
 from pdfast.training.model_run import ModelRun
 
@@ -85,7 +85,7 @@ def test_figures_are_the_same(begun, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache-alone"))
     shutil.copytree(begun, "alone")
     with monkeypatch.context() as killed:
-        for kind, name in ((EvalState, "finish"), (Meter, "clear")):
+        for kind, name in ((EvalState, "finish"), (StepSweep, "clear")):
             killed.setattr(kind, name, lambda *_: None)
         pdfast.evaluate("alone", threads=1, quiet=True)
     report = json.loads((tmp_path / "alone" / "report.json").read_text())
@@ -110,7 +110,7 @@ def test_figures_are_the_same(begun, tmp_path, monkeypatch):
 
 
 def judged():
-    """All figures of one model, each judge asked in another order."""
+    """All figures of one model, each evaluator asked in another order."""
     draw = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (6000, 2, 2, 1), generator=draw, dtype=torch.uint8)
     data = Dataset(images, torch.randint(0, 2, (6000,), generator=draw))
@@ -118,17 +118,17 @@ def judged():
     torch.manual_seed(0)
     model = Model(from_table(NetConfig, TINY["model"] | small))
     orders = itertools.permutations(("distance", "figure", "floor"))
-    return [{what: asked(judge, model, what) for what in order} for judge, order in (
-        (Judge(data, 70, 0, PIXEL, model=model), order) for order in orders
+    return [{what: asked(evaluator, model, what) for what in order} for evaluator, order in (
+        (Evaluator(data, 70, 0, PIXEL, model=model), order) for order in orders
     )]  # fmt: skip
 
 
-def asked(judge, model, what):
+def asked(evaluator, model, what):
     if what == "distance":
-        return judge.judge(model, 2)[0]
+        return evaluator.evaluate(model, 2)[0]
     if what == "figure":
-        return judge.figure(judge.sampled(model, 2, 70)).table()
-    return list(judge.floor())
+        return evaluator.figure(evaluator.sampled(model, 2, 70)).table()
+    return list(evaluator.floor())
 
 
 def test_processes_agree_in_whatever_order_figures_are_asked_for(tmp_path):

@@ -20,7 +20,7 @@ from pdfast.data.dataset import Dataset
 from pdfast.diffusion.rng import Draws, Stream, index_below
 from pdfast.evaluation.detectors.base import Detector, Features
 from pdfast.evaluation.detectors.plain import PIXEL
-from pdfast.evaluation.evaluator import Judge
+from pdfast.evaluation.evaluator import Evaluator
 from pdfast.evaluation.frechet import frechet_distance
 from pdfast.evaluation.reference_set import Reference
 from pdfast.evaluation.resume import EvalState, Part
@@ -90,8 +90,8 @@ def test_distances_by_class(labelled, monkeypatch, capsys):
     samples = model.sample_images(309, 2, label=labels)
     for label in range(3):
         part = Dataset(images(309)[100 * label : 100 * (label + 1)], None)
-        judge = Judge(part, 0, 0, PIXEL)
-        expected = judge.distance(samples[labels == label])
+        evaluator = Evaluator(part, 0, 0, PIXEL)
+        expected = evaluator.distance(samples[labels == label])
         assert found["model"]["2"][str(label)] == pytest.approx(expected, rel=1e-12)
         assert 0 < found["floor"][str(label)] < expected
     assert table["facts"]["weights"] == {"model": "not known"}
@@ -137,8 +137,8 @@ def test_features_of_the_data_are_computed_once(cache, monkeypatch):
     model = random_model(dataclasses.replace(LABELLED, num_classes=2), 0, torch.float32)
     for expected in (50 + 40, 40):
         counted = Counted()
-        judge = Judge(data, 40, 0, counted.detector, model=model)
-        figures.append((judge.floor(), judge.figure(other), judge.classes.keys()))
+        evaluator = Evaluator(data, 40, 0, counted.detector, model=model)
+        figures.append((evaluator.floor(), evaluator.figure(other), evaluator.classes.keys()))
         assert counted.seen == expected
     assert figures[0] == figures[1]
     assert figures[0][1].manifold.precision > 0
@@ -146,18 +146,18 @@ def test_features_of_the_data_are_computed_once(cache, monkeypatch):
     names = sorted(path.name.split("-", 2)[2] for path in cache.iterdir())
     assert names == ["floor-40-0.safetensors", "statistics.safetensors"]
     counted = Counted()
-    judge = Judge(data, 30, 0, counted.detector)
-    assert judge.floor() != figures[0][0]  # of another number of samples; from what is kept
+    evaluator = Evaluator(data, 30, 0, counted.detector)
+    assert evaluator.floor() != figures[0][0]  # of another number of samples; from what is kept
     assert counted.seen == 0
-    changed = Judge(Dataset(images(50, seed=2), None), 30, 0, counted.detector)
-    assert changed.floor() != judge.floor()
+    changed = Evaluator(Dataset(images(50, seed=2), None), 30, 0, counted.detector)
+    assert changed.floor() != evaluator.floor()
     assert counted.seen == 50
     # Of a set larger than what is kept, the floor is of that, against all.
     monkeypatch.setattr("pdfast.evaluation.scores.MOST", 20)
     shutil.rmtree(cache)
     counted = Counted()
-    judge = Judge(data, 40, 0, counted.detector)
-    floor, found = judge.floor(), judge.reference
+    evaluator = Evaluator(data, 40, 0, counted.detector)
+    floor, found = evaluator.floor(), evaluator.reference
     assert counted.seen == 50
     assert found.points.shape == (20, 5)
     whole = counted.detector.extract(data.images).values.double()
@@ -198,16 +198,16 @@ def foreign(path):
 )
 def test_a_damaged_cache_is_made_again_with_a_word(cache, harm, how):
     data = Dataset(images(20), None)
-    before = Judge(data, 20, 0, Counted().detector).floor()
+    before = Evaluator(data, 20, 0, Counted().detector).floor()
     for path in cache.iterdir():
         harm(path)
     screen = Sayings()
-    judge = Judge(data, 20, 0, Counted().detector, screen)
-    assert judge.floor() == before
+    evaluator = Evaluator(data, 20, 0, Counted().detector, screen)
+    assert evaluator.floor() == before
     assert len([said for said in screen.warned if how in said and "made again" in said]) == 2
     if not path.is_dir():
         screen = Sayings()
-        assert Judge(data, 20, 0, Counted().detector, screen).floor() == before
+        assert Evaluator(data, 20, 0, Counted().detector, screen).floor() == before
         assert screen.warned == []
 
 

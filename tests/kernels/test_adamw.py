@@ -84,7 +84,7 @@ def check(
 
 
 def test_random_cases():
-    FEW(given(copy=st.sampled_from(COPIES), **CASE)(check))()
+    FEW(given(copy=st.sampled_from(COPIES), **CASE)(lambda **case: check(**case)))()
 
 
 @pytest.mark.slow

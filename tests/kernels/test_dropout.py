@@ -52,7 +52,7 @@ def check(dtype, shape, layout, draw, **case):
 
 
 def test_random_cases():
-    FEW(given(dtype=st.sampled_from(DTYPES), **CASE)(check))()
+    FEW(given(dtype=st.sampled_from(DTYPES), **CASE)(lambda **case: check(**case)))()
 
 
 @pytest.mark.slow

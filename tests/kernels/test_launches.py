@@ -12,8 +12,8 @@ from pdfast.distillation.objectives import DataObjective, Rollout
 from pdfast.models.model import Model
 from pdfast.models.unet import GroupNormSiLU, ResBlock
 from pdfast.training.batch import open_batch
-from pdfast.training.loop import update
 from pdfast.training.optimizer import Optimizer
+from pdfast.training.update import update
 
 OPTIMIZER = ["sum_of_squares_kernel", "adamw_kernel"]
 

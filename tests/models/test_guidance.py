@@ -6,7 +6,7 @@ import dataclasses
 import pytest
 import torch
 from engine_cases import changed, random_model
-from guidance_cases import PARAMETERIZATIONS, RANGE, STEPS, batch, inputs, teacher_of
+from guidance_cases import DISTILLED, PARAMETERIZATIONS, RANGE, STEPS, batch, inputs, teacher_of
 from torch.nn.functional import silu
 
 import pdfast
@@ -273,7 +273,7 @@ def test_what_cannot_be_guided(tiny, classes, guides):
 # Objectives
 
 
-@pytest.mark.parametrize("parameterization", ["x", "v", "x_eps"])
+@pytest.mark.parametrize("parameterization", DISTILLED)
 def test_the_first_fit_is_to_the_guided_teacher(guides, parameterization):
     """y = y(class) + w (y(class) - y(no class)), w of each image's own."""
     teacher = teacher_of(guides, parameterization)

@@ -295,11 +295,13 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny, tmp_path):
 
 
 def test_the_cost_of_a_jump_is_a_warning(straight, tiny, tmp_path, monkeypatch, capsys):
-    from pdfast.evaluation.evaluator import Judge
+    from pdfast.evaluation.evaluator import Evaluator
 
     values = iter([1.0, 1.1, 2.0])
     monkeypatch.setattr(
-        Judge, "judge", lambda *_: (next(values, 1.0), torch.zeros(64, 8, 8, 1, dtype=torch.uint8))
+        Evaluator,
+        "evaluate",
+        lambda *_: (next(values, 1.0), torch.zeros(64, 8, 8, 1, dtype=torch.uint8)),
     )
     pdfast.distill(tiny, out=tmp_path / "run")
     output = capsys.readouterr().out

@@ -18,8 +18,8 @@ from pdfast.errors import Stopped
 from pdfast.training import compilation
 from pdfast.training.batch import open_batch
 from pdfast.training.compilation import Estimate, chosen, compiled, estimate
-from pdfast.training.loop import update
 from pdfast.training.optimizer import Optimizer
+from pdfast.training.update import update
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 

@@ -31,10 +31,10 @@ from pdfast.kernels import philox
 from pdfast.kernels.philox import Stream
 from pdfast.kernels.shuffle import shuffled
 from pdfast.training import image_stream
-from pdfast.training import loop as training_loop
 from pdfast.training.batch import open_batch
 from pdfast.training.optimizer import Optimizer
 from pdfast.training.precision import cast_to_precision, precision_of
+from pdfast.training.update import update
 
 # By phase: what is set apart from the plainest loop.
 OPTIONS = {
@@ -215,7 +215,7 @@ def test_bf16_keeps_float32_masters_and_casts_no_weight(short, tmp_path):
     optimizer.rate.fill_(1e-3)
     with Casts() as casts:
         for _ in range(3):
-            training_loop.update(student, objective, optimizer, batch)
+            update(student, objective, optimizer, batch)
     weights = {tuple(p.shape) for p in student.parameters() if p.dtype == torch.bfloat16}
     assert not weights & set(casts.shapes)
     precise = {id(p) for m in student.net.precise() for p in m.parameters()}

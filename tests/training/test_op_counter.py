@@ -22,10 +22,10 @@ from pdfast.distillation.teacher import new_model
 from pdfast.models.unet import Attention, GroupNormSiLU
 from pdfast.training import compilation, cuda_launches, op_counter
 from pdfast.training.batch import open_batch
-from pdfast.training.loop import update
 from pdfast.training.op_counter import Amount, Counter
 from pdfast.training.optimizer import Optimizer
 from pdfast.training.precision import cast_to_precision, net_dtype
+from pdfast.training.update import update
 
 FORWARD = 35.8e9  # operations of the paper's CIFAR-10 net on one image
 MEDIUM = {

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from pdfast.cli.commands.shared import DEFAULT_CONFIG, Common, Force, check_alone
+from pdfast.config.names import ExportTarget
 from pdfast.config.schema import NetConfig, load_config
 from pdfast.config.serialization import check
 
@@ -65,7 +66,7 @@ class Export(Common):
 
     model: Positional[Path]
     """Model directory, such as runs/digits/round-11-steps-0004."""
-    to: Literal["diffusers", "onnx"]
+    to: ExportTarget
     """diffusers: a DDIMPipeline and a model card with the call; onnx: the network as one graph, and
     a JSON file that says what its output means."""
     out: Path

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional
 
 from pdfast.cli.commands.shared import Force, Machines
-from pdfast.config.schema import ClassShares, Precision
+from pdfast.config.names import Sampler
+from pdfast.config.schema import AutoPrecision, ClassShares
 from pdfast.config.serialization import check
 
 
@@ -34,11 +34,11 @@ class Sample(Machines):
     guidance: float | None = None
     """Weight w of classifier-free guidance, x-hat(class) + w (x-hat(class) - x-hat(no class)); of a
     guided student it must be given."""
-    sampler: Literal["ddim", "ancestral"] = "ddim"
+    sampler: Sampler = "ddim"
     """ddim is deterministic; ancestral adds noise at each step."""
     variance: float | None = None
     """Variance of the ancestral sampler, from 0 (small) to 1 (large, taken if left out)."""
-    precision: Precision = "auto"
+    precision: AutoPrecision = "auto"
     """Of the network's convolutions and linear layers: bf16 (auto on a GPU), tf32, or fp32 (auto on
     a CPU)."""
 
@@ -82,7 +82,7 @@ class Eval(Machines):
     """Config that names the data, for a model outside a run directory."""
     out: Path | None = None
     """Where a single model's numbers go; eval-<model> beside the model if left out."""
-    precision: Precision | None = None
+    precision: AutoPrecision | None = None
     """As for sample; that of the config if left out."""
     detector: str | None = None
     """pixel, inception[:PATH] or lite0, as eval.detector; that of the config if left out."""

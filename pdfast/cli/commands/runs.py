@@ -3,11 +3,12 @@
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tyro.conf import FlagCreatePairsOff
 
 from pdfast.cli.commands.shared import DEFAULT_CONFIG, Fields, Machines
+from pdfast.config.names import Resume, TrackerName
 from pdfast.config.schema import Config, check_distillable, check_own_teacher, check_trainable
 
 
@@ -19,11 +20,11 @@ class RunCommand(Machines):
     """Name of a config that comes with pdfast, or the path of a TOML file."""
     out: Path | None = None
     """Run directory; runs/<name of the config> if left out. An unfinished run goes on."""
-    resume: Literal["auto", "strict", "never"] = "auto"
+    resume: Resume = "auto"
     """What becomes of a run that is in --out. auto: it goes on; what is damaged in it is put aside
     and made again, unless that would mean from zero. strict: what is damaged is refused. never:
     the run is refused."""
-    track: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    track: tuple[TrackerName, ...] = ()
     """Show the run as it goes: tensorboard (in the run directory), wandb (Weights & Biases, as its
     environment variables say). Each needs the extra of its name."""
     dry_run: FlagCreatePairsOff[bool] = False

@@ -40,7 +40,7 @@ def read(path: Path, wanted: Wanted) -> Arrays | Pictures:
         images = _images(path, archive)
         with images.file:
             check_shape(str(path), images.shape, wanted)
-            found = _pixels(path, archive, images)
+            found = _pixels(path, images)
         if not wanted.labels or "labels.npy" not in archive.namelist():
             return found
         labels = _open(archive, "labels")
@@ -83,7 +83,7 @@ class _Member(NamedTuple):
     header: bytes
 
 
-def _pixels(path: Path, archive: zipfile.ZipFile, images: _Member) -> Arrays | Pictures:
+def _pixels(path: Path, images: _Member) -> Arrays | Pictures:
     """The images; large ones mapped, or, where they are deflated, to be read one by one."""
     size, info = math.prod(images.shape), images.info
     if size < MAPPED or images.transposed:

@@ -13,7 +13,7 @@ from pdfast.errors import printable
 from pdfast.evaluation.provenance import Facts
 from pdfast.evaluation.report.html import Table, View
 from pdfast.evaluation.report.plots import NUM_SHOWN, gallery
-from pdfast.evaluation.sweep import Measured, Meter
+from pdfast.evaluation.sweep import Measured, StepSweep
 from pdfast.models.model import Model
 from pdfast.runs import watched_loss
 from pdfast.runs.run import Run
@@ -31,7 +31,7 @@ QUICK = (
 Curve = dict[int, Measured]  # by steps
 
 
-def as_json(meter: Meter, facts: Facts, curves: dict[str, Curve]) -> dict[str, Any]:
+def as_json(sweep: StepSweep, facts: Facts, curves: dict[str, Curve]) -> dict[str, Any]:
     """What report.json and eval.json hold: metric, floor, facts, and {steps: distance} by name.
 
     Of detectors with a network also "scores", of conditional models "classes", each by name and
@@ -43,21 +43,21 @@ def as_json(meter: Meter, facts: Facts, curves: dict[str, Curve]) -> dict[str, A
             name: {str(k): value(m) for k, m in sorted(c.items())} for name, c in curves.items()
         }
 
-    judge = meter.judge
+    evaluator = sweep.evaluator
     table = {
-        "metric": judge.metric,
-        "floor": meter.floor,
-        "floor_std": meter.floor_std,
-        "images": judge.num,
+        "metric": evaluator.metric,
+        "floor": sweep.floor,
+        "floor_std": sweep.floor_std,
+        "images": evaluator.num,
         "facts": facts.table(),
         **by_steps(lambda m: m.distance),
     }
-    if judge.detector.weights:
+    if evaluator.detector.weights:
         table["scores"] = by_steps(_scores)
-    if judge.classes or judge.num_left_out:
+    if evaluator.classes or evaluator.num_left_out:
         table["classes"] = {
-            "left_out": judge.num_left_out,
-            "floor": {str(label): of.floor for label, of in judge.classes.items()},
+            "left_out": evaluator.num_left_out,
+            "floor": {str(label): of.floor for label, of in evaluator.classes.items()},
             **by_steps(lambda m: m.figure.table()["classes"]),
         }
     return table
@@ -80,7 +80,7 @@ class Report:
     """What was measured of a run."""
 
     run: Run
-    meter: Meter
+    sweep: StepSweep
     model: Model
     """The teacher, for the kind of its samples."""
     data: Tensor
@@ -98,17 +98,18 @@ class Report:
     @property
     def title(self) -> str:
         """Of the page."""
-        return f"{self.run.config.name}: {self.meter.judge.metric} against sampling steps"
+        return f"{self.run.config.name}: {self.sweep.evaluator.metric} against sampling steps"
 
     @property
     def summary(self) -> str:
         """What the distances are of."""
-        meter, judge = self.meter, self.meter.judge
-        of = "the data" if judge.metric == "FD-raw" else "all images"
+        sweep, evaluator = self.sweep, self.sweep.evaluator
+        of = "the data" if evaluator.metric == "FD-raw" else "all images"
         clipped = "clipped " if self.model.clip else ""
         return (
-            f"{judge.num} samples (seed {judge.seed}, {clipped}DDIM) against {of}. Resampled data "
-            f"scores {meter.floor:.3f} +- {meter.floor_std:.3f}, the floor.{self.facts.rank_note}"
+            f"{evaluator.num} samples (seed {evaluator.seed}, {clipped}DDIM) against {of}. "
+            f"Resampled data scores {sweep.floor:.3f} +- {sweep.floor_std:.3f}, the floor."
+            + self.facts.rank_note
             + self._guidance_note
         )
 
@@ -159,31 +160,31 @@ class Report:
 
     def classes(self) -> Table | None:
         """Distance by class, of a conditional model, at each number of steps."""
-        judge = self.meter.judge
-        if not judge.classes:
+        evaluator = self.sweep.evaluator
+        if not evaluator.classes:
             return None
         columns = [
             (f"{who}, {counted(k)}", m) for who, c in self.curves.items() for k, m in c.items()
         ]
-        told = judge.set_classes
+        told = evaluator.set_classes
         assert told is not None
         header = ["class", "name", "images", "floor", *(name for name, _ in columns)]
         lines = [
             [str(label), printable(told.name(label)), f"{told.counts[label]:,}", f"{of.floor:.3f}"]
             + [f"{measured.figure.classes[label]:.3f}" for _, measured in columns]
-            for label, of in sorted(judge.classes.items())
+            for label, of in sorted(evaluator.classes.items())
         ]
         return header, lines
 
     @property
     def classes_note(self) -> str:
         """What the table by class lacks; empty for unconditional models."""
-        judge = self.meter.judge
-        if not judge.num_left_out:
+        evaluator = self.sweep.evaluator
+        if not evaluator.num_left_out:
             return ""
         return (
-            f"Left out: {judge.num_left_out} of the classes, each of which has fewer "
-            f"images or samples than the {judge.width + 1:,} that {judge.metric} takes."
+            f"Left out: {evaluator.num_left_out} of the classes, each of which has fewer "
+            f"images or samples than the {evaluator.width + 1:,} that {evaluator.metric} takes."
         )
 
     def measured(self) -> Table:
@@ -228,7 +229,7 @@ class Report:
 
     def views(self) -> list[View]:
         """For the page: teacher and student at each number of steps."""
-        metric, found = self.meter.judge.metric, []
+        metric, found = self.sweep.evaluator.metric, []
         for k, of_teacher in self.teacher.items():
             pictures, captions = [], []
             for name, of in (("teacher", of_teacher), ("student", self.student.get(k))):

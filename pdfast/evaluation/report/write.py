@@ -15,13 +15,13 @@ from pdfast.config.schema import check_guided_students, dump_config
 from pdfast.data.dataset import Dataset
 from pdfast.distributed import collectives
 from pdfast.evaluation import resume
-from pdfast.evaluation.evaluator import Judge
+from pdfast.evaluation.evaluator import Evaluator
 from pdfast.evaluation.provenance import averaging, facts_of
 from pdfast.evaluation.report.html import Section, Table, page
 from pdfast.evaluation.report.made_of import Record, digest, digest_of
 from pdfast.evaluation.report.plots import drawable, picture, plot_distances
 from pdfast.evaluation.report.tables import Curve, Report, as_json
-from pdfast.evaluation.sweep import NUM_KEPT, Meter
+from pdfast.evaluation.sweep import NUM_KEPT, StepSweep
 from pdfast.models.guidance import guided
 from pdfast.models.model import Model
 from pdfast.runs.run import Run
@@ -77,45 +77,47 @@ def report_run(run: ModelRun, data: Dataset, steps: Sequence[int], device: torch
     def load(path: Path) -> Model:
         return guided(cast_to_precision(run.load(path, device), precision), config.eval.guidance)
 
-    judge, models = Judge.of(data, config, device), [run.teacher_dir, *students.values()]
+    evaluator, models = Evaluator.of(data, config, device), [run.teacher_dir, *students.values()]
     own = run.networks.teacher is not None
     computed = [resume.fingerprints(load(path))[0] for path in models] if own else []
     record = Record(
         run,
-        partial(_made_of, run, judge, models, computed, wanted.teacher | wanted.student, device),
+        partial(
+            _made_of, run, evaluator, models, computed, wanted.teacher | wanted.student, device
+        ),
     )
     if collectives.from_first(record.holds):
         run.screen.say(f"report: {run.path / 'report.html'}, {run.path / 'report.md'}: up to date")
         return
     teacher = load(run.teacher_dir)
-    judge = Judge(
+    evaluator = Evaluator(
         data,
         config.eval.num,
         config.seed,
-        judge.detector,
+        evaluator.detector,
         run.screen,
         teacher,
         config.eval.classes,
     )
-    meter = Meter(judge, run)
-    of_teacher = meter("teacher", teacher, wanted.teacher)
+    sweep = StepSweep(evaluator, run)
+    of_teacher = sweep("teacher", teacher, wanted.teacher)
     of_students: Curve = {}
     for k, path in students.items():
         if k in wanted.student:
-            of_students |= meter("student", load(path), [k])
+            of_students |= sweep("student", load(path), [k])
 
     def write() -> str:
         weights = {"teacher": averaging(run.teacher_dir, config, student=False)}
         for path in students.values():  # all are made alike
             weights["student"] = averaging(path, config, student=True)
-        facts = facts_of(judge, config, teacher, weights)
+        facts = facts_of(evaluator, config, teacher, weights)
         shown = data.images[:NUM_KEPT].cpu()
         record.forget()
-        record.keep(_write(Report(run, meter, teacher, shown, facts, of_teacher, of_students)))
+        record.keep(_write(Report(run, sweep, teacher, shown, facts, of_teacher, of_students)))
         return facts.text()
 
     line = collectives.from_first(write)
-    meter.clear()
+    sweep.clear()
     shown = run.path / "samples" / "compare.png"
     seen = f", {shown}" if drawable(teacher) else f"; {NO_PICTURES}"
     run.screen.say(f"report: {run.path / 'report.html'}, {run.path / 'report.md'}{seen}")
@@ -138,7 +140,7 @@ def check_out(folder: Path) -> None:
 
 def _made_of(
     run: Run,
-    judge: Judge,
+    evaluator: Evaluator,
     models: Sequence[Path],
     computed: Sequence[str],
     steps: set[int],
@@ -149,35 +151,37 @@ def _made_of(
     `computed`: fingerprints of networks of one's own, whose code is in no file of the run.
     """
     manifests = {path.name: files.read_manifest(path)["manifest_sha256"] for path in models}
-    return judge.key() | {
+    return evaluator.key() | {
         "format": FORMAT,
         "models": json.dumps([manifests, computed]),
         "steps": json.dumps(sorted(steps)),
         "config": digest(dump_config(run.config)),
         "metrics": digest_of(run.path / "metrics.jsonl"),
-        "class names": json.dumps(judge.data.names),
+        "class names": json.dumps(evaluator.data.names),
         "versions": json.dumps([files.versions(), _versions(device)]),
     }
 
 
-def report_model(name: str, model: Model, out: Run, judge: Judge, averaged: dict[str, str]) -> None:
+def report_model(
+    name: str, model: Model, out: Run, evaluator: Evaluator, averaged: dict[str, str]
+) -> None:
     """Evaluate one model at the config's `eval.steps`: eval.json and eval.png in `out`.
 
     `averaged` says under "model" what its weights are; see `Facts`.
     """
-    meter = Meter(judge, out)
-    found = meter(name, model, out.config.eval.steps)
+    sweep = StepSweep(evaluator, out)
+    found = sweep(name, model, out.config.eval.steps)
 
     def write() -> str:
-        facts = facts_of(judge, out.config, model, averaged)
-        figure = plot_distances(judge.metric, meter.floor, [(name, _distances(found))])
+        facts = facts_of(evaluator, out.config, model, averaged)
+        figure = plot_distances(evaluator.metric, sweep.floor, [(name, _distances(found))])
         out.write(PICTURE, lambda stage: figure.savefig(stage, metadata=METADATA))
-        table = as_json(meter, facts, {"model": found})
+        table = as_json(sweep, facts, {"model": found})
         out.write_text(TABLE, json.dumps(table, indent=1) + "\n")
         return facts.text()
 
     line = collectives.from_first(write)
-    meter.clear()
+    sweep.clear()
     out.screen.say(f"report: {out.path / TABLE}, {out.path / PICTURE}")
     out.screen.say(line)
 
@@ -188,13 +192,13 @@ def _distances(found: Curve) -> dict[int, float]:
 
 def _write(report: Report) -> list[str]:
     """All files, report.json last: where it is, the others are. Gives their names."""
-    run, metric = report.run, report.meter.judge.metric
+    run, metric = report.run, report.sweep.evaluator.metric
     curves = [
         ("teacher", _distances(report.teacher)),
         ("students, each at its own steps", _distances(report.student)),
     ]
     file = io.BytesIO()
-    plot_distances(metric, report.meter.floor, curves).savefig(file)
+    plot_distances(metric, report.sweep.floor, curves).savefig(file)
     curve = file.getvalue()
     drawn = drawable(report.model)
     newest = min(report.student, default=run.config.eval.baseline_steps)
@@ -216,7 +220,7 @@ def _write(report: Report) -> list[str]:
         config=dump_config(run.config),
     )
     run.write_text("report.html", text)
-    table = as_json(report.meter, report.facts, report.curves)
+    table = as_json(report.sweep, report.facts, report.curves)
     run.write_text("report.json", json.dumps(table, indent=1) + "\n")
     names = ["report.md", "report.png", "report.html", "report.json"]
     return names + (["samples/compare.png"] if drawn else [])

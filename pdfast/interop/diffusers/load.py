@@ -54,7 +54,6 @@ def import_diffusers(
     source: str,
     out: Path,
     steps: int | None = None,
-    screen: Screen | None = None,
     force: bool = False,
 ) -> Model:
     """Write the model directory `out` from a pipeline; returns the model.
@@ -64,7 +63,7 @@ def import_diffusers(
     distil it by, `out`.toml. `force`: replace both where pdfast wrote them. Raises UsageError for
     what cannot be represented, naming the file and the field, PdfastError for a damaged file.
     """
-    screen = screen or Screen()
+    screen = Screen()
     config = out.parent / f"{out.name}.toml"
     for path in (out, config):
         files.check_new(path, force)

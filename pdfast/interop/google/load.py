@@ -48,7 +48,6 @@ def import_google(
     out: Path,
     config: Config,
     steps: int | None = None,
-    screen: Screen | None = None,
     force: bool = False,
 ) -> Model:
     """Write the model directory `out` from a training state; returns the model.
@@ -58,7 +57,7 @@ def import_google(
     UsageError for a file of another network or an `out` that is there, PdfastError for a damaged
     file.
     """
-    screen = screen or Screen()
+    screen = Screen()
     files.check_new(out, force)
     found = load_google(source, config, steps)
     facts = {

@@ -1,0 +1,59 @@
+"""One update, of training and distillation alike, and what an objective is.
+
+An update is one function of tensors that stay where they are: the objective draws from a batch,
+runs the networks, and gives the loss with its gradient; the optimizer takes it from there.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from pdfast.diffusion.angles import Loss
+from pdfast.distributed import collectives
+from pdfast.models.model import Model
+from pdfast.training.batch import Batch
+from pdfast.training.optimizer import Optimizer
+
+
+class ObjectiveOutput(NamedTuple):
+    """What an objective makes of one batch."""
+
+    out: Tensor
+    """Raw output of the model in training, with its graph."""
+    loss: Loss
+    """Its loss, and the gradient to start from."""
+
+
+class Objective(Protocol):
+    """What a phase minimises."""
+
+    ahead: int
+    """How many updates ahead it draws its batches."""
+
+    carried: Sequence[Tensor]
+    """What one call leaves for the next."""
+
+    @property
+    def teacher(self) -> Model | None:
+        """The model that is evaluated beside the one in training, if there is one."""
+
+    def begin(self, batch: Batch) -> None:
+        """Before the first update of this process, whose batch is given."""
+
+    def __call__(self, model: Model, batch: Batch, /) -> ObjectiveOutput:
+        """The model's output and its loss."""
+
+
+def update(
+    model: Model, objective: Objective, optimizer: Optimizer, batch: Batch
+) -> tuple[Tensor, Tensor]:
+    """One whole update: (mean loss, gradient norm before clipping), both 0-d on the device."""
+    parts = optimizer.cfg.accumulate
+    share = 1 / (parts * collectives.size())
+    for n in range(parts):
+        out, loss = objective(model, batch.part(n, parts))
+        grad_out = loss.grad_out if share == 1 else loss.grad_out * share
+        optimizer.backward(out, grad_out, loss.per_image.mean() * share, first=n == 0)
+    optimizer.step()
+    return optimizer.loss, optimizer.norm
