@@ -210,7 +210,7 @@ def test_skipped_updates_are_no_steps(kind, ema_warmup):
 # ------------------------------------------------------------------------------------------
 # Averages
 
-AVERAGES = [(decay, warmup) for decay in (0.0, 0.3, 0.8, 0.9999) for warmup in (False, True)]
+AVERAGES = [(0.0, True), (0.3, False), (0.8, True), (0.8, False), (0.9999, True)]
 
 
 @pytest.mark.parametrize(("ema_decay", "ema_warmup"), AVERAGES)
@@ -232,7 +232,7 @@ def test_averages_of_weights_that_jump(kind, ema_decay, ema_warmup):
     assert torch.equal(buffers[4], buffers[0]) == (ema_decay == 0.0)
 
 
-@pytest.mark.parametrize(("ema_decay", "ema_warmup"), AVERAGES[2:])
+@pytest.mark.parametrize(("ema_decay", "ema_warmup"), AVERAGES[1:])
 def test_the_share_of_the_first_weights_in_the_averages(kind, ema_decay, ema_warmup, launched):
     """Averages of weights that are 1 after the first update and 0 after each later one."""
     cfg = TrainConfig(ema_decay=ema_decay, ema_warmup=ema_warmup)

@@ -322,10 +322,15 @@ def test_normals_are_those_of_pytorch_to_an_ulp():
     assert (same | (ulps <= 1)).all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize(
-    ("parameterization", "population", "some", "by"),
-    [(None, 0, False, 0), ("v", 0, True, 5), ("v", 100, False, 0)],
+    ("dtype", "parameterization", "population", "some", "by"),
+    [
+        (torch.float32, None, 0, False, 0),
+        (torch.float32, "v", 100, False, 0),
+        (torch.float32, "v", 0, True, 5),
+        (torch.bfloat16, "v", 0, True, 5),
+        (torch.float64, "v", 0, True, 5),
+    ],
 )
 def test_registered(dtype, parameterization, population, some, by):
     update = torch.tensor([3], device=DEVICE)

@@ -124,10 +124,9 @@ ARGS = {
 }
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
-def test_every_weight_and_the_same_bits_again(parameterization, dtype):
-    for weight in WEIGHTS:
+def test_every_weight_and_the_same_bits_again(parameterization):
+    for weight, dtype in zip(WEIGHTS, itertools.cycle(DTYPES), strict=False):
         case = ARGS | {"parameterization": parameterization, "weight": weight, "dtype": dtype}
         check(**case)
         args = inputs(**case)

@@ -120,10 +120,9 @@ RANDOM = {
 COMMON = {"derandomize": True, "deadline": None, "suppress_health_check": list(HealthCheck)}
 
 
-@pytest.mark.parametrize("dtype", list(DTYPES))
-def test_random_cases(lib, dtype):
-    rule = settings(max_examples=50, **COMMON)
-    rule(given(**RANDOM)(lambda **case: random_case(lib, dtype, **case)))()
+def test_random_cases(lib):
+    rule, dtypes = settings(max_examples=100, **COMMON), st.sampled_from(list(DTYPES))
+    rule(given(dtype=dtypes, **RANDOM)(lambda **case: random_case(lib, **case)))()
 
 
 @pytest.mark.slow
