@@ -8,6 +8,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 # Without bytecode: Python makes it of what is imported, a third of the files, when it is.
 PIP := $(BIN)/python -m pip install --quiet --no-compile
+BUILD := 'setuptools>=77' ninja
 READY := .venv/.ready
 TOOLS := .venv/.tools
 
@@ -26,16 +27,16 @@ help:
 $(READY): setup.py pyproject.toml Makefile $(wildcard csrc/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pdfast needs Python 3.11 or newer: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
-	@# A path file makes the torch of $(PYTHON), in a virtual environment or not, visible here.
+	@# A path file makes the torch of $(PYTHON), in a virtual environment or not, visible here; tools
+	@# that are run from .venv/bin must lie there, whatever is beside it.
 	@found=$$($(PYTHON) -c 'import pathlib, torch; print(pathlib.Path(torch.__file__).parents[1])' 2>/dev/null); \
 	if [ -n "$$found" ]; then \
 		echo "using the torch in $$found"; \
 		echo "$$found" > $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')/torch-of-parent.pth; \
+		$(PIP) --ignore-installed --no-deps $(BUILD); \
 	else \
-		$(PIP) '$(TORCH)'; \
+		$(PIP) '$(TORCH)' $(BUILD); \
 	fi
-	@# Tools that are run from .venv/bin must lie there, whatever $(PYTHON) has beside its torch.
-	$(PIP) --ignore-installed --no-deps 'setuptools>=77' ninja
 	$(PIP) --no-build-isolation --editable '.[demo]'
 	touch $@
 

@@ -20,14 +20,17 @@ here = pathlib.Path(__file__).parent
 if why_not := runpy.run_path(str(here / "pdfast" / "checkout.py"))["why_not"]():
     sys.exit(why_not)
 
-try:
-    import torch
-    from torch.utils import cpp_extension
-except ImportError:
-    sys.exit(
-        "pdfast is built against the PyTorch that is installed, and this environment has none: "
-        "install PyTorch first, then run pip install --no-build-isolation on pdfast."
-    )
+# What pip asks for twice before it builds: without torch, whose import takes longer than all else.
+only_metadata = bool({"egg_info", "dist_info"} & set(sys.argv))
+if not only_metadata:
+    try:
+        import torch
+        from torch.utils import cpp_extension
+    except ImportError:
+        sys.exit(
+            "pdfast is built against the PyTorch that is installed, and this environment has none: "
+            "install PyTorch first, then run pip install --no-build-isolation on pdfast."
+        )
 
 # setuptools sorts them; the one that takes longest comes first by its name.
 CPP_SOURCES = [
@@ -151,8 +154,8 @@ setup(
     python_requires=">=3.11",
     packages=find_namespace_packages(include=["pdfast", "pdfast.*"]),
     package_data={"pdfast": ["py.typed"], "pdfast.configs": ["*.toml"]},
-    ext_modules=list(extensions()),
-    cmdclass={"build_ext": cpp_extension.BuildExtension},
+    ext_modules=[] if only_metadata else list(extensions()),
+    cmdclass={} if only_metadata else {"build_ext": cpp_extension.BuildExtension},
     install_requires=[
         "torch>=2.11",
         "triton>=3.6; sys_platform == 'linux'",

@@ -1,6 +1,7 @@
 """`pdfast data`: what is written is what pdfast reads; nothing is written over or left in part."""
 
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ from PIL import Image
 from pdfast.cli.main import main
 from pdfast.config.schema import DataConfig, NetConfig
 from pdfast.data.dataset import load_dataset
-from pdfast.data.readers import decoding
+from pdfast.data.readers import decoding, digits
+from pdfast.data.readers.reading import Wanted
+from pdfast.errors import UsageError
 
 pytestmark = pytest.mark.usefixtures("handlers")
 
@@ -32,6 +35,23 @@ def pictures_of(num=6, size=8, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (num, size, size), np.uint8)
 
 
+def test_the_digits_are_read_without_scikit_learn_s_import(monkeypatch):
+    """By its own reader, where another version has the file elsewhere; the same either way."""
+    wanted = Wanted(8, channels=1)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "sklearn.datasets", None)  # which cannot be imported then
+        found = digits.read(wanted)
+    monkeypatch.setattr(digits, "FILE", "elsewhere.csv.gz")
+    by_library = digits.read(wanted)
+    assert found.images.dtype == by_library.images.dtype == np.uint8
+    assert np.array_equal(found.images, by_library.images)
+    assert np.array_equal(found.labels, by_library.labels)
+    assert found.labels.dtype == by_library.labels.dtype
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(UsageError, match="digits come with scikit-learn, which is not installed"):
+        digits.read(wanted)
+
+
 def test_the_digits(capsys, tmp_path):
     """As they are: the same file every time, a line that says what is in it, a sheet by class."""
     from sklearn.datasets import load_digits
@@ -40,9 +60,9 @@ def test_the_digits(capsys, tmp_path):
     code, said, errors = data(capsys, "digits", "--size", 8, "--labels", "--out", out)
     assert (code, errors) == (0, "")
     arrays = written(out)
-    digits = load_digits()
-    assert np.array_equal(arrays["labels"], digits.target)
-    assert np.abs(arrays["images"][..., 0] / 255 - digits.images / 16).max() < 0.002
+    theirs = load_digits()
+    assert np.array_equal(arrays["labels"], theirs.target)
+    assert np.abs(arrays["images"][..., 0] / 255 - theirs.images / 16).max() < 0.002
     mean, deviation = arrays["images"].mean(), arrays["images"].std()
     assert said.startswith(
         f"{out}: 1,797 images of 8x8x1, 10 classes (0: 178, 1: 182, 2: 177, 3: 183, 4: 181, "
