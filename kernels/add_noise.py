@@ -52,7 +52,7 @@ class Noised(NamedTuple):
     spare: Tensor
     """One more uniform number in (0, 1) for each, float64 (B,), of bits that nothing else has."""
     y: Tensor | None
-    """What a network should predict of the data, like z_t; or None."""
+    """Target of training on the data, (B, C, H, W) of the dtype of z_t; or None."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,11 +225,8 @@ def add_noise_reference(
         a, b = schedule
         phi_t = a * philox.uniform_of(words[:, 2], words[:, 3]) + b
         phi_mid, is_last_step = phi_t.clone(), torch.zeros_like(chosen, dtype=torch.bool)
-    y = (
-        None
-        if o.parameterization is None
-        else PREDICTIONS[o.parameterization].of_data(x, eps, phi_t)
-    )
+    predicted = o.parameterization
+    y = None if predicted is None else PREDICTIONS[predicted].of_data(x, eps, phi_t)
     spare = ((words[:, 1] >> 1).double() + 0.5) / 2**31
     return diffuse(x, eps, phi_t), phi_t, phi_mid, is_last_step, chosen, spare, y
 

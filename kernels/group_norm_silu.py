@@ -208,7 +208,7 @@ def group_norm_silu(
 def _check(
     x: Tensor, weight: Tensor, bias: Tensor, film: Tensor | None, groups: int, eps: float
 ) -> None:
-    """What csrc/group_norm_silu_aten.cpp checks, for the reference."""
+    """Check the reference's arguments as csrc/group_norm_silu_aten.cpp checks its own."""
     runtime.check_tensor("x", x, runtime.FLOATS)
     n, c = x.shape[:2]
     types = tuple({x.dtype, x.dtype if x.dtype == torch.float64 else torch.float32})

@@ -15,7 +15,7 @@ from torch._ops import OpOverload
 
 LIBRARY = torch.library.Library("pdfast", "FRAGMENT")  # type: ignore[no-untyped-call]
 FUNCTIONS: dict[str, Callable[..., Any]] = {}
-"""By op: the function that it was made of."""
+"""The function that each op was made of, by the op's name."""
 
 
 def define(*mutated: str) -> Callable[[Callable[..., Any]], OpOverload]:

@@ -1,8 +1,8 @@
-"""What a network predicts, y: x, eps, v, or x and eps at once. One class each, for PyTorch.
+"""The parameterizations of a network: it predicts y, which is x, eps or v, or x and eps at once.
 
-Each has a branch in each Triton function below, which computes the same. The ops know a
-parameterization by its name alone: to add one, name it in config/names.py, and write its class and
-its branches here.
+Each is a class, for PyTorch, and has a branch in the Triton functions below, which compute the
+same. The ops know a parameterization by its name alone: to add one, name it in config/names.py, and
+write its class and its branches here.
 
 The numbers of an image are float64: its angle phi, with alpha = cos(phi) and sigma = sin(phi), and
 every coefficient. y lies in a space where the loss and Algorithm 2's target divide by nothing that
@@ -22,7 +22,7 @@ from pdfast.kernels.runtime import tl, triton
 
 
 class Prediction(ABC):
-    """What a network predicts. Images are (B, C, H, W), angles and coefficients float64 (B,)."""
+    """A parameterization. Images are (B, C, H, W), angles and coefficients float64 (B,)."""
 
     def of(self, out: Tensor, phi: Tensor) -> Tensor:
         """y of a raw output, (B, C, H, W) or (B, 2C, H, W), at angle phi."""

@@ -59,7 +59,7 @@ CHANGED: Mapping[int, Mapping[str, tuple[tuple[Any, Any], ...]]] = MappingProxyT
         3: MappingProxyType({"model.parameterization": BOTH, "config.json/parameterization": BOTH}),
     }
 )
-"""By format: the fields whose values have another form in it: pairs of old and new."""
+"""Fields whose values changed their form, by the format that did so: pairs of old and new."""
 
 RENAMED: Mapping[int, Mapping[str, str]] = MappingProxyType(
     {

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from pdfast.config.schema import EngineConfig, LossWeight
-from pdfast.diffusion.angles import combine, data_loss, ddim_step, distill_loss, prediction
+from pdfast.diffusion.angles import Loss, combine, data_loss, ddim_step, distill_loss, prediction
 from pdfast.diffusion.conditioning import Conditioning
 from pdfast.diffusion.schedules import logsnr_of, next_angle
 from pdfast.distributed.device import side_stream
@@ -93,28 +93,32 @@ class Rollout:
 
     def __call__(self, student: Model, batch: Batch) -> ObjectiveOutput:
         """Algorithm 2, from the draw of i ~ U{0 .. N-1} to the loss; see diffusion/angles.py."""
-        N, parameterization = self.num_steps, self.teacher.parameterization  # noqa: N806
-        draw, conditioning = batch.noised(self._grid, N)
+        draw, conditioning = batch.noised(self._grid, self.num_steps)
         z_t, phi_t, phi_mid = draw.z_t, draw.phi_t, draw.phi_mid
         with self._beside(), torch.no_grad():  # two DDIM steps of the teacher, unclipped
             out_t = self._teacher_at(draw.z_in, phi_t, conditioning)
-            z_mid = ddim_step(z_t, out_t, phi_t, phi_mid, parameterization, batch.dtype)
+            predicted = self.teacher.parameterization
+            z_mid = ddim_step(z_t, out_t, phi_t, phi_mid, predicted, batch.dtype)
             out_mid = self._teacher_at(z_mid.z_in, phi_mid, conditioning)
         out = student.forward_at_angle(draw.z_in, phi_t, conditioning)
         self._join()
-        phi_next = next_angle(self._grid, phi_t)
-        args = (
-            z_t,
-            out_t,
-            out_mid,
-            phi_t,
-            phi_mid,
-            draw.is_last_step,
-            parameterization,
-            self.weight,
-            phi_next,
-        )
-        return ObjectiveOutput(out, distill_loss(out, *args))
+        steps = (z_t, out_t, out_mid, phi_t, phi_mid, draw.is_last_step)
+        return ObjectiveOutput(out, self._loss(out, *steps))
+
+    def _loss(
+        self,
+        out: Tensor,
+        z_t: Tensor,
+        out_t: Tensor,
+        out_mid: Tensor,
+        phi_t: Tensor,
+        phi_mid: Tensor,
+        is_last_step: Tensor,
+    ) -> Loss:
+        """The student's loss against the teacher's two steps on the round's grid."""
+        predicted, phi_next = self.teacher.parameterization, next_angle(self._grid, phi_t)
+        args = (z_t, out_t, out_mid, phi_t, phi_mid, is_last_step, predicted, self.weight, phi_next)
+        return distill_loss(out, *args)
 
     # -- options of the engine -------------------------------------------------------------
 

@@ -4,9 +4,8 @@ import torch
 from torch import Tensor
 
 from pdfast.config.schema import EngineConfig, LoopConfig
-from pdfast.diffusion.angles import Noised, ddim_step, distill_loss
+from pdfast.diffusion.angles import Noised, ddim_step
 from pdfast.diffusion.conditioning import Conditioning
-from pdfast.diffusion.schedules import next_angle
 from pdfast.distillation.objectives import Rollout
 from pdfast.models.model import Model
 from pdfast.training.batch import Batch
@@ -32,30 +31,19 @@ class Pipelined(Rollout):
         """As in Rollout, the teacher's two steps taken in different calls."""
         if batch.fixed:
             return super().__call__(student, batch)
-        parameterization = self.teacher.parameterization
+        predicted = self.teacher.parameterization
         z_t, z_in, phi_t, phi_mid, is_last_step, out_t, *rest = (t.clone() for t in self.carried)
         ahead, told_ahead = batch.next().noised(self._grid, self.num_steps)
         conditioning = told_ahead.with_tensors(rest)
         with self._beside():
-            z_mid = ddim_step(z_t, out_t, phi_t, phi_mid, parameterization, batch.dtype)
+            z_mid = ddim_step(z_t, out_t, phi_t, phi_mid, predicted, batch.dtype)
             out_mid, out_ahead = self._both(z_mid.z_in, phi_mid, conditioning, ahead, told_ahead)
         out = student.forward_at_angle(z_in, phi_t, conditioning)
         self._join()
         for kept, new in zip(self.carried, self._carry(ahead, told_ahead, out_ahead), strict=True):
             kept.copy_(new)
-        phi_next = next_angle(self._grid, phi_t)
-        args = (
-            z_t,
-            out_t,
-            out_mid,
-            phi_t,
-            phi_mid,
-            is_last_step,
-            parameterization,
-            self.weight,
-            phi_next,
-        )
-        return ObjectiveOutput(out, distill_loss(out, *args))
+        steps = (z_t, out_t, out_mid, phi_t, phi_mid, is_last_step)
+        return ObjectiveOutput(out, self._loss(out, *steps))
 
     @torch.no_grad()
     def _both(

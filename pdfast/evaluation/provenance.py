@@ -107,7 +107,7 @@ class Facts:
 
 
 def facts_of(evaluator: Evaluator, config: Config, model: Model, weights: dict[str, str]) -> Facts:
-    """Of an evaluator's figures; for the first process. `weights` as in `Facts`."""
+    """Facts about an evaluator's figures; for the first process. `weights` as in `Facts`."""
     data, precision = evaluator.data, precision_of(config.precision, model.device)
     height, width, channels = data.images.shape[1:]
     classes = evaluator.set_classes

@@ -35,7 +35,7 @@ def try_out(network: Network, learns: bool) -> None:
 
 
 def _output(network: Network, inputs: Inputs) -> Tensor:
-    """What the module makes of its input, once its shape, type and place are known to be right."""
+    """The module's output, checked: its shape, its dtype, and that it is finite."""
     z, logsnr, label = inputs
     num, shape, parameterization = len(z), network.shape, network.parameterization
     labels = "None" if label is None else f"({num},)"
