@@ -99,10 +99,12 @@ Outputs forward(const Tensor& x_, const Tensor& weight_, const Tensor& bias_, co
   Tensor y = at::empty_like(x, kChannelsLast), mean = at::empty({size.n, groups}, statistics),
          rstd = at::empty({size.n, groups}, statistics);
   const Types type{dtype_of(x, "x"), dtype_of(weight, "weight"),
-                   film ? dtype_of(*film, "film") : dtype_of(x, "x")};
-  const Forward p{size, type, x.const_data_ptr(), weight.const_data_ptr(), bias.const_data_ptr(),
-                  data_or_null(film), y.mutable_data_ptr(), mean.mutable_data_ptr(),
-                  rstd.mutable_data_ptr(), eps, silu};
+                   film ? dtype_of(*film, "film") : dtype_of(x, "x"), dtype_of(x, "x")};
+  const Layout at{size.c, 0, 2 * size.c};
+  const Forward p{size, type, at, x.const_data_ptr(), nullptr, nullptr, nullptr,
+                  weight.const_data_ptr(), bias.const_data_ptr(), data_or_null(film),
+                  y.mutable_data_ptr(), nullptr, mean.mutable_data_ptr(), rstd.mutable_data_ptr(),
+                  eps, silu};
 #ifdef PDFAST_CUDA
   if (x.is_cuda()) {
     const c10::cuda::CUDAGuard guard(x.device());
@@ -136,14 +138,16 @@ Gradients backward(const Tensor& dy_, const Tensor& x_, const Tensor& mean, cons
   Tensor dx = at::empty_like(x, kChannelsLast), dweight = at::empty_like(weight),
          dbias = at::empty_like(bias),
          dfilm = film ? at::empty_like(*film) : at::empty({0}, weight.options()),
-         sums = at::empty({size.n, 2, size.c}, mean.options());
+         sums = at::empty({size.n, 3, size.c}, mean.options());
   const Types type{dtype_of(x, "x"), dtype_of(weight, "weight"),
-                   film ? dtype_of(*film, "film") : dtype_of(x, "x")};
-  const Backward p{size, type, dy.const_data_ptr(), x.const_data_ptr(), mean.const_data_ptr(),
-                   rstd.const_data_ptr(), weight.const_data_ptr(), bias.const_data_ptr(),
-                   data_or_null(film), dx.mutable_data_ptr(), dweight.mutable_data_ptr(),
-                   dbias.mutable_data_ptr(), film ? dfilm.mutable_data_ptr() : nullptr,
-                   sums.mutable_data_ptr(), silu};
+                   film ? dtype_of(*film, "film") : dtype_of(x, "x"), dtype_of(x, "x")};
+  const Layout at{size.c, 0, 2 * size.c};
+  const Backward p{size, type, at, dy.const_data_ptr(), nullptr, x.const_data_ptr(), nullptr,
+                   nullptr, mean.const_data_ptr(), rstd.const_data_ptr(), weight.const_data_ptr(),
+                   bias.const_data_ptr(), data_or_null(film), dx.mutable_data_ptr(), nullptr,
+                   dweight.mutable_data_ptr(), dbias.mutable_data_ptr(),
+                   film ? dfilm.mutable_data_ptr() : nullptr, nullptr, sums.mutable_data_ptr(), 0,
+                   silu};
 #ifdef PDFAST_CUDA
   if (x.is_cuda()) {
     const c10::cuda::CUDAGuard guard(x.device());

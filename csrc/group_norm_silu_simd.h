@@ -114,7 +114,7 @@ struct Params {
     fill(weight, p.weight, p.type.param, slab.c0, slab.channels);
     fill(bias, p.bias, p.type.param, slab.c0, slab.channels);
     if (p.film) {
-      const int64_t row = slab.image * 2 * p.size.c + slab.c0;
+      const int64_t row = slab.image * p.at.film_stride + slab.c0;
       fill(scale, p.film, p.type.film, row, slab.channels);
       fill(shift, p.film, p.type.film, row + p.size.c, slab.channels);
     }

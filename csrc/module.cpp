@@ -79,7 +79,7 @@ py::dict cuda_plan(int64_t n, int64_t hw, int64_t c, int64_t groups, bool sixtee
                    bool backward, int shared_limit, bool clusters, int sms) {
   const auto type = sixteen_bit ? pdfast::Dtype::bf16 : pdfast::Dtype::f32;
   const auto plan = pdfast::summarize(pdfast::choose(
-      {n, hw, c, groups}, {type, type, type}, backward, {shared_limit, sms, clusters, true, 0}));
+      {n, hw, c, groups}, {type, type, type, type}, backward, {shared_limit, sms, clusters, true, 0}));
   py::dict facts;
   facts["slab"] = plan.slab;
   facts["cluster"] = plan.cluster;

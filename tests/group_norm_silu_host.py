@@ -20,7 +20,11 @@ class Sizes(ctypes.Structure):
 
 
 class Types(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_int32) for name in ("x", "param", "film")]
+    _fields_ = [(name, ctypes.c_int32) for name in ("x", "param", "film", "addend")]
+
+
+class Layout(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int64) for name in ("first", "addend_stride", "film_stride")]
 
 
 def pointers(names):
@@ -31,7 +35,8 @@ class Forward(ctypes.Structure):
     _fields_ = [
         ("size", Sizes),
         ("type", Types),
-        *pointers("x weight bias film y mean rstd"),
+        ("at", Layout),
+        *pointers("x skip addend residual weight bias film y sum mean rstd"),
         ("eps", ctypes.c_double),
         ("silu", ctypes.c_int32),
     ]
@@ -41,7 +46,10 @@ class Backward(ctypes.Structure):
     _fields_ = [
         ("size", Sizes),
         ("type", Types),
-        *pointers("dy x mean rstd weight bias film dx dweight dbias dfilm sums"),
+        ("at", Layout),
+        *pointers("dy dsum x skip addend mean rstd weight bias film"),
+        *pointers("dx dskip dweight dbias dfilm daddend sums"),
+        ("daddend_rows", ctypes.c_int32),
         ("silu", ctypes.c_int32),
     ]
 
@@ -88,7 +96,7 @@ def limits(machine, cluster=0, aligned=True):
 def plan(lib, n, hw, c, groups, dtype=torch.bfloat16, backward=False, **kwargs):
     out, kind = Plan(), DTYPES.get(dtype, 1)
     given = limits(kwargs.pop("machine", H100), **kwargs)
-    types = Types(kind, kind, kind)
+    types = Types(kind, kind, kind, kind)
     error = lib.host_plan(
         ctypes.byref(Sizes(n, hw, c, groups)), ctypes.byref(types), backward, given,
         ctypes.byref(out),
@@ -128,16 +136,19 @@ def run(lib, t, groups, act=True, machine=H100, cluster=0, order=0, offset=0):
     out = {"y": like(t["x"]), "dx": like(t["x"]), "dweight": like(t["weight"])}
     out |= {"dbias": like(t["bias"]), "dfilm": like(t["film"])}
     out |= {"mean": torch.full((n, groups), torch.nan), "rstd": torch.full((n, groups), torch.nan)}
-    out["sums"] = torch.full((n, 2, c), torch.nan, dtype=f32)
+    out["sums"] = torch.full((n, 3, c), torch.nan, dtype=f32)
     film_type = DTYPES[t["x" if t["film"] is None else "film"].dtype]
     size = Sizes(n, hw, c, groups)
-    kind = Types(DTYPES[t["x"].dtype], DTYPES[t["weight"].dtype], film_type)
+    x_type = DTYPES[t["x"].dtype]
+    kind, layout = Types(x_type, DTYPES[t["weight"].dtype], film_type, x_type), Layout(c, 0, 2 * c)
     at = {k: v if v is None else v.data_ptr() for k, v in {**t, **out}.items()}
     given = limits(machine, cluster)
 
     def fill(struct, **scalars):
         names = [name for name, kind in struct._fields_ if kind is ctypes.c_void_p]
-        return struct(size=size, type=kind, silu=act, **{k: at[k] for k in names}, **scalars)
+        return struct(
+            size=size, type=kind, at=layout, silu=act, **{k: at.get(k) for k in names}, **scalars
+        )
 
     for call, function in [
         (fill(Forward, eps=EPS), lib.host_forward),

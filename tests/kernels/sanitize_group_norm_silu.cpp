@@ -67,12 +67,14 @@ bool run(cpu::Isa isa, Sizes s, Types type, bool film, bool silu, std::mt19937& 
     for (int64_t i = 0; i < t->size; ++i) t->set(i, eighths(rng) / 8.0);
   }
   const void* f = film ? modulation.memory.get() : nullptr;
-  const Forward fwd{s, type, x.memory.get(), weight.memory.get(), bias.memory.get(), f,
-                    y.memory.get(), mean.memory.get(), rstd.memory.get(), 1e-3, silu};
-  const Backward bwd{s, type, dy.memory.get(), x.memory.get(), mean.memory.get(),
-                     rstd.memory.get(), weight.memory.get(), bias.memory.get(), f,
-                     dx.memory.get(), dweight.memory.get(), dbias.memory.get(),
-                     film ? dfilm.memory.get() : nullptr, sums.memory.get(), silu};
+  const Layout at{s.c, 0, 2 * s.c};
+  const Forward fwd{s, type, at, x.memory.get(), nullptr, nullptr, nullptr, weight.memory.get(),
+                    bias.memory.get(), f, y.memory.get(), nullptr, mean.memory.get(),
+                    rstd.memory.get(), 1e-3, silu};
+  const Backward bwd{s, type, at, dy.memory.get(), nullptr, x.memory.get(), nullptr, nullptr,
+                     mean.memory.get(), rstd.memory.get(), weight.memory.get(), bias.memory.get(),
+                     f, dx.memory.get(), nullptr, dweight.memory.get(), dbias.memory.get(),
+                     film ? dfilm.memory.get() : nullptr, nullptr, sums.memory.get(), 0, silu};
   const cpu::Tasks tasks = cpu::tasks_of(s, type.x);
   const cpu::Kernels kernels = cpu::kernels_of(isa);
   for (int64_t k = 0; k < tasks.total; ++k) kernels.forward(fwd, tasks, k, k + 1);
