@@ -1,21 +1,23 @@
 // group_norm_silu on CUDA: GroupNorm, FiLM and SiLU, forward and backward, channels-last.
 //
-// Fused: mean, variance, normalization, weight and bias, scale and shift, SiLU; backward: SiLU
-// recomputed, both group sums, dx, dscale, dshift, and the sums behind dweight and dbias.
+// Fused: the residual sum, with what else is added to it; the two tensors of a skip connection, as
+// one; mean, variance, normalization, weight and bias, scale and shift, SiLU. Backward: SiLU
+// recomputed, both group sums, dx with what else reaches the sum, the sums behind dscale, dshift,
+// dweight, dbias and the addend's gradient.
 // Bytes, in tensors of x's size: eager PyTorch moves about 9 forward (statistics 1, apply 2, FiLM
-// 4, SiLU 2); this moves 2 forward (read x, write y) and 3 backward (read x and dy, write dx),
-// besides float32 statistics of 8 bytes a group. Bound: memory. Where it loses: a slab that fits no
-// cluster's shared memory is read twice; channels that are no multiple of 16 bytes go one element
-// at a time; for few small images the launch is the cost.
+// 4, SiLU 2); this moves 2 forward (read x, write y) and 3 backward (read x and dy, write dx), and
+// one more for each of residual, sum and dsum; besides float32 statistics of 8 bytes a group.
+// Bound: memory. Where it loses: a slab that fits no cluster's shared memory is read twice; channels
+// that are no multiple of 16 bytes go one element at a time; for few small images the launch is the
+// cost.
 //
-// A cluster of blocks owns one image's slab of channels. Each block's part of it stays in shared
-// memory as an extension of its threads' registers: a thread reads there only what it copied
-// itself. Statistics are two-pass: in a thread over a few vectors at a time, relative to a pivot
-// (the median of three of the group's values), merged as in Chan, Golub and LeVeque, "Updating
-// Formulae and a Pairwise Algorithm for Computing Sample Variances", 1979; over threads the mean
-// first, then deviations and squares about it. Partial sums meet in shared memory, blocks of a
-// cluster read each other's (distributed shared memory), always in the same order: no atomics, and
-// no result depends on what runs when.
+// A cluster of blocks owns one image's slab of channels, then the next: there are no more blocks
+// than run at once, and each copies its next slab while it writes the one before. A block's part of
+// a slab stays in shared memory as an extension of its threads' registers: a thread reads there only
+// what it copied itself, so nothing waits for others but the statistics. These are one pass of sums
+// about a pivot near the mean (forward.cuh), merged by shuffles in a warp, then over the warps in
+// shared memory, then over the blocks of a cluster in each other's (distributed shared memory),
+// always in the same order: no atomics, and no result depends on what runs when.
 
 #include "group_norm_silu_backward.cuh"
 #include "group_norm_silu_forward.cuh"
@@ -24,18 +26,24 @@
 namespace pdfast {
 namespace {
 
-template <template <class, int, bool, bool> class Body, class T, class Call>
+// Resident slabs whose vectors lie in one group are compiled for each kind of sum where SiLU follows
+// in bfloat16, what GPUs train in; all else asks the call, to keep the kernels few.
+template <template <class, int, bool, bool, int, int> class Body, class T, class Call>
 void run_typed(const Call& call, const Geometry& g, Where where) {
   constexpr int kVector = 16 / sizeof(T);
-  if (g.vector == 1) {
-    run<Body<T, 1, false, false>>(call, g, where);
-  } else if (!g.resident) {
-    run<Body<T, kVector, false, false>>(call, g, where);
-  } else if (call.silu) {
-    run<Body<T, kVector, true, true>>(call, g, where);
-  } else {
-    run<Body<T, kVector, true, false>>(call, g, where);
+  if (g.vector == 1) return run<Body<T, 1, false, true, kAsk, kAsk>>(call, g, where);
+  if (!g.resident) return run<Body<T, kVector, false, false, kAsk, kAsk>>(call, g, where);
+  if (!g.fold) return run<Body<T, kVector, true, false, kAsk, kAsk>>(call, g, where);
+  if constexpr (std::is_same_v<T, Bf16>) {
+    if (call.silu) {
+      switch (sum_of(call)) {
+        case kNone: return run<Body<T, kVector, true, true, 1, kNone>>(call, g, where);
+        case kAddend: return run<Body<T, kVector, true, true, 1, kAddend>>(call, g, where);
+        default: return run<Body<T, kVector, true, true, 1, kRounded>>(call, g, where);
+      }
+    }
   }
+  run<Body<T, kVector, true, true, kAsk, kAsk>>(call, g, where);
 }
 
 // Calls use(T{}) for the element type that `type` names; choose() has refused float64.
@@ -56,14 +64,23 @@ bool aligned(std::initializer_list<const void*> pointers) {
   }
   return true;
 }
+bool aligned(const Forward& f) {
+  return aligned({f.x, f.skip, f.residual, f.y, f.sum});
+}
+bool aligned(const Backward& b) {
+  return aligned({b.dy, b.dsum, b.x, b.skip, b.dx, b.dskip});
+}
+
+Kept kept(const Forward&) { return {false, 1, false}; }
+Kept kept(const Backward& b) { return {true, b.dsum ? 3 : 2, b.daddend != nullptr}; }
 
 void forward(const Forward& f, const Limits& limits, Where where) {
-  const Geometry g = choose(f.size, f.type, false, limits);
+  const Geometry g = choose(f.size, f.type, f.at, kept(f), limits);
   with_type(f.type.x, [&](auto t) { run_typed<ForwardBody, decltype(t)>(f, g, where); });
 }
 
 void backward(const Backward& b, const Limits& limits, Where where) {
-  const Geometry g = choose(b.size, b.type, true, limits);
+  const Geometry g = choose(b.size, b.type, b.at, kept(b), limits);
   with_type(b.type.x, [&](auto t) {
     run_typed<BackwardBody, decltype(t)>(b, g, where);
     run<ParamBody<decltype(t)>>(b, ParamBody<decltype(t)>::geometry(b.size), where);
@@ -72,19 +89,14 @@ void backward(const Backward& b, const Limits& limits, Where where) {
 
 }  // namespace
 
-Plan plan(const Sizes& size, const Types& type, bool backward, int shared_limit, bool clusters,
-          int sms, bool aligned) {
-  return summarize(choose(size, type, backward, {shared_limit, sms, clusters, aligned, 0}));
-}
-
 #ifdef __CUDACC__
 
 void forward_cuda(const Forward& call, void* stream) {
-  forward(call, limits(aligned({call.x, call.y})), static_cast<cudaStream_t>(stream));
+  forward(call, limits(aligned(call)), static_cast<cudaStream_t>(stream));
 }
 
 void backward_cuda(const Backward& call, void* stream) {
-  backward(call, limits(aligned({call.x, call.dy, call.dx})), static_cast<cudaStream_t>(stream));
+  backward(call, limits(aligned(call)), static_cast<cudaStream_t>(stream));
 }
 
 #endif
@@ -113,20 +125,39 @@ const char* guarded(Do act) {
 }  // namespace
 
 extern "C" const char* host_forward(const pdfast::Forward* call, pdfast::Limits limits, int order) {
-  limits.aligned &= pdfast::aligned({call->x, call->y});
+  limits.aligned &= pdfast::aligned(*call);
   return guarded([&] { pdfast::forward(*call, limits, order != 0); });
 }
 
 extern "C" const char* host_backward(const pdfast::Backward* call, pdfast::Limits limits,
                                      int order) {
-  limits.aligned &= pdfast::aligned({call->x, call->dy, call->dx});
+  limits.aligned &= pdfast::aligned(*call);
   return guarded([&] { pdfast::backward(*call, limits, order != 0); });
 }
 
 extern "C" const char* host_plan(const pdfast::Sizes* size, const pdfast::Types* type, int backward,
                                  pdfast::Limits limits, pdfast::Plan* out) {
   return guarded([&] {
-    *out = pdfast::summarize(pdfast::choose(*size, *type, backward != 0, limits));
+    *out = pdfast::plan(*size, *type, backward != 0, limits);
+  });
+}
+
+// What the kernels' second argument holds, for whoever runs their machine code, and the launch:
+// `pass` 0 is forward, 1 backward, 2 the parameters' sums, and `call` a Forward or a Backward.
+// `bytes`: the room at `out`, then what was written there.
+extern "C" const char* host_geometry(const void* call, int pass, pdfast::Limits limits,
+                                     pdfast::Plan* plan, void* out, int64_t* bytes) {
+  return guarded([&] {
+    const auto* f = static_cast<const pdfast::Forward*>(call);
+    const auto* b = static_cast<const pdfast::Backward*>(call);
+    const pdfast::Geometry g =
+        pass == 0   ? pdfast::choose(f->size, f->type, f->at, pdfast::kept(*f), limits)
+        : pass == 1 ? pdfast::choose(b->size, b->type, b->at, pdfast::kept(*b), limits)
+                    : pdfast::ParamBody<float>::geometry(b->size);
+    if (*bytes < int64_t{sizeof g}) pdfast::refuse("no room for the geometry.");
+    std::memcpy(out, &g, sizeof g);
+    *bytes = sizeof g;
+    *plan = pdfast::summarize(g);
   });
 }
 

@@ -2,277 +2,386 @@
 
 #pragma once
 
+#include <type_traits>
+
 #include "group_norm_silu_parts.cuh"
 
 namespace pdfast {
 
-// With d = x - mean, u = d * slope + offset and du = dL/du, per channel S1 = sum du and
-// S2 = rstd * sum du * d; per group k1 = mean of slope * S1, k2 = rstd * mean of slope * S2:
-// dx = slope * du - k1 - d * k2.
-template <class T, int V, bool Resident, bool Silu>
+// With s the sum, d = s - mean, u = d * slope + offset and du = dL/du, per channel S1 = sum du and
+// S2 = sum du * d; per group k1 = mean of slope * S1, k2 = rstd^2 * mean of slope * S2:
+// ds = slope * du - k1 - d * k2, to which what else reaches s is added.
+template <class T, int V, bool Resident, bool Fold, int Silu, int Sum>
 struct BackwardBody {
-  static constexpr int kBlocksPerSm = Resident ? 3 : 2;  // at most 80 and 128 registers
+  static constexpr int kBlocksPerSm = Resident ? 4 : 3;  // at most 128 and 168 registers  // at most 80 and 128 registers
   static constexpr int kTogether = Resident ? 1 : 2;  // vectors of x and dy in registers at a time
+  static constexpr int kUnrolled = Resident && Fold ? 2 : 1;
   static constexpr bool kResident = Resident;
+  static constexpr int kStats = Fold ? 1 : V;
+  // Whether du may take dy's place on chip, so that SiLU is differentiated once. In bfloat16 this
+  // rounds it, as PyTorch's own ops do between SiLU and the norm; float16 has no room for small ones.
+  static constexpr bool kKeepsDu = Resident && !std::is_same_v<T, F16>;
   using Call = Backward;
-  struct State {};
-
-  struct Channels {
-    float mean[V], slope[V], offset[V];
+  struct State {
+    float mean[kStats], rstd[kStats], slope[V], offset[V], addend[V];
+    float sums[2 * V];  // S1, then S2
+    float ds[V];        // its sums
   };
 
-  // dL/du and d of one pixel's vector.
-  PDFAST_DEVICE static void backprop(bool act, const Channels& ch, const Pack<T, V>& x_raw,
-                                     const Pack<T, V>& dy_raw, float (&du)[V], float (&d)[V]) {
-    unpack(x_raw, d);
-    unpack(dy_raw, du);
-    for (int v = 0; v < V; ++v) {
-      d[v] -= ch.mean[v];
-      if (act) {
-        const float u = d[v] * ch.slope[v] + ch.offset[v];
-        const float s = sigmoid<T>(u);
-        du[v] *= s * (1.0f + u * (1.0f - s));
+  struct Lines {
+    Line<const T> x, dy, dsum;
+    Line<T> dx;
+    bool others;  // whether anything else reaches this column's sum
+
+    PDFAST_DEVICE Lines(const Geometry& g, const Backward& b, const Walk& walk)
+        : x(part(g, walk, static_cast<const T*>(b.x), static_cast<const T*>(b.skip))),
+          dy(whole(g, walk, static_cast<const T*>(b.dy))),
+          dsum(part<const T>(g, walk, static_cast<const T*>(b.dsum), nullptr)),
+          dx(part(g, walk, static_cast<T*>(b.dx), static_cast<T*>(b.dskip))),
+          others(in_register(b.dsum && !walk.second)) {}
+  };
+
+  // Calls use(i, du, d) for all vectors of a walk; `first`: for the first time.
+  template <class Use>
+  PDFAST_DEVICE static void visit(const Geometry& g, const Thread& thread, Lines& lines, bool adds,
+                                  bool act, bool first, const State& s, int count, Use use) {
+    const bool keeps = kKeepsDu && g.many, differentiates = act && (first || !keeps);
+#pragma unroll kUnrolled
+    for (int i = 0; i < count; i += kTogether) {
+      Pack<T, V> x[kTogether], dy[kTogether];
+#pragma unroll
+      for (int k = 0; k < kTogether; ++k) {
+        if (kTogether > 1 && i + k >= count) continue;
+        if constexpr (Resident) {
+          x[k] = thread.held<Pack<T, V>>(i + k);
+          dy[k] = thread.held<Pack<T, V>>(g.per_thread + i + k);
+        } else {
+          x[k] = load<T, V>(lines.x.next());
+          dy[k] = load<T, V>(lines.dy.next());
+        }
+      }
+#pragma unroll
+      for (int k = 0; k < kTogether; ++k) {
+        if (kTogether > 1 && i + k >= count) continue;
+        float du[V], d[V];
+        unpack(x[k], d);
+        unpack(dy[k], du);
+        for (int v = 0; v < V; ++v) {
+          if (adds) d[v] += s.addend[v];
+          d[v] -= s.mean[v % kStats];
+          if (differentiates) {
+            const float u = d[v] * s.slope[v] + s.offset[v];
+            const float share = sigmoid<T>(u), fall = u - u * share;
+            du[v] *= share + share * fall;
+          }
+        }
+        if constexpr (kKeepsDu) {
+          if (keeps && first && act) thread.hold(g.per_thread + i + k, packed<T, V>(du));
+        }
+        use(i + k, du, d);
       }
     }
   }
 
-  PDFAST_DEVICE static void run(Cluster<State>& cluster, const Backward& b, int64_t image,
-                                int slab) {
+  PDFAST_DEVICE static void run(Cluster<State>& cluster, const Backward& b) {
     const Geometry& g = cluster.g;
-    const int chunks = Resident ? 1 : g.chunks;
-    const int64_t channel0 = int64_t{slab} * g.slab;
-    const int64_t base = image * g.hw * g.c + channel0;
-    const T* x = static_cast<const T*>(b.x) + base;
-    const T* dy = static_cast<const T*>(b.dy) + base;
-    T* dx = static_cast<T*>(b.dx) + base;
-    const int groups = g.slab < g.per_group ? 1 : g.slab / g.per_group;
-    const int means = g.coef, slopes = means + g.width, offsets = slopes + g.width;
-    const int rstds = offsets + g.width, weights = rstds + g.width, biases = weights + g.width;
-    const int stride = (2 * V + 1) * g.cols;  // one column of padding: rows start in other banks
-    const bool act = Resident ? Silu : b.silu != 0;
-    const auto stat = [&](int j, int k) { return g.stat + 2 * j + k; };
+    const int chunks = Resident ? 1 : g.chunks, sum = Sum == kAsk ? sum_of(b) : Sum;
+    const bool act = (Silu == kAsk ? b.silu : Silu) != 0, adds = sum == kAddend;
+    const bool late = sum != kNone && b.daddend;
+    const int share = g.teams * g.wide;
+    Position at(g, cluster.index());
 
-    const auto load_channels = [&](const Thread& thread, int chunk) {
-#pragma unroll 1
-      for (int e = thread.tid; e < g.width; e += g.threads) {
-        const int in_slab = chunk * g.width + e;
-        if (in_slab >= g.slab) break;
-        const int64_t channel = channel0 + in_slab;
-        const int64_t group = image * g.groups + channel / g.per_group;
-        const Affine plain = {load_param<T>(b.weight, b.type.param, channel),
-                              load_param<T>(b.bias, b.type.param, channel)};
-        const Affine affine = film<T>(plain, b.film, b.type.film, image, g.c, channel);
+    const auto prepare = [&](const Thread& thread, Position where, int chunk) {
+      each_channel(g, thread, where, chunk, [&](int e, int channel) {
+        const Coefs coefs = coefs_of<T>(b, where.image, channel);
+        const int64_t group = where.image * g.groups + channel / g.per_group;
         const float rstd = static_cast<const float*>(b.rstd)[group];
-        thread.at(means + e) = static_cast<const float*>(b.mean)[group];
-        thread.at(slopes + e) = rstd * affine.weight;
-        thread.at(offsets + e) = affine.bias;
-        thread.at(rstds + e) = rstd;
-        thread.at(weights + e) = plain.weight;
-        thread.at(biases + e) = plain.bias;
+        thread.at(g.coef + e) = rstd * coefs.weight;
+        thread.at(g.coef + g.width + e) = coefs.bias;
+        thread.at(g.coef + 2 * g.width + e) = coefs.addend;
+        thread.at(g.coef + 3 * g.width + e) = static_cast<const float*>(b.mean)[group];
+        thread.at(g.coef + 4 * g.width + e) = rstd;
+      });
+    };
+    const auto prepare_chunk = [&](int chunk) {
+      cluster.sync_block();
+      cluster.each([&](const Thread& thread, State&) { prepare(thread, at, chunk); });
+      cluster.sync_block();
+    };
+    const auto load_coefs = [&](const Thread& thread, State& s) {
+      const int column = g.coef + thread.col * V;
+      load_floats(thread, column, s.slope);
+      load_floats(thread, column + g.width, s.offset);
+      if (adds) load_floats(thread, column + 2 * g.width, s.addend);
+      load_floats(thread, column + 3 * g.width, s.mean);
+      load_floats(thread, column + 4 * g.width, s.rstd);
+    };
+    const auto copy = [&](const Thread& thread, Lines& lines, int i) {
+      copy_async(thread.slot(i), lines.x.next());
+      copy_async(thread.slot(g.per_thread + i), lines.dy.next());
+      if (sum == kRounded && lines.others) {
+        copy_async(thread.slot(2 * g.per_thread + i), lines.dsum.next());
       }
     };
-    const auto channels_of = [&](const Thread& thread) {
-      Channels ch;
-      for (int v = 0; v < V; ++v) {
-        const int e = thread.col * V + v;
-        ch.mean[v] = thread.at(means + e), ch.slope[v] = thread.at(slopes + e);
-        ch.offset[v] = thread.at(offsets + e);
-      }
-      return ch;
-    };
-    // Calls use(i, du, d) for the vectors [begin, end) of a walk.
-    const auto visit = [&](const Thread& thread, const Channels& ch, const Walk& walk, int begin,
-                           int end, auto use) {
+    if constexpr (Resident) {
+      cluster.each([&](const Thread& thread, State&) {
+        const Walk walk(g, thread, at, V, 0);
+        Lines lines(g, b, walk);
 #pragma unroll 1
-      for (int i = begin; i < end; i += kTogether) {
-        Pack<T, V> x_raw[kTogether], dy_raw[kTogether];
-#pragma unroll
-        for (int k = 0; k < kTogether; ++k) {
-          if (i + k >= end) continue;
-          x_raw[k] = vector_at<T, V, Resident>(g, thread, x, walk, i + k, 0);
-          dy_raw[k] = vector_at<T, V, Resident>(g, thread, dy, walk, i + k, 1);
-        }
-#pragma unroll
-        for (int k = 0; k < kTogether; ++k) {
-          if (i + k >= end) continue;
-          float du[V], d[V];
-          backprop(act, ch, x_raw[k], dy_raw[k], du, d);
-          use(i + k, du, d);
-        }
-      }
-    };
-
-    for (int chunk = 0; chunk < chunks; ++chunk) {
-      cluster.each([&](const Thread& thread, State&) {
-        if constexpr (Resident) {
-          const Walk walk(g, thread, V, 0);
-          const int plane = g.rows * g.cols;
-          for (int stage = 0, i = 0; stage < kStages; ++stage) {
-            for (int end = i + g.stage; i < end; ++i) {
-              if (i >= walk.count) continue;
-              const int64_t at = walk.first + i * walk.step;
-              copy_async(thread.slot(i * plane + thread.tid), x + at);
-              copy_async(thread.slot((g.per_thread + i) * plane + thread.tid), dy + at);
-            }
-            commit();
-          }
-        }
-        load_channels(thread, chunk);
+        for (int i = 0; i < walk.count; ++i) copy(thread, lines, i);
       });
-      cluster.sync_block();
-
-      cluster.each([&](const Thread& thread, State&) {
-        const Walk walk(g, thread, V, chunk);
-        const Channels ch = channels_of(thread);
-        float sum[2 * V] = {};
-        const auto add = [&](int, const float(&du)[V], const float(&d)[V]) {
-          for (int v = 0; v < V; ++v) sum[v] += du[v], sum[V + v] += du[v] * d[v];
-        };
-        if constexpr (Resident) {
-#pragma unroll 1
-          for (int stage = 0; stage < kStages; ++stage) {
-            arrived(kStages - 1 - stage);
-            const int end = (stage + 1) * g.stage;
-            visit(thread, ch, walk, stage * g.stage, end < walk.count ? end : walk.count, add);
-          }
-        } else {
-          visit(thread, ch, walk, 0, walk.count, add);
-        }
-        if (!thread.active) return;
-        for (int k = 0; k < 2 * V; ++k) {
-          thread.at(g.partial + thread.row * stride + k * g.cols + thread.col) = sum[k];
-        }
-      });
-      cluster.sync_block();
-      sum_rows(cluster, stride, 2 * g.width);
-      cluster.each([&](const Thread& thread, State&) {
-        for (int e = thread.tid; e < 2 * g.width; e += g.threads) {
-          float sum = 0.0f;
-          for (int s = 0; s < g.segments; ++s) sum += thread.at(g.partial + s * stride + e);
-          thread.at(g.total + e) = sum;
-        }
-      });
-      cluster.sync_cluster();
-
-      cluster.each([&](const Thread& thread, State&) {
-#pragma unroll 1
-        for (int e = thread.tid; e < g.width; e += g.threads) {
-          const int in_slab = chunk * g.width + e;
-          if (in_slab >= g.slab) break;
-          const int from = g.total + e % V * g.cols + e / V;
-          float s1 = 0.0f, s2 = 0.0f;
-          for (int rank = 0; rank < g.cluster; ++rank) {
-            s1 += thread.remote(rank, from);
-            s2 += thread.remote(rank, from + g.width);
-          }
-          s2 *= thread.at(rstds + e);
-          thread.at(g.share + e) = thread.at(slopes + e) * s1;
-          thread.at(g.share + g.width + e) = thread.at(slopes + e) * s2;
-          if (thread.rank > 0) continue;
-          const int64_t channel = channel0 + in_slab;
-          float* sums = static_cast<float*>(b.sums) + 2 * g.c * image + channel;
-          sums[0] = s1, sums[g.c] = s2;
-          if (b.dfilm) {
-            const float dscale = thread.at(weights + e) * s2 + thread.at(biases + e) * s1;
-            store_param<T>(b.dfilm, b.type.film, 2 * g.c * image + channel, dscale);
-            store_param<T>(b.dfilm, b.type.film, 2 * g.c * image + g.c + channel, s1);
-          }
-        }
-      });
-      if (chunk == 0) cluster.depart();
-      cluster.sync_block();
-      cluster.each([&](const Thread& thread, State&) {
-        const int left = g.slab - chunk * g.width, width = left < g.width ? left : g.width;
-        const int each = chunks > 1 ? width : g.per_group;
-        for (int j = thread.tid; j < groups; j += g.threads) {
-          float k1 = chunk ? thread.at(stat(j, 0)) : 0.0f;
-          float k2 = chunk ? thread.at(stat(j, 1)) : 0.0f;
-          for (int e = j * each; e < (j + 1) * each; ++e) {
-            k1 += thread.at(g.share + e), k2 += thread.at(g.share + g.width + e);
-          }
-          thread.at(stat(j, 0)) = k1, thread.at(stat(j, 1)) = k2;
-        }
-      });
-      cluster.sync_block();
+      cluster.no_barrier();
     }
 
-    for (int chunk = 0; chunk < chunks; ++chunk) {
-      if (chunks > 1) {
-        cluster.each([&](const Thread& thread, State&) { load_channels(thread, chunk); });
-        cluster.sync_block();
-      }
-      cluster.each([&](const Thread& thread, State&) {
-        const Walk walk(g, thread, V, chunk);
-        if (walk.count == 0) return;
-        const Channels ch = channels_of(thread);
-        const float share = 1.0f / (float(g.hw) * float(g.per_group));
-        float k1[V], k2[V];
-        for (int v = 0; v < V; ++v) {
-          const int j = chunks > 1 ? 0 : (thread.col * V + v) / g.per_group;
-          k1[v] = thread.at(stat(j, 0)) * share;
-          k2[v] = thread.at(stat(j, 1)) * share * thread.at(rstds + thread.col * V + v);
-        }
-        visit(thread, ch, walk, 0, walk.count, [&](int i, float(&du)[V], const float(&d)[V]) {
-          for (int v = 0; v < V; ++v) du[v] = du[v] * ch.slope[v] - k1[v] - d[v] * k2[v];
-          store<T, V>(dx + walk.first + i * walk.step, packed<T, V>(du));
+    if (chunks == 1) prepare_chunk(0);
+
+    int turn = 0;  // others of a cluster may still read what the slab before left
+    for (int index = cluster.index(); index < g.total; index += g.stride) {
+      const int stats = g.stat + 2 * turn * g.slab_groups, totals = g.totals + 2 * turn * g.width;
+      Position next = at;
+      next.advance(g);
+      const bool more = index + g.stride < g.total;
+      for (int chunk = 0; chunk < chunks; ++chunk) {
+        if (chunks > 1) prepare_chunk(chunk);
+        cluster.each([&](const Thread& thread, State& s) {
+          load_coefs(thread, s);
+          const Walk walk(g, thread, at, V, chunk);
+          Lines lines(g, b, walk);
+          for (int k = 0; k < 2 * V; ++k) s.sums[k] = 0.0f;
+          const auto add = [&](int, const float(&du)[V], const float(&d)[V]) {
+            for (int v = 0; v < V; ++v) s.sums[v] += du[v], s.sums[V + v] += du[v] * d[v];
+          };
+          if constexpr (Resident) arrived();
+          visit(g, thread, lines, adds, act, true, s, walk.count, add);
         });
-      });
-      if (chunk + 1 < chunks) cluster.sync_block();
+        sum_rows<2 * V>(cluster, [](State& s) { return s.sums; });
+        cluster.each([&](const Thread& thread, State& s) {
+          if (!thread.leads()) return;
+          const int row = g.partial + 2 * (thread.team * g.width + thread.col * V);
+          store_floats(thread, row, s.sums);
+          float of_group[2 * kStats] = {};
+          for (int v = 0; v < V; ++v) {
+            of_group[v % kStats] += s.slope[v] * s.sums[v];
+            of_group[kStats + v % kStats] += s.slope[v] * s.sums[V + v];
+          }
+          GroupOf of(thread);
+          for (int k = 0; k < kStats; ++k, of.advance(g)) {
+            const int entry = Fold ? thread.channel / V : of.channel;
+            const int place = of.group * share + thread.team * g.wide + entry;
+            thread.at(g.share + 2 * place) = of_group[k];
+            thread.at(g.share + 2 * place + 1) = of_group[kStats + k];
+          }
+        });
+        cluster.sync_block();
+
+        cluster.each([&](const Thread& thread, State&) {
+          if (chunks == 1 && more) prepare(thread, next, 0);
+          for (int group = thread.tid; group < g.slab_groups; group += g.threads) {
+            float k1 = chunk ? thread.at(stats + 2 * group) : 0.0f;
+            float k2 = chunk ? thread.at(stats + 2 * group + 1) : 0.0f;
+#pragma unroll 4
+            for (int e = 0; e < share; ++e) {
+              k1 += thread.at(g.share + 2 * (group * share + e));
+              k2 += thread.at(g.share + 2 * (group * share + e) + 1);
+            }
+            thread.at(stats + 2 * group) = k1, thread.at(stats + 2 * group + 1) = k2;
+          }
+#pragma unroll 1
+          for (int e = thread.tid; e < 2 * g.width; e += g.threads) {
+            float total = 0.0f;
+#pragma unroll 4
+            for (int team = 0; team < g.teams; ++team) {
+              total += thread.at(g.partial + 2 * team * g.width + e);
+            }
+            thread.at(totals + e) = total;
+          }
+        });
+        cluster.sync_cluster();
+        cluster.each([&](const Thread& thread, State&) {
+          each_channel(g, thread, at, chunk, [&](int e, int channel) {
+            if (e % g.cluster != thread.rank) return;
+            const int from = totals + e / V * (2 * V) + e % V;
+            float s1 = 0.0f, s2 = 0.0f;
+            for (int rank = 0; rank < g.cluster; ++rank) {
+              s1 += thread.remote(rank, from);
+              s2 += thread.remote(rank, from + V);
+            }
+            s2 *= static_cast<const float*>(
+                b.rstd)[at.image * g.groups + channel / g.per_group];
+            const int64_t image = at.image;
+            float* sums = static_cast<float*>(b.sums) + 3 * image * g.c + channel;
+            sums[0] = s1, sums[g.c] = s2;
+            if (b.dfilm) {
+              const float dscale = load_param<T>(b.weight, b.type.param, channel) * s2 +
+                                   load_param<T>(b.bias, b.type.param, channel) * s1;
+              store_param<T>(b.dfilm, b.type.film, 2 * image * g.c + channel, dscale);
+              store_param<T>(b.dfilm, b.type.film, (2 * image + 1) * g.c + channel, s1);
+            }
+          });
+        });
+        cluster.no_barrier();
+      }
+
+      for (int chunk = 0; chunk < chunks; ++chunk) {
+        if (chunks > 1) prepare_chunk(chunk);
+        cluster.each([&](const Thread& thread, State& s) {
+          const Walk walk(g, thread, at, V, chunk);
+          Lines lines(g, b, walk);
+          if (chunks > 1) load_coefs(thread, s);
+          float k1[kStats], k2[kStats];
+          GroupOf of(thread);
+          for (int v = 0; v < kStats; ++v, of.advance(g)) {
+            const int group = of.group;
+            k1[v] = k2[v] = 0.0f;
+#pragma unroll 1
+            for (int rank = 0; rank < g.cluster; ++rank) {
+              k1[v] += thread.remote(rank, stats + 2 * group);
+              k2[v] += thread.remote(rank, stats + 2 * group + 1);
+            }
+            k1[v] *= g.inverse, k2[v] *= g.inverse * (s.rstd[v] * s.rstd[v]);
+          }
+          for (int v = 0; v < V; ++v) s.ds[v] = 0.0f;
+          const auto write = [&](const float(&du)[V], const float(&d)[V],
+                                 const Pack<T, V>& other_raw) {
+            float ds[V];
+            for (int v = 0; v < V; ++v) {
+              ds[v] = du[v] * s.slope[v] - k1[v % kStats] - d[v] * k2[v % kStats];
+            }
+            if (sum == kRounded && lines.others) {
+              float other[V];
+              unpack(other_raw, other);
+              for (int v = 0; v < V; ++v) ds[v] += other[v];
+            }
+            if (sum != kNone) {
+              for (int v = 0; v < V; ++v) s.ds[v] += ds[v];
+            }
+            store<T, V>(lines.dx.next(), packed<T, V>(ds));
+          };
+          if constexpr (Resident) {
+            Lines ahead(g, b, Walk(g, thread, next, V, 0));
+            visit(g, thread, lines, adds, act, false, s, walk.count,
+                  [&](int i, const float(&du)[V], const float(&d)[V]) {
+                    Pack<T, V> other;
+                    if (sum == kRounded && lines.others) {
+                      other = thread.held<Pack<T, V>>(2 * g.per_thread + i);
+                    }
+                    // The slots are free now, and no other thread's.
+                    if (more) copy(thread, ahead, i);
+                    write(du, d, other);
+                  });
+          } else {
+            visit(g, thread, lines, adds, act, false, s, walk.count,
+                  [&](int, const float(&du)[V], const float(&d)[V]) {
+                    Pack<T, V> other;
+                    if (sum == kRounded && lines.others) other = load<T, V>(lines.dsum.next());
+                    write(du, d, other);
+                  });
+          }
+        });
+        cluster.no_barrier();
+        if (!late) continue;
+        sum_rows<V>(cluster, [](State& s) { return s.ds; });
+        cluster.each([&](const Thread& thread, State& s) {
+          if (!thread.leads()) return;
+          store_floats(thread, g.late + thread.team * g.width + thread.col * V, s.ds);
+        });
+        cluster.sync_cluster();
+        cluster.each([&](const Thread& thread, State&) {
+          each_channel(g, thread, at, chunk, [&](int e, int channel) {
+            if (channel >= g.first || e % g.cluster != thread.rank) return;
+            float total = 0.0f;
+#pragma unroll 1
+            for (int rank = 0; rank < g.cluster; ++rank) {
+#pragma unroll 4
+              for (int team = 0; team < g.teams; ++team) {
+                total += thread.remote(rank, g.late + team * g.width + e);
+              }
+            }
+            const int64_t image = at.image;
+            if (b.daddend_rows == 1) {
+              static_cast<float*>(b.sums)[(3 * image + 2) * g.c + channel] = total;
+            } else {
+              store_param<T>(b.daddend, b.type.addend, image * g.first + channel, total);
+            }
+          });
+        });
+        cluster.no_barrier();
+      }
+      at = next, turn ^= 1;
     }
-    cluster.await();
+    cluster.leave();
   }
 };
 
-// dweight and dbias from the images' sums: 32 channels a block, the images split over its rows.
+// dweight, dbias and daddend from the images' sums: 8 channels a block, the images split over its
+// rows.
 template <class T>
 struct ParamBody {
   static constexpr int kBlocksPerSm = 1;
   static constexpr bool kResident = false;
+  static constexpr int kKinds = 3;
   using Call = Backward;
-  struct State {};
+  struct State {
+    float sums[kKinds];
+  };
 
   static Geometry geometry(const Sizes& size) {
     Geometry g{};
-    g.c = size.c, g.hw = size.n;
-    g.slab = g.cols = 32, g.rows = 8, g.threads = 256;
-    g.slabs = int((size.c + 31) / 32);
-    g.grid = g.slabs;
-    g.cluster = g.vector = 1;
-    g.floats = 2 * g.threads;
+    g.c = int(size.c), g.hw = size.n;
+    g.cols = 8, g.warp_rows = kWarp / g.cols, g.tree = g.warp_rows / 2;
+    g.teams = kThreads / kWarp, g.rows = g.teams * g.warp_rows, g.threads = kThreads;
+    g.pixels = int(g.hw);
+    g.total = g.grid = (size.c + g.cols - 1) / g.cols;
+    g.slabs = g.cluster = g.vector = g.split = g.per_group = 1;
+    g.by_split = g.by_group = divisor(1), g.by_cols = divisor(g.cols);
+    g.floats = kKinds * g.teams * g.cols;
     return g;
   }
 
-  PDFAST_DEVICE static void run(Cluster<State>& cluster, const Backward& b, int64_t, int slab) {
+  PDFAST_DEVICE static void run(Cluster<State>& cluster, const Backward& b) {
     const Geometry& g = cluster.g;
-    const int64_t images = g.hw, share = (images + g.rows - 1) / g.rows;
-    cluster.each([&](const Thread& thread, State&) {
-      const int64_t channel = int64_t{slab} * g.slab + thread.col;
+    const int64_t channel0 = int64_t{cluster.index()} * g.cols;
+    const bool adds = b.daddend && b.daddend_rows == 1;
+    cluster.each([&](const Thread& thread, State& s) {
+      const int64_t channel = channel0 + thread.col;
+      for (int k = 0; k < kKinds; ++k) s.sums[k] = 0.0f;
       if (channel >= g.c) return;
-      const int64_t begin = thread.row * share;
-      const int64_t end = begin + share < images ? begin + share : images;
-      const float* sums = static_cast<const float*>(b.sums);
-      float dweight = 0.0f, dbias = 0.0f;
+      const bool added = adds && channel < b.at.first;
 #pragma unroll 4
-      for (int64_t n = begin; n < end; ++n) {
-        const int64_t at = 2 * g.c * n + channel;
-        const float gain = b.film ? 1.0f + load_param<T>(b.film, b.type.film, at) : 1.0f;
-        dbias += gain * sums[at];
-        dweight += gain * sums[at + g.c];
+      for (int i = 0; i < thread.count; ++i) {
+        const int64_t n = thread.row + int64_t{i} * g.rows, at = 3 * int64_t{g.c} * n + channel;
+        const float* sums = static_cast<const float*>(b.sums) + at;
+        const float gain =
+            b.film ? 1.0f + load_param<T>(b.film, b.type.film, n * b.at.film_stride + channel)
+                   : 1.0f;
+        s.sums[0] += gain * sums[g.c];
+        s.sums[1] += gain * sums[0];
+        if (added) s.sums[2] += sums[2 * g.c];
       }
-      thread.at(thread.tid) = dweight, thread.at(g.threads + thread.tid) = dbias;
+    });
+    sum_rows<kKinds>(cluster, [](State& s) { return s.sums; });
+    cluster.each([&](const Thread& thread, State& s) {
+      if (!thread.leads()) return;
+      for (int k = 0; k < kKinds; ++k) {
+        thread.at((thread.team * kKinds + k) * g.cols + thread.col) = s.sums[k];
+      }
     });
     cluster.sync_block();
     cluster.each([&](const Thread& thread, State&) {
-      const int64_t channel = int64_t{slab} * g.slab + thread.col;
-      if (thread.row > 0 || channel >= g.c) return;
-      float dweight = 0.0f, dbias = 0.0f;
-      for (int row = 0; row < g.rows; ++row) {
-        dweight += thread.at(row * g.cols + thread.col);
-        dbias += thread.at(g.threads + row * g.cols + thread.col);
+      const int kind = thread.tid / g.cols;
+      const int64_t channel = channel0 + thread.tid % g.cols;
+      if (kind >= kKinds || channel >= g.c) return;
+      float sum = 0.0f;
+      for (int team = 0; team < g.teams; ++team) {
+        sum += thread.at((team * kKinds + kind) * g.cols + thread.tid % g.cols);
       }
-      store_param<T>(b.dweight, b.type.param, channel, dweight);
-      store_param<T>(b.dbias, b.type.param, channel, dbias);
+      if (kind == 0) store_param<T>(b.dweight, b.type.param, channel, sum);
+      if (kind == 1) store_param<T>(b.dbias, b.type.param, channel, sum);
+      if (kind == 2 && adds && channel < b.at.first) {
+        store_param<T>(b.daddend, b.type.addend, channel, sum);
+      }
     });
+    cluster.leave();
   }
 };
 

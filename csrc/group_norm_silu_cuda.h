@@ -6,19 +6,14 @@
 
 namespace pdfast {
 
-// How one call is cut up. A cluster of `cluster` blocks owns one image's `slab` channels.
+// How one call is cut up. A cluster of `cluster` blocks owns one image's `slab` channels, of all
+// images' `total` slabs one after another.
 struct Plan {
   int slab, cluster, threads;
-  int64_t grid, shared_bytes;
+  int64_t grid, total, shared_bytes;
   bool resident;  // the slab stays in shared memory: x (and dy) are read from memory once
   int vector;     // elements per global access: 16 bytes' worth, or 1
 };
-
-// A pure function: needs no GPU. `shared_limit` is the device's opt-in bytes per block, `clusters`
-// whether it has thread block clusters (sm_90), `sms` its multiprocessors. `aligned`: x, y, dy and
-// dx start at multiples of 16 bytes. Throws std::runtime_error where no kernel takes the call.
-Plan plan(const Sizes& size, const Types& type, bool backward, int shared_limit, bool clusters,
-          int sms, bool aligned = true);
 
 // Enqueue on `stream` (a cudaStream_t) of the current device. No allocation, no synchronization, no
 // memset; safe under graph capture. Throw std::runtime_error where a launch is refused.

@@ -44,12 +44,23 @@ template <class T>
 PDFAST_DEVICE float sigmoid(float u) {
   if constexpr (sizeof(T) == 4) return __frcp_rn(1.0f + expf(-u));
   float e, s;
-  asm("ex2.approx.f32 %0, %1;" : "=f"(e) : "f"(u * -1.4426950408889634f));
-  asm("rcp.approx.f32 %0, %1;" : "=f"(s) : "f"(1.0f + e));
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(u * -1.4426950408889634f));
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(s) : "f"(1.0f + e));
   return s;
 }
 
-PDFAST_DEVICE float quotient(float a, float b) { return __fdividef(a, b); }
+// Off by 2^-23 at most; of counts alone, so neither tiny nor huge.
+PDFAST_DEVICE float quotient(float a, float b) {
+  float inverse;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(b));
+  return a * inverse;
+}
+// rsqrt.approx and one Newton step: off by an ulp.
+PDFAST_DEVICE float inverse_root(float a) {
+  float root;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(root) : "f"(a));
+  return root + root * (0.5f - 0.5f * a * root * root);
+}
 
 template <class T, int V>
 PDFAST_DEVICE Pack<T, V> load(const T* from) {
@@ -74,18 +85,28 @@ PDFAST_DEVICE void store(T* to, const Pack<T, V>& pack) {
   }
 }
 
+// A number that the compiler keeps, where it would make it again for each use.
+PDFAST_DEVICE int in_register(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 extern __shared__ __align__(16) unsigned char pdfast_shared[];
 
 // This thread's place in its block, the block's in the cluster, and their shared memory.
-struct Thread {
-  int tid, rank, row, col;
-  bool active;
-
+struct Thread : Place {
   PDFAST_DEVICE Thread(const Geometry& g)
-      : tid(threadIdx.x), rank(blockIdx.x % g.cluster), row(tid / g.cols), col(tid % g.cols),
-        active(row < g.rows), floats_(pdfast_shared + g.resident_bytes) {}
+      : Place(g, threadIdx.x, g.cluster > 1 ? blockIdx.x % g.cluster : 0),
+        floats_(pdfast_shared + g.resident_bytes) {
+    resident_ = in_register(uint32_t(__cvta_generic_to_shared(pdfast_shared)) + 16 * tid);
+  }
 
   PDFAST_DEVICE float& at(int index) const { return reinterpret_cast<float*>(floats_)[index]; }
+  // Four floats from `index` on, a multiple of four.
+  PDFAST_DEVICE Quad quad(int index) const { return *reinterpret_cast<const Quad*>(&at(index)); }
+  PDFAST_DEVICE void put(int index, const Quad& quad) const {
+    *reinterpret_cast<Quad*>(&at(index)) = quad;
+  }
 
   // The same float of block `other` of this cluster.
   PDFAST_DEVICE float remote(int other, int index) const {
@@ -105,34 +126,51 @@ struct Thread {
 #endif
   }
 
-  // 16 resident bytes.
-  PDFAST_DEVICE unsigned char* slot(int index) const { return pdfast_shared + 16 * index; }
+  PDFAST_DEVICE Quad remote_quad(int other, int index) const {
+#if __CUDA_ARCH__ >= 900
+    float a, b, c, d;
+    const uint32_t here = uint32_t(__cvta_generic_to_shared(&at(index)));
+    asm volatile(
+        "{ .reg .u32 there;\n\t"
+        "mapa.shared::cluster.u32 there, %4, %5;\n\t"
+        "ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [there]; }"
+        : "=f"(a), "=f"(b), "=f"(c), "=f"(d)
+        : "r"(here), "r"(other)
+        : "memory");
+    return {{a, b, c, d}};
+#else
+    return quad(index);
+#endif
+  }
+
+  // 16 resident bytes of this thread alone, kThreads apart in any block so that it takes no
+  // multiplication to find them: an address in shared memory.
+  PDFAST_DEVICE uint32_t slot(int index) const { return resident_ + 16 * kThreads * index; }
   template <class P>
   PDFAST_DEVICE P held(int index) const {
-    const uint4 raw = *reinterpret_cast<const uint4*>(slot(index));
-    return {{raw.x, raw.y, raw.z, raw.w}};
+    P pack;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(pack.word[0]), "=r"(pack.word[1]), "=r"(pack.word[2]), "=r"(pack.word[3])
+                 : "r"(slot(index)));
+    return pack;
+  }
+  template <class P>
+  PDFAST_DEVICE void hold(int index, const P& pack) const {
+    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(slot(index)), "r"(pack.word[0]),
+                 "r"(pack.word[1]), "r"(pack.word[2]), "r"(pack.word[3]));
   }
 
  private:
+  uint32_t resident_;
   unsigned char* floats_;
 };
 
 // 16 bytes from global to shared memory, past the registers and L1.
-PDFAST_DEVICE void copy_async(void* to, const void* from) {
-  const uint32_t there = uint32_t(__cvta_generic_to_shared(to));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(there), "l"(from) : "memory");
+PDFAST_DEVICE void copy_async(uint32_t to, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
 }
-PDFAST_DEVICE void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Waits until at most `pending` commit groups are under way.
-PDFAST_DEVICE void arrived(int pending) {
-  static_assert(kStages == 4);
-  switch (pending) {
-    case 0: asm volatile("cp.async.wait_group 0;" ::: "memory"); break;
-    case 1: asm volatile("cp.async.wait_group 1;" ::: "memory"); break;
-    case 2: asm volatile("cp.async.wait_group 2;" ::: "memory"); break;
-    default: asm volatile("cp.async.wait_group 3;" ::: "memory");
-  }
-}
+// Waits for all copies of this thread.
+PDFAST_DEVICE void arrived() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // The blocks that own one slab, as this thread sees them, and the barriers between phases.
 template <class State>
@@ -143,30 +181,40 @@ struct Cluster {
 
   PDFAST_DEVICE Cluster(const Geometry& geometry) : g(geometry), thread(geometry) {}
 
+  // Which of the grid's clusters this is.
+  PDFAST_DEVICE int index() const {
+    return g.cluster > 1 ? int(blockIdx.x) / g.cluster : int(blockIdx.x);
+  }
+
   template <class Phase>
   PDFAST_DEVICE void each(Phase phase) {
     phase(thread, state);
   }
+  // Calls take(thread, state, other) with the K floats at part(state) of the lane that is
+  // `distance` lanes further in the warp; with the lane's own beyond its end.
+  template <int K, class Part, class Take>
+  PDFAST_DEVICE void from_above(int distance, Part part, Take take) {
+    float other[K];
+    const float* mine = part(state);
+    for (int k = 0; k < K; ++k) other[k] = __shfl_down_sync(0xffffffffu, mine[k], distance);
+    take(thread, state, other);
+  }
+  // Between phases where no thread reads what another wrote.
+  PDFAST_DEVICE void no_barrier() {}
   PDFAST_DEVICE void sync_block() { __syncthreads(); }
   PDFAST_DEVICE void sync_cluster() {
+#if __CUDA_ARCH__ >= 900
     if (g.cluster > 1) {
-      depart();
-      await();
-    } else {
-      __syncthreads();
+      asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+      asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+      return;
     }
-  }
-  // A block must not end while others read its shared memory: depart after the last such read,
-  // await before the end.
-  PDFAST_DEVICE void depart() {
-#if __CUDA_ARCH__ >= 900
-    if (g.cluster > 1) asm volatile("barrier.cluster.arrive.release;" ::: "memory");
 #endif
+    __syncthreads();
   }
-  PDFAST_DEVICE void await() {
-#if __CUDA_ARCH__ >= 900
-    if (g.cluster > 1) asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
-#endif
+  // A block must not end while others read its shared memory.
+  PDFAST_DEVICE void leave() {
+    if (g.cluster > 1) sync_cluster();
   }
 };
 

@@ -6,281 +6,358 @@
 
 namespace pdfast {
 
-// Silu counts for resident slabs only; the others ask the call, to keep the kernels few.
-template <class T, int V, bool Resident, bool Silu>
+// What is known of some values: their number, their mean, less a pivot, and their squared deviations
+// from it. The pivot is near the mean, so that no digits are lost where that is far from 0.
+struct Moments {
+  float count, pivot, mean, square;
+};
+
+// Merges two sets' moments as in Chan, Golub and LeVeque, 1979. If `a` is of no values, so is `b`.
+PDFAST_DEVICE void merge(Moments& a, const Moments& b) {
+  const float count = a.count + b.count, share = quotient(b.count, fmaxf(count, 1.0f));
+  const float apart = (b.pivot - a.pivot) + (b.mean - a.mean);
+  a.mean += apart * share;
+  a.square += b.square + apart * apart * (a.count * share);
+  a.count = count;
+}
+
+PDFAST_DEVICE Moments moments_of(const Quad& q) {
+  return {q.value[0], q.value[1], q.value[2], q.value[3]};
+}
+PDFAST_DEVICE Quad quad_of(const Moments& m) { return {{m.count, m.pivot, m.mean, m.square}}; }
+
+// Fold: a vector lies in one group, so a thread's moments are of whole vectors; else of each of the
+// vector's channels. Silu and Sum may be kAsk.
+template <class T, int V, bool Resident, bool Fold, int Silu, int Sum>
 struct ForwardBody {
-  // As many blocks as 64 KB slabs fit an SM, so at most 80 registers; streaming wants loads in
-  // flight rather than blocks.
-  static constexpr int kBlocksPerSm = Resident ? 3 : 2;
-  static constexpr int kMerged = Resident && V == 8 ? 2 : 4;  // vectors in registers at a time
-  static constexpr int kApplied = Resident ? 1 : 4;
+  // As many blocks as 64 KB slabs fit an SM; streaming wants loads in flight rather than blocks.
+  static constexpr int kBlocksPerSm = Resident ? 4 : 3;  // at most 128 and 168 registers
+  static constexpr int kTogether = Resident ? 1 : V == 8 ? 2 : 4;  // vectors in registers at a time
+  static constexpr int kUnrolled = Resident && Fold ? 2 : 1;
   static constexpr bool kResident = Resident;
+  static constexpr int kStats = Fold ? 1 : V;
   using Call = Forward;
   struct State {
-    float count, mean[V], square[V];
+    Moments stats[kStats], group;
+    float weight[V], bias[V], addend[V];
   };
 
-  // One outlier among the three does not become the pivot; a NaN only where all are.
-  PDFAST_DEVICE static float median(float a, float b, float c) {
-    return fmaxf(fminf(a, b), fminf(fmaxf(a, b), c));
-  }
+  // What a pass reads and writes, as one thread sees it.
+  struct Lines {
+    Line<const T> x, residual;
+    Line<T> sum;
+    bool residuals, sums;  // whether this column has them
 
-  // Merges the vectors [begin, end) of a walk into the thread's statistics, kMerged at a time.
-  PDFAST_DEVICE static void merge(const Geometry& g, const Thread& thread, State& s, const T* x,
-                                  const Walk& walk, const float (&pivot)[V], int begin, int end) {
-#pragma unroll 1
-    for (int i = begin; i < end; i += kMerged) {
-      Pack<T, V> raw[kMerged];
-      float mean[V] = {}, value[V];
+    PDFAST_DEVICE Lines(const Geometry& g, const Forward& f, const Walk& walk)
+        : x(part(g, walk, static_cast<const T*>(f.x), static_cast<const T*>(f.skip))),
+          residual(part<const T>(g, walk, static_cast<const T*>(f.residual), nullptr)),
+          sum(part<T>(g, walk, static_cast<T*>(f.sum), nullptr)),
+          residuals(in_register(f.residual && !walk.second)),
+          sums(in_register(f.sum && !walk.second)) {}
+  };
+
+  // Calls use(i, value) for the vectors [begin, end) of a walk, from begin on where `lines` is;
+  // `first`: for the first time.
+  template <class Use>
+  PDFAST_DEVICE static void visit(const Geometry& g, const Thread& thread, Lines& lines, int sum,
+                                  bool first, const float (&addend)[V], int begin, int end,
+                                  Use use) {
+    const bool rounds = sum == kRounded && (first || !Resident);
+#pragma unroll kUnrolled
+    for (int i = begin; i < end; i += kTogether) {
+      Pack<T, V> raw[kTogether], more[kTogether];
 #pragma unroll
-      for (int k = 0; k < kMerged; ++k) {
-        if (i + k < end) raw[k] = vector_at<T, V, Resident>(g, thread, x, walk, i + k, 0);
-      }
-#pragma unroll
-      for (int k = 0; k < kMerged; ++k) {
-        if (i + k >= end) continue;
-        unpack(raw[k], value);
-        for (int v = 0; v < V; ++v) mean[v] += value[v] - pivot[v];
-      }
-      const float count = end - i < kMerged ? float(end - i) : float(kMerged);
-      const float share = quotient(1.0f, count);
-      for (int v = 0; v < V; ++v) mean[v] *= share;
-#pragma unroll
-      for (int k = 0; k < kMerged; ++k) {
-        if (i + k >= end) continue;
-        unpack(raw[k], value);
-        for (int v = 0; v < V; ++v) {
-          const float d = value[v] - pivot[v] - mean[v];
-          s.square[v] += d * d;
-        }
-      }
-      const float ratio = quotient(count, s.count + count);
-      for (int v = 0; v < V; ++v) {
-        const float d = mean[v] - s.mean[v];
-        s.mean[v] += d * ratio;
-        s.square[v] += d * d * (s.count * ratio);
-      }
-      s.count += count;
-    }
-  }
-
-  // Sum of group `j`'s partial sums of a kind in this block; sum_rows has run.
-  PDFAST_DEVICE static float sum_group(const Geometry& g, const Thread& thread, int j, int kind) {
-    const int entries = g.fold ? g.cols : g.width;
-    const int wide = !Resident && g.chunks > 1 ? g.cols : g.fold ? g.per_group / V : g.per_group;
-    float sum = 0.0f;
-    for (int s = 0; s < g.segments; ++s) {
-      for (int k = 0; k < wide; ++k) {
-        const int e = j * wide + k;
-        const int at = g.fold ? e : e % V * g.cols + e / V;
-        sum += thread.at(g.partial + (2 * s + kind) * entries + at);
-      }
-    }
-    return sum;
-  }
-
-  PDFAST_DEVICE static void run(Cluster<State>& cluster, const Forward& f, int64_t image,
-                                int slab) {
-    const Geometry& g = cluster.g;
-    const int chunks = Resident ? 1 : g.chunks;
-    const int64_t channel0 = int64_t{slab} * g.slab;
-    const T* x = static_cast<const T*>(f.x) + image * g.hw * g.c + channel0;
-    T* y = static_cast<T*>(f.y) + image * g.hw * g.c + channel0;
-    const int groups = g.slab < g.per_group ? 1 : g.slab / g.per_group;
-    const int pivots = g.coef, slopes = g.coef + g.width, offsets = g.coef + 2 * g.width;
-    const int entries = g.fold ? g.cols : g.width;
-    const int per_thread = g.fold ? 1 : V;
-    const bool act = Resident ? Silu : f.silu != 0;
-
-    // The affine part of a chunk's channels; each is finished later by the thread that loads it.
-    const auto load_affine = [&](const Thread& thread, int chunk) {
-#pragma unroll 1
-      for (int e = thread.tid; e < g.width; e += g.threads) {
-        const int in_slab = chunk * g.width + e;
-        if (in_slab >= g.slab) break;
-        const int64_t channel = channel0 + in_slab;
-        const Affine affine = film<T>({load_param<T>(f.weight, f.type.param, channel),
-                                       load_param<T>(f.bias, f.type.param, channel)},
-                                      f.film, f.type.film, image, g.c, channel);
-        if (g.hw) {
-          const T* group = x + in_slab / g.per_group * g.per_group;
-          thread.at(pivots + e) = median(to_float(group[0]), to_float(group[g.hw / 2 * g.c]),
-                                         to_float(group[(g.hw - 1) * g.c]));
-        }
-        thread.at(slopes + e) = affine.weight;
-        thread.at(offsets + e) = affine.bias;
-      }
-    };
-
-    cluster.each([&](const Thread& thread, State&) {
-      if constexpr (Resident) {
-        const Walk walk(g, thread, V, 0);
-        for (int stage = 0, i = 0; stage < kStages; ++stage) {
-#pragma unroll 1
-          for (int end = i + g.stage; i < end; ++i) {
-            if (i < walk.count) {
-              copy_async(thread.slot(i * g.rows * g.cols + thread.tid),
-                         x + walk.first + i * walk.step);
-            }
-          }
-          commit();
-        }
-      }
-      load_affine(thread, 0);
-    });
-    cluster.sync_block();
-
-    cluster.each([&](const Thread& thread, State& s) {
-      s.count = 0.0f;
-      float pivot[V];
-      for (int v = 0; v < V; ++v) {
-        s.mean[v] = s.square[v] = 0.0f;
-        pivot[v] = thread.at(pivots + thread.col * V + v);
-      }
-      for (int chunk = 0; chunk < chunks; ++chunk) {
-        const Walk walk(g, thread, V, chunk);
+      for (int k = 0; k < kTogether; ++k) {
+        if (kTogether > 1 && i + k >= end) continue;
         if constexpr (Resident) {
-#pragma unroll 1
-          for (int stage = 0; stage < kStages; ++stage) {
-            arrived(kStages - 1 - stage);
-            const int end = (stage + 1) * g.stage;
-            merge(g, thread, s, x, walk, pivot, stage * g.stage,
-                  end < walk.count ? end : walk.count);
-          }
+          raw[k] = thread.held<Pack<T, V>>(i + k);
         } else {
-          merge(g, thread, s, x, walk, pivot, 0, walk.count);
+          raw[k] = load<T, V>(lines.x.next());
         }
+        if (rounds && lines.residuals) more[k] = load<T, V>(lines.residual.next());
       }
-      if (g.fold) {  // one group: one mean
-        float mean = 0.0f, square = 0.0f;
-        for (int v = 0; v < V; ++v) mean += s.mean[v] * (1.0f / V);
-        for (int v = 0; v < V; ++v) {
-          const float d = s.mean[v] - mean;
-          square += s.square[v] + s.count * (d * d);
-        }
-        s.count *= V, s.mean[0] = mean, s.square[0] = square;
-      }
-      if (!thread.active) return;
-      for (int v = 0; v < V; ++v) {
-        if (v < per_thread) {
-          const int at = g.partial + 2 * thread.row * entries + v * g.cols + thread.col;
-          thread.at(at) = s.count * s.mean[v];
-        }
-      }
-    });
-    cluster.sync_block();
-    sum_rows(cluster, 2 * entries, entries);
-    const auto stat = [&](int j, int k) { return g.stat + 3 * j + k; };
-    cluster.each([&](const Thread& thread, State&) {
-      const float count = float(pixels_of(g, thread.rank)) * float(g.per_group);
-      for (int j = thread.tid; j < groups; j += g.threads) {
-        thread.at(stat(j, 0)) = count > 0.0f ? sum_group(g, thread, j, 0) / count : 0.0f;
-      }
-    });
-    cluster.sync_block();
-
-    cluster.each([&](const Thread& thread, State& s) {
-      if (!thread.active) return;
-      for (int v = 0; v < V; ++v) {
-        if (v < per_thread) {
-          const int j = chunks > 1 ? 0 : (thread.col * V + v) / g.per_group;
-          const float d = s.mean[v] - thread.at(stat(j, 0));
-          const int at = g.partial + 2 * thread.row * entries + v * g.cols + thread.col;
-          thread.at(at) = s.count * d;
-          thread.at(at + entries) = s.square[v] + s.count * (d * d);
-        }
-      }
-    });
-    cluster.sync_block();
-    sum_rows(cluster, 2 * entries, 2 * entries);
-    cluster.each([&](const Thread& thread, State&) {
-      const float count = float(pixels_of(g, thread.rank)) * float(g.per_group);
-      for (int j = thread.tid; j < groups; j += g.threads) {
-        // What the deviations add up to is the rounding of the first mean.
-        const float rest = sum_group(g, thread, j, 0), shift = count > 0.0f ? rest / count : 0.0f;
-        thread.at(stat(j, 1)) = sum_group(g, thread, j, 1) - rest * shift;
-        thread.at(stat(j, 2)) = shift;
-      }
-    });
-    cluster.sync_cluster();
-
-    for (int chunk = 0; chunk < chunks; ++chunk) {
-      cluster.each([&](const Thread& thread, State&) {
-        if (chunk > 0) load_affine(thread, chunk);
-        const float total = float(g.hw) * float(g.per_group);
-#pragma unroll 1
-        for (int e = thread.tid; e < g.width; e += g.threads) {
-          const int in_slab = chunk * g.width + e, j = in_slab / g.per_group;
-          if (in_slab >= g.slab) break;
-          // Block 0's first mean is relative to the pivot; all else, relative to that first mean.
-          const float first = thread.remote(0, stat(j, 0));
-          const auto above = [&](int rank) {
-            return (thread.remote(rank, stat(j, 0)) - first) + thread.remote(rank, stat(j, 2));
-          };
-          float mean = 0.0f, square = 0.0f;
-#pragma unroll 1
-          for (int rank = 0; rank < g.cluster; ++rank) {
-            const float count = float(pixels_of(g, rank)) * float(g.per_group);
-            mean += count / total * above(rank);
-          }
-#pragma unroll 1
-          for (int rank = 0; rank < g.cluster; ++rank) {
-            const float count = float(pixels_of(g, rank)) * float(g.per_group);
-            const float d = above(rank) - mean;
-            square += thread.remote(rank, stat(j, 1)) + count * (d * d);
-          }
-          const float rstd = 1.0f / sqrtf(square / total + float(f.eps));
-          // From the pivot to the mean itself: what rounding it leaves over goes into the offset
-          // (Knuth's exact sum), so u = (x - mean) * slope + offset cancels in x - mean alone.
-          const float pivot = thread.at(pivots + e), sum = pivot + first, part = sum - pivot;
-          const float left = ((pivot - (sum - part)) + (first - part)) + mean;
-          const float rounded = sum + left, rest = (sum - rounded) + left;
-          const float slope = rstd * thread.at(slopes + e);
-          thread.at(pivots + e) = rounded;
-          thread.at(slopes + e) = slope;
-          thread.at(offsets + e) -= rest * slope;
-          if (thread.rank == 0 && in_slab % g.per_group == 0) {
-            const int64_t group = image * g.groups + channel0 / g.per_group + j;
-            static_cast<float*>(f.mean)[group] = rounded;
-            static_cast<float*>(f.rstd)[group] = rstd;
-          }
-        }
-      });
-      if (chunk == 0) cluster.depart();
-      cluster.sync_block();
-      cluster.each([&](const Thread& thread, State&) {
-        const Walk walk(g, thread, V, chunk);
-        float pivot[V], slope[V], offset[V];
-        for (int v = 0; v < V; ++v) {
-          const int e = thread.col * V + v;
-          pivot[v] = thread.at(pivots + e), slope[v] = thread.at(slopes + e);
-          offset[v] = thread.at(offsets + e);
-        }
-#pragma unroll 1
-        for (int i = 0; i < walk.count; i += kApplied) {
-          Pack<T, V> raw[kApplied];
 #pragma unroll
-          for (int k = 0; k < kApplied; ++k) {
-            if (i + k < walk.count) {
-              raw[k] = vector_at<T, V, Resident>(g, thread, x, walk, i + k, 0);
-            }
-          }
-#pragma unroll
-          for (int k = 0; k < kApplied; ++k) {
-            if (i + k >= walk.count) continue;
-            float value[V];
-            unpack(raw[k], value);
-            for (int v = 0; v < V; ++v) {
-              const float u = (value[v] - pivot[v]) * slope[v] + offset[v];
-              value[v] = act ? u * sigmoid<T>(u) : u;
-            }
-            store<T, V>(y + walk.first + (i + k) * walk.step, packed<T, V>(value));
-          }
+      for (int k = 0; k < kTogether; ++k) {
+        if (kTogether > 1 && i + k >= end) continue;
+        float value[V];
+        unpack(raw[k], value);
+        if (rounds || sum == kAddend) {
+          for (int v = 0; v < V; ++v) value[v] += addend[v];
         }
-      });
-      if (chunk + 1 < chunks) cluster.sync_block();
+        if (rounds) {
+          if (lines.residuals) add(more[k], value);
+          const Pack<T, V> rounded = packed<T, V>(value);
+          if (lines.sums) {
+            T* to = lines.sum.next();
+            if (first) store<T, V>(to, rounded);
+          }
+          if constexpr (Resident) thread.hold(i + k, rounded);
+          unpack(rounded, value);
+        }
+        use(i + k, value);
+      }
     }
-    cluster.await();
+  }
+
+  PDFAST_DEVICE static void add(const Pack<T, V>& pack, float (&value)[V]) {
+    float other[V];
+    unpack(pack, other);
+    for (int v = 0; v < V; ++v) value[v] += other[v];
+  }
+
+  // Merges the vectors [begin, end) of a walk into the thread's moments. Sums about a pivot lose
+  // digits where it is further from the mean than the spread. It is the mean of the vectors before,
+  // so that what it is away from the mean is part of the spread of all; for the first vectors it is
+  // one of them, and if it turns out to lie far off, another, and then their mean.
+  PDFAST_DEVICE static void measure(const Geometry& g, const Thread& thread, Lines& lines,
+                                    int sum, State& s, int begin, int end) {
+    if (begin >= end) return;
+    const float count = float(end - begin) * (V / kStats), share = quotient(1.0f, count);
+    const bool begins = Resident || s.stats[0].count == 0.0f;
+    float pivot[kStats], mean[kStats], square[kStats];
+    for (int k = 0; k < kStats; ++k) pivot[k] = s.stats[k].pivot, mean[k] = s.stats[k].mean;
+#pragma unroll 1
+    for (int tries = 0;; ++tries) {
+      if (begins && tries < 2) {
+        const int i = tries ? end - 1 : begin;
+        float value[V];
+        if constexpr (Resident) {
+          unpack(thread.held<Pack<T, V>>(i), value);
+        } else {
+          unpack(load<T, V>(lines.x.ahead(i - begin)), value);
+        }
+        if (sum == kRounded && lines.residuals && !(Resident && tries)) {
+          add(load<T, V>(lines.residual.ahead(i - begin)), value);
+        }
+        for (int k = 0; k < kStats; ++k) pivot[k] = mean[k] = 0.0f;
+        for (int v = 0; v < V; ++v) {
+          if (sum == kAddend || (sum == kRounded && !(Resident && tries))) value[v] += s.addend[v];
+          pivot[v % kStats] += value[v] * (float(kStats) / V);
+        }
+      }
+      for (int k = 0; k < kStats; ++k) pivot[k] += mean[k], mean[k] = square[k] = 0.0f;
+      Lines here = lines;
+      visit(g, thread, here, sum, tries == 0, s.addend, begin, end,
+            [&](int, const float(&value)[V]) {
+              for (int v = 0; v < V; ++v) {
+                const float d = value[v] - pivot[v % kStats];
+                mean[v % kStats] += d;
+                square[v % kStats] += d * d;
+              }
+            });
+      bool far = false;
+      for (int k = 0; k < kStats; ++k) {
+        const float total = mean[k];
+        mean[k] *= share;
+        square[k] -= total * mean[k];
+        far |= total * mean[k] > 2.0f * square[k];
+      }
+      if (!begins || !far || tries == 2) {
+        lines = here;
+        break;
+      }
+    }
+    for (int k = 0; k < kStats; ++k) {
+      const Moments here = {count, pivot[k], mean[k], square[k]};
+      if (begins) {
+        s.stats[k] = here;
+      } else {
+        merge(s.stats[k], here);
+      }
+    }
+  }
+
+  PDFAST_DEVICE static void run(Cluster<State>& cluster, const Forward& f) {
+    const Geometry& g = cluster.g;
+    const int chunks = Resident ? 1 : g.chunks, sum = Sum == kAsk ? sum_of(f) : Sum;
+    const bool act = (Silu == kAsk ? f.silu : Silu) != 0;
+    const int share = g.teams * g.wide;  // partial statistics of a group
+    Position at(g, cluster.index());
+
+    const auto copy = [&](const Thread& thread, Line<const T>& x, int i) {
+      copy_async(thread.slot(i), x.next());
+    };
+    if constexpr (Resident) {
+      cluster.each([&](const Thread& thread, State&) {
+        const Walk walk(g, thread, at, V, 0);
+        Lines lines(g, f, walk);
+#pragma unroll 1
+        for (int i = 0; i < walk.count; ++i) copy(thread, lines.x, i);
+      });
+      cluster.no_barrier();
+    }
+    const auto prepare = [&](const Thread& thread, Position where, int chunk) {
+      each_channel(g, thread, where, chunk, [&](int e, int channel) {
+        const Coefs coefs = coefs_of<T>(f, where.image, channel);
+        thread.at(g.coef + e) = coefs.weight;
+        thread.at(g.coef + g.width + e) = coefs.bias;
+        thread.at(g.coef + 2 * g.width + e) = coefs.addend;
+      });
+    };
+    const auto prepare_chunk = [&](int chunk) {
+      cluster.sync_block();
+      cluster.each([&](const Thread& thread, State&) { prepare(thread, at, chunk); });
+      cluster.sync_block();
+    };
+    const auto load_coefs = [&](const Thread& thread, State& s) {
+      const int column = g.coef + thread.col * V;
+      load_floats(thread, column, s.weight);
+      load_floats(thread, column + g.width, s.bias);
+      if (sum != kNone) load_floats(thread, column + 2 * g.width, s.addend);
+    };
+    if (chunks == 1) prepare_chunk(0);
+
+    int stats = g.stat;
+    for (int index = cluster.index(); index < g.total; index += g.stride) {
+      for (int chunk = 0; chunk < chunks; ++chunk) {
+        if (chunks > 1) prepare_chunk(chunk);
+        cluster.each([&](const Thread& thread, State& s) {
+          load_coefs(thread, s);
+          if (chunk == 0) {
+            for (int k = 0; k < kStats; ++k) s.stats[k] = {};
+          }
+          const Walk walk(g, thread, at, V, chunk);
+          Lines lines(g, f, walk);
+          if constexpr (Resident) {
+            arrived();
+            measure(g, thread, lines, sum, s, 0, walk.count);
+          } else {
+            constexpr int kStretch = 4 * kTogether;
+#pragma unroll 1
+            for (int i = 0; i < walk.count; i += kStretch) {
+              const int end = i + kStretch;
+              measure(g, thread, lines, sum, s, i, end < walk.count ? end : walk.count);
+            }
+          }
+        });
+      }
+#pragma unroll 1
+      for (int d = g.tree; d > 0; d /= 2) {
+        cluster.template from_above<4 * kStats>(
+            d * g.cols, [](State& s) { return &s.stats[0].count; },
+            [&](const Thread& thread, State& s, const float(&other)[4 * kStats]) {
+              if (thread.warp_row + d >= g.warp_rows) return;
+              for (int k = 0; k < kStats; ++k) {
+                const float* o = other + 4 * k;
+                merge(s.stats[k], {o[0], o[1], o[2], o[3]});
+              }
+            });
+      }
+      cluster.no_barrier();
+      cluster.each([&](const Thread& thread, State& s) {
+        if (!thread.leads()) return;
+        GroupOf of(thread);
+        for (int k = 0; k < kStats; ++k, of.advance(g)) {
+          const int entry = Fold ? thread.channel / V : of.channel;
+          const int place = of.group * share + thread.team * g.wide + entry;
+          thread.put(g.partial + 4 * place, quad_of(s.stats[k]));
+        }
+      });
+      cluster.sync_block();
+
+      Position next = at;
+      next.advance(g);
+      const bool more = index + g.stride < g.total;
+      if (chunks == 1 && more) {
+        cluster.each([&](const Thread& thread, State&) { prepare(thread, next, 0); });
+        cluster.no_barrier();
+      }
+      // All groups at once, unless there are more than threads.
+#pragma unroll 1
+      for (int before = 0; before < g.slab_groups; before += g.at_once) {
+        cluster.each([&](const Thread& thread, State& s) {
+          const int group = before + thread.share;
+          s.group = {};
+          if (group >= g.slab_groups) return;
+          for (int e = thread.part; e < share; e += g.split) {
+            const Moments m = moments_of(thread.quad(g.partial + 4 * (group * share + e)));
+            if (s.group.count == 0.0f) {
+              s.group = m;
+            } else {
+              merge(s.group, m);
+            }
+          }
+        });
+#pragma unroll 1
+        for (int d = g.split / 2; d > 0; d /= 2) {
+          cluster.template from_above<4>(
+              d, [](State& s) { return &s.group.count; },
+              [&](const Thread& thread, State& s, const float(&o)[4]) {
+                if (thread.part + d < g.split) merge(s.group, {o[0], o[1], o[2], o[3]});
+              });
+        }
+        cluster.no_barrier();
+        cluster.each([&](const Thread& thread, State& s) {
+          const int group = before + thread.share;
+          if (thread.part == 0 && group < g.slab_groups) {
+            thread.put(stats + 4 * group, quad_of(s.group));
+          }
+        });
+        cluster.no_barrier();
+      }
+      cluster.sync_cluster();
+
+      for (int chunk = 0; chunk < chunks; ++chunk) {
+        if (chunks > 1) prepare_chunk(chunk);
+        cluster.each([&](const Thread& thread, State& s) {
+          if (chunks > 1) load_coefs(thread, s);
+          float mean[kStats], slope[V], offset[V];
+          const Walk walk(g, thread, at, V, chunk);
+          Lines lines(g, f, walk);
+          Line<T> y = whole(g, walk, static_cast<T*>(f.y));
+          float rest = 0.0f, rstd = 0.0f;
+          GroupOf of(thread);
+          for (int v = 0; v < V; ++v, of.advance(g)) {
+            if (v < kStats) {
+              const int group = of.group;
+              Moments m = moments_of(thread.remote_quad(0, stats + 4 * group));
+#pragma unroll 1
+              for (int rank = 1; rank < g.cluster; ++rank) {
+                merge(m, moments_of(thread.remote_quad(rank, stats + 4 * group)));
+              }
+              rstd = inverse_root(m.square * g.inverse + float(f.eps));
+              // The mean is pivot + mean, rounded. What that leaves over (Knuth's exact sum) goes
+              // into the offset, so u = (s - mean) * slope + offset cancels in s - mean alone.
+              const float rounded = m.pivot + m.mean, part = rounded - m.pivot;
+              rest = (m.pivot - (rounded - part)) + (m.mean - part);
+              mean[v] = rounded;
+              if (thread.rank == 0 && thread.row == 0 && thread.leads() && of.channel == 0 &&
+                  chunk == 0) {
+                const int64_t place = at.image * g.groups + at.slab * g.slab_groups + group;
+                static_cast<float*>(f.mean)[place] = rounded;
+                static_cast<float*>(f.rstd)[place] = rstd;
+              }
+            }
+            slope[v] = rstd * s.weight[v];
+            offset[v] = s.bias[v] - rest * slope[v];
+          }
+          const auto apply = [&](const float(&value)[V]) {
+            float out[V];
+            for (int v = 0; v < V; ++v) {
+              const float u = (value[v] - mean[v % kStats]) * slope[v] + offset[v];
+              out[v] = act ? u * sigmoid<T>(u) : u;
+            }
+            store<T, V>(y.next(), packed<T, V>(out));
+          };
+          if constexpr (Resident) {
+            Line<const T> ahead = Lines(g, f, Walk(g, thread, next, V, 0)).x;
+            visit(g, thread, lines, sum, false, s.addend, 0, walk.count,
+                  [&](int i, const float(&value)[V]) {
+                    // The slot is free now, and no other thread's.
+                    if (more) copy(thread, ahead, i);
+                    apply(value);
+                  });
+          } else {
+            visit(g, thread, lines, sum, false, s.addend, 0, walk.count,
+                  [&](int, const float(&value)[V]) { apply(value); });
+          }
+        });
+      }
+      at = next;
+      stats = 2 * g.stat + 4 * g.slab_groups - stats;  // others of the cluster may still read these
+      cluster.no_barrier();
+    }
+    cluster.leave();
   }
 };
 

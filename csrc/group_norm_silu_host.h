@@ -7,6 +7,8 @@
 
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <cassert>
 #include <memory>
 #include <vector>
@@ -72,6 +74,7 @@ float sigmoid(float u) {
 }
 
 inline float quotient(float a, float b) { return a / b; }
+inline float inverse_root(float a) { return float(1.0 / std::sqrt(double{a})); }
 
 template <class T, int V>
 Pack<T, V> load(const T* from) {
@@ -93,21 +96,33 @@ struct Shared {
 };
 
 // A thread's place in its block, the block's in the cluster, and their shared memory.
-struct Thread {
-  int tid, rank, row, col;
-  bool active;
+struct Thread : Place {
   const Geometry& g;
   std::vector<Shared>& blocks;  // of the cluster
   bool met;  // all blocks of the cluster were at the barrier before this phase
 
+  Thread(const Geometry& geometry, std::vector<Shared>& shared, int id, int block, bool together)
+      : Place(geometry, id, block), g(geometry), blocks(shared), met(together) {}
+
   float& at(int index) const { return blocks[rank].floats.at(index); }
+  // Four floats from `index` on, a multiple of four.
+  Quad quad(int index) const { return quad_of(rank, index); }
+  void put(int index, const Quad& quad) const {
+    assert(index % 4 == 0);
+    for (int k = 0; k < 4; ++k) at(index + k) = quad.value[k];
+  }
+  Quad remote_quad(int other, int index) const {
+    assert(met);
+    return quad_of(other, index);
+  }
   float remote(int other, int index) const {
     assert(met);
     return blocks.at(other).floats.at(index);
   }
   unsigned char* slot(int index) const {
-    assert(index >= 0 && (index + 1) * int64_t{16} <= g.resident_bytes);
-    return blocks[rank].resident.get() + 16 * int64_t{index};
+    const int64_t place = int64_t{16} * (index * kThreads + tid);
+    assert(index >= 0 && place + 16 <= g.resident_bytes);
+    return blocks[rank].resident.get() + place;
   }
   template <class P>
   P held(int index) const {
@@ -115,26 +130,41 @@ struct Thread {
     std::memcpy(&pack, slot(index), sizeof(pack));
     return pack;
   }
+  template <class P>
+  void hold(int index, const P& pack) const {
+    std::memcpy(slot(index), &pack, sizeof(pack));
+  }
+
+ private:
+  Quad quad_of(int other, int index) const {
+    assert(index % 4 == 0);
+    Quad quad;
+    for (int k = 0; k < 4; ++k) quad.value[k] = blocks.at(other).floats.at(index + k);
+    return quad;
+  }
 };
 
 inline void copy_async(void* to, const void* from) {
   assert(reinterpret_cast<uintptr_t>(from) % 16 == 0);
   std::memcpy(to, from, 16);
 }
-inline void commit() {}
-inline void arrived(int) {}
+inline void arrived() {}
+
+inline int in_register(int x) { return x; }
 
 // The blocks that own one slab, all of their threads, and the barriers between phases.
 template <class State>
 struct Cluster {
   const Geometry& g;
+  int which;  // of the grid's clusters
   bool backwards;
-  bool parted = true, met = false, gone = false;
+  bool parted = true, met = false, left = false;
   std::vector<Shared> blocks;
   std::vector<State> states;
 
-  Cluster(const Geometry& geometry, bool order)
-      : g(geometry), backwards(order), blocks(g.cluster), states(g.cluster * g.threads) {
+  Cluster(const Geometry& geometry, int index, bool order)
+      : g(geometry), which(index), backwards(order), blocks(g.cluster),
+        states(g.cluster * g.threads) {
     for (Shared& block : blocks) {
       block.resident.reset(new unsigned char[g.resident_bytes]);
       std::memset(block.resident.get(), 0xff, g.resident_bytes);
@@ -142,31 +172,43 @@ struct Cluster {
     }
   }
 
+  ~Cluster() { assert(left); }
+
+  int index() const { return which; }
+
   template <class Phase>
   void each(Phase phase) {
-    assert(parted);
+    assert(parted && !left);
     parted = false;
+    visit([&](const Thread& thread, int j) { phase(thread, states[j]); });
+  }
+  // Calls take(thread, state, other) with the K floats at part(state) of the lane that is
+  // `distance` lanes further in the warp; with the lane's own beyond its end.
+  template <int K, class Part, class Take>
+  void from_above(int distance, Part part, Take take) {
+    std::vector<std::array<float, K>> all(states.size());
+    for (size_t j = 0; j < all.size(); ++j) std::copy_n(part(states[j]), K, all[j].begin());
+    visit([&](const Thread& thread, int j) {
+      const bool inside = thread.tid % kWarp + distance < kWarp;
+      float other[K];
+      std::copy_n(all[inside ? j + distance : j].begin(), K, other);
+      take(thread, states[j], other);
+    });
+  }
+  // Between phases where no thread reads what another wrote.
+  void no_barrier() { parted = true; }
+  void sync_block() { parted = true, met = false; }
+  void sync_cluster() { parted = met = true; }
+  void leave() { left = true; }
+
+ private:
+  template <class Use>
+  void visit(Use use) {
     const int count = g.cluster * g.threads;
     for (int k = 0; k < count; ++k) {
-      const int j = backwards ? count - 1 - k : k, tid = j % g.threads;
-      const int row = tid / g.cols;
-      phase(Thread{tid, j / g.threads, row, tid % g.cols, row < g.rows, g, blocks,
-                   met || g.cluster == 1},
-            states[j]);
+      const int j = backwards ? count - 1 - k : k;
+      use(Thread(g, blocks, j % g.threads, j / g.threads, met || g.cluster == 1), j);
     }
-  }
-  void sync_block() { parted = true, met = false; }
-  void sync_cluster() {
-    assert(!gone || g.cluster == 1);
-    parted = met = true;
-  }
-  void depart() {
-    assert(!gone || g.cluster == 1);
-    gone = true;
-  }
-  void await() {
-    assert(gone);
-    gone = false;
   }
 };
 

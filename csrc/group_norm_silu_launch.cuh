@@ -56,8 +56,7 @@ __global__ void __launch_bounds__(kThreads, Body::kBlocksPerSm)
     group_norm_silu_kernel(const __grid_constant__ typename Body::Call call,
                            const __grid_constant__ Geometry g) {
   Cluster<typename Body::State> cluster(g);
-  const int64_t slab = blockIdx.x / g.cluster;
-  Body::run(cluster, call, slab / g.slabs, int(slab % g.slabs));
+  Body::run(cluster, call);
 }
 
 using Where = cudaStream_t;
@@ -65,7 +64,7 @@ using Where = cudaStream_t;
 template <class Body>
 void run(const typename Body::Call& call, const Geometry& g, Where stream) {
   if (g.grid == 0) return;
-  if (g.grid > 0x7fffffff) refuse("the batch needs more than 2^31 blocks; split it.");
+  if (g.total > 0x7fffffff) refuse("the batch has more than 2^31 slabs; split it.");
   const auto kernel = group_norm_silu_kernel<Body>;
   static std::once_flag granted[kMaxDevices];
   const int device = current_device();
@@ -101,9 +100,9 @@ using Where = bool;  // whether a phase's threads run from the last to the first
 
 template <class Body>
 void run(const typename Body::Call& call, const Geometry& g, Where backwards) {
-  for (int64_t slab = 0; slab < g.grid / g.cluster; ++slab) {
-    Cluster<typename Body::State> cluster(g, backwards);
-    Body::run(cluster, call, slab / g.slabs, int(slab % g.slabs));
+  for (int64_t index = 0; index < g.grid / g.cluster; ++index) {
+    Cluster<typename Body::State> cluster(g, int(index), backwards);
+    Body::run(cluster, call);
   }
 }
 

@@ -13,6 +13,19 @@
 
 namespace pdfast {
 
+// What a body is compiled for. kAsk: the call is asked, to keep the kernels few.
+constexpr int kAsk = -1;
+constexpr int kNone = 0;     // x alone
+constexpr int kAddend = 1;   // x + addend, which is nowhere written
+constexpr int kRounded = 2;  // forward: the sum is rounded to x's type; backward: x is that sum
+
+inline PDFAST_BOTH int sum_of(const Forward& f) {
+  return f.residual || f.sum ? kRounded : f.addend ? kAddend : kNone;
+}
+inline PDFAST_BOTH int sum_of(const Backward& b) {
+  return b.addend ? kAddend : b.dsum || b.daddend ? kRounded : kNone;
+}
+
 template <class T, int V>
 PDFAST_DEVICE void unpack(const Pack<T, V>& pack, float (&out)[V]) {
   if constexpr (V == 1) {
@@ -40,6 +53,7 @@ PDFAST_DEVICE Pack<T, V> packed(const float (&in)[V]) {
   return pack;
 }
 
+// A parameter of the type T or float32.
 template <class T>
 PDFAST_DEVICE float load_param(const void* from, Dtype type, int64_t i) {
   if (type == Dtype::f32) return static_cast<const float*>(from)[i];
@@ -55,66 +69,152 @@ PDFAST_DEVICE void store_param(void* to, Dtype type, int64_t i, float value) {
   }
 }
 
-// weight * (1 + scale) and bias * (1 + scale) + shift
-struct Affine {
-  float weight, bias;
+// The slab that a cluster works on. The next one is a cluster's stride further.
+struct Position {
+  int image, slab;
+
+  PDFAST_DEVICE Position(const Geometry& g, int first)
+      : image(unsigned(first) / unsigned(g.slabs)), slab(first - image * g.slabs) {}
+  PDFAST_DEVICE void advance(const Geometry& g) {
+    image += g.stride_images, slab += g.stride_slabs;
+    if (slab >= g.slabs) slab -= g.slabs, ++image;
+  }
 };
-template <class T>
-PDFAST_DEVICE Affine film(Affine plain, const void* film, Dtype type, int64_t image, int64_t c,
-                          int64_t channel) {
-  if (!film) return plain;
-  const float scale = 1.0f + load_param<T>(film, type, 2 * c * image + channel);
-  const float shift = load_param<T>(film, type, 2 * c * image + c + channel);
-  return {plain.weight * scale, plain.bias * scale + shift};
-}
 
-PDFAST_DEVICE int64_t pixels_of(const Geometry& g, int rank) {
-  const int64_t left = g.hw - rank * g.pixels;
-  return left < 0 ? 0 : left < g.pixels ? left : g.pixels;
-}
-
-// The vectors a thread visits in one chunk: `count` of them, `step` elements apart.
+// The vectors that a thread visits in one chunk of a slab: `count` pixels of an image, g.rows apart,
+// from `pixel` on, at one channel of all, which is a channel of x or of skip.
 struct Walk {
-  int64_t first, step;
+  int image, pixel;
+  int channel, own, pitch;  // own: the channel within its tensor; pitch: that tensor's channels
   int count;
+  bool second;
 
-  PDFAST_DEVICE Walk(const Geometry& g, const Thread& thread, int vector, int chunk)
-      : step(g.rows * g.c), count(0) {
-    const int col = chunk * g.cols + thread.col;
-    first = (thread.rank * g.pixels + thread.row) * g.c + int64_t{col} * vector;
-    const int64_t pixels = pixels_of(g, thread.rank);
-    if (thread.active && col * vector < g.slab && thread.row < pixels) {
-      count = int((pixels - thread.row + g.rows - 1) / g.rows);
-    }
+  PDFAST_DEVICE Walk(const Geometry& g, const Thread& thread, Position at, int vector, int chunk)
+      : image(at.image), pixel(thread.first) {
+    const int in_slab = (chunk * g.cols + thread.col) * vector;
+    channel = at.slab * g.slab + (in_slab < g.slab ? in_slab : 0);
+    second = channel >= g.first;
+    own = second ? channel - g.first : channel;
+    pitch = second ? g.c - g.first : g.first;
+    count = in_slab < g.slab ? thread.count : 0;
   }
 };
 
-template <class T, int V, bool Resident>
-PDFAST_DEVICE Pack<T, V> vector_at(const Geometry& g, const Thread& thread, const T* from,
-                                   const Walk& walk, int i, int tensor) {
-  if constexpr (Resident) {
-    return thread.held<Pack<T, V>>((tensor * g.per_thread + i) * g.rows * g.cols + thread.tid);
-  } else {
-    return load<T, V>(from + walk.first + i * walk.step);
+// The same vectors in a tensor, visited one after another. It starts a step before the first: an
+// address that is moved before it is used takes no copy of itself.
+template <class T>
+struct Line {
+  T* at;
+  int64_t step;
+
+  PDFAST_DEVICE Line(T* first, int64_t step) : at(first - step), step(step) {}
+  PDFAST_DEVICE T* next() { return at += step; }
+  PDFAST_DEVICE T* ahead(int count) const { return at + (count + 1) * step; }
+};
+// In one of all channels: y and its gradient.
+template <class T>
+PDFAST_DEVICE Line<T> whole(const Geometry& g, const Walk& walk, T* base) {
+  const int64_t within = int64_t{walk.pixel} * g.c + walk.channel;
+  return {base + walk.image * (g.hw * g.c) + within, int64_t{g.rows} * g.c};
+}
+// In x or skip, or tensors of their shapes.
+template <class T>
+PDFAST_DEVICE Line<T> part(const Geometry& g, const Walk& walk, T* first, T* second) {
+  const int64_t within = int64_t{walk.pixel} * walk.pitch + walk.own;
+  return {(walk.second ? second : first) + walk.image * (g.hw * walk.pitch) + within,
+          int64_t{g.rows} * walk.pitch};
+}
+
+// What each channel is multiplied with and what is added to it: weight (1 + scale) and
+// bias (1 + scale) + shift; and the addend. Some threads read these for all, into shared memory.
+struct Coefs {
+  float weight, bias, addend;
+};
+template <class T, class Call>
+PDFAST_DEVICE Coefs coefs_of(const Call& call, int image, int channel) {
+  Coefs out;
+  out.weight = load_param<T>(call.weight, call.type.param, channel);
+  out.bias = load_param<T>(call.bias, call.type.param, channel);
+  if (call.film) {
+    const int64_t at = image * call.at.film_stride + channel;
+    const float scale = 1.0f + load_param<T>(call.film, call.type.film, at);
+    out.weight *= scale;
+    out.bias = out.bias * scale + load_param<T>(call.film, call.type.film, at + call.size.c);
+  }
+  out.addend = 0.0f;
+  if (call.addend && channel < call.at.first) {
+    out.addend = load_param<T>(call.addend, call.type.addend,
+                               image * call.at.addend_stride + channel);
+  }
+  return out;
+}
+
+// Calls use(e, channel) for the channels of a chunk, which threads share; the last threads first,
+// since the first have other work.
+template <class Use>
+PDFAST_DEVICE void each_channel(const Geometry& g, const Thread& thread, Position at, int chunk,
+                                Use use) {
+#pragma unroll 1
+  for (int e = g.threads - 1 - thread.tid; e < g.width; e += g.threads) {
+    const int in_slab = chunk * g.width + e;
+    if (in_slab < g.slab) use(e, at.slab * g.slab + in_slab);
   }
 }
 
-// Phase: sums partial[row][entry] over the rows s, s + segments, ... into row s.
-template <class State>
-PDFAST_DEVICE void sum_rows(Cluster<State>& cluster, int stride, int entries) {
-  const Geometry& g = cluster.g;
-  cluster.each([&](const Thread& thread, State&) {
-#pragma unroll 1
-    for (int j = thread.tid; j < g.segments * entries; j += g.threads) {
-      const int s = j / entries, entry = j - s * entries;
-      float sum = 0.0f;
-      for (int row = s; row < g.rows; row += g.segments) {
-        sum += thread.at(g.partial + row * stride + entry);
-      }
-      thread.at(g.partial + s * stride + entry) = sum;  // read by this thread alone
+// V floats from `index` on in shared memory.
+template <int V>
+PDFAST_DEVICE void load_floats(const Thread& thread, int index, float (&out)[V]) {
+  if constexpr (V == 1) {
+    out[0] = thread.at(index);
+  } else {
+#pragma unroll
+    for (int k = 0; k < V; k += 4) {
+      const Quad quad = thread.quad(index + k);
+      for (int v = 0; v < 4; ++v) out[k + v] = quad.value[v];
     }
-  });
-  cluster.sync_block();
+  }
+}
+template <int V>
+PDFAST_DEVICE void store_floats(const Thread& thread, int index, const float (&in)[V]) {
+  if constexpr (V % 4) {
+    for (int v = 0; v < V; ++v) thread.at(index + v) = in[v];
+  } else {
+#pragma unroll
+    for (int k = 0; k < V; k += 4) {
+      thread.put(index + k, {{in[k], in[k + 1], in[k + 2], in[k + 3]}});
+    }
+  }
+}
+
+// Groups of a thread's channels v = 0, 1, ..., one after another.
+struct GroupOf {
+  int group, channel;
+
+  PDFAST_DEVICE GroupOf(const Thread& thread) : group(thread.group), channel(thread.channel) {}
+  PDFAST_DEVICE void advance(const Geometry& g) {
+    ++channel;
+    if (g.chunks == 1 && channel == g.per_group) channel = 0, ++group;
+  }
+};
+
+// Values of a thread, summed over the rows of its warp into the first.
+template <int K, class State, class Part>
+PDFAST_DEVICE void sum_rows(Cluster<State>& cluster, Part part) {
+  const Geometry& g = cluster.g;
+  // What the other rows add up, from rows that are none of theirs, is not used; but where a row's
+  // sum is, while there is no row for it to add, it must stay.
+  const bool halves = (g.warp_rows & (g.warp_rows - 1)) == 0;
+#pragma unroll 1
+  for (int d = g.tree; d > 0; d /= 2) {
+    cluster.template from_above<K>(
+        d * g.cols, part, [&](const Thread& thread, State& s, const float(&other)[K]) {
+          float* mine = part(s);
+          if (halves || thread.warp_row + d < g.warp_rows) {
+            for (int k = 0; k < K; ++k) mine[k] += other[k];
+          }
+        });
+  }
+  cluster.no_barrier();
 }
 
 }  // namespace pdfast

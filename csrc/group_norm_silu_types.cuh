@@ -25,6 +25,43 @@ struct F16 {
   uint16_t bits;
 };
 
+// A thread's place among the rows and columns of its block.
+struct Place {
+  int tid, rank, row, col;
+  int warp_row, team;  // the row within a warp's, and which of the partial results is the thread's
+  int first, count;    // the first pixel it visits, and how many
+  int group, channel;  // of its column's first channel in a chunk: the group, its place in there
+  int part, share;     // the thread's part in merging a group's partial statistics: which, and whose
+  bool active;
+
+  PDFAST_DEVICE Place(const Geometry& g, int tid, int rank) : tid(tid), rank(rank), count(0) {
+    share = g.by_split.of(tid), part = tid - share * g.split;
+    const int lane = tid % kWarp;
+    if (g.cols <= kWarp) {
+      team = tid / kWarp;
+      warp_row = g.by_cols.of(lane), col = lane - warp_row * g.cols;
+      row = team * g.warp_rows + warp_row;
+      active = warp_row < g.warp_rows;
+    } else {
+      team = row = g.by_cols.of(tid), warp_row = 0, col = tid - row * g.cols;
+      active = row < g.rows;
+    }
+    group = g.chunks > 1 ? 0 : g.by_group.of(col * g.vector);
+    channel = col * g.vector - group * g.per_group;
+    const int left = g.hw - rank * g.pixels, pixels = left < g.pixels ? left : g.pixels;
+    first = rank * g.pixels + row;
+    if (active && row < pixels) count = unsigned(pixels - row + g.rows - 1) / unsigned(g.rows);
+  }
+
+  // Whether it writes the results that its warp's rows have in common.
+  PDFAST_DEVICE bool leads() const { return active && warp_row == 0; }
+};
+
+// Four floats in one shared access.
+struct alignas(16) Quad {
+  float value[4];
+};
+
 // One global access: 16 bytes, or one element.
 template <class T, int V>
 struct alignas(16) Pack {

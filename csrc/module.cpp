@@ -78,13 +78,14 @@ py::dict cpu_plan(int64_t n, int64_t hw, int64_t c, int64_t groups) {
 py::dict cuda_plan(int64_t n, int64_t hw, int64_t c, int64_t groups, bool sixteen_bit,
                    bool backward, int shared_limit, bool clusters, int sms) {
   const auto type = sixteen_bit ? pdfast::Dtype::bf16 : pdfast::Dtype::f32;
-  const auto plan = pdfast::summarize(pdfast::choose(
-      {n, hw, c, groups}, {type, type, type, type}, backward, {shared_limit, sms, clusters, true, 0}));
+  const auto plan = pdfast::plan({n, hw, c, groups}, {type, type, type, type}, backward,
+                                 {shared_limit, sms, clusters, true, 0});
   py::dict facts;
   facts["slab"] = plan.slab;
   facts["cluster"] = plan.cluster;
   facts["threads"] = plan.threads;
   facts["blocks"] = plan.grid;
+  facts["slabs"] = plan.total;
   facts["shared_bytes"] = plan.shared_bytes;
   facts["resident"] = plan.resident;
   facts["vector"] = plan.vector;

@@ -67,7 +67,7 @@ class Limits(ctypes.Structure):
 class Plan(ctypes.Structure):
     _fields_ = [
         *[(name, ctypes.c_int) for name in ("slab", "cluster", "threads")],
-        *[(name, ctypes.c_int64) for name in ("grid", "shared_bytes")],
+        *[(name, ctypes.c_int64) for name in ("grid", "total", "shared_bytes")],
         ("resident", ctypes.c_bool),
         ("vector", ctypes.c_int),
     ]
@@ -84,7 +84,7 @@ def compile_host(out, *flags):
 
 def load_host(path):
     built = ctypes.CDLL(str(path))
-    for name in ("host_forward", "host_backward", "host_plan"):
+    for name in ("host_forward", "host_backward", "host_plan", "host_geometry"):
         getattr(built, name).restype = ctypes.c_char_p
     return built
 
@@ -120,6 +120,36 @@ def draw(n, hw, c, dtype, param=None, film=True, mean=0.0, std=1.0, seed=0):
     }
 
 
+def draw_sum(
+    n, hw, c, dtype, first=None, addend="one", residual=True, dsum=True, param=None, **how
+):
+    """The same with a sum, and the last channels in a tensor of their own.
+
+    `first`: how many channels are x's; `addend`: "one" of all images, "each" image's, or "".
+    """
+    t, first = draw(n, hw, c, dtype, param, **how), first or c
+    g = torch.Generator().manual_seed(1)
+    normal = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64)  # noqa: E731
+    t["x"], skip = t["x"][:, :, :first].contiguous(), t["x"][:, :, first:].contiguous()
+    t["skip"] = skip if first < c else None
+    rows = {"one": (first,), "each": (n, first)}.get(addend)
+    t["addend"] = normal(*rows).to(param or dtype) if rows else None
+    t["residual"] = normal(n, hw, first).to(dtype) if residual else None
+    t["dsum"] = normal(n, hw, first).to(dtype) if dsum else None
+    return t
+
+
+def sum_of(t):
+    """x + addend + residual (n, hw, first) as the kernels have it: in float32, then x's type."""
+    total = t["x"].float()
+    if t.get("addend") is not None:
+        rows = t["addend"].float()
+        total = total + (rows if rows.ndim == 1 else rows[:, None])
+    if t.get("residual") is not None:
+        total = (total + t["residual"].float()).to(t["x"].dtype)
+    return total
+
+
 def aside(tensor, offset):
     """A copy of a tensor that starts `offset` elements after a multiple of 16 bytes."""
     whole = torch.empty(tensor.numel() + 64, dtype=tensor.dtype)
@@ -128,31 +158,39 @@ def aside(tensor, offset):
 
 
 def run(lib, t, groups, act=True, machine=H100, cluster=0, order=0, offset=0):
-    """All outputs of the host build."""
-    n, hw, c = t["x"].shape
+    """All outputs of the host build.
+
+    With a residual the sum is kept, and the backward takes it, as the op does.
+    """
+    n, hw, first = t["x"].shape
+    c = t["weight"].numel()
     f32 = torch.float32
     t = {k: v if v is None else aside(v, offset) for k, v in t.items()}
     like = lambda v: None if v is None else aside(torch.full_like(v, torch.nan), offset)  # noqa: E731
-    out = {"y": like(t["x"]), "dx": like(t["x"]), "dweight": like(t["weight"])}
-    out |= {"dbias": like(t["bias"]), "dfilm": like(t["film"])}
+    y = torch.empty(n, hw, c, dtype=t["x"].dtype)
+    out = {"y": like(y), "dx": like(t["x"]), "dskip": like(t.get("skip"))}
+    out |= {"dweight": like(t["weight"]), "dbias": like(t["bias"]), "dfilm": like(t["film"])}
     out |= {"mean": torch.full((n, groups), torch.nan), "rstd": torch.full((n, groups), torch.nan)}
-    out["sums"] = torch.full((n, 3, c), torch.nan, dtype=f32)
-    film_type = DTYPES[t["x" if t["film"] is None else "film"].dtype]
-    size = Sizes(n, hw, c, groups)
-    x_type = DTYPES[t["x"].dtype]
-    kind, layout = Types(x_type, DTYPES[t["weight"].dtype], film_type, x_type), Layout(c, 0, 2 * c)
+    out |= {"daddend": like(t.get("addend")), "sums": torch.full((n, 3, c), torch.nan, dtype=f32)}
+    out["sum"] = like(t["x"]) if t.get("residual") is not None else None
+    size, x_type = Sizes(n, hw, c, groups), DTYPES[t["x"].dtype]
+    of = lambda k: x_type if t.get(k) is None else DTYPES[t[k].dtype]  # noqa: E731
+    kind = Types(x_type, of("weight"), of("film"), of("addend"))
+    each = t.get("addend") is not None and t["addend"].ndim == 2
+    layout = Layout(first, first if each else 0, 2 * c)
+    rows = 0 if t.get("addend") is None else n if each else 1
     at = {k: v if v is None else v.data_ptr() for k, v in {**t, **out}.items()}
     given = limits(machine, cluster)
 
-    def fill(struct, **scalars):
+    def fill(struct, tensors=at, **scalars):
         names = [name for name, kind in struct._fields_ if kind is ctypes.c_void_p]
-        return struct(
-            size=size, type=kind, at=layout, silu=act, **{k: at.get(k) for k in names}, **scalars
-        )
+        pointers = {k: tensors.get(k) for k in names}
+        return struct(size=size, type=kind, at=layout, silu=act, **pointers, **scalars)
 
+    kept = at | {"x": at["sum"], "addend": None} if out["sum"] is not None else at
     for call, function in [
         (fill(Forward, eps=EPS), lib.host_forward),
-        (fill(Backward), lib.host_backward),
+        (fill(Backward, kept, daddend_rows=rows), lib.host_backward),
     ]:
         error = function(ctypes.byref(call), given, order)
         if error:

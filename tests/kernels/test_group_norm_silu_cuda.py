@@ -16,9 +16,11 @@ from group_norm_silu_host import (
     STREAM,
     compile_host,
     draw,
+    draw_sum,
     load_host,
     plan,
     run,
+    sum_of,
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -209,6 +211,98 @@ def test_outliers(lib, where, dtype):
     group_norm_checks.check(draws, 2, True, EPS, ours)
 
 
+def check_sum(lib, t, groups, act=True, **kwargs):
+    """The rule of `check` for the norm of a sum, and of two tensors as one.
+
+    Exact is of the sum as it is rounded. Of a 16-bit addend's gradient each term is rounded twice,
+    when du is kept and, in PyTorch, at the end; these are independent.
+    """
+    got, first = run(lib, t, groups, act, **kwargs), t["x"].shape[2]
+    total, skip = sum_of(t), t["skip"]
+    dtype = t["x"].dtype
+    if got["sum"] is not None:
+        assert torch.equal(got["sum"], total)
+    whole = total if skip is None else torch.cat([total.double(), skip.double()], dim=2)
+    small = [t[k] for k in ("weight", "bias", "film")]
+    exact = exact_of(as_image(whole), *small, as_image(t["dy"]), groups, act, EPS)
+    if t["dsum"] is not None:
+        exact.values[1][:, :first] += as_image(t["dsum"].double())
+    got["dx"] = got["dx"] if skip is None else torch.cat([got["dx"], got["dskip"]], dim=2)
+    names = [k for k in NAMES if got[k] is not None]
+    bounds = exact.bounds([got[k].dtype for k in names])
+    for name, want, bound in zip(names, exact.values, bounds, strict=True):
+        found = as_image(got[name]) if name in ("y", "dx") else got[name]
+        error = (found.double() - want).norm()
+        assert error <= bound, f"{name}: {error:.3g} > {bound:.3g}, the bound of float32"
+    if t["addend"] is None:
+        return got
+    of_pixels = (0, 2, 3) if t["addend"].ndim == 1 else (2, 3)
+    want = exact.values[1][:, :first].sum(of_pixels)
+    terms = exact.terms[1][:, :first] + exact.values[1][:, :first].abs()
+    bound = group_norm_checks.ROUNDINGS * group_norm_checks.ROUNDOFF * terms.sum(of_pixels).norm()
+    if dtype.itemsize < 4:
+        bound += torch.finfo(dtype).eps * exact.summands[1][:, :first].norm()
+    bound += group_norm_checks.last_rounding(want, got["daddend"].dtype)
+    error = (got["daddend"].double() - want).norm()
+    assert error <= bound, f"daddend: {error:.3g} > {bound:.3g}"
+    return got
+
+
+SUMS = [
+    # addend, residual, dsum: what follows a convolution, an attention, a resampling, FiLM's absence
+    ("one", True, True),
+    ("one", False, False),
+    ("each", False, False),
+    ("each", True, False),
+    ("", True, True),
+]
+
+
+@pytest.mark.parametrize("machine", [H100, A100, STREAM], ids=["h100", "a100", "stream"])
+@pytest.mark.parametrize("dtype", list(DTYPES))
+@pytest.mark.parametrize(("addend", "residual", "dsum"), SUMS)
+@pytest.mark.parametrize(
+    ("hw", "c", "groups", "first"),
+    [(64, 64, 8, 0), (64, 96, 4, 64), (49, 96, 16, 32), (100, 40, 8, 13), (15, 1200, 2, 600)],
+)
+def test_sums(lib, hw, c, groups, first, addend, residual, dsum, dtype, machine):
+    """Groups of whole vectors and others, that straddle the tensors' border, and narrow ones."""
+    t = draw_sum(2, hw, c, dtype, first, addend, residual, dsum, torch.float32, mean=0.5)
+    check_sum(lib, t, groups, machine=machine)
+
+
+@pytest.mark.parametrize("cluster", [1, 2, 8])
+@pytest.mark.parametrize("machine", [H100, STREAM], ids=["resident", "stream"])
+@pytest.mark.parametrize("act", [True, False])
+def test_sums_of_clusters(lib, cluster, machine, act):
+    for dtype in (torch.float32, torch.bfloat16):
+        t = draw_sum(2, 100, 64, dtype, 32, film=False)
+        check_sum(lib, t, 16, act, machine=machine, cluster=cluster)
+
+
+@pytest.mark.parametrize("machine", [H100, STREAM], ids=["resident", "stream"])
+@pytest.mark.parametrize("dtype", list(DTYPES))
+def test_slab_after_slab(lib, machine, dtype):
+    """Blocks that take many slabs each, from several images: the bits of one slab a block."""
+    few = {**machine, "sms": 1}
+    for t, groups in [(draw_sum(3, 512, 96, dtype, 64), 16), (draw(3, 512, 96, dtype), 32)]:
+        made = plan(lib, 3, 512, 96, groups, dtype, machine=few)
+        assert made.grid // made.cluster < made.total
+        assert made.slab == plan(lib, 3, 512, 96, groups, dtype, machine=machine).slab
+        for cluster in (1, 2):
+            once = run(lib, t, groups, machine=machine, cluster=cluster)
+            many = run(lib, t, groups, machine=few, cluster=cluster)
+            assert same(many, once)
+            assert same(many, run(lib, t, groups, machine=few, cluster=cluster, order=1))
+
+
+@pytest.mark.parametrize(("c", "groups", "first"), [(256, 32, 0), (512, 32, 256), (768, 32, 384)])
+@pytest.mark.parametrize("hw", [1024, 256, 64])
+def test_sums_of_the_census(lib, hw, c, groups, first):
+    t = draw_sum(1, hw, c, torch.bfloat16, first, film=hw == 256)
+    check_sum(lib, t, groups, machine=H100)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("film", "act"), [(True, True), (False, False)])
 def test_float32_parameters(lib, dtype, film, act):
@@ -279,15 +373,15 @@ def test_empty_batch(lib):
 @pytest.mark.parametrize(
     ("hw", "c", "backward", "dtype", "want"),
     [
-        # slab, cluster, threads, blocks, resident, elements an access; batch 128 on an H100
-        (1024, 256, False, torch.bfloat16, (32, 1, 256, 1024, True, 8)),
-        (1024, 512, False, torch.bfloat16, (32, 1, 256, 2048, True, 8)),
-        (1024, 256, True, torch.bfloat16, (32, 2, 256, 2048, True, 8)),
-        (1024, 256, True, torch.float32, (16, 2, 256, 4096, True, 4)),
-        (256, 256, False, torch.bfloat16, (32, 1, 256, 1024, True, 8)),
-        (64, 256, False, torch.bfloat16, (64, 1, 128, 512, True, 8)),
-        (16384, 256, False, torch.bfloat16, (16, 8, 256, 16384, True, 8)),
-        (65536, 256, False, torch.bfloat16, (32, 8, 256, 8192, False, 8)),
+        # slab, cluster, threads, blocks, slabs, resident, elements an access; batch 128 on an H100
+        (1024, 256, False, torch.bfloat16, (32, 1, 128, 396, 1024, True, 8)),
+        (1024, 512, False, torch.bfloat16, (32, 1, 128, 396, 2048, True, 8)),
+        (1024, 256, True, torch.bfloat16, (32, 2, 128, 396, 1024, True, 8)),
+        (1024, 256, True, torch.float32, (16, 2, 128, 396, 2048, True, 4)),
+        (256, 256, False, torch.bfloat16, (32, 1, 128, 528, 1024, True, 8)),
+        (64, 256, False, torch.bfloat16, (64, 1, 128, 512, 512, True, 8)),
+        (16384, 256, False, torch.bfloat16, (16, 8, 128, 392, 2048, True, 8)),
+        (65536, 256, False, torch.bfloat16, (32, 8, 128, 392, 1024, False, 8)),
         (1024, 257, False, torch.bfloat16, None),
     ],
 )
@@ -296,7 +390,8 @@ def test_plan(lib, hw, c, backward, dtype, want):
         assert plan(lib, 128, hw, c, 1, dtype).vector == 1
         return
     p = plan(lib, 128, hw, c, 32, dtype, backward)
-    assert (p.slab, p.cluster, p.threads, p.grid, p.resident, p.vector) == want
+    got = (p.slab, p.cluster, p.threads, p.grid, p.total, p.resident, p.vector)
+    assert got == want
     if hw == 1024:
         assert p.shared_bytes < (75 if not backward else 113) * 1024  # 3 or 2 blocks on an SM
     assert not plan(lib, 128, hw, c, 32, dtype, backward, aligned=False).resident
@@ -312,9 +407,10 @@ def test_plan_of_every_size_fits(lib):
                         roof = machine["shared_limit"] if p.resident else 64 * 1024
                         assert p.shared_bytes <= roof
                         assert p.cluster in ((1, 2, 4, 8) if machine["clusters"] else (1,))
-                        assert p.threads <= 256
+                        assert p.threads <= 128
                         assert p.threads % 32 == c % p.slab == p.slab % (c // groups) == 0
-                        assert p.grid == 3 * (c // p.slab) * p.cluster
+                        assert p.total == 3 * (c // p.slab)
+                        assert p.grid % p.cluster == 0 < p.grid <= p.total * p.cluster
 
 
 def test_refusals(lib):
