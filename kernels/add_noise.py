@@ -11,7 +11,8 @@ ahead by another stream, if such a launch were ever in the way.
 Float streams go in 16-byte accesses when H W C divides by 16. The data set's pixels, gathered and
 perhaps mirrored, are read one by one; 4 bytes each where they are float32. Where only some images
 of a set may be drawn, a table has their numbers, of which a program reads one. Which image comes
-is drawn independently, or without replacement, by shuffle.py.
+is drawn independently, or without replacement, by shuffle.py. The round and the number of steps N
+may lie on the device, 16 bytes that each program reads: a captured launch then serves every round.
 """
 
 from dataclasses import dataclass
@@ -106,13 +107,16 @@ def add_noise(
     update: int | Tensor,
     options: NoiseOptions,
     rows: Tensor | None = None,
+    phase: Tensor | None = None,
 ) -> Noised:
     """Draw images and times as `options` say, and diffuse: z_t = alpha x + sigma eps (section 2).
 
     images uint8 (M, C, H, W), scaled to [-1, 1], or float32, taken as they are. `schedule` is (a,
     b) of phi = a u + b, or the angles at u = k / 2N, float64 (2N + 1,). The draws are those of
     the batch of `update`, an int or an int64 tensor of one element on the device of the images.
-    `rows`, int64 (n,), are the numbers of the images to draw from, where those are not all. Raises
+    `rows`, int64 (n,), are the numbers of the images to draw from, where those are not all.
+    `phase`, int64 (2,) on that device, holds the round and N, which are read there in place of
+    those of the options, in discrete time alone; angles after the first 2N + 1 are not read. Raises
     ValueError or TypeError for other arguments.
     """
     runtime.check_tensor("images", images, (torch.uint8, torch.float32))
@@ -121,7 +125,8 @@ def add_noise(
     runtime.check_tensor("update", update, (torch.int64,), (1,), images)
     a, b, angles = (0.0, 0.0, schedule) if isinstance(schedule, Tensor) else (*schedule, None)
     if angles is not None:
-        size = (2 * options.num_steps + 1,)
+        # How many a phase needs, the device alone knows.
+        size = (2 * options.num_steps + 1,) if phase is None else (angles.numel(),)
         runtime.check_tensor("schedule", angles, (torch.float64,), size, images)
         if not options.num_steps:
             raise ValueError("num_steps must be at least 1 where the schedule is a table of angles")
@@ -130,12 +135,16 @@ def add_noise(
         runtime.check_tensor("rows", rows, (torch.int64,), size, images)
         if not len(rows):
             raise ValueError("rows must hold at least one number")
+    if phase is not None:
+        runtime.check_tensor("phase", phase, (torch.int64,), (2,), images)
+        if not options.num_steps:
+            raise ValueError("num_steps must be at least 1 where a phase is given")
     o = options
     if o.population and len(images) != o.num:
         raise ValueError(f"with a population, images must be the {o.num} drawn, not {len(images)}")
     z_t, z_in, phi_t, phi_mid, is_last_step, chosen, spare, y = add_noise_op(
         images, a, b, angles, o.num_steps, o.seed, o.round_, update, o.first, o.num, o.flip,
-        o.parameterization, o.net_dtype, o.fixed, o.population, rows, o.shuffled_by,
+        o.parameterization, o.net_dtype, o.fixed, o.population, rows, o.shuffled_by, phase,
     )  # fmt: skip
     same = o.net_dtype == z_t.dtype
     z_in, y_or_none = z_t if same else z_in, y if o.parameterization else None
@@ -178,7 +187,7 @@ def _keys(seed: int, round_: int, fixed: bool) -> tuple[tuple[int, int], tuple[i
 
 
 def _shuffled(
-    update: Tensor, batch: int, first: int, num: int, of: int, key: tuple[int, int]
+    update: Tensor, batch: int, first: int, num: int, of: int, key: tuple[int, int | Tensor]
 ) -> Tensor:
     """Draws without replacement for positions first .. first + num - 1 of an update's batch."""
     positions = torch.arange(first, first + num, device=update.device)
@@ -191,14 +200,23 @@ def add_noise_reference(
     update: Tensor,
     options: NoiseOptions,
     rows: Tensor | None = None,
+    phase: Tensor | None = None,
     *,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
     """Compute in plain PyTorch what `Noised` holds but for z_in; z_t and y in `dtype`."""
     o, shape = options, (images.shape[1], images.shape[2], images.shape[3])
-    batch_key, noise_key = _keys(o.seed, o.round_, o.fixed)
     block = torch.arange(-1, philox.blocks_of(shape), device=update.device)  # -1: of the batch
-    key = o.seed, torch.where(block < 0, batch_key[1], noise_key[1])
+    num_steps: int | Tensor = o.num_steps
+    batch_key: tuple[int, int | Tensor]
+    if phase is None:
+        batch_key, noise_key = _keys(o.seed, o.round_, o.fixed)
+        key = o.seed, torch.where(block < 0, batch_key[1], noise_key[1])
+    else:
+        round_, num_steps = phase.unbind()
+        batch_key, noise_key = _keys(o.seed, 0, o.fixed)
+        key = o.seed, torch.where(block < 0, batch_key[1], noise_key[1]).add_(round_ << 8)
+        batch_key = o.seed, key[1][0]
     words = philox.words_of(key, update, o.first, o.num, block.clamp_(min=0))
     of = (o.population or len(images)) if rows is None else len(rows)
     if o.shuffled_by:
@@ -212,14 +230,14 @@ def add_noise_reference(
         x = torch.where((words[:, 1] & 1).bool()[:, None, None, None], x.flip(3), x)
     eps = philox.normal_images(words[:, 4:], shape).to(dtype)
     if o.num_steps:
-        i = philox.index_below(words[:, 2], o.num_steps)
+        i = philox.index_below(words[:, 2], num_steps)
         is_last_step = i == 0
         if isinstance(schedule, Tensor):
             phi_t, phi_mid = schedule[2 * i + 2], schedule[2 * i + 1]
         else:
             (a, b), i = schedule, i.double()
-            phi_t = a * divide(i + 1, o.num_steps) + b
-            phi_mid = a * divide(i + 0.5, o.num_steps) + b
+            phi_t = a * divide(i + 1, num_steps) + b
+            phi_mid = a * divide(i + 0.5, num_steps) + b
     else:
         assert not isinstance(schedule, Tensor)
         a, b = schedule
@@ -254,6 +272,7 @@ def add_noise_op(
     population: int = 0,
     rows: Tensor | None = None,
     shuffled_by: int = 0,
+    phase: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`add_noise` of arguments known to be right; z_in and y are empty where there are none."""
     outputs = _outputs(images, num, parameterization, net_dtype)
@@ -273,7 +292,8 @@ def add_noise_op(
             shuffled_by=shuffled_by,
         )
         schedule = (a, b) if angles is None else angles
-        results = add_noise_reference(images, schedule, update, options, rows, dtype=z_t.dtype)
+        args = (images, schedule, update, options, rows, phase)
+        results = add_noise_reference(*args, dtype=z_t.dtype)
         filled = (z_t, phi_t, phi_mid, is_last_step, chosen, spare, y)
         for output, result in zip(filled, results, strict=True):
             if result is not None:
@@ -281,7 +301,7 @@ def add_noise_op(
         if z_in.numel():
             z_in.copy_(z_t)
         return outputs
-    batch_key, noise_key = _keys(seed, round_, fixed)
+    batch_key, noise_key = _keys(seed, round_ if phase is None else 0, fixed)
     size = images[0].numel()
     runtime.launch(
         add_noise_kernel,
@@ -290,6 +310,7 @@ def add_noise_op(
         runtime.channels_last(images),
         None if angles is None else angles.contiguous(),
         None if rows is None else rows.contiguous(),
+        None if phase is None else phase.contiguous(),
         update,
         z_t,
         z_in,
@@ -341,6 +362,7 @@ def _fake_outputs(
     population: int = 0,
     rows: Tensor | None = None,
     shuffled_by: int = 0,
+    phase: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     return _outputs(images, num, parameterization, net_dtype)
 
@@ -383,6 +405,7 @@ def add_noise_kernel(
     images,
     angles,
     rows,
+    phase,
     update,
     z_t,
     z_in,
@@ -415,6 +438,10 @@ def add_noise_kernel(
     """Program (n, tile): `block` elements, in (H, W, C) order, of image n; see `add_noise`."""
     n, tile = tl.program_id(0), tl.program_id(1)
     number, position = tl.load(update), n + first
+    if phase is not None:
+        round_bits = tl.load(phase) << 8
+        batch_key, noise_key = batch_key + round_bits, noise_key + round_bits
+        num_steps = tl.load(phase + 1)
     w_0, w_1, w_2, w_3 = words_at(number, position, n * 0, seed, batch_key)
     mirrored = (w_1 & 1) != 0
     if rounds:

@@ -27,12 +27,15 @@ def combine(*terms: tuple[Tensor, Tensor]) -> Tensor:
     return total
 
 
-def divide(a: Tensor, number: float) -> Tensor:
+def divide(a: Tensor, number: float | Tensor) -> Tensor:
     """a / number, rounded once, so that it has the same bits on every device.
 
-    a is floating-point, of any shape. On CUDA PyTorch divides by a Python number, or by a 0-d CPU
-    tensor, by multiplying with its reciprocal, which may cost the last bit.
+    a is floating-point, of any shape; a tensor to divide by is 0-d and on its device. On CUDA
+    PyTorch divides by a Python number, or by a 0-d CPU tensor, by multiplying with its reciprocal,
+    which may cost the last bit.
     """
+    if isinstance(number, Tensor):
+        return a / number.to(a.dtype)
     return a / torch.full((), number, dtype=a.dtype, device=a.device)
 
 

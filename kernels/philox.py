@@ -121,7 +121,7 @@ def normal_images(words: Tensor, shape: tuple[int, int, int]) -> Tensor:
     return values.view(-1, h, w, c).permute(0, 3, 1, 2)
 
 
-def index_below(words: Tensor, n: int) -> Tensor:
+def index_below(words: Tensor, n: int | Tensor) -> Tensor:
     """32-bit words -> integers in 0 .. n - 1 (bias below n / 2^32), int64."""
     return (words * n) >> 32
 

@@ -37,18 +37,22 @@ STEP, MULTIPLIER = tl.constexpr(_STEP), tl.constexpr(_MULTIPLIER)
 # Reference
 
 
-def shuffled(draw: Tensor, num: int, key: tuple[int, int]) -> Tensor:
+def shuffled(draw: Tensor, num: int, key: tuple[int, int | Tensor]) -> Tensor:
     """Numbers drawn from 0 .. num - 1 without replacement, epoch by epoch: int64 (B,).
 
     draw, int64 (B,): numbers of the draws over all epochs, 0 .. 2^62. num: 1 .. 2^31 - 1. `key`: as
-    `philox.key_of` has it. The num draws from any multiple of num on hold each number once.
+    `philox.key_of` has it, its second number perhaps a 0-d int64 tensor on the device of `draw`.
+    The num draws from any multiple of num on hold each number once.
     """
     # Ops in place, numbers as tensors (on the CPU for any device): on small batches a CPU's time
     # goes into calls of PyTorch.
-    root = (key[0] << 32 | key[1]) * _MULTIPLIER
+    seed, low = key
+    root = (seed << 32 | (0 if isinstance(low, Tensor) else low)) * _MULTIPLIER
     root = (root + 2**63) % 2**64 - 2**63  # as an int64 holds it
     numbers = torch.tensor([root, _STEP, _MULTIPLIER, 32, num], device="cpu")
     start, step, multiplier, half, size = numbers.unbind()
+    if isinstance(low, Tensor):
+        start = start + low * multiplier
     round_ = torch.arange(ROUNDS + 1, device=draw.device)[:, None]
     salts = (draw // size * (ROUNDS + 1) + round_).mul_(step).add_(start)
     salts.bitwise_xor_(salts >> half).mul_(multiplier)

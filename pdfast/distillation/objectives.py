@@ -27,7 +27,15 @@ import torch
 from torch import Tensor
 
 from pdfast.config.schema import EngineConfig, LossWeight
-from pdfast.diffusion.angles import Loss, combine, data_loss, ddim_step, distill_loss, prediction
+from pdfast.diffusion.angles import (
+    Loss,
+    Noised,
+    combine,
+    data_loss,
+    ddim_step,
+    distill_loss,
+    prediction,
+)
 from pdfast.diffusion.conditioning import Conditioning
 from pdfast.diffusion.schedules import logsnr_of, next_angle
 from pdfast.distributed.device import side_stream
@@ -43,6 +51,7 @@ MOST_TABULATED = 1024  # steps of a teacher whose FiLM parameters are kept in a 
 class DataObjective:
     """Predict the clean image from z_t = alpha x + sigma eps (Algorithm 1)."""
 
+    num_steps = 0
     ahead = 0
     carried: Sequence[Tensor] = ()
     teacher: Model | None = None
@@ -85,15 +94,34 @@ class Rollout:
         self._stream: torch.cuda.Stream | None = None
         if engine.teacher_stream and teacher.device.type == "cuda":
             self._stream = side_stream(teacher.device, "teacher")
-        small = 2 * num_steps <= MOST_TABULATED and not teacher.num_classes
-        self._films = self._tabulate() if engine.tabulate_film and small else None
+        self._tabulates = engine.tabulate_film and not teacher.num_classes
+        small = 2 * num_steps <= MOST_TABULATED
+        self._films = self._tabulate() if self._tabulates and small else None
+
+    @property
+    def serves_later_rounds(self) -> bool:
+        """Whether `rearm` can take it to a round of fewer steps: not with tables, of N's size."""
+        return not self._tabulates
+
+    def rearm(self, num_steps: int) -> None:
+        """Go on to the round to `num_steps`, fewer than before, in the tensors that are there.
+
+        The teacher's weights are for the caller to replace, in place too.
+        """
+        assert self.serves_later_rounds
+        self.num_steps = num_steps
+        if isinstance(self._grid, Tensor):
+            grid = self.teacher.schedule.grid(num_steps, self.teacher.device)
+            assert isinstance(grid, Tensor)
+            self._grid[: len(grid)].copy_(grid)
+            self._grid[len(grid) :].fill_(torch.inf)  # which is searched as a whole
 
     def begin(self, batch: Batch) -> None:
         """Nothing is carried from update to update."""
 
     def __call__(self, student: Model, batch: Batch) -> ObjectiveOutput:
         """Algorithm 2, from the draw of i ~ U{0 .. N-1} to the loss; see diffusion/angles.py."""
-        draw, conditioning = batch.noised(self._grid, self.num_steps)
+        draw, conditioning = self._noised(batch)
         z_t, phi_t, phi_mid = draw.z_t, draw.phi_t, draw.phi_mid
         with self._beside(), torch.no_grad():  # two DDIM steps of the teacher, unclipped
             out_t = self._teacher_at(draw.z_in, phi_t, conditioning)
@@ -104,6 +132,13 @@ class Rollout:
         self._join()
         steps = (z_t, out_t, out_mid, phi_t, phi_mid, draw.is_last_step)
         return ObjectiveOutput(out, self._loss(out, *steps))
+
+    def _noised(self, batch: Batch) -> tuple[Noised, Conditioning]:
+        """The batch at the round's times."""
+        grid = self._grid
+        if isinstance(grid, Tensor) and batch.phase is None:
+            grid = grid[: 2 * self.num_steps + 1]
+        return batch.noised(grid, self.num_steps)
 
     def _loss(
         self,

@@ -23,9 +23,13 @@ class Pipelined(Rollout):
 
     def begin(self, batch: Batch) -> None:
         """The teacher's first step of the first batch."""
-        draw, conditioning = batch.noised(self._grid, self.num_steps)
+        draw, conditioning = self._noised(batch)
         out = self._both(draw.z_in, draw.phi_t, conditioning, draw, conditioning)[1]
-        self.carried = [t.clone() for t in self._carry(draw, conditioning, out)]
+        new = self._carry(draw, conditioning, out)
+        if not self.carried:
+            self.carried = [t.clone() for t in new]
+        for kept, tensor in zip(self.carried, new, strict=True):
+            kept.copy_(tensor)
 
     def __call__(self, student: Model, batch: Batch) -> ObjectiveOutput:
         """As in Rollout, the teacher's two steps taken in different calls."""
@@ -33,7 +37,7 @@ class Pipelined(Rollout):
             return super().__call__(student, batch)
         predicted = self.teacher.parameterization
         z_t, z_in, phi_t, phi_mid, is_last_step, out_t, *rest = (t.clone() for t in self.carried)
-        ahead, told_ahead = batch.next().noised(self._grid, self.num_steps)
+        ahead, told_ahead = self._noised(batch.next())
         conditioning = told_ahead.with_tensors(rest)
         with self._beside():
             z_mid = ddim_step(z_t, out_t, phi_t, phi_mid, predicted, batch.dtype)

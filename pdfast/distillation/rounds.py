@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from pdfast.config.schema import Config, NetConfig
+from pdfast.config.names import Precision
+from pdfast.config.schema import Config, DistillConfig, EngineConfig, NetConfig
 from pdfast.config.serialization import to_table
 from pdfast.data.dataset import Dataset
-from pdfast.distillation.objectives import Fit
+from pdfast.distillation.objectives import Fit, Rollout
 from pdfast.distillation.pipelined_teacher import rollout
 from pdfast.distillation.signal_check import Signal, measure
 from pdfast.distillation.teacher import new_model, train_teacher
@@ -24,11 +25,12 @@ from pdfast.evaluation.report.plots import drawable, picture, sample_row
 from pdfast.models import backends, checkpoint
 from pdfast.models.guidance import guided
 from pdfast.models.model import Model
+from pdfast.models.unet import UNet
 from pdfast.storage import files, model_dir
 from pdfast.training.batch import open_batch
-from pdfast.training.loop import fit
+from pdfast.training.loop import Kept, fit
 from pdfast.training.model_run import ModelRun
-from pdfast.training.precision import cast_to_precision, precision_of
+from pdfast.training.precision import cast_to_precision, precision_of, recast
 from pdfast.training.update import Objective
 
 MONITOR_STEPS, MONITOR_IMAGES = 16, 256  # of the cheap distance after each round
@@ -73,28 +75,38 @@ def distill_rounds(run: ModelRun, data: Dataset, device: torch.device) -> Model:
         low = cast_to_precision(student, precision)
     steps = config.distill.steps_after(made) if made else config.distill.start_steps
     before = _distance(run, made, guided(low, guidance), steps, evaluator)
-    for round_ in range(made + 1, config.distill.num_rounds + 1):
-        steps, path = config.distill.steps_after(round_), run.round_dir(round_)
-        if run.has(path):
-            run.clear_states(round_)
-            student = backends.select(run.load(path, device), config.backends)
-        else:
-            student = _distill_round(run, student, low, data, round_, steps)
-        low = cast_to_precision(student, precision)
-        shown = guided(low, guidance)
-        seen = run.has_picture(f"{path.name}.png") and _logged(run, round_, evaluator) is not None
-        if drawable(shown) and not seen:
-            row = sample_row(shown, min(steps, MONITOR_STEPS), config.seed, evaluator.draw)
-            run.save_picture(picture(shown, [teacher_row, row]), f"{path.name}.png")
-        distance = _distance(run, round_, shown, steps, evaluator)
-        if distance > MONITOR_JUMP * before:
-            run.screen.warn(
-                f"round {round_}: the distance jumped from {before:.3g} to {distance:.3g}; to do "
-                f"it again with more updates, remove {path} and later rounds, and raise "
-                f"distill.round_updates for {steps} steps"
-            )
-        before = distance
+    with closing(Kept()) as kept:
+        for round_ in range(made + 1, config.distill.num_rounds + 1):
+            steps, path = config.distill.steps_after(round_), run.round_dir(round_)
+            if run.has(path):
+                run.clear_states(round_)
+                student = backends.select(run.load(path, device), config.backends)
+            else:
+                student = _distill_round(run, student, low, data, round_, steps, kept)
+            low = _next_teacher(student, precision, kept)
+            shown, name = guided(low, guidance), f"{path.name}.png"
+            seen = run.has_picture(name) and _logged(run, round_, evaluator) is not None
+            if drawable(shown) and not seen:
+                row = sample_row(shown, min(steps, MONITOR_STEPS), config.seed, evaluator.draw)
+                run.save_picture(picture(shown, [teacher_row, row]), name)
+            distance = _distance(run, round_, shown, steps, evaluator)
+            if distance > MONITOR_JUMP * before:
+                run.screen.warn(
+                    f"round {round_}: the distance jumped from {before:.3g} to {distance:.3g}; to "
+                    f"do it again with more updates, remove {path} and later rounds, and raise "
+                    f"distill.round_updates for {steps} steps"
+                )
+            before = distance
     return student
+
+
+def _next_teacher(student: Model, precision: Precision, kept: Kept) -> Model:
+    """The student in the networks' precision: written over the last teacher where that is kept."""
+    engine = kept.engine
+    if engine is None or engine.model is not student or engine.objective.teacher is None:
+        kept.close()
+        return cast_to_precision(student, precision)
+    return recast(engine.objective.teacher, student)
 
 
 def _monitor(data: Dataset, config: Config, teacher: Model) -> Evaluator:
@@ -120,16 +132,24 @@ def _rounds_made(run: ModelRun, evaluator: Evaluator, drawn: bool) -> int:
 
 
 def _distill_round(
-    run: ModelRun, teacher: Model, low: Model, data: Dataset, round_: int, steps: int
+    run: ModelRun,
+    teacher: Model,
+    low: Model,
+    data: Dataset,
+    round_: int,
+    steps: int,
+    kept: Kept,
 ) -> Model:
     """One round: the student starts as the teacher and learns its two steps in one.
 
-    `low` is the teacher in the networks' precision. A first fit has the teacher's steps.
+    `low` is the teacher in the networks' precision. A first fit has the teacher's steps. `kept` is
+    what the last round left for this one, which leaves it for the next if that can take it.
     """
     config = run.config
     cfg = config.distill.loop_of(steps)
     title = f"round {round_}/{config.distill.num_rounds} ({steps} steps)"
     objective: Objective
+    keep = False
     if steps == config.distill.start_steps:
         title = f"{title[:-1]}, the first fit)"
         signal = {}
@@ -139,9 +159,11 @@ def _distill_round(
         signal = _signal(run, teacher, low, data, round_, steps)
         # A rounded copy teaches while the original learns; where nothing is rounded, a copy learns.
         student = remove_dropout(copy.deepcopy(teacher) if low is teacher else teacher)
-        objective = rollout(low, steps, cfg, config.engine)
+        objective = next_round = _rollout(low, steps, cfg, config.engine, kept)
+        last = round_ == config.distill.num_rounds
+        keep = not last and next_round.serves_later_rounds and of_one_network(student, low)
     student.steps = steps
-    result = fit(student, objective, cfg, data, run, round_, title)
+    result = fit(student, objective, cfg, data, run, round_, title, kept, keep)
     # Logged before the model is there: a run cut off in between does the round's end again.
     run.log(round=round_, steps=steps, **result.as_metrics(), **signal)
     run.save_model(student, run.round_dir(round_), round=round_, seed=config.seed)
@@ -151,6 +173,25 @@ def _distill_round(
         f"{cfg.updates} updates in {result.seconds:.1f} s, saved to {run.round_dir(round_)}"
     )
     return student
+
+
+def _rollout(
+    low: Model, steps: int, cfg: DistillConfig, engine: EngineConfig, kept: Kept
+) -> Rollout:
+    """The round's objective: that of the last round where it and its teacher are kept."""
+    last = kept.engine.objective if kept.engine else None
+    if isinstance(last, Rollout) and last.teacher is low:
+        last.rearm(steps)
+        return last
+    return rollout(low, steps, cfg, engine)
+
+
+def of_one_network(student: Model, teacher: Model) -> bool:
+    """Whether both are of pdfast's own network and one config, so that the student's weights can be
+    written over the teacher's; a module of one's own may hold what no copy of its tensors shows.
+    """
+    own = all(type(model.net) is UNet for model in (student, teacher))
+    return own and student.net.cfg == teacher.net.cfg
 
 
 def _signal(

@@ -51,6 +51,10 @@ class Batch:
     """The images are not drawn: they are those given, of a population, one after the other."""
     shuffled_by: int = 0
     """Size of the global batch, where images are drawn without replacement; otherwise 0."""
+    phase: Tensor | None = None
+    """Round and number of steps N, int64 (2,), on the device. Where it is given, discrete times
+    and all draws of `noised` go by it, so that a captured update serves every round: `round_` and
+    the N that is passed may then be those of another."""
 
     def part(self, n: int, parts: int) -> "Batch":
         """The n-th of equal parts."""
@@ -82,7 +86,8 @@ class Batch:
             population=self.population,
             shuffled_by=self.shuffled_by,
         )
-        noised = add_noise(self.images.permute(0, 3, 1, 2), grid, self.update, options, self.rows)
+        images, phase = self.images.permute(0, 3, 1, 2), self.phase if num_steps else None
+        noised = add_noise(images, grid, self.update, options, self.rows, phase)
         return noised, self._conditioning(noised)
 
     def _conditioning(self, noised: Noised) -> Conditioning:
@@ -109,26 +114,15 @@ def open_batch(
     round_: int,
     number: Tensor | None = None,
     fixed: bool = False,
+    phase: Tensor | None = None,
 ) -> tuple[Batch, Resident | Streamed]:
     """This process's part of the batch of update `number` (0), and what brings its images.
 
     `fixed`: of the batch that the loss is watched on, which is of the same images as training.
+    `phase`: see Batch.
     """
-    size, stream = cfg.batch // collectives.size(), config.engine.data == "stream"
-    first = collectives.rank() * size
-    by = 0 if fixed else shuffled_by(config, cfg)
-    source = open_source(
-        data,
-        model.device,
-        num=size,
-        first=first,
-        seed=config.seed,
-        round_=round_,
-        fixed=fixed,
-        rows=data.trained,
-        shuffled_by=by,
-        stream=stream,
-    )
+    size = cfg.batch // collectives.size()
+    source = open_images(config, cfg, data, model.device, round_, fixed)
     batch = Batch(
         images=source.images,
         labels=None if data.labels is None else data.labels.to(model.device),
@@ -137,16 +131,46 @@ def open_batch(
         update=torch.zeros(1, dtype=torch.int64, device=model.device) if number is None else number,
         flip=config.data.horizontal_flip,
         dtype=model.net_dtype,
-        first=first,
+        first=collectives.rank() * size,
         seed=config.seed,
         round_=round_,
         label_dropout=0.0 if fixed else model.label_dropout,
         guidance=model.guidance,
         rows=None if data.trained is None else data.trained.to(model.device),
         fixed=fixed,
-        shuffled_by=by,
+        shuffled_by=0 if fixed else shuffled_by(config, cfg),
+        phase=phase,
     )
     return batch, source
+
+
+def open_images(
+    config: Config,
+    cfg: LoopConfig,
+    data: Dataset,
+    device: torch.device,
+    round_: int,
+    fixed: bool = False,
+    into: Tensor | None = None,
+) -> Resident | Streamed:
+    """What brings the images of `open_batch`.
+
+    `into`: the images of an earlier batch of the same settings, whose place they take.
+    """
+    size = cfg.batch // collectives.size()
+    return open_source(
+        data,
+        device,
+        num=size,
+        first=collectives.rank() * size,
+        seed=config.seed,
+        round_=round_,
+        fixed=fixed,
+        rows=data.trained,
+        shuffled_by=0 if fixed else shuffled_by(config, cfg),
+        stream=config.engine.data == "stream",
+        into=into,
+    )
 
 
 def shuffled_by(config: Config, cfg: LoopConfig) -> int:

@@ -59,13 +59,13 @@ def chosen(
     nets: Iterable[nn.Module],
     device: torch.device,
     updates: int,
-    work: Callable[[], object],
-    state: Iterable[Tensor],
+    find: Callable[[], Estimate],
     say: Callable[[str], None],
 ) -> bool:
     """Whether the networks are to be compiled for so many updates, as engine.compile has it.
 
-    "auto" compiles pdfast's own U-Nets and ops, on a GPU, where that repays, and says so.
+    "auto" compiles pdfast's own U-Nets and ops, on a GPU, where that repays, and says so; `find`
+    gives what it costs and saves.
     """
     choice = config.engine.compile
     if choice != "auto":
@@ -73,7 +73,7 @@ def chosen(
     own = all(isinstance(net, UNet) for net in nets) and config.backends == BackendsConfig()
     if device.type != "cuda" or not own:
         return False
-    found = estimate(work, state)
+    found = find()
     used = found.repays(updates)
     say(
         f"torch.compile: on an H200 it would take some {found.cost:.0f} s and save some "

@@ -109,6 +109,19 @@ class Replay:
         self._waiting.append(torch.cuda.Event())  # type: ignore[no-untyped-call]
         self._waiting[-1].record()
 
+    def may_stay(self) -> bool:
+        """Whether other work finds as much memory while this is kept as the graph itself takes.
+
+        Otherwise what fits after `close` might not fit beside it.
+        """
+        if self._graph is None:
+            return True
+        torch.cuda.empty_cache()  # so that what PyTorch keeps for later counts as free
+        pool = self._graph.pool()
+        segments = torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
+        taken = sum(s["total_size"] for s in segments if s["segment_pool_id"] == pool)
+        return bool(torch.cuda.mem_get_info()[0] >= taken)
+
     def close(self) -> None:
         """Give the graph's memory back."""
         if self._graph is not None:

@@ -38,14 +38,22 @@ class Streamed:
     SLOTS = 2  # staging buffers: one being copied to the device, one being filled
 
     def __init__(
-        self, data: Dataset, indices: Callable[[int], Tensor], num: int, device: torch.device
+        self,
+        data: Dataset,
+        indices: Callable[[int], Tensor],
+        num: int,
+        device: torch.device,
+        into: Tensor | None = None,
     ) -> None:
-        """`indices`: of the `num` images of an update, int64 on the CPU."""
+        """`indices`: of the `num` images of an update, int64 on the CPU.
+
+        `into`: the images on the device of an earlier one, which is closed.
+        """
         self._set, self._indices = data.images, indices
         self.population = len(data)
         shape, dtype = (num, *data.images.shape[1:]), data.images.dtype
         on_gpu = device.type == "cuda"
-        self.images = torch.zeros(shape, dtype=dtype, device=device)
+        self.images = torch.zeros(shape, dtype=dtype, device=device) if into is None else into
         self._slots = [
             torch.empty(shape, dtype=dtype, pin_memory=on_gpu) for _ in range(self.SLOTS)
         ]
@@ -99,10 +107,11 @@ def open_source(
     rows: Tensor | None = None,
     shuffled_by: int = 0,
     stream: bool = False,
+    into: Tensor | None = None,
 ) -> Resident | Streamed:
     """The images of batches of `num` from position `first`; streamed if asked, or if elsewhere.
 
-    `rows`, wherever they lie, and `shuffled_by`: as for `add_noise`.
+    `rows`, wherever they lie, and `shuffled_by`: as for `add_noise`. `into`: see Streamed.
     """
     if not stream and data.images.device == device:
         return Resident(data)
@@ -121,7 +130,7 @@ def open_source(
     def indices(update: int) -> Tensor:
         return draw_indices(options, update, on_cpu)
 
-    return Streamed(data, indices, num, device)
+    return Streamed(data, indices, num, device, into)
 
 
 def read_by_all(source: str, function: Callable[[], Dataset]) -> Dataset:

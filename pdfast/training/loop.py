@@ -1,7 +1,9 @@
 """The loop that `train` and `distill` share; only the objective differs.
 
-Its update is called on a CPU; on a GPU it is captured once per phase as a CUDA graph and replayed,
-with the learning rate as its only input.
+Its update is called on a CPU; on a GPU it is captured as a CUDA graph and replayed. What later
+phases of the same update change are its inputs: the learning rate, the round and its number of
+steps, the weights of student and teacher, the images. They lie in tensors that stay where they
+are, so that one capture serves all rounds of a distillation.
 """
 
 import contextlib
@@ -11,6 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from pdfast.config.schema import Config, LoopConfig
 from pdfast.data.dataset import Dataset
@@ -20,7 +23,7 @@ from pdfast.models.model import Model
 from pdfast.runs.run import Run
 from pdfast.runs.watched_loss import WORDS, Watched, watched
 from pdfast.training import averages, compilation, precision
-from pdfast.training.batch import Batch, held_out_batches, open_batch
+from pdfast.training.batch import Batch, held_out_batches, open_batch, open_images
 from pdfast.training.cuda_graph import Replay
 from pdfast.training.optimizer import Optimizer
 from pdfast.training.phase_log import PhaseLog, begin, check_watched
@@ -81,6 +84,128 @@ def check(config: Config, device: torch.device) -> None:
         raise UsageError("engine.teacher_stream needs a GPU: leave it off")
 
 
+class Engine:
+    """What the updates of a phase run on: optimizer, batch and replay.
+
+    It serves a later phase of the same update too: `restart` writes that one's numbers into the
+    tensors that are there.
+    """
+
+    HOST = frozenset({"updates", "lr"})  # of a phase's settings: those that the host alone reads
+
+    def __init__(
+        self,
+        model: Model,
+        objective: Objective,
+        cfg: LoopConfig,
+        data: Dataset,
+        config: Config,
+        round_: int,
+    ) -> None:
+        self.model, self.objective, self.data, self.config = model, objective, data, config
+        dtype = precision.net_dtype(precision.precision_of(config.precision, model.device))
+        self.optimizer = Optimizer(model, cfg, dtype, config.backends.optimizer)
+        model.set_checkpoint(cfg.checkpoint)
+        self._phase = torch.tensor([round_, objective.num_steps], device=model.device)
+        self.batch, self.source = open_batch(
+            config, cfg, data, model, round_, self.optimizer.done, phase=self._phase
+        )
+        self.nets = [m.net for m in (model, objective.teacher) if m is not None]
+        self._work = functools.partial(update, model, objective, self.optimizer, self.batch)
+        self._replay: Replay | None = None
+        self._captured: tuple[bool, list[int]] | None = None  # what the replay holds for
+
+    def serves(
+        self, model: Model, objective: Objective, cfg: LoopConfig, data: Dataset, config: Config
+    ) -> bool:
+        """Whether the update of such a phase is this one's but for what `restart` writes."""
+        same = model is self.model and objective is self.objective and data is self.data
+        alike = config == self.config and self._settings(cfg) == self._settings(self.optimizer.cfg)
+        return same and alike and self.optimizer.released()
+
+    def _settings(self, cfg: LoopConfig) -> tuple[type, dict[str, object]]:
+        return type(cfg), {k: value for k, value in vars(cfg).items() if k not in self.HOST}
+
+    def restart(self, cfg: LoopConfig, round_: int) -> None:
+        """Go on to a phase that this serves, whose student starts as it is now."""
+        self.optimizer.restart(cfg)
+        self._phase.copy_(torch.tensor([round_, self.objective.num_steps]))
+        device, into = self.model.device, self.batch.images
+        self.source = open_images(self.config, cfg, self.data, device, round_, into=into)
+
+    @functools.cached_property
+    def estimate(self) -> compilation.Estimate:
+        """What compiling its networks costs and saves."""
+        return compilation.estimate(self._work, self._state())
+
+    def replay(self, compiled: bool) -> Replay:
+        """The update, captured unless it is; `compiled`: whether its networks are, now."""
+        now = compiled, self._places()
+        if self._replay is None or self._captured != now:
+            self.close()
+            device, graph = self.model.device, self.config.engine.graph
+            self._replay, self._captured = Replay(self._work, self._state(), device, graph), now
+        return self._replay
+
+    def may_stay(self) -> bool:
+        """Whether it leaves the others' work as much memory as that may need; told by all."""
+        short = self._replay is not None and not self._replay.may_stay()
+        return not collectives.largest(int(short))
+
+    def close(self) -> None:
+        """Give the memory of its capture back."""
+        if self._replay is not None:
+            self._replay.close()
+            self._replay = None
+
+    def _state(self) -> list[Tensor]:
+        return [*self.optimizer.tensors(), *self.objective.carried]
+
+    def _places(self) -> list[int]:
+        """Where the tensors lie that an update reads and that are there before it."""
+        batch, weights = self.batch, [t for net in self.nets for t in net.parameters()]
+        buffers = [t for net in self.nets for t in net.buffers()]
+        given = [t for t in (batch.images, batch.labels, batch.rows) if t is not None]
+        return [t.data_ptr() for t in (*self._state(), *weights, *buffers, *given)]
+
+
+class Kept:
+    """At most one engine, which a phase leaves for the next."""
+
+    def __init__(self) -> None:
+        self.engine: Engine | None = None
+
+    def take(
+        self,
+        model: Model,
+        objective: Objective,
+        cfg: LoopConfig,
+        data: Dataset,
+        config: Config,
+        round_: int,
+    ) -> Engine:
+        """The engine of a phase: the one that is here if it serves, otherwise another."""
+        engine, self.engine = self.engine, None
+        if engine is not None and engine.serves(model, objective, cfg, data, config):
+            engine.restart(cfg, round_)
+            return engine
+        if engine is not None:
+            engine.close()
+            engine = None  # whose buffers are free before others are made
+        return Engine(model, objective, cfg, data, config, round_)
+
+    def drop(self, engine: Engine) -> None:
+        """Close an engine that a phase has used, unless it is left here."""
+        if engine is not self.engine:
+            engine.close()
+
+    def close(self) -> None:
+        """Close what is here."""
+        if self.engine is not None:
+            self.engine.close()
+            self.engine = None
+
+
 def fit(
     model: Model,
     objective: Objective,
@@ -89,18 +214,19 @@ def fit(
     run: Run,
     round_: int,
     title: str,
+    kept: Kept | None = None,
+    keep: bool = False,
 ) -> FitResult:
     """Train `model` in place for `cfg.updates` updates, resuming from the run's saved state.
 
-    Images that are not on the model's device are streamed to it. Raises Stopped, with the state
-    saved, when a signal came; PdfastError when the loss is no longer finite, with a directory
-    that repeats it where `cfg.max_skipped` updates in a row were skipped.
+    Images that are not on the model's device are streamed to it. `kept`: what the phase before
+    left; with `keep`, this one leaves its engine there, where memory allows. Raises Stopped, with
+    the state saved, when a signal came; PdfastError when the loss is no longer finite, with a
+    directory that repeats it where `cfg.max_skipped` updates in a row were skipped.
     """
-    config, device = run.config, model.device
-    dtype = precision.net_dtype(precision.precision_of(config.precision, device))
-    optimizer = Optimizer(model, cfg, dtype, config.backends.optimizer)
-    model.set_checkpoint(cfg.checkpoint)
-    batch, source = open_batch(config, cfg, data, model, round_, optimizer.done)
+    config, device, kept = run.config, model.device, kept or Kept()
+    engine = kept.take(model, objective, cfg, data, config, round_)
+    optimizer, source = engine.optimizer, engine.source
     name, loss_now = watched(config), loss_of(config, cfg, data, model, objective, round_)
     loss_start = loss_now()
     check_watched(title, 0, loss_start)
@@ -109,17 +235,16 @@ def fit(
     with contextlib.ExitStack() as stack:
         task = stack.enter_context(run.screen.task(title, cfg.updates, first))
         stack.enter_context(contextlib.closing(source))
+        stack.callback(kept.drop, engine)
         model.train()
         source.load(first)
-        objective.begin(batch)
-        work = functools.partial(update, model, objective, optimizer, batch)
-        state = [*optimizer.tensors(), *objective.carried]
-        nets = [m.net for m in (model, objective.teacher) if m is not None]
-        if compilation.chosen(config, nets, device, cfg.updates, work, state, run.screen.say):
-            stack.enter_context(compilation.compiled(nets))
-        repeat = stack.enter_context(
-            contextlib.closing(Replay(work, state, device, config.engine.graph))
+        objective.begin(engine.batch)
+        compiled = compilation.chosen(
+            config, engine.nets, device, cfg.updates, lambda: engine.estimate, run.screen.say
         )
+        if compiled:
+            stack.enter_context(compilation.compiled(engine.nets))
+        repeat = engine.replay(compiled)
         log = PhaseLog(
             run, round_, title, optimizer, task, start=start, num_steps=model.steps, data=data
         )
@@ -139,6 +264,8 @@ def fit(
                 saved, due = log.save(), False
             if stopping:
                 raise signals.stop(f"{title} is saved at update {saved}; run it again to go on")
+        if keep and engine.may_stay():
+            kept.engine = engine
     seconds = time.perf_counter() - start
     optimizer.average()
     if note := averages.share_note(cfg, cfg.updates - int(optimizer.skipped[0])):

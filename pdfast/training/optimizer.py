@@ -56,12 +56,10 @@ class Optimizer:
         for name, view in self._views(self.weights).items():
             view.copy_(self._params[name].detach())
             self._params[name].data = view
-        low = low_parameters(model) if dtype != model.dtype == torch.float32 else {}
-        self.copy = self.weights.to(dtype) if low else None
-        if self.copy is not None:
-            copies = self._views(self.copy)
-            for name, p in low.items():
-                p.data = copies[name]
+        rounded = dtype != model.dtype == torch.float32
+        self._low = low_parameters(model) if rounded else {}
+        self.copy = self.weights.to(dtype) if self._low else None
+        self._read_copies()
         self.ema = self.weights.clone() if cfg.ema_decay else None
         self.rate = torch.zeros(1, dtype=torch.float64, device=model.device)
         self.done = torch.zeros(1, dtype=torch.int64, device=model.device)
@@ -71,6 +69,33 @@ class Optimizer:
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=model.device)  # of those made
         # Updates, and those skipped, when loss_sum was last emptied.
         self.logged = self.done.new_zeros(2)
+
+    def _read_copies(self) -> None:
+        """Have the parameters that are rounded read from their copy."""
+        if self.copy is not None:
+            copies = self._views(self.copy)
+            for name, p in self._low.items():
+                p.data = copies[name]
+
+    def restart(self, cfg: LoopConfig) -> None:
+        """Begin anew at the weights that `release` left, every tensor staying where it is.
+
+        Of `cfg` the learning rate and its schedule alone may be others.
+        """
+        self.cfg = cfg
+        counters = (self.done, self.skipped, self.loss_sum, self.logged)
+        for tensor in (self.exp_avg, self.exp_avg_sq, self.rate, self.norm, *counters):
+            tensor.zero_()
+        if self.ema is not None:
+            self.ema.copy_(self.weights)
+        if self.copy is not None:
+            self.copy.copy_(self.weights)
+        self._read_copies()
+
+    def released(self) -> bool:
+        """Whether the model's parameters are the master weights, as `release` left them."""
+        views = self._views(self.weights)
+        return all(_place(p) == _place(views[name]) for name, p in self._params.items())
 
     def _views(self, buffer: Tensor) -> dict[str, Tensor]:
         """A buffer's parts by name, each in the shape and strides of its parameter."""
@@ -179,6 +204,10 @@ class Optimizer:
             tensor.copy_(saved)
         if self.copy is not None:
             self.copy.copy_(self.weights)
+
+
+def _place(tensor: Tensor) -> tuple[int, torch.dtype]:
+    return tensor.data_ptr(), tensor.dtype
 
 
 def _kind(tensor: Tensor) -> str:

@@ -72,6 +72,20 @@ def cast_to_precision(model: Model, precision: Precision) -> Model:
     return model
 
 
+@torch.no_grad()
+def recast(low: Model, model: Model) -> Model:
+    """Make `low`, an earlier copy of a model of the same network, what `cast_to_precision` would.
+
+    Its tensors stay where they are, in their dtypes. Both are of pdfast's own network.
+    """
+    low.cfg, low.steps, low.class_names = model.cfg, model.steps, model.class_names
+    low.train(model.training)
+    new = model.net.state_dict()
+    for name, tensor in low.net.state_dict().items():
+        tensor.copy_(new[name])
+    return low
+
+
 def low_parameters(model: Model) -> dict[str, nn.Parameter]:
     """The parameters of the net that bf16 rounds, by name."""
     kept = {id(p) for module in model.net.precise() for p in module.parameters()}

@@ -28,6 +28,9 @@ class ObjectiveOutput(NamedTuple):
 class Objective(Protocol):
     """What a phase minimises."""
 
+    num_steps: int
+    """Sampling steps N whose times it draws; 0: continuous time."""
+
     ahead: int
     """How many updates ahead it draws its batches."""
 

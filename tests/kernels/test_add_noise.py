@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 
 import pytest
 import torch
@@ -36,9 +37,19 @@ from pdfast.kernels.runtime import tl, triton
 from pdfast.kernels.shuffle import shuffled
 
 
-def noised(images, schedule, update, rows=None, **options):
+def noised(images, schedule, update, rows=None, phase=None, **options):
     """add_noise, its options by name."""
-    return add_noise(images, schedule, update, NoiseOptions(**options), rows)
+    return add_noise(images, schedule, update, NoiseOptions(**options), rows, phase)
+
+
+def told_on_the_device(case):
+    """The same case, its round and N in a tensor; those of the options are others."""
+    case = dict(case)
+    numbers = case.pop("round_"), case.pop("num_steps")
+    if isinstance(case["schedule"], torch.Tensor):  # of a phase of more steps
+        unused = torch.full((4,), math.inf, dtype=torch.float64, device=DEVICE)
+        case["schedule"] = torch.cat([case["schedule"], unused])
+    return case | {"round_": 5, "num_steps": 7, "phase": torch.tensor(numbers, device=DEVICE)}
 
 
 def reference(images, schedule, update, rows=None, *, dtype, **options):
@@ -61,6 +72,7 @@ CASE = {
     "table": st.booleans(),
     "levels": st.sampled_from([torch.uint8, torch.float32]),
     "some": st.booleans(),
+    "phase": st.booleans(),
     "shuffled_by": st.sampled_from([0, 0, 0, 0, 0, 0, 1, 2**20]),  # the interpreter is slow
     "draw": SEEDS,
 }
@@ -89,15 +101,27 @@ def angles_of(num_steps):
 
 
 def check(
-    dtype, shape, layout, draw, num_steps, table=False, levels=torch.uint8, some=False, **case
+    dtype,
+    shape,
+    layout,
+    draw,
+    num_steps,
+    table=False,
+    levels=torch.uint8,
+    some=False,
+    phase=False,
+    **case,
 ):
-    """`some`: every other image alone may be drawn."""
+    """`some`: every other image alone may be drawn. `phase`: the round and N are told on the
+    device.
+    """
     pixels = data(shape, layout, draw, levels)
     case["rows"] = torch.arange(0, len(pixels), 2, device=DEVICE) if some else None
     table = table and num_steps > 0
     case["schedule"] = angles_of(num_steps) if table else (SCHEDULE.a, SCHEDULE.b)
     case["num_steps"] = num_steps
-    got = noised(pixels, net_dtype=dtype, **case)
+    on_device = phase and num_steps > 0
+    got = noised(pixels, net_dtype=dtype, **(told_on_the_device(case) if on_device else case))
     case["update"] = torch.tensor([case["update"]], device=DEVICE)
     exact, phi_t, phi_mid, is_last_step, chosen, spare, y_exact = reference(
         pixels, dtype=torch.float64, **case
@@ -339,6 +363,26 @@ def test_registered(dtype, parameterization, population, some, by):
     images = ARGS["images"][: 4 if population else None]
     opcheck(add_noise_op, (images, SCHEDULE.a, SCHEDULE.b, None, *draws))
     opcheck(add_noise_op, (images.float(), 0.0, 0.0, angles_of(64), *draws))
+    phase = torch.tensor([3, 64], device=DEVICE)
+    opcheck(add_noise_op, (images, SCHEDULE.a, SCHEDULE.b, None, *draws, phase))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("table", [False, True])
+@pytest.mark.parametrize("by", [0, 5])
+def test_one_launch_serves_every_round(dtype, table, by):
+    """What is told on the device gives the bits of the same numbers in the options."""
+    phase = torch.zeros(2, dtype=torch.int64, device=DEVICE)
+    for round_, num_steps in ((1, 64), (2, 32), (13, 1), (2**24 - 1, 3)):
+        schedule = angles_of(num_steps) if table else ARGS["schedule"]
+        case = ARGS | {"schedule": schedule, "net_dtype": dtype, "shuffled_by": by}
+        case |= {"round_": round_, "num_steps": num_steps, "seed": 2**32 - 1}
+        told = told_on_the_device(case)
+        phase.copy_(told["phase"])
+        found = noised(**told | {"phase": phase})
+        for name, expected in noised(**case)._asdict().items():
+            found_too = getattr(found, name)
+            assert expected is found_too is None or torch.equal(found_too, expected), name
 
 
 @pytest.mark.parametrize(
@@ -375,6 +419,14 @@ def test_registered(dtype, parameterization, population, some, by):
         ({"rows": torch.zeros(0, dtype=torch.int64, device=DEVICE)}, "rows must hold at least one"),
         ({"rows": torch.zeros(1, dtype=torch.int64, device="meta")}, "rows must be on"),
         ({"population": 100}, "with a population, images must be the 4 drawn, not 9"),
+        ({"phase": [1, 64]}, "phase must be a tensor, not list"),
+        ({"phase": torch.ones(2, device=DEVICE)}, "phase must be int64, not float32"),
+        ({"phase": torch.ones(1, dtype=torch.int64, device=DEVICE)}, r"phase must have shape \(2,"),
+        ({"phase": torch.ones(2, dtype=torch.int64, device="meta")}, "phase must be on"),
+        (
+            {"phase": torch.ones(2, dtype=torch.int64, device=DEVICE), "num_steps": 0},
+            "num_steps must be at least 1 where a phase is given",
+        ),
     ],
 )
 def test_bad_arguments(changed, message):
@@ -395,10 +447,13 @@ def launch(
     gathered=False,
     levels="u8",
     some=False,
+    told=False,
     shape=(5, 3, 32, 32),
     **draws,
 ):
-    """3 images of 5, or of `some`; `times` discrete, continuous or by table."""
+    """3 images of 5, or of `some`; `times` discrete, continuous or by table. `told`: the round and
+    N by a tensor.
+    """
     draws = {"seed": 2**32 - 1, "round_": 1, "update": 7, "num": 3, **draws}
     update = draws.pop("update")
     images = values(shape, torch.float32, "cpu")
@@ -422,6 +477,7 @@ def launch(
             **draws,
         ),
         None if rows is None else rows.to(device),
+        torch.tensor([draws["round_"], n]).to(device) if told else None,
     )
 
 
@@ -445,6 +501,8 @@ def launch_cases():
     for gathered in (False, True):
         options.append({"some": True, "gathered": gathered})
         options.append({"shuffled_by": 6, "some": True, "gathered": gathered})
+    options += [{"told": True, "times": times} for times in ("discrete", "table")]
+    options.append({"told": True, "shuffled_by": 6, "some": True})
     # Batches of one image, of this process's, of very many.
     options += [{"shuffled_by": by} for by in (1, 3, 2**31 + 5)]
     options += [{"shape": (5, *shape[1:]), "parameterization": "v"} for shape in (SMALL, ODD, ONE)]
@@ -481,7 +539,8 @@ def machine_code():
         yield Code("add_noise", arch, loads * BLOCK, stores * BLOCK, launch, options)
     for arch in ARCHS:
         others = [{"some": True, "gathered": gathered} for gathered in (False, True)]
-        for options in (*others, {"shuffled_by": 6}):
+        told = [{"told": True, "times": times} for times in ("discrete", "table")]
+        for options in (*others, *told, {"shuffled_by": 6}, {"shuffled_by": 6, "told": True}):
             yield Code("add_noise", arch, 0, (4 + 2) * BLOCK, launch, options)
 
 

@@ -25,9 +25,9 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
 
 def test_an_estimate_repays_by_a_margin():
-    paper = Estimate(cost=55.0, saved=16e-3)
-    assert paper.repays(50_000)
-    assert not paper.repays(3_500)  # about even
+    found = Estimate(cost=55.0, saved=16e-3)
+    assert found.repays(50_000)
+    assert not found.repays(3_500)  # about even
     assert not Estimate(cost=10.0, saved=1e-4).repays(500)
 
 
@@ -47,9 +47,12 @@ def test_an_update_is_estimated_and_leaves_all_as_it_was(tiny):
 
 
 @pytest.fixture
-def said(monkeypatch):
-    monkeypatch.setattr(compilation, "estimate", lambda work, state: Estimate(55.0, 16e-3))
+def said():
     return []
+
+
+def paper():
+    return Estimate(55.0, 16e-3)
 
 
 @pytest.mark.parametrize(
@@ -66,14 +69,14 @@ def said(monkeypatch):
 def test_where_it_is_used(tiny, said, choice, device, updates, expected, words):
     config = changed(tiny, engine={"compile": choice})
     nets = [random_model(config.model, 0, torch.float32).net]
-    assert chosen(config, nets, device, updates, None, [], said.append) is expected
+    assert chosen(config, nets, device, updates, paper, said.append) is expected
     assert len(said) == (words is not None)
     assert words is None or words in said[0]
 
 
 def test_only_pdfast_s_own_networks_are_compiled_unasked(tiny, said):
     own = random_model(tiny.model, 0, torch.float32).net
-    args = CUDA, 50_000, None, [], said.append
+    args = CUDA, 50_000, paper, said.append
     assert chosen(tiny, [own], *args)
     assert not chosen(tiny, [own, torch.nn.Linear(2, 2)], *args)
     peers = dataclasses.replace(tiny, backends=BackendsConfig(attention="xformers"))

@@ -102,12 +102,27 @@ def test_a_pytorch_that_cannot_clear_them_is_refused(recorded, monkeypatch):
     assert recorded.calls == WARM_UP  # and nothing was captured
 
 
+def test_a_graph_may_stay_where_as_much_is_free_as_it_takes(recorded):
+    """The ordinary pool's segments, and other graphs', do not count."""
+    sizes = [((0, 0), 1_000), ((0, 1), 30), ((0, 2), 500), ((0, 1), 70)]
+    segments = [{"segment_pool_id": pool, "total_size": size} for pool, size in sizes]
+    torch.cuda.memory_snapshot = lambda: segments
+    repeat = Replay(recorded.note("work"), [], CUDA)
+    repeat._graph.pool = lambda: (0, 1)
+    for free, may_stay in ((99, False), (100, True), (10_000, True)):
+        torch.cuda.mem_get_info = lambda free=free: (free, 20_000)
+        recorded.calls.clear()
+        assert repeat.may_stay() is may_stay
+        assert recorded.calls == ["empty cache"]
+
+
 @pytest.mark.parametrize(("device", "graph"), [("cpu", True), ("cuda", False)])
 def test_without_a_graph_the_work_is_called(recorded, device, graph):
     repeat = Replay(recorded.note("work"), [], torch.device(device), graph)
     assert recorded.calls == []
     repeat()
     assert recorded.calls == ["work"]
+    assert repeat.may_stay()
     repeat.close()
     with pytest.raises(RuntimeError, match="closed"):
         repeat()
