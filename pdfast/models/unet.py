@@ -25,6 +25,7 @@ from pdfast.diffusion.betas import schedule_of
 from pdfast.diffusion.conditioning import NO_CLASS, UNCONDITIONAL, Conditioning, DropoutRng
 from pdfast.kernels.dropout import dropout
 from pdfast.kernels.group_norm_silu import group_norm_silu
+from pdfast.kernels.resample import avg_pool2x2, upsample2x
 
 LOGSNR_CLIP = 20.0  # the embedding's input range, whatever the schedule's
 TIME_SCALE = 1000.0  # the embedding's argument runs over (0, 1000)
@@ -139,7 +140,7 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, H, W) -> (B, C, 2 H, 2 W)."""
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))  # type: ignore[no-any-return]
+        return self.conv(upsample2x(x))  # type: ignore[no-any-return]
 
 
 class ResBlock(nn.Module):
@@ -163,8 +164,8 @@ class ResBlock(nn.Module):
 
     def _resample(self, x: Tensor) -> Tensor:
         if self.resample == "up":
-            return F.interpolate(x, scale_factor=2.0, mode="nearest")
-        return F.avg_pool2d(x, 2) if self.resample == "down" else x
+            return upsample2x(x)
+        return avg_pool2x2(x) if self.resample == "down" else x
 
     def forward(self, x: Tensor, film: Tensor, dropout_rng: DropoutRng | None = None) -> Tensor:
         """x (B, C, H, W), film (B, 2C' or C') -> (B, C', H', W'); dropout by `dropout_rng`."""

@@ -191,10 +191,14 @@ def _list_launches(tensors: Sequence[Tensor]) -> int:
 
 
 def _resampling(call: Call) -> list[Launch]:
-    """The first argument is made dense; so is a gradient, in the layout of what it is of."""
+    """The first argument is made dense; so is a gradient, in the layout of what it is of.
+
+    A backward takes its input's sizes alone.
+    """
     first = call["self"] if call["grad_output"] is None else call["grad_output"]
     like = first if call["self"] is None else call["self"]
-    return [*made_dense(suggest_memory_format(like), first), Launch(RESAMPLING, moved_by(call))]
+    moved = bytes_of(first, *call.outputs)
+    return [*made_dense(suggest_memory_format(like), first), Launch(RESAMPLING, moved)]
 
 
 def _norm(call: Call) -> list[Launch]:

@@ -298,7 +298,8 @@ def test_doctor_says_what_is_so(capsys):
     code, output, _ = run(capsys, "doctor", "--device", "cpu")
     assert code == 0
     assert "device: cpu, because as asked" in output
-    for op in ("group_norm_silu", "add_noise", "ddim_step", "dropout", "distill_loss", "adamw"):
+    ops = "group_norm_silu resample add_noise ddim_step dropout distill_loss adamw"
+    for op in ops.split():
         assert op in output
     assert "one NVIDIA H200" in output
 

@@ -1,4 +1,7 @@
-"""Which kernels one update launches: each op once, the optimizer two, every norm in csrc."""
+"""Which kernels one update launches: each op once, the optimizer two, every norm in csrc.
+
+Pooling and doubling are each launched twice in a block that resamples, and so again backward.
+"""
 
 import dataclasses
 
@@ -43,6 +46,13 @@ def batch_of(tiny, model, optimizer):
     return open_batch(tiny, tiny.train, data, model, 1, optimizer.done)[0]
 
 
+def resampling(model):
+    """Launches of one pass, forward or backward."""
+    blocks = [m for m in model.modules() if isinstance(m, ResBlock) and m.resample != "none"]
+    assert {block.resample for block in blocks} == {"down", "up"}
+    return ["resample_kernel"] * 2 * len(blocks)
+
+
 def test_distillation(tiny, model, launched):
     student = Model(tiny.model).to(DEVICE)
     optimizer = Optimizer(student, tiny.distill)
@@ -50,14 +60,19 @@ def test_distillation(tiny, model, launched):
     batch = batch_of(tiny, student, optimizer)
     launched.clear()
     layers = sum(isinstance(m, GroupNormSiLU) for m in student.modules())
+    resampled = resampling(model)
     for _ in range(2):
         with Norms() as norms:
             update(student, objective, optimizer, batch)
         assert (norms.forward, norms.backward) == (3 * layers, layers)  # two of the teacher's
         assert launched == [
             "add_noise_kernel",
+            *resampled,  # the teacher
             "ddim_step_kernel",
+            *resampled,  # the teacher again
+            *resampled,
             "distill_loss_kernel",
+            *resampled,
             *OPTIMIZER,
         ]
         launched.clear()
@@ -71,7 +86,9 @@ def test_training(tiny, model, launched):
     with Norms() as norms:
         update(model, DataObjective("snr_trunc"), optimizer, batch)
     assert (norms.forward, norms.backward) == (layers, layers)
-    assert launched == ["add_noise_kernel", "distill_loss_kernel", *OPTIMIZER]
+    resampled = resampling(model)
+    both = "distill_loss_kernel", *resampled
+    assert launched == ["add_noise_kernel", *resampled, *both, *OPTIMIZER]
 
 
 def test_training_with_dropout(tiny, launched):
@@ -87,7 +104,9 @@ def test_training_with_dropout(tiny, launched):
     blocks = sum(isinstance(m, ResBlock) for m in model.modules())
     update(model, DataObjective("snr_trunc"), optimizer, batch)
     masks = ["dropout_kernel"] * blocks
-    assert launched == ["add_noise_kernel", *masks, "distill_loss_kernel", *masks, *OPTIMIZER]
+    others = [name for name in launched if name != "resample_kernel"]
+    assert others == ["add_noise_kernel", *masks, "distill_loss_kernel", *masks, *OPTIMIZER]
+    assert len(launched) - len(others) == 2 * len(resampling(model))
 
 
 def test_a_float64_model_launches_nothing(tiny, model, launched):

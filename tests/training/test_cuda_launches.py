@@ -132,18 +132,34 @@ def test_lists_of_tensors():
 
 
 def test_resampling_copies_what_has_gaps():
-    def run(both, backward):
-        part = both.to(memory_format=torch.channels_last)[:, :4]
-        aten = torch.ops.aten
-        if backward:
-            aten.upsample_nearest2d_backward(part, [8, 8], [2, 4, 4, 4], 2.0, 2.0)
-        else:
-            aten.avg_pool2d(part, [2, 2])
-
+    """PyTorch's ops, of which no backward reads the input; and pdfast's."""
+    aten, own = torch.ops.aten, torch.ops.pdfast.resample
+    calls = [
+        lambda part: aten.upsample_nearest2d_backward(part, [8, 8], [2, 4, 4, 4], 2.0, 2.0),
+        lambda part: aten.avg_pool2d(part, [2, 2]),
+        lambda part: own(part, False, 4),
+    ]
     laid_out, part, quarter = 2 * 4 * 2 * 8 * 64, 4 * 2 * 4 * 64, 2 * 4 * 64
-    for backward in (False, True):
-        found = kinds_of(lambda x, backward=backward: run(x, backward), (2, 8, 8, 8))
+    for call in calls:
+
+        def run(both, call=call):
+            call(both.to(memory_format=torch.channels_last)[:, :4])
+
+        found = kinds_of(run, (2, 8, 8, 8))
         assert found == {COPIES: (laid_out + 2 * part, 2), RESAMPLING: (part + quarter, 1)}
+
+    def backward(dy, x, halves):
+        if halves:
+            aten.avg_pool2d_backward(dy, x, [2, 2], [2, 2], [0, 0], False, True, None)
+        else:
+            own(dy, True, 4)
+
+    for halves in (False, True):
+        found = kinds_of(
+            lambda dy, x, halves=halves: backward(dy, x, halves), (2, 4, 4, 4), (2, 4, 8, 8)
+        )
+        copied = {} if halves else {COPIES: (2 * quarter, 1)}  # pdfast's works in NHWC alone
+        assert found == copied | {RESAMPLING: (part + quarter, 1)}
 
 
 def test_group_norm_s_kernels():
