@@ -35,9 +35,9 @@ class Conditioning:
     """Guidance weights (B,), floating, of a guided student."""
     dropout_rng: DropoutRng | None = None
     """With dropout, by these draws; None: without."""
-    films: Sequence[Tensor] | None = None
-    """FiLM parameters (B, 2C) of every residual block, of `UNet.films`, in place of those that the
-    noise level, the label and the guidance weight give: rows of a table."""
+    films: Tensor | None = None
+    """FiLM parameters of all residual blocks, of `UNet.films`, in place of those that the noise
+    level, the label and the guidance weight give: rows of a table."""
 
     def tensors(self) -> list[Tensor]:
         """The label and the guidance weights, as far as they are told."""

@@ -162,14 +162,12 @@ class Rollout:
         if self._films is not None:
             u = self.teacher.schedule.u(logsnr_of(phi))
             row = (u * (2 * self.num_steps)).round().long() - 1
-            conditioning = dataclasses.replace(
-                conditioning, films=[table[row] for table in self._films]
-            )
+            conditioning = dataclasses.replace(conditioning, films=self._films[row])
         return self.teacher.forward_at_angle(z, phi, conditioning)
 
     @torch.no_grad()
-    def _tabulate(self) -> list[Tensor]:
-        """FiLM parameters (2N, 2C) of every block at u = 1/2N, 2/2N, ... 1."""
+    def _tabulate(self) -> Tensor:
+        """FiLM parameters of all blocks at u = 1/2N, 2/2N, ... 1: a row each."""
         steps, teacher = 2 * self.num_steps, self.teacher
         k = torch.arange(1, steps + 1, dtype=torch.float64, device=teacher.device)
         return teacher.films_at_angle(teacher.schedule.phi(divide(k, steps)))

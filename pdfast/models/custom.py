@@ -237,7 +237,7 @@ class Network(Model):
         """(N, C, H, W) -> (N, H, W, C), in float32."""
         return to_floats(images)
 
-    def films_at_angle(self, phi: Tensor) -> list[Tensor]:
+    def films_at_angle(self, phi: Tensor) -> Tensor:
         """Not of these networks."""
         raise NotImplementedError
 

@@ -142,8 +142,8 @@ class Model(nn.Module):
         out = self.forward_at_angle(z, phi, conditioning).to(z)
         return angles.predict_x(z, out, phi, self.parameterization)
 
-    def films_at_angle(self, phi: Tensor) -> list[Tensor]:
-        """FiLM parameters (B, 2C) of every residual block at angle phi (B,), without classes."""
+    def films_at_angle(self, phi: Tensor) -> Tensor:
+        """FiLM parameters of all residual blocks at angle phi (B,), without classes."""
         return self.net.films(logsnr_of(phi))
 
     def predict_x(self, z: Tensor, logsnr: Tensor | float, label: Tensor | None = None) -> Tensor:

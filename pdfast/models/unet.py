@@ -285,12 +285,16 @@ class UNet(nn.Module):
 
         self.norm_out = GroupNormSiLU(cfg, ch)
         self.conv_out = conv(ch, cfg.out_channels, 3, zero=True)
-        for layer, res_block in enumerate(b for stage in self._stages() for b in stage.blocks()):
+        for layer, res_block in enumerate(self._blocks()):
             res_block.layer = layer
+        self._film_widths = [block.film.out_features for block in self._blocks()]
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _stages(self) -> list[Stage]:
         return [*self.down, self.mid, *self.up]
+
+    def _blocks(self) -> list[ResBlock]:
+        return [block for stage in self._stages() for block in stage.blocks()]
 
     def precise(self) -> Iterator[nn.Module]:
         """The modules that stay in float32 when the others compute in less."""
@@ -312,10 +316,11 @@ class UNet(nn.Module):
         w = w.to(self.emb_guidance.weight.dtype)
         return self.emb_guidance(guidance_embedding(w, self.cfg.ch, *self.cfg.guidance))  # type: ignore[no-any-return]
 
-    def films(self, logsnr: Tensor, conditioning: Conditioning = UNCONDITIONAL) -> list[Tensor]:
-        """FiLM parameters (B, 2C) of every residual block, at logsnr (B,).
+    def films(self, logsnr: Tensor, conditioning: Conditioning = UNCONDITIONAL) -> Tensor:
+        """FiLM parameters of all residual blocks, side by side, at logsnr (B,): (B, sum of 2C).
 
-        Without FiLM they are what is added, (B, C).
+        Without FiLM they are what is added, C for each block. One product computes them: a net has
+        dozens of blocks, and each one's own layer is too small to keep a GPU, or two cores, busy.
         """
         label, guidance = conditioning.label, conditioning.guidance
         emb = self.emb0(self.embedding(logsnr))
@@ -336,7 +341,9 @@ class UNet(nn.Module):
                 rows = F.embedding(label, rows)
             emb = emb + rows + self.emb_class.bias
         emb = F.silu(emb).to(self.conv_in.weight.dtype)
-        return [block.film(emb) for stage in self._stages() for block in stage.blocks()]
+        layers = [block.film for block in self._blocks()]
+        weight = torch.cat([layer.weight for layer in layers])  # its gradient is cut, not copied
+        return F.linear(emb, weight, torch.cat([layer.bias for layer in layers]))
 
     def forward(
         self,
@@ -353,7 +360,8 @@ class UNet(nn.Module):
         a guided student. `conditioning` has these two, and whatever else there is to tell.
         """
         told = Conditioning(label, guidance) if conditioning is None else conditioning
-        film = iter(self.films(logsnr, told) if told.films is None else told.films)
+        films = self.films(logsnr, told) if told.films is None else told.films
+        film = iter(torch.split(films, self._film_widths, dim=1))
 
         def run(stage: Stage, h: Tensor, skip: Tensor | None = None) -> Tensor:
             args = (h, skip, [next(film) for _ in stage.blocks()], told.dropout_rng)

@@ -87,7 +87,8 @@ def test_a_guided_student_begins_as_its_teacher_and_then_listens(guides):
     logsnr = -2 * torch.log(torch.tan(phi))
     first = net.emb0(net.embedding(logsnr)) + net.emb_guidance(guidance_embedding(w, 8, *RANGE))
     emb = net.emb1(silu(first)) + net.emb_class.weight.t()[label] + net.emb_class.bias
-    films = [b.film(silu(emb)) for stage in net._stages() for b in stage.blocks()]
+    each = [b.film(silu(emb)) for stage in net._stages() for b in stage.blocks()]
+    films = torch.cat(each, dim=1)
     torch.testing.assert_close(found, student.forward_at_angle(z, phi, Conditioning(films=films)))
     with pytest.raises(ValueError, match="takes guidance weights"):
         student.forward_at_angle(z, phi, Conditioning(label))

@@ -1,7 +1,10 @@
 """The published U-Net: sizes, initialisation, options."""
 
+from collections import Counter
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pdfast.config.schema import NetConfig, load_config
 from pdfast.diffusion.conditioning import Conditioning, DropoutRng
@@ -81,6 +84,53 @@ def test_class_labels():
     handle.remove()
     with pytest.raises(ValueError, match="class-conditional: pass label"):
         model(z, logsnr)
+
+
+class Products(TorchDispatchMode):
+    """Counts the calls of each op."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.calls[func._schema.name.removeprefix("aten::")] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("film", [True, False])
+def test_the_films_of_all_blocks_are_one_product(film):
+    """Forward and backward, with the numbers and gradients of a product for each block."""
+    net = randomised(Model(NetConfig(**SMALL, film=film)).double()).net
+    blocks = [m for m in net.modules() if isinstance(m, ResBlock)]
+    logsnr, inputs = torch.linspace(-3, 3, 5, dtype=torch.float64), []
+    with Products() as seen:
+        films = net.films(logsnr)
+    assert len(blocks) == 10
+    assert seen.calls["addmm"] == 3  # of them two layers that embed the time
+    loss = films.square().sum()
+    with Products() as seen:
+        grads = torch.autograd.grad(loss, net.parameters(), allow_unused=True)
+    assert seen.calls["mm"] == 5  # for the first layer's weight alone, where the others have two
+    assert seen.calls["sum"] == 3
+
+    hook = net.emb1.register_forward_hook(lambda module, args, out: inputs.append(out))
+    net.films(logsnr)
+    hook.remove()
+    each = torch.cat([block.film(torch.nn.functional.silu(inputs[0])) for block in blocks], dim=1)
+    torch.testing.assert_close(films, each, rtol=1e-13, atol=1e-13)
+    found = torch.autograd.grad(each.square().sum(), net.parameters(), allow_unused=True)
+    assert sum(grad is not None for grad in grads) == 2 * len(blocks) + 4
+    for grad, other in zip(grads, found, strict=True):
+        torch.testing.assert_close(grad, other, rtol=1e-12, atol=1e-12)
+
+
+def test_a_film_of_a_table_is_that_of_its_noise_level():
+    model = randomised(Model(NetConfig(**SMALL)).double())
+    z, phi = torch.randn(3, 1, 8, 8).double(), torch.tensor([0.3, 0.8, 1.3]).double()
+    table = model.films_at_angle(phi.flip(0))
+    told = Conditioning(films=table[torch.tensor([2, 1, 0])])
+    assert torch.equal(model.forward_at_angle(z, phi, told), model.forward_at_angle(z, phi))
 
 
 def test_dropout_is_by_counter():

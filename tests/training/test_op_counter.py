@@ -19,6 +19,7 @@ from pdfast.distillation.objectives import DataObjective
 from pdfast.distillation.pipelined_teacher import rollout
 from pdfast.distillation.rounds import remove_dropout
 from pdfast.distillation.teacher import new_model
+from pdfast.kernels import calls
 from pdfast.models.unet import Attention, GroupNormSiLU
 from pdfast.training import compilation, cuda_launches, op_counter
 from pdfast.training.batch import open_batch
@@ -196,6 +197,23 @@ def test_census_of_the_paper_s_net(cifar10):
     assert config.train.batch == config.distill.batch == 128
 
 
+# The measured update projected the FiLM of each of 27 blocks by itself: what it launched more.
+FORWARDS = {"train": 1, "distill": 3}
+EARLIER = {
+    phase: {
+        calls.PRODUCTS: 26 * forwards + 52,
+        calls.REDUCTIONS: 26,
+        calls.ADDS: 26,
+        calls.CATS: -(2 * forwards + 1),
+    }
+    for phase, forwards in FORWARDS.items()
+}
+# What it moved more outside of products: gradients of the embedding that it added up, and less: the
+# weights side by side, of three networks, and the gradient of all films.
+WEIGHTS = 27 * 512 * (1024 + 1)
+EARLIER_BYTES = 2 * (26 * 3 * 128 * 1024 - 3 * 2 * WEIGHTS - 2 * 128 * 27 * 512)
+
+
 @pytest.mark.parametrize("phase", PHASES)
 def test_kernels_are_those_measured_on_a_gpu(cifar10, phase):
     """By kind, of one captured update on an H200; those inside libraries are not counted."""
@@ -204,7 +222,8 @@ def test_kernels_are_those_measured_on_a_gpu(cifar10, phase):
     assert {name for name, amount in kinds.items() if amount.launches} == set(seen) - {INSIDE}
     assert seen[INSIDE].ms < 0.03 * sum(kind.ms for kind in seen.values())
     for kind in set(seen) - {INSIDE}:
-        assert kinds[kind].launches == pytest.approx(seen[kind].launches, rel=0.1), kind
+        launches = kinds[kind].launches + EARLIER[phase].get(kind, 0)
+        assert launches == pytest.approx(seen[kind].launches, rel=0.1), kind
 
 
 def test_a_kernel_of_no_kind_is_refused():
@@ -214,8 +233,8 @@ def test_a_kernel_of_no_kind_is_refused():
 
 def test_what_compiling_saves_is_in_proportion_to_this_count(cifar10):
     count = cifar10["bf16"]["distill"]
-    assert count.total.launches == compilation.KERNELS
-    other = count.parts[op_counter.OTHER].bytes
+    assert count.total.launches + sum(EARLIER["distill"].values()) == compilation.KERNELS
+    other = count.parts[op_counter.OTHER].bytes + EARLIER_BYTES
     assert other == pytest.approx(compilation.OTHER_BYTES, rel=1e-3)
 
 
