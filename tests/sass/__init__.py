@@ -27,7 +27,9 @@ from .spaces import RESERVED, Memory, Shared
 from .text import Cubin, Kernel
 
 INSTRUCTIONS = (bits, control, conversions, floats, integers, memory)  # they register themselves
-BLOCK, GRID, STACK, DESCRIPTOR = 0x0, 0xC, 0x28, 0x208  # in constant bank 0, before the parameters
+# Constant bank 0 before the parameters. CLUSTERED is 1 where a launch says how large its clusters
+# are: cluster barriers ask for it, and without are the block's.
+BLOCK, GRID, STACK, CLUSTERED, DESCRIPTOR = 0x0, 0xC, 0x28, 0x140, 0x208
 
 
 @dataclass
@@ -96,7 +98,7 @@ def constant_bank(kernel, launch, arguments):
     given, wanted = [len(bytes(a)) for a in arguments], [size for _, size in kernel.params]
     assert given == wanted, f"{kernel.name} takes {wanted} bytes, not {given}"
     words = {BLOCK: [launch.threads, 1, 1], GRID: [launch.blocks, 1, 1]}
-    words |= {STACK: [0], DESCRIPTOR: [0, 0]}
+    words |= {STACK: [0], CLUSTERED: [launch.cluster > 1], DESCRIPTOR: [0, 0]}
     content = {at: np.array(values, np.uint32).tobytes() for at, values in words.items()}
     for argument, (offset, _) in zip(arguments, kernel.params, strict=True):
         content[kernel.param_base + offset] = bytes(argument)
