@@ -130,16 +130,18 @@ extern "C" const char* host_plan(const pdfast::Sizes* size, const pdfast::Types*
   });
 }
 
-// What the kernels' second argument holds, for whoever runs their machine code: pass 0 is forward,
-// 1 backward, 2 the parameters' sums. `bytes`: the room at `out`, then what was written there.
-extern "C" const char* host_geometry(const pdfast::Sizes* size, const pdfast::Types* type, int pass,
-                                     pdfast::Limits limits, void* out, int64_t* bytes) {
+// A launch as machine code takes it: its plan, and the kernel's second argument. Pass 0 is forward, 1
+// backward, 2 the parameters' sums. `bytes`: the room at `out`, then what was written there.
+extern "C" const char* host_launch(const pdfast::Sizes* size, const pdfast::Types* type, int pass,
+                                   pdfast::Limits limits, pdfast::Plan* plan, void* out,
+                                   int64_t* bytes) {
   return guarded([&] {
     const pdfast::Geometry g = pass == 2 ? pdfast::ParamBody<float>::geometry(*size)
                                          : pdfast::choose(*size, *type, pass == 1, limits);
     if (*bytes < int64_t{sizeof g}) pdfast::refuse("no room for the geometry.");
     std::memcpy(out, &g, sizeof g);
     *bytes = sizeof g;
+    *plan = pdfast::summarize(g);
   });
 }
 

@@ -84,7 +84,7 @@ def compile_host(out, *flags):
 
 def load_host(path):
     built = ctypes.CDLL(str(path))
-    for name in ("host_forward", "host_backward", "host_plan", "host_geometry"):
+    for name in ("host_forward", "host_backward", "host_plan", "host_launch"):
         getattr(built, name).restype = ctypes.c_char_p
     return built
 
@@ -106,18 +106,18 @@ def plan(lib, n, hw, c, groups, dtype=torch.bfloat16, backward=False, **kwargs):
     return out
 
 
-def geometry(lib, n, hw, c, groups, dtype=torch.bfloat16, which="forward", machine=H100):
-    """The bytes of a kernel's second argument; which: forward, backward or parameters."""
-    room, kind = ctypes.create_string_buffer(4096), DTYPES[dtype]
+def launch(lib, which, n, hw, c, groups, dtype=torch.bfloat16, machine=H100):
+    """A kernel's plan and the bytes of its second argument; forward, backward or parameters."""
+    out, room, kind = Plan(), ctypes.create_string_buffer(4096), DTYPES[dtype]
     size, types = ctypes.c_int64(len(room)), Types(kind, kind, kind, kind)
     number = ("forward", "backward", "parameters").index(which)
-    error = lib.host_geometry(
-        ctypes.byref(Sizes(n, hw, c, groups)), ctypes.byref(types), number, limits(machine), room,
-        ctypes.byref(size),
+    error = lib.host_launch(
+        ctypes.byref(Sizes(n, hw, c, groups)), ctypes.byref(types), number, limits(machine),
+        ctypes.byref(out), room, ctypes.byref(size),
     )  # fmt: skip
     if error:
         raise RuntimeError(error.decode())
-    return room.raw[: size.value]
+    return out, room.raw[: size.value]
 
 
 def draw(n, hw, c, dtype, param=None, film=True, mean=0.0, std=1.0, seed=0):

@@ -46,14 +46,22 @@ CASES = [
 ]
 
 
+class Written(NamedTuple):
+    """What some clusters have written of one output."""
+
+    rows: torch.Tensor  # of the first dimension, those that they have written to
+    values: torch.Tensor  # these rows
+    mask: torch.Tensor  # which of the values have been written
+
+
 @dataclass
 class Outcome:
     """Some clusters of one launch."""
 
     run: sass.Run
     elements: int  # of the image, that the instructions are spread over
-    drawn: dict  # the DISTINCT images and what belongs to them
-    outputs: dict  # name: (the whole batch's tensor, which of its elements have been written)
+    inputs: dict  # name: tensor; of the images, the distinct ones
+    outputs: dict  # name: Written
 
     @property
     def count(self):
@@ -69,17 +77,6 @@ class Outcome:
         )
 
 
-def numpy_of(tensor):
-    return tensor.contiguous().view(torch.int16 if tensor.dtype == BF16 else tensor.dtype).numpy()
-
-
-def kernel_of(cubin, which, plan=None, silu=False):
-    """The kernel for bfloat16 that a plan runs on."""
-    flags = f"Li{plan.vector}ELb{plan.resident:d}ELb{plan.resident and silu:d}E" if plan else ""
-    (name,) = [name for name in cubin.names if f"{BODIES[which]}INS_4Bf16E{flags}" in name]
-    return cubin.kernel(name)
-
-
 def statistics(x, groups):
     """Mean, 1 / standard deviation and root mean square of each group of (n, hw, c)."""
     n, hw, _ = x.shape
@@ -87,98 +84,95 @@ def statistics(x, groups):
     return mean, (variance + host.EPS).rsqrt(), (variance + mean**2).sqrt()
 
 
+def kernel_of(cubin, which, plan, silu):
+    """The kernel for bfloat16 that a plan runs on."""
+    flags = f"Li{plan.vector}ELb{plan.resident:d}ELb{plan.resident and silu:d}E"
+    flags = "" if which == "parameters" else flags
+    (name,) = [name for name in cubin.names if f"{BODIES[which]}INS_4Bf16E{flags}" in name]
+    return cubin.kernel(name)
+
+
 class Emulated:
-    """The kernels of one case. The call and the geometry are the whole batch's on an H100."""
+    """A case's kernels. The calls and the launches are the whole batch's on an H100, of which some
+    clusters are run."""
 
     def __init__(self, cubin, lib, case):
         self.cubin, self.lib, self.case = cubin, lib, case
-        self.drawn = host.draw(DISTINCT, case.size**2, case.c, BF16, film=case.film)
-        mean, rstd, _ = statistics(self.drawn["x"], case.groups)
-        self.inputs = {**self.drawn, "mean": mean.float(), "rstd": rstd.float()}
+        assert case.n % DISTINCT == 0
+        self.inputs = host.draw(DISTINCT, case.size**2, case.c, BF16, film=case.film)
+        mean, rstd, _ = statistics(self.inputs["x"], case.groups)
+        self.inputs |= {"mean": mean.float(), "rstd": rstd.float()}
+        sums = np.random.default_rng(0).standard_normal((case.n, 3, case.c), np.float32)
+        self.inputs["sums"] = torch.from_numpy(sums)
 
-    def place(self, inputs, outputs, struct, **scalars):
-        """Maps a call's tensors; returns the memory, the outputs by name and the call."""
-        n, c, size, groups = self.case.n, self.case.c, self.case.size, self.case.groups
-        shapes = {
-            "y": (n, size**2, c),
-            "dx": (n, size**2, c),
-            "dfilm": (n, 2 * c),
-            "sums": (n, 3, c),
-        }
+    def run(self, which, inputs, outputs, struct, clusters=None, **scalars):
+        """Runs a kernel on these inputs and outputs, whose absence is what None says."""
+        n, c, size, film, silu, groups = self.case
+        hw, kind, memory, arrays = size**2, host.DTYPES[BF16], sass.Memory(), {}
+        shapes = {"y": (n, hw, c), "dx": (n, hw, c), "dfilm": (n, 2 * c), "sums": (n, 3, c)}
         shapes |= {"dweight": (c,), "dbias": (c,), "mean": (n, groups), "rstd": (n, groups)}
-        memory, arrays = sass.Memory(), {}
+        address = {}
         for name in inputs.split():
-            array = numpy_of(self.inputs[name])
-            whole = name in ("weight", "bias")
-            arrays[name] = array if whole else array[np.arange(n) % DISTINCT]
+            if name == "film" and not film:
+                continue
+            tensor = self.inputs[name].contiguous()
+            array = tensor.view(torch.uint8).numpy()
+            repeats = n // DISTINCT if len(tensor) == DISTINCT else 1
+            address[name] = memory.place(array, repeats=repeats)
         for name in outputs.split():
-            kind = np.float32 if name in ("mean", "rstd", "sums") else np.int16
-            arrays[name] = np.zeros(shapes[name], kind)
-        address = {name: memory.place(array) for name, array in arrays.items()}
-        kind = host.DTYPES[BF16]
+            if name == "dfilm" and not film:
+                continue
+            of_f32 = name in ("mean", "rstd", "sums")
+            arrays[name] = torch.zeros(shapes[name], dtype=torch.float32 if of_f32 else BF16)
+            address[name] = memory.place(arrays[name].view(torch.uint8).numpy())
         call = struct(
-            size=host.Sizes(n, size**2, c, groups),
+            size=host.Sizes(n, hw, c, groups),
             type=host.Types(kind, kind, kind, kind),
             at=host.Layout(c, 0, 2 * c),
-            silu=self.case.silu,
+            silu=silu,
             **address,
             **scalars,
         )
-        return memory, {name: (arrays[name], address[name]) for name in outputs.split()}, call
-
-    def launch(self, which):
-        """The plan (of the parameters' kernel, None), the launch and the geometry's bytes."""
-        n, c, size, groups = self.case.n, self.case.c, self.case.size, self.case.groups
-        geometry = host.geometry(self.lib, n, size**2, c, groups, which=which)
-        if which == "parameters":
-            return None, sass.Launch(-(-c // 32), 256, shared=2 * 256 * 4), geometry
-        plan = host.plan(self.lib, n, size**2, c, groups, backward=which == "backward")
+        plan, geometry = host.launch(self.lib, which, n, hw, c, groups)
         launch = sass.Launch(plan.grid, plan.threads, plan.cluster, plan.shared_bytes)
-        return plan, launch, geometry
-
-    def emulate(self, which, placed, clusters=None):
-        memory, outputs, call = placed
-        plan, launch, geometry = self.launch(which)
-        kernel = kernel_of(self.cubin, which, plan, self.case.silu)
-        last = launch.blocks // launch.cluster - 1
-        clusters = (
-            np.unique(np.linspace(0, last, SAMPLED).astype(int)) if clusters is None else clusters
-        )
+        if clusters is None:
+            last = plan.grid // plan.cluster - 1
+            clusters = np.unique(np.linspace(0, last, SAMPLED).astype(int))
+        kernel = kernel_of(self.cubin, which, plan, silu)
         run = sass.emulate(kernel, launch, [call, geometry], memory, clusters)
-        found = {}
-        for name, (array, address) in outputs.items():
-            written = run.written(address).reshape(*array.shape, -1)
-            assert (written.all(-1) == written.any(-1)).all(), f"{name}: elements in part"
-            tensor = torch.from_numpy(array)
-            tensor = tensor.view(BF16) if array.dtype == np.int16 else tensor
-            found[name] = (tensor, torch.from_numpy(written.all(-1)))
-        return run, found
+        found = {k: self.written(memory.buffer(address[k]), v) for k, v in arrays.items()}
+        return run, address, found
 
-    def film(self):
-        return "film" if self.case.film else ""
+    @staticmethod
+    def written(buffer, tensor):
+        rows = torch.from_numpy(buffer.rows_written(len(tensor)).nonzero()[0])
+        octets = torch.from_numpy(buffer.written).view(len(tensor), -1)[rows]
+        octets = octets.view(len(rows), *tensor.shape[1:], tensor.itemsize)
+        assert torch.equal(octets.all(-1), octets.any(-1)), "elements written in part"
+        return Written(rows, tensor[rows], octets.all(-1))
 
     def forward(self):
-        inputs = f"x weight bias {self.film()}"
-        placed = self.place(inputs, "y mean rstd", host.Forward, eps=host.EPS)
-        run, found = self.emulate("forward", placed)
-        return Outcome(run, run.bytes_stored(placed[1]["y"][1]).sum() // 2, self.drawn, found)
+        run, address, found = self.run(
+            "forward", "x weight bias film", "y mean rstd", host.Forward, eps=host.EPS
+        )
+        elements = run.bytes_stored(address["y"]).sum() // 2
+        return Outcome(run, elements, self.inputs, found)
 
     def backward(self):
-        inputs = f"dy x mean rstd weight bias {self.film()}"
-        outputs = f"dx sums {'dfilm' if self.case.film else ''}"
-        placed = self.place(inputs, outputs, host.Backward)
-        run, found = self.emulate("backward", placed)
-        return Outcome(run, run.bytes_stored(placed[1]["dx"][1]).sum() // 2, self.drawn, found)
+        run, address, found = self.run(
+            "backward", "dy x mean rstd weight bias film", "dx dfilm sums", host.Backward
+        )
+        elements = run.bytes_stored(address["dx"]).sum() // 2
+        return Outcome(run, elements, self.inputs, found)
 
     def parameters(self):
-        """The whole launch after the backward's, from made-up sums."""
-        placed = self.place(self.film(), "sums dweight dbias", host.Backward)
-        sums, _ = placed[1]["sums"]
-        sums[...] = np.random.default_rng(0).standard_normal(sums.shape, np.float32)
-        blocks = -(-self.case.c // 32)
-        run, found = self.emulate("parameters", placed, range(blocks))
+        """The whole launch, from made-up sums."""
+        everything = range(-(-self.case.c // 32))
+        run, _, found = self.run(
+            "parameters", "sums film", "dweight dbias", host.Backward, everything
+        )
         case = self.case
-        return Outcome(run, case.n * case.c * case.size**2, self.drawn, found)
+        return Outcome(run, case.n * case.c * case.size**2, self.inputs, found)
 
 
 def main(path):

@@ -1,15 +1,10 @@
 """What nvcc makes of group_norm_silu: no spills, no stack, 16-byte accesses. Needs no GPU."""
 
-import os
-import pathlib
 import re
-import shutil
-import subprocess
 
 import pytest
+from nvcc import ARCHITECTURES
 
-SOURCE = pathlib.Path(__file__).parents[2] / "csrc" / "group_norm_silu.cu"
-ARCHITECTURES = ["sm_80", "sm_90a", "sm_100"]
 PROBE = "group_norm_silu_built_for"  # an empty kernel, asked about and never run
 ENTRY = re.compile(
     r"Compiling entry function '(?P<name>\S+)' for '(?P<arch>\S+)'.*?"
@@ -24,36 +19,12 @@ KERNEL = re.compile(
 )
 
 
-def find_nvcc():
-    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
-    return shutil.which("nvcc") or shutil.which(str(pathlib.Path(home) / "bin" / "nvcc"))
-
-
 @pytest.fixture(scope="module")
-def built(tmp_path_factory):
+def built(norm_machine_code):
     """ptxas's report and the PTX."""
-    nvcc = find_nvcc()
-    if not nvcc:
-        pytest.skip("no nvcc")
-    out = tmp_path_factory.mktemp("nvcc")
-    targets = [f"-gencode=arch={a.replace('sm', 'compute')},code={a}" for a in ARCHITECTURES]
-    # PyTorch's extension builds switch these conversions off.
-    off = [f"-D__CUDA_NO_{name}__" for name in ("HALF_OPERATORS", "HALF_CONVERSIONS")]
-    done = subprocess.run(
-        [
-            *[nvcc, "-std=c++17", "-O3", "--threads", "2", "-Xptxas", "-v", "-fatbin"],
-            *[*targets, "-gencode=arch=compute_90,code=compute_90", *off],
-            *["-D__CUDA_NO_BFLOAT16_CONVERSIONS__", "--expt-relaxed-constexpr"],
-            *["-Xcompiler", "-Wall", "--keep", "--keep-dir", str(out)],
-            *["-o", str(out / "all.fatbin"), str(SOURCE)],
-        ],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    report = done.stdout + done.stderr
+    report, folder = norm_machine_code
     assert "warning" not in report.lower(), report
-    (ptx,) = out.glob("*compute_90.ptx")
+    (ptx,) = folder.glob("*compute_90.ptx")
     entries = [entry.groupdict() for entry in ENTRY.finditer(report)]
     return [entry for entry in entries if PROBE not in entry["name"]], ptx.read_text()
 

@@ -58,10 +58,6 @@ class Run:
         """How many bytes each block has stored in the buffer at an address."""
         return self.stored[self.memory.index(address)]
 
-    def written(self, address):
-        """Which bytes of the buffer at an address have been written, by whichever run."""
-        return self.memory.buffers[self.memory.index(address)][1]
-
     def per_element(self, elements):
         """Thread instructions per element, 32 for each warp instruction."""
         return WARP * int(self.issued.sum()) / elements

@@ -6,6 +6,7 @@ from .machine import NEVER, SCATTERED, WARP
 from .operands import (
     I32,
     I64,
+    REGISTER,
     U32,
     U64,
     FaultError,
@@ -154,11 +155,13 @@ def bar(m, ins):
         read_vote = m.predicate(operands.pop())
         (kind,) = [k for k in ("AND", "OR", "POPC") if ins.has(k)]
     number, *count = (m.bits(text) for text in operands)
+    packed = REGISTER.fullmatch(operands[0])  # one register holds both
 
     def act():
         active = m.active()
-        put(m.barrier, number(), active)
-        put(m.expected, count[0]() if count else ZERO, active)
+        threads = count[0]() if count else ZERO
+        put(m.barrier, number() & U32(15), active)
+        put(m.expected, threads >> U32(16) if packed else threads, active)
         if votes:
             put(m.votes, read_vote(), active)
             m.reduction[active] = kind

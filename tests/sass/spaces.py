@@ -1,10 +1,13 @@
 """Global and shared memory of the emulated blocks. Every access is checked: bounds, alignment."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from .operands import I64, U32, U64, FaultError
 
 SPAN = 36  # a buffer's address is a multiple of 2^36
+PAGE = 4096
 RESERVED = 1024  # bytes at the start of a block's shared memory that are the system's
 RANK = 24  # where an address of shared memory has its block's rank in the cluster
 BANKS = 32  # of 4 bytes
@@ -28,52 +31,76 @@ def scatter(data, at, width, words):
     data[at[:, None] + np.arange(width)] = octets[:, :width]
 
 
+@dataclass
+class Buffer:
+    """An array in global memory, as bytes. Where it repeats, it is as many copies on end, which
+    take no room and may not be written."""
+
+    data: np.ndarray
+    start: int  # of its address after a multiple of 2^SPAN
+    repeats: int
+    written: np.ndarray  # which bytes
+    pages: np.ndarray  # which pages have bytes that are
+
+    def rows_written(self, rows):
+        """Which of the array's rows, so many of equal size, have been written to at all."""
+        whole_pages = len(self.data) % (rows * PAGE) == 0
+        return (self.pages if whole_pages else self.written).reshape(rows, -1).any(1)
+
+
 class Memory:
     """Global memory: numpy arrays at made-up addresses."""
 
     def __init__(self):
-        self.buffers = []  # (bytes, which of them have been written, offset in the span)
+        self.buffers = []
 
-    def place(self, array, offset=0):
-        """Maps a contiguous array; returns its address, `offset` after a multiple of 2^36."""
+    def place(self, array, offset=0, repeats=1):
+        """Maps a contiguous array; returns its address, `offset` after a multiple of 2^SPAN."""
         assert array.flags.c_contiguous
         data = array.reshape(-1).view(np.uint8)
-        self.buffers.append((data, np.zeros(len(data), bool), offset))
+        written = np.zeros(len(data) if repeats == 1 else 0, bool)
+        pages = np.zeros(-(-len(written) // PAGE), bool)
+        self.buffers.append(Buffer(data, offset, repeats, written, pages))
         return (len(self.buffers) << SPAN) + offset
+
+    def buffer(self, address):
+        return self.buffers[self.index(address)]
 
     def index(self, address):
         return (address >> SPAN) - 1
 
     def find(self, addresses, width):
-        """Yields (buffer, positions in `addresses`, offsets) for each buffer among them."""
+        """Yields (buffer's index, positions in `addresses`, offsets) for each one among them."""
         number = (addresses >> U64(SPAN)).astype(I64) - 1
         for k in np.unique(number):
             chosen = np.flatnonzero(number == k)
             if not 0 <= k < len(self.buffers):
                 raise FaultError(f"address {int(addresses[chosen[0]]):#x} is in no buffer")
-            data, _, start = self.buffers[k]
+            buffer = self.buffers[k]
             in_span = (addresses[chosen] & U64(2**SPAN - 1)).astype(I64)
-            at = in_span - start
-            if at.min() < 0 or at.max() + width > len(data):
-                raise FaultError(f"buffer {k} has {len(data)} bytes, not {at.min()} to {at.max()}")
+            at, size = in_span - buffer.start, len(buffer.data) * buffer.repeats
+            if at.min() < 0 or at.max() + width > size:
+                raise FaultError(f"buffer {k} has {size} bytes, not {at.min()} to {at.max()}")
             if (in_span % width).any():
                 raise FaultError(f"buffer {k}: a misaligned access of {width} bytes")
-            yield int(k), chosen, at
+            yield int(k), chosen, at if buffer.repeats == 1 else at % len(buffer.data)
 
     def load(self, addresses, width):
-        words = [np.zeros(len(addresses), U32) for _ in range(words_in(width))]
+        words = np.zeros((words_in(width), len(addresses)), U32)
         for k, chosen, at in self.find(addresses, width):
-            for word, value in zip(words, gather(self.buffers[k][0], at, width), strict=True):
-                word[chosen] = value
-        return words
+            words[:, chosen] = gather(self.buffers[k].data, at, width)
+        return list(words)
 
     def store(self, addresses, width, words):
-        """Returns (buffer, positions in `addresses`) for each buffer written."""
+        """Returns (buffer's index, positions in `addresses`) for each buffer written."""
         touched = []
         for k, chosen, at in self.find(addresses, width):
-            data, written, _ = self.buffers[k]
-            scatter(data, at, width, [word[chosen] for word in words])
-            written[at[:, None] + np.arange(width)] = True
+            buffer = self.buffers[k]
+            if buffer.repeats > 1:
+                raise FaultError(f"a store to buffer {k}, which is there to be read")
+            scatter(buffer.data, at, width, [word[chosen] for word in words])
+            buffer.written[at[:, None] + np.arange(width)] = True
+            buffer.pages[at // PAGE] = True
             touched.append((k, chosen))
         return touched
 
