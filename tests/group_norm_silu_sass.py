@@ -19,6 +19,7 @@ import torch
 BF16 = torch.bfloat16
 DISTINCT = 2  # images; the batch repeats them
 SAMPLED = 4  # clusters of a grid that are run: the first, the last and some between them
+SUMS = 2  # an image's sums for the parameters: first dbias's, then dweight's
 BODIES = {"forward": "ForwardBody", "backward": "BackwardBody", "parameters": "ParamBody"}
 
 
@@ -102,14 +103,14 @@ class Emulated:
         self.inputs = host.draw(DISTINCT, case.size**2, case.c, BF16, film=case.film)
         mean, rstd, _ = statistics(self.inputs["x"], case.groups)
         self.inputs |= {"mean": mean.float(), "rstd": rstd.float()}
-        sums = np.random.default_rng(0).standard_normal((case.n, 3, case.c), np.float32)
+        sums = np.random.default_rng(0).standard_normal((case.n, SUMS, case.c), np.float32)
         self.inputs["sums"] = torch.from_numpy(sums)
 
     def run(self, which, inputs, outputs, struct, clusters=None, **scalars):
         """Runs a kernel on these inputs and outputs, whose absence is what None says."""
         n, c, size, film, silu, groups = self.case
         hw, kind, memory, arrays = size**2, host.DTYPES[BF16], sass.Memory(), {}
-        shapes = {"y": (n, hw, c), "dx": (n, hw, c), "dfilm": (n, 2 * c), "sums": (n, 3, c)}
+        shapes = {"y": (n, hw, c), "dx": (n, hw, c), "dfilm": (n, 2 * c), "sums": (n, SUMS, c)}
         shapes |= {"dweight": (c,), "dbias": (c,), "mean": (n, groups), "rstd": (n, groups)}
         address = {}
         for name in inputs.split():
