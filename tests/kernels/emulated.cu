@@ -103,6 +103,21 @@ extern "C" __global__ void floats(const float* a, const float* b, const float* c
   out[9 * n + i] = single;
 }
 
+// Pairs of 16-bit numbers.
+extern "C" __global__ void halves(const uint32_t* a, const uint32_t* b, const uint32_t* c,
+                                  uint32_t* out) {
+  const int i = threadIdx.x, n = blockDim.x;
+  uint32_t r;
+  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a[i]), "r"(b[i]), "r"(c[i]));
+  out[i] = r;
+  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a[i]), "r"(b[i]));
+  out[n + i] = r;
+  asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a[i]), "r"(b[i]));
+  out[2 * n + i] = r;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a[i]), "r"(b[i]), "r"(c[i]));
+  out[3 * n + i] = r;
+}
+
 // Each block reads its neighbour's shared memory.
 extern "C" __global__ void __cluster_dims__(4) neighbours(const int* in, int* out) {
   __shared__ int own[64];
@@ -134,7 +149,7 @@ __device__ void copy(const int4* in, int4* out) {
   }
   asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
   __syncthreads();
-  for (int k = 0; k < 2; ++k) out[k * blockDim.x + threadIdx.x] = copied[k * blockDim.x + threadIdx.x];
+  for (int k = threadIdx.x; k < 2 * blockDim.x; k += blockDim.x) out[k] = copied[k];
 }
 extern "C" __global__ void copy_all(const int4* in, int4* out) { copy<0>(in, out); }
 extern "C" __global__ void copy_half(const int4* in, int4* out) { copy<1>(in, out); }

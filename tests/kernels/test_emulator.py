@@ -1,5 +1,6 @@
 """The emulator in tests/sass against small kernels with known results. Needs nvcc and no GPU."""
 
+import math
 from fractions import Fraction
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import sass
 import torch
-from nvcc import compile_cubin
+from nvcc import compile_cubin, read_cubin
 
 pytestmark = pytest.mark.gpu
 RNG = np.random.default_rng(0)
@@ -16,7 +17,7 @@ RNG = np.random.default_rng(0)
 @pytest.fixture(scope="module")
 def cubin(tmp_path_factory):
     out = tmp_path_factory.mktemp("emulated") / "emulated.cubin"
-    return sass.Cubin(compile_cubin(Path(__file__).with_name("emulated.cu"), out))
+    return read_cubin(compile_cubin(Path(__file__).with_name("emulated.cu"), out))
 
 
 def launch(cubin, name, *arguments, blocks=1, threads=64, **options):
@@ -198,6 +199,23 @@ def test_floats(cubin):
     assert (halves[:, 1] == b.astype(np.float16)).all()
     assert (halves[:, 0] == c.astype(np.float16)).all()
     assert (out[9] == c.astype(np.float16)).all()
+
+
+def test_halves(cubin):
+    exponents = integers(-5, 6, 3, 256, 2)
+    a, b, c = np.ldexp(RNG.standard_normal((3, 256, 2), np.float32), exponents).astype(np.float16)
+    out = np.zeros((4, 256, 2), np.float16)
+    launch(cubin, "halves", a, b, c, out, threads=256)
+    x, y, z = (v.astype(np.float64) for v in (a, b, c))
+    assert (out[0] == (x * y + z).astype(np.float16)).all()
+    assert (out[1] == (x * y).astype(np.float16)).all()
+    assert (out[2] == (x - y).astype(np.float16)).all()
+    # The same bits as bfloat16, whose sums float64 does not always hold.
+    x, y, z = (torch.from_numpy(v).view(torch.bfloat16).double().numpy() for v in (a, b, c))
+    found = torch.from_numpy(out[3]).view(torch.bfloat16).double().numpy()
+    for p, q, r, f in zip(*(v.ravel().tolist() for v in (x, y, z, found)), strict=True):
+        half_ulp = Fraction(2) ** (math.frexp(f)[1] - 9)
+        assert abs(Fraction(p) * Fraction(q) + Fraction(r) - Fraction(f)) <= half_ulp
 
 
 def test_neighbours(cubin):

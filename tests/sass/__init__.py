@@ -11,7 +11,7 @@ and the number of warp instructions that a GPU would have:
 
 It knows the instructions that its kernels have needed. Of any other, or of a form of one that it
 does not know, it raises UnsupportedError: it skips none. Latencies, caches and whose turn it is
-among the warps are no part of it.
+among the warps are no part of it, so a missing barrier need not show.
 """
 
 from collections import Counter

@@ -4,7 +4,17 @@ import re
 
 import numpy as np
 
-from .operands import CONSTANT, I32, I64, U32, U64, FaultError, UnsupportedError, operation
+from .operands import (
+    CONSTANT,
+    I32,
+    I64,
+    U32,
+    U64,
+    FaultError,
+    UnsupportedError,
+    is_uniform,
+    operation,
+)
 from .spaces import gather, scatter, words_in
 
 TOKEN = re.compile(r"(U?R(?:\d+|Z))(?:\.(64|U32|X4|X8|X16))?$")
@@ -54,14 +64,14 @@ def extended(ins, words):
 
 def load(m, ins, to, fetch):
     """An action that loads what fetch(lanes, width) finds for the active lanes."""
-    width = width_of(ins)
+    width, uniform = width_of(ins), is_uniform(to)
     write = m.to(to, words_in(width))
 
     def act():
         lanes = np.flatnonzero(m.active())
         rows = np.zeros((words_in(width), m.lanes), U32)
         rows[:, lanes] = extended(ins, fetch(lanes, width))
-        write(*rows)
+        write(*([m.first(row) for row in rows] if uniform else rows))
 
     return act
 
