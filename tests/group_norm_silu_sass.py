@@ -156,14 +156,14 @@ class Emulated:
         run, address, found = self.run(
             "forward", "x weight bias film", "y mean rstd", host.Forward, eps=host.EPS
         )
-        elements = run.bytes_stored(address["y"]).sum() // 2
+        elements = int(run.bytes_stored(address["y"]).sum()) // 2
         return Outcome(run, elements, self.inputs, found)
 
     def backward(self):
         run, address, found = self.run(
             "backward", "dy x mean rstd weight bias film", "dx dfilm sums", host.Backward
         )
-        elements = run.bytes_stored(address["dx"]).sum() // 2
+        elements = int(run.bytes_stored(address["dx"]).sum()) // 2
         return Outcome(run, elements, self.inputs, found)
 
     def parameters(self):
