@@ -142,11 +142,11 @@ extern "C" const char* host_plan(const pdfast::Sizes* size, const pdfast::Types*
   });
 }
 
-// What the kernels' second argument holds, for whoever runs their machine code, and the launch:
-// `pass` 0 is forward, 1 backward, 2 the parameters' sums, and `call` a Forward or a Backward.
-// `bytes`: the room at `out`, then what was written there.
-extern "C" const char* host_geometry(const void* call, int pass, pdfast::Limits limits,
-                                     pdfast::Plan* plan, void* out, int64_t* bytes) {
+// A launch as machine code takes it: its plan, and the kernel's second argument. Pass 0 is forward,
+// 1 backward, 2 the parameters' sums, and `call` a Forward or a Backward. `bytes`: the room at
+// `out`, then what was written there.
+extern "C" const char* host_launch(const void* call, int pass, pdfast::Limits limits,
+                                   pdfast::Plan* plan, void* out, int64_t* bytes) {
   return guarded([&] {
     const auto* f = static_cast<const pdfast::Forward*>(call);
     const auto* b = static_cast<const pdfast::Backward*>(call);

@@ -36,6 +36,7 @@ struct ForwardBody {
   static constexpr int kUnrolled = Resident && Fold ? 2 : 1;
   static constexpr bool kResident = Resident;
   static constexpr int kStats = Fold ? 1 : V;
+  static constexpr int kSums = Fold && V > 1 ? 2 : kStats;  // two short sums round less than a long
   using Call = Forward;
   struct State {
     Moments stats[kStats], group;
@@ -135,22 +136,25 @@ struct ForwardBody {
           pivot[v % kStats] += value[v] * (float(kStats) / V);
         }
       }
-      for (int k = 0; k < kStats; ++k) pivot[k] += mean[k], mean[k] = square[k] = 0.0f;
+      for (int k = 0; k < kStats; ++k) pivot[k] += mean[k];
+      float total[kSums] = {}, squares[kSums] = {};
       Lines here = lines;
       visit(g, thread, here, sum, tries == 0, s.addend, begin, end,
             [&](int, const float(&value)[V]) {
               for (int v = 0; v < V; ++v) {
                 const float d = value[v] - pivot[v % kStats];
-                mean[v % kStats] += d;
-                square[v % kStats] += d * d;
+                total[v % kSums] += d;
+                squares[v % kSums] += d * d;
               }
             });
       bool far = false;
       for (int k = 0; k < kStats; ++k) {
-        const float total = mean[k];
-        mean[k] *= share;
-        square[k] -= total * mean[k];
-        far |= total * mean[k] > 2.0f * square[k];
+        for (int j = k + kStats; j < kSums; j += kStats) {
+          total[k] += total[j], squares[k] += squares[j];
+        }
+        mean[k] = total[k] * share;
+        square[k] = squares[k] - total[k] * mean[k];
+        far |= total[k] * mean[k] > 2.0f * square[k];
       }
       if (!begins || !far || tries == 2) {
         lines = here;

@@ -37,12 +37,15 @@ def pytest_runtest_makereport(item, call):
 
 
 def pytest_terminal_summary(terminalreporter):
-    """What the compilers made of the kernels: registers and static shared memory, by kernel."""
+    """What the compilers made of the kernels: registers and static shared memory, by kernel, and
+    the instructions of those that were emulated."""
     made = {}
     for report in terminalreporter.getreports("passed"):
         for key, value in report.user_properties:
             if key == "machine code":
                 made.setdefault(value[0], []).append(value[1:])
+            elif key == "instructions":
+                terminalreporter.write_line(value)
     for name, usages in sorted(made.items()):
         registers, shared = zip(*usages, strict=True)
         terminalreporter.write_line(

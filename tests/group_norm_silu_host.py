@@ -84,7 +84,7 @@ def compile_host(out, *flags):
 
 def load_host(path):
     built = ctypes.CDLL(str(path))
-    for name in ("host_forward", "host_backward", "host_plan", "host_geometry"):
+    for name in ("host_forward", "host_backward", "host_plan", "host_launch"):
         getattr(built, name).restype = ctypes.c_char_p
     return built
 
@@ -104,6 +104,18 @@ def plan(lib, n, hw, c, groups, dtype=torch.bfloat16, backward=False, **kwargs):
     if error:
         raise RuntimeError(error.decode())
     return out
+
+
+def launch(lib, which, call, machine=H100):
+    """A kernel's plan and the bytes of its second argument; forward, backward or parameters."""
+    out, room = Plan(), ctypes.create_string_buffer(4096)
+    size, number = ctypes.c_int64(len(room)), ("forward", "backward", "parameters").index(which)
+    error = lib.host_launch(
+        ctypes.byref(call), number, limits(machine), ctypes.byref(out), room, ctypes.byref(size)
+    )
+    if error:
+        raise RuntimeError(error.decode())
+    return out, room.raw[: size.value]
 
 
 def draw(n, hw, c, dtype, param=None, film=True, mean=0.0, std=1.0, seed=0):

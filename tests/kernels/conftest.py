@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+from nvcc import compile_norm
 
 from pdfast.kernels import runtime
 from pdfast.kernels.registry import registered
@@ -16,6 +17,7 @@ RUNS = runtime.HAVE_TRITON and (runtime.INTERPRETING or torch.cuda.is_available(
 collect_ignore = [] if RUNS else [f"test_{name}.py" for name in TRITON]
 if runtime.INTERPRETING:  # these need no second run
     collect_ignore_glob = ["test_group_norm_silu*.py", "test_acceptance.py", "test_registry.py"]
+    collect_ignore_glob += ["test_instructions.py", "test_emulator.py"]
 else:
     collect_ignore.append("test_bytes.py")  # counts at the interpreter
 
@@ -31,3 +33,11 @@ def launched(monkeypatch):
 
     monkeypatch.setattr(runtime, "launch", counted)
     return names
+
+
+@pytest.fixture(scope="session")
+def norm_machine_code(tmp_path_factory):
+    """What nvcc makes of group_norm_silu.cu: ptxas's report, and the folder of its files."""
+    base = tmp_path_factory.getbasetemp()  # of this worker, if there are several
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "norm-machine-code"
+    return compile_norm(folder), folder
