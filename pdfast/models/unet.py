@@ -194,8 +194,9 @@ class Attention(nn.Module):
         """x (B, C, H, W) -> the same shape."""
         b, c, height, width = x.shape
         tokens = self.norm(x).permute(0, 2, 3, 1).reshape(b, height * width, c)
-        qkv = self.qkv(tokens).view(b, height * width, 3, self.num_heads, c // self.num_heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        heads = b, height * width, self.num_heads, c // self.num_heads
+        # In chunks, so that the gradient is put together as the product's backward reads it.
+        q, k, v = (part.view(heads).transpose(1, 2) for part in self.qkv(tokens).chunk(3, dim=-1))
         h: Tensor = self.attend(q, k, v)
         h = self.proj(h.transpose(1, 2).reshape(b, height * width, c))
         return x + h.view(b, height, width, c).permute(0, 3, 1, 2)

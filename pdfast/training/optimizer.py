@@ -1,5 +1,7 @@
 """AdamW with clipping, the learning rate's schedule, averaged weights: all in flat buffers."""
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor
 
@@ -111,21 +113,18 @@ class Optimizer:
     def backward(self, out: Tensor, grad_out: Tensor, loss: Tensor, first: bool) -> None:
         """Differentiate one part of a batch; add gradient and loss up, from zero if `first`."""
         grads = torch.autograd.grad(out, self._leaves, grad_out)
-        views = list(self._grads.values())
         if first:
-            # CUDA copies a list at once where all of it is of one type and of the views' strides.
-            lists: dict[tuple[torch.dtype, bool], tuple[list[Tensor], list[Tensor]]] = {}
-            for view, grad in zip(views, grads, strict=True):
-                key = grad.dtype, grad.stride() == view.stride()
-                into, source = lists.setdefault(key, ([], []))
-                into.append(view)
-                source.append(grad)
-            for into, source in lists.values():
-                torch._foreach_copy_(into, source)
+            _copy_each(self._grads, grads)
             self.loss.copy_(loss)
+            return
+        if self.copy is None:
+            torch._foreach_add_(list(self._grads.values()), grads)
         else:
-            torch._foreach_add_(views, grads)
-            self.loss.add_(loss)
+            # CUDA adds lists of two types one by one: so in float32, and all of them at once.
+            wide = torch.zeros_like(self.grads)
+            _copy_each(self._views(wide), grads)
+            self.grads.add_(wide)
+        self.loss.add_(loss)
 
     def step(self) -> None:
         """Add up over processes, clip, and apply the gradient at learning rate `self.rate`.
@@ -208,6 +207,21 @@ class Optimizer:
 
 def _place(tensor: Tensor) -> tuple[int, torch.dtype]:
     return tensor.data_ptr(), tensor.dtype
+
+
+def _copy_each(views: Mapping[str, Tensor], grads: Sequence[Tensor]) -> None:
+    """Copy each gradient to its view, with as few launches as there can be.
+
+    CUDA copies a list at once where all of it is of one type and of the views' strides.
+    """
+    lists: dict[tuple[torch.dtype, bool], tuple[list[Tensor], list[Tensor]]] = {}
+    for view, grad in zip(views.values(), grads, strict=True):
+        key = grad.dtype, grad.stride() == view.stride()
+        into, source = lists.setdefault(key, ([], []))
+        into.append(view)
+        source.append(grad)
+    for into, source in lists.values():
+        torch._foreach_copy_(into, source)
 
 
 def _kind(tensor: Tensor) -> str:

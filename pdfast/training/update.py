@@ -56,7 +56,9 @@ def update(
     share = 1 / (parts * collectives.size())
     for n in range(parts):
         out, loss = objective(model, batch.part(n, parts))
-        grad_out = loss.grad_out if share == 1 else loss.grad_out * share
-        optimizer.backward(out, grad_out, loss.per_image.mean() * share, first=n == 0)
+        grad_out, mean = loss.grad_out, loss.per_image.mean()
+        if share != 1:
+            grad_out, mean = grad_out * share, mean * share
+        optimizer.backward(out, grad_out, mean, first=n == 0)
     optimizer.step()
     return optimizer.loss, optimizer.norm

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pdfast.config.schema import NetConfig, load_config
 from pdfast.diffusion.conditioning import Conditioning, DropoutRng
 from pdfast.models.model import Model
-from pdfast.models.unet import GroupNormSiLU, ResBlock, UNet, logsnr_embedding
+from pdfast.models.unet import Attention, GroupNormSiLU, ResBlock, UNet, logsnr_embedding
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_class_labels():
         model(z, logsnr)
 
 
-class Products(TorchDispatchMode):
+class Calls(TorchDispatchMode):
     """Counts the calls of each op."""
 
     def __init__(self):
@@ -104,12 +104,12 @@ def test_the_films_of_all_blocks_are_one_product(film):
     net = randomised(Model(NetConfig(**SMALL, film=film)).double()).net
     blocks = [m for m in net.modules() if isinstance(m, ResBlock)]
     logsnr, inputs = torch.linspace(-3, 3, 5, dtype=torch.float64), []
-    with Products() as seen:
+    with Calls() as seen:
         films = net.films(logsnr)
     assert len(blocks) == 10
     assert seen.calls["addmm"] == 3  # of them two layers that embed the time
     loss = films.square().sum()
-    with Products() as seen:
+    with Calls() as seen:
         grads = torch.autograd.grad(loss, net.parameters(), allow_unused=True)
     assert seen.calls["mm"] == 5  # for the first layer's weight alone, where the others have two
     assert seen.calls["sum"] == 3
@@ -131,6 +131,18 @@ def test_a_film_of_a_table_is_that_of_its_noise_level():
     table = model.films_at_angle(phi.flip(0))
     told = Conditioning(films=table[torch.tensor([2, 1, 0])])
     assert torch.equal(model.forward_at_angle(z, phi, told), model.forward_at_angle(z, phi))
+
+
+def test_attention_s_gradient_is_put_together_once():
+    attention = Attention(32, NetConfig(**SMALL, num_heads=2))
+    x = torch.randn(3, 32, 4, 4).contiguous(memory_format=torch.channels_last)
+    qkv = []
+    attention.qkv.register_forward_hook(lambda module, args, out: qkv.append(out))
+    out = attention(x)
+    with Calls() as seen:
+        torch.autograd.grad(out, qkv, torch.randn_like(out))
+    assert seen.calls["cat"] == 1
+    assert not {"stack", "clone", "copy_"} & set(seen.calls)
 
 
 def test_dropout_is_by_counter():
