@@ -152,7 +152,9 @@ def test_group_norm_s_kernels():
     def run(x, w, b):
         for tensor in (x, w, b):
             tensor.requires_grad_()
-        y = torch.ops.pdfast.group_norm_silu(x, w, b, None, 2, 1e-6, True)[0]
+        y = torch.ops.pdfast.group_norm_silu(x, None, None, None, w, b, None, 2, 1e-6, True, False)[
+            0
+        ]
         torch.autograd.grad(y, (x, w, b), torch.empty_like(y))
 
     found = kinds_of(run, (2, 4, 8, 8), (4,), (4,))
