@@ -35,6 +35,7 @@ if not only_metadata:
 # setuptools sorts them; the one that takes longest comes first by its name.
 CPP_SOURCES = [
     "csrc/group_norm_silu_aten.cpp",
+    "csrc/group_norm_silu_autograd.cpp",
     "csrc/group_norm_silu_avx2.cpp",
     "csrc/group_norm_silu_avx512.cpp",
     "csrc/group_norm_silu_cpu.cpp",

@@ -1,12 +1,15 @@
 """Kernels of one captured update on an H200, by kind, beside what pdfast counts for it.
 
-    python benchmarks/kernel_kinds.py [distill|train]
+    python benchmarks/kernel_kinds.py [distill|train] [saved]
 
-The kernels are those of results/h200-2026-11-28-kernels-*.tsv: by name, under the profiler.
+The kernels are those of results/h200-2026-11-28-kernels-*.tsv: by name, under the profiler, of a
+network that wrote every sum out. `saved`: instead, the counts without and with what is left to be
+added by whatever reads it.
 """
 
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -28,6 +31,7 @@ from pdfast.kernels.calls import (
     STRIDED_ADDS,
 )
 from pdfast.kernels.registry import registered
+from pdfast.training.op_counter import Amount
 
 RESULTS = Path(__file__).parent / "results"
 # Measured in the same run: a bf16 product 8192 wide (742 to 768 TFLOP/s), a copy of device memory.
@@ -85,9 +89,28 @@ def measured(phase: Phase) -> dict[str, Measured]:
     return found
 
 
+def counted(phase: Phase, defer: bool) -> Mapping[str, Amount]:
+    """What an update is counted to launch, by kind; `defer`: sums are left to their readers."""
+    config = load_config("cifar10")
+    return count_update(config, phase, kernels=True, precision="bf16", defer=defer).kinds
+
+
+def saved(phase: Phase) -> str:
+    """Markdown: per kind the kernels and bytes without and with sums left to their readers."""
+    both = [counted(phase, defer) for defer in (False, True)]
+    rows = {kind: [kinds[kind] for kinds in both] for kind in KINDS}
+    rows["together"] = [sum(kinds.values(), Amount()) for kinds in both]
+    lines = ["| kernels | without | with | GB without | GB with |", "|---|--:|--:|--:|--:|"]
+    for kind, (before, after) in rows.items():
+        if before.launches:
+            moved = f"{before.bytes / 1e9:,.2f} | {after.bytes / 1e9:,.2f}"
+            lines.append(f"| {kind} | {before.launches:,} | {after.launches:,} | {moved} |")
+    return "\n".join(lines)
+
+
 def table(phase: Phase) -> str:
     """Markdown: per kind what is counted, the least time that takes, and what was measured."""
-    kinds = count_update(load_config("cifar10"), phase, kernels=True, precision="bf16").kinds
+    kinds = counted(phase, defer=False)  # as the measured update was
     seen = measured(phase)
     lines = ["| kernels | counted | measured | GB moved | ms at those rates | ms measured |"]
     lines.append("|---|--:|--:|--:|--:|--:|")
@@ -102,14 +125,15 @@ def table(phase: Phase) -> str:
             f"{kinds[kind].bytes / 1e9:,.2f} | {least:.2f} | {seen[kind].ms:.2f} |"
         )
     lines.append(f"| {INSIDE} | | {seen[INSIDE].launches:,} | | | {seen[INSIDE].ms:.2f} |")
-    counted = sum(amount.launches for amount in kinds.values())
+    number = sum(amount.launches for amount in kinds.values())
     moved = sum(amount.bytes for amount in kinds.values()) / 1e9
     launches, ms = (sum(column) for column in zip(*seen.values(), strict=True))
     lines.append(
-        f"| together | {counted:,} | {launches:,} | {moved:,.1f} | {least_of_all:.1f} | {ms:.1f} |"
+        f"| together | {number:,} | {launches:,} | {moved:,.1f} | {least_of_all:.1f} | {ms:.1f} |"
     )
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    print(table("train" if sys.argv[1:] == ["train"] else "distill"))
+    chosen: Phase = "train" if "train" in sys.argv else "distill"
+    print(saved(chosen) if "saved" in sys.argv else table(chosen))

@@ -46,6 +46,7 @@ def norm_film_silu(
 
 def plain(model: Model, channels_last: bool) -> Model:
     """The model itself, its norms PyTorch's; in the default layout unless `channels_last`."""
+    model.net.defer = False  # sums and concatenations where they are written
     for module in model.modules():
         if isinstance(module, GroupNormSiLU):
             module.op = norm_film_silu

@@ -37,9 +37,9 @@ struct Layout {
   int64_t first, addend_stride, film_stride;
 };
 
-// Null where absent: skip, addend, residual, film. With a residual the sum is rounded to x's type
-// before its statistics are taken, and written to `sum` (n, hw, first) unless that is null; without
-// one it is not rounded.
+// Null where absent: skip, addend, residual, film, sum. With a residual or where `sum` is written
+// (n, hw, first), the sum is rounded to x's type before its statistics are taken; with an addend
+// alone it is not.
 struct Forward {
   Sizes size;
   Types type;

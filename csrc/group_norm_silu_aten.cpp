@@ -1,19 +1,20 @@
-// pdfast::group_norm_silu and its backward as PyTorch ops: checks, allocation, threads, autograd.
-// Their fake (shape-only) implementations are in kernels/group_norm_silu.py.
+// pdfast::group_norm_silu and its backward on tensors: checks, allocation, threads, and what is
+// composed of PyTorch's ops where no kernel does it.
+// Autograd and the registration are in group_norm_silu_autograd.cpp, the fake (shape-only)
+// implementations in kernels/group_norm_silu.py.
 
 #include <ATen/Parallel.h>
-#include <ATen/core/Tensor.h>
+#include <ATen/ops/add.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include <cmath>
-#include <optional>
 #include <string>
-#include <tuple>
 
 #include "group_norm_silu_cpu.h"
+#include "group_norm_silu_ops.h"
 #ifdef PDFAST_CUDA
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
@@ -28,51 +29,75 @@ cpu::Isa cpu_isa = cpu::best_isa();  // module.cpp lets tests choose another
 namespace {
 
 using at::Tensor;
-using Film = std::optional<Tensor>;
-using Outputs = std::tuple<Tensor, Tensor, Tensor>;
-using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 constexpr auto kChannelsLast = at::MemoryFormat::ChannelsLast;
+constexpr int64_t kVectorBytes = 16;  // that CUDA's kernels read at a time
 
 // ---- what the caller may pass
 
-Dtype dtype_of(const Tensor& t, const char* name) {
-  switch (t.scalar_type()) {
+Dtype dtype_of(at::ScalarType type, const char* name) {
+  switch (type) {
     case at::kFloat: return Dtype::f32;
     case at::kDouble: return Dtype::f64;
     case at::kBFloat16: return Dtype::bf16;
     case at::kHalf: return Dtype::f16;
     default:
-      TORCH_CHECK_TYPE(false, name, " must be float32, bfloat16, float16 or float64, not ",
-                       t.scalar_type());
+      TORCH_CHECK_TYPE(false, name, " must be float32, bfloat16, float16 or float64, not ", type);
   }
 }
 
-at::ScalarType statistics_of(const Tensor& x) {
+// The type that x is computed in: of the statistics, and of a sum before it is rounded.
+at::ScalarType wide_of(const Tensor& x) {
   return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
 
-void check_like(const Tensor& t, const Tensor& x, const char* name, at::IntArrayRef shape) {
+void check_type(at::ScalarType type, const Tensor& x, const char* name) {
+  const bool plain = type == at::kFloat && x.scalar_type() != at::kDouble;
+  TORCH_CHECK_TYPE(plain || type == x.scalar_type(), name, " must be ", x.scalar_type(), " as x",
+                   x.scalar_type() == at::kDouble ? "" : ", or Float", ", not ", type);
+}
+
+void check_place(const Tensor& t, const Tensor& x, const char* name, at::IntArrayRef shape) {
   TORCH_CHECK_VALUE(t.device() == x.device(), name, " is on ", t.device(), ", but x on ",
                     x.device());
   TORCH_CHECK_VALUE(t.sizes() == shape, name, " must have shape ", shape, ", not ", t.sizes());
-  const bool plain = t.scalar_type() == at::kFloat && x.scalar_type() != at::kDouble;
-  TORCH_CHECK_TYPE(plain || t.scalar_type() == x.scalar_type(), name, " must be ",
-                   x.scalar_type(), " as x", x.scalar_type() == at::kDouble ? "" : ", or Float",
-                   ", not ", t.scalar_type());
+}
+
+void check_like(const Tensor& t, const Tensor& x, const char* name, at::IntArrayRef shape) {
+  check_place(t, x, name, shape);
+  check_type(t.scalar_type(), x, name);
+}
+
+void check_images(const Tensor& t, const Tensor& x, const char* name, at::IntArrayRef shape) {
+  check_place(t, x, name, shape);
+  TORCH_CHECK_TYPE(t.scalar_type() == x.scalar_type(), name, " must be ", x.scalar_type(),
+                   " as x, not ", t.scalar_type());
 }
 
 // Raises ValueError or TypeError, naming the argument; returns the sizes.
-Sizes check(const Tensor& x, const Tensor& weight, const Tensor& bias, const Film& film,
-            int64_t groups) {
+Sizes check(const Tensor& x, const Optional& addend, const Optional& skip, const Tensor& weight,
+            const Tensor& bias, const Optional& film, int64_t groups) {
   TORCH_CHECK_VALUE(x.dim() == 4, "x must have shape (N, C, H, W), not ", x.sizes());
   TORCH_CHECK_VALUE(x.numel() > 0, "x is empty: its shape is ", x.sizes());
   TORCH_CHECK_VALUE(x.device().is_cpu() || x.device().is_cuda(),
                     "x must be on a CPU or a CUDA device, not on ", x.device());
-  const Dtype dtype = dtype_of(x, "x");
+  const Dtype dtype = dtype_of(x.scalar_type(), "x");
   TORCH_CHECK_TYPE(x.device().is_cpu() || dtype != Dtype::f64, "x may be float64 on a CPU only");
-  const int64_t n = x.size(0), c = x.size(1);
-  TORCH_CHECK_VALUE(groups >= 1 && c % groups == 0, "groups must divide the ", c,
-                    " channels of x, and ", groups, " does not");
+  const int64_t n = x.size(0), first = x.size(1);
+  int64_t c = first;
+  if (addend) {
+    TORCH_CHECK_VALUE(addend->dim() == 1 || addend->dim() == 2, "addend must have shape (", first,
+                      ") or (", n, ", ", first, "), not ", addend->sizes());
+    addend->dim() == 1 ? check_like(*addend, x, "addend", {first})
+                       : check_like(*addend, x, "addend", {n, first});
+  }
+  if (skip) {
+    TORCH_CHECK_VALUE(skip->dim() == 4 && skip->size(1) > 0,
+                      "skip must have shape (N, C, H, W), none of them 0, not ", skip->sizes());
+    check_images(*skip, x, "skip", {n, skip->size(1), x.size(2), x.size(3)});
+    c += skip->size(1);
+  }
+  TORCH_CHECK_VALUE(groups >= 1 && c % groups == 0, "groups must divide the ", c, " channels of x",
+                    skip ? " and skip" : "", ", and ", groups, " does not");
   check_like(weight, x, "weight", {c});
   check_like(bias, x, "bias", {c});
   TORCH_CHECK_TYPE(weight.scalar_type() == bias.scalar_type(), "bias must be ",
@@ -81,211 +106,233 @@ Sizes check(const Tensor& x, const Tensor& weight, const Tensor& bias, const Fil
   return {n, x.size(2) * x.size(3), c, groups};
 }
 
-const void* data_or_null(const Film& t) { return t ? t->const_data_ptr() : nullptr; }
+// ---- layouts
 
-Film contiguous(const Film& t) { return t ? Film(t->contiguous()) : t; }
+bool aligned(const Tensor& t) {
+  return reinterpret_cast<uintptr_t>(t.const_data_ptr()) % kVectorBytes == 0;
+}
 
-// ---- forward and backward below autograd
+// Images as the kernels read them; `vectors`: by vectors alone.
+Tensor laid_out(const Tensor& t, bool vectors = false) {
+  const Tensor dense = t.contiguous(kChannelsLast);
+  return vectors && !aligned(dense) ? dense.clone() : dense;
+}
 
-Outputs forward(const Tensor& x_, const Tensor& weight_, const Tensor& bias_, const Film& film_,
-                int64_t groups, double eps, bool silu) {
-  const Sizes size = check(x_, weight_, bias_, film_, groups);
-  TORCH_CHECK_VALUE(std::isfinite(eps) && eps >= 0, "eps must be finite and at least 0, not ", eps);
-  const Tensor x = x_.contiguous(kChannelsLast), weight = weight_.contiguous(),
-               bias = bias_.contiguous();
-  const Film film = contiguous(film_);
-  const auto statistics =
-      x.options().dtype(statistics_of(x)).memory_format(at::MemoryFormat::Contiguous);
-  Tensor y = at::empty_like(x, kChannelsLast), mean = at::empty({size.n, groups}, statistics),
-         rstd = at::empty({size.n, groups}, statistics);
-  const Types type{dtype_of(x, "x"), dtype_of(weight, "weight"),
-                   film ? dtype_of(*film, "film") : dtype_of(x, "x"), dtype_of(x, "x")};
-  const Layout at{size.c, 0, 2 * size.c};
-  const Forward p{size, type, at, x.const_data_ptr(), nullptr, nullptr, nullptr,
-                  weight.const_data_ptr(), bias.const_data_ptr(), data_or_null(film),
-                  y.mutable_data_ptr(), nullptr, mean.mutable_data_ptr(), rstd.mutable_data_ptr(),
-                  eps, silu};
+Optional laid_out(const Optional& t, bool vectors = false) {
+  return t ? Optional(laid_out(*t, vectors)) : std::nullopt;
+}
+
+// (k) or (n, k): where it lies if its rows have no gaps and, on CUDA, are whole vectors.
+Tensor rows(const Tensor& t) {
+  bool usable = t.stride(-1) == 1;
+  if (t.is_cuda() && t.dim() == 2) {
+    usable &= aligned(t) && t.stride(0) * t.element_size() % kVectorBytes == 0;
+  }
+  return usable ? t : t.contiguous();
+}
+
+Optional rows(const Optional& t) { return t ? Optional(rows(*t)) : std::nullopt; }
+
+int64_t row_stride(const Optional& t) { return t && t->dim() == 2 ? t->stride(0) : 0; }
+
+const void* data_or_null(const Optional& t) { return t ? t->const_data_ptr() : nullptr; }
+
+void* mutable_or_null(const Tensor& t) { return t.numel() ? t.mutable_data_ptr() : nullptr; }
+
+Tensor images(const Tensor& like, int64_t channels) {
+  return at::empty({like.size(0), channels, like.size(2), like.size(3)},
+                   like.options().memory_format(kChannelsLast));
+}
+
+Tensor none(const Tensor& like) { return at::empty({0}, like.options()); }
+
+// ---- the kernels
+
+// What both passes read, with memory as they want it.
+struct Operands {
+  Tensor x;
+  Optional skip, addend;
+  Tensor weight, bias;
+  Optional film;
+  Sizes size;
+  Types type;
+  Layout at;
+
+  Operands(const Tensor& x_, const Optional& skip_, const Optional& addend_, const Tensor& weight_,
+           const Tensor& bias_, const Optional& film_, int64_t groups)
+      : x(laid_out(x_, skip_.has_value())),
+        skip(laid_out(skip_, true)),
+        addend(rows(addend_)),
+        weight(weight_.contiguous()),
+        bias(bias_.contiguous()),
+        film(rows(film_)),
+        size{x.size(0), x.size(2) * x.size(3), weight.size(0), groups},
+        type{kind(x), kind(weight), film ? kind(*film) : kind(x), addend ? kind(*addend) : kind(x)},
+        at{x.size(1), row_stride(addend), row_stride(film)} {}
+
+  static Dtype kind(const Tensor& t) { return dtype_of(t.scalar_type(), "x"); }
+};
+
+template <typename Problem, typename Run>
+void run_on_cpu(const Problem& p, Run run) {
+  const cpu::Tasks tasks = cpu::tasks_of(p.size, p.type.x);
+  at::parallel_for(0, tasks.total, tasks.grain,
+                   [&](int64_t begin, int64_t end) { run(p, tasks, begin, end); });
+}
+
+Outputs run_forward(const Operands& in, const Optional& residual_, double eps, bool silu,
+                    bool keep_sum) {
+  const Tensor& x = in.x;
+  const Optional residual = laid_out(residual_);
+  const auto statistics = x.options().dtype(wide_of(x));
+  Tensor y = images(x, in.size.c), sum = keep_sum ? at::empty_like(x, kChannelsLast) : none(x),
+         mean = at::empty({in.size.n, in.size.groups}, statistics),
+         rstd = at::empty({in.size.n, in.size.groups}, statistics);
+  const Forward p{in.size, in.type, in.at, x.const_data_ptr(), data_or_null(in.skip),
+                  data_or_null(in.addend), data_or_null(residual), in.weight.const_data_ptr(),
+                  in.bias.const_data_ptr(), data_or_null(in.film), y.mutable_data_ptr(),
+                  mutable_or_null(sum), mean.mutable_data_ptr(), rstd.mutable_data_ptr(), eps,
+                  silu};
 #ifdef PDFAST_CUDA
   if (x.is_cuda()) {
     const c10::cuda::CUDAGuard guard(x.device());
     forward_cuda(p, c10::cuda::getCurrentCUDAStream().stream());
-    return {y, mean, rstd};
+    return {y, sum, mean, rstd};
   }
 #endif
-  const cpu::Tasks tasks = cpu::tasks_of(size, type.x);
-  const auto run = cpu::kernels_of(cpu_isa).forward;
-  at::parallel_for(0, tasks.total, tasks.grain,
-                   [&](int64_t begin, int64_t end) { run(p, tasks, begin, end); });
-  return {y, mean, rstd};
+  run_on_cpu(p, cpu::kernels_of(cpu_isa).forward);
+  return {y, sum, mean, rstd};
 }
 
-Gradients backward(const Tensor& dy_, const Tensor& x_, const Tensor& mean, const Tensor& rstd,
-                   const Tensor& weight_, const Tensor& bias_, const Film& film_, int64_t groups,
-                   bool silu) {
-  const Sizes size = check(x_, weight_, bias_, film_, groups);
-  check_like(dy_, x_, "dy", x_.sizes());
-  TORCH_CHECK_TYPE(dy_.scalar_type() == x_.scalar_type(), "dy must be ", x_.scalar_type(),
-                   " as x, not ", dy_.scalar_type());
-  for (const auto& [t, name] : {std::pair(&mean, "mean"), std::pair(&rstd, "rstd")}) {
-    check_like(*t, x_, name, {size.n, groups});
-    TORCH_CHECK_TYPE(t->scalar_type() == statistics_of(x_), name,
-                     " must be as group_norm_silu returned it, not ", t->scalar_type());
-    TORCH_CHECK_VALUE(t->is_contiguous(), name, " must be contiguous");
+Gradients run_backward(const Operands& in, const Tensor& dy_, const Optional& dsum_,
+                       const Tensor& mean, const Tensor& rstd, bool silu, int64_t daddend_rows,
+                       at::ScalarType daddend_type) {
+  const Tensor& x = in.x;
+  const Tensor dy = laid_out(dy_, in.skip.has_value());
+  const Optional dsum = laid_out(dsum_);
+  Tensor dx = at::empty_like(x, kChannelsLast),
+         dskip = in.skip ? at::empty_like(*in.skip, kChannelsLast) : none(x),
+         dweight = at::empty_like(in.weight), dbias = at::empty_like(in.bias),
+         dfilm = in.film ? at::empty({in.size.n, 2 * in.size.c}, in.film->options())
+                         : none(in.weight),
+         daddend = none(in.weight), sums = at::empty({in.size.n, 3, in.size.c}, mean.options());
+  Types type = in.type;
+  if (daddend_rows) {
+    const auto options = x.options().dtype(daddend_type);
+    daddend = daddend_rows == 1 ? at::empty({in.at.first}, options)
+                                : at::empty({in.size.n, in.at.first}, options);
+    type.addend = dtype_of(daddend_type, "daddend");
   }
-  const Tensor dy = dy_.contiguous(kChannelsLast), x = x_.contiguous(kChannelsLast),
-               weight = weight_.contiguous(), bias = bias_.contiguous();
-  const Film film = contiguous(film_);
-  Tensor dx = at::empty_like(x, kChannelsLast), dweight = at::empty_like(weight),
-         dbias = at::empty_like(bias),
-         dfilm = film ? at::empty_like(*film) : at::empty({0}, weight.options()),
-         sums = at::empty({size.n, 3, size.c}, mean.options());
-  const Types type{dtype_of(x, "x"), dtype_of(weight, "weight"),
-                   film ? dtype_of(*film, "film") : dtype_of(x, "x"), dtype_of(x, "x")};
-  const Layout at{size.c, 0, 2 * size.c};
-  const Backward p{size, type, at, dy.const_data_ptr(), nullptr, x.const_data_ptr(), nullptr,
-                   nullptr, mean.const_data_ptr(), rstd.const_data_ptr(), weight.const_data_ptr(),
-                   bias.const_data_ptr(), data_or_null(film), dx.mutable_data_ptr(), nullptr,
-                   dweight.mutable_data_ptr(), dbias.mutable_data_ptr(),
-                   film ? dfilm.mutable_data_ptr() : nullptr, nullptr, sums.mutable_data_ptr(), 0,
-                   silu};
+  const Backward p{in.size, type, in.at, dy.const_data_ptr(), data_or_null(dsum),
+                   x.const_data_ptr(), data_or_null(in.skip), data_or_null(in.addend),
+                   mean.const_data_ptr(), rstd.const_data_ptr(), in.weight.const_data_ptr(),
+                   in.bias.const_data_ptr(), data_or_null(in.film), dx.mutable_data_ptr(),
+                   mutable_or_null(dskip), dweight.mutable_data_ptr(), dbias.mutable_data_ptr(),
+                   mutable_or_null(dfilm), mutable_or_null(daddend), sums.mutable_data_ptr(),
+                   static_cast<int32_t>(daddend_rows), silu};
 #ifdef PDFAST_CUDA
   if (x.is_cuda()) {
     const c10::cuda::CUDAGuard guard(x.device());
     backward_cuda(p, c10::cuda::getCurrentCUDAStream().stream());
-    return {dx, dweight, dbias, dfilm};
+    return {dx, dskip, dweight, dbias, dfilm, daddend};
   }
 #endif
-  const cpu::Tasks tasks = cpu::tasks_of(size, type.x);
-  const auto run = cpu::kernels_of(cpu_isa).backward;
-  at::parallel_for(0, tasks.total, tasks.grain,
-                   [&](int64_t begin, int64_t end) { run(p, tasks, begin, end); });
-  cpu::reduce_images(p, 0, size.c);
-  return {dx, dweight, dbias, dfilm};
+  run_on_cpu(p, cpu::kernels_of(cpu_isa).backward);
+  cpu::reduce_images(p, 0, in.size.c);
+  return {dx, dskip, dweight, dbias, dfilm, daddend};
 }
 
-// ---- autograd
+// ---- what is composed: on a CPU, and on CUDA where a vector would straddle x and skip
 
-Outputs call_forward(const Tensor& x, const Tensor& weight, const Tensor& bias, const Film& film,
-                     int64_t groups, double eps, bool silu) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("pdfast::group_norm_silu", "")
-                             .typed<decltype(call_forward)>();
-  const at::AutoDispatchBelowADInplaceOrView guard;
-  return op.call(x, weight, bias, film, groups, eps, silu);
+bool has_kernel(const Tensor& x, const Optional& addend, const Optional& residual,
+                const Optional& skip) {
+  if (!x.is_cuda()) return !addend && !residual && !skip;
+  const int64_t vector = kVectorBytes / x.element_size();
+  return !skip || (x.size(1) % vector == 0 && skip->size(1) % vector == 0);
 }
 
-const auto& backward_op() {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("pdfast::group_norm_silu_backward", "")
-                             .typed<decltype(backward)>();
-  return op;
+// x + addend + residual, rounded to x's type at most once; x itself where there is nothing to add.
+Tensor sum_of(const Tensor& x, const Optional& addend, const Optional& residual, bool rounded) {
+  Tensor s = laid_out(x);
+  if (!addend && !residual) return s;
+  const at::ScalarType wide = wide_of(x);
+  s = s.to(wide);
+  if (addend) s = at::add(s, addend->to(wide).unsqueeze(-1).unsqueeze(-1));
+  if (residual) s = at::add(s, laid_out(*residual).to(wide));
+  return laid_out(rounded ? s.to(x.scalar_type()) : s);
 }
 
-bool any_requires_grad(std::initializer_list<const Tensor*> tensors) {
-  if (!at::GradMode::is_enabled()) return false;
-  for (const Tensor* t : tensors) {
-    if (t->defined() && t->requires_grad()) return true;
-  }
-  return false;
-}
-
-class Forward_ : public torch::autograd::Function<Forward_> {
- public:
-  static torch::autograd::variable_list forward(torch::autograd::AutogradContext* ctx,
-                                                const Tensor& x, const Tensor& weight,
-                                                const Tensor& bias, const Film& film,
-                                                int64_t groups, double eps, bool silu) {
-    auto [y, mean, rstd] = call_forward(x, weight, bias, film, groups, eps, silu);
-    ctx->save_for_backward({x, weight, bias, film.value_or(Tensor()), mean, rstd});
-    ctx->saved_data["groups"] = groups;
-    ctx->saved_data["silu"] = silu;
-    ctx->mark_non_differentiable({mean, rstd});
-    ctx->set_materialize_grads(false);  // no zeros for those two
-    return {y, mean, rstd};
-  }
-
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
-                                                 const torch::autograd::variable_list& grads) {
-    if (!grads[0].defined()) return torch::autograd::variable_list(7);
-    const auto saved = ctx->get_saved_variables();
-    const Film film = saved[3].defined() ? Film(saved[3]) : Film();
-    auto [dx, dweight, dbias, dfilm] = backward_op().call(
-        grads[0], saved[0], saved[4], saved[5], saved[1], saved[2], film,
-        ctx->saved_data["groups"].toInt(), ctx->saved_data["silu"].toBool());
-    return {dx, dweight, dbias, film ? dfilm : Tensor(), Tensor(), Tensor(), Tensor()};
-  }
-};
-
-Outputs forward_autograd(const Tensor& x, const Tensor& weight, const Tensor& bias,
-                         const Film& film, int64_t groups, double eps, bool silu) {
-  const Tensor none;
-  if (!any_requires_grad({&x, &weight, &bias, film ? &*film : &none})) {
-    return call_forward(x, weight, bias, film, groups, eps, silu);
-  }
-  const auto out = Forward_::apply(x, weight, bias, film, groups, eps, silu);
-  return {out[0], out[1], out[2]};
-}
-
-// The backward's own backward is no part of training: refused when it is asked for, not before.
-class Backward_ : public torch::autograd::Function<Backward_> {
- public:
-  static torch::autograd::variable_list forward(torch::autograd::AutogradContext*,
-                                                const Tensor& dy, const Tensor& x,
-                                                const Tensor& mean, const Tensor& rstd,
-                                                const Tensor& weight, const Tensor& bias,
-                                                const Film& film, int64_t groups, bool silu) {
-    const at::AutoDispatchBelowADInplaceOrView guard;
-    auto [dx, dweight, dbias, dfilm] =
-        backward_op().call(dy, x, mean, rstd, weight, bias, film, groups, silu);
-    return {dx, dweight, dbias, dfilm};
-  }
-
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext*,
-                                                 const torch::autograd::variable_list&) {
-    TORCH_CHECK_NOT_IMPLEMENTED(false,
-                                "group_norm_silu has no second derivative: call backward without "
-                                "create_graph, or use pdfast.kernels.group_norm_silu.reference");
-  }
-};
-
-Gradients backward_autograd(const Tensor& dy, const Tensor& x, const Tensor& mean,
-                            const Tensor& rstd, const Tensor& weight, const Tensor& bias,
-                            const Film& film, int64_t groups, bool silu) {
-  const Tensor none;
-  if (any_requires_grad({&dy, &x, &weight, &bias, film ? &*film : &none})) {
-    const auto out = Backward_::apply(dy, x, mean, rstd, weight, bias, film, groups, silu);
-    return {out[0], out[1], out[2], out[3]};
-  }
-  const at::AutoDispatchBelowADInplaceOrView guard;
-  return backward_op().call(dy, x, mean, rstd, weight, bias, film, groups, silu);
+// The sum with skip's channels after its own, as one tensor, and the parameters in a type that goes
+// with it: where it was widened they have no 16 bits.
+Operands joined(const Tensor& s, const Optional& skip, const Tensor& weight, const Tensor& bias,
+                const Optional& film, int64_t groups, bool widened) {
+  const auto wide = [&](const Tensor& t) { return widened ? t.to(s.scalar_type()) : t; };
+  const Tensor x = skip ? at::cat({s, wide(laid_out(*skip))}, 1) : s;
+  return Operands(x, {}, {}, wide(weight), wide(bias), film ? Optional(wide(*film)) : film, groups);
 }
 
 }  // namespace
+
+Tensor addend_gradient(const Tensor& dsum, int64_t rows, at::ScalarType type) {
+  const auto wide = wide_of(dsum);
+  return (rows == 1 ? dsum.sum({0, 2, 3}, false, wide) : dsum.sum({2, 3}, false, wide)).to(type);
+}
+
+Outputs forward(const Tensor& x, const Optional& addend, const Optional& residual,
+                const Optional& skip, const Tensor& weight, const Tensor& bias,
+                const Optional& film, int64_t groups, double eps, bool silu, bool keep_sum) {
+  check(x, addend, skip, weight, bias, film, groups);
+  if (residual) check_images(*residual, x, "residual", x.sizes());
+  TORCH_CHECK_VALUE(std::isfinite(eps) && eps >= 0, "eps must be finite and at least 0, not ", eps);
+  TORCH_CHECK_VALUE(!keep_sum || addend || residual,
+                    "keep_sum needs an addend or a residual: without one the sum is x");
+  if (has_kernel(x, addend, residual, skip)) {
+    return run_forward({x, skip, addend, weight, bias, film, groups}, residual, eps, silu,
+                       keep_sum);
+  }
+  const Tensor s = sum_of(x, addend, residual, residual || keep_sum);
+  const bool widened = s.scalar_type() != x.scalar_type();
+  auto [y, _, mean, rstd] = run_forward(joined(s, skip, weight, bias, film, groups, widened), {},
+                                        eps, silu, false);
+  return {y.to(x.scalar_type()), keep_sum ? s : none(x), mean, rstd};
+}
+
+Gradients backward(const Tensor& dy, const Optional& dsum, const Tensor& x, const Optional& addend,
+                   const Optional& skip, const Tensor& mean, const Tensor& rstd,
+                   const Tensor& weight, const Tensor& bias, const Optional& film, int64_t groups,
+                   bool silu, int64_t daddend_rows, OptionalType daddend_type) {
+  const Sizes size = check(x, addend, skip, weight, bias, film, groups);
+  check_images(dy, x, "dy", {size.n, size.c, x.size(2), x.size(3)});
+  if (dsum) check_images(*dsum, x, "dsum", x.sizes());
+  for (const auto& [t, name] : {std::pair(&mean, "mean"), std::pair(&rstd, "rstd")}) {
+    check_place(*t, x, name, {size.n, groups});
+    TORCH_CHECK_TYPE(t->scalar_type() == wide_of(x), name,
+                     " must be as group_norm_silu returned it, not ", t->scalar_type());
+    TORCH_CHECK_VALUE(t->is_contiguous(), name, " must be contiguous");
+  }
+  TORCH_CHECK_VALUE(daddend_rows == 0 || daddend_rows == 1 || daddend_rows == size.n,
+                    "daddend_rows must be 0, 1 or ", size.n, ", not ", daddend_rows);
+  const auto type = addend ? addend->scalar_type() : daddend_type.value_or(wide_of(x));
+  check_type(type, x, "daddend_type");
+  if (has_kernel(x, addend, {}, skip) && (x.is_cuda() || (!dsum && !daddend_rows))) {
+    return run_backward({x, skip, addend, weight, bias, film, groups}, dy, dsum, mean, rstd, silu,
+                        daddend_rows, type);
+  }
+  Tensor s = sum_of(x, addend, {}, false);
+  if (dsum || daddend_rows) s = s.to(wide_of(x));  // so that dx is rounded once, after the sum
+  const bool widened = s.scalar_type() != x.scalar_type();
+  auto [dx, dskip, dweight, dbias, dfilm, daddend] =
+      run_backward(joined(s, skip, weight, bias, film, groups, widened), dy.to(s.scalar_type()), {},
+                   mean, rstd, silu, 0, type);
+  const int64_t first = x.size(1);
+  dskip = skip ? laid_out(dx.narrow(1, first, size.c - first)).to(x.scalar_type()) : none(x);
+  if (skip) dx = dx.narrow(1, 0, first);
+  if (dsum) dx = at::add(dx, dsum->to(dx.scalar_type()));
+  dx = laid_out(dx);
+  if (daddend_rows) daddend = addend_gradient(dx, daddend_rows, type);
+  return {dx.to(x.scalar_type()),        dskip, dweight.to(weight.scalar_type()),
+          dbias.to(bias.scalar_type()),  film ? dfilm.to(film->scalar_type()) : none(weight),
+          daddend_rows ? daddend : none(weight)};
+}
+
 }  // namespace pdfast
-
-TORCH_LIBRARY(pdfast, m) {
-  m.def(
-      "group_norm_silu(Tensor x, Tensor weight, Tensor bias, Tensor? film, int groups, float eps, "
-      "bool silu) -> (Tensor y, Tensor mean, Tensor rstd)");
-  m.def(
-      "group_norm_silu_backward(Tensor dy, Tensor x, Tensor mean, Tensor rstd, Tensor weight, "
-      "Tensor bias, Tensor? film, int groups, bool silu) "
-      "-> (Tensor dx, Tensor dweight, Tensor dbias, Tensor dfilm)");
-}
-
-TORCH_LIBRARY_IMPL(pdfast, CPU, m) {
-  m.impl("group_norm_silu", pdfast::forward);
-  m.impl("group_norm_silu_backward", pdfast::backward);
-}
-
-#ifdef PDFAST_CUDA
-TORCH_LIBRARY_IMPL(pdfast, CUDA, m) {
-  m.impl("group_norm_silu", pdfast::forward);
-  m.impl("group_norm_silu_backward", pdfast::backward);
-}
-#endif
-
-TORCH_LIBRARY_IMPL(pdfast, Autograd, m) {
-  m.impl("group_norm_silu", pdfast::forward_autograd);
-  m.impl("group_norm_silu_backward", pdfast::backward_autograd);
-}

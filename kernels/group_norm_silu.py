@@ -1,9 +1,11 @@
-"""GroupNorm, FiLM and SiLU in one op: the Python face of csrc/group_norm_silu, and its reference.
+"""GroupNorm, FiLM and SiLU in one op: the Python face of csrc/group_norm_silu.
 
 Fused: statistics, normalisation, the affine map, FiLM's `(1 + scale) h + shift` (Perez et al. 2018)
 and SiLU. As separate PyTorch ops the forward reads and writes the activations five times or more;
 here x is read and y written once, and the backward reads x and dy and writes dx. Bound: memory.
 On a CPU the slab that a core works on stays in its L2 cache; on a GPU, in shared memory.
+On a GPU a sum, `x + addend + residual`, and the channels of a second tensor beside it are read as
+they are, in the same pass; on a CPU PyTorch's ops make one tensor of them first.
 It loses where a slab fits neither (x is then read twice), and without FiLM to PyTorch's own ops on
 CPUs that lack AVX2, where the portable build takes up to twice their time.
 """
@@ -18,20 +20,27 @@ import warnings
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F  # noqa: N812  # the name everyone knows
 from torch import Tensor
 
 from pdfast.errors import PdfastError
 from pdfast.kernels import runtime
 from pdfast.kernels.calls import (
+    ADDS,
+    CATS,
     NORM_BACKWARD,
     NORM_FORWARD,
     NORM_PARAMS,
+    REDUCTIONS,
     Call,
     Launch,
     bytes_of,
+    copy_of,
     made_dense,
+    tensors_of,
 )
+from pdfast.kernels.group_norm_reference import composed
+from pdfast.kernels.group_norm_reference import eager as eager
+from pdfast.kernels.group_norm_reference import reference as reference
 from pdfast.kernels.registry import Op, Stage, register
 from pdfast.launch import speaks
 
@@ -105,56 +114,6 @@ def build_facts() -> dict[str, str | None]:
 HAS_CPU = _C is not None
 HAS_CUDA = build_facts().get("cuda") is not None
 
-
-def eager(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    film: Tensor | None = None,
-    *,
-    groups: int,
-    eps: float = 1e-6,
-    silu: bool = True,
-) -> Tensor:
-    """The same in PyTorch's own ops, which want one type; arguments as for `group_norm_silu`.
-
-    What the benchmarks compare with, and what is exported. It loses digits where the mean is far
-    above the spread: on a CPU, PyTorch takes the variance of a channels-last tensor as
-    mean(x^2) - mean(x)^2 in float32, and its affine map is a x + b in any layout.
-    """
-    h = torch.group_norm(x, groups, weight.to(x.dtype), bias.to(x.dtype), eps)
-    if film is not None:
-        scale, shift = film.to(x.dtype)[:, :, None, None].chunk(2, dim=1)
-        h = torch.addcmul(shift, h, 1 + scale)
-    h = F.silu(h) if silu else h
-    return h.contiguous(memory_format=torch.channels_last)
-
-
-def reference(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    film: Tensor | None = None,
-    *,
-    groups: int,
-    eps: float = 1e-6,
-    silu: bool = True,
-) -> Tensor:
-    """What runs where nothing is compiled: PyTorch's own ops on x less its groups' means.
-
-    Arguments as for `group_norm_silu`. A group norm does not change when a constant is taken from
-    a group, and its backward neither, so the means need no gradient and no great accuracy. What is
-    left has a mean near 0, where PyTorch's ops lose no digits, forward or backward, in any layout.
-    16-bit types are computed in float32 and rounded once, as the compiled op does.
-    """
-    n, c = x.shape[:2]
-    wide = torch.promote_types(x.dtype, torch.float32)
-    of_channels = x.detach().mean((2, 3), dtype=wide).view(n, groups, c // groups)
-    means = of_channels.mean(2, keepdim=True).expand_as(of_channels).reshape(n, c, 1, 1)
-    y = eager(x.to(wide) - means, weight, bias, film, groups=groups, eps=eps, silu=silu)
-    return y.to(x.dtype)
-
-
 COMPILED_FOR = ("cpu", "meta") * HAS_CPU + ("cuda",) * HAS_CUDA  # kinds of devices
 
 
@@ -194,26 +153,86 @@ def group_norm_silu(
     """
     if UNFIT:
         raise PdfastError(UNFIT)
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x must be a tensor, not {type(x).__name__}")
-    wide_on_gpu = x.device.type == "cuda" and x.dtype == torch.float64
-    if x.device.type in COMPILED_FOR and not wide_on_gpu:
+    if _is_compiled_for(x):
         op = torch.ops.pdfast.group_norm_silu
-        y: Tensor = op(x, weight, bias, film, groups, eps, silu)[0]
+        absent, kept = (None, None, None), False
+        y: Tensor = op(x, *absent, weight, bias, film, groups, eps, silu, kept)[0]
         return y
     _check(x, weight, bias, film, groups, eps)
     return reference(x, weight, bias, film, groups=groups, eps=eps, silu=silu)
 
 
+def sum_group_norm_silu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    film: Tensor | None = None,
+    *,
+    addend: Tensor | None = None,
+    residual: Tensor | None = None,
+    skip: Tensor | None = None,
+    keep_sum: bool = False,
+    groups: int,
+    eps: float = 1e-6,
+    silu: bool = True,
+) -> tuple[Tensor, Tensor | None]:
+    """`group_norm_silu` of s = x + addend + residual, with the channels of `skip` after those of s.
+
+    addend (C,) or (N, C), in x's type or float32; residual like x; skip (N, C2, H, W) in x's type;
+    weight, bias, film, `groups` and what is returned first are of all C + C2 channels. With a
+    residual, s is rounded to x's type before its statistics are taken; with an addend alone it is
+    not, unless it is kept. Returned second is s if `keep_sum` (x itself where there is nothing to
+    add), else None. Differentiable once, in all tensors and through both results.
+    """
+    if UNFIT:
+        raise PdfastError(UNFIT)
+    options: dict[str, Any] = {"groups": groups, "eps": eps, "silu": silu}
+    if not _is_compiled_for(x):
+        summands: dict[str, Any] = {"addend": addend, "residual": residual, "skip": skip}
+        _check(x, weight, bias, film, groups, eps, **summands)
+        summands["keep_sum"] = keep_sum
+        return composed(reference, x, weight, bias, film, **summands, **options)
+    kept = keep_sum and (addend is not None or residual is not None)
+    op = torch.ops.pdfast.group_norm_silu
+    y, s, *_ = op(x, addend, residual, skip, weight, bias, film, *options.values(), kept)
+    return y, s if kept else x if keep_sum else None
+
+
+def _is_compiled_for(x: Tensor) -> bool:
+    """Whether the compiled op takes x; TypeError if it is no tensor."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a tensor, not {type(x).__name__}")
+    wide_on_gpu = x.device.type == "cuda" and x.dtype == torch.float64
+    return x.device.type in COMPILED_FOR and not wide_on_gpu
+
+
 def _check(
-    x: Tensor, weight: Tensor, bias: Tensor, film: Tensor | None, groups: int, eps: float
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    film: Tensor | None,
+    groups: int,
+    eps: float,
+    addend: Tensor | None = None,
+    residual: Tensor | None = None,
+    skip: Tensor | None = None,
 ) -> None:
     """Check the reference's arguments as csrc/group_norm_silu_aten.cpp checks its own."""
     runtime.check_tensor("x", x, runtime.FLOATS)
-    n, c = x.shape[:2]
+    n, c, *size = x.shape
     types = tuple({x.dtype, x.dtype if x.dtype == torch.float64 else torch.float32})
+    if addend is not None:
+        one_row = isinstance(addend, Tensor) and addend.ndim == 1
+        runtime.check_tensor("addend", addend, types, (c,) if one_row else (n, c), x)
+    if residual is not None:
+        runtime.check_tensor("residual", residual, (x.dtype,), tuple(x.shape), x)
+    if skip is not None:
+        runtime.check_tensor("skip", skip, (x.dtype,), like=x)
+        runtime.check_tensor("skip", skip, (x.dtype,), (n, skip.shape[1], *size))
+        c += skip.shape[1]
     if groups < 1 or c % groups:
-        raise ValueError(f"groups must divide the {c} channels of x, and {groups} does not")
+        beside = "" if skip is None else " and skip"
+        raise ValueError(f"groups must divide the {c} channels of x{beside}, and {groups} does not")
     runtime.check_tensor("weight", weight, types, (c,), x)
     runtime.check_tensor("bias", bias, (weight.dtype,), (c,), x)
     if film is not None:
@@ -224,25 +243,36 @@ def _check(
 
 if HAS_CPU:
 
+    def _empty(like: Tensor, channels: int) -> Tensor:
+        shape, layout = (like.shape[0], channels, *like.shape[2:]), torch.channels_last
+        return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)
+
     @torch.library.register_fake("pdfast::group_norm_silu")
     def _fake_forward(
         x: Tensor,
+        addend: Tensor | None,
+        residual: Tensor | None,
+        skip: Tensor | None,
         weight: Tensor,
         bias: Tensor,
         film: Tensor | None,
         groups: int,
         eps: float,
         silu: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        keep_sum: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         statistics = x.new_empty((x.shape[0], groups), dtype=dtype)
-        y = torch.empty_like(x, memory_format=torch.channels_last)
-        return y, statistics, torch.empty_like(statistics)
+        s = _empty(x, x.shape[1]) if keep_sum else x.new_empty(0)
+        return _empty(x, weight.shape[0]), s, statistics, torch.empty_like(statistics)
 
     @torch.library.register_fake("pdfast::group_norm_silu_backward")
     def _fake_backward(
         dy: Tensor,
+        dsum: Tensor | None,
         x: Tensor,
+        addend: Tensor | None,
+        skip: Tensor | None,
         mean: Tensor,
         rstd: Tensor,
         weight: Tensor,
@@ -250,27 +280,66 @@ if HAS_CPU:
         film: Tensor | None,
         groups: int,
         silu: bool,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        dx = torch.empty_like(x, memory_format=torch.channels_last)
+        daddend_rows: int,
+        daddend_type: torch.dtype | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        n, c = x.shape[:2]
+        dskip = x.new_empty(0) if skip is None else _empty(x, skip.shape[1])
         dfilm = weight.new_empty(0) if film is None else film.new_empty(film.shape)
-        return dx, weight.new_empty(weight.shape), bias.new_empty(bias.shape), dfilm
+        daddend = weight.new_empty(0)
+        if daddend_rows:
+            dtype = (daddend_type or mean.dtype) if addend is None else addend.dtype
+            daddend = x.new_empty((c,) if daddend_rows == 1 else (n, c), dtype=dtype)
+        params = weight.new_empty(weight.shape), bias.new_empty(bias.shape)
+        return _empty(x, c), dskip, *params, dfilm, daddend
+
+
+def _is_joined(call: Call) -> bool:
+    """Whether x and skip are concatenated first: a vector of 16 bytes would straddle them."""
+    x, skip = call["x"], call["skip"]
+    vector = 16 // x.element_size()
+    return skip is not None and bool(x.shape[1] % vector or skip.shape[1] % vector)
+
+
+def _joining(call: Call) -> list[Launch]:
+    """The passes that make one tensor of the sum and skip; casts of 16-bit types are left out."""
+    x, summands = call["x"], tensors_of([call["addend"], call["residual"]])
+    adds = [Launch(ADDS, bytes_of(x, summand, x)) for summand in summands]
+    return [*adds, Launch(CATS, 2 * bytes_of(x, call["skip"]))]
 
 
 def _forward_launches(call: Call) -> list[Launch]:
-    found = made_dense(torch.channels_last, call["x"])
-    return [*found, Launch(NORM_FORWARD, call.moved())]
+    found = made_dense(torch.channels_last, *_images(call, "x", "residual", "skip"))
+    if not _is_joined(call):
+        return [*found, Launch(NORM_FORWARD, call.moved())]
+    apart = tensors_of([call["addend"], call["residual"], call.result[1]])
+    return [*found, *_joining(call), Launch(NORM_FORWARD, call.moved() - bytes_of(*apart))]
 
 
 def _backward_launches(call: Call) -> list[Launch]:
     """The first kernel leaves sums for each image, which the second adds up."""
-    x, (_, dweight, dbias, _) = call["x"], call.result
-    sums = 2 * x.shape[0] * x.shape[1] * call["mean"].element_size()
-    params = bytes_of(dweight, dbias)
-    return [
-        *made_dense(torch.channels_last, call["dy"], x),
-        Launch(NORM_BACKWARD, call.moved() - params + sums),
-        Launch(NORM_PARAMS, sums + params),
-    ]
+    x, dsum, joined = call["x"], call["dsum"], _is_joined(call)
+    dx, dskip, dweight, dbias, _, daddend = call.result
+    found = made_dense(torch.channels_last, *_images(call, "dy", "dsum", "x", "skip"))
+    after, apart = [], 0
+    summed, channels = [dweight, dbias], 2 * dweight.numel()
+    if joined:
+        found += _joining(call)
+        after = [copy_of(dx), copy_of(dskip)]
+        after += [Launch(ADDS, bytes_of(dx, dsum, dx))] * (dsum is not None)
+        after += [Launch(REDUCTIONS, bytes_of(dx, daddend))] * bool(call["daddend_rows"])
+        apart = bytes_of(daddend, *tensors_of([dsum, call["addend"]]))
+    elif call["daddend_rows"] == 1:
+        summed.append(daddend)
+        channels += daddend.numel()
+    sums = x.shape[0] * channels * call["mean"].element_size()
+    params = bytes_of(*summed)
+    main = Launch(NORM_BACKWARD, call.moved() - apart - params + sums)
+    return [*found, main, Launch(NORM_PARAMS, sums + params), *after]
+
+
+def _images(call: Call, *names: str) -> list[Tensor]:
+    return tensors_of([call[name] for name in names])
 
 
 register(

@@ -25,6 +25,7 @@ from pdfast.distillation.pipelined_teacher import rollout
 from pdfast.distillation.rounds import remove_dropout
 from pdfast.kernels import runtime
 from pdfast.models.model import Model
+from pdfast.models.unet import defers_sums
 from pdfast.training.batch import open_batch
 from pdfast.training.cuda_launches import NOT_COUNTED
 from pdfast.training.op_counter import OPTIMIZER, Amount, Counter
@@ -89,30 +90,34 @@ def count_update(
     kernels: bool | None = None,
     precision: Precision | None = None,
     teacher: NetConfig | None = None,
+    defer: bool | None = None,
 ) -> Count:
     """Count one update of `phase` as the config has it, with a data set of `num_images` images.
 
     `teacher`: of the phase "fit", where it is another network than the config's.
     `precision`: by default the config's on `device`. `kernels`: whether to count what the ops
     launch on a GPU, or on a CPU the ops themselves, those of kernels/ by their references; by
-    default as they run on `device`. A CUDA device needs a PyTorch built for CUDA.
+    default as they run on `device`. A CUDA device needs a PyTorch built for CUDA. `defer`: whether
+    the networks leave sums to their readers; by default as they do on what is counted.
     """
     device = torch.device(device)
     precision = precision or precision_of(config.precision, device)
     if kernels is None:
         kernels = runtime.uses_triton(device, torch.float32)
+    if defer is None:
+        defer = defers_sums(torch.device("cuda") if kernels else device, net_dtype(precision))
     net = teacher or config.model
     table = "train" if phase == "train" else "distill"
     cfg: LoopConfig = getattr(config, table)
     if cfg.accumulate <= 3:
-        return _count(config, phase, device, num_images, kernels, precision, net)
+        return _count(config, phase, device, num_images, kernels, precision, net, defer)
     # The first part begins the sums; those after it take the same, so that it is enough to look
     # at two and at three.
     size, counts = cfg.batch // cfg.accumulate, []
     for n in (2, 3):
         loop = replace(cfg, batch=n * size, accumulate=n)
         short = replace(config, **{table: loop})  # type: ignore[arg-type]
-        counts.append(_count(short, phase, device, num_images, kernels, precision, net))
+        counts.append(_count(short, phase, device, num_images, kernels, precision, net, defer))
     two, three = counts
     more = cfg.accumulate - 2
     parts = {name: a.then(three.parts[name], more) for name, a in two.parts.items()}
@@ -128,6 +133,7 @@ def _count(
     kernels: bool,
     precision: Precision,
     net: NetConfig,
+    defer: bool,
 ) -> Count:
     """`count_update`, of every part of the batch."""
     cfg: LoopConfig = config.train if phase == "train" else config.distill
@@ -135,6 +141,8 @@ def _count(
     with torch.device("meta"):  # the shapes; on fake tensors modules cannot be made whole
         model = Model(config.model.unguided() if phase == "train" else config.model)
         teacher = Model(net if phase == "fit" else config.model)
+    for each in (model.net, teacher.net):
+        each.defer = defer
     counter = Counter(kernels)
     with FakeTensorMode(allow_non_fake_inputs=True), counter:  # a schedule's table is real
         objective: Objective = DataObjective(cfg.loss_weight)

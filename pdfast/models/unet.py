@@ -9,11 +9,17 @@ Activations are kept in channels-last memory order, so that a convolution's outp
 token matrix of attention and the row-major input of GroupNorm (on CUDA, PyTorch's GroupNorm goes
 through NCHW).
 
+On a GPU a convolution's bias, a residual sum and the concatenation with a skip connection would
+each be a pass over memory of its own. There they are left to whatever reads the tensor next, nearly
+always a norm, which reads it anyway: see `Pending`. On a CPU a convolution adds its bias for free,
+and what is left is too little to gain.
+
 Shape letters: B batch, C channels, H height, W width, E embedding width.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812  # the name everyone knows
@@ -24,7 +30,7 @@ from pdfast.config.schema import NetConfig
 from pdfast.diffusion.betas import schedule_of
 from pdfast.diffusion.conditioning import NO_CLASS, UNCONDITIONAL, Conditioning, DropoutRng
 from pdfast.kernels.dropout import dropout
-from pdfast.kernels.group_norm_silu import group_norm_silu
+from pdfast.kernels.group_norm_silu import group_norm_silu, sum_group_norm_silu
 from pdfast.kernels.resample import avg_pool2x2, upsample2x
 
 LOGSNR_CLIP = 20.0  # the embedding's input range, whatever the schedule's
@@ -40,9 +46,45 @@ def lecun_normal_(weight: Tensor) -> None:
     nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
 
 
-def conv(in_ch: int, out_ch: int, kernel: int, zero: bool = False) -> nn.Conv2d:
+def defers_sums(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether sums and concatenations are left to their readers, in a network of this type."""
+    return device.type in ("cuda", "meta") and dtype != torch.float64
+
+
+class Pending(NamedTuple):
+    """An activation as a sum that is still to be worked out: h + addend + residual."""
+
+    h: Tensor
+    addend: Tensor | None = None
+    """(C,) or (B, C): biases that were left out, or an embedding with them."""
+    residual: Tensor | None = None
+    """Like h."""
+
+    def written(self) -> Tensor:
+        """The sum itself, by passes of its own; h where there is nothing to add."""
+        h = self.h
+        if self.addend is not None:
+            h = h + self.addend.to(h.dtype)[..., None, None]
+        return h if self.residual is None else h + self.residual
+
+
+class Conv(nn.Conv2d):
+    """A convolution whose bias may be left to the reader of its output."""
+
+    def forward(self, x: Tensor, defer: bool = False) -> Tensor:
+        """x (B, C, H, W) -> (B, C', H', W'), without the bias if `defer`."""
+        if not defer:
+            return super().forward(x)
+        return F.conv2d(x, self.weight, None, self.stride, self.padding)
+
+    def pending(self, x: Tensor, defer: bool) -> Pending:
+        """Its output, to which the bias is still to be added if `defer`."""
+        return Pending(self(x, defer), self.bias if defer else None)
+
+
+def conv(in_ch: int, out_ch: int, kernel: int, zero: bool = False) -> Conv:
     """A stride-1, same-size convolution with the published initialisation."""
-    layer = nn.Conv2d(in_ch, out_ch, kernel, padding=kernel // 2)
+    layer = Conv(in_ch, out_ch, kernel, padding=kernel // 2)
     nn.init.zeros_(layer.weight) if zero else lecun_normal_(layer.weight)
     nn.init.zeros_(layer.bias)  # type: ignore[arg-type]  # bias=True above
     return layer
@@ -103,17 +145,35 @@ class GroupNormSiLU(nn.GroupNorm):
         self.silu = silu
         self.op: Callable[..., Tensor] = group_norm_silu  # backends.py may choose another
 
-    def forward(self, x: Tensor, film: Tensor | None = None) -> Tensor:
-        """x (B, C, H, W), film (B, 2C) holding scale then shift -> (B, C, H, W), channels-last."""
-        return self.op(
-            x,
-            self.weight,
-            self.bias,
-            film,
-            groups=self.num_groups,
-            eps=self.eps,
-            silu=self.silu,
-        )
+    def forward(  # type: ignore[override]  # more than nn.GroupNorm
+        self,
+        x: Pending,
+        film: Tensor | None = None,
+        skip: Tensor | None = None,
+        keep_sum: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """x (B, C, H, W), skip (B, C', H, W), film (B, 2 (C + C')) holding scale then shift.
+
+        Returns the norm of both, (B, C + C', H, W), channels-last, and, if `keep_sum`, x written
+        out.
+        """
+        params = self.weight, self.bias, film
+        if self.op is group_norm_silu:
+            return sum_group_norm_silu(
+                x.h,
+                *params,
+                addend=x.addend,
+                residual=x.residual,
+                skip=skip,
+                keep_sum=keep_sum,
+                groups=self.num_groups,
+                eps=self.eps,
+                silu=self.silu,
+            )
+        s = x.written()
+        whole = s if skip is None else torch.cat([s, skip], dim=1)
+        y = self.op(whole, *params, groups=self.num_groups, eps=self.eps, silu=self.silu)
+        return y, s if keep_sum else None
 
 
 class Downsample(nn.Module):
@@ -124,11 +184,11 @@ class Downsample(nn.Module):
         self.conv = conv(ch, ch, 3)
         self.conv.stride, self.conv.padding = (2, 2), (cfg.downsample_padding,) * 2
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, defer: bool = False) -> Pending:
         """x (B, C, H, W) -> (B, C, H / 2, W / 2)."""
         if self.conv.padding == (0, 0):
             x = F.pad(x, (0, 1, 0, 1))
-        return self.conv(x)  # type: ignore[no-any-return]
+        return self.conv.pending(x, defer)
 
 
 class Upsample(nn.Module):
@@ -138,9 +198,9 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = conv(ch, ch, 3)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, defer: bool = False) -> Pending:
         """x (B, C, H, W) -> (B, C, 2 H, 2 W)."""
-        return self.conv(upsample2x(x))  # type: ignore[no-any-return]
+        return self.conv.pending(upsample2x(x), defer)
 
 
 class ResBlock(nn.Module):
@@ -167,15 +227,47 @@ class ResBlock(nn.Module):
             return upsample2x(x)
         return avg_pool2x2(x) if self.resample == "down" else x
 
-    def forward(self, x: Tensor, film: Tensor, dropout_rng: DropoutRng | None = None) -> Tensor:
-        """x (B, C, H, W), film (B, 2C' or C') -> (B, C', H', W'); dropout by `dropout_rng`."""
-        h: Tensor = self.conv1(self._resample(self.norm1(x)))
-        h = self.norm2(h, film) if self.scales else self.norm2(h + film[:, :, None, None])
+    def forward(
+        self,
+        x: Pending,
+        film: Tensor,
+        dropout_rng: DropoutRng | None = None,
+        skip: Tensor | None = None,
+        defer: bool = False,
+    ) -> tuple[Pending, Tensor]:
+        """x and skip, together (B, C, H, W), film (B, 2C' or C') -> (B, C', H', W'); x written out.
+
+        Dropout is by `dropout_rng`. `defer`: whether sums are left to their readers.
+        """
+        h, x_sum = self.norm1(x, skip=skip, keep_sum=True)
+        inner = self.conv1.pending(self._resample(h), defer)
+        if self.scales:
+            h, _ = self.norm2(inner, film)
+        elif inner.addend is not None:
+            h, _ = self.norm2(Pending(inner.h, film + inner.addend))
+        else:
+            h, _ = self.norm2(Pending(inner.h + film[:, :, None, None]))
         if dropout_rng is not None and self.dropout:
             h = dropout(h, self.dropout, layer=self.layer, **dropout_rng._asdict())
-        h = self.conv2(h)
-        x = self.shortcut(self._resample(x))
-        return h + x
+        h, addend, _ = self.conv2.pending(h, defer)
+        residual = self._resample(x_sum)
+        if isinstance(self.shortcut, Conv):
+            if skip is None:
+                residual = self.shortcut(residual, defer)
+            else:
+                residual = _product_of_both(residual, skip, self.shortcut.weight)
+            if addend is not None and self.shortcut.bias is not None:
+                addend = addend + self.shortcut.bias
+        return (Pending(h, addend, residual) if defer else Pending(h + residual)), x_sum
+
+
+def _product_of_both(x: Tensor, skip: Tensor, weight: Tensor) -> Tensor:
+    """The 1x1 convolution of [x | skip] by weight (C', C, 1, 1), as a sum of two products."""
+    b, _, height, width = x.shape
+    of_x, of_skip = torch.split(weight.flatten(1), [x.shape[1], skip.shape[1]], dim=1)
+    pixels, beside = (t.permute(0, 2, 3, 1).flatten(0, 2) for t in (x, skip))
+    out: Tensor = (pixels @ of_x.t()).addmm_(beside, of_skip.t())
+    return out.view(b, height, width, -1).permute(0, 3, 1, 2)
 
 
 class Attention(nn.Module):
@@ -190,16 +282,20 @@ class Attention(nn.Module):
         self.qkv = linear(ch, 3 * ch)
         self.proj = linear(ch, ch, zero=True)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, C, H, W) -> the same shape."""
-        b, c, height, width = x.shape
-        tokens = self.norm(x).permute(0, 2, 3, 1).reshape(b, height * width, c)
-        heads = b, height * width, self.num_heads, c // self.num_heads
-        # In chunks, so that the gradient is put together as the product's backward reads it.
-        q, k, v = (part.view(heads).transpose(1, 2) for part in self.qkv(tokens).chunk(3, dim=-1))
+    def forward(self, x: Pending, defer: bool = False) -> tuple[Pending, Tensor]:
+        """x (B, C, H, W) -> the same shape; x written out. `defer` as in ResBlock."""
+        y, x_sum = self.norm(x, keep_sum=True)
+        b, c, height, width = y.shape
+        tokens = y.permute(0, 2, 3, 1).reshape(b, height * width, c)
+        qkv = self.qkv(tokens).view(b, height * width, 3, self.num_heads, c // self.num_heads)
+        # Taken apart before they are turned: their gradients then lie as the product wants them.
+        q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))
         h: Tensor = self.attend(q, k, v)
-        h = self.proj(h.transpose(1, 2).reshape(b, height * width, c))
-        return x + h.view(b, height, width, c).permute(0, 3, 1, 2)
+        h = h.transpose(1, 2).reshape(b, height * width, c)
+        bias = self.proj.bias
+        h = F.linear(h, self.proj.weight, None if defer else bias)
+        h = h.view(b, height, width, c).permute(0, 3, 1, 2)
+        return (Pending(h, bias, x_sum) if defer else Pending(x_sum + h)), x_sum
 
 
 class Stage(nn.ModuleList):
@@ -207,17 +303,42 @@ class Stage(nn.ModuleList):
 
     def forward(
         self,
+        h: Pending,
+        skip: Tensor | None,
+        films: Sequence[Tensor],
+        dropout_rng: DropoutRng | None,
+        defer: bool,
+    ) -> tuple[Pending, Tensor]:
+        """h, after it the skip connection's channels, if any, through all layers; h written out.
+
+        `defer`: whether sums are left to their readers.
+        """
+        if skip is not None and not defer:
+            h, skip = Pending(torch.cat([h.written(), skip], dim=1)), None
+        film, first = iter(films), None
+        for layer in self:
+            if isinstance(layer, ResBlock):
+                h, x = layer(h, next(film), dropout_rng, skip, defer)
+                skip = None
+            elif isinstance(layer, Attention):
+                h, x = layer(h, defer)
+            else:
+                x = h.written()
+                h = layer(x, defer)
+            first = x if first is None else first
+        assert first is not None
+        return h, first
+
+    def bordered(
+        self,
         h: Tensor,
         skip: Tensor | None,
         films: Sequence[Tensor],
         dropout_rng: DropoutRng | None,
+        defer: bool,
     ) -> Tensor:
-        """h, after it the skip connection's channels, if any, through all layers."""
-        h = h if skip is None else torch.cat([h, skip], dim=1)
-        film = iter(films)
-        for layer in self:
-            h = layer(h, next(film), dropout_rng) if isinstance(layer, ResBlock) else layer(h)
-        return h
+        """As `forward`, from an activation that is written out to one that is."""
+        return self(Pending(h), skip, films, dropout_rng, defer)[0].written()  # type: ignore[no-any-return]
 
     def blocks(self) -> list[ResBlock]:
         """The residual blocks, in order."""
@@ -238,6 +359,7 @@ class UNet(nn.Module):
         self.cfg = cfg
         self.schedule = schedule_of(cfg) if cfg.embedding == "timestep" else None
         self.checkpoint = False  # keep the stages' inputs alone for the backward pass
+        self.defer: bool | None = None  # leave sums to their readers; None: as `defers_sums` says
         self.emb0 = linear(cfg.ch, cfg.emb_ch)
         self.emb1 = linear(cfg.emb_ch, cfg.emb_ch)
         self.emb_class = linear(cfg.num_classes, cfg.emb_ch) if cfg.num_classes else None
@@ -364,22 +486,23 @@ class UNet(nn.Module):
         films = self.films(logsnr, told) if told.films is None else told.films
         film = iter(torch.split(films, self._film_widths, dim=1))
 
-        def run(stage: Stage, h: Tensor, skip: Tensor | None = None) -> Tensor:
-            args = (h, skip, [next(film) for _ in stage.blocks()], told.dropout_rng)
+        z = z.contiguous(memory_format=torch.channels_last)
+        defer = defers_sums(z.device, z.dtype) if self.defer is None else self.defer
+
+        def run(stage: Stage, h: Pending, skip: Tensor | None = None) -> tuple[Pending, Tensor]:
+            rest = (skip, [next(film) for _ in stage.blocks()], told.dropout_rng, defer)
             # In this order: compiled code of a teacher then serves both values of `checkpoint`.
             if torch.is_grad_enabled() and self.checkpoint:
+                x, through = h.written(), stage.bordered
                 # Dropout is by counter: no generator's state to keep.
-                out = checkpoint(stage, *args, use_reentrant=False, preserve_rng_state=False)
-            else:
-                out = stage(*args)
-            return out  # type: ignore[no-any-return]
+                out = checkpoint(through, x, *rest, use_reentrant=False, preserve_rng_state=False)
+                return Pending(out), x
+            return stage(h, *rest)  # type: ignore[no-any-return]
 
-        h = self.conv_in(z.contiguous(memory_format=torch.channels_last))
-        skips = [h]
-        for stage in self.down:
-            h = run(stage, h)  # type: ignore[arg-type]  # a ModuleList of them
-            skips.append(h)
-        h = run(self.mid, h)
+        h, skips = Pending(self.conv_in(z)), []
+        for stage in (*self.down, self.mid):  # the first layer of each writes its input out
+            h, x = run(stage, h)
+            skips.append(x)
         for stage in self.up:
-            h = run(stage, h, skips.pop())  # type: ignore[arg-type]
-        return self.conv_out(self.norm_out(h))  # type: ignore[no-any-return]
+            h, _ = run(stage, h, skips.pop())  # type: ignore[arg-type]  # a ModuleList of them
+        return self.conv_out(self.norm_out(h)[0])  # type: ignore[no-any-return]

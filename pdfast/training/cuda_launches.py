@@ -54,7 +54,7 @@ NOT_COUNTED = (
 
 OWN = {f"pdfast::{op.name}": op for op in registered().values()}
 NAMES = {
-    PRODUCTS: "mm addmm bmm baddbmm convolution convolution_backward",
+    PRODUCTS: "mm addmm addmm_ bmm baddbmm convolution convolution_backward",
     NORM_FORWARD: "native_group_norm",
     NORM_BACKWARD: "native_group_norm_backward",
     ADDS: "add add_ sub sub_ _foreach_add_",
@@ -133,13 +133,18 @@ def _convolution_backward(call: Call) -> list[Launch]:
 
 
 def _product(call: Call) -> list[Launch]:
-    """Of matrices, or of batches of them; with a bias that is added by the product or before it."""
-    bias = call["self"] if call.name in ("addmm", "baddbmm") else None
+    """Of matrices, or of batches of them; with a bias that is added by the product or before it.
+
+    In place, the product adds to what is there.
+    """
+    bias = call["self"] if call.name in ("addmm", "addmm_", "baddbmm") else None
     factors = [t for t in call.inputs if t is not bias]
     out = call.outputs[0]
     found = [copy_of(factor) for factor in factors if not _has_rows(factor)]
     moved = bytes_of(*factors, out)
-    if bias is not None:
+    if call.name == "addmm_":
+        moved += bytes_of(out)
+    elif bias is not None:
         fused = bias.ndim == 1 and bias.is_contiguous() and min(factors[1].shape) > 1
         if fused:
             moved += bytes_of(bias)
@@ -215,7 +220,7 @@ def _norm_backward(call: Call) -> list[Launch]:
     return [*found, main, Launch(NORM_PARAMS, 0)]
 
 
-RULES: dict[str, Rule] = dict.fromkeys(("mm", "addmm", "bmm", "baddbmm"), _product)
+RULES: dict[str, Rule] = dict.fromkeys(("mm", "addmm", "addmm_", "bmm", "baddbmm"), _product)
 RULES |= dict.fromkeys(("add", "add_", "sub", "sub_"), _add)
 RULES |= dict.fromkeys(("cat", "stack"), _cat)
 RULES |= dict.fromkeys(("_foreach_add_", "_foreach_copy_"), _lists)

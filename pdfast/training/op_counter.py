@@ -55,9 +55,11 @@ PART_OF = {PRODUCTS: NETS, ATTENTION: ATTENTION, STEPS: STEPS, OPTIMIZER: OPTIMI
 PART_OF |= dict.fromkeys(NORM_KINDS, NORMS)
 
 aten = torch.ops.aten
-# PyTorch's counter has no entry for the CPU's attention, whose first arguments are the same.
+# PyTorch's counter has no entry for a product in place, nor for the CPU's attention, whose first
+# arguments are the same.
 FORMULAS = {
     **flop_registry,
+    aten.addmm_: flop_registry[aten.addmm],
     aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[
         aten._scaled_dot_product_flash_attention
     ],

@@ -12,9 +12,10 @@ from group_norm_checks import (
     make_outliers,
     outputs,
 )
+from group_norm_sum_checks import STRADDLED, VARIANTS, Variant, case_of, check_sum, results
 
 from pdfast.kernels import group_norm_silu as module
-from pdfast.kernels.group_norm_silu import group_norm_silu
+from pdfast.kernels.group_norm_silu import group_norm_silu, sum_group_norm_silu
 
 pytestmark = [
     pytest.mark.gpu,
@@ -130,7 +131,8 @@ def test_no_memory_beyond_outputs_and_statistics():
 def test_opcheck(film):
     x, weight, bias, modulation, _ = on_gpu((2, 16, 3, 5), torch.float32, film)
     leaves = [t if t is None else t.requires_grad_() for t in (x, weight, bias, modulation)]
-    torch.library.opcheck(torch.ops.pdfast.group_norm_silu, (*leaves, 4, 1e-6, True))
+    operands = (leaves[0], None, None, None, *leaves[1:], 4, 1e-6, True, False)
+    torch.library.opcheck(torch.ops.pdfast.group_norm_silu, operands)
 
 
 def test_tensors_on_two_devices():
@@ -143,7 +145,45 @@ def test_tensors_on_two_devices():
 
 def test_float64_takes_the_reference():
     doubles = [t.double() for t in on_gpu((2, 16, 3, 5), torch.float32)[:4]]
+    operands = (doubles[0], None, None, None, *doubles[1:], 4, 1e-6, True, False)
     with pytest.raises(TypeError, match="x may be float64 on a CPU only"):
-        torch.ops.pdfast.group_norm_silu(*doubles, 4, 1e-6, True)
+        torch.ops.pdfast.group_norm_silu(*operands)
     same = module.reference(*doubles, groups=4)
     assert torch.equal(group_norm_silu(*doubles, groups=4), same)
+
+
+def sum_on_gpu(*args, **kwargs):
+    case = case_of(*args, **kwargs)
+    given = {name: t.cuda() for name, t in case.given.items()}
+    return case._replace(
+        given=given, dy=case.dy.cuda(), dsum=case.dsum if case.dsum is None else case.dsum.cuda()
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("variant", [*VARIANTS, *STRADDLED], ids=str)
+def test_sums(variant, dtype):
+    """Odd sizes, mixed types, groups that straddle x and skip, and a slab for the second read."""
+    for seed, (shape, groups) in enumerate([((3, 24, 5, 4), 4), ((2, 64, 16, 16), 8)]):
+        check_sum(variant, sum_on_gpu(variant, shape, dtype, seed=seed), groups)
+        kinds = {"param": torch.float32, "addend": torch.float32, "mean": 3.0}
+        check_sum(variant, sum_on_gpu(variant, shape, dtype, film=False, **kinds), groups, False)
+    check_sum(variant, sum_on_gpu(variant, (2, 64, 96, 96), dtype), 8)
+
+
+@pytest.mark.parametrize(("channels", "skip", "size"), [(256, 256, 32), (256, 256, 8)])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_sums_at_the_paper_s_sizes(channels, skip, size, dtype):
+    variant = Variant("channels", residual=True, skip=skip, keep_sum=True)
+    check_sum(variant, sum_on_gpu(variant, (2, channels, size, size), dtype), 32)
+
+
+def test_sums_have_the_same_bits_from_run_to_run():
+    variant = Variant("channels", residual=True, skip=64, keep_sum=True)
+    case = sum_on_gpu(variant, (16, 64, 16, 16), torch.bfloat16)
+    y, s, grads = results(sum_group_norm_silu, variant, case, groups=32)
+    for _ in range(5):
+        other = results(sum_group_norm_silu, variant, case, groups=32)
+        assert torch.equal(y, other[0])
+        assert torch.equal(s, other[1])
+        assert all(torch.equal(t, other[2][name]) for name, t in grads.items())

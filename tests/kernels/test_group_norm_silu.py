@@ -28,6 +28,7 @@ from pdfast.kernels.group_norm_silu import group_norm_silu, reference
 from pdfast.models.unet import GroupNormSiLU, UNet
 
 ROOT = pathlib.Path(__file__).parents[2]
+NONE = None, None, None  # no addend, no residual, no skip
 
 
 @pytest.fixture(params=module._C.cpu_isas())
@@ -143,7 +144,9 @@ def test_float64(isa):
 
 def test_saved_statistics():
     x, weight, bias, film, _ = make((3, 12, 7, 5), torch.float32, mean=10.0)
-    _, mean, rstd = torch.ops.pdfast.group_norm_silu(x, weight, bias, film, 4, 1e-6, True)
+    *_, mean, rstd = torch.ops.pdfast.group_norm_silu(
+        x, *NONE, weight, bias, film, 4, 1e-6, True, False
+    )
     grouped = x.double().reshape(3, 4, -1)
     assert mean.dtype == rstd.dtype == torch.float32
     torch.testing.assert_close(mean.double(), grouped.mean(2), rtol=1e-7, atol=0)
@@ -226,15 +229,16 @@ def test_same_bits_from_run_to_run_and_for_any_threads(dtype):
 def test_opcheck(film, dtype):
     x, weight, bias, modulation, dy = make((2, 8, 3, 5), dtype, film)
     leaves = [t if t is None else t.requires_grad_() for t in (x, weight, bias, modulation)]
-    torch.library.opcheck(torch.ops.pdfast.group_norm_silu, (*leaves, 4, 1e-6, True))
+    operands = (leaves[0], *NONE, *leaves[1:], 4, 1e-6, True, False)
+    torch.library.opcheck(torch.ops.pdfast.group_norm_silu, operands)
     with torch.no_grad():
-        _, mean, rstd = torch.ops.pdfast.group_norm_silu(*leaves, 4, 1e-6, True)
+        *_, mean, rstd = torch.ops.pdfast.group_norm_silu(*operands)
     detached = [t if t is None else t.detach() for t in leaves]
     if film:  # strides of a gradient are its own
         detached[3] = detached[3].t().contiguous().t()
     torch.library.opcheck(
         torch.ops.pdfast.group_norm_silu_backward,
-        (dy, detached[0], mean, rstd, *detached[1:], 4, True),
+        (dy, None, detached[0], None, None, mean, rstd, *detached[1:], 4, True, 0),
     )
 
 
@@ -288,17 +292,24 @@ def test_bad_input(name, spoil, error, message, monkeypatch):
 def test_bad_input_to_the_backward():
     x, weight, bias, film, dy = make((2, 8, 3, 3), torch.float32)
     op = torch.ops.pdfast.group_norm_silu_backward
-    _, mean, rstd = torch.ops.pdfast.group_norm_silu(x, weight, bias, film, 4, 1e-6, True)
-    rest = (weight, bias, film, 4, True)
+    *_, mean, rstd = torch.ops.pdfast.group_norm_silu(
+        x, *NONE, weight, bias, film, 4, 1e-6, True, False
+    )
+    rest = (weight, bias, film, 4, True, 0)
     for bad, name in (
-        ((dy[:1], x, mean, rstd), "dy"),
-        ((dy, x, mean[:, :2], rstd), "mean"),
-        ((dy, x, mean, rstd[:1]), "rstd"),
+        ((dy[:1], None, x, None, None, mean, rstd), "dy"),
+        ((dy, dy[:1], x, None, None, mean, rstd), "dsum"),
+        ((dy, None, x, None, None, mean[:, :2], rstd), "mean"),
+        ((dy, None, x, None, None, mean, rstd[:1]), "rstd"),
     ):
         with pytest.raises(ValueError, match=f"{name} must have shape"):
             op(*bad, *rest)
     with pytest.raises(TypeError, match="dy must be"):
-        op(dy.double(), x, mean, rstd, *rest)
+        op(dy.double(), None, x, None, None, mean, rstd, *rest)
+    with pytest.raises(ValueError, match="daddend_rows must be 0, 1 or 2, not 3"):
+        op(dy, None, x, None, None, mean, rstd, weight, bias, film, 4, True, 3)
+    with pytest.raises(TypeError, match="daddend_type must be Float"):
+        op(dy, None, x, None, None, mean, rstd, weight, bias, film, 4, True, 1, torch.float16)
 
 
 def test_build_facts_and_plan():

@@ -85,6 +85,18 @@ def test_linear_layers():
     assert rows == {PRODUCTS: (4 * (12 + 18 + 6), 1)}
 
 
+def test_a_product_that_is_added():
+    """To a matrix, of which the product's output is a copy first, or in place to what is there."""
+    shapes = (6, 5), (6, 4), (4, 5)
+    apart = kinds_of(torch.addmm, *shapes)
+    assert apart == {COPIES: (4 * 60, 1), PRODUCTS: (4 * (24 + 20 + 30 + 30), 1)}
+    assert kinds_of(lambda y, a, b: y.addmm_(a, b), *shapes) == {PRODUCTS: (4 * (24 + 20 + 60), 1)}
+    counter = Counter(kernels=True)
+    with FakeTensorMode(), counter:
+        torch.empty(6, 5).addmm_(torch.empty(6, 4), torch.empty(4, 5))
+    assert counter.kinds[PRODUCTS].flops == 2 * 6 * 4 * 5
+
+
 @pytest.mark.parametrize(
     ("function", "shapes", "kind"),
     [
@@ -168,7 +180,9 @@ def test_group_norm_s_kernels():
     def run(x, w, b):
         for tensor in (x, w, b):
             tensor.requires_grad_()
-        y = torch.ops.pdfast.group_norm_silu(x, w, b, None, 2, 1e-6, True)[0]
+        y = torch.ops.pdfast.group_norm_silu(x, None, None, None, w, b, None, 2, 1e-6, True, False)[
+            0
+        ]
         torch.autograd.grad(y, (x, w, b), torch.empty_like(y))
 
     found = kinds_of(run, (2, 4, 8, 8), (4,), (4,))
