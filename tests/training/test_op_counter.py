@@ -356,7 +356,8 @@ def test_memory_of_the_paper_s_net(phase):
 def test_many_parts_are_counted_from_three():
     """What an update of four parts takes is found from those of two and of three."""
     four = config_of("digits", 16, accumulate=4)
-    whole = counting._count(four, "distill", torch.device("cpu"), 50, False, "fp32", four.model)
+    cpu, options = torch.device("cpu"), (50, False, "fp32", four.model, False)
+    whole = counting._count(four, "distill", cpu, *options)
     found = count_update(four, "distill", num_images=50)
     assert found.parts == whole.parts
     assert found.memory.peak == pytest.approx(whole.memory.peak, rel=1e-3)
