@@ -287,9 +287,9 @@ class Attention(nn.Module):
         y, x_sum = self.norm(x, keep_sum=True)
         b, c, height, width = y.shape
         tokens = y.permute(0, 2, 3, 1).reshape(b, height * width, c)
-        qkv = self.qkv(tokens).view(b, height * width, 3, self.num_heads, c // self.num_heads)
-        # Taken apart before they are turned: their gradients then lie as the product wants them.
-        q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))
+        heads = b, height * width, self.num_heads, c // self.num_heads
+        # In chunks, so that the gradient is put together as the product's backward reads it.
+        q, k, v = (part.view(heads).transpose(1, 2) for part in self.qkv(tokens).chunk(3, dim=-1))
         h: Tensor = self.attend(q, k, v)
         h = h.transpose(1, 2).reshape(b, height * width, c)
         bias = self.proj.bias

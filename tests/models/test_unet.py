@@ -10,7 +10,14 @@ from pdfast.config.schema import NetConfig, load_config
 from pdfast.diffusion.conditioning import Conditioning, DropoutRng
 from pdfast.kernels.calls import tensors_of
 from pdfast.models.model import Model
-from pdfast.models.unet import Attention, GroupNormSiLU, ResBlock, UNet, logsnr_embedding
+from pdfast.models.unet import (
+    Attention,
+    GroupNormSiLU,
+    Pending,
+    ResBlock,
+    UNet,
+    logsnr_embedding,
+)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +144,7 @@ def test_attention_s_gradient_is_put_together_once():
     x = torch.randn(3, 32, 4, 4).contiguous(memory_format=torch.channels_last)
     qkv = []
     attention.qkv.register_forward_hook(lambda module, args, out: qkv.append(out))
-    out = attention(x)
+    out = attention(Pending(x))[0].h
     with Calls() as seen:
         torch.autograd.grad(out, qkv, torch.randn_like(out))
     assert seen.calls["cat"] == 1
