@@ -17,6 +17,7 @@ and what is left is too little to gain.
 Shape letters: B batch, C channels, H height, W width, E embedding width.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -234,10 +235,12 @@ class ResBlock(nn.Module):
         dropout_rng: DropoutRng | None = None,
         skip: Tensor | None = None,
         defer: bool = False,
+        bias: Tensor | None = None,
     ) -> tuple[Pending, Tensor]:
         """x and skip, together (B, C, H, W), film (B, 2C' or C') -> (B, C', H', W'); x written out.
 
-        Dropout is by `dropout_rng`. `defer`: whether sums are left to their readers.
+        Dropout is by `dropout_rng`. `defer`: whether sums are left to their readers; then `bias`
+        (C',) is that of the last convolution and of the shortcut, if there is one.
         """
         h, x_sum = self.norm1(x, skip=skip, keep_sum=True)
         inner = self.conv1.pending(self._resample(h), defer)
@@ -249,16 +252,14 @@ class ResBlock(nn.Module):
             h, _ = self.norm2(Pending(inner.h + film[:, :, None, None]))
         if dropout_rng is not None and self.dropout:
             h = dropout(h, self.dropout, layer=self.layer, **dropout_rng._asdict())
-        h, addend, _ = self.conv2.pending(h, defer)
+        h = self.conv2.pending(h, defer).h
         residual = self._resample(x_sum)
         if isinstance(self.shortcut, Conv):
             if skip is None:
                 residual = self.shortcut(residual, defer)
             else:
                 residual = _product_of_both(residual, skip, self.shortcut.weight)
-            if addend is not None and self.shortcut.bias is not None:
-                addend = addend + self.shortcut.bias
-        return (Pending(h, addend, residual) if defer else Pending(h + residual)), x_sum
+        return (Pending(h, bias, residual) if defer else Pending(h + residual)), x_sum
 
 
 def _product_of_both(x: Tensor, skip: Tensor, weight: Tensor) -> Tensor:
@@ -306,19 +307,21 @@ class Stage(nn.ModuleList):
         h: Pending,
         skip: Tensor | None,
         films: Sequence[Tensor],
+        biases: Sequence[Tensor | None],
         dropout_rng: DropoutRng | None,
         defer: bool,
     ) -> tuple[Pending, Tensor]:
         """h, after it the skip connection's channels, if any, through all layers; h written out.
 
-        `defer`: whether sums are left to their readers.
+        `films` and `biases`: of each residual block. `defer`: whether sums are left to their
+        readers.
         """
         if skip is not None and not defer:
             h, skip = Pending(torch.cat([h.written(), skip], dim=1)), None
-        film, first = iter(films), None
+        film, bias, first = iter(films), iter(biases), None
         for layer in self:
             if isinstance(layer, ResBlock):
-                h, x = layer(h, next(film), dropout_rng, skip, defer)
+                h, x = layer(h, next(film), dropout_rng, skip, defer, next(bias))
                 skip = None
             elif isinstance(layer, Attention):
                 h, x = layer(h, defer)
@@ -334,11 +337,12 @@ class Stage(nn.ModuleList):
         h: Tensor,
         skip: Tensor | None,
         films: Sequence[Tensor],
+        biases: Sequence[Tensor | None],
         dropout_rng: DropoutRng | None,
         defer: bool,
     ) -> Tensor:
         """As `forward`, from an activation that is written out to one that is."""
-        return self(Pending(h), skip, films, dropout_rng, defer)[0].written()  # type: ignore[no-any-return]
+        return self(Pending(h), skip, films, biases, dropout_rng, defer)[0].written()  # type: ignore[no-any-return]
 
     def blocks(self) -> list[ResBlock]:
         """The residual blocks, in order."""
@@ -419,6 +423,14 @@ class UNet(nn.Module):
     def _blocks(self) -> list[ResBlock]:
         return [block for stage in self._stages() for block in stage.blocks()]
 
+    def _last_biases(self) -> Iterator[Tensor | None]:
+        """What each residual block adds last, with its shortcut's bias; those are added at once."""
+        blocks = [block for stage in self._stages() for block in stage.blocks()]
+        both = [(b.conv2.bias, b.shortcut.bias) for b in blocks if isinstance(b.shortcut, Conv)]
+        sums = iter(torch._foreach_add(*map(list, zip(*both, strict=True))) if both else ())
+        for block in blocks:
+            yield next(sums) if isinstance(block.shortcut, Conv) else block.conv2.bias
+
     def precise(self) -> Iterator[nn.Module]:
         """The modules that stay in float32 when the others compute in less."""
         layers = (self.emb0, self.emb1, self.emb_class, self.emb_guidance)
@@ -488,9 +500,11 @@ class UNet(nn.Module):
 
         z = z.contiguous(memory_format=torch.channels_last)
         defer = defers_sums(z.device, z.dtype) if self.defer is None else self.defer
+        bias = iter(self._last_biases() if defer else itertools.repeat(None))
 
         def run(stage: Stage, h: Pending, skip: Tensor | None = None) -> tuple[Pending, Tensor]:
-            rest = (skip, [next(film) for _ in stage.blocks()], told.dropout_rng, defer)
+            told_of = [next(film) for _ in stage.blocks()], [next(bias) for _ in stage.blocks()]
+            rest = (skip, *told_of, told.dropout_rng, defer)
             # In this order: compiled code of a teacher then serves both values of `checkpoint`.
             if torch.is_grad_enabled() and self.checkpoint:
                 x, through = h.written(), stage.bordered

@@ -57,7 +57,7 @@ NAMES = {
     PRODUCTS: "mm addmm addmm_ bmm baddbmm convolution convolution_backward",
     NORM_FORWARD: "native_group_norm",
     NORM_BACKWARD: "native_group_norm_backward",
-    ADDS: "add add_ sub sub_ _foreach_add_",
+    ADDS: "add add_ sub sub_ _foreach_add _foreach_add_",
     REDUCTIONS: "sum mean linalg_vector_norm amax amin",
     CATS: "cat stack",
     COPIES: "copy_ clone _to_copy _foreach_copy_",
@@ -223,7 +223,7 @@ def _norm_backward(call: Call) -> list[Launch]:
 RULES: dict[str, Rule] = dict.fromkeys(("mm", "addmm", "addmm_", "bmm", "baddbmm"), _product)
 RULES |= dict.fromkeys(("add", "add_", "sub", "sub_"), _add)
 RULES |= dict.fromkeys(("cat", "stack"), _cat)
-RULES |= dict.fromkeys(("_foreach_add_", "_foreach_copy_"), _lists)
+RULES |= dict.fromkeys(("_foreach_add", "_foreach_add_", "_foreach_copy_"), _lists)
 RULES |= dict.fromkeys(NAMES[RESAMPLING].split(), _resampling)
 RULES |= {
     "convolution": _convolution,
