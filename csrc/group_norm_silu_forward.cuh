@@ -30,7 +30,6 @@ PDFAST_DEVICE Quad quad_of(const Moments& m) { return {{m.count, m.pivot, m.mean
 // vector's channels. Silu and Sum may be kAsk.
 template <class T, int V, bool Resident, bool Fold, int Silu, int Sum>
 struct ForwardBody {
-  // As many blocks as 64 KB slabs fit an SM; streaming wants loads in flight rather than blocks.
   static constexpr int kBlocksPerSm = Resident ? 4 : 3;  // at most 128 and 168 registers
   static constexpr int kTogether = Resident ? 1 : V == 8 ? 2 : 4;  // vectors in registers at a time
   static constexpr int kUnrolled = Resident && Fold ? 2 : 1;
@@ -107,9 +106,9 @@ struct ForwardBody {
   }
 
   // Merges the vectors [begin, end) of a walk into the thread's moments. Sums about a pivot lose
-  // digits where it is further from the mean than the spread. It is the mean of the vectors before,
-  // so that what it is away from the mean is part of the spread of all; for the first vectors it is
-  // one of them, and if it turns out to lie far off, another, and then their mean.
+  // digits where it is further from the mean than the spread is wide. The mean of all vectors before
+  // is a safe one, for its distance widens the spread of them all. For the first vectors it is one
+  // of them; where that lies too far off, another, and then their mean.
   PDFAST_DEVICE static void measure(const Geometry& g, const Thread& thread, Lines& lines,
                                     int sum, State& s, int begin, int end) {
     if (begin >= end) return;
@@ -162,7 +161,9 @@ struct ForwardBody {
       }
     }
     for (int k = 0; k < kStats; ++k) {
-      const Moments here = {count, pivot[k], mean[k], square[k]};
+      // From a pivot that is the mean as well as a float can be it, what is merged loses least.
+      const float center = pivot[k] + mean[k];
+      const Moments here = {count, center, (pivot[k] - center) + mean[k], square[k]};
       if (begins) {
         s.stats[k] = here;
       } else {

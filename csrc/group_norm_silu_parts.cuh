@@ -201,8 +201,8 @@ struct GroupOf {
 template <int K, class State, class Part>
 PDFAST_DEVICE void sum_rows(Cluster<State>& cluster, Part part) {
   const Geometry& g = cluster.g;
-  // What the other rows add up, from rows that are none of theirs, is not used; but where a row's
-  // sum is, while there is no row for it to add, it must stay.
+  // With a power of two of rows, what a row adds from beyond them is never used. With another number
+  // a row may be added later, and until then must not change.
   const bool halves = (g.warp_rows & (g.warp_rows - 1)) == 0;
 #pragma unroll 1
   for (int d = g.tree; d > 0; d /= 2) {

@@ -52,6 +52,15 @@ def defers_sums(device: torch.device, dtype: torch.dtype) -> bool:
     return device.type in ("cuda", "meta") and dtype != torch.float64
 
 
+def resampled(x: Tensor, how: str, defer: bool) -> Tensor:
+    """x (B, C, H, W), doubled or averaged 2x2; by pdfast's own kernels if `defer`."""
+    if how == "up":
+        return upsample2x(x) if defer else F.interpolate(x, scale_factor=2.0, mode="nearest")
+    if how == "down":
+        return avg_pool2x2(x) if defer else F.avg_pool2d(x, 2)
+    return x
+
+
 class Pending(NamedTuple):
     """An activation as a sum that is still to be worked out: h + addend + residual."""
 
@@ -201,7 +210,7 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor, defer: bool = False) -> Pending:
         """x (B, C, H, W) -> (B, C, 2 H, 2 W)."""
-        return self.conv.pending(upsample2x(x), defer)
+        return self.conv.pending(resampled(x, "up", defer), defer)
 
 
 class ResBlock(nn.Module):
@@ -223,11 +232,6 @@ class ResBlock(nn.Module):
         self.conv2 = conv(out_ch, out_ch, 3, zero=True)
         self.shortcut = conv(in_ch, out_ch, 1) if in_ch != out_ch else nn.Identity()
 
-    def _resample(self, x: Tensor) -> Tensor:
-        if self.resample == "up":
-            return upsample2x(x)
-        return avg_pool2x2(x) if self.resample == "down" else x
-
     def forward(
         self,
         x: Pending,
@@ -243,7 +247,7 @@ class ResBlock(nn.Module):
         (C',) is that of the last convolution and of the shortcut, if there is one.
         """
         h, x_sum = self.norm1(x, skip=skip, keep_sum=True)
-        inner = self.conv1.pending(self._resample(h), defer)
+        inner = self.conv1.pending(resampled(h, self.resample, defer), defer)
         if self.scales:
             h, _ = self.norm2(inner, film)
         elif inner.addend is not None:
@@ -253,7 +257,7 @@ class ResBlock(nn.Module):
         if dropout_rng is not None and self.dropout:
             h = dropout(h, self.dropout, layer=self.layer, **dropout_rng._asdict())
         h = self.conv2.pending(h, defer).h
-        residual = self._resample(x_sum)
+        residual = resampled(x_sum, self.resample, defer)
         if isinstance(self.shortcut, Conv):
             if skip is None:
                 residual = self.shortcut(residual, defer)
@@ -423,6 +427,11 @@ class UNet(nn.Module):
     def _blocks(self) -> list[ResBlock]:
         return [block for stage in self._stages() for block in stage.blocks()]
 
+    def _defers(self) -> bool:
+        """Whether sums are left to their readers, and small products made one."""
+        weight = self.conv_in.weight
+        return defers_sums(weight.device, weight.dtype) if self.defer is None else self.defer
+
     def _last_biases(self) -> Iterator[Tensor | None]:
         """What each residual block adds last, with its shortcut's bias; those are added at once."""
         blocks = [block for stage in self._stages() for block in stage.blocks()]
@@ -477,6 +486,8 @@ class UNet(nn.Module):
             emb = emb + rows + self.emb_class.bias
         emb = F.silu(emb).to(self.conv_in.weight.dtype)
         layers = [block.film for block in self._blocks()]
+        if not self._defers():  # a CPU starts a product for nothing
+            return torch.cat([layer(emb) for layer in layers], dim=1)
         weight = torch.cat([layer.weight for layer in layers])  # its gradient is cut, not copied
         return F.linear(emb, weight, torch.cat([layer.bias for layer in layers]))
 
@@ -499,7 +510,7 @@ class UNet(nn.Module):
         film = iter(torch.split(films, self._film_widths, dim=1))
 
         z = z.contiguous(memory_format=torch.channels_last)
-        defer = defers_sums(z.device, z.dtype) if self.defer is None else self.defer
+        defer = self._defers()
         bias = iter(self._last_biases() if defer else itertools.repeat(None))
 
         def run(stage: Stage, h: Pending, skip: Tensor | None = None) -> tuple[Pending, Tensor]:

@@ -108,6 +108,7 @@ class Calls(TorchDispatchMode):
 def test_the_films_of_all_blocks_are_one_product(film):
     """Forward and backward, with the numbers and gradients of a product for each block."""
     net = randomised(Model(NetConfig(**SMALL, film=film)).double()).net
+    net.defer = True  # as on a GPU
     blocks = [m for m in net.modules() if isinstance(m, ResBlock)]
     logsnr, inputs = torch.linspace(-3, 3, 5, dtype=torch.float64), []
     with Calls() as seen:
