@@ -28,6 +28,7 @@ from published import Phase, Published
 import pdfast
 from pdfast.config.schema import Config, EngineConfig, load_config
 from pdfast.config.serialization import from_table
+from pdfast.distributed import memory
 from pdfast.kernels.group_norm_silu import eager
 
 ROOT = Path(pdfast.__file__).parents[1]
@@ -234,6 +235,7 @@ def in_a_process(job: Job) -> Outcome:
 
 def main() -> None:
     """The process itself."""
+    memory.keep_freed()  # as the command line does
     asked, told = map(Path, sys.argv[1:])
     job = Job(**json.loads(asked.read_text()))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

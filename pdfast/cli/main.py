@@ -21,6 +21,7 @@ from pdfast.cli.flags import explain, with_new_names
 from pdfast.config.schema import load_config
 from pdfast.config.serialization import nearest
 from pdfast.console import messages
+from pdfast.distributed import memory
 from pdfast.errors import UsageError
 from pdfast.launch import launched, speaks
 from pdfast.version import __version__
@@ -101,6 +102,7 @@ def _run(args: list[str]) -> int:
         # which beside any other busy process makes an update ten times slower. It must be set
         # before torch is imported.
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+        memory.keep_freed()
         with contextlib.ExitStack() as stack:
             if not speaks():
                 stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
