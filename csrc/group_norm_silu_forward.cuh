@@ -12,6 +12,13 @@ struct Moments {
   float count, pivot, mean, square;
 };
 
+// Makes the pivot the mean, as well as a float can be it; what that leaves over is the mean now.
+PDFAST_DEVICE void center(Moments& a) {
+  const float mean = a.pivot + a.mean;
+  a.mean = (a.pivot - mean) + a.mean;
+  a.pivot = mean;
+}
+
 // Merges two sets' moments as in Chan, Golub and LeVeque, 1979. If `a` is of no values, so is `b`.
 PDFAST_DEVICE void merge(Moments& a, const Moments& b) {
   const float count = a.count + b.count, share = quotient(b.count, fmaxf(count, 1.0f));
@@ -19,6 +26,7 @@ PDFAST_DEVICE void merge(Moments& a, const Moments& b) {
   a.mean += apart * share;
   a.square += b.square + apart * apart * (a.count * share);
   a.count = count;
+  center(a);
 }
 
 PDFAST_DEVICE Moments moments_of(const Quad& q) {
@@ -161,9 +169,8 @@ struct ForwardBody {
       }
     }
     for (int k = 0; k < kStats; ++k) {
-      // From a pivot that is the mean as well as a float can be it, what is merged loses least.
-      const float center = pivot[k] + mean[k];
-      const Moments here = {count, center, (pivot[k] - center) + mean[k], square[k]};
+      Moments here = {count, pivot[k], mean[k], square[k]};
+      center(here);
       if (begins) {
         s.stats[k] = here;
       } else {
