@@ -34,10 +34,17 @@ class Norms(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def as_on_a_gpu(cfg):
+    """A model that leaves sums to their readers and resamples by our kernels, on any device."""
+    model = Model(cfg).to(DEVICE)
+    model.net.defer = True
+    return model
+
+
 @pytest.fixture
 def model(tiny):
     torch.manual_seed(0)
-    return Model(tiny.model).to(DEVICE)
+    return as_on_a_gpu(tiny.model)
 
 
 def batch_of(tiny, model, optimizer):
@@ -54,7 +61,7 @@ def resampling(model):
 
 
 def test_distillation(tiny, model, launched):
-    student = Model(tiny.model).to(DEVICE)
+    student = as_on_a_gpu(tiny.model)
     optimizer = Optimizer(student, tiny.distill)
     objective = Rollout(model, 4, "snr_trunc")
     batch = batch_of(tiny, student, optimizer)
@@ -94,7 +101,7 @@ def test_training(tiny, model, launched):
 def test_training_with_dropout(tiny, launched):
     """Each residual block's twice: the mask is drawn again in the backward."""
     cfg = dataclasses.replace(tiny.model, dropout=0.25)
-    model = Model(cfg).to(DEVICE).train()
+    model = as_on_a_gpu(cfg).train()
     with torch.no_grad():  # the last layers start at zero, and their inputs' gradients with them
         for p in model.parameters():
             p.add_(0.01)
@@ -111,6 +118,7 @@ def test_training_with_dropout(tiny, launched):
 
 def test_a_float64_model_launches_nothing(tiny, model, launched):
     model.double()
+    model.net.defer = None
     optimizer = Optimizer(model, tiny.train)
     batch = batch_of(tiny, model, optimizer)
     loss, norm = update(model, DataObjective("snr_trunc"), optimizer, batch)
