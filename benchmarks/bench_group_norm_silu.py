@@ -83,14 +83,18 @@ def test_group_norm_silu(case, passes, who, measure, device):
         y = function(x, weight, bias, film, **options)
         return torch.autograd.grad(y, leaves, dy)
 
+    run = run_of(who, passes, forward, both, leaves, moved, device)
+    measure(run, op=f"group_norm_silu {passes}", shape=case, who=who, moved=moved, absent=absent)
+
+
+def run_of(who, passes, forward, both, leaves, moved, device):
+    """The function to time: a pass, or a copy that moves as many bytes."""
     if who == COPY:
         source = torch.empty(moved // 2, dtype=torch.uint8, device=device).random_()
         target = torch.empty_like(source)
-        run = lambda: target.copy_(source)  # noqa: E731
-    elif passes == "forward":
-        run = forward
-    else:
-        for leaf in leaves:
-            leaf.requires_grad_()
-        run = both
-    measure(run, op=f"group_norm_silu {passes}", shape=case, who=who, moved=moved, absent=absent)
+        return lambda: target.copy_(source)
+    if passes == "forward":
+        return forward
+    for leaf in leaves:
+        leaf.requires_grad_()
+    return both

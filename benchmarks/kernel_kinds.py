@@ -90,7 +90,7 @@ def measured(phase: Phase) -> dict[str, Measured]:
 
 
 def counted(phase: Phase, defer: bool) -> Mapping[str, Amount]:
-    """What an update is counted to launch, by kind; `defer`: sums are left to their readers."""
+    """Count the launches of an update by kind; `defer`: with sums left to their readers."""
     config = load_config("cifar10")
     return count_update(config, phase, kernels=True, precision="bf16", defer=defer).kinds
 

@@ -23,7 +23,7 @@ def eager(
     eps: float = 1e-6,
     silu: bool = True,
 ) -> Tensor:
-    """The same in PyTorch's own ops, which want one type; arguments as for `group_norm_silu`.
+    """Compute `group_norm_silu` by PyTorch's own ops, which want one type; same arguments.
 
     What the benchmarks compare with, and what is exported. It loses digits where the mean is far
     above the spread: on a CPU, PyTorch takes the variance of a channels-last tensor as
@@ -47,7 +47,7 @@ def reference(
     eps: float = 1e-6,
     silu: bool = True,
 ) -> Tensor:
-    """What runs where nothing is compiled: PyTorch's own ops on x less its groups' means.
+    """Compute `group_norm_silu` where nothing is compiled: PyTorch's ops on x less its means.
 
     Arguments as for `group_norm_silu`. A group norm does not change when a constant is taken from
     a group, and its backward neither, so the means need no gradient and no great accuracy. What is
@@ -77,7 +77,7 @@ def composed(
     eps: float = 1e-6,
     silu: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
-    """What `sum_group_norm_silu` does, with separate ops for the sum and for joining the channels.
+    """Compute `sum_group_norm_silu` by separate ops for the sum and for joining the channels.
 
     `norm` is `reference`, `eager`, or another with their arguments.
     """

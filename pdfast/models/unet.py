@@ -433,7 +433,7 @@ class UNet(nn.Module):
         return defers_sums(weight.device, weight.dtype) if self.defer is None else self.defer
 
     def _last_biases(self) -> Iterator[Tensor | None]:
-        """What each residual block adds last, with its shortcut's bias; those are added at once."""
+        """The bias that each residual block adds last, its shortcut's included; one sum for all."""
         blocks = [block for stage in self._stages() for block in stage.blocks()]
         both = [(b.conv2.bias, b.shortcut.bias) for b in blocks if isinstance(b.shortcut, Conv)]
         sums = iter(torch._foreach_add(*map(list, zip(*both, strict=True))) if both else ())

@@ -153,7 +153,7 @@ def open_images(
     fixed: bool = False,
     into: Tensor | None = None,
 ) -> Resident | Streamed:
-    """What brings the images of `open_batch`.
+    """Open the source of the images of `open_batch`.
 
     `into`: the images of an earlier batch of the same settings, whose place they take.
     """

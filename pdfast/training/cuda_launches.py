@@ -133,7 +133,7 @@ def _convolution_backward(call: Call) -> list[Launch]:
 
 
 def _product(call: Call) -> list[Launch]:
-    """Of matrices, or of batches of them; with a bias that is added by the product or before it.
+    """Count a product of matrices or of batches of them, with its bias, if there is one.
 
     In place, the product adds to what is there.
     """

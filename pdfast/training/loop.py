@@ -85,7 +85,7 @@ def check(config: Config, device: torch.device) -> None:
 
 
 class Engine:
-    """What the updates of a phase run on: optimizer, batch and replay.
+    """Optimizer, batch and replay of a phase: all that its updates run on.
 
     It serves a later phase of the same update too: `restart` writes that one's numbers into the
     tensors that are there.
