@@ -21,9 +21,9 @@ from pdfast.distillation.rounds import first_student
 from pdfast.errors import UsageError
 from pdfast.evaluation.resume import fingerprints
 from pdfast.models import checkpoint
+from pdfast.models.embeddings import guidance_embedding
 from pdfast.models.guidance import guided
 from pdfast.models.model import Model
-from pdfast.models.unet import guidance_embedding
 from pdfast.training.model_run import ModelRun
 
 # ------------------------------------------------------------------------------------------

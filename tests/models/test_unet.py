@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pdfast.config.schema import NetConfig, load_config
 from pdfast.diffusion.conditioning import Conditioning, DropoutRng
 from pdfast.kernels.calls import tensors_of
+from pdfast.models.embeddings import logsnr_embedding
 from pdfast.models.model import Model
 from pdfast.models.unet import (
     Attention,
@@ -16,7 +17,6 @@ from pdfast.models.unet import (
     Pending,
     ResBlock,
     UNet,
-    logsnr_embedding,
 )
 
 
