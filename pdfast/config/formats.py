@@ -29,7 +29,7 @@ from pdfast.version import __version__
 
 T = TypeVar("T")
 
-FORMAT = 3
+FORMAT = 4
 MAX_FORMAT = 2**31  # that any version could have
 
 UNKNOWN_DATA = MappingProxyType({"num": 0, "images": "", "labels": ""})
@@ -45,6 +45,7 @@ ADDED: dict[int, dict[str, Any]] = {
         "config.json/classes": (),
     },
     3: {},
+    4: {},
 }
 """By format: the fields that it was the first to have, and what older ones mean without.
 

@@ -4,6 +4,9 @@ from typing import Literal, NamedTuple
 
 Parameterization = Literal["x", "eps", "v", "x_eps"]
 LossWeight = Literal["constant", "snr", "snr_trunc", "v_mse"]
+First = Literal["teacher", "data"]
+Second = Literal["teacher", "student"]
+LossKind = Literal["l2", "huber"]
 Precision = Literal["bf16", "tf32", "fp32"]
 Sampler = Literal["ddim", "ancestral"]
 Resume = Literal["auto", "strict", "never"]

@@ -10,6 +10,7 @@ import difflib
 import re
 import reprlib
 import tomllib
+import types
 import typing
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -22,6 +23,7 @@ T = TypeVar("T")
 MAX_TOML = 2**18  # bytes; the betas of 8192 timesteps take most of that
 MAX_NESTING = 50  # dots in a line of TOML, whose parser takes their square in time; but for those
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # as of PowerShell's ">"
+NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
 NUMBER = re.compile(rb"[\s,\[=][-+]?\d+\.\d+(?:[eE][-+]?\d+)?(?=[\s,\]])")  # in lists of numbers
 
 
@@ -98,17 +100,23 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
                 k.isascii() and k.isdecimal() and len(k) <= 9,
                 f"{key} must have whole numbers as keys, of at most 9 digits",
             )
-        return tuple((int(k), _convert(int, item, f"{key}.{k}")) for k, item in value.items())
+        kind = typing.get_args(args[0])[1]
+        return tuple((int(k), _convert(kind, item, f"{key}.{k}")) for k, item in value.items())
     if origin is tuple:
         check(isinstance(value, list | tuple), f"{key} must be a list")
         if args[-1] is not Ellipsis:
             check(len(value) == len(args), f"{key} must hold {len(args)} values")
         return tuple(_convert(args[0], item, f"{key}[{n}]") for n, item in enumerate(value))
+    if origin is types.UnionType:
+        check(
+            type(value) in args,
+            f"{key} must be {' or '.join(NAMES[arg] for arg in args)}, not {_shown(value)}",
+        )
+        return _convert(type(value), value, key)
     if hint is float and type(value) is int and abs(value) < 2**53:
         value = float(value)
     if type(value) is not hint:
-        names = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
-        raise UsageError(f"{key} must be {names[hint]}, not {_shown(value)}")
+        raise UsageError(f"{key} must be {NAMES[hint]}, not {_shown(value)}")
     check(hint is not int or -(2**63) <= value < 2**63, f"{key} must be a number of 64 bits")
     return value
 
