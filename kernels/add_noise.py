@@ -11,8 +11,9 @@ ahead by another stream, if such a launch were ever in the way.
 Float streams go in 16-byte accesses when H W C divides by 16. The data set's pixels, gathered and
 perhaps mirrored, are read one by one; 4 bytes each where they are float32. Where only some images
 of a set may be drawn, a table has their numbers, of which a program reads one. Which image comes
-is drawn independently, or without replacement, by shuffle.py. The round and the number of steps N
-may lie on the device, 16 bytes that each program reads: a captured launch then serves every round.
+is drawn independently, or without replacement, by shuffle.py. The round, the number of steps N and
+how many of the teacher's each merges may lie on the device, 24 bytes that each program reads: a
+captured launch then serves every round.
 """
 
 from dataclasses import dataclass
@@ -45,15 +46,19 @@ class Noised(NamedTuple):
     phi_t: Tensor
     """Angles of z_t, float64 (B,)."""
     phi_mid: Tensor
-    """Angles half a step earlier, float64 (B,); phi_t again in continuous time."""
+    """Angles half a step earlier, or one of the merged steps earlier, float64 (B,); phi_t again
+    where that step reaches the end of the student's, and in continuous time."""
     is_last_step: Tensor
-    """bool (B,): i = 0, the sampler's last step; false in continuous time."""
+    """bool (B,): the student's step ends at s = 0, as the sampler's last does; false in continuous
+    time."""
     chosen: Tensor
     """Which images, int64 (B,)."""
     spare: Tensor
     """One more uniform number in (0, 1) for each, float64 (B,), of bits that nothing else has."""
     y: Tensor | None
     """Target of training on the data, (B, C, H, W) of the dtype of z_t; or None."""
+    phi_next: Tensor | None = None
+    """Angles where the student's steps end, float64 (B,), where steps are merged; or None."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +75,10 @@ class NoiseOptions:
     first: int = 0
     num_steps: int = 0
     """N of the times u = (i + 1) / N with i ~ U{0 .. N-1}; 0: u ~ U(0, 1)."""
+    merged: int = 0
+    """r, where times are those of the rN steps that N steps merge, u = (k + 1) / rN with
+    k ~ U{0 .. rN-1}: the middle time is then k / rN and the end floor(k / r) / N; 0: times and
+    ends of the N steps, and the time halfway."""
     flip: bool = False
     """Mirror half of the images, by draw."""
     parameterization: Parameterization | None = None
@@ -94,6 +103,7 @@ class NoiseOptions:
         if self.net_dtype not in runtime.FLOATS:
             raise TypeError(f"net_dtype must be a floating-point type, not {self.net_dtype}")
         limits = {"seed": 2**32, "round_": 2**24, "num_steps": 2**31, "first": 2**31}
+        limits["merged"] = 2**31 // max(1, self.num_steps) if self.num_steps else 1
         for name, end in (limits | {"population": 2**31, "shuffled_by": 2**40 + 1}).items():
             if not 0 <= getattr(self, name) < end:
                 raise ValueError(f"{name} must be in 0 .. {end - 1}, not {getattr(self, name)}")
@@ -112,12 +122,13 @@ def add_noise(
     """Draw images and times as `options` say, and diffuse: z_t = alpha x + sigma eps (section 2).
 
     images uint8 (M, C, H, W), scaled to [-1, 1], or float32, taken as they are. `schedule` is (a,
-    b) of phi = a u + b, or the angles at u = k / 2N, float64 (2N + 1,). The draws are those of
+    b) of phi = a u + b, or the angles at u = k / rN, float64 (rN + 1,), with r = 2 where no steps
+    are merged. The draws are those of
     the batch of `update`, an int or an int64 tensor of one element on the device of the images.
     `rows`, int64 (n,), are the numbers of the images to draw from, where those are not all.
-    `phase`, int64 (2,) on that device, holds the round and N, which are read there in place of
-    those of the options, in discrete time alone; angles after the first 2N + 1 are not read. Raises
-    ValueError or TypeError for other arguments.
+    `phase`, int64 (3,) on that device, holds the round, N and r, which are read there in place of
+    those of the options, in discrete time alone (r where the options' is not 0); angles after the
+    first rN + 1 are not read. Raises ValueError or TypeError for other arguments.
     """
     runtime.check_tensor("images", images, (torch.uint8, torch.float32))
     if isinstance(update, int):
@@ -126,7 +137,8 @@ def add_noise(
     a, b, angles = (0.0, 0.0, schedule) if isinstance(schedule, Tensor) else (*schedule, None)
     if angles is not None:
         # How many a phase needs, the device alone knows.
-        size = (2 * options.num_steps + 1,) if phase is None else (angles.numel(),)
+        fine = (options.merged or 2) * options.num_steps
+        size = (fine + 1,) if phase is None else (angles.numel(),)
         runtime.check_tensor("schedule", angles, (torch.float64,), size, images)
         if not options.num_steps:
             raise ValueError("num_steps must be at least 1 where the schedule is a table of angles")
@@ -136,19 +148,21 @@ def add_noise(
         if not len(rows):
             raise ValueError("rows must hold at least one number")
     if phase is not None:
-        runtime.check_tensor("phase", phase, (torch.int64,), (2,), images)
+        runtime.check_tensor("phase", phase, (torch.int64,), (3,), images)
         if not options.num_steps:
             raise ValueError("num_steps must be at least 1 where a phase is given")
     o = options
     if o.population and len(images) != o.num:
         raise ValueError(f"with a population, images must be the {o.num} drawn, not {len(images)}")
-    z_t, z_in, phi_t, phi_mid, is_last_step, chosen, spare, y = add_noise_op(
+    z_t, z_in, phi_t, phi_mid, is_last_step, chosen, spare, y, phi_next = add_noise_op(
         images, a, b, angles, o.num_steps, o.seed, o.round_, update, o.first, o.num, o.flip,
         o.parameterization, o.net_dtype, o.fixed, o.population, rows, o.shuffled_by, phase,
+        o.merged,
     )  # fmt: skip
     same = o.net_dtype == z_t.dtype
     z_in, y_or_none = z_t if same else z_in, y if o.parameterization else None
-    return Noised(z_t, z_in, phi_t, phi_mid, is_last_step, chosen, spare, y_or_none)
+    ends = phi_next if o.merged else None
+    return Noised(z_t, z_in, phi_t, phi_mid, is_last_step, chosen, spare, y_or_none, ends)
 
 
 def draw_indices(options: NoiseOptions, update: int, rows: Tensor | None = None) -> Tensor:
@@ -203,17 +217,18 @@ def add_noise_reference(
     phase: Tensor | None = None,
     *,
     dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
     """Compute in plain PyTorch what `Noised` holds but for z_in; z_t and y in `dtype`."""
     o, shape = options, (images.shape[1], images.shape[2], images.shape[3])
     block = torch.arange(-1, philox.blocks_of(shape), device=update.device)  # -1: of the batch
     num_steps: int | Tensor = o.num_steps
+    merged: int | Tensor = o.merged
     batch_key: tuple[int, int | Tensor]
     if phase is None:
         batch_key, noise_key = _keys(o.seed, o.round_, o.fixed)
         key = o.seed, torch.where(block < 0, batch_key[1], noise_key[1])
     else:
-        round_, num_steps = phase.unbind()
+        round_, num_steps, merged = phase.unbind()
         batch_key, noise_key = _keys(o.seed, 0, o.fixed)
         key = o.seed, torch.where(block < 0, batch_key[1], noise_key[1]).add_(round_ << 8)
         batch_key = o.seed, key[1][0]
@@ -229,7 +244,20 @@ def add_noise_reference(
     if o.flip:
         x = torch.where((words[:, 1] & 1).bool()[:, None, None, None], x.flip(3), x)
     eps = philox.normal_images(words[:, 4:], shape).to(dtype)
-    if o.num_steps:
+    phi_next = None
+    if o.num_steps and o.merged:
+        fine = num_steps * merged
+        k = philox.index_below(words[:, 2], fine)
+        i = k // merged
+        is_last_step = i == 0
+        if isinstance(schedule, Tensor):
+            phi_t, phi_mid, phi_next = schedule[k + 1], schedule[k], schedule[i * merged]
+        else:
+            a, b = schedule
+            phi_t, phi_mid = (a * divide(n.double(), fine) + b for n in (k + 1, k))
+            phi_next = a * divide(i.double(), num_steps) + b
+        phi_mid = torch.where(k == i * merged, phi_t, phi_mid)
+    elif o.num_steps:
         i = philox.index_below(words[:, 2], num_steps)
         is_last_step = i == 0
         if isinstance(schedule, Tensor):
@@ -246,7 +274,7 @@ def add_noise_reference(
     predicted = o.parameterization
     y = None if predicted is None else PREDICTIONS[predicted].of_data(x, eps, phi_t)
     spare = ((words[:, 1] >> 1).double() + 0.5) / 2**31
-    return diffuse(x, eps, phi_t), phi_t, phi_mid, is_last_step, chosen, spare, y
+    return diffuse(x, eps, phi_t), phi_t, phi_mid, is_last_step, chosen, spare, y, phi_next
 
 
 # ------------------------------------------------------------------------------------------
@@ -273,10 +301,13 @@ def add_noise_op(
     rows: Tensor | None = None,
     shuffled_by: int = 0,
     phase: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """`add_noise` of arguments known to be right; z_in and y are empty where there are none."""
-    outputs = _outputs(images, num, parameterization, net_dtype)
-    z_t, z_in, phi_t, phi_mid, is_last_step, chosen, spare, y = outputs
+    merged: int = 0,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """`add_noise` of arguments known to be right; z_in, y and phi_next are empty where not asked
+    for.
+    """
+    outputs = _outputs(images, num, parameterization, net_dtype, merged)
+    z_t, z_in, phi_t, phi_mid, is_last_step, chosen, spare, y, phi_next = outputs
     if not runtime.uses_triton(images.device, net_dtype):
         options = NoiseOptions(
             seed=seed,
@@ -284,6 +315,7 @@ def add_noise_op(
             num=num,
             first=first,
             num_steps=num_steps,
+            merged=merged,
             flip=flip,
             parameterization=parameterization,  # type: ignore[arg-type]
             net_dtype=net_dtype,
@@ -294,7 +326,7 @@ def add_noise_op(
         schedule = (a, b) if angles is None else angles
         args = (images, schedule, update, options, rows, phase)
         results = add_noise_reference(*args, dtype=z_t.dtype)
-        filled = (z_t, phi_t, phi_mid, is_last_step, chosen, spare, y)
+        filled = (z_t, phi_t, phi_mid, is_last_step, chosen, spare, y, phi_next)
         for output, result in zip(filled, results, strict=True):
             if result is not None:
                 output.copy_(result)
@@ -320,9 +352,11 @@ def add_noise_op(
         is_last_step.view(torch.uint8),
         chosen,
         spare,
+        phi_next,
         size,
         (population or len(images)) if rows is None else len(rows),
         num_steps,
+        merged,
         first,
         shuffled_by,
         seed,
@@ -335,6 +369,7 @@ def add_noise_op(
         gathered=population > 0,
         flip=flip,
         continuous=num_steps == 0,
+        merges=merged > 0,
         parameterization=parameterization or "none",
         writes_z_in=z_in.numel() > 0,
         rounds=ROUNDS if shuffled_by else 0,
@@ -363,13 +398,14 @@ def _fake_outputs(
     rows: Tensor | None = None,
     shuffled_by: int = 0,
     phase: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return _outputs(images, num, parameterization, net_dtype)
+    merged: int = 0,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return _outputs(images, num, parameterization, net_dtype, merged)
 
 
 def _outputs(
-    images: Tensor, num: int, parameterization: str | None, net_dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    images: Tensor, num: int, parameterization: str | None, net_dtype: torch.dtype, merged: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     state = torch.float64 if net_dtype == torch.float64 else torch.float32
 
     def empty(dtype: torch.dtype, needed: bool = True) -> Tensor:
@@ -390,6 +426,7 @@ def _outputs(
         vector(torch.int64),
         vector(torch.float64),
         empty(state, parameterization is not None),
+        images.new_empty(num if merged else 0, dtype=torch.float64),
     )
 
 
@@ -397,7 +434,7 @@ def _outputs(
 # Triton
 
 
-DRAWN_BY = ["num_images", "num_steps", "first", "batch", "seed", "batch_key", "noise_key"]
+DRAWN_BY = ["num_images", "num_steps", "merged", "first", "batch", "seed", "batch_key", "noise_key"]
 
 
 @triton.jit(do_not_specialize=DRAWN_BY)  # their values change, the code does not
@@ -415,9 +452,11 @@ def add_noise_kernel(
     is_last_step,
     index,
     spare,
+    phi_next,
     size,
     num_images,
     num_steps,
+    merged,
     first,
     batch,
     seed,
@@ -430,6 +469,7 @@ def add_noise_kernel(
     gathered: tl.constexpr,
     flip: tl.constexpr,
     continuous: tl.constexpr,
+    merges: tl.constexpr,
     parameterization: tl.constexpr,
     writes_z_in: tl.constexpr,
     rounds: tl.constexpr,
@@ -441,7 +481,7 @@ def add_noise_kernel(
     if phase is not None:
         round_bits = tl.load(phase) << 8
         batch_key, noise_key = batch_key + round_bits, noise_key + round_bits
-        num_steps = tl.load(phase + 1)
+        num_steps, merged = tl.load(phase + 1), tl.load(phase + 2)
     w_0, w_1, w_2, w_3 = words_at(number, position, n * 0, seed, batch_key)
     mirrored = (w_1 & 1) != 0
     if rounds:
@@ -453,6 +493,19 @@ def add_noise_kernel(
     if continuous:
         angle = a * uniform_from(w_2, w_3) + b
         angle_mid, is_last = angle, w_2 != w_2
+    elif merges:
+        k = scaled_word(w_2, num_steps * merged)
+        i = k // merged
+        is_last = i == 0
+        if angles is None:
+            fine = (num_steps * merged).to(tl.float64)
+            angle = a * ((k.to(tl.float64) + 1.0) / fine) + b
+            angle_mid = a * (k.to(tl.float64) / fine) + b
+            angle_next = a * (i.to(tl.float64) / num_steps) + b
+        else:
+            angle, angle_mid = tl.load(angles + k + 1), tl.load(angles + k)
+            angle_next = tl.load(angles + i * merged)
+        angle_mid = tl.where(k == i * merged, angle, angle_mid)
     else:
         i = scaled_word(w_2, num_steps)
         if angles is None:
@@ -466,6 +519,8 @@ def add_noise_kernel(
         tl.store(phi_mid + n, angle_mid)
         tl.store(is_last_step + n, is_last.to(tl.uint8))
         tl.store(index + n, chosen)
+        if merges:
+            tl.store(phi_next + n, angle_next)
         tl.store(spare + n, ((w_1 >> 1).to(tl.float64) + 0.5) / 2147483648.0)
 
     fourth: tl.constexpr = block // 4

@@ -44,11 +44,11 @@ class Prediction(ABC):
     def target_coefficients(
         self, phi_t: Tensor, phi_mid: Tensor, e: Tensor, share: Tensor, is_last_step: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Coefficients of y1, y2 and z_t in Algorithm 2's target; None: z_t cancels.
+        """Coefficients of y1, y2 and z_t in the target of two steps; None: z_t cancels.
 
-        y1 and y2 are the teacher's, at phi_t and phi_mid; e is the second step's angle, `share`
-        sin(e) / sin(d + e) with d = phi_t - phi_mid. is_last_step, bool (B,), marks where the
-        target is y of the teacher's second x-hat.
+        y1 and y2 are of the first and the second step, at phi_t and phi_mid; e is the second step's
+        angle, `share` sin(e) / sin(d + e) with d = phi_t - phi_mid. is_last_step, bool (B,), marks
+        where the target is y of the second step's x-hat.
         """
 
     def per_v(self, phi: Tensor) -> Tensor | None:
@@ -197,11 +197,15 @@ def step_coefficients(phi, phi_next, cos, sin, parameterization: tl.constexpr):
 
 @triton.jit
 def target_coefficients(phi_t, phi_mid, e, is_last_step, cos, sin, parameterization: tl.constexpr):
-    """float64 coefficients of y1, y2, z_t in the target; see `Prediction.target_coefficients`."""
+    """float64 coefficients of y1, y2, z_t in the target; see `Prediction.target_coefficients`.
+
+    Where phi_mid is phi_t they are 1, 0, 0: the first step reaches the end.
+    """
     sin_mid, cos_mid = sincos(phi_mid)
     sin_d, cos_d = sincos(phi_t - phi_mid)
     sin_e, cos_e = sincos(e)
-    below = sin_d * cos_e + cos_d * sin_e  # sin(d + e)
+    alone = phi_mid == phi_t
+    below = tl.where(alone, 1.0, sin_d * cos_e + cos_d * sin_e)  # sin(d + e)
     if parameterization == "x":
         c_2 = tl.where(is_last_step, 1.0, sin * sin_e / (sin_mid * below))
         c_1, c_z = 1.0 - c_2, 0.0 * c_2
@@ -215,7 +219,8 @@ def target_coefficients(phi_t, phi_mid, e, is_last_step, cos, sin, parameterizat
         c_1 = sin_d * tl.where(is_last_step, cos_mid, cos_e) * per
         c_2 = tl.where(is_last_step, sin_mid, sin_e) * per
         c_z = -sin_d * c_2
-    return c_1, c_2, c_z
+    # By selection: the formula knows nothing of a step that ends where it begins.
+    return tl.where(alone, 1.0, c_1), tl.where(alone, 0.0, c_2), tl.where(alone, 0.0, c_z)
 
 
 @triton.jit

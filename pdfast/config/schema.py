@@ -193,8 +193,8 @@ class DistillConfig(LoopConfig):
     """Of an image's weighted mean square error e over its pixels: l2 is e; huber is
     sqrt(e + c^2) - c, the pseudo-Huber loss, which follows outliers less."""
     huber_c: Annotated[float, Since(4, before=0.00054)] = 0.00054
-    """c of the pseudo-Huber loss, in the units of the root of e; the default is that of Song & Dhariwal
-    (2023), 0.00054 sqrt(d) of a norm over d pixels."""
+    """c of the pseudo-Huber loss, in the units of the root of e. The default is that of Song and
+    Dhariwal (2023), 0.00054 sqrt(d) of a norm over d numbers."""
     keep_moments: Annotated[bool, Since(4, before=False)] = False
     """Begin a round with the last one's moments of AdamW, instead of none."""
     fit_updates: int = 0

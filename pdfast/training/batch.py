@@ -52,9 +52,10 @@ class Batch:
     shuffled_by: int = 0
     """Size of the global batch, where images are drawn without replacement; otherwise 0."""
     phase: Tensor | None = None
-    """Round and number of steps N, int64 (2,), on the device. Where it is given, discrete times
-    and all draws of `noised` go by it, so that a captured update serves every round: `round_` and
-    the N that is passed may then be those of another."""
+    """Round, number of steps N, and how many of the teacher's each merges, int64 (3,), on the
+    device. Where it is given, discrete times and all draws of `noised` follow it, so that a
+    captured update serves every round: `round_` and the numbers that are passed may then be those
+    of another."""
 
     def part(self, n: int, parts: int) -> "Batch":
         """The n-th of equal parts."""
@@ -67,11 +68,15 @@ class Batch:
         return dataclasses.replace(self, update=self.update + 1)
 
     def noised(
-        self, grid: Grid, num_steps: int, parameterization: Parameterization | None = None
+        self,
+        grid: Grid,
+        num_steps: int,
+        parameterization: Parameterization | None = None,
+        merged: int = 0,
     ) -> tuple[Noised, Conditioning]:
         """The batch at N times (0: continuous) of a schedule's grid, and what a network is told.
 
-        `parameterization`: with the data's target for it.
+        `parameterization`: with the data's target for it. `merged`: see NoiseOptions.
         """
         options = NoiseOptions(
             seed=self.seed,
@@ -79,6 +84,7 @@ class Batch:
             num=self.size,
             first=self.first,
             num_steps=num_steps,
+            merged=merged,
             flip=self.flip,
             parameterization=parameterization,
             net_dtype=self.dtype,

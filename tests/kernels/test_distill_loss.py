@@ -52,33 +52,59 @@ CASE = {
     "num_steps": STEPS,
     "draw": SEEDS,
     "uneven": st.booleans(),
+    "steps": st.sampled_from(("two", "some alone", "y1")),
+    "huber_c": st.sampled_from((0.0, 0.00054, 0.3)),
 }
 
 
-def inputs(parameterization, weight, shape, layout, num_steps, draw, dtype, uneven=False):
+def inputs(
+    parameterization,
+    weight,
+    shape,
+    layout,
+    num_steps,
+    draw,
+    dtype,
+    uneven=False,
+    steps="two",
+    huber_c=0.0,
+):
+    """`steps`: two of networks, the first alone for some images, or the first by y itself."""
     g = torch.Generator().manual_seed(draw)
     b, c, h, w = shape
     raw = (b, c * OUTPUTS[parameterization].copies, h, w)
     out, out_t, out_mid = (images(raw, dtype, layout, g) for _ in range(3))
     z_t = images(shape, torch.float32, layout, g)
     phi_t, phi_mid, last = angles(num_steps, b, g)
+    if steps == "some alone":
+        phi_mid = torch.where(torch.arange(b, device=phi_t.device) % 3 == 1, phi_t, phi_mid)
+    if steps == "y1":
+        out_t = images(shape, dtype, layout, g)
     ratio = 0.2 + 2 * torch.rand(b, generator=g, dtype=torch.float64).to(phi_t)
     phi_next = (phi_mid - ratio * (phi_t - phi_mid)).clamp(min=0) if uneven else None
-    return out, z_t, out_t, out_mid, phi_t, phi_mid, last, parameterization, weight, phi_next
+    of = (parameterization, weight, phi_next, huber_c)
+    return out, z_t, out_t, out_mid, phi_t, phi_mid, last, *of
 
 
 def assert_loss_accepted(loss, args, y, y_rounded):
     """A loss of args[0] against the float64 target y; `y_rounded` is the float32 one."""
-    out, phi, parameterization, weight = args
-    exact = loss_and_grad(out.double(), y, phi, parameterization, weight)
-    eager = loss_and_grad(out.float(), y_rounded, phi, parameterization, weight)
+    out, phi, parameterization, weight, huber_c = args
+    exact = loss_and_grad(out.double(), y, phi, parameterization, weight, huber_c)
+    eager = loss_and_grad(out.float(), y_rounded, phi, parameterization, weight, huber_c)
     # Of y-hat - y the gradient is a linear function, the loss a quadratic one.
     found = prediction(out.double(), phi, parameterization)
     amplified = (found.abs() + y.abs()) / (found - y).abs().clamp(min=1e-200)
     k = loss_weight(phi, parameterization, weight)
     per_image_terms = 2 * k * ((found - y).square() * amplified).flatten(1).mean(1)
     copies = exact.grad_out.shape[1] // y.shape[1]
-    grad_terms = exact.grad_out * torch.cat([amplified] * copies, 1)
+    grad_terms = exact.grad_out.abs() * torch.cat([amplified] * copies, 1)
+    if huber_c:  # its root changes by half of what e does, relatively
+        e = loss_and_grad(out.double(), y, phi, parameterization, weight).per_image
+        root = (e + huber_c**2).sqrt()
+        per_image_terms = per_image_terms / (2 * root)
+        grad_terms = (
+            grad_terms + exact.grad_out.abs() * (per_image_terms / root)[:, None, None, None]
+        )
     assert_accepted(loss.per_image, eager.per_image, exact.per_image, per_image_terms)
     assert_accepted(loss.grad_out, eager.grad_out.to(out.dtype), exact.grad_out, grad_terms)
     assert loss.grad_out.is_contiguous(memory_format=torch.channels_last)
@@ -90,16 +116,16 @@ def target_in(dtype, z_t, out_t, out_mid, *rest):
 
 def check(dtype, **case):
     args = inputs(**case, dtype=dtype)
-    out, z_t, *teacher, parameterization, weight, phi_next = args
+    out, z_t, *teacher, parameterization, weight, phi_next, huber_c = args
     phi = teacher[2]
     y, y_rounded = (
         target_in(d, z_t, *teacher, parameterization, phi_next)
         for d in (torch.float64, torch.float32)
     )
-    rest = (out, phi, parameterization, weight)
+    rest = (out, phi, parameterization, weight, huber_c)
     assert_loss_accepted(distill_loss(*args), rest, y, y_rounded)
     assert_loss_accepted(
-        data_loss(out, z_t, phi, parameterization, weight), rest, z_t.double(), z_t
+        data_loss(out, z_t, phi, parameterization, weight, huber_c), rest, z_t.double(), z_t
     )
 
 
@@ -142,17 +168,72 @@ def test_more_elements_than_a_block():
 @pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
 def test_steps_of_one_size_are_the_default(parameterization):
     """To a float32 rounding or two: the coefficients are the same but for float64's last place."""
-    *args, _ = inputs(**ARGS | {"parameterization": parameterization})
+    *args, _, _ = inputs(**ARGS | {"parameterization": parameterization})
     phi_t, phi_mid = args[4:6]
     equal = distill_loss(*args, (2 * phi_mid - phi_t).clamp(min=0))
     torch.testing.assert_close(equal, distill_loss(*args), rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
+def test_one_step_alone_is_its_own_target(parameterization):
+    """By selection: at m = s = 0 the formula would weigh the second network by up to 1 in x, and
+    where a table's first angles are one it divides 0 by 0.
+    """
+    phi_t = torch.tensor([0.3, 1e-6, 1.2, 0.4], dtype=torch.float64)
+    phi_next = torch.tensor([0.2, 1e-6, 0.0, 0.4], dtype=torch.float64)
+    last = torch.tensor([False, True, True, True])
+    case = ARGS | {"parameterization": parameterization, "shape": (4, 3, 5, 7)}
+    out, z_t, out_t, out_mid, *_ = inputs(**case)
+    out_mid = 1e3 * out_mid
+    predicts = PREDICTIONS[parameterization]
+    found = target(z_t, out_t, out_mid, phi_t, phi_t, last, parameterization, phi_next)
+    assert torch.equal(found, predicts.of(out_t, phi_t))
+    loss = distill_loss(
+        out, z_t, out_t, out_mid, phi_t, phi_t, last, parameterization, "v_mse", phi_next
+    )
+    of_y1 = data_loss(out, predicts.of(out_t, phi_t), phi_t, parameterization, "v_mse")
+    torch.testing.assert_close(loss.per_image, of_y1.per_image, rtol=2e-6, atol=0)
+    torch.testing.assert_close(loss.grad_out, of_y1.grad_out, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
+@pytest.mark.parametrize("steps", ["some alone", "y1"])
+def test_other_steps_and_the_pseudo_huber_loss(parameterization, steps):
+    for dtype, huber_c in zip(DTYPES, itertools.cycle((0.00054, 0.3)), strict=False):
+        case = {"parameterization": parameterization, "dtype": dtype, "huber_c": huber_c}
+        check(**ARGS | case, steps=steps, uneven=True)
+
+
+def test_pseudo_huber_is_half_of_the_square_where_errors_are_small_and_the_norm_where_large():
+    out, z_t, *rest = inputs(**ARGS | {"dtype": torch.float64})
+    phi, y = rest[2], z_t.double()
+    square = loss_and_grad(out, y, phi, "v", "v_mse")
+    flat, steep = (loss_and_grad(out, y, phi, "v", "v_mse", c) for c in (1e4, 1e-9))
+    torch.testing.assert_close(flat.per_image, square.per_image / 2e4, rtol=1e-7, atol=0)
+    torch.testing.assert_close(flat.grad_out, square.grad_out / 2e4, rtol=1e-7, atol=0)
+    torch.testing.assert_close(steep.per_image, square.per_image.sqrt(), rtol=1e-7, atol=0)
+
+
+@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
+def test_the_gradient_of_pseudo_huber_is_autograds(parameterization):
+    case = ARGS | {"parameterization": parameterization, "dtype": torch.float64}
+    out, z_t, *rest = inputs(**case)
+    out.requires_grad_()
+    k = loss_weight(rest[2], parameterization, "snr")
+    error = prediction(out, rest[2], parameterization) - z_t.double()
+    e = k * error.square().flatten(1).mean(1)
+    ((e + 0.01).sqrt() - 0.1).mean().backward()
+    found = loss_and_grad(out.detach(), z_t.double(), rest[2], parameterization, "snr", 0.1)
+    torch.testing.assert_close(found.grad_out, out.grad, rtol=1e-10, atol=1e-14)
 
 
 def test_registered():
     args = inputs(**ARGS)
     opcheck(distill_loss_op, args)
     opcheck(distill_loss_op, inputs(**ARGS, uneven=True))
+    opcheck(distill_loss_op, inputs(**ARGS, huber_c=0.1, steps="some alone"))
     opcheck(data_loss_op, (args[0], args[1], args[4], "v", "snr"))
+    opcheck(data_loss_op, (args[0], args[1], args[4], "v", "snr", 0.1))
 
 
 @pytest.mark.parametrize(
@@ -175,6 +256,7 @@ def test_registered():
             "parameterization must be one of x, .*, not 'w'",
         ),
         (8, lambda t: "min_snr", "weight must be one of constant, snr, snr_trunc, v_mse"),
+        (10, lambda t: -0.1, "huber_c must be finite and at least 0, not -0.1"),
     ],
 )
 def test_bad_arguments(position, bad, message):
@@ -189,22 +271,32 @@ def test_bad_arguments(position, bad, message):
 
 
 def launch(
-    device, parameterization="v", weight="snr_trunc", dtype="bf16", shape=LARGE, uneven=False
+    device,
+    parameterization="v",
+    weight="snr_trunc",
+    dtype="bf16",
+    shape=LARGE,
+    uneven=False,
+    huber_c=0.0,
+    y1=False,
 ):
-    """`uneven`: the teacher's second step has an angle that is given."""
+    """`uneven`: the second step has an angle that is given; `y1`: the first step is by y itself."""
     outs = [raw(shape, parameterization, TYPES[dtype], device, seed) for seed in (1, 2, 3)]
     z, phi = values_of(shape, torch.float32, device), rising_angles(len(outs[0]), device)
     last = torch.arange(len(z), device=device) == 0
     phi_next = phi - 0.25 if uneven else None
-    return distill_loss(
-        outs[0], z, *outs[1:], phi, phi - 0.1, last, parameterization, weight, phi_next
-    )
+    if y1:
+        outs[1] = values_of(shape, TYPES[dtype], device)
+    rest = (phi, phi - 0.1, last, parameterization, weight, phi_next, huber_c)
+    return distill_loss(outs[0], z, *outs[1:], *rest)
 
 
-def launch_data(device, parameterization="v", weight="snr_trunc", dtype="bf16", shape=LARGE):
+def launch_data(
+    device, parameterization="v", weight="snr_trunc", dtype="bf16", shape=LARGE, huber_c=0.0
+):
     out = raw(shape, parameterization, TYPES[dtype], device, 1)
     y = values_of(shape, torch.float32, device)
-    return data_loss(out, y, rising_angles(len(y), device), parameterization, weight)
+    return data_loss(out, y, rising_angles(len(y), device), parameterization, weight, huber_c)
 
 
 def launch_cases():
@@ -218,8 +310,12 @@ def launch_cases():
             )
     for parameterization, weight in itertools.product(PARAMETERIZATIONS, WEIGHTS):
         yield "distill_loss", launch, {"parameterization": parameterization, "weight": weight}
+        for y1 in (False, True):
+            options = {"parameterization": parameterization, "weight": weight, "y1": y1}
+            yield "distill_loss", launch, options | {"huber_c": 0.1, "uneven": True}
     for weight in WEIGHTS:
         yield "data_loss", launch_data, {"weight": weight}
+        yield "data_loss", launch_data, {"weight": weight, "huber_c": 0.1}
     for shape in (SMALL, ODD, ONE):
         yield "distill_loss", launch, {"shape": shape}
         yield "data_loss", launch_data, {"shape": shape}
@@ -247,6 +343,11 @@ def machine_code():
         for parameterization in PARAMETERIZATIONS
         for weight in weights
     ]
+    cases += [
+        (90, parameterization, "snr_trunc", "bf16", LARGE, goal)
+        for parameterization in PARAMETERIZATIONS
+        for goal in ("huber", "given huber")
+    ]
     for arch, parameterization, weight, dtype, shape, goal in cases:
         block, copies = block_of(parameterization), OUTPUTS[parameterization].copies
         flat = TYPES[dtype].itemsize if copies == 1 else 0
@@ -256,12 +357,15 @@ def machine_code():
             "dtype": dtype,
             "shape": shape,
         }
-        if goal == "given":
-            loads = (flat + 4) * block
+        passes = 1
+        if goal.endswith("huber"):
+            options["huber_c"], passes = 0.1, 2
+        if goal.startswith("given"):
+            loads = passes * (flat + 4) * block
             yield Code("data_loss", arch, loads, flat * block, launch_data, options)
             continue
-        loads = (3 * flat + (4 if parameterization in READ_Z_T else 0)) * block
-        options["uneven"] = goal == "uneven"
+        loads = passes * (3 * flat + (4 if parameterization in READ_Z_T else 0)) * block
+        options["uneven"] = goal in ("uneven", "huber")
         yield Code("distill_loss", arch, loads, flat * block, launch, options)
 
 
