@@ -1,5 +1,8 @@
 """Progressive distillation as published, in plain PyTorch: Algorithms 1 and 2, in x space.
 
+And the algorithm that contains Algorithm 2, TRACT, (multistep) consistency distillation and
+consistency training: `merging_loss`.
+
 This file is for reading beside the paper (Salimans & Ho 2022) and for checking the fast path: it
 shares no function with it and uses no rearranged formula. Any floating-point dtype; it is
 accurate in float64 and loses digits in float32 (see README, "The method in ten lines").
@@ -155,13 +158,66 @@ def distillation_loss(
         z_mid = alpha_mid * x_t + sigma_mid * eps_t
         x_mid, eps_mid = predict(teacher, z_mid, logsnr_mid, label)
         z_s = alpha_s * x_mid + sigma_s * eps_mid
-        # x-tilde: the x-hat that takes one DDIM step from z_t to z_s.
-        frac = torch.exp(0.5 * (softplus(logsnr_t) - softplus(logsnr_s)))  # sigma_s / sigma_t
-        frac = frac.reshape(-1, *[1] * (x.ndim - 1))
-        x_target = (z_s - frac * z_t) / (alpha_s - frac * alpha_t)
+        x_target = x_of_step(z_t, z_s, logsnr_t, logsnr_s)
         # The sampler's last step returns x-hat itself.
         last = (i == 0).reshape(-1, *[1] * (x.ndim - 1))
         x_target = torch.where(last, x_mid, x_target)
+
+    x_hat, _ = predict(student, z_t, logsnr_t, label)
+    return weighted_loss(x_hat, x_target, z_t, logsnr_t, weight), x_target
+
+
+def x_of_step(z_t: Tensor, z_s: Tensor, logsnr_t: Tensor, logsnr_s: Tensor) -> Tensor:
+    """The x-hat (B, C, H, W) that takes one DDIM step from z_t to z_s: x-tilde of Algorithm 2."""
+    alpha_t, _ = alpha_sigma(logsnr_t, z_t)
+    alpha_s, _ = alpha_sigma(logsnr_s, z_t)
+    frac = torch.exp(0.5 * (softplus(logsnr_t) - softplus(logsnr_s)))  # sigma_s / sigma_t
+    frac = frac.reshape(-1, *[1] * (z_t.ndim - 1))
+    return (z_s - frac * z_t) / (alpha_s - frac * alpha_t)
+
+
+def merging_loss(
+    student: Denoiser,
+    teacher: Denoiser | None,
+    x: Tensor,
+    eps: Tensor,
+    k: Tensor,
+    num_steps: int,
+    merged: int,
+    weight: LossWeight,
+    label: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(loss per image (B,), x_target (B, C, H, W)) of a student each of whose steps merges r.
+
+    The student is to jump from any time t = (k + 1) / (r N), k ~ U{0 .. rN - 1} of shape (B,), to
+    the end s = floor(k / r) / N of its segment, where `num_steps` is N and `merged` r. The target
+    is one step from t to m = k / (r N), by the teacher, or with None by the image and its noise,
+    and from there the student's own jump to s, through which no gradient flows. With a teacher this
+    is TRACT (Berthelot et al. 2023) and multistep consistency distillation (Heek et al. 2024); with
+    None consistency training (Song et al. 2023); N = 1 is that of one jump from everywhere to 0.
+    """
+    ends = ends_of(student)
+    i = k // merged
+    u_t = (k.to(x) + 1.0) / (num_steps * merged)
+    u_mid = k.to(x) / (num_steps * merged)
+    u_s = i.to(x) / num_steps
+    # Where the first step ends at s there is no second, and no network is asked at u = 0.
+    alone = k == i * merged
+    logsnr_t, logsnr_s = logsnr_schedule(u_t, *ends), logsnr_schedule(u_s, *ends)
+    logsnr_mid = logsnr_schedule(torch.where(alone, u_t, u_mid), *ends)
+    alpha_t, sigma_t = alpha_sigma(logsnr_t, x)
+    alpha_mid, sigma_mid = alpha_sigma(logsnr_mid, x)
+    alpha_s, sigma_s = alpha_sigma(logsnr_s, x)
+
+    z_t = alpha_t * x + sigma_t * eps
+    with torch.no_grad():
+        x_1, eps_1 = (x, eps) if teacher is None else predict(teacher, z_t, logsnr_t, label)
+        z_mid = alpha_mid * x_1 + sigma_mid * eps_1
+        x_2, eps_2 = predict(student, z_mid, logsnr_mid, label)
+        x_target = x_of_step(z_t, alpha_s * x_2 + sigma_s * eps_2, logsnr_t, logsnr_s)
+        images = (-1, *[1] * (x.ndim - 1))
+        x_target = torch.where((i == 0).reshape(images), x_2, x_target)
+        x_target = torch.where(alone.reshape(images), x_1, x_target)
 
     x_hat, _ = predict(student, z_t, logsnr_t, label)
     return weighted_loss(x_hat, x_target, z_t, logsnr_t, weight), x_target

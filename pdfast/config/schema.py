@@ -325,8 +325,15 @@ class DistillConfig(LoopConfig):
 
     def merged(self, steps: int) -> int:
         """How many steps of its teacher one step of the student with `steps` steps stands for."""
+        if isinstance(self.rounds, int):
+            return 2
         made = self.start_steps, *self.plan
         return made[made.index(steps) - 1] // steps
+
+    @property
+    def c_of_huber(self) -> float:
+        """c of the pseudo-Huber loss; 0 where the loss is the square."""
+        return self.huber_c if self.loss == "huber" else 0.0
 
     def loop_of(self, steps: int) -> "DistillConfig":
         """The settings of the round whose student has `steps` steps."""
@@ -458,9 +465,10 @@ class Config:
             "engine.pipeline_teacher joins whole batches: set distill.accumulate to 1",
         )
         check(
-            not (self.engine.pipeline_teacher and self.distill.second == "student"),
-            "engine.pipeline_teacher evaluates a frozen teacher ahead, and with distill.second "
-            "student the second step is the student's own: set engine.pipeline_teacher to false",
+            not self.engine.pipeline_teacher
+            or (self.distill.first, self.distill.second) == ("teacher", "teacher"),
+            "engine.pipeline_teacher joins two steps of a frozen teacher, which distill.first data "
+            "or distill.second student do not take: set engine.pipeline_teacher to false",
         )
         check(
             not (self.distill.first == "data" and self.model.guidance),

@@ -151,9 +151,10 @@ def _count(
             remove_dropout(_materialized(teacher, device, dtype)).eval()
             start = config.distill.start_steps
             if phase == "fit":
-                objective = Fit(teacher, start, cfg.loss_weight)
+                objective = Fit(teacher, start, cfg.loss_weight, config.distill.c_of_huber)
             else:
-                objective = rollout(teacher, start // 2, cfg, config.engine)
+                plan = config.distill
+                objective = rollout(teacher, plan.plan[0], plan, config.engine)
         optimizer = Optimizer(_materialized(model, device), cfg, dtype)
         model.net.checkpoint = cfg.checkpoint
         holdout = config.data.holdout

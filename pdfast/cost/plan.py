@@ -73,7 +73,7 @@ def stages(
 
 def _is_tabulated(config: Config, steps: int) -> bool:
     """As Rollout decides for the round to so many steps."""
-    small = 2 * steps <= MOST_TABULATED and not config.model.num_classes
+    small = config.distill.merged(steps) * steps <= MOST_TABULATED and not config.model.num_classes
     return config.engine.tabulate_film and small
 
 

@@ -280,11 +280,16 @@ class Bench:
         student = remove_dropout(self._new(self.config.model))
         if stage.update == "fit":
             teacher = precision.cast_to_precision(self._new(self.teacher), self.precision)
-            return student, Fit(remove_dropout(teacher), stage.steps, cfg.loss_weight)
+            return student, Fit(
+                remove_dropout(teacher),
+                stage.steps,
+                cfg.loss_weight,
+                self.config.distill.c_of_huber,
+            )
         teacher = remove_dropout(
             precision.cast_to_precision(self._new(self.config.model), self.precision)
         )
-        return student, rollout(teacher, stage.steps, cfg, self.config.engine)
+        return student, rollout(teacher, stage.steps, self.config.distill, self.config.engine)
 
     def _new(self, net: NetConfig) -> Model:
         model = new_model(replace(self.config, model=net), self.device)

@@ -40,6 +40,14 @@ def next_angle(grid: Grid, phi_t: Tensor) -> Tensor | None:
     return grid[torch.searchsorted(grid, phi_t.contiguous()) - 2]  # phi_t is entry 2i + 2 itself
 
 
+def fine_grid(schedule: "Schedule", num_steps: int, device: torch.device) -> Grid:
+    """The times u = k / `num_steps`, k = 0 .. `num_steps`, of steps that a round merges."""
+    if num_steps % 2 == 0:
+        return schedule.grid(num_steps // 2, device)
+    grid = schedule.grid(num_steps, device)  # k / 2 num_steps
+    return grid[::2] if isinstance(grid, Tensor) else grid
+
+
 class Schedule(Protocol):
     """What samplers, objectives and networks need of a schedule."""
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from pdfast.config.schema import EngineConfig, LoopConfig
+from pdfast.config.schema import DistillConfig, EngineConfig
 from pdfast.diffusion.angles import Noised, ddim_step
 from pdfast.diffusion.conditioning import Conditioning
 from pdfast.distillation.objectives import Rollout
@@ -47,7 +47,7 @@ class Pipelined(Rollout):
         for kept, new in zip(self.carried, self._carry(ahead, told_ahead, out_ahead), strict=True):
             kept.copy_(new)
         steps = (z_t, out_t, out_mid, phi_t, phi_mid, is_last_step)
-        return ObjectiveOutput(out, self._loss(out, *steps))
+        return ObjectiveOutput(out, self._loss(out, *steps, None))
 
     @torch.no_grad()
     def _both(
@@ -70,7 +70,16 @@ class Pipelined(Rollout):
         return [*kept, *conditioning.tensors()]
 
 
-def rollout(teacher: Model, num_steps: int, cfg: LoopConfig, engine: EngineConfig) -> Rollout:
+def rollout(teacher: Model, num_steps: int, cfg: DistillConfig, engine: EngineConfig) -> Rollout:
     """The objective of the round to `num_steps`, as the config would have it run."""
     kind = Pipelined if engine.pipeline_teacher else Rollout
-    return kind(teacher, num_steps, cfg.loss_weight, engine)
+    return kind(
+        teacher,
+        num_steps,
+        cfg.loss_weight,
+        engine,
+        first=cfg.first,
+        second=cfg.second,
+        merged=cfg.merged(num_steps),
+        huber_c=cfg.c_of_huber,
+    )

@@ -1,4 +1,4 @@
-"""Progressive distillation: rounds that halve the sampling steps (Algorithm 2)."""
+"""Rounds that merge sampling steps; those that halve them are progressive distillation."""
 
 import copy
 import dataclasses
@@ -140,7 +140,7 @@ def _distill_round(
     steps: int,
     kept: Kept,
 ) -> Model:
-    """One round: the student starts as the teacher and learns its two steps in one.
+    """One round: the student starts as the teacher and learns to take its steps in fewer.
 
     `low` is the teacher in the networks' precision. A first fit has the teacher's steps. `kept` is
     what the last round left for this one, which leaves it for the next if that can take it.
@@ -154,9 +154,10 @@ def _distill_round(
         title = f"{title[:-1]}, the first fit)"
         signal = {}
         student = first_student(run, teacher)
-        objective = Fit(low, steps, cfg.loss_weight)
+        objective = Fit(low, steps, cfg.loss_weight, cfg.c_of_huber)
     else:
-        signal = _signal(run, teacher, low, data, round_, steps)
+        halves = (cfg.first, cfg.second) == ("teacher", "teacher")
+        signal = _signal(run, teacher, low, data, round_, steps) if halves else {}
         # A rounded copy teaches while the original learns; where nothing is rounded, a copy learns.
         student = remove_dropout(copy.deepcopy(teacher) if low is teacher else teacher)
         objective = next_round = _rollout(low, steps, cfg, config.engine, kept)
@@ -181,7 +182,7 @@ def _rollout(
     """The round's objective: that of the last round where it and its teacher are kept."""
     last = kept.engine.objective if kept.engine else None
     if isinstance(last, Rollout) and last.teacher is low:
-        last.rearm(steps)
+        last.rearm(steps, cfg.merged(steps))
         return last
     return rollout(low, steps, cfg, engine)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pdfast.config import formats
 from pdfast.config.formats import Written
-from pdfast.config.schema import Config
+from pdfast.config.schema import Config, DistillConfig
 from pdfast.config.serialization import from_table, to_table
 from pdfast.errors import UsageError
 from pdfast.storage import files
@@ -159,12 +159,13 @@ def differences(
     free: tuple[str, ...] = FREE_KEYS if begun else (*FREE_KEYS, "distill.")
     free += ("data.source",) if by_digest else ()
     old, new = _flat(to_table(before)), _flat(to_table(now))
-    for key in [k for k in {**old, **new} if k.startswith("distill.round_updates")]:
+    for key in [k for k in {**old, **new} if k.startswith("distill.round_")]:
         old.pop(key, None)
         new.pop(key, None)
     for steps in begun:
-        key = f"updates of the {steps}-step round"
-        old[key], new[key] = before.distill.updates_of(steps), now.distill.updates_of(steps)
+        then = _of_round(before.distill, steps)
+        old |= then
+        new |= then | _of_round(now.distill, steps)
     if begun:  # per round above
         del old["distill.updates"], new["distill.updates"]
     return [
@@ -172,6 +173,25 @@ def differences(
         for key, value in old.items()
         if new[key] != value and not key.startswith(free)
     ]
+
+
+def _of_round(distill: DistillConfig, steps: int) -> dict[str, Any]:
+    """What the round to so many steps does, in words; nothing of a round that is not planned.
+
+    Its rate and its average only where they are not those of [distill].
+    """
+    if steps < distill.plan[-1]:
+        return {}
+    cfg, of = distill.loop_of(steps), f"of the {steps}-step round"
+    found: dict[str, Any] = {f"updates {of}": cfg.updates}
+    if steps == distill.start_steps:
+        return found
+    if steps not in distill.plan:
+        return found | {f"steps merged by the {steps}-step round": "which is not planned"}
+    found[f"steps merged by the {steps}-step round"] = distill.merged(steps)
+    found[f"learning rate {of}"] = cfg.lr if cfg.lr != distill.lr else "distill.lr"
+    average = cfg.ema_decay if cfg.ema_decay != distill.ema_decay else "distill.ema_decay"
+    return found | {f"averaging {of}": average}
 
 
 def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:

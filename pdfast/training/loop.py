@@ -106,7 +106,7 @@ class Engine:
         dtype = precision.net_dtype(precision.precision_of(config.precision, model.device))
         self.optimizer = Optimizer(model, cfg, dtype, config.backends.optimizer)
         model.set_checkpoint(cfg.checkpoint)
-        self._phase = torch.tensor([round_, objective.num_steps], device=model.device)
+        self._phase = torch.tensor(_phase_of(objective, round_), device=model.device)
         self.batch, self.source = open_batch(
             config, cfg, data, model, round_, self.optimizer.done, phase=self._phase
         )
@@ -129,7 +129,7 @@ class Engine:
     def restart(self, cfg: LoopConfig, round_: int) -> None:
         """Go on to a phase that this serves, whose student starts as it is now."""
         self.optimizer.restart(cfg)
-        self._phase.copy_(torch.tensor([round_, self.objective.num_steps]))
+        self._phase.copy_(torch.tensor(_phase_of(self.objective, round_)))
         device, into = self.model.device, self.batch.images
         self.source = open_images(self.config, cfg, self.data, device, round_, into=into)
 
@@ -167,6 +167,11 @@ class Engine:
         buffers = [t for net in self.nets for t in net.buffers()]
         given = [t for t in (batch.images, batch.labels, batch.rows) if t is not None]
         return [t.data_ptr() for t in (*self._state(), *weights, *buffers, *given)]
+
+
+def _phase_of(objective: Objective, round_: int) -> list[int]:
+    """What `Batch.phase` holds."""
+    return [round_, objective.num_steps, objective.merged]
 
 
 class Kept:

@@ -31,6 +31,10 @@ class Objective(Protocol):
     num_steps: int
     """Sampling steps N whose times it draws; 0: continuous time."""
 
+    @property
+    def merged(self) -> int:
+        """How many steps each of the N stands for, where the times are theirs; otherwise 0."""
+
     ahead: int
     """How many updates ahead it draws its batches."""
 

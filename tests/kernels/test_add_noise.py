@@ -45,11 +45,13 @@ def noised(images, schedule, update, rows=None, phase=None, **options):
 def told_on_the_device(case):
     """The same case, its round and N in a tensor; those of the options are others."""
     case = dict(case)
-    numbers = case.pop("round_"), case.pop("num_steps")
+    merged = case.pop("merged", 0)
+    numbers = case.pop("round_"), case.pop("num_steps"), merged
     if isinstance(case["schedule"], torch.Tensor):  # of a phase of more steps
         unused = torch.full((4,), math.inf, dtype=torch.float64, device=DEVICE)
         case["schedule"] = torch.cat([case["schedule"], unused])
-    return case | {"round_": 5, "num_steps": 7, "phase": torch.tensor(numbers, device=DEVICE)}
+    options = {"round_": 5, "num_steps": 7, "merged": 11 if merged else 0}
+    return case | options | {"phase": torch.tensor(numbers, device=DEVICE)}
 
 
 def reference(images, schedule, update, rows=None, *, dtype, **options):
@@ -61,6 +63,7 @@ CASE = {
     "shape": st.tuples(st.integers(1, 9), st.sampled_from([1, 3]), SIDES, SIDES),
     "layout": LAYOUTS,
     "num_steps": st.sampled_from([0, 1, 2, 3, 64, 8192]),
+    "merged": st.sampled_from([0, 0, 0, 1, 2, 3, 64]),
     "seed": st.sampled_from([0, 1, 2**31, 2**32 - 1]),
     "round_": st.sampled_from([0, 1, 13]),
     "update": st.sampled_from([0, 1, 49_999, 2**32 - 1, 2**32, 2**40 + 3]),
@@ -94,9 +97,9 @@ def data(shape, layout, draw, levels=torch.uint8):
     )
 
 
-def angles_of(num_steps):
+def angles_of(num_steps, merged=2):
     """Those of a schedule that is no straight line."""
-    u = torch.linspace(0, 1, 2 * num_steps + 1, dtype=torch.float64, device=DEVICE)
+    u = torch.linspace(0, 1, merged * num_steps + 1, dtype=torch.float64, device=DEVICE)
     return 1.57 * u.square()
 
 
@@ -110,6 +113,7 @@ def check(
     levels=torch.uint8,
     some=False,
     phase=False,
+    merged=0,
     **case,
 ):
     """`some`: every other image alone may be drawn. `phase`: the round and N are told on the
@@ -118,24 +122,26 @@ def check(
     pixels = data(shape, layout, draw, levels)
     case["rows"] = torch.arange(0, len(pixels), 2, device=DEVICE) if some else None
     table = table and num_steps > 0
-    case["schedule"] = angles_of(num_steps) if table else (SCHEDULE.a, SCHEDULE.b)
-    case["num_steps"] = num_steps
+    merged = merged if num_steps else 0
+    case["schedule"] = angles_of(num_steps, merged or 2) if table else (SCHEDULE.a, SCHEDULE.b)
+    case |= {"num_steps": num_steps, "merged": merged}
     on_device = phase and num_steps > 0
     got = noised(pixels, net_dtype=dtype, **(told_on_the_device(case) if on_device else case))
     case["update"] = torch.tensor([case["update"]], device=DEVICE)
-    exact, phi_t, phi_mid, is_last_step, chosen, spare, y_exact = reference(
+    exact, phi_t, phi_mid, is_last_step, chosen, spare, y_exact, phi_next = reference(
         pixels, dtype=torch.float64, **case
     )
-    eager, *_, y = reference(pixels, dtype=torch.float32, **case)
+    eager, *_, y, _ = reference(pixels, dtype=torch.float32, **case)
     assert torch.equal(got.chosen, chosen)
     assert not some or (chosen % 2 == 0).all()
     assert torch.equal(got.is_last_step, is_last_step)
     assert torch.equal(got.spare, spare)
     assert torch.equal(got.phi_t, phi_t)
     assert torch.equal(got.phi_mid, phi_mid)
+    assert got.phi_next is phi_next is None or torch.equal(got.phi_next, phi_next)
     x, eps = (
         reference(pixels, dtype=torch.float64, **(case | {"parameterization": parameterization}))[
-            -1
+            -2
         ].abs()
         for parameterization in ("x", "eps")
     )
@@ -183,6 +189,31 @@ def test_angles_have_one_value_for_any_number_of_steps(num_steps):
     assert torch.equal(got.phi_mid, phi_mid)
 
 
+@pytest.mark.parametrize("table", [False, True])
+@pytest.mark.parametrize(("num_steps", "merged"), [(4, 16), (1, 8), (5, 3), (3, 1), (8, 2)])
+def test_merged_steps_end_where_the_students_do(num_steps, merged, table):
+    """t is each of the rN times alike, the middle a step below, the end the segment's."""
+    fine = num_steps * merged
+    schedule = angles_of(num_steps, merged) if table else (SCHEDULE.a, SCHEDULE.b)
+    u = torch.linspace(0, 1, fine + 1, dtype=torch.float64, device=DEVICE)
+    times = schedule if table else SCHEDULE.a * u + SCHEDULE.b
+    pixels = torch.zeros(1, 1, 1, 1, dtype=torch.uint8, device=DEVICE)
+    draw = {"seed": 3, "round_": 1, "num": 64 * fine, "num_steps": num_steps, "merged": merged}
+    got = noised(pixels, schedule, 5, **draw)
+    k = (times[None] - got.phi_t[:, None]).abs().argmin(1) - 1
+    counts = torch.bincount(k, minlength=fine)
+    assert len(counts) == fine
+    assert (counts - 64).abs().max() < 6 * 64**0.5
+    i = k // merged
+    close = {"rtol": 0, "atol": 1e-15}
+    torch.testing.assert_close(got.phi_t, times[k + 1], **close)
+    torch.testing.assert_close(got.phi_next, times[i * merged], **close)
+    torch.testing.assert_close(got.phi_mid[k % merged > 0], times[k[k % merged > 0]], **close)
+    alone = k % merged == 0
+    assert torch.equal(got.phi_mid == got.phi_t, alone)
+    assert torch.equal(got.is_last_step, i == 0)
+
+
 def test_the_spare_number_is_uniform_and_of_its_own_bits():
     """It tells nothing of the image, of its being mirrored, of its time."""
     num = 4096
@@ -198,7 +229,7 @@ def test_the_spare_number_is_uniform_and_of_its_own_bits():
     }
     schedule, update = (SCHEDULE.a, SCHEDULE.b), torch.tensor([11])
     for steps in (64, 0):
-        _, phi_t, _, _, chosen, spare, x = reference(
+        _, phi_t, _, _, chosen, spare, x, _ = reference(
             images, schedule, update, num_steps=steps, **draw
         )
         assert 0 < spare.min() < spare.max() < 1
@@ -363,7 +394,7 @@ def test_registered(dtype, parameterization, population, some, by):
     images = ARGS["images"][: 4 if population else None]
     opcheck(add_noise_op, (images, SCHEDULE.a, SCHEDULE.b, None, *draws))
     opcheck(add_noise_op, (images.float(), 0.0, 0.0, angles_of(64), *draws))
-    phase = torch.tensor([3, 64], device=DEVICE)
+    phase = torch.tensor([3, 64, 0], device=DEVICE)
     opcheck(add_noise_op, (images, SCHEDULE.a, SCHEDULE.b, None, *draws, phase))
 
 
@@ -372,7 +403,7 @@ def test_registered(dtype, parameterization, population, some, by):
 @pytest.mark.parametrize("by", [0, 5])
 def test_one_launch_serves_every_round(dtype, table, by):
     """What is told on the device gives the bits of the same numbers in the options."""
-    phase = torch.zeros(2, dtype=torch.int64, device=DEVICE)
+    phase = torch.zeros(3, dtype=torch.int64, device=DEVICE)
     for round_, num_steps in ((1, 64), (2, 32), (13, 1), (2**24 - 1, 3)):
         schedule = angles_of(num_steps) if table else ARGS["schedule"]
         case = ARGS | {"schedule": schedule, "net_dtype": dtype, "shuffled_by": by}
@@ -421,10 +452,13 @@ def test_one_launch_serves_every_round(dtype, table, by):
         ({"population": 100}, "with a population, images must be the 4 drawn, not 9"),
         ({"phase": [1, 64]}, "phase must be a tensor, not list"),
         ({"phase": torch.ones(2, device=DEVICE)}, "phase must be int64, not float32"),
-        ({"phase": torch.ones(1, dtype=torch.int64, device=DEVICE)}, r"phase must have shape \(2,"),
-        ({"phase": torch.ones(2, dtype=torch.int64, device="meta")}, "phase must be on"),
+        ({"phase": torch.ones(1, dtype=torch.int64, device=DEVICE)}, r"phase must have shape \(3,"),
+        ({"merged": -1}, "merged must be in 0 .. 33554431, not -1"),
+        ({"merged": 2, "num_steps": 0}, "merged must be in 0 .. 0, not 2"),
+        ({"schedule": angles_of(64), "merged": 3}, r"schedule must have shape \(193,\), not"),
+        ({"phase": torch.ones(3, dtype=torch.int64, device="meta")}, "phase must be on"),
         (
-            {"phase": torch.ones(2, dtype=torch.int64, device=DEVICE), "num_steps": 0},
+            {"phase": torch.ones(3, dtype=torch.int64, device=DEVICE), "num_steps": 0},
             "num_steps must be at least 1 where a phase is given",
         ),
     ],
@@ -448,6 +482,7 @@ def launch(
     levels="u8",
     some=False,
     told=False,
+    merged=0,
     shape=(5, 3, 32, 32),
     **draws,
 ):
@@ -464,20 +499,21 @@ def launch(
     if gathered:
         images = images[draw_indices(NoiseOptions(**draws), update, rows)]
     n = 0 if times == "continuous" else 6
-    table = torch.linspace(0.1, 1.5, 2 * n + 1, dtype=torch.float64).square().to(device)
+    table = torch.linspace(0.1, 1.5, (merged or 2) * n + 1, dtype=torch.float64).square().to(device)
     return add_noise(
         images.contiguous(memory_format=torch.channels_last).to(device),
         table if times == "table" else (1.57, 4.5e-5),
         update,
         NoiseOptions(
             num_steps=n,
+            merged=merged,
             flip=flip,
             parameterization=parameterization,
             net_dtype=TYPES[dtype],
             **draws,
         ),
         None if rows is None else rows.to(device),
-        torch.tensor([draws["round_"], n]).to(device) if told else None,
+        torch.tensor([draws["round_"], n, merged]).to(device) if told else None,
     )
 
 
@@ -503,6 +539,10 @@ def launch_cases():
         options.append({"shuffled_by": 6, "some": True, "gathered": gathered})
     options += [{"told": True, "times": times} for times in ("discrete", "table")]
     options.append({"told": True, "shuffled_by": 6, "some": True})
+    options += [
+        {"merged": merged, "told": told, "times": times}
+        for merged, told, times in itertools.product((1, 16), (False, True), ("discrete", "table"))
+    ]
     # Batches of one image, of this process's, of very many.
     options += [{"shuffled_by": by} for by in (1, 3, 2**31 + 5)]
     options += [{"shape": (5, *shape[1:]), "parameterization": "v"} for shape in (SMALL, ODD, ONE)]
@@ -540,7 +580,14 @@ def machine_code():
     for arch in ARCHS:
         others = [{"some": True, "gathered": gathered} for gathered in (False, True)]
         told = [{"told": True, "times": times} for times in ("discrete", "table")]
-        for options in (*others, *told, {"shuffled_by": 6}, {"shuffled_by": 6, "told": True}):
+        merged = [options | {"merged": 16} for options in ({}, *told)]
+        for options in (
+            *others,
+            *told,
+            *merged,
+            {"shuffled_by": 6},
+            {"shuffled_by": 6, "told": True},
+        ):
             yield Code("add_noise", arch, 0, (4 + 2) * BLOCK, launch, options)
 
 
@@ -550,6 +597,7 @@ def shared_code():
     yield launch, [{"first": 0}, {"first": 1}, {"first": 16}, {"first": 17}]
     yield launch, [{"shape": (n, 3, 32, 32)} for n in (3, 16, 17)]
     yield launch, [{"shuffled_by": n} for n in (1, 3, 16, 128)]
+    yield launch, [{"merged": n} for n in (1, 2, 16)]
 
 
 def traffic():
@@ -569,7 +617,8 @@ def traffic():
     programs = len(pixels) * -(-pixels[0].numel() // BLOCK)
 
     def run():
-        return [(pixels, 1, 0), (update, programs, 0), *((t, 0, 1) for t in add_noise(*args))]
+        made = [(t, 0, 1) for t in add_noise(*args) if t is not None]
+        return [(pixels, 1, 0), (update, programs, 0), *made]
 
     def eager():
         z_t, *_ = add_noise_reference(*args, dtype=torch.float32)

@@ -345,8 +345,8 @@ def test_a_signal_while_sampling_ends_the_report(straight, tmp_path, monkeypatch
 def test_the_types_of_arguments_are_checked_before_anything_is_made(tiny, straight, tmp_path):
     out = tmp_path / "run"
     for arguments, message in (
-        ({"rounds": 2.0}, "distill.rounds must be a whole number, not 2.0"),
-        ({"rounds": "2"}, "distill.rounds must be a whole number, not '2'"),
+        ({"rounds": 2.0}, "distill.rounds must be a whole number or a string, not 2.0"),
+        ({"rounds": "2"}, r"must be a number of halvings, or the steps of each .*, not '2'"),
         ({"out": 3}, "out 3 is no path"),
         ({"out": "a\0b"}, "is no path"),
     ):
