@@ -223,13 +223,9 @@ class DistillConfig(LoopConfig):
             check(len(pairs) == len(dict(pairs)), f"distill.{name} names a round twice")
             for steps, _ in pairs:
                 check(
-                    steps in self.plan
-                    or (
-                        isinstance(self.rounds, int)
-                        and any(steps == self.start_steps >> r for r in range(1, 64))
-                    ),
+                    self._could_have(steps),
                     f"distill.{name} names {steps} steps, which no round from {self.start_steps} "
-                    + ("reaches by halving" if isinstance(self.rounds, int) else "has"),
+                    + ("reaches by halving" if isinstance(self.rounds, int) else "can have"),
                 )
         for steps, updates in self.round_updates:
             check(
@@ -300,6 +296,12 @@ class DistillConfig(LoopConfig):
                 f"{steps}, and distill.second teacher only two: halve, or set distill.second "
                 "student",
             )
+
+    def _could_have(self, steps: int) -> bool:
+        """Whether a round of some plan has so many steps: a table may serve several plans."""
+        if isinstance(self.rounds, int):
+            return any(steps == self.start_steps >> r for r in range(1, 64))
+        return 1 <= steps < self.start_steps and self.start_steps % steps == 0
 
     @property
     def plan(self) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from pdfast.config.schema import (
     dump_config,
     load_config,
 )
-from pdfast.config.serialization import MAX_TOML, from_table
+from pdfast.config.serialization import MAX_TOML, from_table, to_table
 from pdfast.errors import UsageError
 from pdfast.models.model import Model
 
@@ -68,6 +68,31 @@ def test_rounds_halve_exactly_and_the_last_two_get_double():
     assert [distill.updates_of(n) for n in (8, 4, 2, 1)] == [10, 7, 20, 20]
 
 
+def test_a_plan_names_the_steps_of_each_student():
+    plan = {"start_steps": 256, "second": "student"}
+    for rounds in ("64,16,4,2,1", "256, 64,16,4,2,1"):
+        distill = DistillConfig(rounds=rounds, **plan)
+        assert distill.plan == (64, 16, 4, 2, 1)
+        assert [distill.steps_after(r) for r in range(1, 6)] == [64, 16, 4, 2, 1]
+        assert [distill.merged(n) for n in distill.plan] == [4, 4, 4, 2, 2]
+    assert DistillConfig(rounds="256,1", **plan).plan == (1,)
+    halving = DistillConfig(start_steps=16, rounds="8,4,2")
+    assert halving.plan == DistillConfig(start_steps=16, rounds=3).plan
+    fitted = DistillConfig(rounds="64,16", fit_updates=5, **plan)
+    assert [fitted.steps_after(r) for r in range(1, fitted.num_rounds + 1)] == [256, 64, 16]
+
+
+def test_rounds_have_rates_and_averages_of_their_own():
+    own = {"round_lr": ((8, 1e-3),), "round_ema_decay": ((4, 0.9),), "round_updates": ((8, 7),)}
+    distill = DistillConfig(start_steps=16, rounds=2, lr=1e-4, ema_decay=0.5, **own)
+    first, last = distill.loop_of(8), distill.loop_of(4)
+    assert (first.lr, first.ema_decay, first.updates) == (1e-3, 0.5, 7)
+    assert (last.lr, last.ema_decay, last.updates) == (1e-4, 0.9, distill.updates)
+    table = to_table(distill)
+    assert table["round_lr"] == {"8": 1e-3}
+    assert from_table(DistillConfig, table, "distill.") == distill
+
+
 LINEAR = {"schedule": "linear", "timesteps": 9, "betas": [0.1, 0.2]}
 
 
@@ -116,6 +141,37 @@ LINEAR = {"schedule": "linear", "timesteps": 9, "betas": [0.1, 0.2]}
         ({"distill": {"round_updates": {"5": 1}}}, "names 5 steps, which no round"),
         ({"distill": {"round_updates": {"a": 1}}}, "whole numbers as keys"),
         ({"distill": {"loss_weight": "snr", "rounds": 13}}, "snr weight is 2e-9"),
+        ({"distill": {"rounds": "8192"}}, "must be a number of halvings, or the steps of each"),
+        ({"distill": {"rounds": "4096,x"}}, "must be a number of halvings, or the steps of each"),
+        ({"distill": {"rounds": "4096;2048"}}, "must be a number of halvings, or the steps of"),
+        ({"distill": {"rounds": 1.5}}, "distill.rounds must be a whole number or a string"),
+        ({"distill": {"rounds": True}}, "distill.rounds must be a whole number or a string"),
+        ({"distill": {"rounds": "4096,3"}}, "cannot take 4096 steps to 3: each number must divide"),
+        ({"distill": {"rounds": "4096,4096"}}, "cannot take 4096 steps to 4096"),
+        ({"distill": {"rounds": "4096,0"}}, "cannot take 4096 steps to 0"),
+        ({"distill": {"rounds": ",".join(["1"] * 30)}}, "the steps of 1 to 20 students"),
+        ({"distill": {"rounds": "64,16"}}, "merges 128 steps in one from 8192 to 64, and"),
+        (
+            {"distill": {"rounds": "64,16", "second": "student", "round_updates": {"33": 1}}},
+            "distill.round_updates names 33 steps, which no round from 8192 can have",
+        ),
+        ({"distill": {"round_lr": {"4": -1.0}}}, "round_lr for 4 steps must be 0 or more"),
+        ({"distill": {"round_ema_decay": {"4": 1.0}}}, "for 4 steps must be in [0, 1)"),
+        ({"distill": {"ema_decays": [0.9, 0.9]}}, "must be at most 4 different decays in (0, 1)"),
+        ({"distill": {"ema_decays": [0.9], "ema_decay": 0.9}}, "are both set: list all averages"),
+        ({"distill": {"huber_c": 0.0}}, "distill.huber_c must be above 0"),
+        (
+            {"distill": {"second": "student"}, "engine": {"pipeline_teacher": True}},
+            "set engine.pipeline_teacher to false",
+        ),
+        (
+            {"distill": {"first": "data"}, "engine": {"pipeline_teacher": True}},
+            "set engine.pipeline_teacher to false",
+        ),
+        (
+            {"distill": {"first": "data"}, "model": {"guidance": [0.0, 4.0], "num_classes": 3}},
+            "distill.first data follows the data, which know no guidance weight",
+        ),
         ({"eval": {"steps": [0]}}, "eval.steps must all be at least 1"),
         ({"seed": -1}, "seed must be in 0 .."),
         ({"name": "a/b"}, "name must be a plain folder name"),

@@ -126,14 +126,16 @@ EVERYTHING = {
     "data": {"order": "epochs", "horizontal_flip": True},
 }
 SEVERAL = {"distill": {"accumulate": 2, "checkpoint": True, "round_updates": ((4, 9),)}}
+PLAN = {"rounds": "8,2,1", "second": "student"}
 CASES = {
     "plain": {},
+    "plan": {"model": BETAS, "distill": PLAN},
     "everything": EVERYTHING,
     "betas": {"model": BETAS},
     "accumulate": SEVERAL,
     "independent": {"precision": "bf16", "data": {"order": "independent"}},
 }
-FAST = ("plain", "everything")
+FAST = ("plain", "everything", "plan")
 
 
 def case_of(tiny, **tables):
@@ -296,19 +298,25 @@ def test_an_optimizer_restarts_as_a_new_one(tiny, dtype, decay):
         assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize("kind", [Rollout, Pipelined])
+def of_students(teacher, num_steps, *rest):
+    """A round whose second steps are the student's; fewer steps are merged where N is smaller."""
+    merged = 4 if num_steps == STEPS else 3
+    return Rollout(teacher, num_steps, *rest, second="student", merged=merged)
+
+
+@pytest.mark.parametrize("kind", [Rollout, Pipelined, of_students])
 @pytest.mark.parametrize("net", [{}, BETAS])
 def test_an_objective_goes_on_as_a_new_one(tiny, kind, net):
     """Also on a fixed batch, which has its numbers from the host."""
     config = changed(tiny, model=net)
     teacher, student = (random_model(config.model, seed, torch.float32) for seed in (0, 1))
     went_on, begun = (kind(teacher, n, "snr_trunc", EngineConfig()) for n in (STEPS, STEPS // 4))
-    phase = torch.tensor([1, STEPS])
+    phase = torch.tensor([1, STEPS, went_on.merged])
     batch, _ = open_batch(config, config.distill, digits(), student, 1, phase=phase)
     went_on.begin(batch)
     places = [t.data_ptr() for t in went_on.carried]
-    went_on.rearm(STEPS // 4)
-    phase.copy_(torch.tensor([2, STEPS // 4]))
+    went_on.rearm(STEPS // 4, 3 if kind is of_students else 2)
+    phase.copy_(torch.tensor([2, STEPS // 4, went_on.merged]))
     plain, _ = open_batch(config, config.distill, digits(), student, 2)
     fixed, _ = open_batch(config, config.distill, digits(), student, 2, fixed=True)
     for ours, theirs in ((batch, plain), (fixed, fixed)):

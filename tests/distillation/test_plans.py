@@ -1,0 +1,73 @@
+"""Runs by a plan: rounds of any ratio, resumed, and a plan that is not the one begun with."""
+
+import dataclasses
+
+import pytest
+import torch
+from engine_cases import changed
+
+import pdfast
+from pdfast.errors import UsageError
+
+PLANS = {
+    "tract": {"rounds": "4,1", "second": "student"},
+    "training": {"rounds": "8,4,1", "first": "data", "second": "student"},
+    "data": {"rounds": 2, "first": "data"},
+    "huber": {"rounds": 2, "loss": "huber", "huber_c": 0.1, "round_lr": ((2, 3e-3),)},
+}
+
+
+def run(config, out):
+    return pdfast.distill(config, out=out, quiet=True)
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_a_plan_is_run_and_extended_to_the_same_bits(tiny, tmp_path, name):
+    """One round fewer first, then the whole plan."""
+    config = changed(tiny, distill=PLANS[name])
+    student = run(config, tmp_path / "whole")
+    steps = list(config.distill.plan)
+    assert student.steps == steps[-1]
+    made = sorted(p.name for p in (tmp_path / "whole").glob("round-*-steps-*[0-9]"))
+    assert made == [f"round-{k + 1:02d}-steps-{n:04d}" for k, n in enumerate(steps)]
+    rounds = config.distill.rounds
+    shorter = rounds - 1 if isinstance(rounds, int) else "8," + ",".join(map(str, steps[:-1]))
+    run(changed(config, distill={"rounds": shorter}), tmp_path / "parts")
+    again = run(config, tmp_path / "parts")
+    assert all(torch.equal(again.weights()[k], t) for k, t in student.weights().items())
+    plain = run(tiny, tmp_path / "plain")
+    assert not all(torch.equal(plain.weights()[k], t) for k, t in student.weights().items())
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "message"),
+    [
+        (
+            {"rounds": "4,1"},
+            {"rounds": "2,1"},
+            r"by the 4-step round 2 \(now 'which is not planned'",
+        ),
+        ({"rounds": "4,2"}, {"rounds": "2"}, "must be a number of halvings"),
+        ({"rounds": "4,1"}, {"second": "teacher"}, "merges 4 steps in one"),
+        ({"rounds": "2,1"}, {"rounds": "4,2,1"}, r"merged by the 2-step round 4 \(now 2\)"),
+        ({"rounds": "4,1"}, {"round_lr": ((4, 1e-4),)}, "learning rate of the 4-step round"),
+        ({"rounds": "4,1"}, {"round_ema_decay": ((1, 0.5),)}, "averaging of the 1-step round"),
+        ({"rounds": "4,1"}, {"loss": "huber"}, r"distill.loss 'l2' \(now 'huber'\)"),
+        ({"rounds": "4,1"}, {"first": "data"}, r"distill.first 'teacher' \(now 'data'\)"),
+    ],
+)
+def test_a_run_goes_on_by_its_own_plan_alone(tiny, tmp_path, then, now, message):
+    begun = changed(tiny, distill={"second": "student", "updates": 1} | then)
+    run(begun, tmp_path / "run")
+    with pytest.raises(UsageError, match=message):
+        run(changed(begun, distill=now), tmp_path / "run")
+
+
+def test_the_second_step_is_the_students_own(tiny, tmp_path):
+    """Of two rounds that halve, by the teacher's or the student's second step."""
+    found = []
+    for second in ("teacher", "student"):
+        config = changed(tiny, distill={"rounds": 1, "second": second})
+        found.append(run(config, tmp_path / second).weights())
+    assert any(not torch.equal(t, found[1][k]) for k, t in found[0].items())
+    assert dataclasses.replace(tiny.distill).second == "teacher"
