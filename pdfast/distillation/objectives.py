@@ -53,6 +53,7 @@ class DataObjective:
 
     num_steps = 0
     ahead = 0
+    evaluations = 0
     carried: Sequence[Tensor] = ()
     teacher: Model | None = None
 
@@ -79,6 +80,7 @@ class Rollout:
     """The objective of one round: predict in one step where the teacher's two steps lead."""
 
     ahead = 0
+    evaluations = 2
     carried: Sequence[Tensor] = ()
 
     def __init__(
@@ -194,8 +196,12 @@ class Fit:
     ahead = 0
     carried: Sequence[Tensor] = ()
 
-    def __init__(self, teacher: Model, num_steps: int, weight: LossWeight) -> None:
+    def __init__(
+        self, teacher: Model, num_steps: int, weight: LossWeight, guides: bool = False
+    ) -> None:
+        """`guides`: the teacher is evaluated with the class and without, for a guided student."""
         self.teacher, self.num_steps, self.weight = teacher, num_steps, weight
+        self.evaluations = 2 if guides else 1
         self._grid = teacher.schedule.grid(num_steps, teacher.device)
 
     def begin(self, batch: Batch) -> None:

@@ -27,12 +27,22 @@ class View(NamedTuple):
     """What to say of each."""
 
 
+class Picture(NamedTuple):
+    """A plot beside the text."""
+
+    file: str
+    """Its name in the folder of the report."""
+    alt: str
+    png: bytes
+
+
 class Section(NamedTuple):
-    """A table, or a note that there is none, under a heading."""
+    """A table or a plot, and a note, under a heading."""
 
     heading: str
     table: Table | None
     note: str
+    picture: Picture | None = None
 
 
 PAGE = Template("""\
@@ -57,6 +67,7 @@ figure img { width: 100%; background: #fff; }
 figcaption { min-height: 3em; }
 .slider { display: flex; gap: 1rem; align-items: center; margin: 1rem 0; }
 .slider input { flex: 1; } .slider output { min-width: 6rem; font-weight: 600; }
+.note { font-size: .85rem; }
 .curve { width: 100%; max-width: 40rem; }
 pre { overflow-x: auto; background: var(--soft); padding: 1rem; font-size: .85rem; }
 </style>
@@ -65,11 +76,12 @@ pre { overflow-x: auto; background: var(--soft); padding: 1rem; font-size: .85re
 $samples
 <h2>Distance against sampling steps</h2>
 <div class="scroll">$distances</div>
+$legend
 <p><img class="curve" alt="distance against sampling steps" src="$curve"></p>
 $more
 <h2>Rounds</h2>
 <div class="scroll">$rounds</div>
-<p>$note</p>
+<p class="note">$note</p>
 <h2>How it was made</h2>
 <div class="scroll">$versions</div>
 <details><summary>The resolved config</summary><pre>$config</pre></details>
@@ -123,10 +135,12 @@ def page(
     note: str,
     versions: Mapping[str, str],
     config: str,
+    legend: str = "",
 ) -> str:
     """The page; `first` is the number of steps that it opens at, `curve` a PNG. Texts are escaped.
 
-    The first cell of each row of `distances` is its number of steps.
+    The first cell of each row of `distances` is its number of steps; `legend` says what its columns
+    are.
     """
     shown = [v for v in views if v.teacher or v.student]
     return PAGE.substitute(
@@ -134,8 +148,9 @@ def page(
         summary=html.escape(summary),
         samples=_samples(shown, first) if shown else "",
         distances=_table(distances, marked=True),
-        curve=_address(curve),
-        more="\n".join(_section(section) for section in more),
+        legend=note_of(legend),
+        curve=address(curve),
+        more="\n".join(section_of(section) for section in more),
         rounds=_table(rounds),
         note=html.escape(note),
         versions=_table((("what", "version"), list(versions.items()))),
@@ -143,13 +158,20 @@ def page(
     )
 
 
-def _section(section: Section) -> str:
+def section_of(section: Section) -> str:
+    """A section of a page."""
     parts = [f"<h2>{html.escape(section.heading)}</h2>"]
     if section.table:
         parts.append(f'<div class="scroll">{_table(section.table)}</div>')
-    if section.note:
-        parts.append(f"<p>{html.escape(section.note)}</p>")
-    return "\n".join(parts)
+    if section.picture:
+        alt, source = html.escape(section.picture.alt), address(section.picture.png)
+        parts.append(f'<p><img class="curve" alt="{alt}" src="{source}"></p>')
+    return "\n".join([*parts, note_of(section.note)]).rstrip()
+
+
+def note_of(text: str) -> str:
+    """A note under a table; empty for none."""
+    return f'<p class="note">{html.escape(text)}</p>' if text else ""
 
 
 def _samples(views: Sequence[View], first: int) -> str:
@@ -177,10 +199,11 @@ def _png(picture: Image.Image | None) -> str:
         return ""
     file = io.BytesIO()
     picture.save(file, "PNG")
-    return _address(file.getvalue())
+    return address(file.getvalue())
 
 
-def _address(png: bytes) -> str:
+def address(png: bytes) -> str:
+    """A PNG as an address that holds it."""
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
