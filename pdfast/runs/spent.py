@@ -24,7 +24,7 @@ class Spent:
         if self.evaluations is not None and later.evaluations is not None:
             evaluations = self.evaluations + later.evaluations
         if self.seconds is not None and later.seconds is not None:
-            seconds = self.seconds + later.seconds
+            seconds = round(self.seconds + later.seconds, 1)  # as the metrics have it
         return Spent(evaluations, seconds)
 
 

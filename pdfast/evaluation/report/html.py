@@ -36,6 +36,13 @@ class Picture(NamedTuple):
     png: bytes
 
 
+class Figure(NamedTuple):
+    """A picture beside others."""
+
+    caption: str
+    picture: Picture
+
+
 class Section(NamedTuple):
     """A table or a plot, and a note, under a heading."""
 
@@ -45,13 +52,7 @@ class Section(NamedTuple):
     picture: Picture | None = None
 
 
-PAGE = Template("""\
-<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
-<style>
+STYLE = """\
 :root { color-scheme: light dark; --line: #8884; --soft: #8884; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.5rem; }
@@ -70,7 +71,15 @@ figcaption { min-height: 3em; }
 .note { font-size: .85rem; }
 .curve { width: 100%; max-width: 40rem; }
 pre { overflow-x: auto; background: var(--soft); padding: 1rem; font-size: .85rem; }
-</style>
+"""
+PAGE = Template("""\
+<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<style>
+$style</style>
 <h1>$title</h1>
 <p>$summary</p>
 $samples
@@ -85,6 +94,19 @@ $more
 <h2>How it was made</h2>
 <div class="scroll">$versions</div>
 <details><summary>The resolved config</summary><pre>$config</pre></details>
+</html>
+""")
+
+PLAIN = Template("""\
+<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<style>
+$style</style>
+<h1>$title</h1>
+$body
 </html>
 """)
 
@@ -144,6 +166,7 @@ def page(
     """
     shown = [v for v in views if v.teacher or v.student]
     return PAGE.substitute(
+        style=STYLE,
         title=html.escape(title),
         summary=html.escape(summary),
         samples=_samples(shown, first) if shown else "",
@@ -156,6 +179,27 @@ def page(
         versions=_table((("what", "version"), list(versions.items()))),
         config=html.escape(config),
     )
+
+
+def plain_page(
+    title: str,
+    warning: str,
+    sections: Sequence[Section],
+    pictures: Sequence[Figure],
+    last: Sequence[Section],
+) -> str:
+    """A page without a script: sections, pictures beside each other, and sections below them."""
+    parts = [f"<p><strong>{html.escape(warning)}</strong></p>"] if warning else []
+    parts += map(section_of, sections)
+    if pictures:
+        figures = "\n".join(
+            f"<figure><figcaption>{html.escape(caption)}</figcaption>"
+            f'<img alt="{html.escape(of.alt)}" src="{address(of.png)}"></figure>'
+            for caption, of in pictures
+        )
+        parts.append(f'<h2>Samples</h2>\n<div class="pair">\n{figures}\n</div>')
+    parts += map(section_of, last)
+    return PLAIN.substitute(title=html.escape(title), style=STYLE, body="\n".join(parts))
 
 
 def section_of(section: Section) -> str:

@@ -57,7 +57,7 @@ def _draw(axes: Axes, panel: Panel) -> None:
         color = f"C{number % 10}"
         axes.plot(x, y, marker=marker, linestyle=style, color=color, label=line.name)
         for at, distance, steps in line.points:
-            below = _is_below(line, at, distance, shown)
+            below = _is_below(number, at, distance, shown)
             axes.annotate(
                 str(steps),
                 (at, distance),
@@ -68,7 +68,7 @@ def _draw(axes: Axes, panel: Panel) -> None:
                 fontsize=8,
                 color=color,
             )
-    for (name, level), style in zip(panel.levels, (":", "--"), strict=False):
+    for (name, level), style in zip(reversed(panel.levels), ("--", ":"), strict=False):
         axes.axhline(level, color="grey", linestyle=style, label=name)
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -87,10 +87,12 @@ def _draw(axes: Axes, panel: Panel) -> None:
     axes.legend(fontsize=8)
 
 
-def _is_below(line: Line, at: int, distance: float, shown: Sequence[Line]) -> bool:
-    """Whether another line has a point near this one's evaluations, and above it."""
+def _is_below(number: int, at: int, distance: float, shown: Sequence[Line]) -> bool:
+    """Whether another line has a point near this one's evaluations, and above it; of two that are
+    one, whether it is the earlier line's.
+    """
     return any(
-        other is not line and max(x, at) < NEAR * min(x, at) and y > distance
-        for other in shown
-        for x, y, _ in other.points
+        other != number and max(x, at) < NEAR * min(x, at) and (y, number) > (distance, other)
+        for other, line in enumerate(shown)
+        for x, y, _ in line.points
     )
