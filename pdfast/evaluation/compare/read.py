@@ -1,5 +1,6 @@
 """What is compared: the reports and metrics of runs, and what `pdfast eval` wrote of one model."""
 
+import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -121,12 +122,15 @@ def _of_run(place: Path, name: str) -> Compared:
 
 def _table(path: Path, curves: Sequence[str]) -> dict[str, Any]:
     """A report's JSON."""
-    table = files.read_json(path)
     kinds = NEEDED | dict.fromkeys(curves, dict)
-    whole = all(isinstance(table.get(key), kind) for key, kind in kinds.items())
-    if not whole or not all(_is_curve(table[key]) for key in curves):
-        raise UsageError(f"{path} is no report of this version: pdfast eval writes it again")
-    return table
+    with contextlib.suppress(files.Damaged):
+        table = files.read_json(path)
+        whole = all(isinstance(table.get(key), kind) for key, kind in kinds.items())
+        if whole and all(_is_curve(table[key]) for key in curves):
+            return table
+    raise UsageError(
+        f"{path} is damaged, or no report that this version reads: pdfast eval writes it again"
+    )
 
 
 def _is_curve(table: dict[str, Any]) -> bool:

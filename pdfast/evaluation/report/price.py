@@ -89,7 +89,7 @@ def _draw(axes: Axes, panel: Panel) -> None:
 
 def _is_below(number: int, at: int, distance: float, shown: Sequence[Line]) -> bool:
     """Whether another line has a point near this one's evaluations, and above it; of two that are
-    one, whether it is the earlier line's.
+    one, whether this is the later line's.
     """
     return any(
         other != number and max(x, at) < NEAR * min(x, at) and (y, number) > (distance, other)
