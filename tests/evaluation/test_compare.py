@@ -6,6 +6,7 @@ import shutil
 import pytest
 from html_cases import Checked
 from PIL import Image
+from run_cases import run
 
 import pdfast
 from pdfast.errors import UsageError
@@ -80,8 +81,8 @@ def test_two_runs_side_by_side(straight, tmp_path, capsys):
     assert table["runs"][0]["student"] == report["student"]
     assert table["runs"][0]["student_spent"]["2"]["evaluations"] == took["2"]
     out = tmp_path / "out"
-    for k, run in enumerate((straight, other), 1):
-        picture = (run / "samples" / "compare.png").read_bytes()
+    for k, folder in enumerate((straight, other), 1):
+        picture = (folder / "samples" / "compare.png").read_bytes()
         assert (out / f"samples-{k}.png").read_bytes() == picture
     assert Image.open(out / "compare.png").size > (100, 100)
     assert page.count("<img") == 3  # the plot, and the samples of both
@@ -179,3 +180,12 @@ def test_nothing_of_others_is_replaced(straight, tmp_path):
     (out / "compare.md").write_text("mine")
     with pytest.raises(UsageError, match=r"compare\.md is damaged.* is not replaced"):
         pdfast.compare(runs, out, quiet=True)
+
+
+def test_the_command(straight, tmp_path, capsys, monkeypatch, handlers):
+    other = altered(straight, tmp_path / "other")
+    monkeypatch.chdir(tmp_path)
+    code, output, errors = run(capsys, "compare", straight, other)
+    assert (code, errors) == (0, "")
+    assert " ".join(output.split()) == "compared: compare/compare.html, compare/compare.md"
+    assert (tmp_path / "compare" / "compare.json").is_file()
