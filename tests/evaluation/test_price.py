@@ -165,16 +165,18 @@ def labels(figure: Figure):
 
 def test_every_point_is_labelled_with_its_steps():
     """Inside the axes, and of two lines whose points are one, each beside its own."""
-    quick = Line("quick", [(10**k, 2.0**k, 64 >> k) for k in range(3, 7)])
-    final = Line("report", [(10**k, 2.0**k, 64 >> k) for k in range(5, 7)], joined=False)
+    # Six rounds of 40 updates, as of the digits, which lie side by side, and longer ones.
+    rounds = [(12_800 * k, 0.6, 8192 >> k) for k in range(1, 7)]
+    rounds += [(100_000 * k, 0.6 - 0.1 * k, 128 >> k) for k in range(1, 4)]
+    quick, final = Line("quick", rounds), Line("report", rounds[-2:], joined=False)
     unknown = Line("unknown", [])
     figure = plot_price([Panel("FD", [quick, final, unknown], [("teacher", 3.0), ("floor", 1.0)])])
     ((texts, boxes, whole),) = labels(figure)
-    assert texts == ["8", "4", "2", "1", "2", "1"]
+    assert texts == [str(steps) for _, _, steps in [*rounds, *rounds[-2:]]]
     assert all(whole.contains(*box.min) and whole.contains(*box.max) for box in boxes)
     assert not any(a.overlaps(b) for k, a in enumerate(boxes) for b in boxes[:k])
     shown = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
-    assert shown == ["quick", "report", "floor", "teacher"]
+    assert shown == ["quick", "report", "teacher", "floor"]
     assert figure.axes[0].get_xscale() == "log"
 
 

@@ -1,10 +1,12 @@
 """The plot of distance against what was spent: a point a student, labelled with its steps."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 PRICE = "report-evaluations.png"
@@ -16,7 +18,9 @@ PRICE_NOTE = (
 NEAR = 1.1  # points of two lines whose evaluations differ by less have their labels on two sides
 NARROW = 4  # a range of distances below this ratio has ticks closer together
 COARSE, FINE = (1, 2, 5), (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
-HEADROOM = 1.12  # for the labels, as a ratio
+HEADROOM = 0.13  # for the labels, of the height of what is drawn
+DIGIT = 0.015  # width of a label's digit, over that of all points
+RAISED = 9  # points by which a label is farther off than the one beside it
 
 
 class Line(NamedTuple):
@@ -51,31 +55,35 @@ def plot_price(panels: Sequence[Panel]) -> Figure:
 
 def _draw(axes: Axes, panel: Panel) -> None:
     shown = [line for line in panel.lines if line.points]
+    spread = _spread(shown)
     for number, (line, marker) in enumerate(zip(shown, "osD^v<>pX*" * len(shown), strict=False)):
         x, y, _ = zip(*line.points, strict=True)
         style = "-" if line.joined else "none"
         color = f"C{number % 10}"
         axes.plot(x, y, marker=marker, linestyle=style, color=color, label=line.name)
+        last, raised = 0.0, False  # where the label before this one ends
         for at, distance, steps in line.points:
-            below = _is_below(number, at, distance, shown)
+            below, half = _is_below(number, at, distance, shown), DIGIT * (len(str(steps)) + 1) / 2
+            place = math.log(at) / spread
+            raised = not raised and last > 0 and place - half < last
+            last, away = place + half, 6 + RAISED * raised
             axes.annotate(
                 str(steps),
                 (at, distance),
-                xytext=(0, -6 if below else 6),
+                xytext=(0, -away if below else away),
                 textcoords="offset points",
                 ha="center",
                 va="top" if below else "bottom",
                 fontsize=8,
                 color=color,
+                path_effects=[withStroke(linewidth=2, foreground="white")],
             )
-    for (name, level), style in zip(reversed(panel.levels), ("--", ":"), strict=False):
+    for (name, level), style in zip(panel.levels, (":", "--")[-len(panel.levels) :], strict=False):
         axes.axhline(level, color="grey", linestyle=style, label=name)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.margins(x=0.08)
+    axes.margins(x=0.08, y=HEADROOM)
     low, high = axes.get_ylim()
-    low, high = low / HEADROOM, high * HEADROOM
-    axes.set_ylim(low, high)
     axes.yaxis.set_major_locator(LogLocator(subs=FINE if high / low < NARROW else COARSE))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_major_locator(LogLocator(subs=COARSE))
@@ -85,6 +93,12 @@ def _draw(axes: Axes, panel: Panel) -> None:
     axes.set_ylabel(f"{panel.metric} (lower is better)")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
+
+
+def _spread(shown: Sequence[Line]) -> float:
+    """The logarithm of the ratio of the largest evaluations to the smallest."""
+    found = [at for line in shown for at, _, _ in line.points]
+    return math.log(max(found) / min(found)) or 1.0
 
 
 def _is_below(number: int, at: int, distance: float, shown: Sequence[Line]) -> bool:
