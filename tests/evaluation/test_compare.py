@@ -123,6 +123,7 @@ def test_a_run_without_evaluations_and_one_model(straight, tmp_path):
         f"{report['student']['2']:.3f}", f"{report['teacher']['2']:.3f}", "\u2013", "\u2013"
     ]  # fmt: skip
     assert students["2"][4] != "\u2013"
+    assert "\u2013: not recorded" in text
     assert "No evaluations were recorded" in text
     assert "fewer than two runs are known" in text
     assert not (tmp_path / "out" / "compare.png").exists()

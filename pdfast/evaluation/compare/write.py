@@ -13,7 +13,7 @@ from pdfast.evaluation.compare.read import Compared, read
 from pdfast.evaluation.report.html import Figure, Picture, Section, plain_page
 from pdfast.evaluation.report.markdown import section_lines
 from pdfast.evaluation.report.price import plot_price
-from pdfast.evaluation.report.tables import EVALUATIONS
+from pdfast.evaluation.report.tables import evaluations_note
 from pdfast.storage import files
 
 PLOT = "compare.png"
@@ -55,8 +55,9 @@ def compare(
 
 def _fill(stage: Path, runs: Sequence[Compared], warning: str) -> None:
     title = "Compared: " + ", ".join(run.name for run in runs)
+    students = tables.students(runs)
     sections = [
-        Section("Distance by sampling steps", tables.students(runs), EVALUATIONS),
+        Section("Distance by sampling steps", students, evaluations_note(students)),
         _plot(runs),
         _settings(runs),
     ]

@@ -174,9 +174,7 @@ class Report:
     @property
     def distances_note(self) -> str:
         """What the columns of the distances are."""
-        _, lines = self.distances()
-        unknown = any(NOT_RECORDED in line for line in lines)
-        return EVALUATIONS + (f" {NOT_RECORDED}: not recorded." if unknown else "")
+        return evaluations_note(self.distances())
 
     def price(self) -> list[Panel] | None:
         """Distance against evaluations, of all rounds and of the report; None: not recorded."""
@@ -309,6 +307,12 @@ def spent_cells(spent: Spent) -> tuple[str, str]:
         NOT_RECORDED if evaluations is None else f"{evaluations:,}",
         NOT_RECORDED if seconds is None else short(seconds, 3),
     )
+
+
+def evaluations_note(table: Table) -> str:
+    """What the evaluations of a table are."""
+    unknown = any(NOT_RECORDED in row for row in table[1])
+    return EVALUATIONS + (f" {NOT_RECORDED}: not recorded." if unknown else "")
 
 
 def _learnable(m: dict[str, Any]) -> str:
