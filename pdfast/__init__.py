@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pdfast.api import distill, evaluate, train
     from pdfast.config.schema import Config, load_config
     from pdfast.diffusion import wrappers as wrappers
+    from pdfast.evaluation.compare.write import compare
     from pdfast.interop.export import export
     from pdfast.models.checkpoint import load_model as load
     from pdfast.models.checkpoint import save as save
@@ -37,6 +38,7 @@ __all__ = [
     "Stopped",
     "UsageError",
     "__version__",
+    "compare",
     "distill",
     "evaluate",
     "export",
@@ -60,6 +62,7 @@ _LAZY = {  # what takes time to import: torch above all, which `pdfast --help` s
     "Config": ("pdfast.config.schema", "Config"),
     "Model": ("pdfast.models.model", "Model"),
     "Network": ("pdfast.models.custom", "Network"),
+    "compare": ("pdfast.evaluation.compare.write", "compare"),
     "distill": ("pdfast.api", "distill"),
     "evaluate": ("pdfast.api", "evaluate"),
     "export": ("pdfast.interop.export", "export"),

@@ -28,7 +28,7 @@ def test_public_names():
     assert dir(pdfast) == pdfast.__all__
     assert callable(pdfast.distill)
     importlib.import_module("pdfast.api")  # no module may hide a function of the same name
-    for name in ("distill", "train", "evaluate", "export", "load", "save"):
+    for name in ("distill", "train", "evaluate", "compare", "export", "load", "save"):
         assert callable(getattr(pdfast, name)), name
     assert (ROOT / "pdfast" / "py.typed").is_file()
 

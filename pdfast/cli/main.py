@@ -1,4 +1,4 @@
-"""The command line: `pdfast train | distill | sample | eval | import | export | data | doctor`.
+"""The command line, `pdfast train | distill | sample | eval | compare | ...`; see commands/.
 
 The parser is tyro's, over the dataclasses of commands/ and config/; every mistake is made one
 line on stderr. Nothing here imports torch before a command runs.

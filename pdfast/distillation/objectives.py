@@ -70,6 +70,7 @@ class DataObjective:
 
     num_steps = merged = 0
     ahead = 0
+    evaluations = 0
     carried: Sequence[Tensor] = ()
     teacher: Model | None = None
 
@@ -119,6 +120,7 @@ class Rollout:
             raise ValueError(f"the teacher takes the second of two steps, not of {merged}")
         self.teacher, self.num_steps, self.weight = teacher, num_steps, weight
         self._first, self._second, self._merged, self._huber_c = first, second, merged, huber_c
+        self.evaluations = 1 if first == "data" else 2
         self._grid = self._times()
         self._stream: torch.cuda.Stream | None = None
         if engine.teacher_stream and teacher.device.type == "cuda":
@@ -249,10 +251,17 @@ class Fit:
     merged = 0
 
     def __init__(
-        self, teacher: Model, num_steps: int, weight: LossWeight, huber_c: float = 0.0
+        self,
+        teacher: Model,
+        num_steps: int,
+        weight: LossWeight,
+        huber_c: float = 0.0,
+        *,
+        guides: bool = False,
     ) -> None:
+        """`guides`: the teacher is evaluated with the class and without, for a guided student."""
         self.teacher, self.num_steps, self.weight = teacher, num_steps, weight
-        self._huber_c = huber_c
+        self._huber_c, self.evaluations = huber_c, 2 if guides else 1
         self._grid = teacher.schedule.grid(num_steps, teacher.device)
 
     def begin(self, batch: Batch) -> None:

@@ -154,7 +154,8 @@ def _distill_round(
         title = f"{title[:-1]}, the first fit)"
         signal = {}
         student = first_student(run, teacher)
-        objective = Fit(low, steps, cfg.loss_weight, cfg.c_of_huber)
+        guides = bool(student.guidance) and not low.guidance
+        objective = Fit(low, steps, cfg.loss_weight, cfg.c_of_huber, guides=guides)
     else:
         halves = (cfg.first, cfg.second) == ("teacher", "teacher")
         signal = _signal(run, teacher, low, data, round_, steps) if halves else {}
@@ -165,6 +166,8 @@ def _distill_round(
         keep = not last and next_round.serves_later_rounds and of_one_network(student, low)
     student.steps = steps
     result = fit(student, objective, cfg, data, run, round_, title, kept, keep)
+    chosen_evaluations = 0  # by the choice among averages
+    result = dataclasses.replace(result, evaluations=result.evaluations + chosen_evaluations)
     # Logged before the model is there: a run cut off in between does the round's end again.
     run.log(round=round_, steps=steps, **result.as_metrics(), **signal)
     run.save_model(student, run.round_dir(round_), round=round_, seed=config.seed)

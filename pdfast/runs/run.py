@@ -1,6 +1,7 @@
 """A run directory: its config, models, metrics and saved states.
 
-- config.toml, metrics.jsonl, report.html, report.json, report.md, report.png
+- config.toml, metrics.jsonl, report.html, report.json, report.md, report.png,
+  report-evaluations.png
 - log.txt: what was said on the screen, of all resumptions
 - teacher/, round-01-steps-4096/ ...: models, each whole or absent
 - samples/: pictures; state/: the phase in progress; .lock: whose it is at the moment

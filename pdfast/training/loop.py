@@ -27,7 +27,7 @@ from pdfast.training.batch import Batch, held_out_batches, open_batch, open_imag
 from pdfast.training.cuda_graph import Replay
 from pdfast.training.optimizer import Optimizer
 from pdfast.training.phase_log import PhaseLog, begin, check_watched
-from pdfast.training.update import Objective, update
+from pdfast.training.update import Objective, evaluations, update
 
 
 @torch.no_grad()
@@ -64,6 +64,8 @@ class FitResult:
     """The same after the last, with the averaged weights where there are any."""
     seconds: float
     """Time that the updates took, over all resumptions."""
+    evaluations: int
+    """Network evaluations that the updates took; see `update.evaluations`."""
 
     def as_metrics(self) -> dict[str, float]:
         """The line of metrics that ends a phase."""
@@ -71,6 +73,7 @@ class FitResult:
             f"{self.watched}_start": self.loss_start,
             f"{self.watched}_end": self.loss_end,
             "seconds": round(self.seconds, 1),
+            "evaluations": self.evaluations,
         }
 
     def text(self) -> str:
@@ -278,7 +281,8 @@ def fit(
     loss_end = loss_now()
     optimizer.release()
     check_watched(title, cfg.updates, loss_end)
-    return FitResult(name, loss_start, loss_end, seconds)
+    spent = evaluations(objective, cfg, cfg.updates)
+    return FitResult(name, loss_start, loss_end, seconds, spent)
 
 
 def loss_of(

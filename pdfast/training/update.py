@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+from pdfast.config.schema import LoopConfig
 from pdfast.diffusion.angles import Loss
 from pdfast.distributed import collectives
 from pdfast.models.model import Model
@@ -38,6 +39,10 @@ class Objective(Protocol):
     ahead: int
     """How many updates ahead it draws its batches."""
 
+    evaluations: int
+    """Evaluations of a network without a gradient that an image takes in an update: forward passes
+    beside the student's own."""
+
     carried: Sequence[Tensor]
     """What one call leaves for the next."""
 
@@ -50,6 +55,17 @@ class Objective(Protocol):
 
     def __call__(self, model: Model, batch: Batch, /) -> ObjectiveOutput:
         """The model's output and its loss."""
+
+
+def evaluations(objective: Objective, cfg: LoopConfig, updates: int) -> int:
+    """Network evaluations that so many updates take.
+
+    One is the forward pass of one image, of whichever network. An image's backward pass counts two,
+    and with `checkpoint` one more, since the forward pass is done again. Updates that are skipped
+    count; what is computed between the updates, such as the fixed-batch or held-out loss, a round's
+    signal and the quick distances, does not, nor does what is repeated after a resumption.
+    """
+    return updates * cfg.batch * (objective.evaluations + 3 + cfg.checkpoint)
 
 
 def update(

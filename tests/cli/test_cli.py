@@ -69,6 +69,8 @@ def fails(capsys, expected_code, message, *args):
         (["sample"], "missing from pdfast sample"),
         (["sample", "nowhere"], "there is no model directory nowhere"),
         (["eval", "nowhere"], "there is no model or run directory nowhere"),
+        (["compare", "nowhere", "elsewhere"], "nowhere"),
+        (["compare"], "there is nothing to compare with: name two runs or more"),
         (["eval", "nowhere", "--steps", "0"], "--steps must all be at least 1"),
         (
             ["eval", "nowhere", "--eval.num", "3"],
@@ -109,6 +111,7 @@ def test_bad_toml(capsys, tmp_path, text, message):
         ["import", "x", "--from", "google", "--out", "new"],
         ["export", "x", "--to", "onnx", "--out", "new"],
         ["data", "digits", "--size", "8", "--out", "new.npz"],
+        ["compare", "x", "y"],
     ],
 )
 def test_what_one_process_does(tmp_path, monkeypatch, args):

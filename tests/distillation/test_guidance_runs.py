@@ -28,6 +28,9 @@ def test_a_run_with_guided_students(guides, tmp_path, capsys, monkeypatch):
     assert (teacher.guidance, teacher.label_dropout) == ((), 0.25)
     ends = [m for m in metrics(plain) if "fixed_batch_loss_end" in m]
     assert [m.get("steps", 0) for m in ends] == [0, 8, 4, 2]
+    # The fit evaluates its teacher with the class and without: 2 + 3, as the rounds.
+    passes = [12 * 3, 7 * 5, 6 * 5, 12 * 5]  # of each image of a batch
+    assert [m["evaluations"] for m in ends] == [4 * n for n in passes]
     for stop in (5, 10, 7):  # in the training, the fit and the second halving
         with monkeypatch.context() as patch:
             stop_after(patch, stop)

@@ -4,10 +4,10 @@ import base64
 import io
 import json
 import re
-from html.parser import HTMLParser
 
 import pytest
 import torch
+from html_cases import Checked
 from PIL import Image
 
 from pdfast.console.progress import short
@@ -27,30 +27,6 @@ def opened(address):
     kind, data = address.split(",")
     assert kind == "data:image/png;base64"
     return Image.open(io.BytesIO(base64.b64decode(data)))
-
-
-class Checked(HTMLParser):
-    """Collects the elements, and sees that they are closed in order."""
-
-    ALONE = frozenset({"meta", "img", "input"})
-
-    def __init__(self, text):
-        super().__init__()
-        self.found, self.open = [], []
-        self.feed(text)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.found.append((tag, dict(attrs)))
-        if tag not in self.ALONE:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.found.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        if tag not in self.ALONE:
-            assert self.open.pop() == tag
 
 
 def test_a_run_s_page(straight):

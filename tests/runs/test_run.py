@@ -31,6 +31,7 @@ def test_run_directory(straight):
         "report.html",
         "report.md",
         "report.png",
+        "report-evaluations.png",
         "samples",
         "teacher",
         "round-01-steps-0004",
@@ -42,7 +43,9 @@ def test_run_directory(straight):
         "round-02-steps-0002.png",
     }
     report = json.loads((straight / "report.json").read_text())
-    assert set(report) == {"metric", "floor", "floor_std", "images", "facts", "teacher", "student"}
+    assert set(report) == {
+        "metric", "floor", "floor_std", "images", "facts", "teacher", "student", "evaluations",
+    }  # fmt: skip
     assert report["metric"] == "FD-pixel"
     assert report["images"] == 64
     assert set(report["teacher"]) == {"2", "4", "8"}

@@ -128,7 +128,7 @@ def test_wandb_has_one_run_of_two_sessions_and_each_point_once(tracked):
                 found[key].append((step, value))
     # What was logged before the break, and is logged again, keeps its speed of then.
     exact = {key for key in found if not key.endswith(("per_s", "_mb", "seconds"))}
-    assert len(exact) == 10
+    assert len(exact) == 11
     expected = logged(tracked)
     assert found.keys() == expected.keys()
     for key in exact:

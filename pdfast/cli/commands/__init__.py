@@ -1,7 +1,7 @@
 """The commands: for each a dataclass of its flags, which `run` carries out.
 
 - `runs.py`: train, distill
-- `models.py`: sample, eval
+- `models.py`: sample, eval, compare
 - `exchange.py`: import, export
 - `tools.py`: data, doctor
 
@@ -15,17 +15,18 @@ from typing import Annotated, Any
 from tyro.conf import subcommand
 
 from pdfast.cli.commands.exchange import Export, Import
-from pdfast.cli.commands.models import Eval, Sample
+from pdfast.cli.commands.models import Compare, Eval, Sample
 from pdfast.cli.commands.runs import Distill, Train
 from pdfast.cli.commands.shared import DEFAULT_CONFIG as DEFAULT_CONFIG
 from pdfast.cli.commands.tools import Data, Doctor
 
-Command = Train | Distill | Sample | Eval | Import | Export | Data | Doctor
+Command = Train | Distill | Sample | Eval | Compare | Import | Export | Data | Doctor
 COMMANDS: dict[str, type[Command]] = {
     "train": Train,
     "distill": Distill,
     "sample": Sample,
     "eval": Eval,
+    "compare": Compare,
     "import": Import,
     "export": Export,
     "data": Data,

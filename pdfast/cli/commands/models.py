@@ -1,11 +1,11 @@
-"""`pdfast sample` and `pdfast eval`."""
+"""`pdfast sample`, `pdfast eval` and `pdfast compare`."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from tyro.conf import FlagCreatePairsOff, Positional
 
-from pdfast.cli.commands.shared import Force, Machines
+from pdfast.cli.commands.shared import Common, Force, Machines, check_alone
 from pdfast.config.names import Sampler
 from pdfast.config.schema import AutoPrecision, ClassShares
 from pdfast.config.serialization import check
@@ -115,3 +115,20 @@ class Eval(Machines):
             guidance=self.guidance,
             other_data=self.other_data,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare(Common):
+    """Put the reports of runs side by side on one page: distances, evaluations, settings."""
+
+    runs: Positional[tuple[Path, ...]]
+    """Run directories that have a report, and folders that eval wrote of one model."""
+    out: Path = Path("compare")
+    """A new folder, or one that holds an earlier comparison, which is replaced."""
+
+    def run(self) -> None:
+        """Run the command."""
+        check_alone("compare")
+        from pdfast.evaluation.compare.write import compare
+
+        compare(self.runs, self.out)

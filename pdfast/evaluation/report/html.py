@@ -27,21 +27,32 @@ class View(NamedTuple):
     """What to say of each."""
 
 
+class Picture(NamedTuple):
+    """A plot beside the text."""
+
+    file: str
+    """Its name in the folder of the report."""
+    alt: str
+    png: bytes
+
+
+class Figure(NamedTuple):
+    """A picture beside others."""
+
+    caption: str
+    picture: Picture
+
+
 class Section(NamedTuple):
-    """A table, or a note that there is none, under a heading."""
+    """A table or a plot, and a note, under a heading."""
 
     heading: str
     table: Table | None
     note: str
+    picture: Picture | None = None
 
 
-PAGE = Template("""\
-<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
-<style>
+STYLE = """\
 :root { color-scheme: light dark; --line: #8884; --soft: #8884; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.5rem; }
@@ -57,22 +68,45 @@ figure img { width: 100%; background: #fff; }
 figcaption { min-height: 3em; }
 .slider { display: flex; gap: 1rem; align-items: center; margin: 1rem 0; }
 .slider input { flex: 1; } .slider output { min-width: 6rem; font-weight: 600; }
+.note { font-size: .85rem; }
 .curve { width: 100%; max-width: 40rem; }
 pre { overflow-x: auto; background: var(--soft); padding: 1rem; font-size: .85rem; }
-</style>
+"""
+PAGE = Template("""\
+<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<style>
+$style</style>
 <h1>$title</h1>
 <p>$summary</p>
 $samples
 <h2>Distance against sampling steps</h2>
 <div class="scroll">$distances</div>
+$legend
 <p><img class="curve" alt="distance against sampling steps" src="$curve"></p>
 $more
 <h2>Rounds</h2>
 <div class="scroll">$rounds</div>
-<p>$note</p>
+<p class="note">$note</p>
 <h2>How it was made</h2>
 <div class="scroll">$versions</div>
 <details><summary>The resolved config</summary><pre>$config</pre></details>
+</html>
+""")
+
+PLAIN = Template("""\
+<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<style>
+$style</style>
+<h1>$title</h1>
+$body
 </html>
 """)
 
@@ -123,19 +157,23 @@ def page(
     note: str,
     versions: Mapping[str, str],
     config: str,
+    legend: str = "",
 ) -> str:
     """The page; `first` is the number of steps that it opens at, `curve` a PNG. Texts are escaped.
 
-    The first cell of each row of `distances` is its number of steps.
+    The first cell of each row of `distances` is its number of steps; `legend` says what its columns
+    are.
     """
     shown = [v for v in views if v.teacher or v.student]
     return PAGE.substitute(
+        style=STYLE,
         title=html.escape(title),
         summary=html.escape(summary),
         samples=_samples(shown, first) if shown else "",
         distances=_table(distances, marked=True),
-        curve=_address(curve),
-        more="\n".join(_section(section) for section in more),
+        legend=note_of(legend),
+        curve=address(curve),
+        more="\n".join(section_of(section) for section in more),
         rounds=_table(rounds),
         note=html.escape(note),
         versions=_table((("what", "version"), list(versions.items()))),
@@ -143,13 +181,41 @@ def page(
     )
 
 
-def _section(section: Section) -> str:
+def plain_page(
+    title: str,
+    warning: str,
+    sections: Sequence[Section],
+    pictures: Sequence[Figure],
+    last: Sequence[Section],
+) -> str:
+    """A page without a script: sections, pictures beside each other, and sections below them."""
+    parts = [f"<p><strong>{html.escape(warning)}</strong></p>"] if warning else []
+    parts += map(section_of, sections)
+    if pictures:
+        figures = "\n".join(
+            f"<figure><figcaption>{html.escape(caption)}</figcaption>"
+            f'<img alt="{html.escape(of.alt)}" src="{address(of.png)}"></figure>'
+            for caption, of in pictures
+        )
+        parts.append(f'<h2>Samples</h2>\n<div class="pair">\n{figures}\n</div>')
+    parts += map(section_of, last)
+    return PLAIN.substitute(title=html.escape(title), style=STYLE, body="\n".join(parts))
+
+
+def section_of(section: Section) -> str:
+    """A section of a page."""
     parts = [f"<h2>{html.escape(section.heading)}</h2>"]
     if section.table:
         parts.append(f'<div class="scroll">{_table(section.table)}</div>')
-    if section.note:
-        parts.append(f"<p>{html.escape(section.note)}</p>")
-    return "\n".join(parts)
+    if section.picture:
+        alt, source = html.escape(section.picture.alt), address(section.picture.png)
+        parts.append(f'<p><img class="curve" alt="{alt}" src="{source}"></p>')
+    return "\n".join([*parts, note_of(section.note)]).rstrip()
+
+
+def note_of(text: str) -> str:
+    """A note under a table; empty for none."""
+    return f'<p class="note">{html.escape(text)}</p>' if text else ""
 
 
 def _samples(views: Sequence[View], first: int) -> str:
@@ -177,10 +243,11 @@ def _png(picture: Image.Image | None) -> str:
         return ""
     file = io.BytesIO()
     picture.save(file, "PNG")
-    return _address(file.getvalue())
+    return address(file.getvalue())
 
 
-def _address(png: bytes) -> str:
+def address(png: bytes) -> str:
+    """A PNG as an address that holds it."""
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 

@@ -11,13 +11,15 @@ from functools import cached_property
 from pathlib import Path
 
 from pdfast.errors import PdfastError
+from pdfast.evaluation.report.price import PRICE
 from pdfast.evaluation.resume import FOLDER
 from pdfast.runs.run import Run
 from pdfast.storage import files
 
 NAME = "report.json"
 ALWAYS = {"report.html", "report.json", "report.md", "report.png"}
-MAYBE = {"samples/compare.png"}  # of samples that can be drawn
+# Of samples that can be drawn, and of students whose evaluations are known.
+MAYBE = {"samples/compare.png", PRICE}
 
 
 class Record:

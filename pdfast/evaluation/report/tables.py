@@ -10,13 +10,16 @@ from pdfast.console.messages import counted
 from pdfast.console.progress import short
 from pdfast.data.image_grid import Row
 from pdfast.errors import printable
+from pdfast.evaluation.detectors.opening import without_network
 from pdfast.evaluation.provenance import Facts
 from pdfast.evaluation.report.html import Table, View
 from pdfast.evaluation.report.plots import NUM_SHOWN, gallery
+from pdfast.evaluation.report.price import Line, Panel
 from pdfast.evaluation.sweep import Measured, StepSweep
 from pdfast.models.model import Model
 from pdfast.runs import watched_loss
 from pdfast.runs.run import Run
+from pdfast.runs.spent import Account, Spent
 from pdfast.runs.watched_loss import MEANING, WORDS
 
 QUICK = (
@@ -27,6 +30,14 @@ QUICK = (
     "at this precision."
 )
 
+EVALUATIONS = (
+    "Evaluations: forward passes of a network, each of one image, that the training has taken so "
+    "far; a backward pass counts two more, and where the forward "
+    "pass is done again for it (checkpoint) that counts too. The teacher's are those of its own "
+    "training; a student's those of all rounds up to its own, its teachers' passes and the choice "
+    "among its averages included, without the first teacher's training. Seconds likewise."
+)
+NOT_RECORDED = "\u2013"
 
 Curve = dict[int, Measured]  # by steps
 
@@ -95,6 +106,18 @@ class Report:
         """By name."""
         return {"teacher": self.teacher, "student": self.student}
 
+    def account(self) -> Account:
+        """What the run's phases have spent."""
+        return Account(self.run.metrics())
+
+    def evaluations(self) -> dict[str, dict[str, int | None]]:
+        """For report.json: network evaluations of each row, by name and steps."""
+        account = self.account()
+        return {
+            "teacher": {str(k): account.teacher.evaluations for k in self.teacher},
+            "student": {str(k): account.student(k).evaluations for k in sorted(self.student)},
+        }
+
     @property
     def title(self) -> str:
         """Of the page."""
@@ -130,17 +153,51 @@ class Report:
         """Distance and cost at each number of steps."""
         steps = "steps = network calls" if self.model.calls == 1 else "steps"
         header = [steps, "teacher", "student", "ms/image, teacher", "student"]
+        header += ["evaluations, teacher", "student", "seconds, teacher", "student"]
+        account = self.account()
 
-        def cells(found: Measured | None) -> tuple[str, str]:
+        def cells(found: Measured | None, spent: Spent) -> tuple[str, ...]:
             if found is None:
-                return "", ""
-            return f"{found.distance:.3f}", short(1000 * found.seconds, 2)
+                return "", "", "", ""
+            timed = short(1000 * found.seconds, 2)
+            return f"{found.distance:.3f}", timed, *spent_cells(spent)
 
         lines = []
         for k, of_teacher in self.teacher.items():
-            pairs = zip(cells(of_teacher), cells(self.student.get(k)), strict=True)
-            lines.append([str(k), *(cell for pair in pairs for cell in pair)])
+            both = (
+                cells(of_teacher, account.teacher),
+                cells(self.student.get(k), account.student(k)),
+            )
+            lines.append([str(k), *(cell for pair in zip(*both, strict=True) for cell in pair)])
         return header, lines
+
+    @property
+    def distances_note(self) -> str:
+        """What the columns of the distances are."""
+        return evaluations_note(self.distances())
+
+    def price(self) -> list[Panel] | None:
+        """Distance against evaluations, of all rounds and of the report; None: not recorded."""
+        account, evaluator = self.account(), self.sweep.evaluator
+        quick = {m["round"]: m for m in self.run.metrics() if "distance" in m}
+
+        def line(name: str, distances: dict[int, float], joined: bool) -> Line:
+            known = {k: account.student(k).evaluations for k in distances}
+            points = [(n, d, k) for k, d in distances.items() if (n := known[k]) is not None]
+            return Line(name, sorted(points), joined)
+
+        after = {m["steps"]: m["distance"] for r, m in quick.items() if r and "steps" in m}
+        rounds = line("after each round, quick", after, joined=True)
+        judged = {k: m.distance for k, m in self.student.items()}
+        final = line(f"this report, {evaluator.num:,} samples", judged, joined=False)
+        if not rounds.points and not final.points:
+            return None
+        levels = [("resampled data (floor)", self.sweep.floor)]
+        of_teacher = [("teacher, quick", quick[0]["distance"])] if 0 in quick else []
+        metric, of_rounds = evaluator.metric, without_network(evaluator.data).metric
+        if metric == of_rounds:
+            return [Panel(metric, [rounds, final], [*of_teacher, *levels])]
+        return [Panel(of_rounds, [rounds], of_teacher), Panel(metric, [final], levels)]
 
     def scores(self) -> Table | None:
         """Inception score, precision and recall; of a detector with a network."""
@@ -241,6 +298,21 @@ class Report:
                 pictures.append(picture)
             found.append(View(k, pictures[0], pictures[1], (captions[0], captions[1])))
         return found
+
+
+def spent_cells(spent: Spent) -> tuple[str, str]:
+    """Evaluations and seconds, to read."""
+    evaluations, seconds = spent.evaluations, spent.seconds
+    return (
+        NOT_RECORDED if evaluations is None else f"{evaluations:,}",
+        NOT_RECORDED if seconds is None else short(seconds, 3),
+    )
+
+
+def evaluations_note(table: Table) -> str:
+    """What the evaluations of a table are."""
+    unknown = any(NOT_RECORDED in row for row in table[1])
+    return EVALUATIONS + (f" {NOT_RECORDED}: not recorded." if unknown else "")
 
 
 def _learnable(m: dict[str, Any]) -> str:

@@ -17,9 +17,11 @@ from pdfast.distributed import collectives
 from pdfast.evaluation import resume
 from pdfast.evaluation.evaluator import Evaluator
 from pdfast.evaluation.provenance import averaging, facts_of
-from pdfast.evaluation.report.html import Section, Table, page
+from pdfast.evaluation.report.html import Picture, Section, page
 from pdfast.evaluation.report.made_of import Record, digest, digest_of
+from pdfast.evaluation.report.markdown import lines, section_lines
 from pdfast.evaluation.report.plots import drawable, picture, plot_distances
+from pdfast.evaluation.report.price import PRICE, PRICE_NOTE, plot_price
 from pdfast.evaluation.report.tables import Curve, Report, as_json
 from pdfast.evaluation.sweep import NUM_KEPT, StepSweep
 from pdfast.models.guidance import guided
@@ -32,7 +34,7 @@ from pdfast.training.precision import cast_to_precision, precision_of
 from pdfast.version import __version__
 
 TABLE, PICTURE = "eval.json", "eval.png"  # of one model
-FORMAT = "2"  # of the report's files; one of another format is made again
+FORMAT = "3"  # of the report's files; one of another format is made again
 NO_PICTURES = "no pictures: the samples are neither images of 1 or 3 channels nor signals"
 
 
@@ -200,12 +202,18 @@ def _write(report: Report) -> list[str]:
     file = io.BytesIO()
     plot_distances(metric, report.sweep.floor, curves).savefig(file)
     curve = file.getvalue()
+    price = _price(report)
     drawn = drawable(report.model)
     newest = min(report.student, default=run.config.eval.baseline_steps)
-    run.write_text("report.md", _markdown(report))
+    more = _more(report, price)
+    run.write_text("report.md", _markdown(report, more))
     if drawn:
         run.save_picture(picture(report.model, report.rows()), "compare.png")
     run.write("report.png", lambda stage: stage.write_bytes(curve))
+    if price:
+        run.write(PRICE, lambda stage: stage.write_bytes(price))
+    else:  # one that an earlier report had would be of other rounds
+        (run.path / PRICE).unlink(missing_ok=True)
     text = page(
         title=report.title,
         summary=report.summary,
@@ -213,7 +221,8 @@ def _write(report: Report) -> list[str]:
         first=newest,
         distances=report.distances(),
         curve=curve,
-        more=_more(report),
+        legend=report.distances_note,
+        more=more,
         rounds=report.rounds(),
         note=report.rounds_note,
         versions=_versions(report.model.device),
@@ -221,9 +230,20 @@ def _write(report: Report) -> list[str]:
     )
     run.write_text("report.html", text)
     table = as_json(report.sweep, report.facts, report.curves)
+    table["evaluations"] = report.evaluations()
     run.write_text("report.json", json.dumps(table, indent=1) + "\n")
     names = ["report.md", "report.png", "report.html", "report.json"]
-    return names + (["samples/compare.png"] if drawn else [])
+    return names + ["samples/compare.png"] * drawn + [PRICE] * bool(price)
+
+
+def _price(report: Report) -> bytes:
+    """The plot of distance against evaluations, a PNG; empty where none are known."""
+    panels = report.price()
+    if panels is None:
+        return b""
+    file = io.BytesIO()
+    plot_price(panels).savefig(file)
+    return file.getvalue()
 
 
 def _versions(device: torch.device) -> dict[str, str]:
@@ -238,9 +258,11 @@ def _versions(device: torch.device) -> dict[str, str]:
     }
 
 
-def _more(report: Report) -> list[Section]:
-    """What stands between the distances and the rounds."""
+def _more(report: Report, price: bytes) -> list[Section]:
+    """What stands between the distances and the rounds; `price` is a PNG, or empty."""
+    picture = Picture(PRICE, "distance against evaluations", price) if price else None
     tables = [
+        Section("Distance against evaluations", None, PRICE_NOTE if price else "", picture),
         Section("Inception score, precision and recall", report.scores(), ""),
         Section("Distance by class", report.classes(), report.classes_note),
         Section("How the figures were measured", report.measured(), ""),
@@ -248,7 +270,7 @@ def _more(report: Report) -> list[Section]:
     return [section for section in tables if section.table or section.note]
 
 
-def _markdown(report: Report) -> str:
+def _markdown(report: Report, more: Sequence[Section]) -> str:
     """report.md: the tables of the page, its curve and pictures."""
     samples = f"There are {NO_PICTURES}."
     if drawable(report.model):
@@ -256,19 +278,12 @@ def _markdown(report: Report) -> str:
     parts = [
         f"# {report.title}",
         report.summary,
-        _lines(report.distances()),
+        lines(report.distances()),
+        report.distances_note,
         "![distances](report.png)",
         samples,
     ]
-    for heading, table, note in _more(report):
-        parts += [f"## {heading}", *([_lines(table)] if table else []), *([note] if note else [])]
-    parts += ["## Rounds", _lines(report.rounds()), report.rounds_note]
+    for section in more:
+        parts += section_lines(section)
+    parts += ["## Rounds", lines(report.rounds()), report.rounds_note]
     return "\n\n".join(parts) + "\n"
-
-
-def _lines(table: Table) -> str:
-    """A table as Markdown."""
-    header, rows = table
-    cells = [[cell.replace("|", "\\|").replace("<", "&lt;") for cell in row] for row in rows]
-    lines = [header, ["--:"] * len(header), *cells]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

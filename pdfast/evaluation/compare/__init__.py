@@ -1,0 +1,1 @@
+"""`pdfast compare`: runs side by side."""
