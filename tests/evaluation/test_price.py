@@ -55,6 +55,9 @@ def test_an_objective_says_what_it_evaluates(tiny, passes):
     for objective in (
         DataObjective("v_mse"),
         Rollout(teacher, 4, "v_mse"),
+        Rollout(teacher, 1, "v_mse", second="student", merged=4),
+        Rollout(teacher, 1, "v_mse", first="data", second="student", merged=4),
+        Rollout(teacher, 4, "v_mse", first="data"),
         Pipelined(teacher, 4, "v_mse", EngineConfig(pipeline_teacher=True)),
         Fit(teacher, 4, "v_mse"),
     ):
