@@ -21,7 +21,7 @@ def test_adamw(case, who, measure, device):
     size = -(-sum(s.numel() for s in shapes) // 16) * 16
     moved = size * (4 + 16 + 12 + 8 + 2)
     options = AdamWHyperparameters(
-        max_norm=1.0, max_skipped=10, weight_decay=0.01, ema_decay=0.9999
+        max_norm=1.0, max_skipped=10, weight_decay=0.01, ema_decays=(0.9999,)
     )
     lr = torch.full((1,), 1e-4, dtype=torch.float64, device=device)
     step = torch.full((1,), 7, dtype=torch.int64, device=device)
@@ -29,7 +29,7 @@ def test_adamw(case, who, measure, device):
 
     if who in ("pdfast", "apex"):
         flat = [torch.randn(size, device=device) for _ in range(2)]
-        flat += [torch.zeros(size, device=device) for _ in range(2)] + [flat[0].clone()]
+        flat += [torch.zeros(size, device=device) for _ in range(2)] + [flat[0].clone()[None]]
         copy = torch.empty(size, dtype=torch.bfloat16, device=device)
         function = adamw if who == "pdfast" else backends.apex_adamw
         run = lambda: function(*flat, copy, lr, step, loss, skipped, options)  # noqa: E731

@@ -144,6 +144,11 @@ class LoopConfig:
             check(0 <= value < math.inf, f"{table}.{name} must be 0 or more, and finite")
         check(0.0 <= self.ema_decay < 1.0, f"{table}.ema_decay must be in [0, 1)")
 
+    @property
+    def averages(self) -> tuple[float, ...]:
+        """Decays of the averaged weights that are kept."""
+        return (self.ema_decay,) if self.ema_decay else ()
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(LoopConfig):
@@ -300,6 +305,11 @@ class DistillConfig(LoopConfig):
                 f"{steps}, and distill.second teacher only two: halve, or set distill.second "
                 "student",
             )
+
+    @property
+    def averages(self) -> tuple[float, ...]:
+        """Decays of the averaged weights that are kept."""
+        return self.ema_decays or super().averages
 
     @property
     def plan(self) -> tuple[int, ...]:
