@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from engine_cases import changed, digits, random_model
 from pair import Pair
@@ -18,7 +19,7 @@ from pdfast.diffusion.rng import Draws, Stream
 from pdfast.distillation import choice, rounds
 from pdfast.distillation.choice import Choice, choice_evaluations, choose, ends
 from pdfast.distributed import collectives
-from pdfast.errors import PdfastError
+from pdfast.errors import PdfastError, UsageError
 from pdfast.models import checkpoint
 from pdfast.models.custom import Network
 from pdfast.models.guidance import guided
@@ -234,6 +235,25 @@ def test_what_a_choice_takes():
     assert choice_evaluations(4, 2, 0) == 0
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ema_decays": (0.5, 0.5)}, "must be at most 4 different decays in"),
+        ({"ema_decays": (0.1, 0.2, 0.3, 0.4, 0.5)}, "must be at most 4 different decays in"),
+        ({"ema_decays": (1.0,)}, "must be at most 4 different decays in"),
+        ({"ema_decays": (0.0, 0.9)}, "must be at most 4 different decays in"),
+        ({"ema_decay": 0.9, "ema_decays": (0.9,)}, "ema_decay and distill.ema_decays are both set"),
+        (
+            {"round_ema_decay": ((1, 0.9),), "ema_decays": (0.9,)},
+            "ema_decay and distill.ema_decays are both set",
+        ),
+    ],
+)
+def test_refused_averages(options, message):
+    with pytest.raises(UsageError, match=message):
+        config_of(2, 1, **options)
+
+
 # ------------------------------------------------------------------------------------------
 # Several processes, and whole runs
 
@@ -261,6 +281,37 @@ def test_two_processes_choose_as_the_first_alone_does(tmp_path):
     assert alone.chosen == 0.9
 
 
+def last_lines(run):
+    lines = [json.loads(text) for text in (run / "metrics.jsonl").read_text().splitlines()]
+    return [m for m in lines if "chosen" in m]
+
+
+def test_two_processes_run_rounds_that_keep_moments(tiny, tmp_path):
+    """Each begins the second with the first's, and both samples and choices are one process's."""
+    kept = {"ema_decays": (0.3, 0.99), "keep_moments": True, "ema_warmup": False}
+    config = changed(tiny, distill=kept, eval={"steps": (2,), "baseline_steps": 2, "num": 2})
+
+    def work(rank):
+        student = pdfast.distill(config, out="two", device="cpu", quiet=True)
+        torch.save(student.state_dict(), f"student-{rank}.pt")
+
+    with Pair(tmp_path, work) as pair:
+        assert pair.codes() == [0, 0], pair.said()
+    first, second = (torch.load(tmp_path / f"student-{rank}.pt") for rank in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first.values(), second.values(), strict=True))
+    one = pdfast.distill(config, out=tmp_path / "one", device="cpu", quiet=True).state_dict()
+    for name, tensor in one.items():
+        torch.testing.assert_close(first[name], tensor, rtol=1e-3, atol=1e-4)
+    moments = "state/moments-round-02/moments.safetensors"
+    found = [safetensors.torch.load_file(tmp_path / run / moments) for run in ("one", "two")]
+    assert [tensors["earlier"].tolist() for tensors in found] == [[6 + 12]] * 2
+    for one, two in zip(*(last_lines(tmp_path / run) for run in ("one", "two")), strict=True):
+        names = [name for name in one if name.startswith("distance_")]
+        assert len(names) == 3
+        for name in names:
+            assert two[name] == pytest.approx(one[name], rel=1e-2)
+
+
 def test_a_run_says_what_each_round_chose(tiny, tmp_path, monkeypatch):
     """In metrics, report and provenance; the choice is the round's model and the next teacher."""
     config = changed(tiny, distill={"ema_decays": (0.5, 0.9)}, eval={"steps": (2,)})
@@ -284,8 +335,7 @@ def test_a_run_says_what_each_round_chose(tiny, tmp_path, monkeypatch):
     model = checkpoint.load_model(tmp_path / "run" / "round-01-steps-0004")
     assert torch.equal(Optimizer(model, config.distill).weights, first)
     assert torch.equal(model.net.conv_in.weight, teacher_of_second)
-    lines = [json.loads(t) for t in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    chosen = [m for m in lines if "chosen" in m]
+    chosen = last_lines(tmp_path / "run")
     assert [(m["round"], m["chosen"]) for m in chosen] == [(1, 0.9), (2, 0.0)]
     assert [m["choice_evaluations"] for m in chosen] == [128 * 4 * 5, 128 * 2 * 5]
     assert {"distance_raw": 2.0, "distance_0.5": 2.0, "distance_0.9": 1.0}.items() <= chosen[
