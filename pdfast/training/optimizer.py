@@ -20,10 +20,10 @@ OTHERS = "it is of another network, so go on with that one, or choose another --
 class Optimizer:
     """What an update changes, on the model's device, in tensors that stay where they are.
 
-    Master weights, gradients and moments are one float32 buffer each (float64 for such a model), the
-    averages one of shape (K, P). The model's parameters become views of the masters; under bf16
-    those that it rounds become views of a copy, which the optimizer's kernel writes, so that no
-    update casts a weight.
+    Master weights, gradients, moments and averages are one float32 buffer each (float64 for such a
+    model), the averages of shape (K, P). The model's parameters become views of the masters; under
+    bf16 those that it rounds become views of a copy, which the optimizer's kernel writes, so that
+    no update casts a weight.
     """
 
     ALIGN = 16  # numbers that a parameter's place is a multiple of, for wide loads and stores
