@@ -12,16 +12,18 @@ from pdfast.models.unet import UNet
 CASES = ["cifar10", "digits"] if torch.cuda.is_available() else ["digits"]
 
 
+@pytest.mark.parametrize("averages", [1, 3])
 @pytest.mark.parametrize("who", ["pdfast", "eager", "torch fused", "apex", COPY])
-def test_adamw(case, who, measure, device):
+def test_adamw(case, who, averages, measure, device):
     """All parameters of a config's net, with averaged weights; eager: AdamW(foreach=True)."""
     absent = backends.why_not("optimizer") if who == "apex" else ""
     with torch.device("meta"):
         shapes = [p.shape for p in UNet(load_config(case).model).parameters()]
     size = -(-sum(s.numel() for s in shapes) // 16) * 16
-    moved = size * (4 + 16 + 12 + 8 + 2)
+    moved = size * (4 + 16 + 12 + 8 * averages + 2)
+    decays = (0.9999, 0.999, 0.99)[:averages]
     options = AdamWHyperparameters(
-        max_norm=1.0, max_skipped=10, weight_decay=0.01, ema_decay=0.9999
+        max_norm=1.0, max_skipped=10, weight_decay=0.01, ema_decays=decays
     )
     lr = torch.full((1,), 1e-4, dtype=torch.float64, device=device)
     step = torch.full((1,), 7, dtype=torch.int64, device=device)
@@ -29,7 +31,7 @@ def test_adamw(case, who, measure, device):
 
     if who in ("pdfast", "apex"):
         flat = [torch.randn(size, device=device) for _ in range(2)]
-        flat += [torch.zeros(size, device=device) for _ in range(2)] + [flat[0].clone()]
+        flat += [torch.zeros(size, device=device) for _ in range(2)] + [flat[0].repeat(averages, 1)]
         copy = torch.empty(size, dtype=torch.bfloat16, device=device)
         function = adamw if who == "pdfast" else backends.apex_adamw
         run = lambda: function(*flat, copy, lr, step, loss, skipped, options)  # noqa: E731
@@ -39,7 +41,7 @@ def test_adamw(case, who, measure, device):
         run = lambda: target.copy_(source)  # noqa: E731
     else:
         params = [torch.randn(s, device=device).requires_grad_() for s in shapes]
-        averages = [p.detach().clone() for p in params]
+        kept = [[p.detach().clone() for p in params] for _ in decays]
         copies = [p.detach().bfloat16() for p in params]
         for p in params:
             p.grad = torch.randn_like(p)
@@ -51,8 +53,9 @@ def test_adamw(case, who, measure, device):
             torch.nn.utils.clip_grad_norm_(params, 1.0, foreach=True)
             optimizer.step()
             with torch.no_grad():
-                torch._foreach_lerp_(averages, params, 1e-4)
+                for average, decay in zip(kept, decays, strict=True):
+                    torch._foreach_lerp_(average, params, 1 - decay)
                 torch._foreach_copy_(copies, params)
 
-    name = f"{case}, {size:,} parameters"
+    name = f"{case}, {size:,} parameters" + (f", {averages} averages" if averages > 1 else "")
     measure(run, op="adamw", shape=name, who=who, moved=moved, absent=absent)

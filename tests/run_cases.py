@@ -37,7 +37,10 @@ def kept(run, pattern):
 
 
 def assert_same_run(a, b):
-    """Two finished runs: metrics, models, report; and nothing that a finished run has not."""
+    """Two finished runs: metrics, models, report; and nothing that a finished run has not.
+
+    The last round's moments are there in both, where they are kept from round to round, or neither.
+    """
     assert metrics(a) == metrics(b)
     models = kept(a, "*/config.json")
     assert models == kept(b, "*/config.json")
@@ -45,8 +48,11 @@ def assert_same_run(a, b):
     for name in models:
         assert_same_tensors(a / name, b / name)
     assert (a / "report.json").read_text() == (b / "report.json").read_text()
+    moments = kept(a, "state/moments-round-*/state.json")
+    for name in moments:
+        assert_same_tensors(a / "state" / name, b / "state" / name)
     for run in (a, b):
-        assert not kept(run, "state/*/state.json")
+        assert kept(run, "state/*/state.json") == moments
         assert not list(run.rglob(".*"))
 
 

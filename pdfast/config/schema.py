@@ -144,6 +144,11 @@ class LoopConfig:
             check(0 <= value < math.inf, f"{table}.{name} must be 0 or more, and finite")
         check(0.0 <= self.ema_decay < 1.0, f"{table}.ema_decay must be in [0, 1)")
 
+    @property
+    def averages(self) -> tuple[float, ...]:
+        """Decays of the averaged weights that are kept."""
+        return (self.ema_decay,) if self.ema_decay else ()
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(LoopConfig):
@@ -302,6 +307,11 @@ class DistillConfig(LoopConfig):
         if isinstance(self.rounds, int):
             return any(steps == self.start_steps >> r for r in range(1, 64))
         return 1 <= steps < self.start_steps and self.start_steps % steps == 0
+
+    @property
+    def averages(self) -> tuple[float, ...]:
+        """Decays of the averaged weights that are kept."""
+        return self.ema_decays or super().averages
 
     @property
     def plan(self) -> tuple[int, ...]:

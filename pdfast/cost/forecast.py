@@ -171,10 +171,13 @@ def _say_sizes(
         there = images is not None
         screen.say(memory_line(MEMORY[phase], phases[phase], batch, device, there))
     models = sum(stage.loop is not None for stage in plan)
-    states = 3 * (4 if config.train.ema_decay else 3)
+    averages = max(len(loop.averages) for loop in (config.train, config.distill))
+    states = 3 * (3 + averages)
+    moments = 2 * config.distill.keep_moments
     screen.say(
-        f"disk: at most {(models + states) * 4 * params / MB:,.0f} MB = {models} models and "
-        f"{states} more copies in three saved states"
+        f"disk: at most {(models + states + moments) * 4 * params / MB:,.0f} MB = {models} models "
+        f"and {states} more copies in three saved states"
+        + (f", {moments} in the moments of a finished round" if moments else "")
     )
     if images is not None and sources.resizes(config.data.source):
         net = config.model

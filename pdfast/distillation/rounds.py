@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from pdfast.config.names import Precision
 from pdfast.config.schema import Config, DistillConfig, EngineConfig, NetConfig
 from pdfast.config.serialization import to_table
 from pdfast.data.dataset import Dataset
+from pdfast.distillation.choice import Choice, choose
 from pdfast.distillation.objectives import Fit, Rollout
 from pdfast.distillation.pipelined_teacher import rollout
 from pdfast.distillation.signal_check import Signal, measure
@@ -30,6 +32,7 @@ from pdfast.storage import files, model_dir
 from pdfast.training.batch import open_batch
 from pdfast.training.loop import Kept, fit
 from pdfast.training.model_run import ModelRun
+from pdfast.training.optimizer import Optimizer
 from pdfast.training.precision import cast_to_precision, precision_of, recast
 from pdfast.training.update import Objective
 
@@ -165,16 +168,27 @@ def _distill_round(
         last = round_ == config.distill.num_rounds
         keep = not last and next_round.serves_later_rounds and of_one_network(student, low)
     student.steps = steps
-    result = fit(student, objective, cfg, data, run, round_, title, kept, keep)
-    chosen_evaluations = 0  # by the choice among averages
-    result = dataclasses.replace(result, evaluations=result.evaluations + chosen_evaluations)
+    choices: list[Choice] = []
+
+    def best(optimizer: Optimizer) -> None:
+        choices.append(choose(optimizer, student, low, data, config, round_))
+
+    give: Callable[[Optimizer], None] = best if cfg.ema_decays else Optimizer.average
+    result = fit(student, objective, cfg, data, run, round_, title, kept, keep, give)
+    spent = result.evaluations + sum(choice.evaluations for choice in choices)
+    result = dataclasses.replace(result, evaluations=spent)
+    chosen = {key: value for choice in choices for key, value in choice.as_metrics().items()}
+    average = choices[0].chosen if choices else cfg.ema_decay
+    facts = {} if average == config.distill.ema_decay else {"average": average}
     # Logged before the model is there: a run cut off in between does the round's end again.
-    run.log(round=round_, steps=steps, **result.as_metrics(), **signal)
-    run.save_model(student, run.round_dir(round_), round=round_, seed=config.seed)
+    run.log(round=round_, steps=steps, **result.as_metrics(), **signal, **chosen)
+    path = run.round_dir(round_)
+    run.save_model(student, path, round=round_, seed=config.seed, **facts)
     run.clear_states(round_)
     run.screen.say(
-        f"{title}: {result.text()}, "
-        f"{cfg.updates} updates in {result.seconds:.1f} s, saved to {run.round_dir(round_)}"
+        f"{title}: {result.text()}, {cfg.updates} updates in {result.seconds:.1f} s, "
+        + "".join(f"{choice.text()}, " for choice in choices)
+        + f"saved to {path}"
     )
     return student
 

@@ -148,8 +148,11 @@ def facts_of(evaluator: Evaluator, config: Config, model: Model, weights: dict[s
 
 def averaging(model_dir: Path, config: Config, student: bool) -> str:
     """What the weights of a run's model are."""
-    if "source" in files.read_manifest(model_dir):  # adopted, see distillation.adopt_teacher
+    manifest = files.read_manifest(model_dir)
+    if "source" in manifest:  # adopted, see distillation.adopt_teacher
         return "as they were given"
     cfg = config.distill if student else config.train
+    # Of a student: its round's own, or what was chosen.
+    decay = manifest["average"] if type(manifest.get("average")) is float else cfg.ema_decay
     warmed_up = ", warmed up" if cfg.ema_warmup else ""
-    return f"EMA {cfg.ema_decay:g}{warmed_up}" if cfg.ema_decay else "raw"
+    return f"EMA {decay:g}{warmed_up}" if decay else "raw"

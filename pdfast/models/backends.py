@@ -119,6 +119,7 @@ def apex_adamw(
     loss: Tensor,
     skipped: Tensor,
     hyperparameters: AdamWHyperparameters,
+    earlier: Tensor | None = None,
 ) -> Tensor:
     """As `adamw`: FusedAdam's kernel on the flat buffers; the rest in PyTorch; grads are scaled.
 
@@ -135,11 +136,13 @@ def apex_adamw(
     lists = [[grads], [params], [exp_avg], [exp_avg_sq]]
     adam = importlib.import_module("amp_C").multi_tensor_adam_capturable
     decoupled, corrected, inverse_scale = 1, 1, params.new_ones(1)
-    rates = (lr.float(), h.beta1, h.beta2, h.eps, count.int(), decoupled, corrected, h.weight_decay)
+    steps = (count if earlier is None else count + earlier).int()
+    rates = (lr.float(), h.beta1, h.beta2, h.eps, steps, decoupled, corrected, h.weight_decay)
     apply(adam, overflow, lists, *rates, inverse_scale)
     if ema is not None:
-        new = newest_share(count.double(), h.ema_decay, h.ema_warmup).to(ema.dtype).reshape(())
-        torch.where(made, ema.lerp(params, new), ema, out=ema)
+        for average, decay in zip(ema, h.ema_decays, strict=True):
+            new = newest_share(count.double(), decay, h.ema_warmup).to(ema.dtype).reshape(())
+            torch.where(made, average.lerp(params, new), average, out=average)
     if copy is not None:
         torch.where(made, params.to(copy.dtype), copy, out=copy)
     return norm

@@ -4,7 +4,8 @@
   report-evaluations.png
 - log.txt: what was said on the screen, of all resumptions
 - teacher/, round-01-steps-4096/ ...: models, each whole or absent
-- samples/: pictures; state/: the phase in progress; .lock: whose it is at the moment
+- samples/: pictures; state/: the phase in progress, and with distill.keep_moments the last finished
+  round's moments; .lock: whose it is at the moment
 - tensorboard/, wandb/: what trackers keep; eval-state/: an evaluation in progress, and, of one that
   is done, its figures and what the report was made of
 - not-finite-round-00-update-000000123/ ...: what an update began from that would not be finite
@@ -38,6 +39,7 @@ from pdfast.runs.recovery import Finding
 from pdfast.runs.training_state import State
 from pdfast.storage import files, staging
 from pdfast.storage.digests import GIVEN, UNKNOWN, Digest
+from pdfast.storage.files import Damaged
 from pdfast.storage.lock import LOCK, Lock
 
 ROUND_DIR = re.compile(r"round-(\d+)-steps-(\d+)")
@@ -394,17 +396,65 @@ class Run:
         """Save a phase after `update` updates; older states go when the new one is whole."""
 
         def save() -> None:
-            self._check_there()
-            self._sync_metrics()
-            try:
-                files.make_folder(self._states)
-            except OSError as error:
-                raise files.cannot_write(self._states, error) from None
+            self._ready_for_states()
             training_state.save(
                 self._states, self.config, round_, update, seconds, tensors, self.data
             )
 
         collectives.from_first(save)
+
+    def save_moments(
+        self, round_: int, update: int, seconds: float, tensors: dict[str, dict[str, Tensor]]
+    ) -> None:
+        """Save what a round's last update left for the next round to begin with."""
+
+        def save() -> None:
+            self._ready_for_states()
+            path = training_state.moments_path(self._states, round_)
+            training_state.write(path, self.config, round_, update, seconds, tensors, self.data)
+
+        collectives.from_first(save)
+
+    def load_moments(self, round_: int) -> dict[str, dict[str, Tensor]]:
+        """What `save_moments` wrote at the end of this round, for the next one.
+
+        Raises PdfastError if it is gone or damaged, UsageError if it is of another config.
+        """
+        path = training_state.moments_path(self._states, round_)
+        again = f"remove all rounds in {self.path} to have them made again"
+        if not self.has(path):
+            raise PdfastError(
+                f"round {round_ + 1} begins with the moments of round {round_} "
+                "(distill.keep_moments), which are kept only until it is finished, and "
+                f"{path} is gone: {again}, or choose another --out"
+            )
+        try:
+            state, moved = collectives.together(
+                lambda: training_state.load(path, self.config, self.data)
+            )
+        except Damaged as error:
+            raise PdfastError(
+                f"{error.what}: round {round_ + 1} begins with these moments "
+                f"(distill.keep_moments): put a whole copy of {path} in its place, or {again}"
+            ) from None
+        if moved:
+            self._warn_moved(path, moved)
+        return state[1]
+
+    def _ready_for_states(self) -> None:
+        """Make the folder of the states, once the metrics before them are safe."""
+        self._check_there()
+        self._sync_metrics()
+        try:
+            files.make_folder(self._states)
+        except OSError as error:
+            raise files.cannot_write(self._states, error) from None
+
+    def _warn_moved(self, path: Path, moved: str) -> None:
+        self.screen.warn(
+            f"{path} was saved with {moved}: the run goes on, but not to the bits of an "
+            "undisturbed one"
+        )
 
     def save_failure(
         self,
@@ -445,12 +495,9 @@ class Run:
             lambda: training_state.load(path, self.config, self.data)
         )
         if moved:
-            self.screen.warn(
-                f"{self._states / name} was saved with {moved}: the run goes on, but not to the "
-                "bits of an undisturbed one"
-            )
+            self._warn_moved(path, moved)
         return state
 
     def clear_states(self, round_: int) -> None:
-        """Forget the saved states of a round: its model is finished."""
+        """Forget the saved states of a round, and what it began with: its model is finished."""
         collectives.from_first(lambda: training_state.clear(self._states, round_))

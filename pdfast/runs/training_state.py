@@ -2,6 +2,9 @@
 
 A state has the optimizer's tensors and state.json: round, steps N (0 for the teacher), phase,
 update, seconds spent, the whole config, and the digest of the data.
+
+Where rounds keep their moments, state/moments-round-RR/ has those of a finished round in the same
+form, until the next round is finished.
 """
 
 import re
@@ -25,6 +28,7 @@ KEYS = ("round", "steps", "phase", "update", "seconds", "config", "data")
 KEPT = 2
 MAX_SECONDS = 1e10
 NAME = re.compile(r"round-(\d{2})-update-(\d{9})")
+MOMENTS = re.compile(r"moments-round-(\d{2})")
 State = tuple[dict[str, Any], dict[str, dict[str, Tensor]]]  # state.json, and tensors by file
 FREE_KEYS = (
     "name",
@@ -63,9 +67,27 @@ def save(
 ) -> None:
     """Write a state; older ones go when it is whole. Raises PdfastError if it cannot."""
     path = folder / f"round-{round_:02d}-update-{update:09d}"
-    files.write(path, tensors, {TABLE: describe(config, round_, update, seconds, data)})
+    write(path, config, round_, update, seconds, tensors, data)
     for old in found(folder, round_)[KEPT:]:
         files.remove(old)
+
+
+def write(
+    path: Path,
+    config: Config,
+    round_: int,
+    update: int,
+    seconds: float,
+    tensors: dict[str, dict[str, Tensor]],
+    data: Digest = UNKNOWN,
+) -> None:
+    """Write tensors and state.json into a directory. Raises PdfastError if it cannot."""
+    files.write(path, tensors, {TABLE: describe(config, round_, update, seconds, data)})
+
+
+def moments_path(folder: Path, round_: int) -> Path:
+    """Where the moments at a round's end lie."""
+    return folder / f"moments-round-{round_:02d}"
 
 
 def describe(
@@ -98,7 +120,8 @@ def load(path: Path, config: Config, data: Digest = UNKNOWN) -> tuple[State, str
     tensors, tables, manifest = files.read(path)
     if TABLE not in tables:
         raise Damaged(path / files.MANIFEST, f"does not list {TABLE}")
-    _check(path, tables[TABLE], files.written(path, manifest), config, data)
+    place = _place_of(path, tables[TABLE], config)
+    _check(path, tables[TABLE], files.written(path, manifest), config, data, place)
     then, now = manifest["versions"], files.versions()
     moved = [
         f"{key} {then.get(key)} (now {now[key]})"
@@ -109,9 +132,16 @@ def load(path: Path, config: Config, data: Digest = UNKNOWN) -> tuple[State, str
 
 
 def clear(folder: Path, round_: int) -> None:
-    """Remove the states of a round whose model is finished, damaged ones too."""
+    """Remove the states of a round whose model is finished, damaged ones too.
+
+    So are the moments that rounds before it left.
+    """
     for path in folder.glob(f"round-{round_:02d}-update-*"):
         files.remove(path)
+    for path in folder.glob("moments-round-*"):
+        match = MOMENTS.fullmatch(path.name)
+        if match and int(match[1]) < round_:
+            files.remove(path)
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
 
@@ -121,17 +151,32 @@ def steps_of(config: Config, round_: int) -> int:
     return config.distill.steps_after(round_) if round_ else 0
 
 
-def _check(path: Path, table: dict[str, Any], by: Written, config: Config, data: Digest) -> None:
-    """Refuse a state.json of the wrong types, of another place, of another config or other data."""
+def _place_of(path: Path, table: dict[str, Any], config: Config) -> dict[str, Any]:
+    """What state.json has to say of its place by the name of its directory."""
+    if match := MOMENTS.fullmatch(path.name):
+        return _place(config, int(match[1]), table.get("update", 0))  # of which the name says none
     match = NAME.fullmatch(path.name)
     round_, update = (int(match[1]), int(match[2])) if match else (-1, -1)
+    return _place(config, round_, update)
+
+
+def _check(
+    path: Path,
+    table: dict[str, Any],
+    by: Written,
+    config: Config,
+    data: Digest,
+    place: dict[str, Any],
+) -> None:
+    """Refuse a state.json of the wrong types, of another place, of another config or other data."""
+    round_ = place["round"]
     try:
         whole = formats.complete(path, table, KEYS, by, f"{TABLE}/")
         saved = formats.read(Config, whole["config"], path, by)
         seen = from_table(Digest, whole["data"], "data.")
     except (AttributeError, TypeError, ValueError) as error:
         raise Damaged(path / TABLE, f"holds no whole state: {error}") from None
-    for key, value in _place(config, round_, update).items():
+    for key, value in place.items():
         if type(table[key]) is not type(value) or table[key] != value:
             raise Damaged(path / TABLE, f"has {key} {table[key]!r}, where {value!r} belongs")
     seconds = table["seconds"]

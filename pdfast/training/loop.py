@@ -224,11 +224,13 @@ def fit(
     title: str,
     kept: Kept | None = None,
     keep: bool = False,
+    choose: Callable[[Optimizer], object] = Optimizer.average,
 ) -> FitResult:
     """Train `model` in place for `cfg.updates` updates, resuming from the run's saved state.
 
     Images that are not on the model's device are streamed to it. `kept`: what the phase before
-    left; with `keep`, this one leaves its engine there, where memory allows. Raises Stopped, with
+    left; with `keep`, this one leaves its engine there, where memory allows. `choose` gives the
+    model its final weights, of the raw ones and the averages. Raises Stopped, with
     the state saved, when a signal came; PdfastError when the loss is no longer finite, with a
     directory that repeats it where `cfg.max_skipped` updates in a row were skipped.
     """
@@ -275,7 +277,9 @@ def fit(
         if keep and engine.may_stay():
             kept.engine = engine
     seconds = time.perf_counter() - start
-    optimizer.average()
+    if optimizer.earlier is not None:
+        run.save_moments(round_, cfg.updates, seconds, optimizer.moments())
+    choose(optimizer)
     if note := averages.share_note(cfg, cfg.updates - int(optimizer.skipped[0])):
         run.screen.warn(f"{title}: {note}")
     loss_end = loss_now()

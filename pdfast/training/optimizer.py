@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from pdfast.config.schema import LoopConfig
+from pdfast.config.schema import DistillConfig, LoopConfig
 from pdfast.diffusion.angles import AdamWHyperparameters, adamw
 from pdfast.distributed import collectives
 from pdfast.errors import PdfastError
@@ -13,6 +13,7 @@ from pdfast.models.backends import apex_adamw
 from pdfast.models.model import Model
 from pdfast.training.precision import low_parameters
 
+MOMENTS = "moments.safetensors"
 OTHERS = "it is of another network, so go on with that one, or choose another --out"
 
 
@@ -20,8 +21,9 @@ class Optimizer:
     """What an update changes, on the model's device, in tensors that stay where they are.
 
     Master weights, gradients, moments and averages are one float32 buffer each (float64 for such a
-    model). The model's parameters become views of the masters; under bf16 those that it rounds
-    become views of a copy, which the optimizer's kernel writes, so that no update casts a weight.
+    model), the averages of shape (K, P). The model's parameters become views of the masters; under
+    bf16 those that it rounds become views of a copy, which the optimizer's kernel writes, so that
+    no update casts a weight.
     """
 
     ALIGN = 16  # numbers that a parameter's place is a multiple of, for wide loads and stores
@@ -39,7 +41,7 @@ class Optimizer:
         self._hyperparameters = AdamWHyperparameters(
             max_norm=cfg.grad_clip,
             weight_decay=cfg.weight_decay,
-            ema_decay=cfg.ema_decay,
+            ema_decays=cfg.averages,
             max_skipped=cfg.max_skipped,
             ema_warmup=cfg.ema_warmup,
         )
@@ -62,11 +64,14 @@ class Optimizer:
         self._low = low_parameters(model) if rounded else {}
         self.copy = self.weights.to(dtype) if self._low else None
         self._read_copies()
-        self.ema = self.weights.clone() if cfg.ema_decay else None
+        self.ema = self.weights.repeat(len(cfg.averages), 1) if cfg.averages else None
         self.rate = torch.zeros(1, dtype=torch.float64, device=model.device)
         self.done = torch.zeros(1, dtype=torch.int64, device=model.device)
         # Updates left out for a loss or gradient that was not finite: all, and the last in a row.
         self.skipped = self.done.new_zeros(2)
+        # Updates that the moments had in earlier rounds, where they are kept from round to round.
+        keeps = isinstance(cfg, DistillConfig) and cfg.keep_moments
+        self.earlier = torch.zeros_like(self.done) if keeps else None
         self.norm = zeros.new_zeros(())  # of the last update, made or not
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=model.device)  # of those made
         # Updates, and those skipped, when loss_sum was last emptied.
@@ -82,11 +87,11 @@ class Optimizer:
     def restart(self, cfg: LoopConfig) -> None:
         """Begin anew at the weights that `release` left, every tensor staying where it is.
 
-        Of `cfg` the learning rate and its schedule alone may be others.
+        Of `cfg` the learning rate and its schedule alone may be others. Moments that are kept are
+        for `load_moments` to bring back.
         """
         self.cfg = cfg
-        counters = (self.done, self.skipped, self.loss_sum, self.logged)
-        for tensor in (self.exp_avg, self.exp_avg_sq, self.rate, self.norm, *counters):
+        for tensor in (self.exp_avg, self.exp_avg_sq, self.rate, self.norm, *self._counters()):
             tensor.zero_()
         if self.ema is not None:
             self.ema.copy_(self.weights)
@@ -102,7 +107,8 @@ class Optimizer:
     def _views(self, buffer: Tensor) -> dict[str, Tensor]:
         """A buffer's parts by name, each in the shape and strides of its parameter."""
         parts = zip(self._params.items(), self._starts, strict=True)
-        return {name: buffer.as_strided(p.shape, p.stride(), at) for (name, p), at in parts}
+        begin = buffer.storage_offset()
+        return {name: buffer.as_strided(p.shape, p.stride(), begin + at) for (name, p), at in parts}
 
     def lr(self, update: int) -> float:
         """Learning rate of update 0, 1, ..."""
@@ -145,17 +151,26 @@ class Optimizer:
             self.loss,
             self.skipped,
             self._hyperparameters,
+            self.earlier,
         )
         self.norm.copy_(norm)
         made, with_loss = self.skipped[1] == 0, self.loss_sum + self.loss
         torch.where(made, with_loss, self.loss_sum, out=self.loss_sum)
 
     def average(self) -> None:
-        """Give the model its averaged weights, where they are kept."""
-        if self.ema is not None:
-            self.weights.copy_(self.ema)
+        """Give the model its averaged weights, the first where several are kept, if any are."""
+        self.use(self.weights if self.ema is None else self.ema[0])
+
+    def use(self, weights: Tensor) -> None:
+        """Give the model these weights: a flat buffer, as each of `candidates`."""
+        self.weights.copy_(weights)
         if self.copy is not None:
             self.copy.copy_(self.weights)
+
+    def candidates(self) -> dict[float, Tensor]:
+        """A copy of the raw weights, under 0, and the averages, each under its decay."""
+        averages = () if self.ema is None else self.ema
+        return {0.0: self.weights.clone(), **dict(zip(self.cfg.averages, averages, strict=True))}
 
     def release(self) -> None:
         """Leave the model with its master weights, unrounded."""
@@ -165,26 +180,59 @@ class Optimizer:
     def tensors(self) -> list[Tensor]:
         """All that an update changes and the next one reads."""
         kept = [self.weights, self.exp_avg, self.exp_avg_sq, self.ema, self.copy]
+        return [*(t for t in kept if t is not None), *self._counters()]
+
+    def _counters(self) -> list[Tensor]:
         counters = [self.done, self.loss_sum, self.skipped, self.logged]
-        return [*(t for t in kept if t is not None), *counters]
+        return counters if self.earlier is None else [*counters, self.earlier]
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """The same, parameter by parameter, by file; without the rounded copy."""
         moments = {"step": self.done, "skipped": self.skipped}
         moments |= {"loss_sum": self.loss_sum, "logged": self.logged}
-        for key, buffer in (("exp_avg", self.exp_avg), ("exp_avg_sq", self.exp_avg_sq)):
-            moments |= {f"{key}.{name}": view for name, view in self._views(buffer).items()}
+        moments |= {} if self.earlier is None else {"earlier": self.earlier}
         files = {
             "weights.safetensors": self._views(self.weights),
-            "moments.safetensors": moments,
+            MOMENTS: moments | self._moment_views(),
         }
-        if self.ema is not None:
-            files["ema.safetensors"] = self._views(self.ema)
+        averages = () if self.ema is None else self.ema
+        for name, average in zip(average_files(self.cfg), averages, strict=True):
+            files[name] = self._views(average)
         return files
+
+    def _moment_views(self) -> dict[str, Tensor]:
+        pairs = (("exp_avg", self.exp_avg), ("exp_avg_sq", self.exp_avg_sq))
+        return {
+            f"{key}.{name}": view
+            for key, buffer in pairs
+            for name, view in self._views(buffer).items()
+        }
+
+    def moments(self) -> dict[str, dict[str, Tensor]]:
+        """What a round that keeps its moments leaves for the next, by file.
+
+        "earlier" is there the number of all updates made so far.
+        """
+        assert self.earlier is not None
+        made = self.earlier + self.done - self.skipped[0]
+        return {MOMENTS: {"earlier": made, **self._moment_views()}}
+
+    def load_moments(self, files: dict[str, dict[str, Tensor]]) -> None:
+        """Begin with what `moments` gave of the last round; PdfastError if it does not fit."""
+        assert self.earlier is not None
+        self._take(files, {MOMENTS: {"earlier": self.earlier, **self._moment_views()}})
 
     def load(self, files: dict[str, dict[str, Tensor]]) -> None:
         """Take over what `state` gave; PdfastError, and nothing is changed, if it does not fit."""
-        pairs, mine = [], self.state()
+        self._take(files, self.state())
+        if self.copy is not None:
+            self.copy.copy_(self.weights)
+
+    def _take(
+        self, files: dict[str, dict[str, Tensor]], mine: dict[str, dict[str, Tensor]]
+    ) -> None:
+        """Copy what was saved into the tensors of the same files and names."""
+        pairs = []
         for file, tensors in mine.items():
             for name, tensor in tensors.items():
                 saved = files.get(file, {}).get(name)
@@ -201,8 +249,13 @@ class Optimizer:
                 )
         for tensor, saved in pairs:
             tensor.copy_(saved)
-        if self.copy is not None:
-            self.copy.copy_(self.weights)
+
+
+def average_files(cfg: LoopConfig) -> list[str]:
+    """The file of a state that holds each of the averages: one alone has no decay in its name."""
+    if isinstance(cfg, DistillConfig) and cfg.ema_decays:
+        return [f"ema_{decay}.safetensors" for decay in cfg.ema_decays]
+    return ["ema.safetensors"] if cfg.averages else []
 
 
 def _place(tensor: Tensor) -> tuple[int, torch.dtype]:

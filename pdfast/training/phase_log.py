@@ -39,11 +39,14 @@ def begin(
 ) -> tuple[int, float]:
     """Go on from the run's saved state of a phase, where there is one.
 
+    Otherwise a round that keeps the last one's moments (distill.keep_moments) begins with these.
     Gives the first update to be made, and when, by time.perf_counter, all would have begun without
     a break. `losses`: the watched loss before the first, for metrics.jsonl.
     """
     first, start, resumed = 0, time.perf_counter(), run.load_state(round_)
     if resumed is None:
+        if optimizer.earlier is not None and round_ > 1:
+            optimizer.load_moments(run.load_moments(round_ - 1))
         run.rewind_metrics(round_, -1)
         run.log(round=round_, update=0, **losses)
     else:

@@ -125,17 +125,19 @@ EVERYTHING = {
     "engine": {"data": "stream", "pipeline_teacher": True},
     "data": {"order": "epochs", "horizontal_flip": True},
 }
+KEPT = {"distill": {"ema_decays": (0.3, 0.9), "keep_moments": True, "updates": 4}}
 SEVERAL = {"distill": {"accumulate": 2, "checkpoint": True, "round_updates": ((4, 9),)}}
 PLAN = {"rounds": "8,2,1", "second": "student"}
 CASES = {
     "plain": {},
     "plan": {"model": BETAS, "distill": PLAN},
     "everything": EVERYTHING,
+    "averages and moments": KEPT,
     "betas": {"model": BETAS},
     "accumulate": SEVERAL,
     "independent": {"precision": "bf16", "data": {"order": "independent"}},
 }
-FAST = ("plain", "everything", "plan")
+FAST = ("plain", "everything", "plan", "averages and moments")
 
 
 def case_of(tiny, **tables):
@@ -241,6 +243,7 @@ def test_what_an_engine_serves(engine, tiny):
 
     assert settings(lr=1e-5, updates=7)  # the host's
     others = {"batch": 8, "accumulate": 2, "loss_weight": "v_mse", "grad_clip": 2.0}
+    others |= {"ema_decays": (0.5,), "keep_moments": True}
     others |= {"ema_decay": 0.5, "weight_decay": 0.1, "checkpoint": True, "max_skipped": 7}
     for name, value in others.items():
         assert not settings(**{name: value}), name
@@ -269,9 +272,12 @@ def test_a_teacher_in_another_place_is_captured_anew(engine, tiny):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("decay", [0.0, 0.9])
-def test_an_optimizer_restarts_as_a_new_one(tiny, dtype, decay):
-    cfg = dataclasses.replace(tiny.distill, ema_decay=decay)
+@pytest.mark.parametrize(
+    "averages",
+    [{"ema_decay": 0.0}, {"ema_decay": 0.9}, {"ema_decays": (0.5, 0.9), "keep_moments": True}],
+)
+def test_an_optimizer_restarts_as_a_new_one(tiny, dtype, averages):
+    cfg = dataclasses.replace(tiny.distill, **averages)
     model = random_model(tiny.model, 0, torch.float32)
     optimizer = Optimizer(model, cfg, dtype)
     optimizer.rate.fill_(1e-2)

@@ -20,23 +20,26 @@ CASE = {
     "size": st.sampled_from([101, 1000, 1024, 5003]),
     "max_norm": st.sampled_from([0.0, 0.01, 1.0, 1e6]),
     "weight_decay": st.sampled_from([0.0, 0.01, 0.3]),
-    "ema_decay": st.sampled_from([None, 0.0, 0.3, 0.9, 0.9999]),
+    "ema_decays": st.lists(st.sampled_from([0.0, 0.3, 0.9, 0.9999]), max_size=4).map(tuple),
     "ema_warmup": st.booleans(),
     "lr": st.sampled_from([0.0, 1e-4, 0.1]),
     "betas": st.sampled_from([(0.9, 0.999), (0.5, 0.99)]),
     "scale": st.sampled_from([1e-6, 1.0, 1e4]),
     "first_step": st.sampled_from([1, 2, 50_000]),
+    "earlier": st.sampled_from([None, 0, 1, 700]),
     "draw": SEEDS,
 }
 NAMES = ("params", "exp_avg", "exp_avg_sq", "ema")
 
 
 def start(size, ema, copy, generator):
-    """Buffers before an update: params, grads, exp_avg, exp_avg_sq, ema, copy."""
+    """Buffers before an update: params, grads, exp_avg, exp_avg_sq, ema (of so many), copy."""
     draw = [torch.randn(size, generator=generator).to(DEVICE) for _ in range(5)]
     params, grads, exp_avg, exp_avg_sq, average = draw
     copies = None if copy is None else torch.empty(size, dtype=copy, device=DEVICE)
-    return params, grads, exp_avg / 10, exp_avg_sq.square(), average if ema else None, copies
+    more = [torch.randn(size, generator=generator).to(DEVICE) for _ in range(1, ema)]
+    kept = torch.stack([average, *more]) if ema else None
+    return params, grads, exp_avg / 10, exp_avg_sq.square(), kept, copies
 
 
 def counters_of(lr, step, loss=1.0, skipped=(0, 0)):
@@ -45,16 +48,31 @@ def counters_of(lr, step, loss=1.0, skipped=(0, 0)):
     return [number.to(DEVICE) for number in numbers]
 
 
+def count_of(earlier):
+    return None if earlier is None else torch.tensor([earlier], device=DEVICE)
+
+
 def to(buffers, dtype):
     return [None if b is None else b.clone().to(dtype) for b in buffers[:5]] + [None]
 
 
 def check(
-    copy, size, max_norm, weight_decay, ema_decay, ema_warmup, lr, betas, scale, first_step, draw
+    copy,
+    size,
+    max_norm,
+    weight_decay,
+    ema_decays,
+    ema_warmup,
+    lr,
+    betas,
+    scale,
+    first_step,
+    earlier,
+    draw,
 ):
     g = torch.Generator().manual_seed(draw)
-    ours = start(size, ema_decay is not None, copy, g)
-    if first_step == 1:
+    ours = start(size, len(ema_decays), copy, g)
+    if first_step == 1 and not earlier:
         ours[2].zero_(), ours[3].zero_()
     exact, eager = to(ours, torch.float64), to(ours, torch.float32)
     hyperparameters = AdamWHyperparameters(
@@ -62,25 +80,27 @@ def check(
         beta1=betas[0],
         beta2=betas[1],
         weight_decay=weight_decay,
-        ema_decay=ema_decay or 0.0,
+        ema_decays=ema_decays,
         max_skipped=1,
         ema_warmup=ema_warmup,
     )
     for step in range(first_step, first_step + 2):
         grads = scale * torch.randn(size, generator=g).to(DEVICE)
         ours[1].copy_(grads), exact[1].copy_(grads), eager[1].copy_(grads)
-        counters = counters_of(lr, step)
-        norm = adamw(*ours, *counters, hyperparameters)
-        norm_exact = adamw_reference(*exact, *counters, hyperparameters)
-        norm_eager = adamw_reference(*eager, *counters, hyperparameters)
+        rest = (*counters_of(lr, step), hyperparameters, count_of(earlier))
+        norm = adamw(*ours, *rest)
+        norm_exact = adamw_reference(*exact, *rest)
+        norm_eager = adamw_reference(*eager, *rest)
         assert_accepted(norm, norm_eager, norm_exact)
-    for mine, theirs, truth in zip(ours[:5], eager, exact, strict=False):
-        if mine is not None:
-            assert_accepted(mine, theirs, truth)
+    for mine, theirs, truth in zip(ours[:4], eager, exact, strict=False):
+        assert_accepted(mine, theirs, truth)
+    for n in range(len(ema_decays)):
+        assert_accepted(ours[4][n], eager[4][n], exact[4][n])
     if copy is not None:
         assert_accepted(ours[5], eager[0].to(copy), exact[0])
-    if ema_decay is not None and first_step + 1 == step and ema_decay == 0.0:
-        assert torch.equal(ours[4], ours[0])
+    for average, decay in zip(ours[4] if ema_decays else (), ema_decays, strict=True):
+        if decay == 0.0:
+            assert torch.equal(average, ours[0])
 
 
 def test_random_cases():
@@ -99,11 +119,11 @@ def test_torch_adamw_with_clipping_and_averaging(kernel, max_norm, monkeypatch):
     """Each update from the same state: at most 1e-6 apart, relative to each buffer."""
     monkeypatch.setattr(file.runtime, "uses_triton", lambda *_: kernel)
     g = torch.Generator().manual_seed(0)
-    ours = start(3001, True, None, g)
+    ours = start(3001, 1, None, g)
     ours[2].zero_(), ours[3].zero_()
     theirs = torch.nn.Parameter(ours[0].clone())
     optimizer = torch.optim.AdamW([theirs], lr=0.1, weight_decay=0.1)
-    average = ours[4].clone()
+    average = ours[4][0].clone()
     for step in range(1, 6):
         ours[1].copy_(torch.randn(3001, generator=g))
         theirs.grad = ours[1].clone()
@@ -112,11 +132,11 @@ def test_torch_adamw_with_clipping_and_averaging(kernel, max_norm, monkeypatch):
         optimizer.step()
         average.lerp_(theirs.detach(), 1.0 if step == 1 else 0.01)
         options = AdamWHyperparameters(
-            max_norm=max_norm, max_skipped=1, weight_decay=0.1, ema_decay=0.99
+            max_norm=max_norm, max_skipped=1, weight_decay=0.1, ema_decays=(0.99,)
         )
         got = adamw(*ours, *counters_of(0.1 / step, step), options)
         state = optimizer.state[theirs]
-        pairs = [(got, norm), (ours[0], theirs.detach()), (ours[4], average)]
+        pairs = [(got, norm), (ours[0], theirs.detach()), (ours[4][0], average)]
         pairs += [(ours[2], state["exp_avg"]), (ours[3], state["exp_avg_sq"])]
         for mine, expected in pairs:
             assert (mine - expected).norm() <= 1e-6 * expected.norm()
@@ -145,10 +165,10 @@ def kind(request, monkeypatch):
 
 def changing(dtype):
     """Buffers with signed zeros, which are to keep their bits too: params, grads, ... copy."""
-    buffers = start(SIZE, True, torch.bfloat16, torch.Generator().manual_seed(0))
+    buffers = start(SIZE, 1, torch.bfloat16, torch.Generator().manual_seed(0))
     buffers[5].zero_()
     for buffer in buffers:
-        buffer[5], buffer[-1] = -0.0, 0.0
+        buffer[..., 5], buffer[..., -1] = -0.0, 0.0
     return [b if b.dtype == torch.bfloat16 else b.to(dtype) for b in buffers]
 
 
@@ -176,7 +196,7 @@ def test_a_skipped_update_changes_two_counters_alone(kind, loss, grad, before, a
     if grad:
         buffers[1][grad[0]] = grad[1]
     expected = bits(buffers)
-    options = AdamWHyperparameters(max_norm=1.0, max_skipped=3, ema_decay=0.9)
+    options = AdamWHyperparameters(max_norm=1.0, max_skipped=3, ema_decays=(0.9,))
     lr, step, loss, skipped = counters_of(0.1, 20, loss, before)
     norm = adamw(*buffers, lr, step, loss.reshape(shape), skipped, options)
     assert skipped.tolist() == list(after)
@@ -189,7 +209,7 @@ def test_a_skipped_update_changes_two_counters_alone(kind, loss, grad, before, a
 def test_skipped_updates_are_no_steps(kind, ema_warmup):
     """The same bits as without them: bias correction, the first average, and its warm-up."""
     options = AdamWHyperparameters(
-        max_norm=1.0, max_skipped=3, weight_decay=0.1, ema_decay=0.9, ema_warmup=ema_warmup
+        max_norm=1.0, max_skipped=3, weight_decay=0.1, ema_decays=(0.9,), ema_warmup=ema_warmup
     )
     with_some, without = changing(kind), changing(kind)
     for buffers in (with_some, without):
@@ -201,7 +221,7 @@ def test_skipped_updates_are_no_steps(kind, ema_warmup):
         if loss == 1.0:
             made += 1
             adamw(*without, *counters_of(0.1, made), options)
-            assert torch.equal(with_some[4], with_some[0]) == (made == 1)
+            assert torch.equal(with_some[4][0], with_some[0]) == (made == 1)
         pairs = zip(bits(with_some), bits(without), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)
     assert (skipped.tolist(), made) == ([5, 0], 4)
@@ -218,7 +238,7 @@ def test_averages_of_weights_that_jump(kind, ema_decay, ema_warmup):
     """Twenty updates, each of weights of its own, by the definition in float64."""
     buffers, generator = changing(kind), torch.Generator().manual_seed(0)
     options = AdamWHyperparameters(
-        max_norm=0.0, max_skipped=1, ema_decay=ema_decay, ema_warmup=ema_warmup
+        max_norm=0.0, max_skipped=1, ema_decays=(ema_decay,), ema_warmup=ema_warmup
     )
     expected, unit = buffers[0].double(), torch.finfo(kind).eps
     for k in range(20):
@@ -227,9 +247,73 @@ def test_averages_of_weights_that_jump(kind, ema_decay, ema_warmup):
         decay = min(ema_decay, (1 + k) / (10 + k)) if ema_warmup else ema_decay
         decay = decay if k else 0.0
         expected = decay * expected + (1 - decay) * buffers[0].double()
-        apart = (buffers[4].double() - expected).norm()
+        apart = (buffers[4][0].double() - expected).norm()
         assert apart <= 2 * unit * (k + 1) ** 0.5 * expected.norm(), (k, apart)
-    assert torch.equal(buffers[4], buffers[0]) == (ema_decay == 0.0)
+    assert torch.equal(buffers[4][0], buffers[0]) == (ema_decay == 0.0)
+
+
+@pytest.mark.parametrize("ema_warmup", [False, True])
+def test_several_averages_are_each_what_it_would_be_alone(kind, ema_warmup):
+    """To the bit, over four updates, the second one skipped; nothing else changes."""
+    decays = (0.1, 0.9999, 0.0, 0.15)  # different in the warm-up too
+    draw = start(SIZE, 4, torch.float16, torch.Generator().manual_seed(1))
+    for size in (SIZE, 1):
+        first = [b[..., :size].contiguous() for b in draw]
+        first = [b if b.dtype == torch.float16 else b.to(kind) for b in first]
+        found = []
+        for which in ((0, 1, 2, 3), (0, 1, 2), (3, 1), (0,), (2,)):
+            options = AdamWHyperparameters(
+                max_norm=1.0,
+                max_skipped=2,
+                ema_decays=tuple(decays[n] for n in which),
+                ema_warmup=ema_warmup,
+            )
+            buffers = [b.clone() for b in first]
+            buffers[4] = buffers[4][list(which)].contiguous()
+            _, _, _, skipped = counters_of(0.1, 1)
+            for step in range(1, 5):
+                lr, count, loss, _ = counters_of(0.1, step, NAN if step == 2 else 1.0)
+                adamw(*buffers, lr, count, loss, skipped, options)
+            found.append((which, buffers))
+        _, together = found[0]
+        for which, buffers in found[1:]:
+            assert torch.equal(buffers[4], together[4][list(which)])
+            others = zip(buffers[:4] + buffers[5:], together[:4] + together[5:], strict=True)
+            assert all(torch.equal(a, b) for a, b in others)
+        if size > 1:
+            assert len({bytes(average.view(torch.uint8).tolist()) for average in together[4]}) == 4
+
+
+def test_earlier_updates_count_for_the_moments_alone(kind):
+    """As if the steps had gone on, but for the averages, which begin at step 1."""
+    options = AdamWHyperparameters(
+        max_norm=1.0, max_skipped=3, weight_decay=0.1, ema_decays=(0.9,), ema_warmup=True
+    )
+    cases = [changing(kind) for _ in range(3)]
+    for step in range(1, 4):
+        adamw(*cases[0], *counters_of(0.1, step), options, count_of(6))
+        adamw(*cases[1], *counters_of(0.1, step + 6), options)
+        adamw(*cases[2], *counters_of(0.1, step), options)
+    earlier, later, without = cases
+    for n in (0, 2, 3, 5):
+        assert torch.equal(earlier[n], later[n])
+    assert not torch.equal(earlier[0], without[0])
+    expected = changing(kind)  # the averages of the same weights at steps 1, 2, 3
+    weights = changing(kind)
+    for step in range(1, 4):
+        adamw(*weights, *counters_of(0.1, step + 6), options)
+        expected[0].copy_(weights[0]), expected[2].zero_(), expected[3].zero_()
+        expected[1].zero_()
+        adamw(*expected, *counters_of(0.0, step), options)
+    assert torch.equal(earlier[4], expected[4])
+
+
+def test_no_earlier_updates_are_none(kind):
+    options = AdamWHyperparameters(max_norm=1.0, max_skipped=1, ema_decays=(0.9,))
+    with_zero, with_none = changing(kind), changing(kind)
+    adamw(*with_zero, *counters_of(0.1, 3), options, count_of(0))
+    adamw(*with_none, *counters_of(0.1, 3), options)
+    assert all(torch.equal(a, b) for a, b in zip(bits(with_zero), bits(with_none), strict=True))
 
 
 @pytest.mark.parametrize(("ema_decay", "ema_warmup"), AVERAGES[1:])
@@ -238,14 +322,14 @@ def test_the_share_of_the_first_weights_in_the_averages(kind, ema_decay, ema_war
     cfg = TrainConfig(ema_decay=ema_decay, ema_warmup=ema_warmup)
     buffers = [torch.zeros(16, dtype=kind, device=DEVICE) for _ in range(5)]
     options = AdamWHyperparameters(
-        max_norm=0.0, max_skipped=1, ema_decay=ema_decay, ema_warmup=ema_warmup
+        max_norm=0.0, max_skipped=1, ema_decays=(ema_decay,), ema_warmup=ema_warmup
     )
-    buffers[4].fill_(7.0)  # what was there before does not count
+    buffers[4] = torch.full_like(buffers[4], 7.0)[None]  # what was there before does not count
     for step in range(1, 400):
         buffers[0].fill_(1.0 if step == 1 else 0.0)
         adamw(*buffers, None, *counters_of(0.0, step), options)
         found = averages.initial_share(cfg, step)
-        assert found == pytest.approx(float(buffers[4][0]), rel=1e-3, abs=1e-30)
+        assert found == pytest.approx(float(buffers[4][0, 0]), rel=1e-3, abs=1e-30)
         if launched and step == 50:  # the interpreter takes 15 ms for each
             break
 
@@ -253,11 +337,10 @@ def test_the_share_of_the_first_weights_in_the_averages(kind, ema_decay, ema_war
 def test_after_the_limit_nothing_is_updated_again(kind):
     buffers, skipped = changing(kind), torch.tensor([0, 0], device=DEVICE)
     expected = bits(buffers)
+    options = AdamWHyperparameters(max_norm=0.0, max_skipped=3, ema_decays=(0.9,))
     for step, loss in enumerate([NAN, NAN, NAN, 1.0, 1.0], 1):
         lr, count, value, _ = counters_of(0.1, step, loss)
-        adamw(
-            *buffers, lr, count, value, skipped, AdamWHyperparameters(max_norm=0.0, max_skipped=3)
-        )
+        adamw(*buffers, lr, count, value, skipped, options)
     assert skipped.tolist() == [5, 5]
     assert all(torch.equal(a, b) for a, b in zip(bits(buffers), expected, strict=True))
 
@@ -279,14 +362,15 @@ def test_every_program_decides_the_same_after_the_first_has_counted(loss, max_sk
 
 def test_the_same_bits_again_with_several_blocks_per_program(monkeypatch):
     monkeypatch.setattr(file, "PROGRAMS", 4)
-    check(torch.bfloat16, 10 * file.BLOCK + 3, 0.1, 0.1, 0.9, True, 0.1, (0.9, 0.999), 1.0, 1, 0)
+    size, betas = 10 * file.BLOCK + 3, (0.9, 0.999)
+    check(torch.bfloat16, size, 0.1, 0.1, (0.9, 0.99), True, 0.1, betas, 1.0, 1, None, 0)
     runs = []
     for _ in range(2):
-        buffers = start(10 * file.BLOCK + 3, True, None, torch.Generator().manual_seed(0))
+        buffers = start(10 * file.BLOCK + 3, 1, None, torch.Generator().manual_seed(0))
         norm = adamw(
             *buffers,
             *counters_of(0.1, 1),
-            AdamWHyperparameters(max_norm=0.1, max_skipped=1, ema_decay=0.9),
+            AdamWHyperparameters(max_norm=0.1, max_skipped=1, ema_decays=(0.9,)),
         )
         runs.append((norm, buffers[0], *buffers[2:5]))
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
@@ -294,17 +378,17 @@ def test_the_same_bits_again_with_several_blocks_per_program(monkeypatch):
 
 @pytest.mark.parametrize("size", [1, 2, 17])
 def test_short_buffers_are_the_beginning_of_long_ones(size):
-    whole = start(100, True, torch.bfloat16, torch.Generator().manual_seed(0))
-    part = [buffer[:size].clone() for buffer in whole]
-    options = AdamWHyperparameters(max_norm=0.0, max_skipped=1, weight_decay=0.1, ema_decay=0.9)
+    whole = start(100, 1, torch.bfloat16, torch.Generator().manual_seed(0))
+    part = [buffer[..., :size].clone() for buffer in whole]
+    options = AdamWHyperparameters(max_norm=0.0, max_skipped=1, weight_decay=0.1, ema_decays=(0.9,))
     for buffers in (whole, part):
         norm = adamw(*buffers, *counters_of(0.1, 3), options)
-    assert all(torch.equal(a, b[:size]) for a, b in zip(part, whole, strict=True))
+    assert all(torch.equal(a, b[..., :size]) for a, b in zip(part, whole, strict=True))
     assert torch.allclose(norm, part[1].norm(), rtol=1e-6)
 
 
 def test_gradients_that_overflow_when_squared():
-    buffers = start(100, False, None, torch.Generator().manual_seed(0))
+    buffers = start(100, 0, None, torch.Generator().manual_seed(0))
     buffers[1].fill_(1e25)
     norm = adamw(*buffers, *counters_of(0.1, 1), AdamWHyperparameters(max_norm=1.0, max_skipped=1))
     if file.runtime.uses_triton(DEVICE):  # torch's own norm of float32 overflows
@@ -312,16 +396,23 @@ def test_gradients_that_overflow_when_squared():
 
 
 def arguments():
-    buffers = start(33, True, torch.bfloat16, torch.Generator().manual_seed(0))
+    buffers = start(33, 1, torch.bfloat16, torch.Generator().manual_seed(0))
     names = ("params", "grads", "exp_avg", "exp_avg_sq", "ema", "copy", "lr", "step")
     names += ("loss", "skipped")
     return dict(zip(names, (*buffers, *counters_of(0.1, 1)), strict=True))
 
 
+def options_of(*decays):
+    return AdamWHyperparameters(max_norm=1.0, max_skipped=1, ema_decays=decays)
+
+
 def test_registered():
-    numbers = (1.0, 0.9, 0.999, 1e-8, 0.1, 0.9, 1, True)
+    numbers = (1.0, 0.9, 0.999, 1e-8, 0.1, [0.9], 1, True)
     opcheck(adamw_op, (*arguments().values(), *numbers))
     opcheck(adamw_op, (*(arguments() | {"ema": None, "copy": None}).values(), *numbers))
+    three = arguments() | {"ema": torch.zeros(3, 33, device=DEVICE)}
+    numbers = (1.0, 0.9, 0.999, 1e-8, 0.1, [0.9, 0.5, 0.99], 1, True, count_of(5))
+    opcheck(adamw_op, (*three.values(), *numbers))
 
 
 @pytest.mark.parametrize(
@@ -334,7 +425,9 @@ def test_registered():
         ("grads", lambda t: t.double(), "grads must be float32, not float64"),
         ("exp_avg", lambda t: t[:3], r"exp_avg must have shape \(33,\), not \(3,\)"),
         ("exp_avg_sq", lambda t: t.to("meta"), "exp_avg_sq must be on .*, not on meta"),
-        ("ema", lambda t: torch.empty(66, device=DEVICE)[::2], "ema must be contiguous"),
+        ("ema", lambda t: torch.empty(1, 66, device=DEVICE)[:, ::2], "ema must be contiguous"),
+        ("ema", lambda t: t[0], r"ema must have shape \(1, 33\), not \(33,\)"),
+        ("ema", lambda t: t.repeat(2, 1), r"ema must have shape \(1, 33\), not \(2, 33\)"),
         ("copy", lambda t: t.float(), "copy must be bfloat16 or float16, not float32"),
         ("lr", lambda t: 0.1, "lr must be a tensor, not float"),
         ("lr", lambda t: t[0], r"lr must have shape \(1,\), not \(\)"),
@@ -343,13 +436,25 @@ def test_registered():
         ("loss", lambda t: t.expand(2), r"loss must have shape \(1,\), not \(2,\)"),
         ("skipped", lambda t: t[:1], r"skipped must have shape \(2,\), not \(1,\)"),
         ("skipped", lambda t: t.repeat(2)[::2], "skipped must be contiguous"),
+        ("earlier", lambda t: t.int(), "earlier must be int64, not int32"),
+        ("earlier", lambda t: t[0], r"earlier must have shape \(1,\), not \(\)"),
     ],
 )
 def test_bad_arguments(name, bad, message):
-    args = arguments()
+    args = arguments() | {"earlier": count_of(0)}
     args[name] = bad(args[name])
     with pytest.raises((TypeError, ValueError), match=message):
-        adamw(**args, hyperparameters=AdamWHyperparameters(max_norm=1.0, max_skipped=1))
+        adamw(**args, hyperparameters=options_of(0.9))
+
+
+def test_averages_need_their_decays():
+    with pytest.raises(ValueError, match="ema needs a decay for each average"):
+        adamw(**arguments(), hyperparameters=options_of())
+    with pytest.raises(ValueError, match="ema_decays must be at most 4, not 5"):
+        options_of(0.1, 0.2, 0.3, 0.4, 0.5)
+    for decay in (-0.1, NAN, INF):
+        with pytest.raises(ValueError, match="ema_decays must be finite and at least 0, not"):
+            options_of(0.9, decay)
 
 
 def test_one_update_at_least_may_be_skipped():
@@ -364,31 +469,44 @@ def test_one_update_at_least_may_be_skipped():
 PARAMS = 60_004_099 + 61  # of the paper's CIFAR-10 network, padded to a multiple of 64
 
 
-def launch(device, ema=True, copy="bf16", max_norm=1.0, size=4096, live=True, warmup=True):
+DECAYS = (0.999, 0.9, 0.3, 0.99)
+
+
+def launch(
+    device, ema=1, copy="bf16", max_norm=1.0, size=4096, live=True, warmup=True, earlier=None
+):
     """All buffers after an update. Without `live` they hold nothing, and no memory is touched."""
 
-    def buffer(seed, dtype=torch.float32):
+    def buffer(seed, dtype=torch.float32, shape=size):
         if not live:
-            return torch.empty(size, dtype=dtype, device=device)
-        return values(size, torch.float32, device, seed).square().to(dtype)
+            return torch.empty(shape, dtype=dtype, device=device)
+        return values(shape, torch.float32, device, seed).square().to(dtype)
 
     buffers = [buffer(seed) for seed in range(4)]
-    buffers.append(buffer(4) if ema else None)
+    buffers.append(buffer(4, shape=(ema, size)) if ema else None)
     buffers.append(buffer(5, TYPES[copy]) if copy else None)
     lr, loss = torch.tensor([1e-3], device=device), torch.tensor(0.5, device=device)
     count = torch.tensor([3], device=device)
     skipped = torch.zeros(2, dtype=torch.int64, device=device)
     options = AdamWHyperparameters(
-        max_norm=max_norm, max_skipped=10, weight_decay=0.1, ema_decay=0.999, ema_warmup=warmup
+        max_norm=max_norm,
+        max_skipped=10,
+        weight_decay=0.1,
+        ema_decays=DECAYS[:ema],
+        ema_warmup=warmup,
     )
-    norm = adamw(*buffers, lr, count, loss, skipped, options)
+    before = None if earlier is None else torch.tensor([earlier], device=device)
+    norm = adamw(*buffers, lr, count, loss, skipped, options, before)
     return norm, *(b for b in buffers if b is not None), skipped
 
 
 def launch_cases():
-    kinds = itertools.product((False, True), (None, "bf16", "fp16"), (0.0, 1.0))
+    kinds = itertools.product((0, 1), (None, "bf16", "fp16"), (0.0, 1.0))
     options = [{"ema": ema, "copy": copy, "max_norm": most} for ema, copy, most in kinds]
     options += [{"size": 1}, {"size": 4099}, {"warmup": False}]
+    options += [{"ema": averages} for averages in (2, 3, 4)]
+    options += [{"ema": 4, "size": 1}, {"ema": 4, "size": 4099}, {"ema": 4, "warmup": False}]
+    options += [{"earlier": 5}, {"earlier": 5, "ema": 3, "copy": None}]
     return [("adamw", launch, option) for option in options]
 
 
@@ -399,12 +517,14 @@ def machine_code():
         yield Code("adamw", arch, 4 * file.BLOCK, 0, launch, paper_s, launch=0)
     kinds = [
         (90, ema, copy, most, True)
-        for ema in (False, True)
+        for ema in (0, 1)
         for copy in (None, "bf16", "fp16")
         for most in (0.0, 1.0)
     ]
-    kinds += [(arch, True, "bf16", 1.0, warmup) for arch in (80, 100) for warmup in (False, True)]
-    kinds += [(90, True, "bf16", 1.0, False)]
+    kinds += [(arch, 1, "bf16", 1.0, warmup) for arch in (80, 100) for warmup in (False, True)]
+    kinds += [(90, 1, "bf16", 1.0, False)]
+    kinds += [(90, averages, "bf16", 1.0, True) for averages in (2, 3)]
+    kinds += [(arch, 4, "bf16", 1.0, True) for arch in ARCHS]
     for arch, ema, copy, most, warmup in kinds:
         flat = 4 + ema
         loads = 4 * flat * file.BLOCK + 8 * file.PROGRAMS  # and the partial sums
@@ -415,21 +535,29 @@ def machine_code():
 
 def traffic():
     """Gradients are read twice, the rest once; each program reads the sums and the counters."""
+    yield moved("adamw", 1, None)
+    yield moved("adamw, four averages", 4, 3)
+
+
+def moved(name, averages, earlier):
     size, programs = 5000, 5
     generator = torch.Generator().manual_seed(0)
-    *buffers, copy = start(size, True, torch.float16, generator)
-    counters = counters_of(0.1, 2)
-    options = AdamWHyperparameters(max_norm=1.0, max_skipped=1, weight_decay=0.1, ema_decay=0.9)
+    *buffers, copy = start(size, averages, torch.float16, generator)
+    counters, before = counters_of(0.1, 2), count_of(earlier)
+    options = AdamWHyperparameters(
+        max_norm=1.0, max_skipped=1, weight_decay=0.1, ema_decays=DECAYS[:averages]
+    )
 
     def run():
-        norm = adamw(*buffers, copy, *counters, options)
+        norm = adamw(*buffers, copy, *counters, options, before)
         _, grads, *_ = buffers
         found = [(b, *((2, 0) if b is grads else (1, 1))) for b in buffers]
         lr, step, loss, skipped = counters
         found += [(copy, 0, 1), (norm, 0, 1), (skipped, programs, 1)]
-        return found + [(number, programs, 0) for number in (lr, step, loss)]
+        numbers = [lr, step, loss] + ([] if before is None else [before])
+        return found + [(number, programs, 0) for number in numbers]
 
     def eager():
-        adamw_reference(*buffers, copy, *counters, options)
+        adamw_reference(*buffers, copy, *counters, options, before)
 
-    yield Traffic("adamw", run, eager, size, scratch=8 * programs * (1 + programs))
+    return Traffic(name, run, eager, size, scratch=8 * programs * (1 + programs))

@@ -114,14 +114,19 @@ def optimizer_case(device="cpu"):
     generator = torch.Generator().manual_seed(0)
     flat = [torch.randn(1000, generator=generator).to(device) for _ in range(2)]
     zeros = [torch.zeros(1000, device=device) for _ in range(2)]
-    return [*flat, *zeros, flat[0].clone(), flat[0].bfloat16()]
+    return [*flat, *zeros, flat[0].repeat(2, 1), flat[0].bfloat16()]
 
 
 def same_updates(device, ema_warmup):
     """Five updates, of which the first, the third (its gradient) and the last are skipped."""
     options = AdamWHyperparameters(
-        max_norm=1.0, max_skipped=9, weight_decay=0.01, ema_decay=0.9, ema_warmup=ema_warmup
+        max_norm=1.0,
+        max_skipped=9,
+        weight_decay=0.01,
+        ema_decays=(0.9, 0.3),
+        ema_warmup=ema_warmup,
     )
+    earlier = torch.full((1,), 5, device=device)
     ours, theirs = optimizer_case(device), optimizer_case(device)
     counts = [torch.zeros(2, dtype=torch.int64, device=device) for _ in range(2)]
     for k in range(1, 6):
@@ -135,7 +140,7 @@ def same_updates(device, ema_warmup):
             (theirs, backends.apex_adamw, counts[1]),
         ):
             case[1].copy_(grad)
-            function(*case, lr, step, loss, skipped, options)
+            function(*case, lr, step, loss, skipped, options, earlier)
         same = [torch.equal(a, b) for a, b in zip(before, theirs, strict=True)]
         assert same[:1] + same[2:] == [k in (1, 3, 5)] * 5
     assert counts[0].tolist() == counts[1].tolist() == [3, 1]

@@ -33,13 +33,18 @@ SHORT = LONG | {
     "train": TINY["train"] | {"updates": 5, "batch": 2},
     "distill": TINY["distill"] | {"start_steps": 4, "rounds": 1, "updates": 3, "batch": 2},
 }
+# Two rounds that choose among averages, and the second of which begins with the first's moments.
+KEEPING = SHORT | {
+    "distill": SHORT["distill"] | {"rounds": 2, "ema_decays": [0.3, 0.9], "keep_moments": True},
+    "eval": {"steps": [1], "baseline_steps": 1, "num": 2},
+}
 
 
 class Runs:
     """Runs of one config in one folder."""
 
     def __init__(self, server, folder, table):
-        self.server, self.folder = server, folder
+        self.server, self.folder, self.table = server, folder, table
         (folder / "tiny.toml").write_text(dump_config(from_table(Config, table)))
 
     def distill(self, out, **event):
@@ -52,7 +57,7 @@ class Runs:
         assert ended.code == 0
         total = sum(ended.events[kind] for kind in kinds)
         assert len(list(folder.iterdir())) == total
-        return [Runs(self.server, folder / str(k), SHORT) for k in range(1, total + 1)]
+        return [Runs(self.server, folder / str(k), self.table) for k in range(1, total + 1)]
 
     def killed(self, out, **event):
         assert self.distill(out, signum=signal.SIGKILL, **event).code == -signal.SIGKILL
@@ -77,6 +82,11 @@ def long(server, tmp_path):
 @pytest.fixture
 def short(server, tmp_path):
     return Runs(server, tmp_path, SHORT)
+
+
+@pytest.fixture
+def keeping(server, tmp_path):
+    return Runs(server, tmp_path, KEEPING)
 
 
 def state_of(run):
@@ -114,6 +124,65 @@ def test_a_kill_on_either_side_of_a_round_boundary(long):
     assert_same_tensors(state_of(straight), state_of(run))
     assert_same_tensors(straight / "round-01-steps-0004", run / "round-01-steps-0004")
     assert metrics(straight) == metrics(run)
+
+
+def phase_of(run):
+    """Where a killed run was: which of its models and moments are there, and states."""
+    first, second = (any(run.glob(f"round-0{k}-*/manifest.json")) for k in (1, 2))
+    moments = sorted(int(p.parent.name[-2:]) for p in run.glob("state/moments-*/manifest.json"))
+    states = max((p.parent.name[6:8] for p in run.glob("state/round-*/manifest.json")), default="")
+    return first, second, tuple(moments), states
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("each", [1, pytest.param(4, marks=pytest.mark.slow)])
+def test_kept_moments_and_averages_wherever_a_run_is_killed(keeping, tmp_path_factory, each):
+    """Once in each part of a run: in rounds, on either side of each model, moments and states."""
+    killed = keeping.snapshots("run", tmp_path_factory.mktemp("kept"), WRITES)
+    straight, groups = keeping.folder / "straight", {}
+    (keeping.folder / "run").rename(straight)
+    for place in killed:
+        groups.setdefault(phase_of(place.folder / "run"), []).append(place)
+    between = {
+        (False, False, (1,), "01"): "the moments are there, the model that they belong to is not",
+        (True, False, (1,), "01"): "the round is finished, its last state still there",
+        (True, False, (1,), ""): "and gone",
+        (True, False, (1,), "02"): "the second round is begun",
+        (True, False, (1, 2), "02"): "its moments are there, its model is not",
+    }
+    assert groups.keys() >= between.keys()
+    for where in between if each > 1 else list(between)[::2]:
+        for place in groups[where][:: max(1, len(groups[where]) // each)][:each]:
+            assert place.distill("run").code == 0, where
+            assert_same_run(straight, place.folder / "run")
+    lines = metrics(straight)
+    assert {"chosen", "distance_raw", "distance_0.3", "distance_0.9"} <= lines[-2].keys()
+
+
+def test_a_round_whose_first_moments_are_gone_is_not_made_without(keeping):
+    keeping.straight()
+    run = keeping.folder / "straight"
+    assert [p.name for p in (run / "state").iterdir()] == ["moments-round-02"]
+    before = (run / "round-01-steps-0002" / "model.safetensors").read_bytes()
+    shutil.rmtree(run / "round-02-steps-0001")
+    ended = keeping.distill("straight")
+    assert ended.code == 1
+    assert ended.errors == (
+        "pdfast: round 2 begins with the moments of round 1 (distill.keep_moments), which are kept "
+        "only until it is finished, and straight/state/moments-round-01 is gone: remove all rounds "
+        "in straight to have them made again, or choose another --out\n"
+    )
+    assert not (run / "round-02-steps-0001").exists()
+    shutil.copytree(run, keeping.folder / "again")
+    shutil.rmtree(keeping.folder / "again" / "round-01-steps-0002")
+    assert keeping.distill("again").code == 0
+    again = keeping.folder / "again"
+    assert (again / "round-01-steps-0002" / "model.safetensors").read_bytes() == before
+    shutil.rmtree(again / "round-02-steps-0001")
+    (again / "state" / "moments-round-02").rename(again / "state" / "moments-round-01")
+    ended = keeping.distill("again")
+    assert ended.code == 1
+    assert "state.json has round 2, where 1 belongs: round 2 begins with these" in ended.errors
 
 
 def test_a_kill_in_the_evaluation(short):

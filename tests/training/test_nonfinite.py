@@ -88,8 +88,8 @@ def fit(config, case, path):
 
 def buffers_of(optimizer):
     """What an update changes."""
-    kept = (optimizer.weights, optimizer.exp_avg, optimizer.exp_avg_sq, optimizer.ema)
-    return [t for t in kept if t is not None]
+    averages = () if optimizer.ema is None else optimizer.ema
+    return [optimizer.weights, optimizer.exp_avg, optimizer.exp_avg_sq, *averages]
 
 
 def strict(text):
@@ -141,11 +141,11 @@ def test_a_skipped_update_changes_nothing(tiny, tmp_path, monkeypatch, where, va
 
     optimizer, weights, exp_avg, exp_avg_sq, ema = start
     options = AdamWHyperparameters(
-        max_norm=0.05, max_skipped=1, weight_decay=0.01, ema_decay=0.9, ema_warmup=True
+        max_norm=0.05, max_skipped=1, weight_decay=0.01, ema_decays=(0.9,), ema_warmup=True
     )
     for n, (grad, rate) in enumerate(taken, 1):
         count, one, none = torch.tensor([n]), torch.ones(()), torch.tensor([0, 0])
-        adamw(weights, grad, exp_avg, exp_avg_sq, ema, None, rate, count, one, none, options)
+        adamw(weights, grad, exp_avg, exp_avg_sq, ema[None], None, rate, count, one, none, options)
     expected = [ema, exp_avg, exp_avg_sq, ema]  # the averages have become the weights
     assert all(torch.equal(a, b) for a, b in zip(buffers_of(optimizer), expected, strict=True))
 

@@ -154,13 +154,19 @@ def test_storages_live_until_nothing_holds_them():
 
 
 def test_adamw_moves_what_its_kernels_do():
-    """32 bytes per parameter, 8 more for averages."""
+    """32 bytes per parameter, 8 more for each average."""
     for cut, per_parameter in ((0.0, 32), (0.9, 40)):
         config = config_of("digits", 2)
         config = replace(config, train=replace(config.train, ema_decay=cut))
         count = count_update(config, "train", kernels=True)
         moved = count.parts[op_counter.OPTIMIZER].bytes
         assert moved == pytest.approx(per_parameter * count.params, rel=1e-3)
+    decays = {"ema_decays": (0.9, 0.99, 0.999), "keep_moments": True}
+    config = replace(config, distill=replace(config.distill, **decays))
+    count = count_update(config, "distill", kernels=True)
+    moved = count.parts[op_counter.OPTIMIZER].bytes
+    assert moved == pytest.approx(56 * count.params, rel=1e-3)
+    assert count.memory.state["averages"] == 3 * count.memory.state["moments"] // 2
 
 
 def count_on_gpu(phase: str, precision: str, defer: bool | None = None):

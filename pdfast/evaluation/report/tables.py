@@ -255,6 +255,8 @@ class Report:
         name = watched_loss.logged(logged)
         header = ["round", "steps", "updates", f"{WORDS[name]}, start", "end", "distance"]
         header += ["updates/s", "signal / rounding"]
+        chosen = any("chosen" in m for m in logged)  # of averages and the raw weights
+        header += ["student"] if chosen else []
         lines = []
         for m in logged:
             if f"{name}_end" not in m:
@@ -265,7 +267,8 @@ class Report:
             losses = [f"{m[f'{name}_{at}']:.3g}" for at in ("start", "end")]
             distance = f"{quick[r]:.3f}" if r in quick else ""
             numbers = [str(r), str(steps or ""), str(updates), *losses, distance]
-            lines.append([*numbers, short(rate, 3), _learnable(m)])
+            line = [*numbers, short(rate, 3), _learnable(m)]
+            lines.append([*line, *([_chosen(m)] if chosen else [])])
         return header, lines
 
     @property
@@ -313,6 +316,13 @@ def evaluations_note(table: Table) -> str:
     """What the evaluations of a table are."""
     unknown = any(NOT_RECORDED in row for row in table[1])
     return EVALUATIONS + (f" {NOT_RECORDED}: not recorded." if unknown else "")
+
+
+def _chosen(m: dict[str, Any]) -> str:
+    """What became a round's student, where it was chosen."""
+    if "chosen" not in m:
+        return ""
+    return f"EMA {m['chosen']:g}" if m["chosen"] else "raw"
 
 
 def _learnable(m: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 
 from pdfast.config.schema import check_guided_students, dump_config
+from pdfast.console.messages import counted
 from pdfast.data.dataset import Dataset
 from pdfast.distributed import collectives
 from pdfast.evaluation import resume
@@ -110,8 +111,10 @@ def report_run(run: ModelRun, data: Dataset, steps: Sequence[int], device: torch
 
     def write() -> str:
         weights = {"teacher": averaging(run.teacher_dir, config, student=False)}
-        for path in students.values():  # all are made alike
-            weights["student"] = averaging(path, config, student=True)
+        of = {k: averaging(path, config, student=True) for k, path in students.items()}
+        alike = len(set(of.values())) == 1
+        for k, weight in of.items():
+            weights["student" if alike else f"student, {counted(k)}"] = weight
         facts = facts_of(evaluator, config, teacher, weights)
         shown = data.images[:NUM_KEPT].cpu()
         record.forget()
