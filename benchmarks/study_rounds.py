@@ -1,0 +1,214 @@
+"""What rounds cost and give: rows of settings, all from one teacher, on Fashion-MNIST at 16x16.
+
+    pdfast data /usr/share/datasets/fashion-mnist --size 16 --out fashion_mnist16.npz
+    pdfast train --config fashion_mnist16 --out teacher
+    python benchmarks/study_rounds.py --teacher teacher/teacher --rows base start-64
+
+Run it in the folder of fashion_mnist16.npz. Each row of study_rows.py is a `pdfast distill`, which
+leaves its students under study/; `pdfast eval` then judges them, all with one noise and against all
+images. What was found goes into results/study_rounds.tsv, a line for each row, seed and number of
+steps, and from there into results/study_rounds.md. A row that has its lines is left out; one that
+was cut off goes on where it was. `--rows all` takes every row; without `--rows` only the page is
+written again.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from study_rows import ROWS, TEACHER
+from study_table import HEADER, STEPS, Line, machines, page, read
+
+from pdfast.config.schema import Config, DistillConfig, load_config
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+TABLE, PAGE = "study_rounds.tsv", "study_rounds.md"
+CONFIG = "fashion_mnist16"
+NUM = 2000  # samples of a distance
+DETECTORS = ("pixel", "lite0")
+TEACHER_STEPS = 64
+# Of the run's own report, which would sample the teacher in every row.
+NO_REPORT = ["--eval.steps", "1", "--eval.baseline-steps", "1", "--eval.num", "2"]
+
+FORWARD, BACKWARD = 1, 2  # network evaluations of an image
+
+
+class Spent(NamedTuple):
+    """What a student took, with all rounds before it."""
+
+    evaluations: int
+    seconds: float
+    """Of the updates alone."""
+
+
+def evaluations(distill: DistillConfig, steps: int) -> int:
+    """Network evaluations of all rounds up to the student with so many steps, by the config.
+
+    Of one image each. The quick distances that rounds are watched by are not counted.
+    """
+    if distill.ema_decays:
+        raise ValueError("what the choice among averages takes is in no config")
+    first = FORWARD if distill.first == "teacher" else 0  # data take a step without a network
+    second, student = FORWARD, FORWARD + BACKWARD
+    rounds = distill.plan[: distill.plan.index(steps) + 1]
+    updates = sum(distill.updates_of(made) for made in rounds)
+    return updates * distill.batch * (first + second + student)
+
+
+def spent(config: Config, metrics: Iterable[Mapping[str, Any]], steps: int) -> Spent:
+    """By the lines of a run's metrics.jsonl; evaluations by the config where no line has them."""
+    ends = {line["steps"]: line for line in metrics if line["round"] and "seconds" in line}
+    rounds = [ends[made] for made in config.distill.plan if made >= steps]
+    seconds = sum(line["seconds"] for line in rounds)
+    if any("evaluations" in line for line in rounds):
+        return Spent(sum(line["evaluations"] for line in rounds), seconds)
+    return Spent(evaluations(config.distill, steps), seconds)
+
+
+class Study:
+    """Runs rows, and keeps what they give."""
+
+    def __init__(self, teacher: Path, folder: Path, results: Path, names: Iterable[str]) -> None:
+        """`folder` holds the runs, `results` the table and the page.
+
+        Raises ValueError for a row whose lines are of other flags than it has now.
+        """
+        self.teacher, self.folder = teacher.resolve(), folder
+        self.table, self.page = results / TABLE, results / PAGE
+        self.machine, self.commit = machine(), commit()
+        self.left: list[tuple[str, int]] = []
+        """(row, seed) of what has no lines yet."""
+        lines = read(self.text())
+        if names and not any(line.row == TEACHER for line in lines):
+            self.left.append((TEACHER, 0))
+        for name in names:
+            for seed in ROWS[name].seeds:
+                flags = {line.flags for line in lines if (line.row, line.seed) == (name, seed)}
+                if not flags:
+                    self.left.append((name, seed))
+                elif flags != {ROWS[name].flags}:
+                    raise ValueError(f"{self.table} has row {name} of other flags: {flags}")
+
+    def text(self) -> str:
+        """The table as it is, or an empty one."""
+        return self.table.read_text() if self.table.is_file() else HEADER
+
+    def lines(self, name: str, seed: int) -> list[Line]:
+        """Run a row, and judge its students. Of the teacher, whose training is no row's: judge it.
+
+        Raises CalledProcessError for a command that failed, whose words are in the row's log.
+        """
+        run = f"{name}-{seed}"
+        if name == TEACHER:
+            figures = self._judged(self.teacher, run, TEACHER_STEPS)
+            return [Line(name, seed, "", TEACHER_STEPS, *figures, 0, 0.0, self.commit)]
+        flags, path = ROWS[name].flags, self.folder / run
+        command = ["distill", "--config", CONFIG, "--teacher", str(self.teacher)]
+        command += ["--seed", str(seed), "--out", str(path), *NO_REPORT, *flags.split()]
+        self._pdfast(command, run)
+        config = load_config(path / "config.toml")
+        metrics = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        lines = []
+        for steps in (k for k in STEPS if k in config.distill.plan):
+            (model,) = path.glob(f"round-*-steps-{steps:04d}")
+            figures, took = self._judged(model, run, steps), spent(config, metrics, steps)
+            lines.append(Line(name, seed, flags, steps, *figures, *took, self.commit))
+        return lines
+
+    def _judged(self, model: Path, run: str, steps: int) -> list[float]:
+        """Distance by each detector, then each one's floor."""
+        distances, floors = [], []
+        for detector in DETECTORS:
+            out = self.folder / "judged" / f"{run}-{steps}-{detector}"
+            command = ["eval", str(model), "--config", CONFIG, "--steps", str(steps)]
+            command += ["--num", str(NUM), "--detector", detector, "--out", str(out)]
+            self._pdfast(command, run)
+            found = json.loads((out / "eval.json").read_text())
+            distances.append(found["model"][str(steps)])
+            floors.append(found["floor"])
+        return [*distances, *floors]
+
+    def _pdfast(self, arguments: list[str], run: str) -> None:
+        """The public command, on one thread."""
+        with (self.folder / f"{run}.log").open("a") as log:
+            subprocess.check_call(
+                [sys.executable, "-m", "pdfast", *arguments],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+            )
+
+    def keep(self, lines: Iterable[Line]) -> None:
+        """Add a row's lines, under the machine where that is another than before."""
+        before = self.text()
+        if machines(before)[-1:] != [self.machine]:
+            before += f"# {self.machine}\n"
+        self.table.write_text(before + "".join(line.text() for line in lines))
+        self.write_page()
+
+    def write_page(self) -> None:
+        """Write the page of all lines that there are."""
+        self.page.write_text(page(self.text()))
+
+
+def commit() -> str:
+    """Of the working tree; with a + where its code was changed since."""
+    git = ["git", "-C", str(ROOT)]
+    head = subprocess.check_output([*git, "rev-parse", "--short", "HEAD"], text=True).strip()
+    code = ("pdfast", "kernels", "csrc", "configs")
+    return head + "+" * bool(subprocess.check_output([*git, "status", "--short", *code]))
+
+
+def machine() -> str:
+    """Processor, system and versions."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    name = models[0] if models else platform.machine()
+    versions = f"PyTorch {torch.__version__}, Python {platform.python_version()}"
+    return f"{os.cpu_count()} cores of {name}, {platform.system()}; {versions}"
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the rows that were named; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--teacher", type=Path, help="model directory that all rows start from")
+    parser.add_argument("--rows", nargs="*", default=[], help=f"all, or of: {', '.join(ROWS)}")
+    parser.add_argument("--jobs", type=int, default=2, help="rows at once, of one thread each")
+    parser.add_argument("--folder", type=Path, default=Path("study"), help="where the runs go")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where the table goes")
+    asked = parser.parse_args(args)
+    names = list(ROWS) if asked.rows == ["all"] else asked.rows
+    if unknown := [name for name in names if name not in ROWS]:
+        parser.error(f"no rows {', '.join(unknown)}")
+    if names and asked.teacher is None:
+        parser.error("--rows needs --teacher")
+    study = Study(asked.teacher or Path(), asked.folder, asked.results, names)
+    study.folder.mkdir(parents=True, exist_ok=True)
+    failed = False
+    with ThreadPoolExecutor(asked.jobs) as pool:
+        begun = {pool.submit(study.lines, *row): row for row in study.left}
+        for done in as_completed(begun):
+            name, seed = begun[done]
+            try:
+                study.keep(done.result())
+                print(f"{name}, seed {seed}: done", flush=True)
+            except (subprocess.CalledProcessError, OSError, LookupError, ValueError) as error:
+                failed = True
+                print(f"{name}, seed {seed}: failed: {error}", flush=True)
+    if not names:
+        study.write_page()
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

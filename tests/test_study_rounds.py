@@ -1,0 +1,162 @@
+"""The study of rounds: its rows, the price that it counts, the table and the page it writes."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from study_rounds import NO_REPORT, Spent, Study, evaluations, main, spent
+from study_rows import ROWS
+from study_table import HEADER, Line, page, read
+
+from pdfast.cli.main import parse
+from pdfast.config.schema import dump_config
+
+
+def settings(flags):
+    """The config of a row."""
+    arguments = ["distill", "--config", "fashion_mnist16", *NO_REPORT, *flags.split()]
+    return parse(arguments).fields
+
+
+@pytest.mark.slow  # 55 command lines, each parsed
+def test_every_row_is_one_that_distill_takes():
+    for row in ROWS.values():
+        assert settings(row.flags).distill.plan[-1] in (8, 4, 2, 1)
+
+
+def test_the_budgets_are_those_that_are_said():
+    made = {
+        name: [evaluations(settings(ROWS[name].flags).distill, k) for k in (8, 4, 2, 1)]
+        for name in ("base", "start-64-long", "start-64-short", "data-halvings", "batch-16")
+    }
+    assert made.pop("base") == [150_400, 230_400, 310_400, 390_400]
+    assert made.pop("start-64-short") == [90_240, 138_240, 186_240, 234_240]  # 0.6 of them
+    assert all(found == [150_400, 230_400, 310_400, 390_400] for found in made.values())
+
+
+@pytest.mark.parametrize(
+    ("flags", "count"),
+    [
+        # Rounds to 4, 2, 1 steps of 3, 5, 7 updates of 2 images: to 2 steps 8 updates.
+        ("", 2 * 8 * (2 + 1 + 2)),  # the teacher twice; the student forward and backward
+        ("--distill.second student", 2 * 8 * (1 + 1 + 1 + 2)),
+        ("--distill.first data", 2 * 8 * (0 + 1 + 1 + 2)),
+    ],
+)
+def test_evaluations_against_a_count_by_hand(flags, count):
+    own = "--distill.start-steps 8 --rounds 3 --distill.batch 2 --engine.no-pipeline-teacher"
+    config = settings(f"{own} --distill.round-updates 4 3 2 5 1 7 {flags}")
+    assert evaluations(config.distill, 2) == count
+    teacher = {"round": 0, "seconds": 100.0}
+    lines = [{"round": k, "steps": 8 >> k, "seconds": 2.0**k} for k in (1, 2, 3)]
+    update = {"round": 1, "update": 1, "loss": 0.1}
+    assert spent(config, [teacher, update, *lines], 2) == Spent(count, 6.0)
+    counted = [line | {"evaluations": 10 * line["round"]} for line in lines]
+    assert spent(config, [teacher, *counted], 2) == Spent(30, 6.0)
+
+
+def test_the_choice_among_averages_is_not_guessed():
+    config = settings(ROWS["averages"].flags)
+    with pytest.raises(ValueError, match="averages"):
+        evaluations(config.distill, 8)
+
+
+def line(row, steps, fd, spent, seed=0, flags="--rounds 13"):
+    """One of the table."""
+    return Line(row, seed, flags, steps, fd, fd / 4, 0.384, 0.05, spent, 12.5, "abc1234")
+
+
+def table(*lines):
+    """The text of a table."""
+    return HEADER + "# a machine\n" + "".join(found.text() for found in lines)
+
+
+def test_page_of_a_small_table():
+    base = [line("base", 4, fd, 1000, seed) for seed, fd in enumerate([1.0, 1.125, 1.25])]
+    rows = [
+        line("cheap", 4, 1.125, 600, flags="--cheap"),  # no worse, at 0.6 of the evaluations
+        line("dear", 4, 0.84, 1001),  # better by more than twice 0.125, but dearer
+        line("good", 4, 1.0625, 1000),  # 0.944 of 1.125, and no dearer
+        line("good", 1, 2.0, 2000),
+        line("poor", 4, 1.25, 500),
+    ]
+    written = table(line("teacher", 64, 1.05, 0, flags=""), *base, *rows)
+    assert read(written)[1:] == [*base, *rows]
+    found = page(written).splitlines()
+    assert (
+        found[found.index("## FD-pixel") + 2] == "| row | 8 steps | 4 steps | 2 steps | 1 steps |"
+    )
+    assert "| base |  | 1.125 ± 0.125; 1 k |  |  |" in found
+    assert "| cheap |  | 1.125† (1.00x); 1 k (0.60x) |  |  |" in found
+    assert "| dear |  | **0.840** (0.75x); 1 k (1.00x) |  |  |" in found
+    assert "| good |  | 1.062‡ (0.94x); 1 k (1.00x) |  | 2.000; 2 k |" in found
+    assert "| poor |  | 1.250 (1.11x); 0 k (0.50x) |  |  |" in found
+    assert "| poor |  | 0.312 (1.11x); 0 k (0.50x) |  |  |" in found  # FD-Lite0
+    floor = "resampled data, the floor, 0.384."
+    assert f"For comparison: the teacher at 64 steps 1.050; {floor}" in found
+    assert "| base | 0, 1, 2 | `--rounds 13` | 12, 12, 12 | abc1234 |" in found
+    assert "| cheap | 0 | `--cheap` | 12 | abc1234 |" in found
+    assert found[-1] == "Measured on: a machine"
+    assert not any(row.startswith("| teacher") for row in found)
+
+
+def test_what_is_not_the_table_is_refused():
+    with pytest.raises(ValueError, match="not a table of the study"):
+        read("row\tsteps\n")
+    with pytest.raises(ValueError, match="argument"):
+        read(f"{HEADER}base\t0\n")
+
+
+@pytest.fixture
+def pdfast(monkeypatch):
+    """Stands in for the subprocesses, leaving what they leave; returns the arguments of each."""
+    calls = []
+
+    def check_call(command, *, stdout, stderr, env):
+        assert env["OMP_NUM_THREADS"] == "1"
+        calls.append(arguments := command[3:])
+        if "2e-3" in arguments:
+            raise subprocess.CalledProcessError(2, command)
+        value = dict(zip(arguments, [*arguments[1:], ""], strict=True))
+        out = Path(value["--out"])
+        out.mkdir(parents=True)
+        if arguments[0] == "eval":
+            found = {"floor": 0.1, "model": {value["--steps"]: 0.5 + int(value["--steps"])}}
+            (out / "eval.json").write_text(json.dumps(found))
+            return
+        config = parse(arguments).fields
+        (out / "config.toml").write_text(dump_config(config))
+        plan = enumerate(config.distill.plan, 1)
+        ends = [{"round": k, "steps": steps, "seconds": 1.0} for k, steps in plan]
+        (out / "metrics.jsonl").write_text("".join(json.dumps(end) + "\n" for end in ends))
+        for end in ends:
+            (out / f"round-{end['round']:02d}-steps-{end['steps']:04d}").mkdir()
+
+    monkeypatch.setattr(subprocess, "check_call", check_call)
+    return calls
+
+
+def test_rows_run_once(pdfast, tmp_path, capsys):
+    args = ["--jobs", "1", "--teacher", str(tmp_path), "--folder", str(tmp_path / "study")]
+    args += ["--results", str(tmp_path), "--rows"]
+    assert main([*args, "start-64", "wide-8", "rate-4"]) == 1
+    assert "rate-4, seed 0: failed: " in capsys.readouterr().out
+    lines = read((tmp_path / "study_rounds.tsv").read_text())
+    found = [(x.row, x.steps, x.fd_pixel, x.evaluations, x.seconds) for x in sorted(lines)]
+    assert found == [
+        ("start-64", 1, 1.5, 320_000, 6.0),
+        ("start-64", 2, 2.5, 240_000, 5.0),
+        ("start-64", 4, 4.5, 160_000, 4.0),
+        ("start-64", 8, 8.5, 80_000, 3.0),
+        ("teacher", 64, 64.5, 0, 0.0),
+        ("wide-8", 8, 8.5, 150_400, 1.0),
+    ]
+    assert "| wide-8 | 8.500; 150 k |" in (tmp_path / "study_rounds.md").read_text()
+    pdfast.clear()
+    assert main([*args, "start-64", "wide-8"]) == 0
+    assert pdfast == []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ROWS, "wide-8", ROWS["wide-4"])
+        with pytest.raises(ValueError, match="row wide-8 of other flags"):
+            Study(tmp_path, tmp_path, tmp_path, ["wide-8"])
