@@ -276,10 +276,11 @@ def fit(
                 raise signals.stop(f"{title} is saved at update {saved}; run it again to go on")
         if keep and engine.may_stay():
             kept.engine = engine
-    seconds = time.perf_counter() - start
     if optimizer.earlier is not None:
-        run.save_moments(round_, cfg.updates, seconds, optimizer.moments())
+        taken = time.perf_counter() - start
+        run.save_moments(round_, cfg.updates, taken, optimizer.moments())
     choose(optimizer)
+    seconds = time.perf_counter() - start
     if note := averages.share_note(cfg, cfg.updates - int(optimizer.skipped[0])):
         run.screen.warn(f"{title}: {note}")
     loss_end = loss_now()

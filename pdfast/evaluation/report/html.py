@@ -72,7 +72,7 @@ figcaption { min-height: 3em; }
 .curve { width: 100%; max-width: 40rem; }
 pre { overflow-x: auto; background: var(--soft); padding: 1rem; font-size: .85rem; }
 """
-PAGE = Template("""\
+HEAD = """\
 <!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -81,6 +81,10 @@ PAGE = Template("""\
 <style>
 $style</style>
 <h1>$title</h1>
+"""
+PAGE = Template(
+    HEAD
+    + """\
 <p>$summary</p>
 $samples
 <h2>Distance against sampling steps</h2>
@@ -95,20 +99,16 @@ $more
 <div class="scroll">$versions</div>
 <details><summary>The resolved config</summary><pre>$config</pre></details>
 </html>
-""")
+"""
+)
 
-PLAIN = Template("""\
-<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
-<style>
-$style</style>
-<h1>$title</h1>
+PLAIN = Template(
+    HEAD
+    + """\
 $body
 </html>
-""")
+"""
+)
 
 SAMPLES = Template("""\
 <h2>Samples, from the same noise at every number of steps</h2>
