@@ -9,6 +9,7 @@ from typing import Literal
 
 from pdfast.config.schema import Config, LoopConfig, NetConfig
 from pdfast.distillation import rounds
+from pdfast.distillation.choice import IMAGES, steps_compared
 from pdfast.distillation.objectives import MOST_TABULATED
 from pdfast.distillation.rounds import MONITOR_STEPS
 from pdfast.evaluation.reference_set import CLASS_RESAMPLES, NUM_RESAMPLES
@@ -67,7 +68,10 @@ def stages(
             kind = "tabulated"
         made.append(steps)
         name, own = f"round {round_}", cfg.loop_of(steps)
-        found.append(Stage(name, *quick, loop=own, update=kind, steps=steps))
+        calls, distances, judged = quick
+        more = _choice(config, steps)
+        calls = {net: calls.get(net, 0) + more.get(net, 0) for net in (*calls, *more)}
+        found.append(Stage(name, calls, distances, judged, own, kind, steps))
     return [*found, _report(config, images, made)]
 
 
@@ -75,6 +79,19 @@ def _is_tabulated(config: Config, steps: int) -> bool:
     """As Rollout decides for the round to so many steps."""
     small = config.distill.merged(steps) * steps <= MOST_TABULATED and not config.model.num_classes
     return config.engine.tabulate_film and small
+
+
+def _choice(config: Config, steps: int) -> Mapping[Net, int]:
+    """Calls of the choice among averages after the round to so many steps; none without any."""
+    distill = config.distill
+    if not distill.ema_decays:
+        return {}
+    merged = 1 if steps == distill.start_steps else distill.merged(steps)
+    compared, parts = steps_compared(steps), _batches(IMAGES)
+    return {
+        "teacher": parts * compared * merged,
+        "student": parts * compared * (1 + len(distill.ema_decays)),
+    }
 
 
 def _quick(

@@ -23,6 +23,7 @@ from pdfast.data import sources
 from pdfast.data.readers import pictures
 from pdfast.data.readers.decoding import threads
 from pdfast.distillation import objectives
+from pdfast.distillation.choice import choice_evaluations
 from pdfast.distillation.objectives import DataObjective, Fit
 from pdfast.distillation.rounds import with_fit
 from pdfast.errors import UsageError
@@ -146,6 +147,15 @@ def test_the_plan_of_a_guided_run(guides, tmp_path, done):
     assert planned(found)["distances"] - of_classes == done["distances"]
     del done["distances"]
     assert {key: num for key, num in planned(found).items() if key != "distances"} == done
+
+
+def test_the_plan_has_the_choice_among_averages(tiny):
+    config = changed(tiny, distill={"ema_decays": (0.9, 0.99)})
+    plain, chosen = (stages(c, 1797, distill=True) for c in (tiny, config))
+    assert (plain[0], plain[-1]) == (chosen[0], chosen[-1])
+    for before, after in zip(plain[1:-1], chosen[1:-1], strict=True):
+        more = sum(after.calls.values()) - sum(before.calls.values())
+        assert more * SAMPLE_BATCH == choice_evaluations(after.steps, 2, 2)
 
 
 def test_the_sum(tiny):
