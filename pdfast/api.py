@@ -110,7 +110,7 @@ def distill(
     teacher: str | Path | nn.Module | None = None,
     student: nn.Module | None = None,
     data: Any = None,
-    rounds: int | None = None,
+    rounds: int | str | None = None,
     out: str | Path | None = None,
     device: str = "auto",
     threads: int = 0,

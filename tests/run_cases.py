@@ -39,7 +39,7 @@ def kept(run, pattern):
 def assert_same_run(a, b):
     """Two finished runs: metrics, models, report; and nothing that a finished run has not.
 
-    The last round's moments are there in both, where they are kept from round to round, or neither.
+    The rounds' moments are there in both, where they are kept from round to round, or in neither.
     """
     assert metrics(a) == metrics(b)
     models = kept(a, "*/config.json")

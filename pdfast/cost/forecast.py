@@ -171,13 +171,13 @@ def _say_sizes(
         there = images is not None
         screen.say(memory_line(MEMORY[phase], phases[phase], batch, device, there))
     models = sum(stage.loop is not None for stage in plan)
-    averages = max(len(loop.averages) for loop in (config.train, config.distill))
-    states = 3 * (3 + averages)
-    moments = 2 * config.distill.keep_moments
+    states = 3 * (3 + max(len(stage.loop.averages) for stage in plan if stage.loop is not None))
+    rounds = sum(stage.loop is not None and stage.update != "train" for stage in plan)
+    moments = 2 * rounds if config.distill.keep_moments else 0
     screen.say(
         f"disk: at most {(models + states + moments) * 4 * params / MB:,.0f} MB = {models} models "
         f"and {states} more copies in three saved states"
-        + (f", {moments} in the moments of a finished round" if moments else "")
+        + (f", {moments} in the moments of finished rounds" if moments else "")
     )
     if images is not None and sources.resizes(config.data.source):
         net = config.model

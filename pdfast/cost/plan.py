@@ -9,7 +9,7 @@ from typing import Literal
 
 from pdfast.config.schema import Config, LoopConfig, NetConfig
 from pdfast.distillation import rounds
-from pdfast.distillation.choice import IMAGES, steps_compared
+from pdfast.distillation.choice import IMAGES, steps_compared, teachers_steps
 from pdfast.distillation.objectives import MOST_TABULATED
 from pdfast.distillation.rounds import MONITOR_STEPS
 from pdfast.evaluation.reference_set import CLASS_RESAMPLES, NUM_RESAMPLES
@@ -77,8 +77,9 @@ def stages(
 
 def _is_tabulated(config: Config, steps: int) -> bool:
     """As Rollout decides for the round to so many steps."""
-    small = config.distill.merged(steps) * steps <= MOST_TABULATED and not config.model.num_classes
-    return config.engine.tabulate_film and small
+    distill = config.distill
+    small = distill.merged(steps) * steps <= MOST_TABULATED and not config.model.num_classes
+    return config.engine.tabulate_film and small and "teacher" in (distill.first, distill.second)
 
 
 def _choice(config: Config, steps: int) -> Mapping[Net, int]:
@@ -89,7 +90,7 @@ def _choice(config: Config, steps: int) -> Mapping[Net, int]:
     merged = 1 if steps == distill.start_steps else distill.merged(steps)
     compared, parts = steps_compared(steps), _batches(IMAGES)
     return {
-        "teacher": parts * compared * merged,
+        "teacher": parts * compared * teachers_steps(compared, merged),
         "student": parts * compared * (1 + len(distill.ema_decays)),
     }
 

@@ -35,9 +35,9 @@ from pdfast.training import precision
 from pdfast.training.batch import open_batch
 from pdfast.training.cuda_graph import Replay
 from pdfast.training.image_stream import is_streamed
-from pdfast.training.loop import loss_of
 from pdfast.training.optimizer import Optimizer
 from pdfast.training.update import Objective, update
+from pdfast.training.validation import loss_of
 
 clock = time.perf_counter
 SECONDS = 4.0  # of what is timed, about, where the pieces are short; each by its share of the run

@@ -1,10 +1,10 @@
-"""Which becomes a round's student: its raw weights, or one of the averages kept of them.
+"""Choose a round's student among its raw weights and their averages.
 
 It is the one whose samples are nearest to the teacher's from the same noise. Teacher and candidate
 go down as many of the student's steps, J of its N, from the same z on the round's grid: the teacher
-by its own r J steps, unclipped DDIM as in learning. The distance is the mean square of the
-difference of where they end, over 128 images that are the same for all candidates, so that what the
-noise alone changes is in none of the comparisons.
+by its own r J steps, or by fewer that divide them where these are more than 256, unclipped DDIM as
+in learning. The distance is the mean square of the difference of where they end, over 128 images
+that are the same for all candidates, so that the noise cancels in every comparison.
 
 A student of at most 8 steps goes all the way, from pure noise, as a sampler does. One of more steps
 is compared over 8 of them, which begin at images diffused to times spread evenly over its grid.
@@ -36,6 +36,7 @@ from pdfast.training.optimizer import Optimizer
 
 IMAGES, PARTS = 128, 2  # 64 images at a time
 MOST_STEPS = 8  # of the student, that are compared
+MOST_OF_TEACHER = 256  # steps in the place of these: more lead to nearly the same end
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Choice:
 
     def text(self) -> str:
         """The choice in words."""
-        said = (f"{name_of(k)} {value:.3g}" for k, value in self.distances.items())
+        said = (f"{name_of(k)} {value:.5g}" for k, value in self.distances.items())
         return f"{name_of(self.chosen)} chosen by distance from the teacher ({', '.join(said)})"
 
 
@@ -81,6 +82,12 @@ def steps_compared(num_steps: int) -> int:
     return min(num_steps, MOST_STEPS)
 
 
+def teachers_steps(compared: int, merged: int) -> int:
+    """How many steps the teacher takes for each of the `compared` ones, of the `merged` it has."""
+    most = max(1, MOST_OF_TEACHER // compared)
+    return max(n for n in range(1, min(merged, most) + 1) if merged % n == 0)
+
+
 def choice_evaluations(num_steps: int, merged: int, averages: int, calls: int = 1) -> int:
     """Evaluations, of one image each, that the choice after a round takes.
 
@@ -88,8 +95,9 @@ def choice_evaluations(num_steps: int, merged: int, averages: int, calls: int = 
     are so many averages and the raw weights. Without averages there is no choice. `calls`: of the
     teacher in a step of its own, two where it is guided.
     """
-    each = merged * calls + 1 + averages
-    return IMAGES * steps_compared(num_steps) * each if averages else 0
+    compared = steps_compared(num_steps)
+    each = teachers_steps(compared, merged) * calls + 1 + averages
+    return IMAGES * compared * each if averages else 0
 
 
 def choose(
@@ -111,7 +119,8 @@ def choose(
     def by_the_first() -> list[float]:
         student.eval()
         parts = list(_starts(student, data, config, round_))
-        goals = [ends(teacher, part, steps, merged) for part in parts]
+        finer = teachers_steps(steps_compared(steps), merged)
+        goals = [ends(teacher, part, steps, finer) for part in parts]
         found = []
         for weights in candidates.values():
             optimizer.use(weights)

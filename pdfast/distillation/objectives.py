@@ -133,7 +133,7 @@ class Rollout:
 
     @property
     def merged(self) -> int:
-        """r, where t is any time of the rN steps that the student's N merge; otherwise 0."""
+        """r where the student takes the second step, otherwise 0; see `NoiseOptions.merged`."""
         return self._merged if self._second == "student" else 0
 
     def _times(self) -> Grid:
@@ -144,7 +144,7 @@ class Rollout:
         """Whether `rearm` can take it to a round of fewer steps: not with tables, of N's size."""
         return not self._tabulates
 
-    def rearm(self, num_steps: int, merged: int = 2) -> None:
+    def rearm(self, num_steps: int, merged: int) -> None:
         """Take the round to `num_steps`, fewer than before, in the tensors that are there.
 
         The teacher's weights are for the caller to replace, in place too.

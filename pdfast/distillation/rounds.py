@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -168,17 +167,17 @@ def _distill_round(
         last = round_ == config.distill.num_rounds
         keep = not last and next_round.serves_later_rounds and of_one_network(student, low)
     student.steps = steps
-    choices: list[Choice] = []
 
-    def best(optimizer: Optimizer) -> None:
-        choices.append(choose(optimizer, student, low, data, config, round_))
+    def best(optimizer: Optimizer) -> Choice:
+        return choose(optimizer, student, low, data, config, round_)
 
-    give: Callable[[Optimizer], None] = best if cfg.ema_decays else Optimizer.average
+    give = best if cfg.ema_decays else Optimizer.average
     result = fit(student, objective, cfg, data, run, round_, title, kept, keep, give)
-    spent = result.evaluations + sum(choice.evaluations for choice in choices)
-    result = dataclasses.replace(result, evaluations=spent)
-    chosen = {key: value for choice in choices for key, value in choice.as_metrics().items()}
-    average = choices[0].chosen if choices else cfg.ema_decay
+    average, chosen, said = cfg.ema_decay, {}, ""
+    if isinstance(choice := result.choice, Choice):
+        average, chosen, said = choice.chosen, choice.as_metrics(), f"{choice.text()}, "
+        spent = result.evaluations + choice.evaluations
+        result = dataclasses.replace(result, evaluations=spent)
     facts = {} if average == config.distill.ema_decay else {"average": average}
     # Logged before the model is there: a run cut off in between does the round's end again.
     run.log(round=round_, steps=steps, **result.as_metrics(), **signal, **chosen)
@@ -187,8 +186,7 @@ def _distill_round(
     run.clear_states(round_)
     run.screen.say(
         f"{title}: {result.text()}, {cfg.updates} updates in {result.seconds:.1f} s, "
-        + "".join(f"{choice.text()}, " for choice in choices)
-        + f"saved to {path}"
+        f"{said}saved to {path}"
     )
     return student
 
@@ -365,7 +363,7 @@ def check_start(model: Model, config: Config) -> None:
     if model.steps not in (0, config.distill.start_steps):
         raise UsageError(
             f"the teacher was distilled to {model.steps} steps: pass --distill.start-steps "
-            f"{model.steps}, and as many rounds as that allows"
+            f"{model.steps}, and rounds that begin there"
         )
 
 

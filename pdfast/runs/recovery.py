@@ -60,7 +60,8 @@ def of_states(
     state of another config or of other data.
     """
     found = []
-    for round_ in training_state.rounds(folder):
+    planned = config.distill.num_rounds
+    for round_ in (k for k in training_state.rounds(folder) if k <= planned):
         whole: list[str] = []
         damaged: list[tuple[Path, Damaged]] = []
         for path in [] if is_finished(round_) else training_state.found(folder, round_):

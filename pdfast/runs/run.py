@@ -4,8 +4,8 @@
   report-evaluations.png
 - log.txt: what was said on the screen, of all resumptions
 - teacher/, round-01-steps-4096/ ...: models, each whole or absent
-- samples/: pictures; state/: the phase in progress, and with distill.keep_moments the last finished
-  round's moments; .lock: whose it is at the moment
+- samples/: pictures; state/: the phase in progress, and with distill.keep_moments each round's
+  moments; .lock: whose it is at the moment
 - tensorboard/, wandb/: what trackers keep; eval-state/: an evaluation in progress, and, of one that
   is done, its figures and what the report was made of
 - not-finite-round-00-update-000000123/ ...: what an update began from that would not be finite
@@ -199,7 +199,8 @@ class Run:
         """Raise UsageError if the run was begun with values, or data, that are others now."""
         rounds = training_state.rounds(self._states)
         steps = {int(match[2]): None for match in self._round_dirs().values()}
-        steps |= {training_state.steps_of(saved, round_): None for round_ in rounds if round_}
+        of_states = (training_state.steps_of(saved, round_) for round_ in rounds)
+        steps |= dict.fromkeys(filter(None, of_states))
         both = begun.data.known and self.data.known
         changed = training_state.differences(saved, self.config, list(steps), by_digest=both)
         if changed:
@@ -425,8 +426,8 @@ class Run:
         if not self.has(path):
             raise PdfastError(
                 f"round {round_ + 1} begins with the moments of round {round_} "
-                "(distill.keep_moments), which are kept only until it is finished, and "
-                f"{path} is gone: {again}, or choose another --out"
+                f"(distill.keep_moments), and {path} is gone: put it back, {again}, or choose "
+                "another --out"
             )
         try:
             state, moved = collectives.together(

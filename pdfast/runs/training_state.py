@@ -27,8 +27,8 @@ TABLE = "state.json"
 KEYS = ("round", "steps", "phase", "update", "seconds", "config", "data")
 KEPT = 2
 MAX_SECONDS = 1e10
-NAME = re.compile(r"round-(\d{2})-update-(\d{9})")
 MOMENTS = re.compile(r"moments-round-(\d{2})")
+NAME = re.compile(r"round-(\d{2})-update-(\d{9})")
 State = tuple[dict[str, Any], dict[str, dict[str, Tensor]]]  # state.json, and tensors by file
 FREE_KEYS = (
     "name",
@@ -132,22 +132,15 @@ def load(path: Path, config: Config, data: Digest = UNKNOWN) -> tuple[State, str
 
 
 def clear(folder: Path, round_: int) -> None:
-    """Remove the states of a round whose model is finished, damaged ones too.
-
-    So are the moments that rounds before it left.
-    """
+    """Remove the states of a round whose model is finished, damaged ones too."""
     for path in folder.glob(f"round-{round_:02d}-update-*"):
         files.remove(path)
-    for path in folder.glob("moments-round-*"):
-        match = MOMENTS.fullmatch(path.name)
-        if match and int(match[1]) < round_:
-            files.remove(path)
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
 
 
 def steps_of(config: Config, round_: int) -> int:
-    """Sampling steps N of a round's student; 0 for the teacher."""
+    """Sampling steps N of a round's student; 0 for the teacher, and beyond the plan."""
     return config.distill.steps_after(round_) if round_ else 0
 
 
@@ -212,31 +205,31 @@ def differences(
         old |= then
         new |= then | _of_round(now.distill, steps)
     if begun:  # per round above
-        del old["distill.updates"], new["distill.updates"]
+        for key in ("distill.updates", "distill.lr", "distill.ema_decay"):
+            del old[key], new[key]
     return [
-        f"{key} {value!r} (now {new[key]!r})"
+        f"{key} {_shown(value)} (now {_shown(new[key])})"
         for key, value in old.items()
         if new[key] != value and not key.startswith(free)
     ]
 
 
 def _of_round(distill: DistillConfig, steps: int) -> dict[str, Any]:
-    """What the round to so many steps does, in words; nothing of a round that is not planned.
-
-    Its rate and its average only where they are not those of [distill].
-    """
+    """What the round to so many steps does, in words; nothing of one after the plan's last."""
     if steps < distill.plan[-1]:
         return {}
     cfg, of = distill.loop_of(steps), f"of the {steps}-step round"
     found: dict[str, Any] = {f"updates {of}": cfg.updates}
     if steps == distill.start_steps:
         return found
-    if steps not in distill.plan:
-        return found | {f"steps merged by the {steps}-step round": "which is not planned"}
-    found[f"steps merged by the {steps}-step round"] = distill.merged(steps)
-    found[f"learning rate {of}"] = cfg.lr if cfg.lr != distill.lr else "distill.lr"
-    average = cfg.ema_decay if cfg.ema_decay != distill.ema_decay else "distill.ema_decay"
-    return found | {f"averaging {of}": average}
+    begins = steps * distill.merged(steps) if steps in distill.plan else 0
+    found[f"teacher's steps {of}"] = begins or "(it is not in the plan)"
+    return found | {f"learning rate {of}": cfg.lr, f"average {of}": cfg.ema_decay}
+
+
+def _shown(value: Any) -> str:
+    """A value in a message, words in brackets as they are."""
+    return value if isinstance(value, str) and value.startswith("(") else repr(value)
 
 
 def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:

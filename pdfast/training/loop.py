@@ -9,7 +9,7 @@ are, so that one capture serves all rounds of a distillation.
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -23,33 +23,12 @@ from pdfast.models.model import Model
 from pdfast.runs.run import Run
 from pdfast.runs.watched_loss import WORDS, Watched, watched
 from pdfast.training import averages, compilation, precision
-from pdfast.training.batch import Batch, held_out_batches, open_batch, open_images
+from pdfast.training.batch import open_batch, open_images
 from pdfast.training.cuda_graph import Replay
 from pdfast.training.optimizer import Optimizer
 from pdfast.training.phase_log import PhaseLog, begin, check_watched
 from pdfast.training.update import Objective, evaluations, update
-
-
-@torch.no_grad()
-def fixed_batch_loss(model: Model, objective: Objective, batch: Batch, parts: int) -> float:
-    """Mean loss of the model as it samples (no dropout) on one batch."""
-    model.eval()
-    losses = [objective(model, batch.part(n, parts)).loss.per_image.mean() for n in range(parts)]
-    mean = torch.stack(losses).mean() / collectives.size()
-    collectives.all_reduce(mean)
-    return float(mean)
-
-
-@torch.no_grad()
-def held_out_loss(model: Model, objective: Objective, batches: Iterable[Batch]) -> float:
-    """The same on all images of batches that each process has some of."""
-    model.eval()
-    sums = torch.zeros(2, dtype=torch.float64, device=model.device)  # of losses, of images
-    for batch in batches:
-        losses = objective(model, batch).loss.per_image.double()
-        sums += torch.stack([losses.sum(), torch.ones_like(losses).sum()])
-    collectives.all_reduce(sums)
-    return float(sums[0] / sums[1])
+from pdfast.training.validation import loss_of
 
 
 @dataclass(frozen=True)
@@ -66,6 +45,8 @@ class FitResult:
     """Time that the updates took, over all resumptions."""
     evaluations: int
     """Network evaluations that the updates took; see `update.evaluations`."""
+    choice: object = None
+    """What `choose` returned."""
 
     def as_metrics(self) -> dict[str, float]:
         """The line of metrics that ends a phase."""
@@ -279,7 +260,7 @@ def fit(
     if optimizer.earlier is not None:
         taken = time.perf_counter() - start
         run.save_moments(round_, cfg.updates, taken, optimizer.moments())
-    choose(optimizer)
+    choice = choose(optimizer)
     seconds = time.perf_counter() - start
     if note := averages.share_note(cfg, cfg.updates - int(optimizer.skipped[0])):
         run.screen.warn(f"{title}: {note}")
@@ -287,18 +268,4 @@ def fit(
     optimizer.release()
     check_watched(title, cfg.updates, loss_end)
     spent = evaluations(objective, cfg, cfg.updates)
-    return FitResult(name, loss_start, loss_end, seconds, spent)
-
-
-def loss_of(
-    config: Config, cfg: LoopConfig, data: Dataset, model: Model, objective: Objective, round_: int
-) -> Callable[[], float]:
-    """What gives the model's loss on the images held out, or on a fixed batch where none are."""
-    if data.held_out is not None:
-        return lambda: held_out_loss(
-            model, objective, held_out_batches(config, data, model, round_)
-        )
-    batch, source = open_batch(config, cfg, data, model, round_, fixed=True)
-    with contextlib.closing(source):
-        source.load(0)
-    return lambda: fixed_batch_loss(model, objective, batch, cfg.accumulate)
+    return FitResult(name, loss_start, loss_end, seconds, spent, choice)

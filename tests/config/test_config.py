@@ -160,6 +160,9 @@ LINEAR = {"schedule": "linear", "timesteps": 9, "betas": [0.1, 0.2]}
         ({"distill": {"ema_decays": [0.9, 0.9]}}, "must be at most 4 different decays in (0, 1)"),
         ({"distill": {"ema_decays": [0.9], "ema_decay": 0.9}}, "are both set: list all averages"),
         ({"distill": {"huber_c": 0.0}}, "distill.huber_c must be above 0"),
+        ({"distill": {"huber_c": 0.1}}, "distill.huber_c is for distill.loss huber"),
+        ({"distill": {"rounds": 64}}, "a plan of one round names its start too, such as 64,4"),
+        ({"distill": {"round_lr": {"0": 1.0}}}, "distill.round_lr names 0 steps, which no round"),
         (
             {"distill": {"second": "student"}, "engine": {"pipeline_teacher": True}},
             "set engine.pipeline_teacher to false",

@@ -345,3 +345,11 @@ def test_a_run_says_what_each_round_chose(tiny, tmp_path, monkeypatch):
     rows = [line.split("|")[-2].strip() for line in report.splitlines() if line.startswith("| ")]
     assert rows[-3:] == ["", "EMA 0.9", "raw"]
     assert "student, 4 steps: EMA 0.9, warmed up; student, 2 steps: raw" in report
+
+
+def test_a_teacher_of_very_many_steps_takes_fewer():
+    """Those that divide its own, at most 256 in all; no more evaluations than these make."""
+    assert [choice.teachers_steps(8, n) for n in (1, 2, 32, 64, 96)] == [1, 2, 32, 32, 32]
+    assert choice.teachers_steps(1, 8192) == 256
+    assert choice.teachers_steps(3, 7 * 31) == 31
+    assert choice.choice_evaluations(1, 8192, 3) == 128 * (256 + 1 + 3)

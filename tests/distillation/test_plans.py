@@ -5,9 +5,12 @@ import dataclasses
 import pytest
 import torch
 from engine_cases import changed
+from run_cases import stop_after
 
 import pdfast
-from pdfast.errors import UsageError
+from pdfast.config.schema import Config, DistillConfig
+from pdfast.errors import Stopped, UsageError
+from pdfast.trackers import Axis
 
 PLANS = {
     "tract": {"rounds": "4,1", "second": "student"},
@@ -39,19 +42,49 @@ def test_a_plan_is_run_and_extended_to_the_same_bits(tiny, tmp_path, name):
     assert not all(torch.equal(plain.weights()[k], t) for k, t in student.weights().items())
 
 
+@pytest.mark.parametrize("plans", [(3, 2), ("4,2,1", "4,2")])
+def test_a_run_stopped_in_a_round_goes_on_by_a_shorter_plan_and_the_longer_again(
+    tiny, tmp_path, monkeypatch, plans
+):
+    longer, shorter = (
+        changed(tiny, distill={"rounds": plan, "updates": 6, "round_updates": ((1, 6), (2, 6))})
+        for plan in plans
+    )
+    longer, shorter = (dataclasses.replace(config, save_every=2) for config in (longer, shorter))
+    expected = run(longer, tmp_path / "straight")
+    stop_after(monkeypatch, tiny.train.updates + 6 + 6 + 3)
+    with pytest.raises(Stopped):
+        run(longer, tmp_path / "run")
+    monkeypatch.undo()
+    assert run(shorter, tmp_path / "run").steps == 2
+    assert list((tmp_path / "run" / "state").glob("round-03-*"))
+    found = run(longer, tmp_path / "run")
+    assert all(torch.equal(found.weights()[k], t) for k, t in expected.weights().items())
+
+
+def test_a_plan_of_fewer_rounds_has_a_place_for_lines_of_more():
+    for rounds in (2, "128,64"):
+        config = Config(distill=DistillConfig(start_steps=256, rounds=rounds))
+        assert Axis(config).point({"round": 4, "steps": 16, "distance": 1.0}).step > 0
+
+
 @pytest.mark.parametrize(
     ("then", "now", "message"),
     [
         (
             {"rounds": "4,1"},
             {"rounds": "2,1"},
-            r"by the 4-step round 2 \(now 'which is not planned'",
+            r"steps of the 4-step round 8 \(now \(it is not in the plan",
         ),
         ({"rounds": "4,2"}, {"rounds": "2"}, "must be a number of halvings"),
         ({"rounds": "4,1"}, {"second": "teacher"}, "merges 4 steps in one"),
-        ({"rounds": "2,1"}, {"rounds": "4,2,1"}, r"merged by the 2-step round 4 \(now 2\)"),
+        (
+            {"rounds": "2,1"},
+            {"rounds": "4,2,1"},
+            r"steps of the 2-step round 8 \(now 4\)",
+        ),
         ({"rounds": "4,1"}, {"round_lr": ((4, 1e-4),)}, "learning rate of the 4-step round"),
-        ({"rounds": "4,1"}, {"round_ema_decay": ((1, 0.5),)}, "averaging of the 1-step round"),
+        ({"rounds": "4,1"}, {"round_ema_decay": ((1, 0.5),)}, "average of the 1-step round"),
         ({"rounds": "4,1"}, {"loss": "huber"}, r"distill.loss 'l2' \(now 'huber'\)"),
         ({"rounds": "4,1"}, {"first": "data"}, r"distill.first 'teacher' \(now 'data'\)"),
     ],

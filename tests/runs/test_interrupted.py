@@ -159,18 +159,25 @@ def test_kept_moments_and_averages_wherever_a_run_is_killed(keeping, tmp_path_fa
     assert {"chosen", "distance_raw", "distance_0.3", "distance_0.9"} <= lines[-2].keys()
 
 
-def test_a_round_whose_first_moments_are_gone_is_not_made_without(keeping):
+def test_a_round_is_made_again_from_the_moments_before_it_and_not_without(keeping):
     keeping.straight()
     run = keeping.folder / "straight"
-    assert [p.name for p in (run / "state").iterdir()] == ["moments-round-02"]
+    moments = sorted(p.name for p in (run / "state").iterdir())
+    assert moments == ["moments-round-01", "moments-round-02"]
     before = (run / "round-01-steps-0002" / "model.safetensors").read_bytes()
-    shutil.rmtree(run / "round-02-steps-0001")
+    second = run / "round-02-steps-0001"
+    weights = (second / "model.safetensors").read_bytes()
+    shutil.rmtree(second)
+    assert keeping.distill("straight").code == 0
+    assert (second / "model.safetensors").read_bytes() == weights
+    shutil.rmtree(second)
+    shutil.rmtree(run / "state" / "moments-round-01")
     ended = keeping.distill("straight")
     assert ended.code == 1
     assert ended.errors == (
-        "pdfast: round 2 begins with the moments of round 1 (distill.keep_moments), which are kept "
-        "only until it is finished, and straight/state/moments-round-01 is gone: remove all rounds "
-        "in straight to have them made again, or choose another --out\n"
+        "pdfast: round 2 begins with the moments of round 1 (distill.keep_moments), and "
+        "straight/state/moments-round-01 is gone: put it back, remove all rounds in straight to "
+        "have them made again, or choose another --out\n"
     )
     assert not (run / "round-02-steps-0001").exists()
     shutil.copytree(run, keeping.folder / "again")
@@ -179,6 +186,7 @@ def test_a_round_whose_first_moments_are_gone_is_not_made_without(keeping):
     again = keeping.folder / "again"
     assert (again / "round-01-steps-0002" / "model.safetensors").read_bytes() == before
     shutil.rmtree(again / "round-02-steps-0001")
+    shutil.rmtree(again / "state" / "moments-round-01")
     (again / "state" / "moments-round-02").rename(again / "state" / "moments-round-01")
     ended = keeping.distill("again")
     assert ended.code == 1
