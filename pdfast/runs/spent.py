@@ -12,7 +12,7 @@ TEACHER = 0  # the teacher's number among the rounds
 
 @dataclass(frozen=True)
 class Spent:
-    """Of a model, up to its end; None: not known."""
+    """What making a model took; None where it is unknown."""
 
     evaluations: int | None = None
     """Of networks; see training/update.py."""
