@@ -289,6 +289,7 @@ def last_lines(run):
 def test_two_processes_run_rounds_that_keep_moments(tiny, tmp_path):
     """Each begins the second with the first's, and both samples and choices are one process's."""
     kept = {"ema_decays": (0.3, 0.99), "keep_moments": True, "ema_warmup": False}
+    kept |= {"second": "student", "loss": "huber", "huber_c": 0.1}
     config = changed(tiny, distill=kept, eval={"steps": (2,), "baseline_steps": 2, "num": 2})
 
     def work(rank):

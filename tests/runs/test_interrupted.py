@@ -33,9 +33,12 @@ SHORT = LONG | {
     "train": TINY["train"] | {"updates": 5, "batch": 2},
     "distill": TINY["distill"] | {"start_steps": 4, "rounds": 1, "updates": 3, "batch": 2},
 }
-# Two rounds that choose among averages, and the second of which begins with the first's moments.
+# Two rounds that choose among averages, and the second of which begins with the first's moments;
+# the student takes the second step of its targets.
 KEEPING = SHORT | {
-    "distill": SHORT["distill"] | {"rounds": 2, "ema_decays": [0.3, 0.9], "keep_moments": True},
+    "distill": SHORT["distill"]
+    | {"rounds": "4,2,1", "second": "student", "loss": "huber", "huber_c": 0.1}
+    | {"ema_decays": [0.3, 0.9], "keep_moments": True},
     "eval": {"steps": [1], "baseline_steps": 1, "num": 2},
 }
 
