@@ -176,10 +176,10 @@ class Config:
     deterministic: bool = False
     """On a GPU, only algorithms that repeat to the bit, which are slower; a CPU's always do."""
     data: DataConfig = DataConfig()
-    model: NetConfig = NetConfig()  # noqa: RUF009
+    model: NetConfig = NetConfig()
     """[model]: all that defines a network but its weights."""
-    train: TrainConfig = TrainConfig()  # noqa: RUF009
-    distill: DistillConfig = DistillConfig()  # noqa: RUF009
+    train: TrainConfig = TrainConfig()
+    distill: DistillConfig = DistillConfig()
     eval: EvalConfig = EvalConfig()
     engine: EngineConfig = EngineConfig()
     backends: BackendsConfig = BackendsConfig()

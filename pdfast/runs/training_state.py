@@ -205,8 +205,7 @@ def differences(
         old |= then
         new |= then | _of_round(now.distill, steps)
     if begun:  # per round above
-        for key in ("distill.updates", "distill.lr", "distill.ema_decay"):
-            del old[key], new[key]
+        del old["distill.updates"], new["distill.updates"]
     return [
         f"{key} {_shown(value)} (now {_shown(new[key])})"
         for key, value in old.items()
@@ -218,13 +217,16 @@ def _of_round(distill: DistillConfig, steps: int) -> dict[str, Any]:
     """What the round to so many steps does, in words; nothing of one after the plan's last."""
     if steps < distill.plan[-1]:
         return {}
-    cfg, of = distill.loop_of(steps), f"of the {steps}-step round"
-    found: dict[str, Any] = {f"updates {of}": cfg.updates}
+    of = f"of the {steps}-step round"
+    found: dict[str, Any] = {f"updates {of}": distill.updates_of(steps)}
     if steps == distill.start_steps:
         return found
     begins = steps * distill.merged(steps) if steps in distill.plan else 0
     found[f"teacher's steps {of}"] = begins or "(it is not in the plan)"
-    return found | {f"learning rate {of}": cfg.lr, f"average {of}": cfg.ema_decay}
+    own = dict(distill.round_lr), dict(distill.round_ema_decay)
+    for name, table in zip(("distill.lr", "distill.ema_decay"), own, strict=True):
+        found[f"{name} {of}"] = table.get(steps, f"(as {name})")
+    return found
 
 
 def _shown(value: Any) -> str:

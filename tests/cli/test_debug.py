@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("handlers")
 # A mistake for every command, and a cause that it hides.
 MISTAKES = {
     "train": ("train --config bad.toml", "bad.toml is not valid TOML", "TOMLDecodeError"),
-    "distill": ("distill --rounds x", "--rounds", "SystemExit"),
+    "distill": ("distill --seed x", "--seed", "SystemExit"),
     "sample": ("sample model", "model.safetensors cannot be read", "SafetensorError"),
     "eval": ("eval model --config digits", "cannot be read", "SafetensorError"),
     "import": ("import absent --from google --config digits --out out", "absent", "in leaves"),

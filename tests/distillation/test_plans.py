@@ -83,8 +83,16 @@ def test_a_plan_of_fewer_rounds_has_a_place_for_lines_of_more():
             {"rounds": "4,2,1"},
             r"steps of the 2-step round 8 \(now 4\)",
         ),
-        ({"rounds": "4,1"}, {"round_lr": ((4, 1e-4),)}, "learning rate of the 4-step round"),
-        ({"rounds": "4,1"}, {"round_ema_decay": ((1, 0.5),)}, "average of the 1-step round"),
+        (
+            {"rounds": "4,1"},
+            {"round_lr": ((4, 1e-4),)},
+            r"distill.lr of the 4-step round \(as distill.lr\) \(now 0.0001\)",
+        ),
+        (
+            {"rounds": "4,1"},
+            {"round_ema_decay": ((1, 0.5),)},
+            "distill.ema_decay of the 1-step round",
+        ),
         ({"rounds": "4,1"}, {"loss": "huber"}, r"distill.loss 'l2' \(now 'huber'\)"),
         ({"rounds": "4,1"}, {"first": "data"}, r"distill.first 'teacher' \(now 'data'\)"),
     ],

@@ -52,9 +52,9 @@ def seen(monkeypatch):
     """
     found, real = {}, batch.Batch.noised
 
-    def noised(self, grid, num_steps, parameterization=None):
-        draw, condition = real(self, grid, num_steps, parameterization)
-        pixels = (real(self, grid, num_steps, "x")[0].y[:, 0, 0, 0] + 1) * 127.5
+    def noised(self, grid, num_steps, parameterization=None, merged=0):
+        draw, condition = real(self, grid, num_steps, parameterization, merged)
+        pixels = (real(self, grid, num_steps, "x", merged)[0].y[:, 0, 0, 0] + 1) * 127.5
         numbers = (pixels / STEP).round().long()
         told = condition.label >= 0
         assert torch.equal(condition.label[told], (numbers * CLASSES // NUM)[told])
