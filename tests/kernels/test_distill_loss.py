@@ -1,6 +1,7 @@
 """distill_loss and data_loss against their references in float64."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -360,6 +361,9 @@ def machine_code():
         passes = 1
         if goal.endswith("huber"):
             options["huber_c"], passes = 0.1, 2
+            turns = -(-math.prod(shape[1:]) // block)
+            if goal.startswith("given") and turns < 8:  # the compiler unrolls a short sum
+                passes = turns + 1
         if goal.startswith("given"):
             loads = passes * (flat + 4) * block
             yield Code("data_loss", arch, loads, flat * block, launch_data, options)
