@@ -21,6 +21,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
 import torch
@@ -34,7 +35,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 TABLE, PAGE = "study_rounds.tsv", "study_rounds.md"
 CONFIG = "fashion_mnist16"
 NUM = 2000  # samples of a distance
-DETECTORS = ("pixel", "lite0")
+PIXEL, LITE0 = "pixel", "lite0"
 TEACHER_STEPS = 64
 # Of the run's own report, which would sample the teacher in every row.
 NO_REPORT = ["--eval.steps", "1", "--eval.baseline-steps", "1", "--eval.num", "2"]
@@ -85,6 +86,7 @@ class Study:
         self.teacher, self.folder = teacher.resolve(), folder
         self.table, self.page = results / TABLE, results / PAGE
         self.machine, self.commit = machine(), commit()
+        self._features = Lock()
         self.left: list[tuple[str, int]] = []
         """(row, seed) of what has no lines yet."""
         lines = read(self.text())
@@ -126,16 +128,19 @@ class Study:
 
     def _judged(self, model: Path, run: str, steps: int) -> list[float]:
         """Distance by each detector, then each one's floor."""
-        distances, floors = [], []
-        for detector in DETECTORS:
-            out = self.folder / "judged" / f"{run}-{steps}-{detector}"
-            command = ["eval", str(model), "--config", CONFIG, "--steps", str(steps)]
-            command += ["--num", str(NUM), "--detector", detector, "--out", str(out)]
-            self._pdfast(command, run)
-            found = json.loads((out / "eval.json").read_text())
-            distances.append(found["model"][str(steps)])
-            floors.append(found["floor"])
-        return [*distances, *floors]
+        pixel, floor_pixel = self._distance(model, run, steps, PIXEL)
+        with self._features:  # which the first computes of all images, and the others read
+            lite0, floor_lite0 = self._distance(model, run, steps, LITE0)
+        return [pixel, lite0, floor_pixel, floor_lite0]
+
+    def _distance(self, model: Path, run: str, steps: int, detector: str) -> tuple[float, float]:
+        """Distance of a model's samples, and its floor."""
+        out = self.folder / "judged" / f"{run}-{steps}-{detector}"
+        command = ["eval", str(model), "--config", CONFIG, "--steps", str(steps)]
+        command += ["--num", str(NUM), "--detector", detector, "--out", str(out)]
+        self._pdfast(command, run)
+        found = json.loads((out / "eval.json").read_text())
+        return found["model"][str(steps)], found["floor"]
 
     def _pdfast(self, arguments: list[str], run: str) -> None:
         """The public command, on one thread."""
