@@ -86,9 +86,7 @@ def test_page_of_a_small_table():
     written = table(line("teacher", 64, 1.05, 0, flags=""), *base, *rows)
     assert read(written)[1:] == [*base, *rows]
     found = page(written).splitlines()
-    assert (
-        found[found.index("## FD-pixel") + 2] == "| row | 8 steps | 4 steps | 2 steps | 1 steps |"
-    )
+    assert found[found.index("## FD-pixel") + 2] == "| row | 8 steps | 4 steps | 2 steps | 1 step |"
     assert "| base |  | 1.125 ± 0.125; 1 k |  |  |" in found
     assert "| cheap |  | 1.125† (1.00x); 1 k (0.60x) |  |  |" in found
     assert "| dear |  | **0.840** (0.75x); 1 k (1.00x) |  |  |" in found
