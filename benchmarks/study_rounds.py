@@ -5,11 +5,11 @@
     python benchmarks/study_rounds.py --teacher teacher/teacher --rows base start-64
 
 Run it in the folder of fashion_mnist16.npz. Each row of study_rows.py is a `pdfast distill`, which
-leaves its students under study/; `pdfast eval` then judges them, all with one noise and against all
-images. What was found goes into results/study_rounds.tsv, a line for each row, seed and number of
-steps, and from there into results/study_rounds.md. A row that has its lines is left out; one that
-was cut off goes on where it was. `--rows all` takes every row; without `--rows` only the page is
-written again.
+leaves its students under study/; study_judge.py then judges them, all with one noise, 2,000 samples
+each, against all images. What was found goes into results/study_rounds.tsv, a line for each row,
+seed and number of steps, and from there into results/study_rounds.md. A row that has its lines is
+left out; one that was cut off goes on where it was. `--rows all` takes every row; without `--rows`
+only the page is written again.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from study_judge import DETECTORS
 from study_rows import ROWS, TEACHER
 from study_table import HEADER, STEPS, Line, machines, page, read
 
@@ -33,8 +34,6 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 TABLE, PAGE = "study_rounds.tsv", "study_rounds.md"
 CONFIG = "fashion_mnist16"
-NUM = 2000  # samples of a distance
-DETECTORS = ("pixel", "lite0")
 TEACHER_STEPS = 64
 # Of the run's own report, which would sample the teacher in every row.
 NO_REPORT = ["--eval.steps", "1", "--eval.baseline-steps", "1", "--eval.num", "2"]
@@ -88,8 +87,7 @@ class Study:
         self.left: list[tuple[str, int]] = []
         """(row, seed) of what has no lines yet."""
         lines = read(self.text())
-        if names and not any(line.row == TEACHER for line in lines):
-            self.left.append((TEACHER, 0))
+        self.teacher_left = not any(line.row == TEACHER for line in lines)
         for name in names:
             for seed in ROWS[name].seeds:
                 flags = {line.flags for line in lines if (line.row, line.seed) == (name, seed)}
@@ -109,39 +107,38 @@ class Study:
         """
         run = f"{name}-{seed}"
         if name == TEACHER:
-            figures = self._judged(self.teacher, run, TEACHER_STEPS)
-            return [Line(name, seed, "", TEACHER_STEPS, *figures, 0, 0.0, self.commit)]
+            judged = self._judged({TEACHER_STEPS: self.teacher}, run)
+            return [
+                Line(name, seed, "", k, *found, 0, 0.0, self.commit) for k, found in judged.items()
+            ]
         flags, path = ROWS[name].flags, self.folder / run
-        command = ["distill", "--config", CONFIG, "--teacher", str(self.teacher)]
+        command = ["-m", "pdfast", "distill", "--config", CONFIG, "--teacher", str(self.teacher)]
         command += ["--seed", str(seed), "--out", str(path), *NO_REPORT, *flags.split()]
-        self._pdfast(command, run)
+        self._python(command, run)
         config = load_config(path / "config.toml")
         metrics = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-        lines = []
+        models = {}
         for steps in (k for k in STEPS if k in config.distill.plan):
-            (model,) = path.glob(f"round-*-steps-{steps:04d}")
-            figures, took = self._judged(model, run, steps), spent(config, metrics, steps)
-            lines.append(Line(name, seed, flags, steps, *figures, *took, self.commit))
-        return lines
+            (models[steps],) = path.glob(f"round-*-steps-{steps:04d}")
+        return [
+            Line(name, seed, flags, k, *figures, *spent(config, metrics, k), self.commit)
+            for k, figures in self._judged(models, run).items()
+        ]
 
-    def _judged(self, model: Path, run: str, steps: int) -> list[float]:
-        """Distance by each detector, then each one's floor."""
-        distances, floors = [], []
-        for detector in DETECTORS:
-            out = self.folder / "judged" / f"{run}-{steps}-{detector}"
-            command = ["eval", str(model), "--config", CONFIG, "--steps", str(steps)]
-            command += ["--num", str(NUM), "--detector", detector, "--out", str(out)]
-            self._pdfast(command, run)
-            found = json.loads((out / "eval.json").read_text())
-            distances.append(found["model"][str(steps)])
-            floors.append(found["floor"])
-        return [*distances, *floors]
+    def _judged(self, models: Mapping[int, Path], run: str) -> dict[int, list[float]]:
+        """By steps, the distance by each detector, then each one's floor."""
+        out = self.folder / f"{run}.json"
+        pairs = [f"{steps}={path}" for steps, path in models.items()]
+        self._python([str(ROOT / "benchmarks" / "study_judge.py"), CONFIG, str(out), *pairs], run)
+        found = json.loads(out.read_text())
+        floors = [found[name]["floor"] for name in DETECTORS]
+        return {k: [*(found[name][str(k)] for name in DETECTORS), *floors] for k in models}
 
-    def _pdfast(self, arguments: list[str], run: str) -> None:
-        """The public command, on one thread."""
+    def _python(self, arguments: list[str], run: str) -> None:
+        """This Python on one thread; what it says goes into the row's log."""
         with (self.folder / f"{run}.log").open("a") as log:
             subprocess.check_call(
-                [sys.executable, "-m", "pdfast", *arguments],
+                [sys.executable, *arguments],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -194,6 +191,8 @@ def main(args: list[str] | None = None) -> int:
         parser.error("--rows needs --teacher")
     study = Study(asked.teacher or Path(), asked.folder, asked.results, names)
     study.folder.mkdir(parents=True, exist_ok=True)
+    if names and study.teacher_left:  # alone: the features of all images are kept for the others
+        study.keep(study.lines(TEACHER, 0))
     failed = False
     with ThreadPoolExecutor(asked.jobs) as pool:
         begun = {pool.submit(study.lines, *row): row for row in study.left}

@@ -11,7 +11,7 @@ SPREADS = 2  # of the base's, by which another row must be better to say so
 CHEAPER = 0.6  # of the base's evaluations, for figures no worse
 BETTER = {4: 0.95, 2: 0.92, 1: 0.88}  # of the base's figures, for no more evaluations
 
-SHARES = ", ".join(f"{share} times its figure at {k}" for k, share in BETTER.items())
+SHARES, AT = (", ".join(map(str, values)) for values in (BETTER.values(), BETTER))
 INTRODUCTION = f"""\
 # What rounds cost and give, on Fashion-MNIST at 16x16
 
@@ -25,7 +25,7 @@ teacher's training nor the samples that are judged are in them. In brackets: rat
 - \u00b1: the standard deviation between seeds of the distillation.
 - Bold: better than the base by more than {SPREADS} times its spread, at any evaluations.
 - \u2020: no worse than the base, at {CHEAPER} times its evaluations or fewer.
-- \u2021: at most {SHARES} steps, at no more evaluations.
+- \u2021: at most {SHARES} times its figure at {AT} steps, at no more evaluations.
 - An empty cell: the plan has no student of so many steps.
 
 Seconds are of a row's updates, on one thread, beside another row and other work on the machine:
@@ -142,7 +142,8 @@ def page(table: str) -> str:
     text = [INTRODUCTION]
     for metric, value in METRICS.items():
         text += [f"## {metric}", ""]
-        text += [f"| row | {' | '.join(f'{k} steps' for k in STEPS)} |"]
+        heads = [f"{k} step" + "s" * (k > 1) for k in STEPS]
+        text += [f"| row | {' | '.join(heads)} |"]
         text += ["| :-- |" + " --: |" * len(STEPS), *figures(of_rows, value), ""]
         floors = {getattr(line, f"floor_{metric[3:].lower()}") for line in lines}
         said = [f"the teacher at {line.steps} steps {value(line):.3f}" for line in of_teacher]
@@ -151,7 +152,7 @@ def page(table: str) -> str:
     text += ["## Rows", "", "| row | seeds | flags | seconds | commit |"]
     text += ["| :-- | :-- | :-- | --: | :-- |"]
     for name in dict.fromkeys(line.row for line in of_rows):
-        own = [line for line in of_rows if line.row == name]
+        own = sorted(line for line in of_rows if line.row == name)
         seeds = {line.seed: max(x.seconds for x in own if x.seed == line.seed) for line in own}
         cells = [name, ", ".join(map(str, seeds)), f"`{own[0].flags}`"]
         cells += [", ".join(f"{seconds:.0f}" for seconds in seeds.values())]

@@ -5,12 +5,14 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from study_judge import judge
 from study_rounds import NO_REPORT, Spent, Study, evaluations, main, spent
 from study_rows import ROWS
 from study_table import HEADER, Line, page, read
 
+from pdfast.cli.main import main as command
 from pdfast.cli.main import parse
-from pdfast.config.schema import dump_config
+from pdfast.config.schema import dump_config, load_config
 
 
 def settings(flags):
@@ -84,9 +86,7 @@ def test_page_of_a_small_table():
     written = table(line("teacher", 64, 1.05, 0, flags=""), *base, *rows)
     assert read(written)[1:] == [*base, *rows]
     found = page(written).splitlines()
-    assert (
-        found[found.index("## FD-pixel") + 2] == "| row | 8 steps | 4 steps | 2 steps | 1 steps |"
-    )
+    assert found[found.index("## FD-pixel") + 2] == "| row | 8 steps | 4 steps | 2 steps | 1 step |"
     assert "| base |  | 1.125 ± 0.125; 1 k |  |  |" in found
     assert "| cheap |  | 1.125† (1.00x); 1 k (0.60x) |  |  |" in found
     assert "| dear |  | **0.840** (0.75x); 1 k (1.00x) |  |  |" in found
@@ -108,23 +108,22 @@ def test_what_is_not_the_table_is_refused():
         read(f"{HEADER}base\t0\n")
 
 
+def test_distances_are_those_of_the_report(tiny_toml, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert command(["train", "--config", str(tiny_toml), "--out", "a"]) == 0
+    report = json.loads(Path("a/report.json").read_text())
+    found = judge(load_config("a/config.toml"), {2: Path("a/teacher")}, ("pixel",))
+    assert found == {"pixel": {"floor": report["floor"], "2": report["teacher"]["2"]}}
+
+
 @pytest.fixture
-def pdfast(monkeypatch):
+def commands(monkeypatch):
     """Stands in for the subprocesses, leaving what they leave; returns the arguments of each."""
     calls = []
 
-    def check_call(command, *, stdout, stderr, env):
-        assert env["OMP_NUM_THREADS"] == "1"
-        calls.append(arguments := command[3:])
-        if "2e-3" in arguments:
-            raise subprocess.CalledProcessError(2, command)
-        value = dict(zip(arguments, [*arguments[1:], ""], strict=True))
-        out = Path(value["--out"])
-        out.mkdir(parents=True)
-        if arguments[0] == "eval":
-            found = {"floor": 0.1, "model": {value["--steps"]: 0.5 + int(value["--steps"])}}
-            (out / "eval.json").write_text(json.dumps(found))
-            return
+    def distil(arguments):
+        out = Path(arguments[arguments.index("--out") + 1])
+        out.mkdir()
         config = parse(arguments).fields
         (out / "config.toml").write_text(dump_config(config))
         plan = enumerate(config.distill.plan, 1)
@@ -133,11 +132,26 @@ def pdfast(monkeypatch):
         for end in ends:
             (out / f"round-{end['round']:02d}-steps-{end['steps']:04d}").mkdir()
 
+    def check_call(command, *, stdout, stderr, env):
+        assert env["OMP_NUM_THREADS"] == "1"
+        calls.append(arguments := command[1:])
+        if "2e-3" in arguments:
+            raise subprocess.CalledProcessError(2, command)
+        if arguments[0] == "-m":
+            return distil(arguments[2:])
+        script, config, out, *pairs = arguments
+        assert Path(script).is_file()
+        assert config == "fashion_mnist16"
+        models = dict(pair.split("=") for pair in pairs)
+        assert all(Path(path).is_dir() for path in models.values())
+        found = {"floor": 0.1} | {steps: 0.5 + int(steps) for steps in models}
+        Path(out).write_text(json.dumps({"pixel": found, "lite0": found}))
+
     monkeypatch.setattr(subprocess, "check_call", check_call)
     return calls
 
 
-def test_rows_run_once(pdfast, tmp_path, capsys):
+def test_rows_run_once(commands, tmp_path, capsys):
     args = ["--jobs", "1", "--teacher", str(tmp_path), "--folder", str(tmp_path / "study")]
     args += ["--results", str(tmp_path), "--rows"]
     assert main([*args, "start-64", "wide-8", "rate-4"]) == 1
@@ -153,9 +167,9 @@ def test_rows_run_once(pdfast, tmp_path, capsys):
         ("wide-8", 8, 8.5, 150_400, 1.0),
     ]
     assert "| wide-8 | 8.500; 150 k |" in (tmp_path / "study_rounds.md").read_text()
-    pdfast.clear()
+    commands.clear()
     assert main([*args, "start-64", "wide-8"]) == 0
-    assert pdfast == []
+    assert commands == []
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(ROWS, "wide-8", ROWS["wide-4"])
         with pytest.raises(ValueError, match="row wide-8 of other flags"):
