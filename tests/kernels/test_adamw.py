@@ -536,7 +536,7 @@ def machine_code():
 def traffic():
     """Gradients are read twice, the rest once; each program reads the sums and the counters."""
     yield moved("adamw", 1, None)
-    yield moved("adamw, four averages", 4, 3)
+    yield moved("adamw with four averages", 4, 3)
 
 
 def moved(name, averages, earlier):
