@@ -14,6 +14,7 @@ from pathlib import Path
 from pdfast.config.schema import Config, load_config
 from pdfast.data import digest
 from pdfast.data.dataset import load_dataset
+from pdfast.distributed import memory
 from pdfast.distributed.device import choose_device
 from pdfast.evaluation.evaluator import Evaluator
 from pdfast.models.checkpoint import load_model
@@ -43,6 +44,7 @@ def judge(config: Config, models: dict[int, Path], detectors: tuple[str, ...] = 
 
 def main(args: list[str]) -> None:
     """Write what is found of the models to a file."""
+    memory.keep_freed()  # as the command line does
     config, out, *pairs = args
     models = {int(steps): Path(path) for steps, _, path in (pair.partition("=") for pair in pairs)}
     Path(out).write_text(json.dumps(judge(load_config(config), models), indent=1) + "\n")

@@ -16,8 +16,9 @@ INTRODUCTION = f"""\
 # What rounds cost and give, on Fashion-MNIST at 16x16
 
 All rows have one teacher, that of the config fashion_mnist16 (seed 0), and differ in the flags of
-`pdfast distill --config fashion_mnist16`. Figures are distances of 2,000 samples (clipped DDIM, one
-noise for all rows) from all 60,000 images: lower is better. Behind each stand the network
+`pdfast distill --config fashion_mnist16`. Each machine trained the teacher anew: the two differ by
+rounding alone, as their distances below show. Figures are distances of 2,000 samples (clipped DDIM,
+one noise for all rows) from all 60,000 images: lower is better. Behind each stand the network
 evaluations of its rounds so far, of one image each, where a backward pass counts two; neither the
 teacher's training nor the samples that are judged are in them. In brackets: ratios to the row
 `{BASE}` at as many steps.
@@ -146,7 +147,7 @@ def page(table: str) -> str:
         text += [f"| row | {' | '.join(heads)} |"]
         text += ["| :-- |" + " --: |" * len(STEPS), *figures(of_rows, value), ""]
         floors = {getattr(line, f"floor_{metric[3:].lower()}") for line in lines}
-        said = [f"the teacher at {line.steps} steps {value(line):.3f}" for line in of_teacher]
+        said = [f"the teacher at {line.steps} steps {value(line):.4f}" for line in of_teacher]
         said += [f"resampled data, the floor, {floor:.3f}" for floor in sorted(floors)]
         text += [f"For comparison: {'; '.join(said)}.", ""]
     text += ["## Rows", "", "| row | seeds | flags | seconds | commit |"]
