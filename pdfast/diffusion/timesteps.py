@@ -6,6 +6,7 @@ divides T. Otherwise some lie between two, where logSNR is interpolated.
 
 from pdfast.config.loops import halvings
 from pdfast.config.schema import MAX_STEPS
+from pdfast.console.messages import counted
 
 LARGEST = 8192  # steps that a teacher is distilled from by default
 FEW = 4  # that halvings should end at, or below
@@ -45,7 +46,11 @@ def between(start: int, timesteps: int) -> str:
     near = min(divisors(timesteps), key=lambda n: (max(n, start) / min(n, start), -n))
     times = halvings(near)
     ends = near >> times
-    goes_on = f"halves {times} times, to {ends} steps" if times else "cannot be halved"
+    goes_on = (
+        f"halves {times} time{'s' * (times > 1)}, to {counted(ends)}"
+        if times
+        else "cannot be halved"
+    )
     if ends > FEW:
         goes_on += "; rounds of other ratios go on from there, with distill.second student"
     return (

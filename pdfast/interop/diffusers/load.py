@@ -39,6 +39,7 @@ from pdfast.interop.diffusers.pipeline import Pipeline
 from pdfast.models import checkpoint
 from pdfast.models.model import Model
 from pdfast.storage import files
+from pdfast.storage.marks import marked_text
 
 TABLE, CLASSES = "time_proj.weight", "class_embedding.weight"
 OLD = re.compile(r"(.*attentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)")
@@ -143,7 +144,7 @@ def _write_config(path: Path, model: Model, out: Path, screen: Screen) -> None:
         table["eval"] = {"baseline_steps": most, "steps": few}
     command = f"pdfast distill --config {_quoted(path)} --teacher {_quoted(out)}"
     text = f"# {command} --data.source YOUR_IMAGES\n\n{tomli_w.dumps(table)}"
-    content = files.marked_text(text.encode())
+    content = marked_text(text.encode())
     files.write_file(path, lambda stage: stage.write_bytes(content))
     if not model.steps and (said := between(plan[0], model.schedule.most_steps)):
         screen.say(said)
