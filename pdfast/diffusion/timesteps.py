@@ -25,14 +25,14 @@ def fits_in(most: int) -> int:
 def start_for(timesteps: int) -> int:
     """The steps to distil a teacher of T timesteps from; T = MAX_STEPS: of continuous time.
 
-    The largest divisor of T, 8192 at most, that halves to 4 steps or fewer, if it is not less than
-    half the largest power of 2 in T; else that power.
+    The largest even divisor of T, 8192 at most, that halves to 4 steps or fewer, if it is not less
+    than half the largest power of 2 in T; else that power.
     """
     start = fits_in(min(timesteps, LARGEST))
     if timesteps >= MAX_STEPS:
         return start
     near = [n for n in divisors(timesteps) if start // 2 <= n <= LARGEST]
-    ending = [n for n in near if n >> halvings(n) <= FEW]
+    ending = [n for n in near if n % 2 == 0 and n >> halvings(n) <= FEW]
     return ending[-1] if ending else start
 
 

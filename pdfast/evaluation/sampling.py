@@ -49,7 +49,7 @@ def sample_to(
 ) -> None:
     """Sample `num` images and write them to `out`, a folder, an .npz or a .png.
 
-    What they are goes into samples.json of the folder, or a .json of the same name beside the file.
+    What they are goes into samples.json of the folder, or of a file OUT into OUT.json.
     What is at either place is refused, or, with `force`, replaced where pdfast wrote it. Raises
     PdfastError with a sentence that names the fix.
     """
@@ -120,7 +120,7 @@ def _load(path: Path, device: torch.device) -> tuple[Model, str]:
 
 def _about(out: Path) -> Path:
     """Where it is said what the images at `out` are."""
-    return out.with_suffix(".json") if out.suffix else out / ABOUT
+    return out.with_name(f"{out.name}.json") if out.suffix else out / ABOUT
 
 
 def _check_new(out: Path, force: bool) -> None:

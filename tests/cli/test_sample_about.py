@@ -38,8 +38,8 @@ def sampled(saved, out, *args):
 def test_what_is_written(out, saved, tmp_path):
     """By it the same images are made again."""
     assert sampled(saved, tmp_path / out) == 0
-    place = tmp_path / ("folder/samples" if out == "folder" else out.partition(".")[0])
-    about = json.loads(place.with_suffix(".json").read_text())
+    place = tmp_path / ("folder/samples.json" if out == "folder" else f"{out}.json")
+    about = json.loads(place.read_text())
     model = pdfast.load(saved)
     manifest = json.loads((saved / "manifest.json").read_text())
     assert about.pop("versions")["torch"] == torch.__version__
@@ -70,17 +70,17 @@ def test_what_is_written(out, saved, tmp_path):
 
 def test_a_label_that_was_asked_for(saved, tmp_path):
     assert sampled(saved, tmp_path / "a.png", "--label", "bee", "--steps", "1") == 0
-    about = json.loads((tmp_path / "a.json").read_text())
+    about = json.loads((tmp_path / "a.png.json").read_text())
     assert (about["labels"], about["steps"]) == ([1] * 5, 1)
 
 
 def test_the_file_beside_is_replaced_only_where_pdfast_wrote_it(saved, tmp_path, capsys):
-    out, beside = tmp_path / "a.png", tmp_path / "a.json"
+    out, beside = tmp_path / "a.png", tmp_path / "a.png.json"
     beside.write_text('{"mine": 1}')
     assert sampled(saved, out) == 2
-    assert "a.json is there already: choose another --out" in capsys.readouterr().err
+    assert "a.png.json is there already: choose another --out" in capsys.readouterr().err
     assert sampled(saved, out, "--force") == 2
-    assert "a.json is not known to be pdfast's" in capsys.readouterr().err
+    assert "a.png.json is not known to be pdfast's" in capsys.readouterr().err
     assert (beside.read_text(), out.exists()) == ('{"mine": 1}', False)
     beside.unlink()
     assert sampled(saved, out) == 0
@@ -90,12 +90,12 @@ def test_the_file_beside_is_replaced_only_where_pdfast_wrote_it(saved, tmp_path,
     assert written != first
     beside.write_bytes(written.replace(b'"seed": 7', b'"seed": 8'))
     assert sampled(saved, out, "--force") == 2
-    assert "a.json is not known to be pdfast's" in capsys.readouterr().err
+    assert "a.png.json is not known to be pdfast's" in capsys.readouterr().err
 
 
 def test_the_digest_is_of_the_file_with_zeros_in_its_place(saved, tmp_path):
     assert sampled(saved, tmp_path / "a.png") == 0
-    text = (tmp_path / "a.json").read_text()
+    text = (tmp_path / "a.png.json").read_text()
     digest = json.loads(text)["comment"][-64:]
     assert hashlib.sha256(text.replace(digest, "0" * 64).encode()).hexdigest() == digest
 
@@ -108,7 +108,7 @@ def test_a_picture_that_cannot_be_written_leaves_no_words_about_it(saved, tmp_pa
 
     monkeypatch.setattr("pdfast.evaluation.sampling.save_png", full)
     assert sampled(saved, tmp_path / "a.png", "--force") == 1
-    assert not (tmp_path / "a.json").exists()
+    assert not (tmp_path / "a.png.json").exists()
     assert (tmp_path / "a.png").is_file()
     assert sampled(saved, tmp_path / "b") == 1
     assert not (tmp_path / "b").exists()

@@ -19,7 +19,8 @@ from pdfast.diffusion.timesteps import between, divisors, start_for
         (1280, 1024),  # its 256 is less than half of 1024
         (1001, 512),
         (2, 2),
-        (3, 2),
+        (3, 2),  # 3 cannot be halved
+        (12, 12),
     ],
 )
 def test_where_a_teacher_is_distilled_from(timesteps, start):
@@ -39,8 +40,8 @@ def test_divisors():
         (8192, MAX_STEPS, ""),
         (48, MAX_STEPS, ""),
         (512, 1000, "does, 500, halves 2 times, to 125 steps; rounds of other ratios go on"),
-        (64, 1000, "does, 50, halves 1 time, to 25 steps; rounds"),
-        (16, 1000, "does, 20, halves 2 times, to 5 steps; rounds"),
+        (64, 1000, "does, 50, halves 1 time, to 25 steps; rounds of"),
+        (16, 1000, "does, 20, halves 2 times, to 5 steps; rounds of"),
         (7, 1000, "does, 8, halves 3 times, to 1 step"),
         (64, 101, "does, 101, cannot be halved; rounds of other ratios"),
     ],
