@@ -212,7 +212,7 @@ class DistillConfig(LoopConfig):
             check(
                 self.start_steps % 2**self.rounds == 0,
                 f"{self.rounds} rounds cannot halve {self.start_steps} steps exactly: "
-                f"use at most {_halvings(self.start_steps)} rounds, or start_steps a multiple of "
+                f"use at most {halvings(self.start_steps)} rounds, or start_steps a multiple of "
                 f"2^{self.rounds}",
             )
             return
@@ -303,5 +303,6 @@ class DistillConfig(LoopConfig):
         return dict(self.round_updates).get(steps, self.updates * (2 if steps <= 2 else 1))
 
 
-def _halvings(steps: int) -> int:
+def halvings(steps: int) -> int:
+    """How often a number of steps can be halved."""
     return (steps & -steps).bit_length() - 1

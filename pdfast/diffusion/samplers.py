@@ -79,12 +79,15 @@ def sample(
     variance: float = 1.0,
     noise: Noise | None = None,
     on_step: Callable[[], None] = lambda: None,
+    on_x_hat: Callable[[int, Tensor], None] = lambda step, x_hat: None,
 ) -> Tensor:
     """z (B, C, H, W) ~ N(0, I) -> images of the same shape and dtype in `num_steps` steps.
 
     With `clip`, x-hat is cut to that interval at every step and eps-hat recomputed from it.
     The ancestral sampler calls `noise(i)` for the standard normal tensor of step i.
-    `on_step` is called once per network call. Raises UsageError for a bad argument.
+    `on_step` is called before each network call, `on_x_hat` after it with the steps left to do and
+    the x-hat (B, C, H, W) that the sampler goes on with, which it must not change. Raises
+    UsageError for a bad argument.
     """
     check_arguments(num_steps, sampler, variance, model.schedule.most_steps)
     if sampler == "ancestral" and noise is None:
@@ -97,6 +100,7 @@ def sample(
         x_hat = model.predict_x_at_angle(z, phi, conditioning)
         if clip is not None:
             x_hat = x_hat.clamp(*clip)
+        on_x_hat(i, x_hat)
         if i == 0:
             break
         if noise is not None and sampler == "ancestral":

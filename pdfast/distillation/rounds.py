@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 
+from pdfast.config.loops import halvings
 from pdfast.config.names import Precision
 from pdfast.config.schema import Config, DistillConfig, EngineConfig, NetConfig
 from pdfast.config.serialization import to_table
 from pdfast.data.dataset import Dataset
+from pdfast.diffusion.timesteps import between, fits_in, start_for
 from pdfast.distillation.choice import Choice, choose
 from pdfast.distillation.objectives import Fit, Rollout
 from pdfast.distillation.pipelined_teacher import rollout
@@ -52,13 +54,16 @@ def distill_rounds(run: ModelRun, data: Dataset, device: torch.device) -> Model:
     config = run.config
     student = train_teacher(run, data, device)
     check_start(student, config)
+    start, timesteps = config.distill.start_steps, student.schedule.most_steps
+    if not student.steps and (said := between(start, timesteps)):
+        run.screen.say(f"distill.start_steps: {said}")
     evaluator = _monitor(data, config, student)
     if student.parameterization != run.student_parameterization:
         alpha = float(student.schedule.phi(torch.ones(())).cos())
         run.screen.say(
             "the teacher predicts eps, and where SNR is low its x-hat divides by alpha, "
             f"{alpha:.1e} at u = 1, so that it cannot be distilled as it is: round 1 moves it to "
-            f"{run.student_parameterization} at the same {config.distill.start_steps} steps"
+            f"{run.student_parameterization} at the same {start} steps"
         )
     made = _rounds_made(run, evaluator, drawable(student))
     for round_ in range(1, made + 1):
@@ -347,11 +352,11 @@ def check_start(model: Model, config: Config) -> None:
     """Refuse a teacher that does not have the steps to start from."""
     start, most = config.distill.start_steps, model.schedule.most_steps
     if start > most:
-        fits = fits_in(most)
+        fits = start_for(most)
         raise UsageError(
             f"distill.start_steps {start} is more than the {most} timesteps that the teacher was "
             f"trained on: pass --distill.start-steps {fits} and at most --rounds "
-            f"{most.bit_length() - 1}"
+            f"{halvings(fits)}"
         )
     shown = max(*config.eval.steps, config.eval.baseline_steps)
     if shown > most:
@@ -365,11 +370,6 @@ def check_start(model: Model, config: Config) -> None:
             f"the teacher was distilled to {model.steps} steps: pass --distill.start-steps "
             f"{model.steps}, and rounds that begin there"
         )
-
-
-def fits_in(most: int) -> int:
-    """The largest power of 2 that is not above `most`."""
-    return 1 << (most.bit_length() - 1)
 
 
 def adopt_teacher(run: ModelRun, given: Model | None) -> None:

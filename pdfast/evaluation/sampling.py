@@ -1,9 +1,13 @@
-"""`pdfast sample`: images of a model as PNG files, one .npz, or a grid."""
+"""`pdfast sample`: images of a model as PNG files, one .npz, or a grid.
 
+Beside them goes a JSON file that says what they are: model, steps, seed and labels.
+"""
+
+import os
 from pathlib import Path
+from typing import Any
 
 import torch
-from PIL import Image
 
 from pdfast.config.class_names import number_of, shown
 from pdfast.config.names import Sampler
@@ -17,9 +21,13 @@ from pdfast.errors import UsageError
 from pdfast.models import checkpoint
 from pdfast.models.guidance import guided
 from pdfast.models.model import Model
+from pdfast.models.outputs import picture
 from pdfast.storage import files
 from pdfast.storage.marked import save_npz, save_png
+from pdfast.storage.marks import marked_json
 from pdfast.training.precision import cast_to_precision, set_precision
+
+ABOUT = "samples.json"  # in a folder of pictures
 
 
 def sample_to(
@@ -41,13 +49,14 @@ def sample_to(
 ) -> None:
     """Sample `num` images and write them to `out`, a folder, an .npz or a .png.
 
-    What is at `out` is refused, or, with `force`, replaced where pdfast wrote it. Raises
+    What they are goes into samples.json of the folder, or of a file OUT into OUT.json.
+    What is at either place is refused, or, with `force`, replaced where pdfast wrote it. Raises
     PdfastError with a sentence that names the fix.
     """
     screen = Screen()
     with kept(), collectives.session(device, threads, poll, timeout) as where:
         found = set_precision(precision, where)
-        model = collectives.together(lambda: checkpoint.load_model(model_dir, where))
+        model, digest = collectives.together(lambda: _load(model_dir, where))
         model = cast_to_precision(model, found)
         if guidance is not None:
             model = guided(model, guidance)
@@ -58,7 +67,7 @@ def sample_to(
             )
         _check(model, out, num, seed, label)
         number = None if label is None else number_of(label, model.class_names, model.num_classes)
-        collectives.from_first(lambda: files.check_new(out, force))
+        collectives.from_first(lambda: _check_new(out, force))
         labels = None if number is None else torch.full((num,), number, dtype=torch.int64)
         with screen.task(f"sampling, {counted(steps)}", steps * Model.calls_for(num)) as task:
 
@@ -71,7 +80,22 @@ def sample_to(
             )
         if model.steps not in (0, steps):
             screen.warn(f"{model_dir} was distilled to {counted(model.steps)}, not to {steps}")
-        collectives.from_first(lambda: _write(images.cpu(), out, force))
+        drawn = model.drawn_labels(num, seed) if labels is None else labels
+        about = {
+            "model": Path(os.path.abspath(model_dir)).name,
+            "model_manifest_sha256": digest,
+            "steps": steps,
+            "sampler": sampler,
+            "variance": variance if sampler == "ancestral" else None,
+            "guidance": guidance,
+            "precision": found,
+            "seed": seed,
+            "images": num,
+            "labels": None if drawn is None else drawn.tolist(),
+            "classes": list(model.class_names),
+            "versions": files.versions(),
+        }
+        collectives.from_first(lambda: _write(images.cpu(), about, out, force))
         of = "" if number is None else f", class {shown(number, model.class_names)}"
         screen.say(f"{num} images in {counted(steps)} (seed {seed}{of}): {out}")
 
@@ -88,23 +112,45 @@ def _check(model: Model, out: Path, num: int, seed: int, label: str | None) -> N
         raise UsageError("this model is unconditional: leave --label out")
 
 
-def _write(images: torch.Tensor, out: Path, force: bool) -> None:
+def _load(path: Path, device: torch.device) -> tuple[Model, str]:
+    """The model of a model directory, and the digest of its manifest."""
+    model = checkpoint.load_model(path, device)
+    return model, files.read_manifest(path)["manifest_sha256"]
+
+
+def _about(out: Path) -> Path:
+    """Where it is said what the images at `out` are."""
+    return out.with_name(f"{out.name}.json") if out.suffix else out / ABOUT
+
+
+def _check_new(out: Path, force: bool) -> None:
+    """Refuse to replace what is there, or, with `force`, what pdfast did not write."""
+    files.check_new(out, force)
+    if out.suffix:
+        files.check_new(_about(out), force)
+
+
+def _write(images: torch.Tensor, about: dict[str, Any], out: Path, force: bool) -> None:
     """All images are there or none, so that a full disk destroys nothing."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise files.cannot_write(out, error) from None
-    files.check_new(out, force)  # sampling may have taken long
+    _check_new(out, force)  # sampling may have taken long
+    said = marked_json(about)
+    if not out.suffix:
+        files.write_folder(out, lambda stage: _write_each(images, said, stage), sync=False)  # many
+        return
+    _about(out).unlink(missing_ok=True)  # it is never beside images that it does not tell of
     if out.suffix == ".npz":
         files.write_file(out, lambda stage: save_npz(stage, arr_0=images.numpy()))
-    elif out.suffix == ".png":
+    else:
         sheet = grid(images, max(1, round(len(images) ** 0.5)))
         files.write_file(out, lambda stage: save_png(sheet, stage))
-    else:
-        files.write_folder(out, lambda stage: _write_each(images, stage), sync=False)  # many files
+    files.write_file(_about(out), lambda stage: stage.write_bytes(said))
 
 
-def _write_each(images: torch.Tensor, folder: Path) -> None:
+def _write_each(images: torch.Tensor, said: bytes, folder: Path) -> None:
+    (folder / ABOUT).write_bytes(said)
     for k, image in enumerate(images.numpy()):
-        picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-        save_png(picture, folder / f"{k:06d}.png")
+        save_png(picture(image), folder / f"{k:06d}.png")

@@ -88,8 +88,9 @@ def _refuse(model: Model) -> None:
     """Raise UsageError for what is not one network of x, t and a class."""
     if isinstance(model, Guided):
         raise UsageError(
-            "the model is evaluated with the class and without, which one network cannot be: "
-            "export a guided student (model.guidance)"
+            "the model is evaluated with the class and without, which one network cannot be: leave "
+            "the weight out, and guide where it is sampled (the card of --to diffusers has the "
+            "loop), or export a guided student (model.guidance)"
         )
     if isinstance(model, Network):
         raise UsageError(

@@ -1,10 +1,12 @@
 """A diffusion model: the U-Net, what its output means, and its noise schedule."""
 
-import warnings
+import itertools
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, Unpack, overload
 
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
 from pdfast.config.former import formerly
@@ -19,7 +21,10 @@ from pdfast.diffusion.samplers import check_arguments, sample
 from pdfast.diffusion.schedules import logsnr_of, phi_of
 from pdfast.distributed import collectives
 from pdfast.errors import PdfastError, UsageError
+from pdfast.models import outputs
+from pdfast.models.former_names import FormerNames
 from pdfast.models.images import to_uint8
+from pdfast.models.outputs import Output, SampleArguments, SamplingStep
 from pdfast.models.unet import UNet
 
 # Images per network call while sampling. Every call has this size, the last one filled up, so that
@@ -36,13 +41,8 @@ def _finite(images: Tensor) -> Tensor:
     return images
 
 
-def _renamed(old: str, new: str) -> None:
-    """Warn the caller's caller of a method's old name."""
-    warnings.warn(f"{old} is now {new}", DeprecationWarning, stacklevel=3)
-
-
 @formerly(head="parameterization")
-class Model(nn.Module):
+class Model(FormerNames, nn.Module):
     """A network with its parameterization and schedule.
 
     `steps` is the number of sampling steps that the model was distilled to, 0 for a teacher.
@@ -157,6 +157,12 @@ class Model(nn.Module):
             z, self(z, logsnr, label).to(z), phi_of(logsnr), self.parameterization
         )
 
+    @property
+    def pictures(self) -> bool:
+        """Whether samples are pictures: of 1 or 3 channels, in [-1, 1]."""
+        return len(self.shape) == 3 and self.shape[0] in (1, 3) and self.clip == (-1.0, 1.0)
+
+    @overload
     def sample(
         self,
         num: int,
@@ -167,7 +173,35 @@ class Model(nn.Module):
         clip: bool = True,
         sampler: Sampler = "ddim",
         variance: float = 1.0,
-    ) -> Tensor:
+        *,
+        output: Literal["pt"] = "pt",
+        callback: Callable[[SamplingStep], object] | None = None,
+    ) -> Tensor: ...
+
+    @overload
+    def sample(
+        self, num: int, steps: int = 0, *, output: Literal["np"], **more: Unpack[SampleArguments]
+    ) -> NDArray[Any]: ...
+
+    @overload
+    def sample(
+        self, num: int, steps: int = 0, *, output: Literal["pil"], **more: Unpack[SampleArguments]
+    ) -> list[Image.Image]: ...
+
+    def sample(
+        self,
+        num: int,
+        steps: int = 0,
+        seed: int = 0,
+        label: Tensor | None = None,
+        noise: Tensor | None = None,
+        clip: bool = True,
+        sampler: Sampler = "ddim",
+        variance: float = 1.0,
+        *,
+        output: Output = "pt",
+        callback: Callable[[SamplingStep], object] | None = None,
+    ) -> Tensor | NDArray[Any] | list[Image.Image]:
         """Images (num, C, H, W) in [-1, 1], in the model's dtype and on its device; of a network of
         one's own samples (num, *shape), cut where it was given an interval.
 
@@ -175,8 +209,15 @@ class Model(nn.Module):
         whatever `num` is. `label`, int64 of shape (num,), is
         for a class-conditional model; left out, classes are drawn by counter. `noise`,
         (num, *shape), replaces the drawn start. `sampler` is "ddim" or "ancestral", the latter
-        with `variance` from 0 (small) to 1 (large). Raises UsageError for a wrong argument.
+        with `variance` from 0 (small) to 1 (large).
+
+        `output`: "pt" for that tensor; "np" for an array, uint8 (num, H, W, C) of pictures, of
+        other samples (num, *shape) as they are; "pil" for a list of pictures. `callback` is called
+        after each step of each batch with a `SamplingStep`: how many are done, and the x-hats; what
+        it raises ends the sampling. Raises UsageError for a wrong argument, PdfastError for samples
+        that are to be pictures and are not finite.
         """
+        outputs.check(output, self.pictures, self.shape)
         if noise is not None:
             if noise.shape != (num, *self.shape):
                 raise UsageError(
@@ -184,8 +225,23 @@ class Model(nn.Module):
                 )
             noise = noise.reshape(num, *self.image_shape)
         steps = steps or self.steps
-        batches = self.sample_batches(num, steps, seed, label, noise, clip, sampler, variance)
-        return torch.cat(list(batches)).reshape(num, *self.shape)
+        total, done = steps * -(-num // SAMPLE_BATCH), itertools.count(1)
+
+        def report(first: int, left: int, x_hat: Tensor) -> None:
+            if callback is not None:
+                copied = x_hat.reshape(-1, *self.shape).clone()
+                callback(SamplingStep(next(done), total, first, (left + 1) / steps, copied))
+
+        batches = self.sample_batches(
+            num, steps, seed, label, noise, clip, sampler, variance, on_x_hat=report
+        )
+        samples = torch.cat(list(batches)).reshape(num, *self.shape)
+        if output == "pt":
+            return samples
+        finite = _finite(samples)
+        if output == "pil":
+            return outputs.to_pictures(finite)
+        return outputs.to_array(finite, self.pictures)
 
     @torch.no_grad()
     def sample_batches(
@@ -200,9 +256,12 @@ class Model(nn.Module):
         variance: float = 1.0,
         on_step: Callable[[], None] = lambda: None,
         batches: range | None = None,
+        on_x_hat: Callable[[int, int, Tensor], None] = lambda first, left, x_hat: None,
     ) -> Iterator[Tensor]:
         """What `sample` returns, a batch at a time; `on_step` is called at each network call.
 
+        `on_x_hat` is called after it, with the number of the batch's first image, the steps left
+        and x-hat (B, C, H, W), which it must not change.
         `batches` chooses some of the batches 0, 1, ... of SAMPLE_BATCH images; all if left out.
         """
         check_arguments(steps, sampler, variance, self.schedule.most_steps)
@@ -229,6 +288,9 @@ class Model(nn.Module):
                 def normal(step: int, start: int = start) -> Tensor:
                     return draws.normal(step, start, SAMPLE_BATCH, self.image_shape).to(self.dtype)
 
+                def see(left: int, x_hat: Tensor, start: int = start, used: int = used) -> None:
+                    on_x_hat(start, left, x_hat[:used])
+
                 z, labels = normal(0), self._labels(draws, start)
                 if noise is not None:
                     z[:used] = noise[start : start + used].to(z)
@@ -244,6 +306,7 @@ class Model(nn.Module):
                     variance=variance,
                     noise=normal,
                     on_step=on_step,
+                    on_x_hat=see,
                 )
                 yield images[:used]
         finally:
@@ -323,24 +386,6 @@ class Model(nn.Module):
     def weights(self) -> dict[str, Tensor]:
         """What model.safetensors holds, by name."""
         return self.net.state_dict()
-
-    # -- names of version 0.1 --------------------------------------------------------------
-
-    def at(
-        self,
-        z: Tensor,
-        phi: Tensor,
-        label: Tensor | None = None,
-        guidance: Tensor | None = None,
-    ) -> Tensor:
-        """`forward_at_angle`, by its old name."""
-        _renamed("Model.at", "Model.forward_at_angle(z, phi, Conditioning(label, guidance))")
-        return self.forward_at_angle(z, phi, Conditioning(label, guidance))
-
-    def predict_x_at(self, z: Tensor, phi: Tensor, label: Tensor | None = None) -> Tensor:
-        """`predict_x_at_angle`, by its old name."""
-        _renamed("Model.predict_x_at", "Model.predict_x_at_angle(z, phi, Conditioning(label))")
-        return self.predict_x_at_angle(z, phi, Conditioning(label))
 
     def _check_label(self, label: Tensor, num: int) -> None:
         if not self.num_classes:

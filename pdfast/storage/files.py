@@ -28,6 +28,7 @@ from torch import Tensor
 from pdfast.config import formats
 from pdfast.config.formats import FORMAT, Written
 from pdfast.errors import PdfastError, UsageError
+from pdfast.storage.marks import has_mark
 from pdfast.storage.staging import beside
 from pdfast.version import __version__
 
@@ -37,8 +38,6 @@ MAX_HEADER = 2**23  # bytes of a safetensors file's JSON
 HEAD = b'{\n "manifest_sha256": "'  # how a manifest begins; then its digest, taken with zeros there
 DIGITS = 64
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")  # of a file in a manifest
-MARK = b"written by pdfast"  # in a file that has no manifest: see pdfast/storage/marked.py
-MARK_WITHIN = 256  # bytes of a file's head
 
 
 class Damaged(PdfastError):  # noqa: N818  # what a directory is found to be
@@ -223,7 +222,7 @@ def check_replaceable(path: Path) -> None:
     if not os.path.lexists(path):
         return
     if not path.is_dir():
-        if not _has_mark(path):
+        if not has_mark(path):
             raise _foreign(f"{path} is not known to be pdfast's")
         return
     try:
@@ -235,7 +234,7 @@ def check_replaceable(path: Path) -> None:
             raise _foreign(f"{path} holds a symlink, {name}")
     if MANIFEST not in found:
         for name in found:
-            if "/" in name or not _has_mark(path / name):
+            if "/" in name or not has_mark(path / name):
                 raise _foreign(f"{path} holds {name}, which is not known to be pdfast's")
         return
     try:
@@ -268,32 +267,6 @@ def _below(path: Path) -> Iterator[str]:
         if not folders and not names and place != path:
             yield place.relative_to(path).as_posix()
         yield from ((place / name).relative_to(path).as_posix() for name in (*names, *links))
-
-
-def _has_mark(file: Path) -> bool:
-    """Whether a file is a PNG, a zip (an .npz) or a text with pdfast's mark, or is empty."""
-    if not file.is_file():
-        return False
-    try:
-        with file.open("rb") as opened:
-            size = opened.seek(0, os.SEEK_END)
-            opened.seek(0)
-            head = opened.read(MARK_WITHIN)
-            opened.seek(max(0, size - len(MARK)))
-            end = opened.read()
-        if head.startswith(b"\x89PNG"):
-            return b"tEXtComment\0" + MARK in head
-        if head.startswith(b"PK"):
-            return end == MARK
-        text = file.read_bytes() if size <= MAX_JSON else b"?"
-        return text == marked_text(text[: text.rfind(b"\n", 0, -1) + 1]) or not text
-    except OSError:
-        return False
-
-
-def marked_text(text: bytes) -> bytes:
-    """A text, each line ended, with a comment below it by which it is known while unchanged."""
-    return text + b"# %b, SHA-256 %b\n" % (MARK, hashlib.sha256(text).hexdigest().encode())
 
 
 # ------------------------------------------------------------------------------------------

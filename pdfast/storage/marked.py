@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from pdfast.storage.files import MARK
+from pdfast.storage.marks import MARK
 
 METADATA = {"Comment": MARK.decode()}  # of a PNG, as matplotlib takes it
 

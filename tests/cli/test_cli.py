@@ -184,7 +184,7 @@ def test_sample_outputs_hold_the_same_images(capsys, straight, tmp_path):
     for out in ("folder", "grid.png", "images.npz"):
         assert run(capsys, "sample", model, "--num", 4, "--out", tmp_path / out)[0] == 0
     images = np.load(tmp_path / "images.npz")["arr_0"]
-    files = sorted((tmp_path / "folder").iterdir())
+    files = sorted((tmp_path / "folder").glob("*.png"))
     assert [f.name for f in files] == [f"{k:06d}.png" for k in range(4)]
     for image, file in zip(images, files, strict=True):
         assert np.array_equal(np.asarray(Image.open(file)), image[..., 0])
@@ -240,7 +240,9 @@ def test_a_teacher_needs_steps(capsys, straight, tmp_path):
         "--variance", "0.5", "--out", tmp_path / "x",
     )  # fmt: skip
     assert code == 0
-    assert len(list((tmp_path / "x").iterdir())) == 2
+    assert len(list((tmp_path / "x").glob("*.png"))) == 2
+    about = json.loads((tmp_path / "x" / "samples.json").read_text())
+    assert (about["sampler"], about["variance"], about["steps"]) == ("ancestral", 0.5, 3)
 
 
 def test_eval_of_a_model_and_of_a_run(capsys, straight, tmp_path):

@@ -29,6 +29,7 @@ from pdfast.interop.diffusers import export as exporting
 from pdfast.interop.diffusers import unet2d
 from pdfast.interop.diffusers.load import load_diffusers, rounds_from
 from pdfast.interop.diffusers.pipeline import Pipeline, Table
+from pdfast.interop.diffusers.weights import Weights
 from pdfast.models.checkpoint import load_model
 from pdfast.models.model import Model
 from pdfast.training import precision
@@ -87,7 +88,7 @@ def test_the_full_size(fields, params):
         table = json.loads(UNet2DModel(**fields).to_json_string())
     scheduler = json.loads(DDPMScheduler().to_json_string())
     file = Path("config.json")
-    pipeline = Pipeline("", Table(file, table), Table(file, scheduler), file, None)
+    pipeline = Pipeline("", Table(file, table), Table(file, scheduler), Weights(file), None)
     found = unet2d.network(pipeline) | unet2d.embedding(pipeline)[0]
     with torch.device("meta"):
         model = Model(NetConfig(**found, **unet2d.schedule(pipeline)[0]))
@@ -332,7 +333,12 @@ def test_import_distil_export(tmp_path, data, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     df.save(tmp_path / "p")
     assert main(["import", "p", "--from", "diffusers", "--out", "in/m"]) == 0
-    *_, line, command = capsys.readouterr().out.splitlines()
+    *_, near, line, command = capsys.readouterr().out.splitlines()
+    assert near.startswith("512 steps do not divide the teacher's 1000 timesteps")
+    assert near.endswith(
+        "the nearest number that does, 500, halves 2 times, to 125 steps; rounds of other ratios "
+        "go on from there, with distill.second student"
+    )
     assert "in/m.toml: a config to distil it from 512 steps in 7 rounds, the student with" in line
     assert command == ("pdfast distill --config in/m.toml --teacher in/m --data.source YOUR_IMAGES")
     model = load_model("in/m")
@@ -348,7 +354,9 @@ def test_import_distil_export(tmp_path, data, capsys, monkeypatch):
     args += ["--distill.updates", "2", "--distill.batch", "4", "--out", "run", "--eval.num", "4"]
     args += ["--eval.steps", "4", "--eval.baseline-steps", "4"]
     assert main(args) == 0
-    assert "moves it to v" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "moves it to v" in said
+    assert "distill.start_steps: 16 steps do not divide the teacher's 1000 timesteps" in said
     (student,) = Path("run").glob("round-03-steps-0004")
     assert main(["export", str(student), "--to", "diffusers", "--out", "out"]) == 0
     student, pipe = load_model(student), df.opened("out")
@@ -379,6 +387,7 @@ def test_the_forecast_of_an_imported_teacher(tmp_path, data, capsys):
         (0, {}, (8192, 11)),
         (0, OWN["by betas"], (64, 4)),
         (0, OWN["by betas"] | {"timesteps": 3}, (2, 1)),
+        (0, OWN["by betas"] | {"timesteps": 96}, (96, 5)),
         (32, {}, (32, 3)),
         (12, {}, (12, 2)),
         (4, {}, (4, 1)),

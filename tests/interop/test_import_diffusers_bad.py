@@ -182,7 +182,7 @@ def test_no_pipeline(folder, tmp_path, capsys):
     for name, said in (
         ("nowhere", "nowhere is not there: name a pipeline's folder, or its id on the hub"),
         (f"p/{INDEX}", "is a file: name a pipeline's folder"),
-        ("p/unet", "is no diffusers pipeline: it has no model_index.json"),
+        ("p/scheduler", "is no diffusers pipeline: it has no model_index.json"),
     ):
         with pytest.raises(UsageError, match=said):
             load_diffusers(str(tmp_path / name))
@@ -222,8 +222,8 @@ def test_what_is_there_is_kept(folder, tmp_path, capsys):
     ("name", "said"),
     [
         ("diffusion_pytorch_model.bin", "is pickled, and loading it could run code in it"),
-        ("diffusion_pytorch_model.safetensors.index.json", "max_shard_size"),
-        ("diffusion_pytorch_model.fp16.safetensors", "(but diffusion_pytorch_model.fp16.saf"),
+        ("diffusion_pytorch_model.safetensors.other", "(but diffusion_pytorch_model.safetensors.o"),
+        ("diffusion_pytorch_model.fp16.safetensors", "but variants: pass --variant fp16"),
         ("other", "has no diffusion_pytorch_model.safetensors"),
     ],
 )

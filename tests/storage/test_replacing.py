@@ -224,7 +224,11 @@ def test_sample(capsys, saved, tmp_path):
         refused(capsys, tmp_path, f"{name} is there already: choose another", *sample, 2)
         assert run(capsys, *sample, 2, "--force") == (0, "")
         if change:
-            assert sorted(p.name for p in out.iterdir()) == ["000000.png", "000001.png"]
+            assert sorted(p.name for p in out.iterdir()) == [
+                "000000.png",
+                "000001.png",
+                "samples.json",
+            ]
             a_file_beside(out)
             wrong = "folder holds notes.txt, which is not known to be pdfast's"
             refused(capsys, tmp_path, wrong, *sample, 2, "--force")

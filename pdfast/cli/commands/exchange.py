@@ -19,7 +19,8 @@ class Import(Common):
 
     source: Positional[Path]
     """google: a checkpoint of the authors' released code, a flax training state. diffusers: the
-    folder of a DDPMPipeline or DDIMPipeline, or its id on the hub."""
+    folder of a DDPMPipeline or DDIMPipeline, or of a UNet2DModel alone (with --scheduler), or its
+    id on the hub."""
     from_: Annotated[Literal["google", "diffusers"], arg(name="from")]
     """Whose it is."""
     out: Path
@@ -33,6 +34,14 @@ class Import(Common):
     """Sampling steps that the model was distilled to, 0 for a teacher. If left out: of google the
     file's num_sample_steps, which of a teacher is absent, 0 or the config's distill.start_steps; of
     diffusers 0, but of an export by pdfast its own."""
+    variant: str | None = None
+    """diffusers: the word in the names of its weights' files, such as fp16."""
+    scheduler: Path | None = None
+    """diffusers: of a UNet2DModel alone, such as an EMAModel's unet_ema, the scheduler_config.json
+    that it was trained with, or its folder."""
+    null_class: int | None = None
+    """diffusers: the label by which a class-conditional network is told no class, for guidance;
+    often the last, its num_class_embeds - 1."""
     model: NetConfig = NetConfig()  # noqa: RUF009
     """google: [model] of the config."""
 
@@ -47,8 +56,20 @@ class Import(Common):
             )
             from pdfast.interop.diffusers.load import import_diffusers
 
-            import_diffusers(str(self.source), self.out, self.steps, force=self.force)
+            import_diffusers(
+                str(self.source),
+                self.out,
+                self.steps,
+                variant=self.variant,
+                scheduler=self.scheduler,
+                null_class=self.null_class,
+                force=self.force,
+            )
             return
+        check(
+            (self.variant, self.scheduler, self.null_class) == (None, None, None),
+            "--variant, --scheduler and --null-class are for --from diffusers",
+        )
         check(
             bool(self.config),
             "--config is missing: the file does not tell its network, so name a config of it, such "

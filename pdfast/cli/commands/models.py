@@ -24,7 +24,8 @@ class Sample(Machines):
     seed: int = 0
     """Image k depends on the seed and on k alone."""
     out: Path = Path("samples")
-    """A new folder for PNG files, or an .npz (uint8 NHWC, arr_0), or a .png (a grid)."""
+    """A new folder for PNG files, or an .npz (uint8 NHWC, arr_0), or a .png (a grid). Steps, seed
+    and each image's label go into samples.json in the folder, or of a file into OUT.json."""
     force: Force = False
     """Replace what is at --out, where pdfast wrote it and nothing was changed or added since."""
     label: str | None = None

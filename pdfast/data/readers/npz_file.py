@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pdfast.storage.files import MARK
+from pdfast.storage.marks import MARK
 
 NAME = "images.npy"
 DATA = 256  # bytes before the pixels: the member's header, and NumPy's

@@ -1,8 +1,10 @@
 """The model card of an exported pipeline: how to call it, and how exact it is."""
 
 import html
+import math
 
 from pdfast.config.schema import NetConfig
+from pdfast.diffusion.timesteps import divisors
 from pdfast.errors import printable
 from pdfast.models.model import Model
 from pdfast.version import __version__
@@ -29,8 +31,10 @@ Images are {size}x{size}, {colour}. The network predicts {predicts}.
 {call}
 ```
 
-- **Pass `num_inference_steps`.** {steps} Any number that divides {grid} is exact, such as
+- **Pass `num_inference_steps`.** {steps} The numbers that divide {grid} are safe:
   {examples}; the pipeline's own default, 50, {default}.
+  Of others diffusers rounds the timesteps but not the steps between them, so that pictures are
+  worse{extra}.
 - **Pass `use_clipped_model_output=True`.** This sampler clips x-hat to [-1, 1] and computes eps-hat
   from the clipped x-hat. Without it the pictures are others, and worse.
 - Keep this scheduler: its betas are the schedule that the network was trained on.{labels}
@@ -63,30 +67,45 @@ unet, scheduler = pipe.unet, pipe.scheduler
 labels = torch.tensor([0, 1, 2, 3]) % {classes}
 shape = (len(labels), {channels}, {size}, {size})
 z = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-scheduler.set_timesteps({steps})
+{weight}scheduler.set_timesteps({steps})
 with torch.no_grad():
     for t in scheduler.timesteps:
         out = unet(z, t, class_labels=labels).sample
-        z = scheduler.step(out, t, z, use_clipped_model_output=True).prev_sample
+{guided}        z = scheduler.step(out, t, z, use_clipped_model_output=True).prev_sample
 images = (z / 2 + 0.5).clamp(0, 1)  # (B, C, H, W)"""
+
+# Of a network that knows no class.
+WEIGHT = """\
+w = 1.0  # guidance: 0 for none; w + 1 is elsewhere called the scale
+none = torch.full_like(labels, {classes})  # no class
+"""
+GUIDED = """\
+        out = out + w * (out - unet(z, t, class_labels=none).sample)
+"""
 
 LABELS = """
 - The model is class-conditional, with labels 0 to {last}. `DDIMPipeline` has no argument for them:
   use the loop above, not `pipe()`.{names}"""
 
+NO_CLASS = """
+- Label {classes} is no class. The network learned to do without, so that it can be sampled with
+  classifier-free guidance, at two evaluations a step."""
 
-def card(model: Model, grid: int, error: float, difference: float) -> str:
-    """README.md for a pipeline on `grid` timesteps; its measured errors, as the export found."""
+
+def card(model: Model, suggested: int, grid: int, error: float, difference: float) -> str:
+    """README.md for a pipeline on `grid` timesteps; its measured errors, as the export found.
+
+    `suggested`: the sampling steps of the call.
+    """
     cfg, steps = model.cfg, model.steps
-    suggested = steps or max(n for n in range(1, 65) if grid % n == 0)
     of = {
         "steps": suggested,
         "classes": cfg.num_classes,
         "channels": cfg.channels,
         "size": cfg.image_size,
+        "weight": WEIGHT.format(classes=cfg.num_classes) if cfg.label_dropout else "",
+        "guided": GUIDED if cfg.label_dropout else "",
     }
-    exact = [n for n in range(1, grid + 1) if grid % n == 0]
-    powers = [n for n in exact if n & (n - 1) == 0]
     return CARD.format(
         task=f"{'class-' if cfg.num_classes else 'un'}conditional-image-generation",
         title=f"A {steps}-step student" if steps else "A diffusion model",
@@ -105,7 +124,8 @@ def card(model: Model, grid: int, error: float, difference: float) -> str:
         if steps
         else f"{suggested} is a good number to begin with.",
         grid=grid,
-        examples=", ".join(map(str, powers if grid % 64 == 0 else exact)),
+        examples=", ".join(map(str, divisors(grid))),
+        extra=_extra(grid),
         default="is one of them" if grid % 50 == 0 else "is not one of them",
         labels=_labels(model),
         difference=difference,
@@ -124,7 +144,23 @@ def _labels(model: Model) -> str:
         if name
     ]
     names = f" Its classes: {'; '.join(named)}." if named else ""
-    return LABELS.format(last=model.num_classes - 1, names=names)
+    said = LABELS.format(last=model.num_classes - 1, names=names)
+    return said + (NO_CLASS.format(classes=model.num_classes) if model.label_dropout else "")
+
+
+def _extra(grid: int) -> str:
+    """What else is wrong with some numbers of steps; "" if none has it.
+
+    diffusers 0.42 counts timesteps down from T by the quotient T / N, in floating point: where that
+    is rounded down, one more is above 0, and becomes -1.
+    """
+    longer = [n for n in range(1, grid + 1) if math.ceil(grid / (grid / n)) != n]
+    if not longer:
+        return ""
+    return (
+        f",\n  and of {len(longer)} numbers, from {longer[0]} on, there is one timestep too many, "
+        "-1 (diffusers 0.42)"
+    )
 
 
 def _schedule(cfg: NetConfig) -> str:

@@ -9,8 +9,8 @@ steps that divides T is sampled as pdfast samples it.
 back the model that was exported.
 """
 
-import dataclasses
 import importlib
+import importlib.metadata
 import json
 import math
 from collections.abc import Iterator
@@ -23,8 +23,10 @@ from torch import Tensor, nn
 
 from pdfast.config.formats import FORMAT
 from pdfast.config.schema import NetConfig
+from pdfast.diffusion.conditioning import NO_CLASS
 from pdfast.diffusion.schedules import logsnr_of
-from pdfast.errors import UsageError
+from pdfast.diffusion.timesteps import divisors
+from pdfast.errors import PdfastError, UsageError
 from pdfast.interop.common import Prepared, agreed, probe
 from pdfast.interop.diffusers.card import card
 from pdfast.models.model import Model
@@ -45,8 +47,6 @@ def prepare(model: Model) -> Prepared:
     """Build and check the pipeline. Raises UsageError if diffusers cannot express the model."""
     diffusers = importlib.import_module("diffusers")
     check_expressible(model.cfg)
-    # Its table has a row for each class, and none for the class that is not told.
-    model.cfg = dataclasses.replace(model.cfg, label_dropout=0.0)
     grid = grid_of(model)
     phi = angles(model, grid)
     scheduler = diffusers.DDIMScheduler(**scheduler_arguments(model, phi))
@@ -56,13 +56,14 @@ def prepare(model: Model) -> Prepared:
             f"{model.cfg.logsnr_max:g} need is finer than the float32 of diffusers' schedule: "
             "export a student of fewer steps, or use --to onnx"
         )
+    check_timesteps(scheduler, suggested_steps(model, grid))
     with torch.device("meta"):
         unet = diffusers.UNet2DModel(**arguments(model.cfg, grid))
     unet.load_state_dict(weights(model, phi), assign=True)
     unet.eval()
     difference = network_difference(model, unet, phi)
     error = schedule_error(scheduler.alphas_cumprod, phi)
-    text = card(model, grid, error, difference)
+    text = card(model, suggested_steps(model, grid), grid, error, difference)
 
     def write(folder: Path) -> None:
         diffusers.DDIMPipeline(unet, scheduler).save_pretrained(folder)
@@ -121,6 +122,28 @@ def grid_of(model: Model) -> int:
     while grid < MIN_GRID:
         grid *= 2
     return grid
+
+
+def suggested_steps(model: Model, grid: int) -> int:
+    """The sampling steps of the card's call: the model's own, or of a teacher 64 at most."""
+    return model.steps or max(n for n in divisors(grid) if n <= 64)
+
+
+def check_timesteps(scheduler: Any, steps: int) -> None:
+    """Raise PdfastError unless diffusers samples `steps` equal steps down to timestep T / N - 1."""
+    scheduler.set_timesteps(steps)
+    grid, found = scheduler.config.num_train_timesteps, scheduler.timesteps.tolist()
+    if found != [grid * k // steps - 1 for k in range(steps, 0, -1)]:
+        raise PdfastError(
+            f"diffusers {importlib.metadata.version('diffusers')} does not make {steps} equal "
+            f"steps of {grid} timesteps, and would sample the model otherwise than pdfast: sample "
+            "it with pdfast sample, or export with --to onnx"
+        )
+
+
+def class_rows(cfg: NetConfig) -> int:
+    """Rows of the table of classes: theirs, then one for no class if the network knows that."""
+    return cfg.num_classes + bool(cfg.label_dropout)
 
 
 def angles(model: Model, grid: int) -> Tensor:
@@ -189,7 +212,7 @@ def arguments(cfg: NetConfig, grid: int) -> dict[str, Any]:
         "norm_num_groups": cfg.groups,
         "attn_norm_num_groups": cfg.groups,  # without it the middle's attention has no norm
         "attention_head_dim": None if cfg.num_heads == 1 else head_dim,  # None: one head
-        "num_class_embeds": cfg.num_classes or None,
+        "num_class_embeds": class_rows(cfg) or None,
     }
 
 
@@ -202,7 +225,9 @@ def weights(model: Model, phi: Tensor) -> dict[str, Tensor]:
     net = model.net
     state = {"time_proj.weight": net.embedding(logsnr_of(phi))}
     if net.emb_class is not None:  # a one-hot input's dense layer is a table, its bias in each row
-        state["class_embedding.weight"] = net.emb_class.weight.t() + net.emb_class.bias
+        rows = net.emb_class.weight.t() + net.emb_class.bias
+        none = net.emb_class.bias[None]  # what is added where the class is not told
+        state["class_embedding.weight"] = torch.cat([rows, none])[: class_rows(model.cfg)]
     for name, module in module_names(model):
         for leaf, value in module.state_dict().items():
             state[f"{name}.{leaf}"] = value
@@ -257,5 +282,9 @@ def network_difference(model: Model, unet: Any, phi: Tensor) -> float:
     """Of the two networks' outputs, at both ends of the grid and between; see `agreed`."""
     timesteps = torch.tensor([0, len(phi) // 2, len(phi) - 1])
     inputs = probe(model, logsnr_of(phi[timesteps]))
-    theirs = unet(inputs.z, timesteps, class_labels=inputs.label).sample
+    labels = inputs.label
+    if labels is not None and model.label_dropout:
+        labels = torch.cat([labels[:-1], torch.tensor([model.num_classes])])
+        inputs = inputs._replace(label=torch.cat([labels[:-1], torch.tensor([NO_CLASS])]))
+    theirs = unet(inputs.z, timesteps, class_labels=labels).sample
     return agreed("diffusers", theirs, model(*inputs))

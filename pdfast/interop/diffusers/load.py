@@ -10,33 +10,42 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tomli_w
 import torch
 from torch import Tensor
 
 from pdfast.config import formats
+from pdfast.config.loops import halvings
 from pdfast.config.schema import EvalConfig, NetConfig
 from pdfast.config.serialization import from_table, to_table
 from pdfast.console.progress import Screen
 from pdfast.diffusion import betas
 from pdfast.diffusion.samplers import MAX_STEPS
 from pdfast.diffusion.schedules import logsnr_of
+from pdfast.diffusion.timesteps import FEW, between, start_for
 from pdfast.distributed.settings import kept
 from pdfast.errors import PdfastError, UsageError
 from pdfast.interop.diffusers import pipeline as parts
 from pdfast.interop.diffusers import unet2d
-from pdfast.interop.diffusers.export import arguments, check_expressible, module_names
+from pdfast.interop.diffusers.export import (
+    arguments,
+    check_expressible,
+    class_rows,
+    module_names,
+)
 from pdfast.interop.diffusers.pipeline import Pipeline
 from pdfast.models import checkpoint
 from pdfast.models.model import Model
 from pdfast.storage import files
+from pdfast.storage.marks import marked_text
 
 TABLE, CLASSES = "time_proj.weight", "class_embedding.weight"
 OLD = re.compile(r"(.*attentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)")
 NEW = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 ALPHA_BAR = 1e-6  # largest difference of two schedules that are one
+NULL_SHARE = 0.1  # label_dropout of an import with a class for none: it may be left out at all
 SINUSOID = 1e-3  # and of two tables of sinusoids, whose angles reach 1000 and are float32
 
 
@@ -47,6 +56,8 @@ class Imported(NamedTuple):
     pipeline: Pipeline
     clips: bool
     """Whether the pipeline's own sampler clips x-hat."""
+    dtypes: frozenset[torch.dtype]
+    """Of the weights as they are stored."""
 
 
 @kept()
@@ -54,12 +65,18 @@ def import_diffusers(
     source: str,
     out: Path,
     steps: int | None = None,
+    *,
+    variant: str | None = None,
+    scheduler: Path | None = None,
+    null_class: int | None = None,
     force: bool = False,
 ) -> Model:
-    """Write the model directory `out` from a pipeline; returns the model.
+    """Write the model directory `out` from a pipeline, or a network alone; returns the model.
 
     `source` is a folder, or an id on the hub; `steps` is what the model was distilled to, 0 for a
-    teacher, which it is unless it is our own export of a student. Beside `out` goes a config to
+    teacher, which it is unless it is our own export of a student. `variant`: diffusers' word in the
+    names of the weights. `scheduler`: of a network alone, the file or folder of its scheduler.
+    `null_class`: the label by which the network is told no class. Beside `out` goes a config to
     distil it by, `out`.toml. `force`: replace both where pdfast wrote them. Raises UsageError for
     what cannot be represented, naming the file and the field, PdfastError for a damaged file.
     """
@@ -67,15 +84,16 @@ def import_diffusers(
     config = out.parent / f"{out.name}.toml"
     for path in (out, config):
         files.check_new(path, force)
-    found = load_diffusers(source, steps)
+    found = load_diffusers(source, steps, variant, scheduler, null_class)
     model, pipeline = found.model, found.pipeline
+    averaged = unet2d.averaged_over(pipeline)
     facts = {
         "from": "diffusers",
         "source": Path(source).resolve().name if Path(source).is_dir() else source,
-        "file": pipeline.weights.name,
-        "sha256": files.sha256(pipeline.weights),
+        **pipeline.weights.facts(),
         "pipeline": pipeline.name,
         "scheduler": pipeline.scheduler.values["_class_name"],
+        **({} if averaged is None else {"averaged_over": averaged}),
     }
     checkpoint.save_model(model, out, imported=facts)
     cfg, count = model.cfg, sum(p.numel() for p in model.parameters())
@@ -85,6 +103,18 @@ def import_diffusers(
         f"{source}: {kind}; predicts {cfg.parameterization}, schedule {cfg.schedule}{times}, "
         f"{count:,} parameters: {out}"
     )
+    if averaged is not None:
+        screen.say(f"its weights are EMAModel's averages over {averaged:,} updates")
+    if found.dtypes != {torch.float32}:
+        kinds = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in found.dtypes))
+        screen.say(f"its weights are {kinds} in the file, and float32 in the model")
+    if null_class is not None:
+        last = model.num_classes
+        moved = f"; labels above {null_class} are one less here" if null_class < last else ""
+        screen.say(
+            f"label {null_class} is no class: the model has classes 0 .. {last - 1}, and can be "
+            f"guided (--guidance){moved}"
+        )
     if not found.clips:
         screen.say(
             "its own sampler does not clip (clip_sample false); pdfast's clips x-hat to [-1, 1], "
@@ -114,8 +144,10 @@ def _write_config(path: Path, model: Model, out: Path, screen: Screen) -> None:
         table["eval"] = {"baseline_steps": most, "steps": few}
     command = f"pdfast distill --config {_quoted(path)} --teacher {_quoted(out)}"
     text = f"# {command} --data.source YOUR_IMAGES\n\n{tomli_w.dumps(table)}"
-    content = files.marked_text(text.encode())
+    content = marked_text(text.encode())
     files.write_file(path, lambda stage: stage.write_bytes(content))
+    if not model.steps and (said := between(plan[0], model.schedule.most_steps)):
+        screen.say(said)
     screen.say(
         f"{path}: a config to distil it from {plan[0]} steps in {plan[1]} "
         f"round{'s' * (plan[1] > 1)}"
@@ -137,14 +169,13 @@ def _quoted(path: Path) -> str:
 def rounds_from(model: Model) -> tuple[int, int] | None:
     """Steps to start from, and rounds to end at 4; None where not one halving is possible.
 
-    A student starts from its own steps, a teacher from the largest power of 2 that its schedule's
-    timesteps allow, 8192 at most.
+    A student starts from its own steps, a teacher as `start_for` says.
     """
-    start = model.steps or 1 << (min(model.schedule.most_steps, 8192).bit_length() - 1)
-    most = (start & -start).bit_length() - 1
+    start = model.steps or start_for(model.schedule.most_steps)
+    most = halvings(start)
     if most == 0:
         return None
-    rounds = next((k for k in range(1, most + 1) if start >> k <= 4), most)
+    rounds = next((k for k in range(1, most + 1) if start >> k <= FEW), most)
     return start, rounds
 
 
@@ -152,14 +183,23 @@ def rounds_from(model: Model) -> tuple[int, int] | None:
 # Reading
 
 
-def load_diffusers(source: str, steps: int | None = None) -> Imported:
+def load_diffusers(
+    source: str,
+    steps: int | None = None,
+    variant: str | None = None,
+    scheduler: Path | None = None,
+    null_class: int | None = None,
+) -> Imported:
     """Read a pipeline as a Model on the CPU, in float32 and evaluation mode; see above."""
     if steps is not None and not 0 <= steps <= MAX_STEPS:
         raise UsageError(f"--steps must be in 0 .. {MAX_STEPS}, 0 for a teacher")
-    pipeline = parts.read(parts.find(source))
+    pipeline = parts.read(parts.find(source, variant), variant, scheduler)
     network = unet2d.network(pipeline)
+    if null_class is not None:
+        network |= _without(pipeline, null_class, network["num_classes"])
     time, flipped = unet2d.embedding(pipeline)
-    weights, own_steps = files.read_tensors(pipeline.weights), 0
+    weights, own_steps = pipeline.weights.read(), 0
+    dtypes = frozenset(tensor.dtype for tensor in weights.values())
     names: tuple[str, ...] = ()
     with _names(pipeline):
         scheduled, clips = unet2d.schedule(pipeline)
@@ -169,12 +209,26 @@ def load_diffusers(source: str, steps: int | None = None) -> Imported:
         elif not time:
             cfg = _embedded(pipeline, cfg, weights.pop(TABLE, None))
         most = betas.schedule_of(cfg).most_steps
-    model = _filled(pipeline, cfg, weights, flipped)
+    model = _filled(pipeline, cfg, weights, flipped, null_class)
     model.steps = own_steps if steps is None else steps
     model.class_names = names
     if model.steps > most:
         raise UsageError(f"--steps {model.steps} is more than the {most} timesteps")
-    return Imported(model, pipeline, clips)
+    return Imported(model, pipeline, clips, dtypes)
+
+
+def _without(pipeline: Pipeline, null_class: int, rows: int) -> dict[str, Any]:
+    """The fields of NetConfig of a table of classes of which one row is no class."""
+    if pipeline.own is not None:
+        raise UsageError(
+            f"{pipeline.own.file} tells which label is no class: leave --null-class out"
+        )
+    if not 0 <= null_class < rows or rows < 2:
+        has = f"labels 0 .. {rows - 1}" if rows > 1 else "no label beside it"
+        raise UsageError(
+            f"--null-class {null_class}: {pipeline.unet.file} has {has if rows else 'no classes'}"
+        )
+    return {"num_classes": rows - 1, "label_dropout": NULL_SHARE}
 
 
 @contextlib.contextmanager
@@ -215,7 +269,7 @@ def _own(pipeline: Pipeline, found: NetConfig, table: Tensor | None) -> checkpoi
     if cfg.parameterization != found.parameterization or not _is_schedule(cfg, found):
         raise UsageError(differs.format(f"{pipeline.scheduler.file}, which is of another model"))
     if not _is_table(cfg, found, table):
-        raise UsageError(differs.format(f"{pipeline.weights}, whose {TABLE} is another"))
+        raise UsageError(differs.format(f"{pipeline.weights.file}, whose {TABLE} is another"))
     return said
 
 
@@ -258,8 +312,17 @@ def _angles(cfg: NetConfig, found: NetConfig) -> Tensor:
     return betas.schedule_of(cfg).phi(u)
 
 
-def _filled(pipeline: Pipeline, cfg: NetConfig, given: dict[str, Tensor], flipped: bool) -> Model:
-    """The model with the file's weights, once they are known to fit."""
+def _filled(
+    pipeline: Pipeline,
+    cfg: NetConfig,
+    given: dict[str, Tensor],
+    flipped: bool,
+    null_class: int | None,
+) -> Model:
+    """The model with the file's weights, once they are known to fit.
+
+    `null_class`: the row of the table of classes that is no class, the last if left out.
+    """
     with torch.device("meta"):
         model = Model(cfg)
     weights = {}
@@ -267,11 +330,11 @@ def _filled(pipeline: Pipeline, cfg: NetConfig, given: dict[str, Tensor], flippe
         match = OLD.fullmatch(name)
         new = f"{match[1]}.{NEW[match[2]]}.{match[3]}" if match else name
         if new in weights:
-            raise PdfastError(f"{pipeline.weights} holds {new} twice, by its old name too")
+            raise PdfastError(f"{pipeline.weights.file} holds {new} twice, by its old name too")
         weights[new] = value
     shapes = {name: value.shape for name, value in _named(model)}
     if cfg.num_classes:
-        shapes[CLASSES] = torch.Size((cfg.num_classes, cfg.emb_ch))
+        shapes[CLASSES] = torch.Size((class_rows(cfg), cfg.emb_ch))
     for name in sorted(weights.keys() | shapes.keys()):
         wrong = ""
         if name not in shapes:
@@ -284,7 +347,7 @@ def _filled(pipeline: Pipeline, cfg: NetConfig, given: dict[str, Tensor], flippe
             wrong = "which must hold finite floats"
         if wrong:
             raise PdfastError(
-                f"{pipeline.weights} does not fit {pipeline.unet.file}: tensor {name}, {wrong}"
+                f"{pipeline.weights.file} does not fit {pipeline.unet.file}: tensor {name}, {wrong}"
             )
     net = model.net
     state = {name: torch.empty_like(v, device="cpu") for name, v in net.state_dict().items()}
@@ -295,8 +358,13 @@ def _filled(pipeline: Pipeline, cfg: NetConfig, given: dict[str, Tensor], flippe
         if flipped:  # their cosines come first: the columns change places
             net.emb0.weight.copy_(net.emb0.weight.roll(cfg.ch // 2, 1))
         if net.emb_class is not None:
-            net.emb_class.weight.copy_(weights[CLASSES].t())
-            net.emb_class.bias.zero_()
+            rows = weights[CLASSES].double()
+            none = rows.new_zeros(cfg.emb_ch)
+            if cfg.label_dropout:
+                place = cfg.num_classes if null_class is None else null_class
+                none, rows = rows[place], torch.cat([rows[:place], rows[place + 1 :]])
+            net.emb_class.weight.copy_((rows - none).t())
+            net.emb_class.bias.copy_(none)
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model.eval()
 

@@ -1,6 +1,8 @@
 """The files of a diffusers pipeline: found in a folder or on the hub, read without diffusers.
 
-Only JSON and safetensors are read, both bounded; nothing in them is trusted.
+A pipeline is a folder with `model_index.json`. A network alone, a `UNet2DModel` or the averages of
+diffusers' `EMAModel`, is read with a scheduler from elsewhere. Only JSON and safetensors are read,
+both bounded; nothing in them is trusted.
 """
 
 import importlib
@@ -10,11 +12,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pdfast.errors import PdfastError, UsageError
+from pdfast.interop.diffusers import weights
 from pdfast.interop.diffusers.export import OWN
+from pdfast.interop.diffusers.weights import Weights
 from pdfast.storage import files
 
 INDEX, UNET, SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
-WEIGHTS = "diffusion_pytorch_model.safetensors"
+NETWORK = "UNet2DModel"
 PIPELINES = ("DDPMPipeline", "DDIMPipeline")
 SCHEDULERS = ("DDPMScheduler", "DDIMScheduler")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
@@ -31,16 +35,18 @@ class Pipeline(NamedTuple):
     """What a pipeline is made of."""
 
     name: str
-    """Its class."""
+    """Its class; of a network alone the network's."""
     unet: Table
     scheduler: Table
-    weights: Path
+    weights: Weights
     own: Table | None
     """The configuration that our export leaves beside it."""
 
 
-def find(source: str) -> Path:
-    """The folder of a pipeline: `source` itself or, by its id NAME/NAME, a copy from the hub."""
+def find(source: str, variant: str | None = None) -> Path:
+    """The folder of a pipeline or a network: `source` itself or, by its id NAME/NAME, a copy from
+    the hub, of the weights of this variant.
+    """
     folder = Path(source)
     if folder.is_dir():
         return folder
@@ -54,7 +60,7 @@ def find(source: str) -> Path:
             f"there is no folder {source}, and to download it from the hub huggingface_hub is "
             f"needed ({files.reason(error)}): install pdfast with the extra 'diffusers'"
         ) from None
-    inside = [UNET, WEIGHTS, f"{WEIGHTS}.index.json"]
+    inside = [UNET, *weights.on_hub(variant)]
     wanted = [INDEX, OWN, SCHEDULER, f"scheduler/{SCHEDULER}"]
     wanted += [*inside, *(f"unet/{name}" for name in inside)]
     try:
@@ -68,29 +74,31 @@ def find(source: str) -> Path:
         ) from None
 
 
-def read(folder: Path) -> Pipeline:
+def read(folder: Path, variant: str | None = None, scheduler: Path | None = None) -> Pipeline:
     """Read a folder as diffusers lays it out: parts in sub-folders, or all in the root.
 
-    Raises UsageError for what is no pipeline of a U-Net and a DDPM or DDIM scheduler, PdfastError
-    for a damaged file.
+    A folder of a network alone is read with `scheduler`, a scheduler_config.json or the folder that
+    holds it. Raises UsageError for what is no U-Net with a DDPM or DDIM scheduler, PdfastError for
+    a damaged file.
     """
     index = folder / INDEX
     if not index.is_file():
-        raise UsageError(f"{folder} is no diffusers pipeline: it has no {INDEX}")
+        return _alone(folder, variant, scheduler)
+    if scheduler is not None:
+        raise UsageError(f"{folder} is a pipeline, with a scheduler in it: leave --scheduler out")
     table = Table(index, files.read_json(index))
     name = one_of(table, "_class_name", PIPELINES)
-    for part, known in (("unet", ("UNet2DModel",)), ("scheduler", SCHEDULERS)):
+    for part, known in (("unet", (NETWORK,)), ("scheduler", SCHEDULERS)):
         entry = table.values.get(part)
         if not isinstance(entry, list) or len(entry) != 2 or entry[1] not in known:
             raise UsageError(f"{index}: {part} is {shown(entry)}, not diffusers' {either(known)}")
-    unet = _part(folder, "unet", UNET, ("UNet2DModel",))
-    scheduler = _part(folder, "scheduler", SCHEDULER, SCHEDULERS)
+    unet = _part(folder, "unet", UNET, (NETWORK,))
     own = folder / OWN
     return Pipeline(
         name,
         unet,
-        scheduler,
-        _weights(unet.file.parent),
+        _part(folder, "scheduler", SCHEDULER, SCHEDULERS),
+        weights.find(unet.file.parent, variant),
         Table(own, files.read_json(own)) if own.is_file() else None,
     )
 
@@ -106,28 +114,32 @@ def _part(folder: Path, part: str, name: str, known: tuple[str, ...]) -> Table:
     return table
 
 
-def _weights(folder: Path) -> Path:
-    """The one safetensors file of the network."""
-    file = folder / WEIGHTS
-    if file.is_file():
-        return file
-    others = sorted(p.name for p in folder.glob("diffusion_pytorch_model*"))
-    again = "load the pipeline in diffusers and write it by save_pretrained(NEW_FOLDER"
-    if f"{WEIGHTS}.index.json" in others:
+def _alone(folder: Path, variant: str | None, scheduler: Path | None) -> Pipeline:
+    """A folder that `UNet2DModel` or `EMAModel` wrote, and a scheduler from elsewhere."""
+    if not (folder / UNET).is_file():
+        inside = sorted(file.parent.name for file in folder.glob(f"*/{UNET}"))
+        hint = f" (networks in it: {', '.join(inside)}: name one, and --scheduler)"
         raise UsageError(
-            f"{folder / others[0]}: the weights are in several files, where one is read: {again}, "
-            "max_shard_size='1000GB')"
+            f"{folder} is no diffusers pipeline: it has no {INDEX}{hint if inside else ''}"
         )
-    if any(name.endswith(".bin") for name in others):
+    unet = _part(folder, "", UNET, (NETWORK,))
+    if scheduler is None:
+        near = (folder, folder / "../scheduler", folder / "../../scheduler")  # of a checkpoint
+        found = next((place.resolve() for place in near if (place / SCHEDULER).is_file()), None)
         raise UsageError(
-            f"{folder / others[0]} is pickled, and loading it could run code in it, so it is not "
-            f"read: if you trust it, {again}), which makes {WEIGHTS}"
+            f"{unet.file} is of a network without a scheduler: pass --scheduler, the "
+            f"{SCHEDULER} that it was trained with or its folder{f', as {found}' if found else ''}"
         )
-    found = f" (but {', '.join(others[:3])}: give one that name)" if others else ""
-    raise UsageError(
-        f"{folder} has no {WEIGHTS}{found}; if a pipeline has pickled weights alone, and you trust "
-        f"them, {again}), and import that folder"
-    )
+    places = (scheduler, scheduler / SCHEDULER, scheduler / "scheduler" / SCHEDULER)
+    file = next((place for place in places if place.is_file()), None)
+    if file is None:
+        raise UsageError(
+            f"--scheduler {scheduler}: there is no {SCHEDULER}; in diffusers "
+            "DDPMScheduler(...).save_pretrained(FOLDER) writes one"
+        )
+    table = Table(file, files.read_json(file))
+    one_of(table, "_class_name", SCHEDULERS)
+    return Pipeline(NETWORK, unet, table, weights.find(folder, variant), None)
 
 
 # ------------------------------------------------------------------------------------------

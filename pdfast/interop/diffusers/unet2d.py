@@ -13,7 +13,14 @@ from pdfast.config.serialization import from_table
 from pdfast.diffusion import betas
 from pdfast.errors import UsageError
 from pdfast.interop.diffusers.export import PLAIN_BLOCKS, PREDICTS
-from pdfast.interop.diffusers.pipeline import Pipeline, Table, either, one_of, refusal
+from pdfast.interop.diffusers.pipeline import (
+    Pipeline,
+    Table,
+    either,
+    one_of,
+    refusal,
+    shown,
+)
 
 # diffusers' defaults of what is taken over.
 UNET: dict[str, Any] = {
@@ -47,6 +54,7 @@ SCHEDULER: dict[str, Any] = {
     "beta_schedule": "linear",
     "trained_betas": None,
     "prediction_type": "epsilon",
+    "predict_epsilon": None,
     "clip_sample": True,
     "clip_sample_range": 1.0,
     "rescale_betas_zero_snr": False,
@@ -74,6 +82,16 @@ SAMPLING = {
     "sample_max_value",
     "tensor_format",
 }
+# What EMAModel writes into the configuration of the averages.
+EMA = {
+    "decay",
+    "min_decay",
+    "optimization_step",
+    "update_after_step",
+    "use_ema_warmup",
+    "inv_gamma",
+    "power",
+}
 PARAMETERIZATIONS = {predicts: parameterization for parameterization, predicts in PREDICTS.items()}
 
 
@@ -83,7 +101,7 @@ class Fields:
     def __init__(self, table: Table, taken: dict[str, Any], fixed: dict[str, Any]) -> None:
         self.table = table
         self.values = taken | table.values
-        known = taken.keys() | fixed.keys() | SAMPLING
+        known = taken.keys() | fixed.keys() | (EMA if taken is UNET else SAMPLING)
         for key, value in table.values.items():
             if key not in known and value is not None and not key.startswith("_"):
                 raise refusal(table, key, value, "a field that pdfast does not know")
@@ -215,10 +233,35 @@ def embedding(pipeline: Pipeline) -> tuple[dict[str, Any], bool]:
     return {"embedding": "timestep", "freq_shift": shift}, flipped
 
 
+def averaged_over(pipeline: Pipeline) -> int | None:
+    """The updates that the weights are averages over, as diffusers' EMAModel says; None if not."""
+    updates = pipeline.unet.values.get("optimization_step")
+    return updates if type(updates) is int else None
+
+
+def _predicts(fields: Fields) -> str:
+    """`prediction_type`, or what its forerunner `predict_epsilon` says.
+
+    Today's diffusers ignores the old key, and takes a network of x for one of eps.
+    """
+    given = fields.table.values
+    old = fields.one("predict_epsilon", (None, True, False))
+    if old is None:
+        return str(fields.one("prediction_type", tuple(PARAMETERIZATIONS)))
+    meant = "epsilon" if old else "sample"
+    if given.get("prediction_type", meant) != meant:
+        raise fields.refuse(
+            "predict_epsilon",
+            f"which says {meant}, and prediction_type is {shown(given['prediction_type'])}: remove "
+            "the one that is wrong",
+        )
+    return meant
+
+
 def schedule(pipeline: Pipeline) -> tuple[dict[str, Any], bool]:
     """The fields of NetConfig that the scheduler gives, and whether its own sampler clips."""
     fields = Fields(pipeline.scheduler, SCHEDULER, SCHEDULER_IS)
-    parameterization = PARAMETERIZATIONS[fields.one("prediction_type", tuple(PARAMETERIZATIONS))]
+    parameterization = PARAMETERIZATIONS[_predicts(fields)]
     clips = fields.one("clip_sample", (True, False))
     if clips and fields.values["clip_sample_range"] != 1:
         raise fields.refuse("clip_sample_range", "where pdfast's images are in [-1, 1]")

@@ -1,0 +1,53 @@
+"""Numbers of steps that fit a teacher's timesteps."""
+
+import pytest
+
+from pdfast.config.schema import MAX_STEPS
+from pdfast.diffusion.timesteps import between, divisors, start_for
+
+
+@pytest.mark.parametrize(
+    ("timesteps", "start"),
+    [
+        (MAX_STEPS, 8192),  # of continuous time
+        (8192, 8192),
+        (4096, 4096),
+        (1024, 1024),
+        (1000, 512),  # 500 and 1000 halve to 125 alone
+        (100, 64),
+        (768, 768),  # 3 * 2^8, to 3
+        (1280, 1024),  # its 256 is less than half of 1024
+        (1001, 512),
+        (2, 2),
+        (3, 2),  # 3 cannot be halved
+        (12, 12),
+    ],
+)
+def test_where_a_teacher_is_distilled_from(timesteps, start):
+    assert start_for(timesteps) == start
+
+
+def test_divisors():
+    assert divisors(100) == [1, 2, 4, 5, 10, 20, 25, 50, 100]
+    assert divisors(7) == [1, 7]
+
+
+@pytest.mark.parametrize(
+    ("start", "timesteps", "said"),
+    [
+        (512, 1024, ""),
+        (250, 1000, ""),
+        (8192, MAX_STEPS, ""),
+        (48, MAX_STEPS, ""),
+        (512, 1000, "does, 500, halves 2 times, to 125 steps; rounds of other ratios go on"),
+        (64, 1000, "does, 50, halves 1 time, to 25 steps; rounds of"),
+        (16, 1000, "does, 20, halves 2 times, to 5 steps; rounds of"),
+        (7, 1000, "does, 8, halves 3 times, to 1 step"),
+        (64, 101, "does, 101, cannot be halved; rounds of other ratios"),
+    ],
+)
+def test_what_is_said_of_a_start_that_does_not_divide(start, timesteps, said):
+    text = between(start, timesteps)
+    assert said in text
+    assert bool(text) == bool(said)
+    assert ("distill.second" in text) == ("rounds of" in said)
