@@ -30,24 +30,34 @@ ABOUT = {  # of statistics, as pdfast stats writes it
 
 
 def sealed_statistics(rng):
-    """Headers, types and numbers of mean and covariance, and what is said of them."""
-    sigma = np.eye(4) + 0.5
-    if rng.random() < 0.3:
+    """The mean, the covariance, its numbers, or what is said of them; then the list of members."""
+    what = rng.choice(["mean", "covariance", "number", "about", "about", "images", "nothing"])
+    mean, sigma, text = np.arange(4.0), np.eye(4) + 0.5, json.dumps(ABOUT)
+    if what == "number":
         place = rng.randrange(4), rng.randrange(4)
         sigma[place] = rng.choice([np.nan, np.inf, -9.0, 0.5 + 1e-9, 1e-300, 1e30, 1e300, 0.0])
-    mu = npy(rng, "'<f8'", (4,), np.arange(4.0).tobytes())
-    members = [("mu.npy", mu), ("sigma.npy", npy(rng, "'<f8'", (4, 4), sigma.tobytes()))]
-    if rng.random() < 0.7:
-        table = json.loads(json.dumps(ABOUT))
-        for _ in range(rng.choice([0, 1, 1, 2])):
+    if what == "about":
+        table = json.loads(text)
+        for _ in range(rng.choice([1, 1, 2])):
             table = changed(rng, table)
         text = json.dumps(table)
         if rng.random() < 0.1:
             text = rng.choice(["[" * 9000, '{"format":' * 9000, "1" * 5000, "NaN", "", *TEXTS])
-        out = io.BytesIO()
-        np.save(out, np.array(text), allow_pickle=False)
-        members.append(("about.npy", out.getvalue()))
-    if rng.random() < 0.2:
+    members = [("mu.npy", saved(mean)), ("sigma.npy", saved(sigma))]
+    if what == "mean":
+        members[0] = "mu.npy", npy(rng, "'<f8'", mean.shape, mean.tobytes())
+    if what == "covariance":
+        members[1] = "sigma.npy", npy(rng, "'<f8'", sigma.shape, sigma.tobytes())
+    if rng.random() < 0.7:
+        members.append(("about.npy", saved(np.array(text))))
+    if what == "images":
         images = npy(rng, "'|u1'", (6, 8, 8, 1), bytes(384))
         members[rng.randrange(len(members))] = (rng.choice([*TEXTS, "arr_0.npy"]), images)
     return archived(rng, members)
+
+
+def saved(array):
+    """An .npy member as it should be."""
+    out = io.BytesIO()
+    np.save(out, array, allow_pickle=False)
+    return out.getvalue()
