@@ -45,11 +45,14 @@ from sealed_files import (
     sealed_zip,
     wrapped,
 )
+from sealed_statistics import ABOUT, sealed_statistics
 
 from pdfast.config.schema import CONFIG_DIR, DataConfig, NetConfig, load_config
 from pdfast.data import prepare
 from pdfast.data.dataset import load_dataset
 from pdfast.errors import PdfastError
+from pdfast.evaluation import statistics_file
+from pdfast.evaluation.frechet import frechet_distance
 from pdfast.models.checkpoint import load_model, save_model
 from pdfast.models.model import Model
 from pdfast.storage.files import seal
@@ -86,6 +89,9 @@ class Kinds:
         self.folder = folder
         np.savez(folder / "good.npz", images=np.zeros((6, 8, 8, 1), np.uint8), labels=[0] * 6)
         self.npz_content = (folder / "good.npz").read_bytes()
+        about = np.array(json.dumps(ABOUT))
+        np.savez(folder / "statistics.npz", mu=np.zeros(4), sigma=np.eye(4), about=about)
+        self.statistics_content = (folder / "statistics.npz").read_bytes()
         self.idx_content = idx(np.zeros((6, 8, 8), np.uint8))
         for suffix, pack in (("", bytes), (".gz", packed)):
             labels = pack(idx(np.array([0, 1, 2, 0, 1, 2], np.uint8)))
@@ -111,6 +117,12 @@ class Kinds:
         """An .npz."""
         content = sealed_npz(rng) if sealed else blind(rng, self.npz_content)
         return self._set("a.npz", content, GREY)
+
+    def statistics(self, rng, sealed):
+        """Reference statistics."""
+        path = self.folder / "a.npz"
+        path.write_bytes(sealed_statistics(rng) if sealed else blind(rng, self.statistics_content))
+        return lambda: check_statistics(statistics_file.read(path))
 
     def idx(self, rng, sealed):
         """A raw IDX file."""
@@ -248,6 +260,18 @@ def check_set(data, model):
         assert 0 <= data.labels.min() <= data.labels.max() < model.num_classes
 
 
+def check_statistics(found):
+    """A mean and a covariance, and texts that may be printed."""
+    mean, cov = found.gaussian.mean, found.gaussian.cov
+    assert mean.dtype == cov.dtype == torch.float64
+    assert cov.shape == (found.width, found.width)
+    assert mean.isfinite().all()
+    assert torch.equal(cov, cov.T)
+    assert np.isfinite(frechet_distance(found.gaussian, found.gaussian))
+    rows = statistics_file.facts_of(Path("a"), found).rows("a")
+    assert all(text.isprintable() for row in rows for text in row)
+
+
 def check_model(model):
     """A model that was read has all its weights."""
     assert all(weight.device.type == "cpu" for weight in model.state_dict().values())
@@ -258,7 +282,8 @@ def check_model(model):
 
 # Share of the examples, and of them how many are sealed.
 SHARES = {
-    "npz": (0.16, 0.75),
+    "npz": (0.11, 0.75),
+    "statistics": (0.05, 0.75),
     "idx": (0.07, 0.6),
     "idx_gz": (0.1, 0.6),
     "cifar_bin": (0.1, 0.7),

@@ -73,6 +73,11 @@ def sealed_npz(rng):
     rng.shuffle(members)
     if rng.random() < 0.2:
         members[rng.randrange(3)] = (rng.choice(TEXTS), rng.choice([images, labels, b""]))
+    return archived(rng, members)
+
+
+def archived(rng, members):
+    """A zip of members, some deflated, perhaps with the list of them altered."""
     out = io.BytesIO()
     with warnings.catch_warnings(), zipfile.ZipFile(out, "w") as archive:
         warnings.simplefilter("ignore")  # names twice

@@ -34,21 +34,25 @@ def read(data: DataConfig, model: NetConfig, screen: Screen | None = None) -> Ar
     """
     asked, source = wanted(data, model), data.source
     before = stamp(source)
-    found = _open(source, asked)
-    if not isinstance(found, Pictures):
-        return found._replace(stamp=before)
-    shown = screen or Screen(quiet=True)
+    found = opened(source, asked)
+    if isinstance(found, Pictures):
+        return prepared(source, asked, found, screen)
+    return found._replace(stamp=before)
+
+
+def prepared(source: str, asked: Wanted, found: Pictures, screen: Screen | None = None) -> Arrays:
+    """The pictures of a source as images of one size, made in the cache folder, or found there."""
     order = Order(source, asked)
     key = prepare.key_of(order, found, settle=True)
     path = _place(key)
-    prepare.make_once(order, found, path, shown, key)
+    prepare.make_once(order, found, path, screen or Screen(quiet=True), key)
     try:
         try:
             read = npz.read_prepared(path, asked)
         except UsageError as error:
             raise UsageError(f"{error}: delete it, and it is prepared again") from None
         _settle(path, read)
-        lacking = prepare.left_out(path, found.left_out, data.skip_bad)
+        lacking = prepare.left_out(path, found.left_out, asked.skip_bad)
         return read._replace(stamp=_stamp([path]), left_out=lacking)
     finally:
         if not list(found.paths()):  # of what it was made cannot be told the next time
@@ -84,9 +88,12 @@ def wanted(data: DataConfig, model: NetConfig) -> Wanted:
 
 def find(source: str, wanted: Wanted) -> Pictures:
     """The pictures of any source, yet to be decoded, cropped and resized."""
-    found = _open(source, wanted)
-    if isinstance(found, Pictures):
-        return found
+    found = opened(source, wanted)
+    return found if isinstance(found, Pictures) else pictures_of(source, found)
+
+
+def pictures_of(source: str, found: Arrays) -> Pictures:
+    """Images of one size as pictures, which are yet to be cropped and resized."""
     images, labels, names, left_out = found[:4]
     if found.checksum is not None:
         found.checksum.check(images, listen)
@@ -138,6 +145,11 @@ def _stamp(paths: Sequence[Path]) -> str:
     return json.dumps(found) if found and settled else ""
 
 
+def files_of(source: str, found: Arrays | Pictures) -> list[Path]:
+    """All files that an opened source is read from; [] where those are not known."""
+    return list(found.paths()) if isinstance(found, Pictures) else _files_of_arrays(source)
+
+
 def _files_of_arrays(source: str) -> list[Path]:
     """The files of a source whose images have one size; none of another source."""
     reader = registry.reader_of_arrays(source)
@@ -170,7 +182,7 @@ def seconds(data: DataConfig, model: NetConfig, arrays: bool = True) -> float | 
     start = time.perf_counter()
     if not (arrays or resizes(source)):
         return None
-    found = _open(source, asked)
+    found = opened(source, asked)
     if not isinstance(found, Pictures):
         return time.perf_counter() - start
     order = Order(source, asked)
@@ -182,7 +194,7 @@ def seconds(data: DataConfig, model: NetConfig, arrays: bool = True) -> float | 
     return begun - start + (time.perf_counter() - begun) * found.num / num
 
 
-def _open(source: str, wanted: Wanted) -> Arrays | Pictures:
+def opened(source: str, wanted: Wanted) -> Arrays | Pictures:
     """Open a source with its reader."""
     path = Path(source)
     try:

@@ -40,18 +40,25 @@ def evaluate_path(
     other_data: bool,
 ) -> None:
     path = Path(model).resolve()
-    is_dir, is_run, lies_in_run = collectives.from_first(
+    is_file, is_dir, is_run, lies_in_run = collectives.from_first(
         lambda: [
+            path.is_file(),
             path.is_dir(),
             (path / "config.toml").is_file(),
             (path.parent / "config.toml").is_file(),
         ]
     )
+    if is_file:
+        raise UsageError(
+            f"{model} is no directory of a model or run: if it holds samples, name what they are "
+            "compared with, by --against"
+        )
     if not is_dir:
         raise UsageError(f"there is no model or run directory {model}")
     if config is None and not (is_run or lies_in_run):
         raise UsageError(
-            f"{model} lies in no run directory: name the data to compare with, by --config"
+            f"{model} lies in no run directory: name the data to compare with, by --config, or, "
+            "if it holds samples, by --against"
         )
     begun, resolved = collectives.together(lambda: _asked_of(path, is_run, config, asked))
     found = set_precision(resolved.precision, where, resolved.deterministic)

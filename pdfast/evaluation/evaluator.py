@@ -14,14 +14,13 @@ from pdfast.console.progress import Screen
 from pdfast.data.classes import Classes
 from pdfast.data.dataset import Dataset
 from pdfast.distributed import collectives
-from pdfast.errors import UsageError
-from pdfast.evaluation import scores
 from pdfast.evaluation.class_draw import ClassDraw, evenly
-from pdfast.evaluation.detectors.base import Detector, Features, Rows
+from pdfast.evaluation.collected import Collected
+from pdfast.evaluation.detectors.base import Detector, Features
 from pdfast.evaluation.detectors.opening import open_detector
 from pdfast.evaluation.frechet import Gaussian, Moments, frechet_distance
 from pdfast.evaluation.reference_set import Reference, features_of
-from pdfast.evaluation.scores import InceptionScore, Manifold, precision_recall
+from pdfast.evaluation.scores import InceptionScore, Manifold
 from pdfast.models.images import as_stored
 from pdfast.models.model import Model
 
@@ -106,16 +105,9 @@ class Evaluator:
             self.draw = ClassDraw.of(self.set_classes, shares)
         self.labels = None if self.draw is None else self.draw.labels(seed, self.num)
         """Class of each sample, int64 (num,) on the CPU."""
-        least = detector.needed
-        for what, there, fix in (
-            ("samples", self.num, f"set eval.num (eval's --num) to {least} or more"),
-            ("images", len(data), "take a larger set, or another eval.detector"),
-        ):
-            if there < least:
-                raise UsageError(
-                    f"{self.metric} needs at least {least:,} {what}, for a covariance of "
-                    f"full rank (50,000 are usual), and here are {there:,}: {fix}"
-                )
+        more = f"set eval.num (eval's --num) to {detector.needed} or more"
+        detector.check_number("samples", self.num, more)
+        detector.check_number("images", len(data), "take a larger set, or another eval.detector")
 
     @classmethod
     def of(
@@ -176,28 +168,21 @@ class Evaluator:
         Sample k is of the class `labels[k]`, as `sampled` makes it. Reached by all processes, each
         with all samples.
         """
-        moments, by_class = Moments(), defaultdict[int, Moments](Moments)
-        points, logits = Rows(min(self.num, scores.MOST)), Rows(self.num)
-        start = 0
+        collected, by_class = Collected(self.num, self.detector), defaultdict[int, Moments](Moments)
         self.reference.find()
         classes = collectives.from_first(lambda: list(self.classes))
         for found in self._features(images):
-            moments.add(found.values)
-            stop = start + len(found.values)
+            start = collected.num
+            collected.add(found)
             for label in classes:
-                chosen = self._are(label, start, stop).to(found.values.device)
+                chosen = self._are(label, start, collected.num).to(found.values.device)
                 by_class[label].add(found.values[chosen])
-            if self.detector.weights:
-                points.add(found.values[: max(0, scores.MOST - start)].float())
-            if found.logits is not None:
-                logits.add(found.logits)
-            start = stop
 
         def counted() -> dict[str, Any]:
             return SampleMetrics(
-                frechet_distance(self.reference.gaussian, moments.gaussian()),
-                scores.inception_score(logits.all()) if len(logits) else None,
-                precision_recall(points.all(), self.reference.near) if len(points) else None,
+                frechet_distance(self.reference.gaussian, collected.gaussian()),
+                collected.inception_score(),
+                collected.manifold(lambda: self.reference.near),
                 {
                     label: frechet_distance(self.classes[label].gaussian, of.gaussian())
                     for label, of in by_class.items()

@@ -3,7 +3,7 @@
 - `runs.py`: train, distill
 - `models.py`: sample, eval, compare
 - `exchange.py`: import, export
-- `tools.py`: data, doctor
+- `tools.py`: data, stats, doctor
 
 Nothing here imports torch before a command runs.
 """
@@ -18,9 +18,9 @@ from pdfast.cli.commands.exchange import Export, Import
 from pdfast.cli.commands.models import Compare, Eval, Sample
 from pdfast.cli.commands.runs import Distill, Train
 from pdfast.cli.commands.shared import DEFAULT_CONFIG as DEFAULT_CONFIG
-from pdfast.cli.commands.tools import Data, Doctor
+from pdfast.cli.commands.tools import Data, Doctor, Stats
 
-Command = Train | Distill | Sample | Eval | Compare | Import | Export | Data | Doctor
+Command = Train | Distill | Sample | Eval | Compare | Import | Export | Data | Stats | Doctor
 COMMANDS: dict[str, type[Command]] = {
     "train": Train,
     "distill": Distill,
@@ -30,6 +30,7 @@ COMMANDS: dict[str, type[Command]] = {
     "import": Import,
     "export": Export,
     "data": Data,
+    "stats": Stats,
     "doctor": Doctor,
 }
 PARSED: Any = reduce(or_, (Annotated[kind, subcommand(name)] for name, kind in COMMANDS.items()))

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from tyro.conf import FlagCreatePairsOff, Positional
 
-from pdfast.cli.commands.shared import Common, Force, Machines, check_alone
+from pdfast.cli.commands.shared import Common, Force, Machines, check_alone, check_resize
 from pdfast.config.names import Sampler
-from pdfast.config.schema import AutoPrecision, ClassShares
+from pdfast.config.schema import AutoPrecision, ClassShares, DataConfig, Resize
 from pdfast.config.serialization import check
 
 
@@ -71,10 +71,15 @@ class Sample(Machines):
 
 @dataclass(frozen=True, kw_only=True)
 class Eval(Machines):
-    """Frechet distance against sampling steps, of a model or of a run (whose report it writes)."""
+    """Frechet distance against sampling steps, of a model or of a run (whose report it writes); or,
+    with --against, of samples that any tool has written."""
 
     model: Positional[Path]
-    """Model directory or run directory."""
+    """Model directory or run directory; with --against samples: a folder of images, an .npz with
+    arr_0, a zip of images, or another data source."""
+    against: str | None = None
+    """What samples are compared with: a data source, or an .npz of reference statistics, which are
+    pdfast stats' own, EDM's or pytorch-fid's (mu, sigma), or ADM's reference batch."""
     steps: tuple[int, ...] = ()
     """Step counts; those of the config if left out."""
     num: int | None = None
@@ -82,11 +87,13 @@ class Eval(Machines):
     config: str | None = None
     """Config that names the data, for a model outside a run directory."""
     out: Path | None = None
-    """Where a single model's numbers go; eval-<model> beside the model if left out."""
+    """Where the numbers of a single model, or of samples, go; eval-<its name> beside it if left
+    out."""
     precision: AutoPrecision | None = None
     """As for sample; that of the config if left out."""
     detector: str | None = None
-    """pixel, inception[:PATH] or lite0, as eval.detector; that of the config if left out."""
+    """pixel, inception[:PATH] or lite0, as eval.detector; that of the config if left out, or, with
+    --against, that of the statistics that pdfast stats wrote, or else pixel."""
     classes: ClassShares | None = None
     """data (by the shares of classes in the data) or even, as eval.classes; that of the config if
     left out."""
@@ -95,9 +102,21 @@ class Eval(Machines):
     other_data: FlagCreatePairsOff[bool] = False
     """Compare a run, or a model in one, with data other than it was begun with, or any model with
     data whose classes have other names."""
+    size: int = 0
+    """With --against: centre-crop and resize samples and data to this height and width; if left
+    out, both are taken as they are, each of one square size."""
+    resize: Resize | None = None
+    """With --size: bicubic, antialiased (taken if left out), or area, as data.resize."""
+    skip_bad: FlagCreatePairsOff[bool] = False
+    """With --against: leave out images that cannot be read, and list them."""
 
     def run(self) -> None:
         """Run the command."""
+        if self.against is not None:
+            self._judge(self.against)
+            return
+        alone = {"--size": self.size, "--resize": self.resize, "--skip-bad": self.skip_bad}
+        _check_none(alone, "is for samples: name what they are compared with by --against")
         check(min(self.steps, default=1) >= 1, "--steps must all be at least 1")
         from pdfast.api import evaluate
 
@@ -116,6 +135,42 @@ class Eval(Machines):
             guidance=self.guidance,
             other_data=self.other_data,
         )
+
+    def _judge(self, against: str) -> None:
+        """Samples of any tool."""
+        of_models = {
+            "--steps": self.steps,
+            "--num": self.num is not None,
+            "--config": self.config,
+            "--precision": self.precision,
+            "--classes": self.classes,
+            "--guidance": self.guidance is not None,
+            "--other-data": self.other_data,
+        }
+        _check_none(
+            of_models,
+            "is for models, and --against for samples: leave one of them away",
+        )
+        check_alone("eval --against")
+        check_resize(self.size, self.resize)
+        from pdfast.evaluation.against import Reading
+        from pdfast.evaluation.judge import judge
+
+        judge(
+            DataConfig(source=str(self.model)).source,
+            DataConfig(source=against).source,
+            Reading(self.size, self.resize or "bicubic", self.skip_bad),
+            detector=self.detector,
+            out=self.out,
+            device=self.device,
+            threads=self.threads,
+        )
+
+
+def _check_none(given: dict[str, object], why: str) -> None:
+    """Refuse flags that were given."""
+    for flag, value in given.items():
+        check(not value, f"{flag} {why}")
 
 
 @dataclass(frozen=True, kw_only=True)

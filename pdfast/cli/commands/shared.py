@@ -47,3 +47,14 @@ def check_alone(command: str) -> None:
         not launched(),
         f"pdfast {command} is work for one process: start it without torchrun",
     )
+
+
+def check_size(size: int, least: int = 1) -> None:
+    """Refuse a height and width of pictures that none have."""
+    check(least <= size <= 2**16, f"--size must be in {least} .. 65536")
+
+
+def check_resize(size: int, resize: str | None) -> None:
+    """Refuse a way of resizing without a size (0), and a size that no picture has."""
+    check_size(size, least=0)
+    check(size > 0 or resize is None, "--resize is for --size, which says to what size")

@@ -1,4 +1,4 @@
-"""`pdfast data` and `pdfast doctor`."""
+"""`pdfast data`, `pdfast stats` and `pdfast doctor`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,9 +6,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from pdfast.cli.commands.shared import Common, Force, Machine, check_alone
+from pdfast.cli.commands.shared import Common, Force, Machine, check_alone, check_resize, check_size
 from pdfast.config.schema import DataConfig, LabelFolders, Resize
-from pdfast.config.serialization import check
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +42,7 @@ class Data(Common):
     def run(self) -> None:
         """Run the command."""
         check_alone("data")
-        check(1 <= self.size <= 2**16, "--size must be in 1 .. 65536")
+        check_size(self.size)
         from pdfast.console.progress import Screen
         from pdfast.data.dataset_file import make
 
@@ -59,6 +58,44 @@ class Data(Common):
             skip_bad=self.skip_bad,
             force=self.force,
             screen=Screen(),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stats(Machine):
+    """Write a set's statistics (mu, sigma), for FID and its like, as pytorch-fid and EDM do."""
+
+    source: Positional[str]
+    """What pdfast data takes, and data.source."""
+    out: Path
+    """A new .npz."""
+    force: Force = False
+    """Replace what is at --out, where pdfast wrote it and nothing was changed or added since."""
+    detector: str = "pixel"
+    """pixel, inception[:PATH] or lite0, as eval.detector."""
+    size: int = 0
+    """Centre-crop and resize all images to this height and width; if left out, they are taken as
+    they are, all of one square size."""
+    resize: Resize | None = None
+    """With --size: bicubic, antialiased (taken if left out), or area, as data.resize."""
+    skip_bad: FlagCreatePairsOff[bool] = False
+    """Leave out images that cannot be read, and list them."""
+
+    def run(self) -> None:
+        """Run the command."""
+        check_alone("stats")
+        check_resize(self.size, self.resize)
+        from pdfast.evaluation.against import Reading
+        from pdfast.evaluation.make_statistics import make_statistics
+
+        make_statistics(
+            DataConfig(source=self.source).source,
+            self.out,
+            Reading(self.size, self.resize or "bicubic", self.skip_bad),
+            detector=self.detector,
+            device=self.device,
+            threads=self.threads,
+            force=self.force,
         )
 
 

@@ -43,14 +43,14 @@ def read(path: Path, wanted: Wanted) -> Arrays | Pictures:
             found = _pixels(path, images)
         if not wanted.labels or "labels.npy" not in archive.namelist():
             return found
-        labels = _open(archive, "labels")
+        labels = open_array(archive, "labels")
         with labels.file:
             if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
                 raise UsageError(
                     f"{path}: `labels` must be {images.shape[0]} whole numbers, not "
                     f"{labels.dtype} of shape {labels.shape}"
                 )
-            numbers = _array(labels, f"{path}: `labels`")
+            numbers = read_array(labels, f"{path}: `labels`")
         names = _names(path, archive)
         if isinstance(found, Pictures):
             return dataclasses.replace(found, labels=numbers.astype(np.int64), names=names)
@@ -72,7 +72,7 @@ def count(path: Path) -> int:
         return images.shape[0]
 
 
-class _Member(NamedTuple):
+class Member(NamedTuple):
     """An array of the archive, its header read."""
 
     file: Any
@@ -83,11 +83,11 @@ class _Member(NamedTuple):
     header: bytes
 
 
-def _pixels(path: Path, images: _Member) -> Arrays | Pictures:
+def _pixels(path: Path, images: Member) -> Arrays | Pictures:
     """The images; large ones mapped, or, where they are deflated, to be read one by one."""
     size, info = math.prod(images.shape), images.info
     if size < MAPPED or images.transposed:
-        return Arrays(_array(images, str(path)))
+        return Arrays(read_array(images, str(path)))
     if info.compress_type != zipfile.ZIP_STORED:
         return Pictures(images.shape[0], lambda start: _each(path, start), paths=lambda: [path])
     at = npz_file.stored_at(path, info) + len(images.header)
@@ -111,7 +111,7 @@ def _names(path: Path, archive: zipfile.ZipFile) -> tuple[str, ...]:
     """Of the classes; () if the archive has none."""
     if "class_names.npy" not in archive.namelist():
         return ()
-    names = _open(archive, "class_names")
+    names = open_array(archive, "class_names")
     with names.file:
         if len(names.shape) != 1 or names.dtype.kind != "U":
             raise UsageError(
@@ -119,18 +119,18 @@ def _names(path: Path, archive: zipfile.ZipFile) -> tuple[str, ...]:
                 f"{names.shape}"
             )
         try:
-            return tuple(map(str, _array(names, f"{path}: `class_names`")))
+            return tuple(map(str, read_array(names, f"{path}: `class_names`")))
         except UnicodeDecodeError:
             raise UsageError(f"{path}: `class_names` holds what is no text") from None
 
 
-def _images(path: Path, archive: zipfile.ZipFile) -> _Member:
+def _images(path: Path, archive: zipfile.ZipFile) -> Member:
     names = archive.namelist()
     name = next((name for name in NAMES if f"{name}.npy" in names), "")
     if not name:
         held = ", ".join(name.removesuffix(".npy") for name in names[:20]) or "nothing"
         raise UsageError(f"{path} has no array `images` (it holds {held})")
-    images = _open(archive, name)
+    images = open_array(archive, name)
     if images.dtype != np.uint8 or len(images.shape) != 4:
         raise UsageError(
             f"{path}: `{name}` must be uint8 of shape (N, H, W, C), not {images.dtype} of shape "
@@ -139,8 +139,12 @@ def _images(path: Path, archive: zipfile.ZipFile) -> _Member:
     return images
 
 
-def _open(archive: zipfile.ZipFile, name: str) -> _Member:
-    """One array's header, checked against the sizes that the archive lists."""
+def open_array(archive: zipfile.ZipFile, name: str) -> Member:
+    """One array's header, checked against the sizes that the archive lists.
+
+    `name` is in the archive. Nothing pickled is opened. Raises what `zips.open_zip`, inside which
+    this is to be called, turns into a UsageError.
+    """
     info = archive.getinfo(f"{name}.npy")
     if archive.namelist().count(info.filename) > 1:
         raise zipfile.BadZipFile(f"it holds `{name}` twice")
@@ -170,11 +174,14 @@ def _open(archive: zipfile.ZipFile, name: str) -> _Member:
     if 8 + len(start) + length + needed != info.file_size:
         raise ValueError(f"`{name}` is not as long as its header says")
     begins = np.lib.format.magic(*version) + header.getvalue()
-    return _Member(file, shape, dtype, transposed, info, begins)
+    return Member(file, shape, dtype, transposed, info, begins)
 
 
-def _array(member: _Member, where: str) -> NDArray[Any]:
-    """The array, in C order."""
+def read_array(member: Member, where: str) -> NDArray[Any]:
+    """The array, in C order, once it is known to fit into memory; `where` begins a refusal.
+
+    Raises as `open_array`.
+    """
     shape = member.shape[::-1] if member.transposed else member.shape
     array = allocate(where, shape, member.dtype)
     fill(array, member.file.read)

@@ -73,6 +73,19 @@ def pixels(name: str, file: Held, wanted: Wanted, channels: int) -> NDArray[np.u
     return _area(image, wanted.size) if wanted.method == "area" else _bicubic(image, wanted.size)
 
 
+def own_size(name: str, file: Held) -> tuple[int, int] | None:
+    """(width, height) of a picture as its header says; None where it cannot be read."""
+    if isinstance(file, UsageError):
+        return None
+    if isinstance(file, np.ndarray):
+        return file.shape[1], file.shape[0]
+    try:
+        with Image.open(file, formats=kinds.formats(kinds.suffix(name))) as opened:
+            return opened.size
+    except Exception:  # decoding it says what is wrong
+        return None
+
+
 def label(number: Any, where: str) -> int:
     """A label that another program wrote; `where` begins the refusal."""
     if type(number) is not int:

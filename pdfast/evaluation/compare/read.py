@@ -82,6 +82,7 @@ def _read(place: Path, name: str) -> Compared:
     if (place / "config.toml").is_file():
         return _of_run(place, name)
     if (place / OF_MODEL).is_file():
+        _refuse_samples(place / OF_MODEL)
         table = _table(place / OF_MODEL, ("model",))
         return Compared(
             path=place,
@@ -95,6 +96,16 @@ def _read(place: Path, name: str) -> Compared:
     raise UsageError(
         f"{place} is no run directory, and not what pdfast eval --out wrote of a model either"
     )
+
+
+def _refuse_samples(path: Path) -> None:
+    """Of samples there is one distance, not one for each number of steps."""
+    with contextlib.suppress(files.Damaged):
+        if "distance" in files.read_json(path):
+            raise UsageError(
+                f"{path} is of samples that pdfast eval --against judged, which have no sampling "
+                "steps to compare by: name runs, or folders that pdfast eval wrote of models"
+            )
 
 
 def _of_run(place: Path, name: str) -> Compared:

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pdfast.errors import UsageError
+
 CHUNK = 4096  # images whose features are in memory at a time
 
 
@@ -64,7 +66,21 @@ class Detector:
     """SHA-256 of its network's weights file; "": there is no network."""
     needed: int = 2
     """Images, and samples, that the distance takes at least."""
+    width: int = 0
+    """Features of its network; 0 where there is none, and the images' size decides."""
     device: torch.device | None = None
     """Where its features are; None: where the images are."""
     warning: str = ""
     """What to tell who uses it."""
+
+    def check_number(self, what: str, there: int, fix: str) -> None:
+        """Raise UsageError for fewer images or samples, `what`, than the distance takes."""
+        if there < self.needed:
+            raise UsageError(
+                f"{self.metric} needs at least {self.needed:,} {what}, for a covariance of "
+                f"full rank (50,000 are usual), and here are {there:,}: {fix}"
+            )
+
+    def features(self, images: Tensor) -> int:
+        """How many features each of some images has, (N, H, W, C), N >= 1."""
+        return self.width or self.extract(images[:1]).values.shape[1]

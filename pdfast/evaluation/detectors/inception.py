@@ -66,6 +66,7 @@ def _opened(module: Any, file: Path, device: torch.device) -> Detector:
         batch=network.BATCH,
         weights=weights,
         needed=NEEDED,
+        width=WIDTH,
         device=device,
         warning=other,
     )

@@ -47,6 +47,7 @@ def _opened(device: torch.device) -> Detector:
         batch=network.BATCH,
         weights=files.sha256(file),
         needed=NEEDED,
+        width=WIDTH,
         device=device,
     )
 

@@ -11,6 +11,7 @@ from pdfast.console.progress import short
 from pdfast.data.image_grid import Row
 from pdfast.errors import printable
 from pdfast.evaluation.detectors.opening import without_network
+from pdfast.evaluation.evaluator import SampleMetrics
 from pdfast.evaluation.provenance import Facts
 from pdfast.evaluation.report.html import Table, View
 from pdfast.evaluation.report.plots import NUM_SHOWN, gallery
@@ -64,7 +65,7 @@ def as_json(sweep: StepSweep, facts: Facts, curves: dict[str, Curve]) -> dict[st
         **by_steps(lambda m: m.distance),
     }
     if evaluator.detector.weights:
-        table["scores"] = by_steps(_scores)
+        table["scores"] = by_steps(lambda m: scores_of(m.figure))
     if evaluator.classes or evaluator.num_left_out:
         table["classes"] = {
             "left_out": evaluator.num_left_out,
@@ -74,9 +75,8 @@ def as_json(sweep: StepSweep, facts: Facts, curves: dict[str, Curve]) -> dict[st
     return table
 
 
-def _scores(measured: Measured) -> dict[str, float]:
-    """Everything but the distance, by name."""
-    figure = measured.figure
+def scores_of(figure: SampleMetrics) -> dict[str, float]:
+    """Everything but the distances, by name."""
     found: dict[str, float] = {}
     if figure.inception_score is not None:
         score = figure.inception_score
@@ -201,7 +201,7 @@ class Report:
 
     def scores(self) -> Table | None:
         """Inception score, precision and recall; of a detector with a network."""
-        names = list(_scores(next(iter(self.teacher.values()))))
+        names = list(scores_of(next(iter(self.teacher.values())).figure))
         if not names:
             return None
         shown = [name.replace("_", " ") for name in names]
@@ -210,7 +210,7 @@ class Report:
         for k in self.teacher:
             line = [str(k)]
             for curve in self.curves.values():
-                found = _scores(curve[k]) if k in curve else {}
+                found = scores_of(curve[k].figure) if k in curve else {}
                 line += [f"{found[name]:.3f}" if found else "" for name in names]
             lines.append(line)
         return header, lines

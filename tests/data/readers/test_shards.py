@@ -29,7 +29,7 @@ def load(source, model=LABELLED):
 
 def left_out(source):
     """What the reading passes over."""
-    return sources._open(str(source), Wanted(8)).left_out
+    return sources.opened(str(source), Wanted(8)).left_out
 
 
 def write(path, members, pack=bytes):

@@ -1,0 +1,428 @@
+"""`pdfast eval SAMPLES --against` and `pdfast stats`: other tools' samples, sets and statistics."""
+
+import hashlib
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from run_cases import run
+from torch_fidelity_metrics import metrics
+
+from pdfast.errors import UsageError
+from pdfast.evaluation import against, statistics_file
+from pdfast.evaluation.detectors import plain
+from pdfast.evaluation.detectors.base import Detector, Features
+
+ROOT = Path(__file__).parents[2]
+
+
+def pictures(num, size=4, channels=1, seed=0, low=0, high=256):
+    return np.random.default_rng(seed).integers(
+        low, high, (num, size, size, channels), dtype=np.uint8
+    )
+
+
+def features(images):
+    """As FD-pixel has them, of images of at most 32 pixels."""
+    return images.reshape(len(images), -1) / 127.5 - 1.0
+
+
+def png(image):
+    out = io.BytesIO()
+    Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(out, "png")
+    return out.getvalue()
+
+
+def as_folder(images, path):
+    path.mkdir()
+    for k, image in enumerate(images):
+        (path / f"{k:04d}.png").write_bytes(png(image))
+    return path
+
+
+def as_zip(images, path):
+    with zipfile.ZipFile(path.with_suffix(".zip"), "w") as archive:
+        for k, image in enumerate(images):
+            archive.writestr(f"{k:04d}.png", png(image))
+    return path.with_suffix(".zip")
+
+
+def as_npz(images, path, **more):
+    np.savez(path.with_suffix(".npz"), arr_0=images, **more)
+    return path.with_suffix(".npz")
+
+
+def statistics(images):
+    """As pytorch-fid and EDM keep them."""
+    x = features(images)
+    return {"mu": x.mean(0), "sigma": np.cov(x, rowvar=False).reshape(x.shape[1], -1)}
+
+
+def judged(capsys, *args):
+    """(eval.json, what was said) of a call that must succeed."""
+    code, output, errors = run(capsys, "eval", *args)
+    assert code == 0, errors
+    folder = output.split("report: ")[1].split("eval.json")[0]
+    return json.loads(open(f"{folder}eval.json").read()), output
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+# ------------------------------------------------------------------------------------------
+# Figures
+
+
+def test_the_distance_is_torch_fidelity_s_whatever_holds_the_samples(capsys, tmp_path):
+    samples, data = pictures(60), pictures(80, seed=1, low=40)
+    with metrics() as (fid, _, _):
+        both = [
+            fid.fid_features_to_statistics(torch.from_numpy(features(x))) for x in (samples, data)
+        ]
+        expected = fid.fid_statistics_to_metric(*both, verbose=False)[fid.KEY_METRIC_FID]
+    there = as_npz(data, tmp_path / "data")
+    for how in (as_folder, as_zip, as_npz):
+        path = how(samples, tmp_path / how.__name__)
+        table, output = judged(capsys, path, "--against", there)
+        assert table["metric"] == "FD-pixel"
+        assert table["distance"] == pytest.approx(expected, rel=1e-9)
+        assert table["warnings"] == []
+        assert 0 < table["floor"] < table["distance"]
+        facts = table["facts"]
+        assert facts["samples"]["images"] == 60
+        assert facts["reference"]["images"] == 80
+        assert facts["samples"]["size"] == facts["reference"]["size"] == "4x4x1"
+        assert facts["samples"]["reading"] == "none"
+        assert f"FD-pixel: {expected:.4f}" in output
+        text = (path.parent / f"eval-{path.stem}" / "eval.md").read_text()
+        assert f"| FD-pixel | {expected:.4f} |" in text
+
+
+def test_statistics_of_one_feature_have_the_closed_form(capsys, tmp_path):
+    """Of one pixel: (difference of the means)^2 + (difference of the deviations)^2."""
+    samples, data = pictures(50, size=1), pictures(40, size=1, seed=1, low=100)
+    a, b = features(samples), features(data)
+    expected = (a.mean() - b.mean()) ** 2 + (a.std(ddof=1) - b.std(ddof=1)) ** 2
+    path = as_npz(samples, tmp_path / "samples")
+    np.savez_compressed(tmp_path / "theirs.npz", **statistics(data))
+    theirs = tmp_path / "theirs.npz"
+    table, output = judged(capsys, path, "--against", theirs, "--detector", "pixel")
+    assert table["distance"] == pytest.approx(expected, rel=1e-12)
+    assert table["floor"] is None
+    assert table["facts"]["reference"]["images"] == 0
+    assert table["facts"]["statistics_sha256"] == hashlib.sha256(theirs.read_bytes()).hexdigest()
+    assert len(table["warnings"]) == 1
+    assert "does not say of how many images its statistics are" in table["warnings"][0]
+    assert "number of images not known" in output
+
+
+def test_statistics_of_pdfast_stats_are_what_others_read(capsys, tmp_path):
+    data, samples = pictures(90, seed=1, high=200), pictures(70)
+    there = as_folder(data, tmp_path / "data")
+    out = tmp_path / "stats.npz"
+    code, output, _ = run(capsys, "stats", there, "--out", out)
+    assert code == 0
+    assert "90 images" in output
+    with np.load(out, allow_pickle=False) as found:  # as pytorch-fid and EDM
+        expected = statistics(data)
+        np.testing.assert_allclose(found["mu"], expected["mu"], atol=1e-14)
+        np.testing.assert_allclose(found["sigma"], expected["sigma"], atol=1e-14)
+    path = as_zip(samples, tmp_path / "samples")
+    of_set = judged(capsys, path, "--against", there)[0]
+    of_statistics = judged(capsys, path, "--against", out)[0]
+    assert of_statistics["warnings"] == []
+    assert of_statistics["distance"] == pytest.approx(of_set["distance"], rel=1e-12)
+    facts = of_statistics["facts"]["reference"]
+    assert facts["source"] == f"{out} (of {there})"
+    assert (facts["images"], facts["size"], facts["own_size"]) == (90, "4x4x1", "4x4")
+    assert facts["images_sha256"] == of_set["facts"]["reference"]["images_sha256"]
+    lines = "".join(
+        f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n"
+        for file in sorted(there.iterdir())
+    )
+    assert facts["files_sha256"] == hashlib.sha256(lines.encode()).hexdigest()
+    zipped = of_set["facts"]["samples"]["files_sha256"]
+    assert zipped == hashlib.sha256(path.read_bytes()).hexdigest()
+    before = out.read_bytes()
+    assert "is there already" in run(capsys, "stats", there, "--out", out)[2]
+    assert out.read_bytes() == before
+    assert run(capsys, "stats", there, "--out", out, "--force")[0] == 0
+
+
+# ------------------------------------------------------------------------------------------
+# A network
+
+
+WIDTH = 6
+
+
+@pytest.fixture
+def network(monkeypatch):
+    """In InceptionV3's place: six means of pixels, and logits."""
+
+    def extract(images):
+        x = images.double().flatten(1) / 255
+        values = torch.stack([x[:, k::WIDTH].mean(1) for k in range(WIDTH)], 1).float()
+        return Features(values, torch.cat([values, values.flip(1)], 1) * 9)
+
+    detector = Detector(
+        name="inception", metric="FID", extract=extract, resize="none", batch=16, weights="ab" * 32,
+        needed=WIDTH + 1, width=WIDTH,
+    )  # fmt: skip
+    real = against.open_detector
+
+    def opened(name, *args):
+        return detector if name.startswith("inception") else real(name, *args)
+
+    for module in ("against", "make_statistics"):
+        monkeypatch.setattr(f"pdfast.evaluation.{module}.open_detector", opened)
+    return detector
+
+
+def seen(network, images):
+    return network.extract(torch.from_numpy(images)).values
+
+
+def test_a_reference_batch_of_adm(capsys, tmp_path, network):
+    """Distance from its statistics, of other images than those of precision and recall."""
+    samples, some, data = (pictures(40, seed=k, low=9 * k) for k in range(3))
+    x = seen(network, data).double().numpy()
+    batch = as_npz(
+        some,
+        tmp_path / "batch",
+        mu=x.mean(0).astype(np.float32),
+        sigma=np.cov(x, rowvar=False).astype(np.float32),
+        mu_s=np.zeros(3),
+        sigma_s=np.eye(3),
+    )
+    path = as_npz(samples, tmp_path / "samples")
+    table, output = judged(capsys, path, "--against", batch, "--detector", "inception")
+    with metrics() as (fid, isc, prc):
+        mine = seen(network, samples)
+        with np.load(batch) as found:
+            theirs = {key: found[key].astype(np.float64) for key in ("mu", "sigma")}
+        distance = fid.fid_statistics_to_metric(
+            fid.fid_features_to_statistics(mine.double()), theirs, verbose=False
+        )[fid.KEY_METRIC_FID]
+        shares = prc.prc_features_to_metric(mine, seen(network, some), verbose=False)
+        logits = network.extract(torch.from_numpy(samples)).logits
+        score = isc.isc_features_to_metric(logits.float())
+    assert table["distance"] == pytest.approx(distance, rel=1e-6)
+    scores = table["scores"]
+    assert scores["precision"] == pytest.approx(shares[prc.KEY_METRIC_PRECISION], abs=1e-7)
+    assert scores["recall"] == pytest.approx(shares[prc.KEY_METRIC_RECALL], abs=1e-7)
+    assert scores["inception_score"] == pytest.approx(score[isc.KEY_METRIC_ISC_MEAN], rel=1e-6)
+    facts = table["facts"]
+    assert facts["reference"]["left_out"] == "arrays that are not used: mu_s, sigma_s"
+    assert facts["reference"]["images"] == 0
+    assert (facts["detector_sha256"], facts["features"]) == ("ab" * 32, WIDTH)
+    assert "weights SHA-256 abababab" in output
+    table, _ = judged(capsys, path, "--against", batch, "--detector", "pixel")
+    alone = as_npz(some, tmp_path / "alone")
+    assert table["distance"] == judged(capsys, path, "--against", alone)[0]["distance"]
+    assert "its images are taken alone" in table["warnings"][0]
+
+
+def test_statistics_of_other_weights_are_warned_of(capsys, tmp_path, network):
+    out, path = tmp_path / "stats.npz", as_npz(pictures(30), tmp_path / "samples")
+    assert run(capsys, "stats", path, "--out", out, "--detector", "inception")[0] == 0
+    assert judged(capsys, path, "--against", out)[0]["warnings"] == []  # the file's own detector
+    found = statistics_file.read(out)
+    other = json.loads(str(np.load(out)["about"]))
+    other["detector_sha256"] = "cd" * 32
+    np.savez(out, mu=found.gaussian.mean, sigma=found.gaussian.cov, about=json.dumps(other))
+    table, output = judged(capsys, path, "--against", out)
+    assert table["distance"] == pytest.approx(0, abs=1e-9)
+    assert "between features of two networks" in table["warnings"][0]
+    assert "warning: " in output
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/evaluation.md"])
+def test_the_commands_of_the_docs(capsys, tmp_path, monkeypatch, network, page):
+    monkeypatch.chdir(tmp_path)
+    as_npz(pictures(40, seed=1), tmp_path / "fashion_mnist")
+    as_zip(pictures(40), tmp_path / "samples")
+    named = {"SAMPLES": "samples.zip", "DATA": "fashion_mnist.npz", "STATS.npz": "stats.npz"}
+    commands = [
+        [named.get(word, word) for word in line.split("#")[0].split()[1:]]
+        for line in (ROOT / page).read_text().splitlines()
+        if line.startswith(
+            ("    pdfast eval samples", "    pdfast eval SAMPLES", "    pdfast stats")
+        )
+    ]
+    assert len(commands) == 3
+    for command in sorted(commands, key=lambda words: words[0] != "stats"):  # which writes one
+        code, output, errors = run(capsys, *command)
+        assert code == 0, errors
+        assert "40 images" in output
+
+
+# ------------------------------------------------------------------------------------------
+# Sizes
+
+
+def test_sizes_and_resizes_that_differ_are_warned_of(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(plain, "PIXELS", 4)  # to which larger images are averaged down
+    large = as_npz(pictures(30, size=8), tmp_path / "large")
+    small = as_npz(pictures(30, size=4, seed=1), tmp_path / "small")
+    table, _ = judged(capsys, large, "--against", small)
+    assert "the samples are 8x8x1 and the reference 4x4x1" in table["warnings"][0]
+    table, _ = judged(capsys, large, "--against", small, "--size", "2")
+    assert table["facts"]["samples"]["size"] == table["facts"]["reference"]["size"] == "2x2x1"
+    reading = "centre crop, antialiased bicubic resize to 2x2"
+    assert table["facts"]["samples"]["reading"] == reading
+    assert table["warnings"] == []
+    table, _ = judged(capsys, large, "--against", small, "--size", "4", "--resize", "area")
+    assert table["facts"]["samples"]["reading"] == "centre crop, area resize to 4x4"
+    assert table["facts"]["samples"]["own_size"] == "8x8"
+    assert table["facts"]["reference"]["reading"] == "none"
+    assert any("the samples were resized by: centre crop, area" in w for w in table["warnings"])
+
+
+def test_images_of_several_sizes_need_one(capsys, tmp_path):
+    folder = as_folder(pictures(30), tmp_path / "mixed")
+    (folder / "a.png").write_bytes(png(pictures(1, size=6)[0]))
+    data = as_npz(pictures(30, seed=1), tmp_path / "data")
+    code, _, errors = run(capsys, "eval", folder, "--against", data)
+    assert code == 2
+    assert "has images of 2 sizes (4x4, 6x6): give a size by --size" in errors
+    table, _ = judged(capsys, folder, "--against", data, "--size", "4")
+    assert table["facts"]["samples"]["own_size"] == "2 sizes (4x4, 6x6)"
+    assert table["facts"]["samples"]["images"] == 31
+    wide = tmp_path / "wide"
+    wide.mkdir()
+    for name in "ab":
+        (wide / f"{name}.png").write_bytes(png(pictures(1, size=6)[0][:4]))
+    assert "4x6, which are not square" in run(capsys, "eval", wide, "--against", data)[2]
+
+
+# ------------------------------------------------------------------------------------------
+# What is refused
+
+
+def wrong(name, change):
+    found = statistics(pictures(40, size=2))
+    found |= change(found)
+    return pytest.param(found, name, id=name)
+
+
+def about(**changes):
+    whole = {
+        "format": 1, "pdfast": "0.2.0", "torch": "2", "metric": "FD-pixel", "detector": "pixel",
+        "detector_resize": "", "detector_sha256": "", "features": 4, "set": dict.fromkeys(
+            ("source", "size", "own_size", "reading", "images_sha256", "files_sha256"), ""
+        ) | {"images": 9},
+    }  # fmt: skip
+    return {"about": np.array(json.dumps(whole | changes))}
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        wrong("`mu` is pickled", lambda s: {"mu": np.array([{}] * 4, object)}),
+        wrong("numbers that are not finite", lambda s: {"mu": s["mu"] * np.nan}),
+        wrong(
+            "`sigma` holds numbers that are not finite", lambda s: {"sigma": s["sigma"] + np.inf}
+        ),
+        wrong("holds numbers above 1e+30", lambda s: {"sigma": s["sigma"] * 1e40}),
+        wrong("is not symmetric", lambda s: {"sigma": s["sigma"] + np.triu(s["sigma"], 1)}),
+        wrong("has negative eigenvalues", lambda s: {"sigma": -s["sigma"]}),
+        wrong("not float64 of shape (2, 2)", lambda s: {"mu": s["mu"].reshape(2, 2)}),
+        wrong("not int64 of shape (4,)", lambda s: {"mu": np.arange(4)}),
+        wrong(
+            "of shape (4, 4), not float64 of shape (4, 3)", lambda s: {"sigma": s["sigma"][:, 1:]}
+        ),
+        wrong("more than the 8,192 that are read", lambda s: {"mu": np.zeros(8193)}),
+        wrong("`about` is not what pdfast stats writes", lambda s: {"about": np.arange(3)}),
+        wrong("not what pdfast stats writes: make it", lambda s: {"about": np.array("[" * 9000)}),
+        wrong("is not what pdfast stats writes", lambda s: about(detector="x")),
+        wrong("pdfast stats writes", lambda s: about(features=None)),
+        wrong("by a newer version of pdfast, in format 2", lambda s: about(format=2, more=1)),
+        wrong("says that it is of 5 features, and holds 4", lambda s: about(features=5)),
+    ],
+)
+def test_statistics_that_are_none_are_refused(tmp_path, arrays, message):
+    path = tmp_path / "a.npz"
+    np.savez(path, **arrays)
+    assert statistics_file.is_one(path)
+    with pytest.raises(UsageError) as error:
+        statistics_file.read(path)
+    assert message in str(error.value)
+    assert str(error.value).startswith(str(path))
+
+
+def test_one_of_the_two_arrays_is_too_few(tmp_path):
+    np.savez(tmp_path / "a.npz", mu=np.zeros(3))
+    with pytest.raises(UsageError, match="has no array `sigma`"):
+        statistics_file.read(tmp_path / "a.npz")
+
+
+def test_rounding_of_float32_is_no_asymmetry(tmp_path):
+    found = statistics(pictures(40, size=2))
+    sigma = found["sigma"].astype(np.float32)
+    sigma[0, 1] *= 1 + 1e-6
+    np.savez(tmp_path / "a.npz", mu=found["mu"].astype(">f8"), sigma=np.asfortranarray(sigma))
+    read = statistics_file.read(tmp_path / "a.npz")
+    assert torch.equal(read.gaussian.cov, read.gaussian.cov.T)
+    np.testing.assert_allclose(read.gaussian.cov, found["sigma"], rtol=1e-5)
+    np.testing.assert_array_equal(read.gaussian.mean, found["mu"])
+
+
+def test_texts_of_a_file_do_nothing_to_a_terminal(tmp_path):
+    found = statistics(pictures(40, size=2)) | about(metric="\x1b[2J")
+    np.savez(tmp_path / "a.npz", **found)
+    assert statistics_file.read(tmp_path / "a.npz").made.metric == r"\x1b[2J"
+
+
+def test_what_cannot_be_compared_is_refused(capsys, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.toml").touch()
+    a_run = tmp_path / "run"
+    path = as_npz(pictures(30), tmp_path / "samples")
+    other = as_npz(pictures(30, size=5), tmp_path / "other")
+    np.savez(tmp_path / "wide.npz", mu=np.zeros(20), sigma=np.eye(20))
+    np.savez(tmp_path / "lite.npz", **statistics(pictures(30, size=2)) | about(detector="lite0"))
+    wide, lite = tmp_path / "wide.npz", tmp_path / "lite.npz"
+    for args, message in (
+        ([path, "--against", other], "has 16 and 25 features: give both one size by --size"),
+        ([path, "--against", wide], "does not say by which detector: name it, by --detector"),
+        ([path, "--against", wide, "--detector", "pixel"], "20 features, and FD-pixel of these"),
+        ([path, "--against", lite, "--detector", "pixel"], "pass --detector lite0, or name"),
+        ([path, "--against", tmp_path / "no.npz"], "no.npz does not exist"),
+        ([path, "--against", other, "--steps", "4"], "--steps is for models"),
+        ([path, "--against", other, "--num", "0"], "--num is for models"),
+        ([path, "--against", other, "--resize", "area"], "--resize is for --size"),
+        ([a_run, "--size", "4"], "--size is for samples: name what they are compared with"),
+        ([a_run, "--against", other], "is a run or model directory"),
+        (["digits", "--against", other], "digits has no folder to write beside: pass --out"),
+        ([path], "is no directory of a model or run: if it holds samples, name what they are"),
+    ):
+        code, _, errors = run(capsys, "eval", *args)
+        assert code == 2, args
+        assert message in errors
+        assert errors.count("\n") == 1
+    assert not (tmp_path / "eval-samples").exists()
+
+
+def test_a_report_of_somebody_else_s_is_not_replaced(capsys, tmp_path):
+    path = as_npz(pictures(30), tmp_path / "samples")
+    other = as_npz(pictures(30, seed=1), tmp_path / "other")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "eval.md").write_text("mine")
+    args = ["eval", path, "--against", other, "--out", out]
+    assert "is not replaced" in run(capsys, *args)[2]
+    assert (out / "eval.md").read_text() == "mine"
+    (out / "eval.md").unlink()
+    assert run(capsys, *args)[0] == 0
+    assert run(capsys, *args)[0] == 0  # one's own is
+    code, _, errors = run(capsys, "compare", out, tmp_path)
+    assert code == 2
+    assert "which have no sampling steps to compare by" in errors
