@@ -27,6 +27,7 @@ from foreign import cifar, idx, image_zip, packed, shard, tar
 from hypothesis import strategies as st
 from mutations import TEXTS, blind, changed, number
 from PIL import Image
+from sealed_edm import EDM, sealed_edm
 from sealed_files import (
     BIN_BATCHES,
     FONT,
@@ -50,6 +51,7 @@ from pdfast.config.schema import CONFIG_DIR, DataConfig, NetConfig, load_config
 from pdfast.data import prepare
 from pdfast.data.dataset import load_dataset
 from pdfast.errors import PdfastError
+from pdfast.interop.edm.load import load_edm
 from pdfast.models.checkpoint import load_model, save_model
 from pdfast.models.model import Model
 from pdfast.storage.files import seal
@@ -209,6 +211,12 @@ class Kinds:
             entry["data_offsets"] = changed(rng, entry["data_offsets"])
         return header
 
+    def edm(self, rng, sealed):
+        """A network pickle of NVlabs/edm."""
+        path = self.folder / "a.pkl"
+        path.write_bytes(sealed_edm(rng) if sealed else blind(rng, EDM))
+        return lambda: check_model(load_edm(path))
+
     def picture(self, rng, sealed):
         """A folder of pictures, one of them mutated."""
         suffix = ".png" if sealed else rng.choice(list(self.pictures))
@@ -258,13 +266,14 @@ def check_model(model):
 
 # Share of the examples, and of them how many are sealed.
 SHARES = {
-    "npz": (0.16, 0.75),
+    "npz": (0.12, 0.75),
     "idx": (0.07, 0.6),
     "idx_gz": (0.1, 0.6),
     "cifar_bin": (0.1, 0.7),
     "cifar_py": (0.13, 0.7),
     "toml": (0.13, 0.7),
     "model": (0.1, 0.7),
+    "edm": (0.04, 0.7),
     "picture": (0.05, 0.6),
     "zip": (0.06, 0.7),
     "shard": (0.06, 0.7),

@@ -195,7 +195,8 @@ class NetConfig:
             "out",
         )
         check(
-            self.resample == "resnet" or not (edm.projection or edm.pyramid or edm.filter != (1, 1)),
+            self.resample == "resnet"
+            or not (edm.projection or edm.pyramid or edm.filter != (1, 1)),
             "model.edm.projection, pyramid and filter are for model.resample resnet: leave them "
             "out",
         )

@@ -36,7 +36,9 @@ class Filter:
             return x
         if self.taps == PLAIN:
             if how == "up":
-                return upsample2x(x) if defer else F.interpolate(x, scale_factor=2.0, mode="nearest")
+                return (
+                    upsample2x(x) if defer else F.interpolate(x, scale_factor=2.0, mode="nearest")
+                )
             return avg_pool2x2(x) if defer else F.avg_pool2d(x, 2)
         if how == "down":
             return self.halved(x, self.padding)

@@ -527,4 +527,6 @@ class UNet(nn.Module):
         for stage in self.up:
             h, _ = run(stage, h, skips.pop())  # type: ignore[arg-type]  # a ModuleList of them
         out: Tensor = self.conv_out(self.norm_out(h)[0])
-        return out if self.preconditioner is None else self.preconditioner.output(given, out, logsnr)
+        return (
+            out if self.preconditioner is None else self.preconditioner.output(given, out, logsnr)
+        )

@@ -28,8 +28,8 @@ from pdfast.interop.common import Probe
 from pdfast.interop.diffusers import export as exporting
 from pdfast.interop.diffusers import unet2d
 from pdfast.interop.diffusers.load import load_diffusers
-from pdfast.interop.recipe import rounds_from
 from pdfast.interop.diffusers.pipeline import Pipeline, Table
+from pdfast.interop.recipe import rounds_from
 from pdfast.models.checkpoint import load_model
 from pdfast.models.model import Model
 from pdfast.training import precision

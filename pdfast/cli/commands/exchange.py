@@ -19,11 +19,12 @@ class Import(Common):
 
     source: Positional[Path]
     """google: a checkpoint of the authors' released code, a flax training state. diffusers: the
-    folder of a DDPMPipeline or DDIMPipeline, or its id on the hub."""
-    from_: Annotated[Literal["google", "diffusers"], arg(name="from")]
+    folder of a DDPMPipeline or DDIMPipeline, or its id on the hub. edm: a network pickle of
+    NVlabs/edm, of which no code is run."""
+    from_: Annotated[Literal["google", "diffusers", "edm"], arg(name="from")]
     """Whose it is."""
     out: Path
-    """Model directory to write; of a diffusers pipeline also OUT.toml, a config to distil it by."""
+    """Model directory to write; but of google also OUT.toml, a config to distil it by."""
     force: Force = False
     """Replace what is at --out, where pdfast wrote it and nothing was changed or added since."""
     config: str = ""
@@ -32,14 +33,27 @@ class Import(Common):
     steps: int | None = None
     """Sampling steps that the model was distilled to, 0 for a teacher. If left out: of google the
     file's num_sample_steps, which of a teacher is absent, 0 or the config's distill.start_steps; of
-    diffusers 0, but of an export by pdfast its own."""
+    edm 0; of diffusers 0, but of an export by pdfast its own."""
     model: NetConfig = NetConfig()  # noqa: RUF009
-    """google: [model] of the config."""
+    """google: [model] of the config. edm: its parameterization alone, v or x, of a network with
+    EDM's preconditioning."""
 
     def run(self) -> None:
         """Run the command."""
         check_alone("import")
         config = load_config(self.config or DEFAULT_CONFIG)
+        if self.from_ == "edm":
+            asked = self.model.parameterization
+            check(
+                not self.config
+                and self.model == dataclasses.replace(config.model, parameterization=asked),
+                "--config and its fields, but --model.parameterization, are for --from google: a "
+                "network pickle tells its network",
+            )
+            from pdfast.interop.edm.load import import_edm
+
+            import_edm(self.source, self.out, asked, self.steps, force=self.force)
+            return
         if self.from_ == "diffusers":
             check(
                 not self.config and self.model == config.model,

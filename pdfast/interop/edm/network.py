@@ -102,7 +102,7 @@ class Arguments:
     def one(self, key: str, known: tuple[str, ...]) -> str:
         """One of some words."""
         value = self.values[key]
-        if value not in known:
+        if type(value) is not str or value not in known:
             raise self.refusal(key, f"pdfast's network has {' or '.join(known)}")
         return value  # type: ignore[no-any-return]
 

@@ -5,6 +5,7 @@ where a layer's output enters it, and the class's layer before the first one of 
 ve the sign of what it predicts; of iddpm its variances are cut off.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,17 +45,31 @@ def filled(path: Path, found: Described) -> Model:
 
     Raises PdfastError where a tensor is missing, of another shape, not finite or unknown.
     """
-    given = dict(_tensors(path, found.record))
+    given = dict(_tensors(path, found.record, itertools.count()))
     _check_blocks(path, found)
-    with torch.device("meta"):
-        model = Model(found.cfg)
-    net = model.net
-    state = {name: torch.zeros(t.shape, dtype=t.dtype) for name, t in net.state_dict().items()}
-    net.load_state_dict(state, assign=True)
-    layers = dict(_layers(model, found))
     filters = {name: given.pop(name) for name in list(given) if name.endswith(BUFFER)}
     for name in UNUSED:
         given.pop(name, None)
+    with torch.device("meta"):
+        model = Model(found.cfg)
+    _check_shapes(path, given, dict(_layers(model, found)))  # before room is made for any
+    net = model.net
+    state = {name: torch.zeros(t.shape, dtype=t.dtype) for name, t in net.state_dict().items()}
+    net.load_state_dict(state, assign=True)
+    with torch.no_grad():
+        for name, layer in _layers(model, found):
+            changed = layer.change(given[name].double())
+            layer.target.copy_(changed.reshape(layer.target.shape))
+        if found.record.class_name == "SongUNet" and net.emb_class is not None:
+            _fold_class(net.emb0, net.emb_class, given)
+    _check_filters(path, found.cfg, filters)
+    _check_levels(path, found)
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model.eval()
+
+
+def _check_shapes(path: Path, given: dict[str, Tensor], layers: dict[str, Layer]) -> None:
+    """Raise PdfastError unless the file has just the network's tensors, finite ones."""
     for name in sorted(layers.keys() | given.keys()):
         wrong = ""
         if name not in layers:
@@ -66,32 +81,28 @@ def filled(path: Path, found: Described) -> Model:
         elif not given[name].is_floating_point() or not given[name].float().isfinite().all():
             wrong = "which must hold finite floats"
         if wrong:
-            raise PdfastError(f"{path} does not fit its own arguments: tensor {name[:200]}, {wrong}")
-    with torch.no_grad():
-        for name, layer in layers.items():
-            changed = layer.change(given[name].double())
-            layer.target.copy_(changed.reshape(layer.target.shape))
-        if found.record.class_name == "SongUNet" and net.emb_class is not None:
-            _fold_class(net.emb0, net.emb_class, given)
-    _check_filters(path, found.cfg, filters)
-    _check_levels(path, found)
-    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return model.eval()
+            raise PdfastError(
+                f"{path} does not fit its own arguments: tensor {name[:200]}, {wrong}"
+            )
 
 
-def _tensors(path: Path, record: Record, name: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a record and of those in it, by their dotted names."""
+def _tensors(
+    path: Path, record: Record, count: Iterator[int], name: str = "", depth: int = 0
+) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a record and of those in it, by their dotted names; `count` is over all."""
     if depth > MOST_DEPTH:
         raise PdfastError(f"{path} is nested more than {MOST_DEPTH} deep at {name[:200]}")
     for kind in ("_parameters", "_buffers", "_modules"):
         held = record.state.get(kind, {})
-        if type(held) is not dict or len(held) > MOST_TENSORS:
+        if type(held) is not dict:
             raise PdfastError(f"{path}: {name[:200] or 'its network'} has no table {kind}")
         for key, value in held.items():
+            if next(count) > MOST_TENSORS:
+                raise PdfastError(f"{path} has more than {MOST_TENSORS} tensors and modules")
             if value is None:
                 continue
             if type(value) is Record and kind == "_modules":
-                yield from _tensors(path, value, f"{name}{key}.", depth + 1)
+                yield from _tensors(path, value, count, f"{name}{key}.", depth + 1)
             elif isinstance(value, Tensor) and kind != "_modules":
                 yield f"{name}{key}", value
             else:
@@ -115,8 +126,9 @@ def _layers(model: Model, found: Described) -> Iterator[tuple[str, Layer]]:
         target = net.emb_class.weight
         if song:  # folded into ours once both are there
             shape = net.emb0.in_features, cfg.num_classes
-            yield "map_label.weight", Layer(shape, torch.empty(shape))
-            yield "map_label.bias", Layer(shape[:1], torch.empty(shape[:1]))
+            device = target.device
+            yield "map_label.weight", Layer(shape, torch.empty(shape, device=device))
+            yield "map_label.bias", Layer(shape[:1], torch.empty(shape[:1], device=device))
         else:
             yield "map_label.weight", Layer(tuple(target.shape), target)
     yield from _conv(f"enc.{size}x{size}_conv", net.conv_in)
@@ -214,10 +226,10 @@ def _fold_class(first: nn.Linear, layer: nn.Linear, given: dict[str, Tensor]) ->
 
 
 def _check_blocks(path: Path, found: Described) -> None:
-    """Raise PdfastError where a block's own numbers are not those that its network's class gives."""
+    """Raise PdfastError where a block's numbers are not those that its network's class gives."""
     cfg = found.cfg
     block = {"skip_scale": cfg.edm.residual_scale, "adaptive_scale": cfg.film}
-    for name, record in _records(path, found.record):
+    for name, record in _records(found.record):
         wanted: dict[str, Any] = {}
         if record.class_name == "UNetBlock":
             wanted = dict(block)
@@ -240,12 +252,12 @@ def _check_blocks(path: Path, found: Described) -> None:
                 )
 
 
-def _records(path: Path, record: Record, name: str = "", depth: int = 0) -> Iterator[tuple[str, Record]]:
+def _records(record: Record, name: str = "") -> Iterator[tuple[str, Record]]:
     """The records below one, by their dotted names; `_tensors` has looked at their tables."""
     for key, value in record.state.get("_modules", {}).items():
-        if type(value) is Record and depth <= MOST_DEPTH:
+        if type(value) is Record:
             yield f"{name}{key}", value
-            yield from _records(path, value, f"{name}{key}.", depth + 1)
+            yield from _records(value, f"{name}{key}.")
 
 
 def _check_filters(path: Path, cfg: NetConfig, filters: dict[str, Tensor]) -> None:
@@ -253,7 +265,9 @@ def _check_filters(path: Path, cfg: NetConfig, filters: dict[str, Tensor]) -> No
     wanted = Filter(cfg.edm.filter).weight(torch.empty(1, 1, dtype=torch.float64))
     for name, tensor in filters.items():
         if tensor.shape != wanted.shape or not torch.allclose(tensor.double(), wanted, atol=1e-6):
-            raise PdfastError(f"{path} does not fit its own arguments: {name[:200]} is another filter")
+            raise PdfastError(
+                f"{path} does not fit its own arguments: {name[:200]} is another filter"
+            )
 
 
 def _check_levels(path: Path, found: Described) -> None:
