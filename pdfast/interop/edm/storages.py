@@ -12,6 +12,8 @@ import io
 import pickletools
 import struct
 import warnings
+from collections.abc import Iterator
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -67,17 +69,14 @@ def _looked_through(content: bytes) -> tuple[torch.dtype, int]:
         raise ValueError("a storage that torch.save did not write")
     head = io.BytesIO(content[:HEADER])
     names: list[str] = []
-    opcodes = 0
-    for number in range(PICKLES):
-        for opcode, argument, _ in pickletools.genops(head):
-            opcodes += 1
-            if opcode.name not in OPCODES or opcodes > MOST_OPCODES:
-                raise ValueError(f"a storage whose header uses {opcode.name}")
-            if opcode.name == "GLOBAL":
-                names.append(str(argument))
-            whole = isinstance(argument, int) and number > 2  # after what tells the version
-            if whole and not 0 <= argument <= len(content):  # type: ignore[operator]
-                raise ValueError(f"a storage whose header holds {argument}")
+    for count, (number, opcode, argument) in enumerate(_header(head)):
+        if opcode not in OPCODES or count == MOST_OPCODES:
+            raise ValueError(f"a storage whose header uses {opcode}")
+        if opcode == "GLOBAL":
+            names.append(str(argument))
+        whole = isinstance(argument, int) and number > 2  # after what tells the version
+        if whole and not 0 <= argument <= len(content):
+            raise ValueError(f"a storage whose header holds {argument}")
     if len(names) != 1 or names[0] not in DTYPES:
         asked = ", ".join(name.replace(" ", ".") for name in names) or "nothing"
         raise ValueError(f"a storage whose header asks for {asked}")
@@ -86,3 +85,14 @@ def _looked_through(content: bytes) -> tuple[torch.dtype, int]:
     if length < 0 or length * dtype.itemsize != data:
         raise ValueError(f"a storage of {max(data, 0)} bytes that declares {length} numbers")
     return dtype, length
+
+
+def _header(head: BinaryIO) -> Iterator[tuple[int, str, Any]]:
+    """The number of the pickle, the name and the argument of every opcode of the header."""
+    for number in range(PICKLES):
+        try:
+            for opcode, argument, _ in pickletools.genops(head):
+                yield number, opcode.name, argument
+        except ValueError as error:
+            text = " ".join(str(error).split())
+            raise ValueError(f"a storage with a damaged header ({text[:200]})") from None
