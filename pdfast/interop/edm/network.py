@@ -104,7 +104,7 @@ class Arguments:
         value = self.values[key]
         if type(value) is not str or value not in known:
             raise self.refusal(key, f"pdfast's network has {' or '.join(known)}")
-        return value  # type: ignore[no-any-return]
+        return value
 
     def _whole(self, key: str, value: Any, least: int) -> int:
         if type(value) is not int or not least <= value <= 2**20:
@@ -177,7 +177,7 @@ def described(path: Path, found: Any, parameterization: Parameterization) -> Des
 def _number(path: Path, record: Record, name: str) -> float:
     """A number that a preconditioning has."""
     value = record.state.get(name)
-    if type(value) not in (int, float) or math.isnan(value):
+    if not isinstance(value, int | float) or math.isnan(value):
         raise PdfastError(f"{path}: {record.class_name} has no number {name}")
     return float(value)
 

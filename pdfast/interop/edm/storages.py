@@ -53,10 +53,10 @@ def numbers(content: bytes) -> Tensor:
             raise ValueError(f"a storage that torch.load does not read ({text[:200]})") from None
         if not isinstance(loaded, torch.storage.TypedStorage) or loaded.dtype != dtype:
             raise ValueError("a storage that torch.load reads as something else")
-        found = torch.empty(0, dtype=dtype).set_(loaded.untyped())  # type: ignore[call-overload]
+        found = torch.empty(0, dtype=dtype).set_(loaded._untyped_storage)
     if found.shape != (length,):
         raise ValueError("a storage that torch.load reads as something else")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _looked_through(content: bytes) -> tuple[torch.dtype, int]:

@@ -20,7 +20,7 @@ from pdfast.errors import PdfastError
 from pdfast.interop.edm.network import Described
 from pdfast.interop.edm.pickled import Record
 from pdfast.models.model import Model
-from pdfast.models.resampling import Filter
+from pdfast.models.resampling import Filter, Pyramid
 from pdfast.models.unet import Attention, Conv, ResBlock
 
 MOST_TENSORS = 100_000
@@ -140,7 +140,9 @@ def _layers(model: Model, found: Described) -> Iterator[tuple[str, Layer]]:
         if level:
             yield from _block(f"{prefix}_down", list(next(stages).children()), scale)
             if cfg.edm.pyramid:
-                yield from _conv(f"{prefix}_aux_residual", next(pyramid).conv, scale)
+                added = next(pyramid)
+                assert isinstance(added, Pyramid)
+                yield from _conv(f"{prefix}_aux_residual", added.conv, scale)
         for n in range(cfg.num_res_blocks):
             yield from _block(f"{prefix}_block{n}", list(next(stages).children()), scale)
     prefix = f"dec.{size >> last}x{size >> last}"
@@ -244,7 +246,7 @@ def _check_blocks(path: Path, found: Described) -> None:
             wanted = {"num_groups": cfg.groups_of(width), "eps": cfg.norm_eps}
         for key, value in wanted.items():
             its = record.state.get(key)
-            same = type(its) in (int, float, bool) and abs(its - value) <= 1e-6 * abs(value)  # type: ignore[operator]
+            same = type(its) in (int, float, bool) and abs(its - value) <= 1e-6 * abs(value)
             if not same:
                 raise PdfastError(
                     f"{path}: {name[:200]} has no {key} {value:g}, as {found.record.class_name} "
