@@ -27,6 +27,7 @@ from foreign import cifar, idx, image_zip, packed, shard, tar
 from hypothesis import strategies as st
 from mutations import TEXTS, blind, changed, number
 from PIL import Image
+from sealed_edm import EDM, sealed_edm
 from sealed_files import (
     BIN_BATCHES,
     FONT,
@@ -53,6 +54,7 @@ from pdfast.data.dataset import load_dataset
 from pdfast.errors import PdfastError
 from pdfast.evaluation import statistics_file
 from pdfast.evaluation.frechet import frechet_distance
+from pdfast.interop.edm.load import load_edm
 from pdfast.models.checkpoint import load_model, save_model
 from pdfast.models.model import Model
 from pdfast.storage.files import seal
@@ -221,6 +223,12 @@ class Kinds:
             entry["data_offsets"] = changed(rng, entry["data_offsets"])
         return header
 
+    def edm(self, rng, sealed):
+        """A network pickle of NVlabs/edm."""
+        path = self.folder / "a.pkl"
+        path.write_bytes(sealed_edm(rng) if sealed else blind(rng, EDM))
+        return lambda: check_model(load_edm(path))
+
     def picture(self, rng, sealed):
         """A folder of pictures, one of them mutated."""
         suffix = ".png" if sealed else rng.choice(list(self.pictures))
@@ -282,14 +290,15 @@ def check_model(model):
 
 # Share of the examples, and of them how many are sealed.
 SHARES = {
-    "npz": (0.11, 0.75),
+    "npz": (0.10, 0.75),
     "statistics": (0.05, 0.75),
     "idx": (0.07, 0.6),
     "idx_gz": (0.1, 0.6),
     "cifar_bin": (0.1, 0.7),
-    "cifar_py": (0.13, 0.7),
-    "toml": (0.13, 0.7),
+    "cifar_py": (0.11, 0.7),
+    "toml": (0.12, 0.7),
     "model": (0.1, 0.7),
+    "edm": (0.04, 0.7),
     "picture": (0.05, 0.6),
     "zip": (0.06, 0.7),
     "shard": (0.06, 0.7),

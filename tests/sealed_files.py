@@ -216,9 +216,9 @@ BOMBS += [code + struct.pack("<Q", 2**40) for code in (b"\x8e", b"\x8d", b"\x96"
 BOMBS += [b"cos\nsystem\n(U\1xtR", b"cbuiltins\neval\n", b"cnumpy\nzeros\n(J\xff\xff\xff\x7ftR"]
 
 
-def sealed_cifar_py(rng):
-    """Opcodes of a batch, then the archive."""
-    ops = list(PY_OPCODES)
+def mutated(rng, ops):
+    """Opcodes of a pickle removed, doubled, moved, put in, or with another argument."""
+    ops = list(ops)
     for _ in range(rng.choice([0, 1, 1, 2, 5])):
         at, other = rng.randrange(len(ops)), rng.randrange(len(ops))
         how = rng.choice(["remove", "double", "move", "new", "new", "argument", "many"])
@@ -237,7 +237,12 @@ def sealed_cifar_py(rng):
             op = bytearray(ops[at])
             op[rng.randrange(1, min(len(op), 9))] = rng.choice([0, 1, 2, 127, 128, 255])
             ops[at] = bytes(op)
-    batches = [b"".join(ops), *PY_BATCHES[1:]]
+    return b"".join(ops)
+
+
+def sealed_cifar_py(rng):
+    """Opcodes of a batch, then the archive."""
+    batches = [mutated(rng, PY_OPCODES), *PY_BATCHES[1:]]
     rng.shuffle(batches)
     members = cifar("py", batches)
     return wrapped(rng, archive(rng, members) if rng.random() < 0.3 else tar(members))

@@ -241,9 +241,12 @@ def as_before(
                 return None
             continue
         if isinstance(value, dict):
-            value = as_before(value, format_, f"{name.removeprefix('config.json/')}.")
-            if value is None:
+            inner = as_before(value, format_, f"{name.removeprefix('config.json/')}.")
+            if inner is None:
                 return None
+            if value and not inner:  # a table that all came later
+                continue
+            value = inner
         name = former.get(name, name)
         found[name.removeprefix(prefix)] = _value_then(prefix + key, value, format_)
     return found

@@ -3,16 +3,21 @@
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from pdfast.config.edm import EDMNetConfig
+from pdfast.config.formats import Since
 from pdfast.config.former import formerly
 from pdfast.config.names import OUTPUTS, Parameterization
 from pdfast.config.serialization import check
 
-ScheduleKind = Literal["cosine", "linear", "scaled_linear", "squaredcos_cap_v2", "trained_betas"]
+ScheduleKind = Literal[
+    "cosine", "linear", "scaled_linear", "squaredcos_cap_v2", "trained_betas", "edm"
+]
 BETAS_GIVEN = {"linear": 2, "scaled_linear": 2, "squaredcos_cap_v2": 0}  # of the others' T, or none
 MAX_TIMESTEPS = 2**13  # of a schedule by betas
 MAX_WEIGHT = 100  # of guidance
+LEAST_SIGMA = 1e-6  # of sigma / alpha; and of its inverse
 MAX_LIST = 64  # entries that no sensible list exceeds
 
 
@@ -30,8 +35,9 @@ class NetConfig:
     parameterization: Parameterization = "v"
     """What the network predicts: x-hat, eps-hat, v-hat, or both x-hat and eps-hat."""
     schedule: ScheduleKind = "cosine"
-    """Noise schedule: this method's cosine, continuous in time, or one by betas, as diffusers'
-    pipelines have it (only to distil a teacher that was trained with it)."""
+    """Noise schedule: this method's cosine, continuous in time, or, only to distil a teacher that
+    was trained with it, one by betas, as diffusers' pipelines have it, or edm, the noise levels of
+    Karras et al. 2022."""
     logsnr_min: float = -20.0
     """logSNR at u = 1, pure noise, of the cosine schedule."""
     logsnr_max: float = 20.0
@@ -40,9 +46,11 @@ class NetConfig:
     """Timesteps T of a schedule by betas; 0 for the cosine schedule."""
     betas: tuple[float, ...] = ()
     """The first beta and the last of linear and scaled_linear, all T of trained_betas."""
-    embedding: Literal["logsnr", "timestep"] = "logsnr"
+    sigmas: Annotated[tuple[float, ...], Since(4, before=())] = ()
+    """Of the schedule edm: the least noise level, the largest, and rho."""
+    embedding: Literal["logsnr", "timestep", "noise"] = "logsnr"
     """What the network is told of the noise: logSNR, or of a schedule by betas the timestep
-    t = T u - 1."""
+    t = T u - 1, or noise, what model.edm.preconditioning says."""
     ch: int = 256
     """Base width in channels."""
     emb_ch: int = 1024
@@ -72,7 +80,8 @@ class NetConfig:
     """Of the convolution with stride 2: 1, on all sides, or 0, then one pixel at the right and
     bottom alone."""
     freq_shift: int = 1
-    """Frequencies of a timestep's embedding are 10000^(-k / (ch / 2 - freq_shift)); 0 or 1."""
+    """Frequencies of a timestep's or noise's embedding are 10000^(-k / (ch / 2 - freq_shift)); 0
+    or 1."""
     dropout: float = 0.0
     """Dropout in the residual blocks while a teacher trains; distillation uses none."""
     label_dropout: float = 0.0
@@ -81,6 +90,8 @@ class NetConfig:
     guidance: tuple[float, ...] = ()
     """Least and largest guidance weight w that the network takes as an input: a student of the
     teacher's x-hat(class) + w (x-hat(class) - x-hat(no class)) (Meng et al. 2022)."""
+    edm: EDMNetConfig = EDMNetConfig()  # noqa: RUF009  # frozen
+    """[model.edm]: what networks of NVlabs/edm have beside the published one's."""
 
     def __post_init__(self) -> None:
         for name in ("image_size", "ch", "emb_ch", "num_res_blocks", "groups"):
@@ -105,11 +116,12 @@ class NetConfig:
             "model.downsample_padding is for model.resample conv: leave it out",
         )
         check(
-            self.embedding == "timestep" or self.freq_shift == 1,
-            "model.freq_shift is for model.embedding timestep: leave it out",
+            self.embedding != "logsnr" or self.freq_shift == 1,
+            "model.freq_shift is for model.embedding timestep or noise: leave it out",
         )
         check(0.0 <= self.dropout < 1.0, "model.dropout must be in [0, 1)")
         self._check_guidance()
+        self._check_edm()
         check(
             1 <= len(self.ch_mult) <= 10 and 1 <= min(self.ch_mult) <= max(self.ch_mult) <= 64,
             "model.ch_mult must hold at least one multiple and at most 10, each in 1 .. 64",
@@ -129,10 +141,14 @@ class NetConfig:
             f"once between each two of model.ch_mult's levels: make it a multiple of {factor}",
         )
         for width in sorted(self.norm_widths()):
+            groups = self.groups_of(width)
             check(
-                width % self.groups == 0,
+                groups > 0 and width % groups == 0,
                 f"model.groups {self.groups} does not divide a width of {width} channels: "
-                f"choose a divisor of {math.gcd(*self.norm_widths())}",
+                f"choose a divisor of {math.gcd(*self.norm_widths())}"
+                if groups == self.groups
+                else f"model.edm.group_ch {self.edm.group_ch} makes {groups} groups of a width of "
+                f"{width} channels, which is no divisor of it",
             )
         for width in {self.ch * mult for mult in self.ch_mult}:
             check(
@@ -157,26 +173,69 @@ class NetConfig:
             f"model.guidance must be the least and the largest weight, within 0 .. {MAX_WEIGHT}",
         )  # fmt: skip
 
+    def _check_edm(self) -> None:
+        """What of [model.edm] depends on the rest."""
+        edm = self.edm
+        check(
+            (self.embedding == "noise") <= (edm.preconditioning != "none"),
+            "model.embedding noise is what model.edm.preconditioning says: set that, or use logsnr",
+        )
+        check(
+            edm.preconditioning == "none" or self.schedule == "edm",
+            "model.edm.preconditioning is for model.schedule edm: leave it out",
+        )
+        check(
+            edm.preconditioning != "edm" or self.parameterization in ("v", "x"),
+            "model.edm.preconditioning edm makes v or x of the network's output: set "
+            "model.parameterization to one of them",
+        )
+        check(
+            not (edm.fourier or edm.noise_ch) or self.embedding == "noise",
+            "model.edm.fourier and model.edm.noise_ch are for model.embedding noise: leave them "
+            "out",
+        )
+        check(
+            self.resample == "resnet"
+            or not (edm.projection or edm.pyramid or edm.filter != (1, 1)),
+            "model.edm.projection, pyramid and filter are for model.resample resnet: leave them "
+            "out",
+        )
+
     def _check_schedule(self) -> None:
-        """What a schedule by betas needs, and what belongs to the other kind."""
-        if self.schedule == "cosine":
-            for name in ("timesteps", "betas"):
-                check(
-                    not getattr(self, name),
-                    f"model.{name} is for a schedule by betas, and model.schedule is cosine: leave "
-                    "it out",
-                )
+        """What a schedule by betas or by sigmas needs, and what belongs to the other kinds."""
+        by_betas = self.schedule not in ("cosine", "edm")
+        for name in () if by_betas else ("timesteps", "betas"):
             check(
-                self.embedding == "logsnr",
-                "model.embedding timestep is for a schedule by betas, and model.schedule is "
-                "cosine: use logsnr",
+                not getattr(self, name),
+                f"model.{name} is for a schedule by betas, and model.schedule is {self.schedule}: "
+                "leave it out",
             )
+        check(
+            by_betas or self.embedding != "timestep",
+            "model.embedding timestep is for a schedule by betas, and model.schedule is "
+            f"{self.schedule}: use {'logsnr' if self.schedule == 'cosine' else 'noise'}",
+        )
+        check(
+            self.schedule == "edm" or not self.sigmas,
+            f"model.sigmas is for the schedule edm, and model.schedule is {self.schedule}: leave "
+            "it out",
+        )
+        if self.schedule == "cosine":
             return
         check(
             (self.logsnr_min, self.logsnr_max) == (-20.0, 20.0),
             "model.logsnr_min and model.logsnr_max are the cosine schedule's: leave them out with "
             f"model.schedule {self.schedule}",
         )
+        if self.schedule == "edm":
+            check(
+                len(self.sigmas) == 3
+                and LEAST_SIGMA <= self.sigmas[0] < self.sigmas[1] <= 1 / LEAST_SIGMA
+                and 0 < self.sigmas[2] <= MAX_WEIGHT,
+                "model.sigmas must be sigma_min, sigma_max and rho, such as 0.002 80 7: the first "
+                f"below the second, both within {LEAST_SIGMA:g} .. {1 / LEAST_SIGMA:g}",
+            )
+            return
         check(
             2 <= self.timesteps <= MAX_TIMESTEPS,
             f"model.timesteps must be in 2 .. {MAX_TIMESTEPS} with model.schedule {self.schedule}",
@@ -197,6 +256,10 @@ class NetConfig:
             number != 2 or self.betas[0] <= self.betas[1],
             "model.betas must rise: its first is above its last",
         )
+
+    def groups_of(self, width: int) -> int:
+        """Groups of a GroupNorm of so many channels."""
+        return min(self.groups, width // self.edm.group_ch)
 
     def norm_widths(self) -> set[int]:
         """Channels of every GroupNorm of the net: level widths, and those after each concat."""

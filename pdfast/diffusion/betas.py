@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pdfast.config.schema import NetConfig
 from pdfast.diffusion.schedules import CosineSchedule, Schedule, TableSchedule
+from pdfast.diffusion.wrappers import EDM
 from pdfast.errors import UsageError
 
 LEAST_LOGSNR = -20.0  # of a schedule whose last alpha-bar is 0: the cosine schedule's end
@@ -51,6 +52,8 @@ def schedule_of(cfg: NetConfig) -> Schedule:
     """
     if cfg.schedule == "cosine":
         return CosineSchedule(cfg.logsnr_min, cfg.logsnr_max)
+    if cfg.schedule == "edm":
+        return EDM(*cfg.sigmas)
     product = alpha_bar(cfg).double()
     logsnr = torch.log(product) - torch.log1p(-product)
     logsnr[-1].clamp_(min=LEAST_LOGSNR)

@@ -41,7 +41,7 @@ MONITOR_STEPS, MONITOR_IMAGES = 16, 256  # of the cheap distance after each roun
 MEASURED_IMAGES = 64  # at most, for a round's signal and rounding
 # Of [model]: what a student of another network has in common with its teacher.
 KEPT = {"image_size", "channels", "num_classes", "parameterization"}
-KEPT |= {"schedule", "logsnr_min", "logsnr_max", "timesteps", "betas"}
+KEPT |= {"schedule", "logsnr_min", "logsnr_max", "timesteps", "betas", "sigmas"}
 SAMPLED_AS = ("guidance", "class_shares")  # of the metrics beside such a distance
 MONITOR_JUMP = 1.5  # a distance this many times the last round's is a jump
 

@@ -1,1 +1,2 @@
-"""Models of other libraries: `diffusers/` in and out, `google/` in, `onnx.py` out."""
+"""Models of other libraries: `diffusers/` in and out, `google/` and `edm/` in,
+`onnx.py` out."""

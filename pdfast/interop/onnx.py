@@ -37,11 +37,18 @@ GRAPH, MEANING = "network.onnx", "network.json"
 # findings/onnxruntime_group_norm.sh). Up to 20 it is InstanceNormalization, which is exact.
 OPSET = 20
 MAX_BYTES = 2**31 - 2**24  # a protobuf file ends at 2 GiB; the nodes take their part of it
-FORMULAS = (  # of the cosine schedule, and of one by betas
-    "phi = a u + b, alpha = cos phi, sigma = sin phi, logsnr = -2 ln tan phi",
+BY_BETAS = (
     "logsnr is that of u = 1/T, 2/T, ... 1, T being their number, linear in u between, and below "
-    "1/T that of 1/T; tan phi = exp(-logsnr / 2), alpha = cos phi, sigma = sin phi",
+    "1/T that of 1/T; tan phi = exp(-logsnr / 2), alpha = cos phi, sigma = sin phi"
 )
+FORMULAS = {  # of a schedule's kind, see Schedule.describe
+    "cosine": "phi = a u + b, alpha = cos phi, sigma = sin phi, logsnr = -2 ln tan phi",
+    "table": BY_BETAS,
+    "edm": (
+        "tan phi = (sigma_min^(1/rho) + u (sigma_max^(1/rho) - sigma_min^(1/rho)))^rho, alpha = "
+        "cos phi, sigma = sin phi, logsnr = -2 ln tan phi"
+    ),
+}
 
 
 def prepare(model: Model) -> Prepared:
@@ -151,7 +158,7 @@ def run(content: bytes, inputs: Probe) -> Tensor:
 
 def describe(model: Model, difference: float) -> dict[str, Any]:
     """What a reader needs to sample with the graph alone."""
-    cfg = model.cfg
+    cfg, schedule = model.cfg, model.schedule.describe()
     shape = ["batch", *model.image_shape]
     inputs: dict[str, Any] = {
         "z": {"type": "float32", "shape": shape},
@@ -177,8 +184,8 @@ def describe(model: Model, difference: float) -> dict[str, Any]:
         "steps": model.steps,
         "steps_are": "sampling steps that the model was distilled to; 0: a teacher",
         "schedule": {
-            **model.schedule.describe(),
-            "formula": f"{FORMULAS[cfg.timesteps > 0]}; N steps are at u = N/N, ..., 1/N",
+            **schedule,
+            "formula": f"{FORMULAS[schedule['kind']]}; N steps are at u = N/N, ..., 1/N",
         },
         "largest_difference": difference,
         "model": to_table(cfg),

@@ -59,7 +59,8 @@ def check(config: Config, device: torch.device) -> None:
             continue
         reason = why_not(name) or ("" if device.type == "cuda" else f"{chosen} needs a GPU")
         widths = config.model.norm_widths() - APEX_CHANNELS
-        if name == "group_norm" and not reason and (config.model.groups not in APEX_GROUPS):
+        groups = {config.model.groups_of(width) for width in config.model.norm_widths()}
+        if name == "group_norm" and not reason and not groups <= set(APEX_GROUPS):
             reason = f"apex normalises in {APEX_GROUPS[0]} or {APEX_GROUPS[1]} groups"
         if name == "group_norm" and not reason and widths:
             reason = f"apex has no kernel for {min(widths)} channels"

@@ -50,3 +50,24 @@ def timestep_embedding(t: Tensor, dim: int, freq_shift: int) -> Tensor:
     freqs = torch.exp(-math.log(10_000.0) * k / (half - freq_shift))
     angles = t.float()[:, None] * freqs[None, :]
     return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def noise_embedding(noise: Tensor, dim: int, freq_shift: int) -> Tensor:
+    """Sinusoidal embedding of a preconditioning's c_noise: (B,) -> (B, dim), float32.
+
+    As `timestep_embedding`, with frequencies by powers of 1e-4, as the code of Karras et al. 2022
+    has them: the same numbers but for rounding, which angles up to 999 make felt.
+    """
+    half = dim // 2
+    k = torch.arange(half, dtype=torch.float32, device=noise.device)
+    angles = noise[:, None] * (1 / 10_000) ** (k / (half - freq_shift))
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def fourier_embedding(noise: Tensor, freqs: Tensor) -> Tensor:
+    """Embedding of c_noise by given frequencies, freqs (F,): (B,) -> (B, 2 F), in freqs' dtype.
+
+    As in NCSN++ (Song et al. 2021), sines first.
+    """
+    angles = noise.to(freqs)[:, None] * (2 * math.pi * freqs)
+    return torch.cat([angles.sin(), angles.cos()], dim=1)

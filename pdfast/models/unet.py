@@ -3,7 +3,8 @@
 Residual blocks with FiLM, BigGAN-style resampling inside them, self-attention at chosen
 resolutions, GroupNorm with eps 1e-6, zero-initialised last layers. Options of the config make it
 the U-Net of DDPM (Ho et al. 2020), as diffusers' pipelines have it: a timestep is embedded, the
-embedding is added instead, convolutions resample.
+embedding is added instead, convolutions resample. Those of [model.edm] make it ADM, DDPM++ or
+NCSN++ with the preconditioning of Karras et al. 2022.
 
 Activations are kept in channels-last memory order, so that a convolution's output is at once the
 token matrix of attention and the row-major input of GroupNorm (on CUDA, PyTorch's GroupNorm goes
@@ -29,10 +30,17 @@ from torch.utils.checkpoint import checkpoint
 from pdfast.config.schema import NetConfig
 from pdfast.diffusion.betas import schedule_of
 from pdfast.diffusion.conditioning import NO_CLASS, UNCONDITIONAL, Conditioning, DropoutRng
+from pdfast.diffusion.preconditioning import preconditioner_of
 from pdfast.kernels.dropout import dropout
 from pdfast.kernels.group_norm_silu import group_norm_silu, sum_group_norm_silu
-from pdfast.kernels.resample import avg_pool2x2, upsample2x
-from pdfast.models.embeddings import guidance_embedding, logsnr_embedding, timestep_embedding
+from pdfast.models.embeddings import (
+    fourier_embedding,
+    guidance_embedding,
+    logsnr_embedding,
+    noise_embedding,
+    timestep_embedding,
+)
+from pdfast.models.resampling import Filter, Pyramid
 
 
 def lecun_normal_(weight: Tensor) -> None:
@@ -46,15 +54,6 @@ def lecun_normal_(weight: Tensor) -> None:
 def defers_sums(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether sums and concatenations are left to their readers, in a network of this type."""
     return device.type in ("cuda", "meta") and dtype != torch.float64
-
-
-def resampled(x: Tensor, how: str, defer: bool) -> Tensor:
-    """x (B, C, H, W), doubled or averaged 2x2; by pdfast's own kernels if `defer`."""
-    if how == "up":
-        return upsample2x(x) if defer else F.interpolate(x, scale_factor=2.0, mode="nearest")
-    if how == "down":
-        return avg_pool2x2(x) if defer else F.avg_pool2d(x, 2)
-    return x
 
 
 class Pending(NamedTuple):
@@ -108,7 +107,7 @@ class GroupNormSiLU(nn.GroupNorm):
     """GroupNorm, then optional FiLM `h (1 + scale) + shift`, then optional SiLU."""
 
     def __init__(self, cfg: NetConfig, channels: int, silu: bool = True) -> None:
-        super().__init__(cfg.groups, channels, eps=cfg.norm_eps)
+        super().__init__(cfg.groups_of(channels), channels, eps=cfg.norm_eps)
         self.silu = silu
         self.op: Callable[..., Tensor] = group_norm_silu  # backends.py may choose another
 
@@ -163,11 +162,11 @@ class Upsample(nn.Module):
 
     def __init__(self, ch: int) -> None:
         super().__init__()
-        self.conv = conv(ch, ch, 3)
+        self.conv, self.filter = conv(ch, ch, 3), Filter()
 
     def forward(self, x: Tensor, defer: bool = False) -> Pending:
         """x (B, C, H, W) -> (B, C, 2 H, 2 W)."""
-        return self.conv.pending(resampled(x, "up", defer), defer)
+        return self.conv.pending(self.filter.resampled(x, "up", defer), defer)
 
 
 class ResBlock(nn.Module):
@@ -178,7 +177,8 @@ class ResBlock(nn.Module):
 
     def __init__(self, in_ch: int, out_ch: int, cfg: NetConfig, resample: str = "none") -> None:
         super().__init__()
-        self.resample = resample
+        self.resample, self.filter = resample, Filter(cfg.edm.filter)
+        self.residual_scale = cfg.edm.residual_scale
         self.norm1 = GroupNormSiLU(cfg, in_ch)
         self.conv1 = conv(in_ch, out_ch, 3)
         self.scales = cfg.film
@@ -187,7 +187,8 @@ class ResBlock(nn.Module):
         self.layer = 0  # of dropout, numbered by the net
         self.dropout = cfg.dropout
         self.conv2 = conv(out_ch, out_ch, 3, zero=True)
-        self.shortcut = conv(in_ch, out_ch, 1) if in_ch != out_ch else nn.Identity()
+        projects = in_ch != out_ch or (cfg.edm.projection and resample != "none")
+        self.shortcut = conv(in_ch, out_ch, 1) if projects else nn.Identity()
 
     def forward(
         self,
@@ -204,7 +205,7 @@ class ResBlock(nn.Module):
         (C',) is that of the last convolution and of the shortcut, if there is one.
         """
         h, x_sum = self.norm1(x, skip=skip, keep_sum=True)
-        inner = self.conv1.pending(resampled(h, self.resample, defer), defer)
+        inner = self.conv1.pending(self.filter.resampled(h, self.resample, defer), defer)
         if self.scales:
             h, _ = self.norm2(inner, film)
         elif inner.addend is not None:
@@ -214,12 +215,14 @@ class ResBlock(nn.Module):
         if dropout_rng is not None and self.dropout:
             h = dropout(h, self.dropout, layer=self.layer, **dropout_rng._asdict())
         h = self.conv2.pending(h, defer).h
-        residual = resampled(x_sum, self.resample, defer)
+        residual = self.filter.resampled(x_sum, self.resample, defer)
         if isinstance(self.shortcut, Conv):
             if skip is None:
                 residual = self.shortcut(residual, defer)
             else:
                 residual = _product_of_both(residual, skip, self.shortcut.weight)
+        elif self.residual_scale != 1:
+            residual = residual * self.residual_scale
         return (Pending(h, bias, residual) if defer else Pending(h + residual)), x_sum
 
 
@@ -238,6 +241,7 @@ class Attention(nn.Module):
     def __init__(self, ch: int, cfg: NetConfig) -> None:
         super().__init__()
         self.num_heads = cfg.num_heads or ch // cfg.head_dim
+        self.residual_scale = cfg.edm.residual_scale
         # backends.py may choose another.
         self.attend: Callable[[Tensor, Tensor, Tensor], Tensor] = F.scaled_dot_product_attention
         self.norm = GroupNormSiLU(cfg, ch, silu=False)
@@ -257,7 +261,8 @@ class Attention(nn.Module):
         bias = self.proj.bias
         h = F.linear(h, self.proj.weight, None if defer else bias)
         h = h.view(b, height, width, c).permute(0, 3, 1, 2)
-        return (Pending(h, bias, x_sum) if defer else Pending(x_sum + h)), x_sum
+        residual = x_sum if self.residual_scale == 1 else x_sum * self.residual_scale
+        return (Pending(h, bias, residual) if defer else Pending(residual + h)), x_sum
 
 
 class Stage(nn.ModuleList):
@@ -305,6 +310,10 @@ class Stage(nn.ModuleList):
         """As `forward`, from an activation that is written out to one that is."""
         return self(Pending(h), skip, films, biases, dropout_rng, defer)[0].written()  # type: ignore[no-any-return]
 
+    def halves(self) -> bool:
+        """Whether it halves the size inside a residual block."""
+        return any(block.resample == "down" for block in self.blocks())
+
     def blocks(self) -> list[ResBlock]:
         """The residual blocks, in order."""
         return [layer for layer in self if isinstance(layer, ResBlock)]
@@ -313,7 +322,8 @@ class Stage(nn.ModuleList):
 class UNet(nn.Module):
     """Network (z, logsnr, label) -> raw output, without a meaning.
 
-    A schedule is needed only where a timestep is embedded.
+    A schedule is needed only where a timestep is embedded. With [model.edm] the output is already
+    what the parameterization says of z.
 
     The result has z's dtype, which must be that of the convolutions, and `cfg.out_channels`
     channels.
@@ -325,7 +335,11 @@ class UNet(nn.Module):
         self.schedule = schedule_of(cfg) if cfg.embedding == "timestep" else None
         self.checkpoint = False  # keep the stages' inputs alone for the backward pass
         self.defer: bool | None = None  # leave sums to their readers; None: as `defers_sums` says
-        self.emb0 = linear(cfg.ch, cfg.emb_ch)
+        self.preconditioner = preconditioner_of(cfg)
+        noise_ch = cfg.edm.noise_ch or cfg.ch
+        if cfg.edm.fourier:
+            self.register_buffer("noise_freqs", 16 * torch.randn(noise_ch // 2))
+        self.emb0 = linear(noise_ch, cfg.emb_ch)
         self.emb1 = linear(cfg.emb_ch, cfg.emb_ch)
         self.emb_class = linear(cfg.num_classes, cfg.emb_ch) if cfg.num_classes else None
         # Zero, so that a guided student begins as its teacher; no bias, emb0 has one.
@@ -342,6 +356,8 @@ class UNet(nn.Module):
         widths = [cfg.ch * mult for mult in cfg.ch_mult]
         inside = cfg.resample == "resnet"
 
+        # Of each halving, what is added of z after it.
+        self.pyramid = nn.ModuleList()
         # Each entry of `down` ends in one skip connection; each of `up` begins by taking one.
         self.down = nn.ModuleList()
         for level, width in enumerate(widths):
@@ -352,6 +368,10 @@ class UNet(nn.Module):
             if level < len(widths) - 1:
                 halves = ResBlock(ch, ch, cfg, "down") if inside else Downsample(ch, cfg)
                 self.down.append(Stage([halves]))
+                if cfg.edm.pyramid:
+                    above = ch if self.pyramid else cfg.channels
+                    added = conv(above, ch, 3), cfg.edm.filter, cfg.edm.residual_scale
+                    self.pyramid.append(Pyramid(*added))
                 size //= 2
                 skips.append(ch)
 
@@ -360,10 +380,9 @@ class UNet(nn.Module):
         self.up = nn.ModuleList()
         for level, width in reversed(list(enumerate(widths))):
             for block in range(cfg.num_res_blocks + 1):
-                stage: list[nn.Module] = [
-                    ResBlock(ch + skips.pop(), width, cfg),
-                    *attention(width, size),
-                ]
+                stage: list[nn.Module] = [ResBlock(ch + skips.pop(), width, cfg)]
+                if cfg.edm.attention_up == "all" or block == cfg.num_res_blocks:
+                    stage += attention(width, size)
                 ch = width
                 if level > 0 and block == cfg.num_res_blocks:
                     stage.append(ResBlock(ch, ch, cfg, "up") if inside else Upsample(ch))
@@ -406,6 +425,12 @@ class UNet(nn.Module):
     def embedding(self, logsnr: Tensor) -> Tensor:
         """What the first dense layer is given at logsnr (B,): (B, ch) in its dtype."""
         cfg, dtype = self.cfg, self.emb0.weight.dtype
+        if cfg.embedding == "noise":
+            assert self.preconditioner is not None
+            noise = self.preconditioner.noise(logsnr)
+            if cfg.edm.fourier:
+                return fourier_embedding(noise, self.noise_freqs)  # type: ignore[arg-type]
+            return noise_embedding(noise, self.emb0.in_features, cfg.freq_shift).to(dtype)
         if self.schedule is None:
             return logsnr_embedding(logsnr, cfg.ch, dtype)
         t = cfg.timesteps * self.schedule.u(logsnr) - 1
@@ -416,6 +441,21 @@ class UNet(nn.Module):
         assert self.emb_guidance is not None
         w = w.to(self.emb_guidance.weight.dtype)
         return self.emb_guidance(guidance_embedding(w, self.cfg.ch, *self.cfg.guidance))  # type: ignore[no-any-return]
+
+    def _with_class(self, emb: Tensor, label: Tensor | None) -> Tensor:
+        """The embedding (B, E) with what labels (B,) add; itself of an unconditional network."""
+        if self.emb_class is None:
+            return emb
+        if label is None:
+            raise ValueError("this model is class-conditional: pass label, int64 of shape (B,)")
+        # A one-hot input to a dense layer is a row of its weight, plus its bias.
+        rows = self.emb_class.weight.t()
+        if self.cfg.label_dropout:
+            told = label != NO_CLASS
+            rows = F.embedding(label * told, rows) * told[:, None]
+        else:
+            rows = F.embedding(label, rows)
+        return emb + rows + self.emb_class.bias
 
     def films(self, logsnr: Tensor, conditioning: Conditioning = UNCONDITIONAL) -> Tensor:
         """FiLM parameters of all residual blocks, side by side, at logsnr (B,): (B, sum of 2C).
@@ -429,18 +469,10 @@ class UNet(nn.Module):
             if guidance is None:
                 raise ValueError("this model takes guidance weights: pass guidance, of shape (B,)")
             emb = emb + self.guide(guidance)
-        emb = self.emb1(F.silu(emb))
-        if self.emb_class is not None:
-            if label is None:
-                raise ValueError("this model is class-conditional: pass label, int64 of shape (B,)")
-            # A one-hot input to a dense layer is a row of its weight, plus its bias.
-            rows = self.emb_class.weight.t()
-            if self.cfg.label_dropout:
-                told = label != NO_CLASS
-                rows = F.embedding(label * told, rows) * told[:, None]
-            else:
-                rows = F.embedding(label, rows)
-            emb = emb + rows + self.emb_class.bias
+        if self.cfg.edm.class_first:
+            emb = self.emb1(F.silu(self._with_class(emb, label)))
+        else:
+            emb = self._with_class(self.emb1(F.silu(emb)), label)
         emb = F.silu(emb).to(self.conv_in.weight.dtype)
         layers = [block.film for block in self._blocks()]
         if not self._defers():  # a CPU starts a product for nothing
@@ -481,10 +513,20 @@ class UNet(nn.Module):
                 return Pending(out), x
             return stage(h, *rest)  # type: ignore[no-any-return]
 
+        if self.preconditioner is not None:
+            given = z
+            z = self.preconditioner.scaled(z, logsnr)
+        above, added = z, iter(self.pyramid)
         h, skips = Pending(self.conv_in(z)), []
         for stage in (*self.down, self.mid):  # the first layer of each writes its input out
             h, x = run(stage, h)
             skips.append(x)
+            if self.pyramid and stage.halves():
+                above = next(added)(above, h.written())
+                h = Pending(above)
         for stage in self.up:
             h, _ = run(stage, h, skips.pop())  # type: ignore[arg-type]  # a ModuleList of them
-        return self.conv_out(self.norm_out(h)[0])  # type: ignore[no-any-return]
+        out: Tensor = self.conv_out(self.norm_out(h)[0])
+        return (
+            out if self.preconditioner is None else self.preconditioner.output(given, out, logsnr)
+        )

@@ -117,6 +117,22 @@ LINEAR = {"schedule": "linear", "timesteps": 9, "betas": [0.1, 0.2]}
         ({"model": {"logsnr_min": 30.0}}, "model.logsnr_min must be below"),
         ({"model": {"timesteps": 9}}, "model.timesteps is for a schedule by betas"),
         ({"model": {"betas": [0.1, 0.2]}}, "model.betas is for a schedule by betas"),
+        ({"model": {"sigmas": [0.002, 80.0, 7.0]}}, "model.sigmas is for the schedule edm"),
+        ({"model": {"schedule": "edm"}}, "model.sigmas must be sigma_min, sigma_max and rho"),
+        ({"model": {"embedding": "noise"}}, "is what model.edm.preconditioning says"),
+        (
+            {"model": {"edm": {"preconditioning": "ve"}}},
+            "model.edm.preconditioning is for model.schedule edm",
+        ),
+        (
+            {"model": {"edm": {"preconditioning": "vp"}}},
+            "model.edm.constants must hold beta_d, beta_min, M with",
+        ),
+        ({"model": {"edm": {"filter": [1, 2, 1]}}}, "model.edm.filter must hold an even number"),
+        (
+            {"model": {"groups": 32, "edm": {"group_ch": 100}}},
+            "model.edm.group_ch 100 makes 5 groups of a width of 512 channels",
+        ),
         ({"model": {"embedding": "timestep"}}, "model.embedding timestep is for a schedule by"),
         ({"model": {"schedule": "linear"}}, "model.timesteps must be in 2 .. 8192 with"),
         ({"model": LINEAR | {"betas": [0.1]}}, "model.betas must hold 2 numbers with"),

@@ -27,9 +27,10 @@ from pdfast.interop import onnx
 from pdfast.interop.common import Probe
 from pdfast.interop.diffusers import export as exporting
 from pdfast.interop.diffusers import unet2d
-from pdfast.interop.diffusers.load import load_diffusers, rounds_from
+from pdfast.interop.diffusers.load import load_diffusers
 from pdfast.interop.diffusers.pipeline import Pipeline, Table
 from pdfast.interop.diffusers.weights import Weights
+from pdfast.interop.recipe import rounds_from
 from pdfast.models.checkpoint import load_model
 from pdfast.models.model import Model
 from pdfast.training import precision

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pdfast.config.edm import EDMNetConfig
 from pdfast.config.schema import NetConfig
 from pdfast.diffusion.conditioning import Conditioning, DropoutRng
 from pdfast.kernels import group_norm_silu as op
@@ -26,6 +27,9 @@ BASE = NetConfig(
 )  # fmt: skip
 DDPM = {"film": False, "resample": "conv", "embedding": "timestep", "timesteps": 100}
 DDPM |= {"schedule": "linear", "betas": (1e-4, 0.02), "parameterization": "eps"}
+OF_EDM = {"schedule": "edm", "sigmas": (0.002, 80.0, 7.0), "embedding": "noise", "film": False}
+DDPMPP = {"residual_scale": 0.5**0.5, "attention_up": "last", "projection": True, "group_ch": 4}
+NCSNPP = DDPMPP | {"filter": (1, 3, 3, 1), "pyramid": True, "fourier": True, "noise_ch": 12}
 NETS = {
     "film": {},
     "heads": {"num_heads": 2, "attn_resolutions": (8, 4)},
@@ -38,6 +42,11 @@ NETS = {
     "guided": {"guidance": (0.0, 4.0), "num_classes": 3, "label_dropout": 0.1},
     "dropout": {"dropout": 0.3},
     "one resolution": {"ch_mult": (1,)},
+    "ddpm++ of edm": OF_EDM
+    | {"edm": EDMNetConfig(preconditioning="edm", constants=(0.5,), class_first=True, **DDPMPP)}
+    | {"num_classes": 3, "attn_resolutions": (8, 4)},
+    "ncsn++ of ve": OF_EDM
+    | {"edm": EDMNetConfig(preconditioning="ve", **NCSNPP), "parameterization": "eps"},
 }
 
 

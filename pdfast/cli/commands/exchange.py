@@ -20,11 +20,11 @@ class Import(Common):
     source: Positional[Path]
     """google: a checkpoint of the authors' released code, a flax training state. diffusers: the
     folder of a DDPMPipeline or DDIMPipeline, or of a UNet2DModel alone (with --scheduler), or its
-    id on the hub."""
-    from_: Annotated[Literal["google", "diffusers"], arg(name="from")]
+    id on the hub. edm: a network pickle of NVlabs/edm, of which no code is run."""
+    from_: Annotated[Literal["google", "diffusers", "edm"], arg(name="from")]
     """Whose it is."""
     out: Path
-    """Model directory to write; of a diffusers pipeline also OUT.toml, a config to distil it by."""
+    """Model directory to write; but of google also OUT.toml, a config to distil it by."""
     force: Force = False
     """Replace what is at --out, where pdfast wrote it and nothing was changed or added since."""
     config: str = ""
@@ -33,7 +33,7 @@ class Import(Common):
     steps: int | None = None
     """Sampling steps that the model was distilled to, 0 for a teacher. If left out: of google the
     file's num_sample_steps, which of a teacher is absent, 0 or the config's distill.start_steps; of
-    diffusers 0, but of an export by pdfast its own."""
+    edm 0; of diffusers 0, but of an export by pdfast its own."""
     variant: str | None = None
     """diffusers: the word in the names of its weights' files, such as fp16."""
     scheduler: Path | None = None
@@ -43,12 +43,30 @@ class Import(Common):
     """diffusers: the label by which a class-conditional network is told no class, for guidance;
     often the last, its num_class_embeds - 1."""
     model: NetConfig = NetConfig()  # noqa: RUF009
-    """google: [model] of the config."""
+    """google: [model] of the config. edm: its parameterization alone, v or x, of a network with
+    EDM's preconditioning."""
 
     def run(self) -> None:
         """Run the command."""
         check_alone("import")
+        of_diffusers = (self.variant, self.scheduler, self.null_class)
+        check(
+            self.from_ == "diffusers" or of_diffusers == (None, None, None),
+            "--variant, --scheduler and --null-class are for --from diffusers",
+        )
         config = load_config(self.config or DEFAULT_CONFIG)
+        if self.from_ == "edm":
+            asked = self.model.parameterization
+            check(
+                not self.config
+                and self.model == dataclasses.replace(config.model, parameterization=asked),
+                "--config and its fields, but --model.parameterization, are for --from google: a "
+                "network pickle tells its network",
+            )
+            from pdfast.interop.edm.load import import_edm
+
+            import_edm(self.source, self.out, asked, self.steps, force=self.force)
+            return
         if self.from_ == "diffusers":
             check(
                 not self.config and self.model == config.model,
@@ -66,10 +84,6 @@ class Import(Common):
                 force=self.force,
             )
             return
-        check(
-            (self.variant, self.scheduler, self.null_class) == (None, None, None),
-            "--variant, --scheduler and --null-class are for --from diffusers",
-        )
         check(
             bool(self.config),
             "--config is missing: the file does not tell its network, so name a config of it, such "

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pdfast.config.edm import EDMNetConfig
 from pdfast.config.formats import FORMAT
 from pdfast.config.schema import NetConfig
 from pdfast.diffusion.conditioning import NO_CLASS
@@ -78,7 +79,12 @@ def prepare(model: Model) -> Prepared:
 
 def check_expressible(cfg: NetConfig) -> None:
     """Raise UsageError, naming the field, for what the two classes of diffusers cannot say."""
-    if cfg.parameterization not in PREDICTS:
+    if cfg.edm != EDMNetConfig() or cfg.schedule == "edm":
+        reason = (
+            "model.schedule edm, and model.edm: diffusers' UNet2DModel and DDIMScheduler have not "
+            "what networks of NVlabs/edm have"
+        )
+    elif cfg.parameterization not in PREDICTS:
         reason = (
             f"model.parameterization {cfg.parameterization}: diffusers' DDIMScheduler takes x, eps "
             "or v"

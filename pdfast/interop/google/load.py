@@ -12,7 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pdfast.config.edm import EDMNetConfig
 from pdfast.config.schema import Config, NetConfig
+from pdfast.config.serialization import check
 from pdfast.console.progress import Screen
 from pdfast.diffusion.samplers import MAX_STEPS
 from pdfast.distributed.settings import kept
@@ -90,6 +92,10 @@ def load_google(path: Path, config: Config, steps: int | None = None) -> Importe
     """
     if str(path).startswith("gs:/"):
         raise UsageError(f"{path} is not on this machine: copy it here first, with gsutil cp")
+    check(
+        config.model.edm == EDMNetConfig(),
+        "model.edm is of networks of NVlabs/edm, which --from google does not read: leave it out",
+    )
     with torch.device("meta"):
         model = Model(config.model)
     state = {key: torch.empty_like(t, device="cpu") for key, t in model.net.state_dict().items()}

@@ -1,0 +1,93 @@
+"""Import of network pickles of NVlabs/edm: DDPM++, NCSN++ and ADM with any of its preconditionings.
+
+The networks become pdfast's own, with [model.edm] in their config: norms, precision and graphs are
+as for any other. The schedule is EDM's sigma, within what the network was made for. No code in a
+file is run, and none of NVlabs/edm's is needed: see `pickled.py`.
+"""
+
+from pathlib import Path
+
+from pdfast.config.names import Parameterization
+from pdfast.console.progress import Screen
+from pdfast.diffusion.samplers import MAX_STEPS
+from pdfast.distributed.settings import kept
+from pdfast.errors import UsageError
+from pdfast.interop.edm import pickled
+from pdfast.interop.edm.network import Described, described
+from pdfast.interop.edm.weights import filled
+from pdfast.interop.recipe import write_config
+from pdfast.models import checkpoint
+from pdfast.models.model import Model
+from pdfast.storage import files
+
+
+@kept()
+def import_edm(
+    source: Path,
+    out: Path,
+    parameterization: Parameterization = "v",
+    steps: int | None = None,
+    force: bool = False,
+) -> Model:
+    """Write the model directory `out` from a network-snapshot; returns the model.
+
+    `parameterization`, v or x, is what the model predicts where the preconditioning is EDM's; of
+    the others it is eps. `steps` is what the model was distilled to, 0 for a teacher. Beside `out`
+    goes a config to distil it by, `out`.toml. `force`: replace both where pdfast wrote them. Raises
+    UsageError for another network, PdfastError for a damaged file and for a pickle that asks for
+    anything but tensors and plain data.
+    """
+    screen = Screen()
+    config = out.parent / f"{out.name}.toml"
+    for path in (out, config):
+        files.check_new(path, force)
+    model, found = _loaded(source, parameterization, steps)
+    facts = {
+        "from": "edm",
+        "file": source.name,
+        "sha256": files.sha256(source),
+        "network": found.record.class_name,
+        "preconditioning": found.own.class_name,
+    }
+    checkpoint.save_model(model, out, imported=facts)
+    cfg, count = model.cfg, sum(p.numel() for p in model.parameters())
+    kind = f"a student of {model.steps} steps" if model.steps else "a teacher"
+    least, most, _ = cfg.sigmas
+    screen.say(
+        f"{source.name}: {kind}, {found.record.class_name} with {found.own.class_name}; predicts "
+        f"{cfg.parameterization}, sigma {least:.4g} .. {most:g}, {count:,} parameters: {out}"
+    )
+    screen.say(
+        "NVlabs/edm's samplers do not clip; pdfast's clips x-hat to [-1, 1], the range of images, "
+        "unless sample(clip=False) is called from Python"
+    )
+    write_config(config, model, out, screen)
+    return model
+
+
+def load_edm(
+    path: Path, parameterization: Parameterization = "v", steps: int | None = None
+) -> Model:
+    """Read a network-snapshot as a Model on the CPU, in float32 and evaluation mode.
+
+    Arguments and errors as of `import_edm`.
+    """
+    return _loaded(path, parameterization, steps)[0]
+
+
+def _loaded(
+    path: Path, parameterization: Parameterization, steps: int | None
+) -> tuple[Model, Described]:
+    if steps is not None and not 0 <= steps <= MAX_STEPS:
+        raise UsageError(f"--steps must be in 0 .. {MAX_STEPS}, 0 for a teacher")
+    if parameterization not in ("v", "x"):
+        raise UsageError(
+            f"--model.parameterization {parameterization}: of a network of NVlabs/edm it is v or x"
+        )
+    if not path.is_file():
+        kind = "is a folder, not a file" if path.is_dir() else "does not exist"
+        raise UsageError(f"{path} {kind}: name a network-snapshot-*.pkl of NVlabs/edm")
+    found = described(path, pickled.read(path), parameterization)
+    model = filled(path, found)
+    model.steps = steps or 0
+    return model, found
