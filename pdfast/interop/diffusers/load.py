@@ -21,7 +21,6 @@ from pdfast.console.progress import Screen
 from pdfast.diffusion import betas
 from pdfast.diffusion.samplers import MAX_STEPS
 from pdfast.diffusion.schedules import logsnr_of
-from pdfast.diffusion.timesteps import FEW, between, start_for
 from pdfast.distributed.settings import kept
 from pdfast.errors import PdfastError, UsageError
 from pdfast.interop.diffusers import pipeline as parts
@@ -37,7 +36,6 @@ from pdfast.interop.recipe import write_config
 from pdfast.models import checkpoint
 from pdfast.models.model import Model
 from pdfast.storage import files
-from pdfast.storage.marks import marked_text
 
 TABLE, CLASSES = "time_proj.weight", "class_embedding.weight"
 OLD = re.compile(r"(.*attentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)")
