@@ -86,7 +86,7 @@ def sample(
     With `clip`, x-hat is cut to that interval at every step and eps-hat recomputed from it.
     The ancestral sampler calls `noise(i)` for the standard normal tensor of step i.
     `on_step` is called before each network call, `on_x_hat` after it with the steps left to do and
-    the x-hat (B, C, H, W) that the sampler goes on with, which it must not change. Raises
+    the x-hat (B, C, H, W) that the sampler continues from, which it must not change. Raises
     UsageError for a bad argument.
     """
     check_arguments(num_steps, sampler, variance, model.schedule.most_steps)

@@ -181,7 +181,7 @@ def _refuse_models(samples: str) -> None:
         if (Path(samples) / name).is_file():
             raise UsageError(
                 f"{samples} is a run or model directory, which is sampled and compared with its "
-                "data: leave --against away, or name a folder of samples"
+                "data: omit --against, or name a folder of samples"
             )
 
 
@@ -225,6 +225,6 @@ def _show(judged: Judged, folder: Path, screen: Screen) -> None:
         screen.warn(warning)
     for name, value in judged.figures():
         screen.say(f"{name}: {value:.4f}")
-    for what, value in judged.rows():
-        screen.say(f"{what}: {value}")
+    for what, fact in judged.rows():
+        screen.say(f"{what}: {fact}")
     screen.say(f"report: {folder / TABLE}, {folder / TEXT}")

@@ -192,7 +192,7 @@ def _made(path: Path, archive: zipfile.ZipFile) -> Made:
 
 
 def _table(path: Path, archive: zipfile.ZipFile) -> dict[str, Any]:
-    """The JSON object in `about`; {} where it is none."""
+    """The JSON object in `about`; {} for anything else."""
     member = npz.open_array(archive, ABOUT)
     with member.file:
         of_text = member.shape == () and member.dtype.kind == "U"
@@ -213,7 +213,7 @@ def _printable(value: T) -> T:
         found = getattr(value, field.name)
         if isinstance(found, str):
             changes[field.name] = printable(found)
-        elif dataclasses.is_dataclass(found) and not isinstance(found, type):
+        elif isinstance(found, SetFacts):
             changes[field.name] = _printable(found)
     return dataclasses.replace(value, **changes)
 

@@ -65,7 +65,7 @@ def test_other_names_are_refused(tmp_path, name):
     (b"\x80\x02Nr\xff\xff\xff\x7f.", "fills memo slot 2147483647 by opcode 3"),
     (b"\x80\x02h\x05.", "takes memo slot 5, which is empty"),
     (b"\x80\x02NN.", "ends with more than one object"),
-    (b"\x80\x02N.N", "goes on for 1 bytes after its end"),
+    (b"\x80\x02N.N", "1 bytes follow its end"),
     (b"\x80\x02\x8e\xff\xff\xff\xff\xff\xff\x00\x00.", "expected 281474976710655 bytes"),
     (b"\x80\x04X\xff\xff\xff\x7fab.", "expected 2147483647 bytes"),
     (b"\x80\x02\x8a\x09\x00\x00\x00\x00\x00\x00\x00\x00\x01.", "more than 64 bits"),

@@ -115,7 +115,7 @@ def read(path: Path) -> Any:
             for opcode, argument, _ in pickletools.genops(_Bounded(file, size)):  # type: ignore[arg-type]
                 machine.step(opcode.name, argument)
             if file.tell() != size:
-                raise ValueError(f"it goes on for {size - file.tell()} bytes after its end")
+                raise ValueError(f"{size - file.tell()} bytes follow its end")
             return machine.result
     except Asked as error:
         raise PdfastError(
