@@ -223,8 +223,8 @@ def _save(text: str, stage: Path) -> None:
 def _show(judged: Judged, folder: Path, screen: Screen) -> None:
     for warning in judged.warnings:
         screen.warn(warning)
-    for name, value in judged.figures():
-        screen.say(f"{name}: {value:.4f}")
+    for name, figure in judged.figures():
+        screen.say(f"{name}: {figure:.4f}")
     for what, value in judged.rows():
         screen.say(f"{what}: {value}")
     screen.say(f"report: {folder / TABLE}, {folder / TEXT}")

@@ -213,7 +213,7 @@ def _printable(value: T) -> T:
         found = getattr(value, field.name)
         if isinstance(found, str):
             changes[field.name] = printable(found)
-        elif dataclasses.is_dataclass(found) and not isinstance(found, type):
+        elif isinstance(found, SetFacts):
             changes[field.name] = _printable(found)
     return dataclasses.replace(value, **changes)
 

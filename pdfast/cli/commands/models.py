@@ -1,5 +1,6 @@
 """`pdfast sample`, `pdfast eval` and `pdfast compare`."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -166,7 +167,7 @@ class Eval(Machines):
         )
 
 
-def _check_none(given: dict[str, object], why: str) -> None:
+def _check_none(given: Mapping[str, object], why: str) -> None:
     """Refuse flags that were given."""
     for flag, value in given.items():
         check(not value, f"{flag} {why}")
