@@ -146,8 +146,8 @@ def test_torch_s_storage_loader_is_not_called(tmp_path, monkeypatch):
     ("edm", ["--model.parameterization", "x"], "x"),
     ("ve", [], "eps"),
 ])  # fmt: skip
-def test_it_is_distilled_resumed_and_sampled(tmp_path, monkeypatch, capsys, kind, flags, first):
-    """By the command that the import says, with few updates; a killed round goes on."""
+def test_it_is_distilled_and_sampled(tmp_path, monkeypatch, capsys, kind, flags, first):
+    """By the command that the import says, with few updates; more rounds go on from there."""
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (8, 8, 8, 3), dtype=np.uint8)
