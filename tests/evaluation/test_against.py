@@ -1,66 +1,21 @@
 """`pdfast eval SAMPLES --against` and `pdfast stats`: other tools' samples, sets and statistics."""
 
 import hashlib
-import io
 import json
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from run_cases import run
+from sample_sets import about, as_folder, as_npz, as_zip, features, pictures, png, statistics
 from torch_fidelity_metrics import metrics
 
-from pdfast.errors import UsageError
 from pdfast.evaluation import against, statistics_file
 from pdfast.evaluation.detectors import plain
 from pdfast.evaluation.detectors.base import Detector, Features
 
 ROOT = Path(__file__).parents[2]
-
-
-def pictures(num, size=4, channels=1, seed=0, low=0, high=256):
-    return np.random.default_rng(seed).integers(
-        low, high, (num, size, size, channels), dtype=np.uint8
-    )
-
-
-def features(images):
-    """As FD-pixel has them, of images of at most 32 pixels."""
-    return images.reshape(len(images), -1) / 127.5 - 1.0
-
-
-def png(image):
-    out = io.BytesIO()
-    Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(out, "png")
-    return out.getvalue()
-
-
-def as_folder(images, path):
-    path.mkdir()
-    for k, image in enumerate(images):
-        (path / f"{k:04d}.png").write_bytes(png(image))
-    return path
-
-
-def as_zip(images, path):
-    with zipfile.ZipFile(path.with_suffix(".zip"), "w") as archive:
-        for k, image in enumerate(images):
-            archive.writestr(f"{k:04d}.png", png(image))
-    return path.with_suffix(".zip")
-
-
-def as_npz(images, path, **more):
-    np.savez(path.with_suffix(".npz"), arr_0=images, **more)
-    return path.with_suffix(".npz")
-
-
-def statistics(images):
-    """As pytorch-fid and EDM keep them."""
-    x = features(images)
-    return {"mu": x.mean(0), "sigma": np.cov(x, rowvar=False).reshape(x.shape[1], -1)}
 
 
 def judged(capsys, *args):
@@ -305,80 +260,6 @@ def test_images_of_several_sizes_need_one(capsys, tmp_path):
 
 # ------------------------------------------------------------------------------------------
 # What is refused
-
-
-def wrong(name, change):
-    found = statistics(pictures(40, size=2))
-    found |= change(found)
-    return pytest.param(found, name, id=name)
-
-
-def about(**changes):
-    whole = {
-        "format": 1, "pdfast": "0.2.0", "torch": "2", "metric": "FD-pixel", "detector": "pixel",
-        "detector_resize": "", "detector_sha256": "", "features": 4, "set": dict.fromkeys(
-            ("source", "size", "own_size", "reading", "images_sha256", "files_sha256"), ""
-        ) | {"images": 9},
-    }  # fmt: skip
-    return {"about": np.array(json.dumps(whole | changes))}
-
-
-@pytest.mark.parametrize(
-    ("arrays", "message"),
-    [
-        wrong("`mu` is pickled", lambda s: {"mu": np.array([{}] * 4, object)}),
-        wrong("numbers that are not finite", lambda s: {"mu": s["mu"] * np.nan}),
-        wrong(
-            "`sigma` holds numbers that are not finite", lambda s: {"sigma": s["sigma"] + np.inf}
-        ),
-        wrong("holds numbers above 1e+30", lambda s: {"sigma": s["sigma"] * 1e40}),
-        wrong("is not symmetric", lambda s: {"sigma": s["sigma"] + np.triu(s["sigma"], 1)}),
-        wrong("has negative eigenvalues", lambda s: {"sigma": -s["sigma"]}),
-        wrong("not float64 of shape (2, 2)", lambda s: {"mu": s["mu"].reshape(2, 2)}),
-        wrong("not int64 of shape (4,)", lambda s: {"mu": np.arange(4)}),
-        wrong(
-            "of shape (4, 4), not float64 of shape (4, 3)", lambda s: {"sigma": s["sigma"][:, 1:]}
-        ),
-        wrong("more than the 8,192 that are read", lambda s: {"mu": np.zeros(8193)}),
-        wrong("`about` is not what pdfast stats writes", lambda s: {"about": np.arange(3)}),
-        wrong("not what pdfast stats writes: make it", lambda s: {"about": np.array("[" * 9000)}),
-        wrong("is not what pdfast stats writes", lambda s: about(detector="x")),
-        wrong("pdfast stats writes", lambda s: about(features=None)),
-        wrong("by a newer version of pdfast, in format 2", lambda s: about(format=2, more=1)),
-        wrong("says that it is of 5 features, and holds 4", lambda s: about(features=5)),
-    ],
-)
-def test_statistics_that_are_none_are_refused(tmp_path, arrays, message):
-    path = tmp_path / "a.npz"
-    np.savez(path, **arrays)
-    assert statistics_file.is_one(path)
-    with pytest.raises(UsageError) as error:
-        statistics_file.read(path)
-    assert message in str(error.value)
-    assert str(error.value).startswith(str(path))
-
-
-def test_one_of_the_two_arrays_is_too_few(tmp_path):
-    np.savez(tmp_path / "a.npz", mu=np.zeros(3))
-    with pytest.raises(UsageError, match="has no array `sigma`"):
-        statistics_file.read(tmp_path / "a.npz")
-
-
-def test_rounding_of_float32_is_no_asymmetry(tmp_path):
-    found = statistics(pictures(40, size=2))
-    sigma = found["sigma"].astype(np.float32)
-    sigma[0, 1] *= 1 + 1e-6
-    np.savez(tmp_path / "a.npz", mu=found["mu"].astype(">f8"), sigma=np.asfortranarray(sigma))
-    read = statistics_file.read(tmp_path / "a.npz")
-    assert torch.equal(read.gaussian.cov, read.gaussian.cov.T)
-    np.testing.assert_allclose(read.gaussian.cov, found["sigma"], rtol=1e-5)
-    np.testing.assert_array_equal(read.gaussian.mean, found["mu"])
-
-
-def test_texts_of_a_file_do_nothing_to_a_terminal(tmp_path):
-    found = statistics(pictures(40, size=2)) | about(metric="\x1b[2J")
-    np.savez(tmp_path / "a.npz", **found)
-    assert statistics_file.read(tmp_path / "a.npz").made.metric == r"\x1b[2J"
 
 
 def test_what_cannot_be_compared_is_refused(capsys, tmp_path):
