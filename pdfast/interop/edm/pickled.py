@@ -11,6 +11,7 @@ Bounded are the opcodes, the memo by them, and what torch.load is given; keys ar
 
 import pickletools
 import struct
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -112,8 +113,11 @@ def read(path: Path) -> Any:
                     raise PdfastError(f"{path} is {what}")
             file.seek(0)
             machine = _Machine()
-            for opcode, argument, _ in pickletools.genops(_Bounded(file, size)):  # type: ignore[arg-type]
-                machine.step(opcode.name, argument)
+            with warnings.catch_warnings():
+                # pickletools decodes backslashes in names, and warns of those that escape nothing.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                for opcode, argument, _ in pickletools.genops(_Bounded(file, size)):  # type: ignore[arg-type]
+                    machine.step(opcode.name, argument)
             if file.tell() != size:
                 raise ValueError(f"{size - file.tell()} bytes follow its end")
             return machine.result
