@@ -332,7 +332,8 @@ def test_samples_and_distances_are_the_same(together, run_dir):
     assert (run_dir / "report.md").is_file()
     assert (run_dir / "report.png").is_file()
     assert output.count("resampled data (floor") == output.count("report: ") == 1
-    assert [p.name for p in folder.iterdir()] == ["two.npz"]
+    assert sorted(p.name for p in folder.iterdir()) == ["two.npz", "two.npz.json"]
+    assert json.loads((folder / "two.npz.json").read_text())["images"] == 150
     assert not list(run_dir.rglob(".*"))
 
 

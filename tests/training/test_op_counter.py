@@ -296,6 +296,12 @@ def test_an_ordinary_update_counts_as_a_fake_one(phase, kernels):
     assert counter.peak == pytest.approx(count.memory.peak, rel=0.01)
 
 
+# oneDNN has bf16 convolutions for processors with AVX-512. For others PyTorch unfolds images, into
+# memory that a GPU never needs and the forecast does not count.
+ONEDNN_HAS_BF16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+BF16 = [("digits", 64, {"precision": "bf16"})] if ONEDNN_HAS_BF16 else []
+
+
 # At batch 1 the peak is the optimizer's temporaries, else the activations at the backward's start.
 @pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize(
@@ -304,7 +310,7 @@ def test_an_ordinary_update_counts_as_a_fake_one(phase, kernels):
         ("digits", 64, {}),
         ("digits", 1, {}),
         ("digits", 64, {"grad_clip": 0.0}),
-        ("digits", 64, {"precision": "bf16"}),
+        *BF16,
         ("digits", 64, {"engine": EngineConfig(pipeline_teacher=True)}),
         pytest.param("medium", 16, {}, marks=pytest.mark.slow),
         pytest.param("medium", 16, {"accumulate": 4}, marks=pytest.mark.slow),
