@@ -29,8 +29,8 @@ class EDMNetConfig:
     iddpm neither is, and of ve z alone. What the network is told of the noise follows where
     model.embedding is noise."""
     constants: Annotated[tuple[float, ...], Since(4, before=())] = ()
-    """Of the preconditioning: beta_d, beta_min and M of vp, C_1, C_2 and M of iddpm, sigma_data of
-    edm."""
+    """Constants of the preconditioning: beta_d, beta_min and M of vp; C_1, C_2 and M of iddpm;
+    sigma_data of edm."""
     noise_ch: Annotated[int, Since(4, before=0)] = 0
     """Width of the embedding of the noise; 0: model.ch."""
     fourier: Annotated[bool, Since(4, before=False)] = False
@@ -40,8 +40,8 @@ class EDMNetConfig:
     group_ch: Annotated[int, Since(4, before=1)] = 1
     """Least channels of a group: a narrow GroupNorm has fewer groups than model.groups."""
     residual_scale: Annotated[float, Since(4, before=1.0)] = 1.0
-    """What the carried part of every residual sum is multiplied by, sqrt(1/2) in DDPM++; the
-    other part has it in its weights."""
+    """Factor of the carried part of every residual sum, sqrt(1/2) in DDPM++; the weights of the
+    other part include it."""
     attention_up: Annotated[Literal["all", "last"], Since(4, before="all")] = "all"
     """Attention on the way up after all residual blocks of a level, or its last one, as in DDPM++.
     """

@@ -47,7 +47,7 @@ class NetConfig:
     betas: tuple[float, ...] = ()
     """The first beta and the last of linear and scaled_linear, all T of trained_betas."""
     sigmas: Annotated[tuple[float, ...], Since(4, before=())] = ()
-    """Of the schedule edm: the least noise level, the largest, and rho."""
+    """Noise levels of the schedule edm: the least, the largest, and rho."""
     embedding: Literal["logsnr", "timestep", "noise"] = "logsnr"
     """What the network is told of the noise: logSNR, or of a schedule by betas the timestep
     t = T u - 1, or noise, what model.edm.preconditioning says."""
@@ -174,7 +174,7 @@ class NetConfig:
         )  # fmt: skip
 
     def _check_edm(self) -> None:
-        """What of [model.edm] depends on the rest."""
+        """Check [model.edm] against the other fields."""
         edm = self.edm
         check(
             (self.embedding == "noise") <= (edm.preconditioning != "none"),
@@ -202,7 +202,7 @@ class NetConfig:
         )
 
     def _check_schedule(self) -> None:
-        """What a schedule by betas or by sigmas needs, and what belongs to the other kinds."""
+        """Check that the fields of the schedule are those that its kind needs."""
         by_betas = self.schedule not in ("cosine", "edm")
         for name in () if by_betas else ("timesteps", "betas"):
             check(

@@ -39,7 +39,7 @@ class SetRead(NamedTuple):
     own_size: str
     """Height and width of its images before they were read, in words."""
     reading: str
-    """What was done to images to give them their size; "none"."""
+    """How images were brought to their size, in words; "none"."""
     files_sha256: str
     """As `files_digest`."""
 

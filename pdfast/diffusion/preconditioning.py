@@ -1,4 +1,4 @@
-"""What the networks of Karras et al. 2022, table 1, are given, and what they put out.
+"""Preconditioning of Karras et al. 2022, table 1: inputs and outputs of their networks.
 
 s = sigma / alpha = exp(-logSNR / 2) is their sigma: they noise without scaling, z_edm = x + s eps,
 and pdfast's z is alpha z_edm with alpha = 1 / sqrt(1 + s^2). A network F has its denoiser from
@@ -58,7 +58,7 @@ class Preconditioner:
         return sigma.log() / 4
 
     def scaled(self, z: Tensor, logsnr: Tensor) -> Tensor:
-        """What the network is given of z (B, C, H, W) at logsnr (B,), in z's dtype."""
+        """The network's input at z (B, C, H, W) and logsnr (B,), in z's dtype."""
         if self.kind in ("vp", "iddpm"):
             return z
         s2 = torch.exp(-logsnr.double())

@@ -37,7 +37,7 @@ def start_for(timesteps: int) -> int:
 
 
 def between(start: int, timesteps: int) -> str:
-    """What to say of a start that does not divide T, naming the nearest that does; "" if it does.
+    """A sentence on a start that does not divide T, naming the nearest that does; "" if it does.
 
     Of continuous time, T = MAX_STEPS, there is nothing to say.
     """

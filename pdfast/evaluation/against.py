@@ -1,4 +1,4 @@
-"""What samples of other tools are compared with: a data set, or statistics of one."""
+"""The reference of samples of other tools: a data set, or statistics of one."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ class Against:
     floor: tuple[float, float] | None = None
     """Mean and deviation of the distance of as many resampled images; None of statistics."""
     statistics_sha256: str = ""
-    """Of the file, where it is one of statistics."""
+    """SHA-256 of a file of statistics; "" of a data set."""
     warnings: tuple[str, ...] = ()
 
 
@@ -98,7 +98,7 @@ def _chosen(asked: str | None, source: str, found: Statistics | None) -> str:
 
 
 def _images_instead(found: Statistics, detector: Detector, samples: Dataset) -> bool:
-    """Whether images in a file of statistics, and not these, are what a detector can look at."""
+    """Whether to use the images in a file of statistics, whose features are another detector's."""
     if found.made is not None or not found.has_images:
         return False
     return detector.features(samples.images) != found.width
@@ -176,7 +176,7 @@ def _statistics(
 
 
 def _doubts(path: Path, found: Statistics, detector: Detector) -> list[str]:
-    """What keeps statistics from being known to be of the same features."""
+    """Reasons why statistics may be of other features than the samples'."""
     made = found.made
     if made is None:
         return [

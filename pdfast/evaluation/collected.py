@@ -12,7 +12,7 @@ class Collected:
     """Moments of all features; of a network also features, at most 50,000, and all logits."""
 
     def __init__(self, num: int, detector: Detector) -> None:
-        """Of `num` samples at most."""
+        """Make room for the features of at most `num` samples."""
         self.num = 0
         """Samples so far."""
         self._moments, self._network = Moments(), bool(detector.weights)
@@ -28,11 +28,11 @@ class Collected:
         self.num += len(found.values)
 
     def gaussian(self) -> Gaussian:
-        """Of all, at least 2."""
+        """Mean and covariance of all features so far, of at least 2 samples."""
         return self._moments.gaussian()
 
     def inception_score(self) -> InceptionScore | None:
-        """Of a network that classifies; of no other."""
+        """The Inception score; None of a detector that does not classify."""
         return scores.inception_score(self._logits.all()) if len(self._logits) else None
 
     def manifold(self, near: Callable[[], Neighbourhood]) -> Manifold | None:

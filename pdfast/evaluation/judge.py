@@ -74,7 +74,7 @@ class Judged:
         ]
 
     def table(self) -> dict[str, Any]:
-        """What eval.json holds."""
+        """The table of eval.json."""
         against, detector = self.against, self.against.detector
         floor, floor_std = against.floor or (None, None)
         return {
@@ -98,7 +98,7 @@ class Judged:
         }
 
     def text(self) -> str:
-        """What eval.md holds."""
+        """The text of eval.md."""
         figures = [[name, f"{value:.4f}"] for name, value in self.figures()]
         parts = [
             f"# {self.samples.source}: {self.against.detector.metric}",

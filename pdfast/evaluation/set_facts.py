@@ -1,4 +1,4 @@
-"""What stands beside a distance between two sets, and what is to be said where it may mislead."""
+"""Facts of the two sets behind a distance, and warnings where these may mislead."""
 
 from dataclasses import dataclass
 
@@ -22,17 +22,17 @@ class SetFacts:
     own_size: str
     """Height and width in the files; "" where not known."""
     reading: str
-    """What was done to give them that size: "none" or words; "" where not known."""
+    """How they were brought to that size, in words, or "none"; "" where not known."""
     images_sha256: str
-    """Of the tensor of images as they were read; "" where not known."""
+    """SHA-256 of the tensor of images as they were read; "" where not known."""
     files_sha256: str
-    """Of the file, or of many as `own_size.files_digest`; "" where there are none."""
+    """SHA-256 of the file, or of several as `own_size.files_digest`; "" without files."""
     left_out: str = ""
-    """What the reading passed over, and why."""
+    """Images that were left out, and why."""
 
     @classmethod
     def of(cls, source: str, read: SetRead) -> "SetFacts":
-        """Of a set that was read."""
+        """The facts of a set that was read."""
         return cls(
             source=printable(source),
             images=len(read.data),

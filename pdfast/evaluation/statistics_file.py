@@ -58,18 +58,18 @@ class Made:
 
 
 class Statistics(NamedTuple):
-    """What such a file holds."""
+    """The content of a file of statistics."""
 
     gaussian: Gaussian
     """float64, on the CPU."""
     made: Made | None
     """None of a file that another program wrote."""
     has_images: bool
-    """Whether there are images of the set, too."""
+    """Whether the file also has images of the set."""
     unused: tuple[str, ...]
     """Other arrays in it."""
     sha256: str
-    """Of the file."""
+    """SHA-256 of the file."""
 
     @property
     def width(self) -> int:
@@ -78,7 +78,7 @@ class Statistics(NamedTuple):
 
 
 def is_one(path: Path) -> bool:
-    """Whether a file is of this kind, by the names in it; what cannot be read is not."""
+    """Whether a file holds statistics, by the names in it; one that cannot be read does not."""
     try:
         if path.suffix.lower() != ".npz" or not path.is_file():
             return False
@@ -173,7 +173,7 @@ def _symmetric(path: Path, sigma: torch.Tensor) -> torch.Tensor:
 
 
 def _made(path: Path, archive: zipfile.ZipFile) -> Made:
-    """What pdfast wrote of the set. Raises UsageError for anything else under that name."""
+    """Read `about`, as pdfast wrote it. Raises UsageError for anything else under that name."""
     table = _table(path, archive)
     format_ = table.get("format")
     if type(format_) is int and format_ > FORMAT:
@@ -219,7 +219,7 @@ def _printable(value: T) -> T:
 
 
 def facts_of(path: Path, found: Statistics) -> SetFacts:
-    """What is known of the set that they are of."""
+    """Known facts of the set behind statistics."""
     if found.made is not None:
         of = found.made.set
         return dataclasses.replace(of, source=f"{path} (of {of.source})")

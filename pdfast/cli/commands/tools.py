@@ -66,7 +66,7 @@ class Stats(Machine):
     """Write a set's statistics (mu, sigma), for FID and its like, as pytorch-fid and EDM do."""
 
     source: Positional[str]
-    """What pdfast data takes, and data.source."""
+    """The set: any source that data.source names."""
     out: Path
     """A new .npz."""
     force: Force = False

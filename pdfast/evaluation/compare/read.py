@@ -99,7 +99,7 @@ def _read(place: Path, name: str) -> Compared:
 
 
 def _refuse_samples(path: Path) -> None:
-    """Of samples there is one distance, not one for each number of steps."""
+    """Refuse a report on samples, which has one distance and no numbers of steps."""
     with contextlib.suppress(files.Damaged):
         if "distance" in files.read_json(path):
             raise UsageError(

@@ -149,7 +149,7 @@ def _labels(model: Model) -> str:
 
 
 def _extra(grid: int) -> str:
-    """What else is wrong with some numbers of steps; "" if none has it.
+    """A clause on numbers of steps that get one timestep too many; "" if there are none.
 
     diffusers 0.42 counts timesteps down from T by the quotient T / N, in floating point: where that
     is rounded down, one more is above 0, and becomes -1.

@@ -53,7 +53,7 @@ class Imported(NamedTuple):
     clips: bool
     """Whether the pipeline's own sampler clips x-hat."""
     dtypes: frozenset[torch.dtype]
-    """Of the weights as they are stored."""
+    """Dtypes of the weights as they are stored."""
 
 
 @kept()

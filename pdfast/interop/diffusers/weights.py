@@ -29,7 +29,7 @@ class Weights(NamedTuple):
     file: Path
     """The only file, or the index of several."""
     holders: dict[str, Path] | None = None
-    """Of several: which file each tensor is in."""
+    """The file of each tensor, where the weights are in several."""
 
     def facts(self) -> dict[str, object]:
         """Names and SHA-256, for the manifest of what they are imported as."""

@@ -57,13 +57,13 @@ class Described(NamedTuple):
 
     cfg: NetConfig
     record: Record
-    """Of the network inside the preconditioning."""
+    """The network inside the preconditioning."""
     own: Record
-    """Of the preconditioning."""
+    """The preconditioning around it."""
 
 
 class Arguments:
-    """What a constructor was given, its defaults in place of what it was not."""
+    """The arguments of a constructor, with its defaults for those that were left out."""
 
     def __init__(self, path: Path, record: Record, defaults: Mapping[str, Any]) -> None:
         self.what = f"{path}: {record.class_name[:100]}"

@@ -57,7 +57,7 @@ class Record:
 
 
 class _Name(NamedTuple):
-    """What a name of the pickle's stands for."""
+    """The meaning of a name in the pickle."""
 
     kind: str
     name: str
