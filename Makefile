@@ -8,6 +8,8 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 # Without bytecode: Python makes it of what is imported, a third of the files, when it is.
 PIP := $(BIN)/python -m pip install --quiet --no-compile
+# The tests start hundreds of processes, each of which would compile PyTorch anew without bytecode.
+unexport PYTHONDONTWRITEBYTECODE
 BUILD := 'setuptools>=77' ninja
 READY := .venv/.ready
 TOOLS := .venv/.tools

@@ -35,6 +35,8 @@ HALF = "--distill.batch 16"
 TO_1, TO_4 = f"--rounds 13 {HALF}", f"--rounds 11 {HALF}"
 HALVED = "64 32 16 8 4"
 FEW = "128 160 64 240 32 336 16 560 8 960 4 1200 2 1200 1 1200"
+MANY = "128 260 64 400 32 560 16 930 8 1600 4 2000 2 2000 1 2000"
+FROM_256 = "--distill.start-steps 256 --rounds 256,128,64,32,16,8,4,2,1"
 # Rates of the early rounds, whose student starts next to its target: a larger one leads it away.
 SLOW = (
     "--distill.round-lr 4096 5e-6 2048 5e-6 1024 1e-5 512 1e-5 256 2e-5 128 5e-5 64 1e-4 32 2e-4 "
@@ -57,17 +59,39 @@ ROWS = {
         "--distill.round-lr 128 5e-5 64 2e-4 32 3e-4 16 4e-4",
         seeds=(0, 1),
     ),
-    # As many, in batches of 8.
+    # As many, with the early rounds and their small rates.
+    "batch-16-slow-start-0.6": Row(
+        f"{TO_1} {SLOW} --distill.round-updates 64 100 32 150 16 250 8 385 4 600 2 600 1 600"
+    ),
+    # As many, in batches of 8; with the early rounds; with a shorter warm-up and a smaller rate.
     "batch-8": Row(
-        "--distill.start-steps 256 --rounds 256,128,64,32,16,8,4,2,1 --distill.batch 8 "
-        f"--distill.warmup 200 --distill.round-updates {FEW}"
+        f"{FROM_256} --distill.batch 8 --distill.warmup 200 --distill.round-updates {FEW}",
+        seeds=(0, 1, 2),
+    ),
+    "batch-8-slow-start": Row(
+        f"--rounds 13 --distill.batch 8 --distill.warmup 200 {SLOW} "
+        "--distill.round-updates 64 200 32 300 16 500 8 1010 4 1200 2 1200 1 1200"
+    ),
+    "batch-8-rate-half": Row(
+        f"{FROM_256} --distill.batch 8 --distill.lr 2.5e-4 --distill.round-updates {FEW}"
+    ),
+    # As many evaluations as the base: in its batches, with small first rates; in smaller ones.
+    "slow-start": Row(f"--rounds 13 {SLOW}"),
+    "batch-16-equal": Row(
+        f"{TO_1} {SLOW} --distill.updates 80 --distill.warmup 200 "
+        "--distill.round-updates 64 160 32 240 16 400 8 600 4 1000 2 1000 1 1000"
+    ),
+    "batch-8-equal": Row(
+        f"{FROM_256} --distill.batch 8 --distill.warmup 200 --distill.round-updates {MANY}"
     ),
     # Where to start: with batches of 32 and its own numbers of updates, then with 16.
     "start-64": Row(plan("64 32 16 8 4 2 1", "100 150 250 500 500 500")),
     "batch-16-start-64": Row(f"{plan(HALVED, '140 300 500 500')} {HALF}"),
     # One setting of batch-16 changed.
     "huber": Row(f"{TO_4} --distill.loss huber"),
-    "moments": Row(f"{TO_4} --distill.keep-moments"),
+    "moments": Row(f"{TO_4} --distill.keep-moments --distill.warmup 10"),
+    "moments-warmup": Row(f"{TO_4} --distill.keep-moments"),
+    "v-weight": Row(f"{TO_4} --distill.loss-weight v_mse"),
     "averages": Row(f"{TO_4} {AVERAGES}"),
     "averages-flat": Row(f"{TO_4} {AVERAGES} {FLAT}"),
     "rate-2": Row(f"{TO_4} --distill.lr 1e-3"),
