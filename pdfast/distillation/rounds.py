@@ -395,7 +395,11 @@ def adopt_teacher(run: ModelRun, given: Model | None) -> None:
             return not same_weights(run.load(run.teacher_dir, given.device), given)
         if not named or not (path / files.MANIFEST).is_file():
             return False  # the run's own copy is what counts
-        return model_dir.fingerprint(run.teacher_dir) != model_dir.fingerprint(path)
+        if model_dir.fingerprint(run.teacher_dir) == model_dir.fingerprint(path):
+            return False
+        kept, other = run.load(run.teacher_dir, torch.device("cpu")), checkpoint.load_model(path)
+        # The same weights in another dtype have another fingerprint.
+        return kept.cfg != other.cfg or not same_weights(kept, other)
 
     if run.has(run.teacher_dir) and collectives.from_first(differs):
         raise UsageError(f"{run.path} already has another teacher: choose another --out")

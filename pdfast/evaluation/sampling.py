@@ -18,7 +18,7 @@ from pdfast.distributed import collectives
 from pdfast.distributed.settings import kept
 from pdfast.distributed.signals import poll
 from pdfast.errors import UsageError
-from pdfast.models import checkpoint
+from pdfast.models import checkpoint, pretrained
 from pdfast.models.guidance import guided
 from pdfast.models.model import Model
 from pdfast.models.outputs import picture
@@ -56,14 +56,17 @@ def sample_to(
     screen = Screen()
     with kept(), collectives.session(device, threads, poll, timeout) as where:
         found = set_precision(precision, where)
-        model, digest = collectives.together(lambda: _load(model_dir, where))
+        path = pretrained.find(model_dir, steps)
+        model, digest = collectives.together(lambda: _load(path, where))
         model = cast_to_precision(model, found)
         if guidance is not None:
             model = guided(model, guidance)
         steps = steps or model.steps
         if not steps:
+            more = pretrained.students(str(model_dir)) if pretrained.is_name(model_dir) else []
             raise UsageError(
                 f"{model_dir} is a teacher, made for any number of steps: pass --steps"
+                + (f" (it comes with students of {', '.join(map(str, more))})" if more else "")
             )
         _check(model, out, num, seed, label)
         number = None if label is None else number_of(label, model.class_names, model.num_classes)
@@ -82,7 +85,7 @@ def sample_to(
             screen.warn(f"{model_dir} was distilled to {counted(model.steps)}, not to {steps}")
         drawn = model.drawn_labels(num, seed) if labels is None else labels
         about = {
-            "model": Path(os.path.abspath(model_dir)).name,
+            "model": Path(os.path.abspath(path)).name,
             "model_manifest_sha256": digest,
             "steps": steps,
             "sampler": sampler,

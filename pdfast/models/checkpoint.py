@@ -18,6 +18,7 @@ from pdfast.diffusion.betas import schedule_of
 from pdfast.diffusion.samplers import MAX_STEPS
 from pdfast.errors import PdfastError, UsageError
 from pdfast.kernels import group_norm_silu
+from pdfast.models import pretrained
 from pdfast.models.custom import MAX_CLASSES, OWN, Network, OutOfRange, kind_of
 from pdfast.models.model import Model
 from pdfast.storage import files
@@ -25,6 +26,7 @@ from pdfast.storage.files import MANIFEST
 from pdfast.storage.model_dir import CONFIG, WEIGHTS, check_listed
 
 KEYS = ("model", "steps", "classes")  # of config.json
+HALF = "float16"  # config.json's dtype, which it has only where weights are stored in it
 
 
 # Keys of a manifest that pdfast itself writes and reads.
@@ -39,6 +41,8 @@ class Described(NamedTuple):
     steps: int
     """Sampling steps that the model was distilled to."""
     class_names: tuple[str, ...]
+    half: bool = False
+    """Whether the weights are stored as float16, to be loaded as float32."""
 
     def model(self) -> Model:
         """Such a model, whose weights are yet to come."""
@@ -47,13 +51,14 @@ class Described(NamedTuple):
         return made
 
 
-def save(model: Model, path: str | Path, **facts: Any) -> None:
+def save(model: Model, path: str | Path, *, half: bool = False, **facts: Any) -> None:
     """Write a model directory, to be read by `pdfast.load`.
 
     `facts` go into its manifest: names and what JSON can hold. `path` is a new folder, an empty
     one, or a model directory as it was written, which is replaced; nothing that pdfast did not
-    write is ever deleted. Raises UsageError for any other `path`, and for a fact of a name that
-    the manifest itself has; PdfastError if it cannot be written.
+    write is ever deleted. `half` stores the weights as float16, in half the space; they are loaded
+    as float32. Raises UsageError for any other `path`, for a fact of a name that the manifest
+    itself has, and for weights that float16 cannot hold; PdfastError if it cannot be written.
     """
     if taken := sorted(RESERVED & facts.keys()):
         raise UsageError(f"the manifest has its own {taken[0]}: give that fact another name")
@@ -64,10 +69,10 @@ def save(model: Model, path: str | Path, **facts: Any) -> None:
             f"the manifest is JSON, which cannot hold these facts ({files.reason(error)}): pass "
             "numbers, texts, lists and dicts"
         ) from None
-    save_model(model, path, **facts)
+    save_model(model, path, half=half, **facts)
 
 
-def save_model(model: Model, path: str | Path, **facts: Any) -> None:
+def save_model(model: Model, path: str | Path, *, half: bool = False, **facts: Any) -> None:
     """Write a model directory, with any `facts` in its manifest; otherwise as `save`."""
     if not str(path):
         raise UsageError("path is empty: name a folder")
@@ -79,26 +84,51 @@ def save_model(model: Model, path: str | Path, **facts: Any) -> None:
             "pdfast.guided when it is loaded"
         )
     checked(model.class_names, model.num_classes)
+    weights, table = model.weights(), model.describe()
+    if half:
+        weights, table = _halved(model, weights), {**table, "dtype": HALF}
     facts["steps"] = model.steps
     facts["group_norm_silu"] = group_norm_silu.implementation(model.device)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise files.cannot_write(path, error) from None
-    files.write(path, {WEIGHTS: model.weights()}, {CONFIG: model.describe()}, **facts)
+    files.write(path, {WEIGHTS: weights}, {CONFIG: table}, **facts)
+
+
+def _halved(model: Model, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights as float16; refused where they are not all finite then."""
+    if isinstance(model, Network):
+        raise UsageError(
+            "half is for models of pdfast's own network: save a custom network without it"
+        )
+    halved = {name: tensor.half() for name, tensor in weights.items()}
+    for name, tensor in halved.items():
+        if not tensor.isfinite().all():
+            raise UsageError(
+                f"float16 holds numbers up to 65504, and tensor {name} has larger ones: save the "
+                "model without half"
+            )
+    return halved
 
 
 def load_model(
-    path: str | Path, device: str | torch.device = "cpu", network: nn.Module | None = None
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    network: nn.Module | None = None,
+    *,
+    steps: int = 0,
 ) -> Model:
     """Load a model directory, verified against its manifest, in evaluation mode.
 
-    `network` is for the model of a network of one's own: the module, or a `Network` of it; a copy
-    is given the weights. Raises UsageError if `path` is no model directory, or of another network,
-    PdfastError if it is damaged, or holds numbers that are not finite, or if a version of pdfast
-    wrote it that this one cannot read.
+    `path` may also be the name of a model that comes with pdfast, "digits": its student of `steps`
+    sampling steps, or the teacher where there is none of so many. `network` is for the model of a
+    custom network: the module, or a `Network` of it; a copy is given the weights. Raises UsageError
+    if `path` is no model directory, or of another network, PdfastError if it is damaged, or holds
+    numbers that are not finite, or if a version of pdfast wrote it that this one cannot read.
     """
-    path = Path(path)
+    pretrained.check_steps(path, steps)
+    path = pretrained.find(path, steps)
     if not (path / CONFIG).is_file() and not (path / MANIFEST).is_file():
         inside = sorted(p.parent.name for p in path.glob(f"*/{CONFIG}")) if path.is_dir() else []
         hint = f" (models inside it: {', '.join(inside)})" if inside else ""
@@ -113,6 +143,7 @@ def load_model(
     if network is not None or table.get("network") == OWN:
         return _load_own(path, table, weights, by, network).to(device)
     described = parse_config(path / CONFIG, table, by)
+    stored = (torch.float16,) if described.half else (torch.float32, torch.float64)
     with torch.device("meta"):
         model = described.model()
     expected = model.net.state_dict()
@@ -121,8 +152,11 @@ def load_model(
         if not both or weights[name].shape != expected[name].shape:
             raise PdfastError(f"{path / WEIGHTS} does not fit {CONFIG}: tensor {name}")
         dtype = weights[name].dtype
-        if dtype not in (torch.float32, torch.float64) or dtype != weights[min(weights)].dtype:
-            raise PdfastError(f"{path / WEIGHTS} must hold float32, not {dtype}: tensor {name}")
+        if dtype not in stored or dtype != weights[min(weights)].dtype:
+            asked = HALF if described.half else "float32"
+            raise PdfastError(f"{path / WEIGHTS} must hold {asked}, not {dtype}: tensor {name}")
+    if described.half:
+        weights = {name: tensor.float() for name, tensor in weights.items()}
     _check_finite(path, weights)
     model.net.load_state_dict(weights, assign=True)
     model.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -218,10 +252,14 @@ def parse_config(file: Path, table: Any, by: Written) -> Described:
     `file`, for any other JSON.
     """
     try:
-        table = formats.complete(file, table, KEYS, by, "config.json/")
+        stored = {key: value for key, value in table.items() if key != "dtype"}
+        half = "dtype" in table
+        check(not half or table["dtype"] == HALF, f"dtype must be {HALF}, or absent for float32")
+        table = formats.complete(file, stored, KEYS, by, "config.json/")
         cfg = formats.read(NetConfig, table["model"], file, by, "model.")
         schedule_of(cfg)
-        return Described(cfg, _steps(table), checked(table["classes"], cfg.num_classes))
+        names = checked(table["classes"], cfg.num_classes)
+        return Described(cfg, _steps(table), names, half)
     except (AttributeError, TypeError, ValueError) as error:
         raise PdfastError(f"{file} is not a model's configuration: {error}") from None
 

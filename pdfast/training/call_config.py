@@ -9,6 +9,7 @@ from pdfast.config.schema import Config, load_config
 from pdfast.config.serialization import from_table, to_table
 from pdfast.data import sources
 from pdfast.errors import UsageError
+from pdfast.models import pretrained
 
 
 def changed_config(config: Config | str | Path, changes: dict[str, Any] | None = None) -> Config:
@@ -26,7 +27,8 @@ def absolute_config(config: Config | str | Path) -> Config:
     data = dataclasses.replace(data, source=sources.absolute(data.source))
     judged = dataclasses.replace(loaded.eval, detector=detectors.absolute(loaded.eval.detector))
     if distill.teacher:
-        distill = dataclasses.replace(distill, teacher=str(Path(distill.teacher).absolute()))
+        teacher = pretrained.find(distill.teacher).absolute()
+        distill = dataclasses.replace(distill, teacher=str(teacher))
     return dataclasses.replace(loaded, data=data, distill=distill, eval=judged)
 
 

@@ -136,6 +136,18 @@ def test_another_config_is_refused(straight, tiny, tmp_path):
     assert_same_run(straight, copy)
 
 
+def test_a_teacher_stored_as_float16_is_the_same_on_resume(straight, tiny, tmp_path):
+    # The run keeps it as float32, which has another fingerprint.
+    half = tmp_path / "half"
+    pdfast.save(pdfast.load(straight / "teacher"), half, half=True)
+    one = dataclasses.replace(tiny, distill=dataclasses.replace(tiny.distill, rounds=1))
+    pdfast.distill(one, teacher=half, out=tmp_path / "run", quiet=True)
+    pdfast.distill(tiny, teacher=half, out=tmp_path / "run", quiet=True)
+    assert (tmp_path / "run" / "round-02-steps-0002").is_dir()
+    with pytest.raises(UsageError, match="already has another teacher"):
+        pdfast.distill(tiny, teacher=straight / "teacher", out=tmp_path / "run", quiet=True)
+
+
 def test_a_teacher_from_elsewhere(straight, tiny, tmp_path):
     pdfast.distill(tiny, teacher=straight / "teacher", out=tmp_path / "run", quiet=True)
     for name in ("teacher", "round-02-steps-0002"):

@@ -17,7 +17,8 @@ class Sample(Machines):
     """Sample images from a model directory."""
 
     model: Positional[Path]
-    """Model directory, such as runs/digits/round-11-steps-0004."""
+    """Model directory, such as runs/digits/round-11-steps-0004; or digits, models that come with
+    pdfast: the student of --steps 8, 4, 2 or 1, and the teacher of other numbers."""
     steps: int = 0
     """Sampling steps; 0: the number that the model was distilled to."""
     num: int = 64

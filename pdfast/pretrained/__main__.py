@@ -1,0 +1,60 @@
+"""Make the models that come with pdfast, of a finished run.
+
+    pdfast distill --rounds 13
+    python -m pdfast.pretrained runs/digits
+
+The run's teacher and its students of at most 8 steps are stored as float16 beside this file. Each
+manifest has the commit, the command, and the distance that the run's report gives the model.
+"""
+
+import argparse
+import json
+import subprocess
+from pathlib import Path
+
+from pdfast.config.schema import load_config
+from pdfast.errors import PdfastError
+from pdfast.models.checkpoint import load_model, save_model
+from pdfast.models.pretrained import FOLDER
+
+MOST_STEPS = 8  # of a student that is worth its space
+
+
+def main() -> None:
+    """Read the command line, and store the run's models."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path, help="run directory that has a report")
+    parser.add_argument("--command", default="pdfast distill --rounds 13", help="what made it")
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the models")
+    asked = parser.parse_args()
+    pack(asked.run, asked.out, asked.command)
+
+
+def pack(run: Path, out: Path, command: str) -> None:
+    """Store the teacher and the students of a run as NAME-teacher and NAME-STEPS in `out`.
+
+    Raises PdfastError where the run has no report, or a model of it none of its figures.
+    """
+    config = load_config(run / "config.toml")
+    report = json.loads((run / "report.json").read_text("utf-8"))
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    made = {
+        "config": config.name,
+        "command": command,
+        "commit": subprocess.check_output(git, text=True).strip(),
+    }
+    models = {run / "teacher": ("teacher", "teacher", str(config.eval.baseline_steps))}
+    for steps in config.distill.plan:
+        if steps <= MOST_STEPS:
+            (path,) = run.glob(f"round-*-steps-{steps:04d}")
+            models[path] = (str(steps), "student", str(steps))
+    for path, (name, role, steps_text) in models.items():
+        if steps_text not in report[role]:
+            raise PdfastError(f"{run}'s report has no {role} at {steps_text} steps: pdfast eval it")
+        facts = {**made, "metric": report["metric"], "distance": report[role][steps_text]}
+        save_model(load_model(path), out / f"{config.name}-{name}", half=True, **facts)
+    (out / f"{config.name}.md").write_text((run / "report.md").read_text("utf-8"), "utf-8")
+
+
+if __name__ == "__main__":
+    main()
