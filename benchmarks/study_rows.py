@@ -61,7 +61,8 @@ ROWS = {
     ),
     # As many, with the early rounds and their small rates.
     "batch-16-slow-start-0.6": Row(
-        f"{TO_1} {SLOW} --distill.round-updates 64 100 32 150 16 250 8 385 4 600 2 600 1 600"
+        f"{TO_1} {SLOW} --distill.round-updates 64 100 32 150 16 250 8 385 4 600 2 600 1 600",
+        seeds=(0, 1, 2),
     ),
     # As many, in batches of 8; with the early rounds; with a shorter warm-up and a smaller rate.
     "batch-8": Row(
