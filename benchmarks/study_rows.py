@@ -42,6 +42,7 @@ SLOW = (
     "--distill.round-lr 4096 5e-6 2048 5e-6 1024 1e-5 512 1e-5 256 2e-5 128 5e-5 64 1e-4 32 2e-4 "
     "16 3e-4"
 )
+SHARES = "--distill.round-updates 64 100 32 150 16 250 8 385 4 600 2 600 1 600"
 AVERAGES = "--distill.ema-decays 0.9 0.99 0.999"
 FLAT = "--distill.anneal none"
 # A live student's second step cannot be evaluated ahead; nor is there a teacher's to join with.
@@ -60,9 +61,8 @@ ROWS = {
         seeds=(0, 1),
     ),
     # As many, with the early rounds and their small rates.
-    "batch-16-slow-start-0.6": Row(
-        f"{TO_1} {SLOW} --distill.round-updates 64 100 32 150 16 250 8 385 4 600 2 600 1 600"
-    ),
+    "batch-16-slow-start-0.6": Row(f"{TO_1} {SLOW} {SHARES}", seeds=(0, 1, 2)),
+    "huber-slow-start-0.6": Row(f"{TO_1} {SLOW} {SHARES} --distill.loss huber", seeds=(0, 1, 2)),
     # As many, in batches of 8; with the early rounds; with a shorter warm-up and a smaller rate.
     "batch-8": Row(
         f"{FROM_256} --distill.batch 8 --distill.warmup 200 --distill.round-updates {FEW}",

@@ -18,6 +18,10 @@ from pdfast.models.checkpoint import load_model, save_model
 from pdfast.models.pretrained import FOLDER
 
 MOST_STEPS = 8  # of a student that is worth its space
+ABOUT = """The models named {config} are those of `{command}`, commit {commit}, stored as float16.
+The report of that run, in float32, follows.
+
+"""
 
 
 def main() -> None:
@@ -53,7 +57,11 @@ def pack(run: Path, out: Path, command: str) -> None:
             raise PdfastError(f"{run}'s report has no {role} at {steps_text} steps: pdfast eval it")
         facts = {**made, "metric": report["metric"], "distance": report[role][steps_text]}
         save_model(load_model(path), out / f"{config.name}-{name}", half=True, **facts)
-    (out / f"{config.name}.md").write_text((run / "report.md").read_text("utf-8"), "utf-8")
+    paragraphs = (run / "report.md").read_text("utf-8").split("\n\n")
+    about = "\n\n".join(
+        each for each in paragraphs if not each.startswith("![")
+    )  # not its pictures
+    (out / f"{config.name}.md").write_text(ABOUT.format(**made) + about, "utf-8")
 
 
 if __name__ == "__main__":

@@ -165,13 +165,16 @@ def test_pack(model, tmp_path):
     (run / "config.toml").write_text(dump_config(dataclasses.replace(config, distill=distill)))
     report = {"metric": "FD-pixel", "teacher": {"64": 0.5}, "student": {"8": 0.6, "4": 0.7}}
     (run / "report.json").write_text(json.dumps(report))
-    (run / "report.md").write_text("FD-pixel\n")
+    (run / "report.md").write_text("# small\n\n![distances](report.png)\n\nFD-pixel\n")
     pdfast.save(Model(SMALL), run / "teacher")
     for number, steps in ((1, 8), (2, 4)):
         pdfast.save(model, run / f"round-{number:02d}-steps-{steps:04d}")
     pack(run, tmp_path, "pdfast distill")
     made = {p.name: files.read_manifest(p)["distance"] for p in tmp_path.glob("small-*")}
     assert made == {"small-teacher": 0.5, "small-8": 0.6, "small-4": 0.7}
+    about = (tmp_path / "small.md").read_text()
+    assert "`pdfast distill`, commit " in about
+    assert about.endswith("# small\n\nFD-pixel\n")  # a picture is not beside it
     del report["student"]["4"]
     (run / "report.json").write_text(json.dumps(report))
     with pytest.raises(PdfastError, match="no student at 4 steps"):

@@ -146,7 +146,8 @@ def load_diffusers(
         scheduled, clips = unet2d.schedule(pipeline)
         cfg = from_table(NetConfig, network | time | scheduled, "model.")
         if pipeline.own is not None:
-            cfg, own_steps, names = _own(pipeline, cfg, weights.pop(TABLE, None))
+            own = _own(pipeline, cfg, weights.pop(TABLE, None))
+            cfg, own_steps, names = own.cfg, own.steps, own.class_names
         elif not time:
             cfg = _embedded(pipeline, cfg, weights.pop(TABLE, None))
         most = betas.schedule_of(cfg).most_steps
