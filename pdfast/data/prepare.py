@@ -60,7 +60,7 @@ class Made(NamedTuple):
     """Number of images whose pixels repeat an earlier image."""
     torn: tuple[int, int, int] | None
     """Number of repeated images whose class differs from the earlier image's, the number of the
-    first of them, and the number of the image that it repeats; None if there are none."""
+    first of them, and the number of the image that it repeats; None if all classes agree."""
 
 
 def cache_folder() -> Path:

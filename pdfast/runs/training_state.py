@@ -224,7 +224,7 @@ def differences(
     Args:
         before: The config of what was made.
         now: The config to resume with.
-        begun: Sampling steps of the rounds that have begun; if there are none, [distill] may
+        begun: Sampling steps of the rounds that have begun; before the first round [distill] may
             change.
         by_digest: The data are compared by their digests elsewhere, so `data.source` may change.
 

@@ -203,7 +203,7 @@ def _members(stream: Stream) -> Iterator[Member]:
 
 
 def _names(content: bytes, layout: _Layout) -> tuple[str, ...]:
-    """Return the class names; () if there are none that can be read."""
+    """Return the class names; () if they cannot be read."""
     found: Any = content.split(b"\n")
     if layout.key:
         try:

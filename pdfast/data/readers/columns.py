@@ -101,7 +101,7 @@ def classes(
 
     Returns:
         The classes, int64 (N,), or None if no row has a label; and the class names by number, () if
-            there are none.
+            the classes have no names.
 
     Raises:
         UsageError: Only some rows have a label, or a value is not a class.

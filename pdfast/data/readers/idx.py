@@ -105,7 +105,7 @@ def _set(path: Path) -> str:
 
 
 def _labels(path: Path) -> Path | None:
-    """Find the file of the labels, preferably packed as the images are; None if there is none."""
+    """Find the file of the labels, preferably packed as the images are; None if it is missing."""
     match = IMAGES.fullmatch(path.name)
     if match is None:
         return None

@@ -82,7 +82,7 @@ def _content(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
 
 
 def _labels(path: Path, archive: zipfile.ZipFile, names: list[str]) -> NDArray[np.int64] | None:
-    """Return one label per picture, or None if there are none."""
+    """Return one label per picture, or None if the zip has no labels."""
     tables = [name for name in archive.namelist() if f"/{name}".endswith(f"/{LABELS}")]
     if len(tables) > 1:
         raise UsageError(f"{path} has two lists of labels, {tables[0]} and {tables[1]}: keep one")

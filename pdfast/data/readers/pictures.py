@@ -48,7 +48,7 @@ class Pictures:
     """Yields, from a picture's number on, each name for error messages and what holds the
     picture."""
     labels: NDArray[np.int64] | None = None
-    """(N,), or None if labels were not asked for or there are none."""
+    """(N,), or None if labels were not asked for or the source has none."""
     names: tuple[str, ...] = ()
     """Class names by number; () if the classes have none."""
     left_out: str = ""

@@ -95,7 +95,7 @@ class Arrays(NamedTuple):
     images: NDArray[np.uint8]
     """(N, H, W, C), in C order."""
     labels: NDArray[np.integer[Any]] | None = None
-    """(N,); None if there are none or none are wanted."""
+    """(N,); None if the source has no labels or none are wanted."""
     names: tuple[str, ...] = ()
     """Class names by number; () if the classes have none."""
     left_out: str = ""

@@ -99,8 +99,8 @@ class Labels:
             where: Returns the name of a sample, by its number, for error messages.
 
         Returns:
-            The samples' classes, int64 (N,), or None if there are none; and the class names by
-                number, () if there are none.
+            The samples' classes, int64 (N,), or None if the samples have no labels; and the class
+                names by number, () if the classes have no names.
 
         Raises:
             UsageError: Labels are missing, contradictory, or not classes.
