@@ -53,14 +53,14 @@ def _said(error: BaseException) -> tuple[str, int, bool]:
         return OUT_OF_MEMORY, 1, True
     if type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
         line = str(error).partition("\n")[0]
-        fix = "leave it off, or install what torch.compile needs, a C++ compiler first"
+        fix = "turn it off, or install what torch.compile needs, such as a C++ compiler"
         return f"engine.compile: {line}; {fix}", 1, False
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'output'}: {error.strerror}", 1, False
     kind, line = type(error).__name__, str(error).strip().partition("\n")[0]
     if not isinstance(error, Exception):  # for example KeyboardInterrupt
         return f"ended by {kind}", 1, True
-    return f"unexpected {kind}: {line[:500] or 'it says nothing'}", 1, False
+    return f"unexpected {kind}: {line[:500] or 'no message'}", 1, False
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -120,7 +120,7 @@ class Screen:
 
         def failed(error: OSError) -> None:
             why = (error.strerror or str(error)).lower()
-            text = f"{path} cannot be written ({why}): the run goes on, and lines are missing there"
+            text = f"{path} cannot be written ({why}): the run continues, and the log lacks lines"
             self._alarm.print(f"warning: {text}", style="yellow")
 
         self._log = Log(path, failed)

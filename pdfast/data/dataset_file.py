@@ -108,7 +108,7 @@ def make(
 
 def _check_classes(source: str, numbers: NDArray[np.integer[Any]] | None) -> None:
     if numbers is None:
-        raise UsageError(f"{source} has no labels: leave --labels out, or add them")
+        raise UsageError(f"{source} has no labels: omit --labels, or add labels")
     least, most = int(numbers.min()), int(numbers.max())
     if least < 0 or most >= MAX_LABEL:
         raise UsageError(f"{source} has labels from {least} to {most}: number classes from 0")

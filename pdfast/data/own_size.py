@@ -108,7 +108,7 @@ def _common(source: str, sizes: Sizes) -> int:
 
     Returns 1 if no header could be read: decoding then reports the cause.
     """
-    fix = "give a size by --size, to which each is centre-cropped and resized"
+    fix = "pass --size to centre-crop and resize them"
     if len(sizes) > 1:
         raise UsageError(f"{source} has images of {_shown(sizes)}: {fix}, or make them of one size")
     width, height = next(iter(sizes), (1, 1))

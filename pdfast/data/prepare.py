@@ -75,8 +75,7 @@ def cache_folder() -> Path:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pdfast"
     except RuntimeError:
         raise UsageError(
-            "there is no home folder to keep what is made of data in: set XDG_CACHE_HOME to a "
-            "folder"
+            "there is no home folder to cache prepared data in: set XDG_CACHE_HOME to a folder"
         ) from None
 
 
@@ -186,7 +185,7 @@ def make_once(order: Order, found: Pictures, out: Path, screen: Screen, key: str
                     _make(order, found, out, screen, key, file)
     except OSError as error:
         raise PdfastError(
-            f"cannot write to {out}: {files.reason(error)}; put that right, or set XDG_CACHE_HOME "
+            f"cannot write to {out}: {files.reason(error)}; fix the cause, or set XDG_CACHE_HOME "
             "to a folder on another disk"
         ) from None
 
@@ -325,7 +324,7 @@ class _Work:
                 }
                 screen.say(
                     f"{self._order.source}: {self._done:,} of {self._found.num:,} images were "
-                    "prepared before; the rest follow"
+                    "prepared before; preparing the rest"
                 )
                 return
         except (files.Damaged, OSError, KeyError, ValueError, TypeError, AttributeError):
@@ -363,7 +362,7 @@ class _Work:
         if not self._is_worth_keeping():
             listen()
         poll(
-            f"{self._done:,} of {self._found.num:,} images are prepared; the same command goes on "
+            f"{self._done:,} of {self._found.num:,} images are prepared; the same command resumes "
             "from there"
         )
 
@@ -399,7 +398,7 @@ class _Work:
 
     def _refused(self) -> UsageError:
         (first, why), *others = self._bad.values()
-        fix = "leave such images out by --skip-bad (data.skip_bad)"
+        fix = "skip such images with --skip-bad (data.skip_bad)"
         if not others:
             return UsageError(f"{why}, or {fix}")
         source = self._order.source
@@ -426,7 +425,7 @@ class _Work:
         if not kept.all() or channels != self._shape[3]:
             if kept.sum() < 2:
                 raise UsageError(
-                    f"{self._order.source} has no two images that differ and can be used: nothing "
+                    f"{self._order.source} has fewer than two different usable images: nothing "
                     "was written"
                 )
             self.forget()  # the images move: a resumed call would find others in their places
@@ -467,7 +466,7 @@ def left_out(path: Path, passed_over: str, skip_bad: bool = True) -> str:
         bad = json.loads(str(arrays["about"]))["unusable"]
     if bad and not skip_bad:
         raise UsageError(
-            f"{len(bad):,} images cannot be used, {bad[0]}, or leave such images out by --skip-bad "
+            f"{len(bad):,} images cannot be used, {bad[0]}, or skip such images with --skip-bad "
             "(data.skip_bad)"
         )
     found = [passed_over] if passed_over else []

@@ -72,7 +72,7 @@ def prepared(source: str, asked: Wanted, found: Pictures, screen: Screen | None 
         try:
             read = npz.read_prepared(path, asked)
         except UsageError as error:
-            raise UsageError(f"{error}: delete it, and it is prepared again") from None
+            raise UsageError(f"{error}: delete it to have it prepared again") from None
         _settle(path, read)
         lacking = prepare.left_out(path, found.left_out, asked.skip_bad)
         return read._replace(stamp=_stamp([path]), left_out=lacking)

@@ -73,7 +73,7 @@ def read(path: Path) -> tuple[Config, Record]:
         except ValueError as error:
             raise UsageError(f"{path}: {error}") from None
     except UsageError as error:
-        raise UsageError(f"{error}; put back the config that the run was started with") from None
+        raise UsageError(f"{error}; restore the config that the run was started with") from None
 
 
 def find(path: Path) -> tuple[Config, Record | None]:

@@ -88,6 +88,6 @@ def of_states(
                 f"no saved state of the teacher in {folder} is whole ({damaged[0][1].what}): "
                 "remove that folder to train it again from update 0"
             )
-        then = f"{whole[0]} is gone on from" if whole else f"round {round_} begins anew"
+        then = f"the run resumes from {whole[0]}" if whole else f"round {round_} starts again"
         found += [Finding(path, error, then) for path, error in damaged]
     return found

@@ -158,8 +158,8 @@ class Run:
         is_run = self._is_run()
         if is_run and resume == "never":
             raise UsageError(
-                f"{self.path} holds a run, which --resume never does not go on with: choose "
-                "another --out, or leave --resume away"
+                f"{self.path} holds a run already, and --resume never was given: choose "
+                "another --out, or omit --resume"
             )
         if not is_run and self.path.is_dir():
             theirs = (p.name for p in self.path.iterdir())
@@ -179,8 +179,8 @@ class Run:
             staging.sweep(folder, locked=self._lock is not None and self._lock.excludes)
         if resume == "strict" and self._round_dirs() and not self.teacher_dir.is_dir():
             raise PdfastError(
-                f"{self.teacher_dir}, the teacher of the rounds that are there, is gone: put it "
-                "back, or pass --resume auto to have it made again"
+                f"{self.teacher_dir}, the teacher of the existing rounds, is missing: restore "
+                "it, or pass --resume auto to have it made again"
             )
         self._put_aside(recovery.of_models(self.teacher_dir, self._round_dirs()), resume)
         broken = recovery.of_states(self._states, self.config, self._is_finished, self.data)
@@ -198,7 +198,7 @@ class Run:
             if resume == "strict":
                 raise PdfastError(f"{error}, or pass --resume auto: {then}")
             name = files.set_aside(path).name
-            self.screen.warn(f"{error.what}: {path.name} is put aside as {name}, and {then}")
+            self.screen.warn(f"{error.what}: {path.name} is set aside as {name}, and {then}")
 
     def _begun(self) -> tuple[Config, Record] | None:
         """Return the contents of config.toml; None if nothing has been made in the directory."""
@@ -225,8 +225,8 @@ class Run:
             )
         if both and begun.data != self.data:
             named = self.config.data.source
-            fix = "pass those of before" if named.startswith(GIVEN) else (
-                "put back those of before, or name them by --data.source if they have been moved"
+            fix = "pass the former data" if named.startswith(GIVEN) else (
+                "restore the former data, or name their new place with --data.source"
             )  # fmt: skip
             raise UsageError(
                 f"{self.path} was begun with other data ({begun.data}) than "
@@ -236,8 +236,8 @@ class Run:
         if self.data.known and not begun.data.known:
             self.screen.warn(
                 f"{self.path} was begun by pdfast {begun.begun_by}, which kept no digest of the "
-                "data: whether these are still the same cannot be checked, and from now on the "
-                f"run's are these ({self.data})"
+                "data: whether they are still the same cannot be checked; from now on the run's "
+                f"data are these ({self.data})"
             )
 
     def as_begun(self) -> Config:
@@ -256,8 +256,8 @@ class Run:
             config, said = record.as_begun(*begun, self.config)
             if said:
                 self.screen.say(
-                    f"{self.path} was begun by pdfast {begun[1].begun_by}, and goes on as it was "
-                    f"there: {', '.join(said)}"
+                    f"{self.path} was begun by pdfast {begun[1].begun_by}, and keeps what that "
+                    f"version used: {', '.join(said)}"
                 )
             return {"config": to_table(config)}
 
@@ -362,7 +362,7 @@ class Run:
         if self._lock is not None and not self._lock.is_ours():
             raise PdfastError(
                 f"{self.path} is gone: it, or the {LOCK} in it, was removed or replaced while this "
-                "process was at work in it, which ends here"
+                "process was using it; the process ends"
             )
 
     # -- metrics ---------------------------------------------------------------------------
@@ -402,13 +402,13 @@ class Run:
             if update >= 0 and not self._metrics.has(round_):
                 self.screen.warn(
                     f"{self._metrics.path} lacks what round {round_} logged up to update {update}: "
-                    "it was removed or cut; the run goes on, and its report lacks that too"
+                    "it was removed or cut; the run continues, and its report lacks it too"
                 )
             lost = self._metrics.rewind(round_, update)
             if lost:
                 self.screen.warn(
                     f"round {round_}: {lost} updates came after the last saved state, and are "
-                    "done again"
+                    "repeated"
                 )
 
         collectives.from_first(rewind)
@@ -476,7 +476,7 @@ class Run:
         if not self.has(path):
             raise PdfastError(
                 f"round {round_ + 1} begins with the moments of round {round_} "
-                f"(distill.keep_moments), and {path} is gone: put it back, {again}, or choose "
+                f"(distill.keep_moments), and {path} is missing: restore it, {again}, or choose "
                 "another --out"
             )
         try:
@@ -503,8 +503,8 @@ class Run:
 
     def _warn_moved(self, path: Path, moved: str) -> None:
         self.screen.warn(
-            f"{path} was saved with {moved}: the run goes on, but not to the bits of an "
-            "undisturbed one"
+            f"{path} was saved with {moved}: the run continues, but will not have the bits "
+            "of an uninterrupted one"
         )
 
     def save_failure(

@@ -198,21 +198,21 @@ def _check(
         saved = formats.read(Config, whole["config"], path, by)
         seen = from_table(Digest, whole["data"], "data.")
     except (AttributeError, TypeError, ValueError) as error:
-        raise Damaged(path / TABLE, f"holds no whole state: {error}") from None
+        raise Damaged(path / TABLE, f"does not hold a complete state: {error}") from None
     for key, value in place.items():
         if type(table[key]) is not type(value) or table[key] != value:
             raise Damaged(path / TABLE, f"has {key} {table[key]!r}, where {value!r} belongs")
     seconds = table["seconds"]
     if not isinstance(seconds, int | float) or not 0 <= seconds < MAX_SECONDS:
-        raise Damaged(path / TABLE, f"has seconds {seconds!r}, which is no time")
+        raise Damaged(path / TABLE, f"has seconds {seconds!r}, which is not a duration")
     begun = [table["steps"]] if round_ else []
     changed = differences(saved, config, begun, by_digest=data.known or not seen.known)
     if changed:
         raise UsageError(f"{path} was saved with {', '.join(changed)}: choose another --out")
     if seen.known and data.known and seen != data:
         raise UsageError(
-            f"{path} was saved with other data ({seen}) than there are now ({data}): put those "
-            "back, or choose another --out"
+            f"{path} was saved with other data ({seen}) than the run has now ({data}): restore "
+            "the former data, or choose another --out"
         )
 
 

@@ -189,7 +189,7 @@ def seal(path: Path, **facts: Any) -> None:
     if len(text) > MAX_JSON:
         raise UsageError(
             f"a manifest of {len(text)} bytes is longer than {MAX_JSON}, the most that is read: "
-            "give it less to hold"
+            "store fewer files or facts in the directory"
         )
     digest = hashlib.sha256(text).hexdigest().encode()
     (path / MANIFEST).write_bytes(HEAD + digest + text[len(HEAD) + DIGITS :])
@@ -243,8 +243,8 @@ def check_new(path: Path, force: bool = False) -> None:
     _refuse_symlink(path)
     if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
         raise UsageError(
-            f"{path} is there already: choose another --out, remove it, or pass --force, which "
-            "replaces what pdfast wrote and nothing else"
+            f"{path} already exists: choose another --out, remove it, or pass --force, which "
+            "replaces only what pdfast wrote"
         )
 
 
@@ -390,7 +390,7 @@ def read_manifest(path: Path, nested: bool = False) -> dict[str, Any]:
     for name, entry in listed.items():
         parts = name.split("/") if nested else [name]
         if not all(map(NAME.fullmatch, parts)) or name == MANIFEST:
-            raise Damaged(file, f"lists {name!r}, which is no plain file name")
+            raise Damaged(file, f"lists {name!r}, which is not a plain file name")
         if not isinstance(entry, dict) or not {"bytes", "sha256"} <= entry.keys():
             raise Damaged(file, f"has no size or no SHA-256 for {name}")
     return manifest
@@ -477,7 +477,7 @@ def _finite(text: str) -> float:
 def cannot_write(path: Path, error: OSError) -> PdfastError:
     """Return the error for a result that could not be written."""
     return PdfastError(
-        f"cannot write to {path}: {reason(error)}; put that right, or choose another place with "
+        f"cannot write to {path}: {reason(error)}; fix the cause, or choose another place with "
         "--out (what was there before is whole)"
     )
 

@@ -53,5 +53,5 @@ def load(path: Path, facts: Mapping[str, str]) -> dict[str, Tensor] | None:
     if said.get("sha256") != digest(tensors):
         raise Damaged(path, "is damaged: its SHA-256 is not the one in it")
     if said != {**facts, "sha256": said["sha256"]}:
-        raise Damaged(path, "is of something else")
+        raise Damaged(path, "was made from something else")
     return tensors

@@ -43,7 +43,9 @@ class Lock:
             return
         left = _owner(self._file)
         if left:
-            warn(f"{folder}: its last process ({left}) ended without a word; going on after it")
+            warn(
+                f"{folder}: its last process ({left}) ended without releasing the lock; taking over"
+            )
         owner = {
             "pid": os.getpid(),
             "host": platform.node(),
@@ -123,4 +125,4 @@ def _owner(file: io.FileIO) -> str:
         owner = json.loads(content)
         return f"process {owner['pid']} on {owner['host']} since {owner['since']}"
     except (ValueError, TypeError, KeyError, RecursionError):
-        return "one that is not known" if content.strip() else ""
+        return "an unknown process" if content.strip() else ""

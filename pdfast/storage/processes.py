@@ -38,7 +38,7 @@ class Process(NamedTuple):
         """
         match = re.fullmatch(PATTERN, text)
         if match is None:
-            raise ValueError(f"{text[:100]!r} names no process")
+            raise ValueError(f"{text[:100]!r} does not name a process")
         return cls(int(match[1]), match[2], match[3])
 
     def is_here(self) -> bool:

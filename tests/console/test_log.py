@@ -104,7 +104,9 @@ def test_a_disk_without_room_for_the_log_does_not_end_the_run(straight, tiny, tm
     pdfast.distill(tiny, out=run, quiet=True)
     (run / "log.txt").unlink()
     assert_same_run(straight, run)
-    message = f"warning: {run}/log.txt cannot be written (no space left on device): the run goes on"
+    message = (
+        f"warning: {run}/log.txt cannot be written (no space left on device): the run continues"
+    )
     assert " ".join(capfd.readouterr().err.split()).count(message) == 1
 
 

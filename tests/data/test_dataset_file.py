@@ -159,7 +159,7 @@ def test_duplicates(capsys, tmp_path):
     np.savez(tmp_path / "b.npz", images=np.ones((4, 8, 8, 1), np.uint8))
     code, _, errors = data(capsys, tmp_path / "b.npz", "--size", 8, "--out", tmp_path / "one.npz")
     assert code == 2
-    assert "has no two images that differ and can be used: nothing was written" in errors
+    assert "has fewer than two different usable images: nothing was written" in errors
 
 
 def test_what_is_wrong_is_one_sentence(capsys, tmp_path):
@@ -183,13 +183,13 @@ def test_what_is_wrong_is_one_sentence(capsys, tmp_path):
     fails("must be an .npz", "digits", "--size", 8, "--out", tmp_path / "a.zip")
     fails("data.source must name a folder or a file", "", "--size", 8, "--out", out)
     fails("nowhere does not exist", tmp_path / "nowhere", "--size", 8, "--out", out)
-    fails("has no labels: leave", tmp_path / "a.npz", "--size", 8, "--labels", "--out", out)
+    fails("has no labels: omit --labels", tmp_path / "a.npz", "--size", 8, "--labels", "--out", out)
     fails("labels from -1 to 4", tmp_path / "below.npz", "--size", 8, "--labels", "--out", out)
     fails("images of shape (0, 8, 1)", tmp_path / "flat.npz", "--size", 8, "--out", out)
     fails("with 1 channel or 3", tmp_path / "four.npz", "--size", 8, "--out", out)
-    fails("a.npz is there already", "digits", "--size", 8, "--out", tmp_path / "a.npz")
+    fails("a.npz already exists", "digits", "--size", 8, "--out", tmp_path / "a.npz")
     (tmp_path / "out.png").write_bytes(b"mine")
-    fails("out.png is there already", "digits", "--size", 8, "--out", out)
+    fails("out.png already exists", "digits", "--size", 8, "--out", out)
 
 
 def test_a_disk_that_fails(capsys, tmp_path, monkeypatch):

@@ -199,7 +199,7 @@ def test_a_stopped_preparation_goes_on(folder, cache, monkeypatch):
     made = load(folder, CLASSES)
     assert len(names) == NUM - 10
     assert said[0].startswith(f"preparing 24 images of {folder} in {cache / 'prepared-'}")
-    assert said[1:] == [f"{folder}: 10 of 24 images were prepared before; the rest follow"]
+    assert said[1:] == [f"{folder}: 10 of 24 images were prepared before; preparing the rest"]
     assert np.array_equal(made.images, decoded(folder))
     assert [path.suffix for path in cache.iterdir()] == [".npz"]
 
@@ -312,7 +312,7 @@ def damage(folder, num):
 
 def test_unreadable_pictures_are_refused_by_their_names(folder, cache):
     (one,) = damage(folder, 1)
-    fix = "leave such images out by --skip-bad (data.skip_bad)"
+    fix = "skip such images with --skip-bad (data.skip_bad)"
     with pytest.raises(UsageError) as error:
         load(folder)
     assert str(error.value) == f"{one} is not a readable image: repair or remove it, or {fix}"

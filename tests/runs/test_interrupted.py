@@ -179,7 +179,7 @@ def test_a_round_is_made_again_from_the_moments_before_it_and_not_without(keepin
     assert ended.code == 1
     assert ended.errors == (
         "pdfast: round 2 begins with the moments of round 1 (distill.keep_moments), and "
-        "straight/state/moments-round-01 is gone: put it back, remove all rounds in straight to "
+        "straight/state/moments-round-01 is missing: restore it, remove all rounds in straight to "
         "have them made again, or choose another --out\n"
     )
     assert not (run / "round-02-steps-0001").exists()

@@ -154,7 +154,10 @@ def test_strict_refuses_all_damage_and_changes_nothing(config, distilling, copie
 @pytest.mark.parametrize("damage", [cut, empty, remove, lambda f: flip(f, 40, 8)])
 @pytest.mark.parametrize(
     ("folder", "then"),
-    [(ROUND_1, "the round is made again"), (OF_ROUND_2[1], "update-000000005 is gone on from")],
+    [
+        (ROUND_1, "the round is made again"),
+        (OF_ROUND_2[1], "the run resumes from round-02-update-000000005"),
+    ],
 )
 def test_auto_puts_damage_aside(config, distilling, copied, folder, then, damage):
     for n, name in enumerate(sorted(p.name for p in (distilling / folder).iterdir())):
@@ -209,7 +212,7 @@ def test_eval_refuses_a_damaged_run_as_it_is(distilling, copied):
 def test_never_refuses_a_run_and_starts_a_new_one(config, distilling, copied, tmp_path):
     run = copied(distilling)
     before = contents(run)
-    with pytest.raises(UsageError, match=r"holds a run, which --resume never does not go on with"):
+    with pytest.raises(UsageError, match=r"holds a run already, and --resume never was given"):
         start(run, config, "never")
     assert contents(run) == before
     assert start(tmp_path / "new", config, "never") == []
@@ -437,7 +440,7 @@ def test_a_teacher_that_is_gone_is_missed(config, straight, copied, capsys):
 def test_strict_does_not_train_a_teacher_again(config, straight, copied):
     run = copied(straight)
     shutil.rmtree(run / "teacher")
-    with pytest.raises(PdfastError, match="the teacher of the rounds that are there, is gone"):
+    with pytest.raises(PdfastError, match="the teacher of the existing rounds, is missing"):
         start(run, config, "strict")
     assert not (run / "teacher").exists()
 
@@ -449,7 +452,7 @@ def test_a_model_of_another_round_is_not_taken_for_this_ones(config, straight, c
     with pytest.raises(PdfastError, match=r"manifest\.json is of another round than the directory"):
         start(run, config, "strict")
     (warning,) = start(run, config, "auto")
-    assert f"{ROUND_2} is put aside as {ROUND_2}.damaged" in warning
+    assert f"{ROUND_2} is set aside as {ROUND_2}.damaged" in warning
 
 
 @pytest.mark.parametrize(

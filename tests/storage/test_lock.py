@@ -60,7 +60,7 @@ def test_a_file_left_over_is_no_lock(tmp_path, content):
     (tmp_path / ".lock").write_bytes(content)
     said = []
     Lock(tmp_path, said.append).release()
-    expected = f"{tmp_path}: its last process (one that is not known) ended without a word"
+    expected = f"{tmp_path}: its last process (an unknown process) ended without releasing the lock"
     assert [text[: len(expected)] for text in said] == [expected] * bool(content)
 
 
@@ -143,5 +143,5 @@ def test_a_second_process_and_a_dead_owner(tiny_toml, tmp_path, capsys):
     assert main(["eval", args[3]]) != 0  # no teacher yet
     said = capsys.readouterr().out
     assert f"its last process (process {owner.pid} on {platform.node()} since" in said
-    assert "ended without a word; going on after it" in said
+    assert "ended without releasing the lock; taking over" in said
     assert not (tmp_path / "run" / ".lock").exists()

@@ -42,7 +42,7 @@ def test_a_process_is_known_by_more_than_its_number():
     assert not HERE._replace(start=str(int(HERE.start) - 1)).is_alive()  # another had the number
     assert not HERE._replace(pid=DEAD).is_alive()
     assert not ELSEWHERE.is_here()
-    with pytest.raises(ValueError, match="names no process"):
+    with pytest.raises(ValueError, match="does not name a process"):
         Process.parse("12")
 
 

@@ -181,7 +181,7 @@ def _read(
         try:
             pixels, labels[k] = _python(content, of) if of.key else _binary(content, of)
         except MemoryError:
-            raise ValueError(f"{name} takes more memory than there is") from None
+            raise ValueError(f"{name} takes more memory than is available") from None
         except Exception as error:  # a pickle may fail in any way
             raise ValueError(f"{name}: {error}") from None
         planes = pixels.reshape(-1, 3, SIZE, SIZE)
@@ -247,7 +247,7 @@ def _python(content: bytes, layout: _Layout) -> Batch:
         raise ValueError("it holds no array `data`")
     _, shape, dtype, transposed, pixels = data.state
     if not isinstance(dtype, _Inert) or dtype.made_by != "numpy dtype" or transposed:
-        raise ValueError("`data` is no plain array")
+        raise ValueError("`data` is not a plain array")
     if dtype.args[0] not in (b"u1", "u1") or type(pixels) is not bytes:
         raise ValueError("`data` must be of type uint8")
     if type(shape) is not tuple or len(shape) != 2 or any(type(n) is not int for n in shape):

@@ -72,7 +72,7 @@ def choose(source: str, table: Table, named: str, labels: bool) -> tuple[str, st
     usable = [name for name, of in table.features.items() if _may_be_classes(of)]
     if found is None and usable:
         raise UsageError(
-            f"{source} has no column of type ClassLabel: name that of the labels, as in "
+            f"{source} has no column of type ClassLabel: name the label column, as in "
             f"{table.called}:{','.join([*images, usable[0]])} (columns: {', '.join(usable)})"
         )
     return image, found
@@ -121,8 +121,8 @@ def classes(
         values.append(same.setdefault(value, value))
         if isinstance(value, str) and len(same) > MAX_TEXTS:
             raise UsageError(
-                f"{source} has more than {MAX_TEXTS:,} texts in column {column}, which are no "
-                "classes: name another column"
+                f"{source} has more than {MAX_TEXTS:,} texts in column {column}, too many "
+                "for classes: name another column"
             )
     if None in same:
         if len(same) == 1:

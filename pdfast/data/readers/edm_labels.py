@@ -60,8 +60,8 @@ def parse(
         if name not in found:
             if name in passed:
                 continue
-            raise UsageError(f"{where} has a label for {name}, which is no picture in {place}")
-        number = label(pair[1], f"{where} has for {name} the label")
+            raise UsageError(f"{where} has a label for {name}, which is not a picture in {place}")
+        number = label(pair[1], f"{where} gives {name} the label")
         if found[name] not in (-1, number):
             raise UsageError(
                 f"{where} has two labels for {name}, {found[name]} and {number}: keep one"

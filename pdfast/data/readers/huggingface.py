@@ -115,8 +115,8 @@ def _open(source: str) -> Table:
         loaded = datasets.load_dataset(name)
     except Exception as error:  # of the library's types, or of any package that it uses
         raise UsageError(
-            f"{source} is no folder and no file here, and as a name on the hub it cannot be had "
-            f"({_why(error)}): correct it, or log in, or see to the network"
+            f"{source} is not a local file or folder, and cannot be loaded from the hub "
+            f"({_why(error)}): correct the name, log in, or check the network"
         ) from None
     kept = (datasets.config.HF_DATASETS_CACHE, datasets.config.HF_CACHE_HOME)
     caches = tuple(Path(folder).resolve() for folder in kept)
@@ -189,7 +189,7 @@ def _joined(
         if type(of_file) is not type(first):
             raise UsageError(
                 f"{source} has the column {name} as {kind(first)} in {files[0]}, but as "
-                f"{kind(of_file)} in {file}: write the files alike"
+                f"{kind(of_file)} in {file}: write all files with one type"
             )
         names += [one for one in getattr(of_file, "names", None) or () if one not in names]
     return datasets.ClassLabel(names=names) if type(first).__name__ == "ClassLabel" else first
@@ -226,8 +226,8 @@ def _check_names(source: str, saved: Any, datasets: Any) -> None:
             if names and names != of.names:
                 raise UsageError(
                     f"{source} numbers the classes of column {name} as {_few(of.names)}, but "
-                    f"{file['filename']} as {_few(names)}: save it again, from the sets that it "
-                    "was made of"
+                    f"{file['filename']} as {_few(names)}: save it again from the sets that it "
+                    "was made from"
                 )
 
 
@@ -257,8 +257,8 @@ def _split(source: str, splits: dict[str, Any], asked: str) -> tuple[str, Any]:
     chosen = asked or (names[0] if len(names) == 1 else DEFAULT_SPLIT)
     if chosen not in names:
         raise UsageError(
-            f"{source} has no split {chosen}: name one of {', '.join(names) or 'none'} behind it, "
-            f"{PREFIX}NAME:SPLIT, and a column behind that, {PREFIX}NAME:SPLIT:COLUMN"
+            f"{source} has no split {chosen}: append one of {', '.join(names) or 'none'}, as in "
+            f"{PREFIX}NAME:SPLIT, and a column as in {PREFIX}NAME:SPLIT:COLUMN"
         )
     return chosen, splits[chosen]
 

@@ -81,7 +81,7 @@ def read(path: Path, wanted: Wanted) -> Arrays:
     if beside is None:
         name = f"{_set(path)}labels-idx1-ubyte{'.gz' if path.name.lower().endswith('.gz') else ''}"
         raise UsageError(
-            f"{path} has its labels in {name}, which is not beside it: put it there, or ask "
+            f"{path} has no labels beside it: put {name} there, or ask "
             "for no labels (model.num_classes 0)"
         )
     with _open(beside, 1) as (shape, load):

@@ -129,7 +129,7 @@ def _names(path: Path, archive: zipfile.ZipFile) -> tuple[str, ...]:
         try:
             return tuple(map(str, read_array(names, f"{path}: `class_names`")))
         except UnicodeDecodeError:
-            raise UsageError(f"{path}: `class_names` holds what is no text") from None
+            raise UsageError(f"{path}: `class_names` holds invalid text") from None
 
 
 def _images(path: Path, archive: zipfile.ZipFile) -> Member:

@@ -108,7 +108,7 @@ def label(number: Any, where: str) -> int:
         UsageError: It is not a whole number in 0 .. MAX_LABEL - 1.
     """
     if type(number) is not int:
-        raise UsageError(f"{where} {str(number)[:40]!r}, which is no whole number")
+        raise UsageError(f"{where} {str(number)[:40]!r}, which is not a whole number")
     if not 0 <= number < MAX_LABEL:
         raise UsageError(f"{where} {number}: number classes from 0")
     return number
@@ -130,11 +130,11 @@ def _open(name: str, file: Path | BinaryIO, mode: str) -> Image.Image:
     except Image.DecompressionBombError:  # Pillow's limit, which is above MAX_PIXELS
         raise UsageError(f"{name} has more than {MAX_PIXELS:,} pixels: make it smaller") from None
     except MemoryError:
-        raise UsageError(f"{name} takes more memory than there is: make it smaller") from None
+        raise UsageError(f"{name} takes more memory than is available: make it smaller") from None
     except Exception:  # a damaged picture makes Pillow's decoders fail in any way
         if lacking := kinds.lacking(kinds.suffix(name)):
             raise UsageError(
-                f"{name} cannot be read by this Pillow, which has no {lacking}: install a newer one"
+                f"{name} cannot be read by this Pillow, which lacks {lacking}: install a newer one"
             ) from None
         raise UsageError(f"{name} is not a readable image: repair or remove it") from None
 

@@ -91,8 +91,8 @@ def register(reader: Reader) -> None:
             clash = not (reader.keyword or other.keyword) and reader.priority == other.priority
         if clash:
             raise ValueError(
-                f"two readers are asked at once: {reader.keyword or reader.kind!r} and "
-                f"{other.keyword or other.kind!r} need other keywords or priorities"
+                f"two readers clash: {reader.keyword or reader.kind!r} and "
+                f"{other.keyword or other.kind!r} need different keywords or priorities"
             )
     READERS.append(reader)
 

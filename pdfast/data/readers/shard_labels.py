@@ -185,7 +185,7 @@ def _resolved(
     for n, value in enumerate(values):
         if value not in checked:
             if type(value) is not int or not 0 <= value < MAX_LABEL:
-                label(value, f"{where(n)} has by its {what} the label")
+                label(value, f"{where(n)} has in its {what} the label")
             checked.add(value)
     return np.array(values, np.int64), _names(values, others)
 

@@ -173,7 +173,7 @@ def _look_through(path: Path, labels: Labels | None, left_out: LeftOut) -> _Shar
                             "from the first: keep one"
                         )
             elif member.kind != "file":
-                why = "links" if member.kind == "link" else "members that are no files"
+                why = "links" if member.kind == "link" else "members that are not files"
                 left_out.add(why, f"{path.name}: {member.name}")
             else:
                 shard.names.append(member.name)

@@ -226,7 +226,7 @@ def _member(
     if entry.isreg():
         return Member(name, "file", offset, size, archive)
     if entry.type in (b"M", b"N"):  # GNU's types for members in several volumes
-        raise ValueError(f"its member {name} goes on in another volume")
+        raise ValueError(f"its member {name} continues in another volume")
     empty = entry.type in tarfile.SUPPORTED_TYPES  # devices and pipes may list a size
     return Member(name, "other", offset, 0 if empty else size, archive)
 
@@ -248,7 +248,7 @@ def _pax(
             name = _name(value)
         elif key == b"size":
             if not SIZE.fullmatch(value):
-                raise ValueError(f"the header {where} has a size that is no number")
+                raise ValueError(f"the header {where} has a size that is not a number")
             size = int(value)
         elif key.startswith(b"GNU.sparse."):
             raise ValueError(_holes(f"the member behind the header {where}"))
@@ -263,7 +263,7 @@ def _name(content: bytes) -> str:
 
 
 def _holes(name: str) -> str:
-    return f"{name} is stored as a file with holes: make the archive without --sparse"
+    return f"{name} is stored as a sparse file: make the archive without --sparse"
 
 
 def _padded(size: int) -> int:

@@ -120,7 +120,7 @@ class _Scan:
                 if linked:
                     above |= _above(self._absolute(path))
                 if this in above:
-                    found.left_out.add("folders that lie in themselves", shown(path))
+                    found.left_out.add("folders that contain themselves", shown(path))
                     continue
                 linked |= level.linked
                 self._check_once(this, path, linked)
@@ -150,8 +150,8 @@ class _Scan:
 
     def _unreadable(self, path: str, error: OSError) -> UsageError:
         return UsageError(
-            f"{shown(self._absolute(path))} cannot be read ({error.strerror}): give yourself the "
-            "right to, or move it elsewhere"
+            f"{shown(self._absolute(path))} cannot be read ({error.strerror}): give yourself "
+            "access, or move it elsewhere"
         )
 
     def _level(self, path: str, this: _Id, above: frozenset[_Id], linked: bool) -> _Level:

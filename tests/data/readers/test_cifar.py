@@ -124,7 +124,10 @@ EVIL = {
     "short state": (lambda: as_data(array_pickle(ONE)[:-2] + b"0tb"), "its pickle uses POP"),
     "objects": (lambda: as_data(array_pickle(ONE, b"U\x02O8", PIXELS)), "must be of type uint8"),
     "a list as content": (lambda: as_data(array_pickle(ONE, content=b"]")), "of type uint8"),
-    "other order": (lambda: as_data(array_pickle(ONE, content=PIXELS, flag=b"\x88")), "no plain"),
+    "other order": (
+        lambda: as_data(array_pickle(ONE, content=PIXELS, flag=b"\x88")),
+        "`data` is not a plain array",
+    ),
     "too short": (lambda: as_data(array_pickle(ONE)), "must be of shape (n, 3072), not (1, 3072)"),
     "no images": (lambda: as_data(array_pickle(b"K\x00M\x00\x0c\x86", content=PIXELS)), "0 images"),
     "a boolean": (

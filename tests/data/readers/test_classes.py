@@ -247,8 +247,8 @@ def test_the_sub_folders_of_edm_on_request(tmp_path):
 
 BAD_TABLES = {
     "for some only": ([["0/a.png", 1]], "has no label for 0/b.png, the first of 1 such pictures"),
-    "for another": ([["x.png", 1]], "a label for x.png, which is no picture in the folder"),
-    "a vector": ([["0/a.png", [0, 1]]], "the label '[0, 1]', which is no whole number"),
+    "for another": ([["x.png", 1]], "a label for x.png, which is not a picture in the folder"),
+    "a vector": ([["0/a.png", [0, 1]]], "the label '[0, 1]', which is not a whole number"),
     "no pairs": ("abc", "must have `labels`, a list of [name, class] pairs"),
 }
 

@@ -35,7 +35,7 @@ def test_a_folder_in_itself_is_left_out(tmp_path, target):
     root = put(tmp_path / "set", "cat/a.png", "dog/a.png")
     os.symlink(target.format(root=root), root / "cat" / "again")
     assert classes(root)[0] == {"cat/a.png": 0, "dog/a.png": 1}
-    assert find(root).left_out == "folders that lie in themselves: 1 (cat/again)"
+    assert find(root).left_out == "folders that contain themselves: 1 (cat/again)"
 
 
 def test_a_loop_through_a_link_elsewhere(tmp_path):
@@ -44,7 +44,7 @@ def test_a_loop_through_a_link_elsewhere(tmp_path):
     os.symlink(tmp_path / "store" / "cat", root / "cat")
     os.symlink(tmp_path / "store", tmp_path / "store" / "cat" / "up")
     assert classes(root)[0] == {"cat/a.png": 0, "dog/a.png": 1}
-    assert find(root).left_out == "folders that lie in themselves: 1 (cat/up)"
+    assert find(root).left_out == "folders that contain themselves: 1 (cat/up)"
 
 
 def test_one_folder_by_two_ways_is_refused(tmp_path):

@@ -95,7 +95,7 @@ def test_each_form(tmp_path, monkeypatch, write):
         rest = load(f"{relative}:rest")
         np.testing.assert_array_equal(rest.images[..., 0], IMAGES[:2])
         assert sources.absolute(f"hf:{relative}:rest") == f"hf:{source}:rest"
-        refused(f"{source}:test", "has no split test: name one of ")
+        refused(f"{source}:test", "has no split test: append one of ")
 
 
 @pytest.mark.parametrize("write", [saved, saved_splits, parquet, parquets])
@@ -222,7 +222,7 @@ def test_a_name_that_is_not_to_be_had(monkeypatch, name):
     """Without a network, which the library is told not to look for."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    message = "is no folder and no file here, and as a name on the hub it cannot be had ("
+    message = "is not a local file or folder, and cannot be loaded from the hub ("
     refused(name, message)
     assert sources.count(DataConfig(source=f"hf:{name}")) is None
     assert sources.absolute(f"hf:{name}") == f"hf:{name}"
@@ -307,7 +307,7 @@ def test_parquet_files_of_other_columns_are_refused(tmp_path):
     types = TYPES | {"label": Value("int64")}
     a_set(2, 4, types=types).to_parquet(tmp_path / "train-1.parquet")
     refused(tmp_path, "has the column label as ClassLabel in ")
-    refused(tmp_path, "train-1.parquet: write the files alike")
+    refused(tmp_path, "train-1.parquet: write all files with one type")
 
 
 def test_a_class_beyond_the_names_is_refused(tmp_path):
@@ -331,7 +331,7 @@ def test_files_of_a_saved_set_that_number_their_classes_differently(tmp_path):
     (mine,), (theirs,) = ((tmp_path / k).glob("*.arrow") for k in ("set", "other"))
     theirs.replace(mine)
     refused(tmp_path / "set", "numbers the classes of column label as a, b, c, but ")
-    refused(tmp_path / "set", "as b, a, c: save it again, from the sets that it was made of")
+    refused(tmp_path / "set", "as b, a, c: save it again from the sets that it was made from")
 
 
 @pytest.mark.parametrize("write", [saved, saved_splits, parquet, parquets])
@@ -467,7 +467,7 @@ def test_bad_columns_that_are_named(many_columns, column):
 def test_a_split_that_is_none(many_columns):
     refused(
         many_columns / "one:fine",
-        "no split fine: name one of all, train behind it, hf:NAME:SPLIT, and a column behind",
+        "no split fine: append one of all, train, as in hf:NAME:SPLIT, and a column as in",
         MANY,
     )
 
@@ -476,7 +476,7 @@ def test_texts_that_are_no_classes(many_columns, monkeypatch):
     monkeypatch.setattr(huggingface.columns, "MAX_TEXTS", 2)
     refused(
         many_columns / "one:all:text",
-        "more than 2 texts in column text, which are no classes: name another column",
+        "more than 2 texts in column text, too many for classes: name another column",
         MANY,
     )
 
@@ -486,7 +486,7 @@ def test_columns_that_may_hold_the_labels_are_named(tmp_path):
     a_set(types=types).to_parquet(tmp_path / "a.parquet")
     refused(
         tmp_path / "a.parquet",
-        f"has no column of type ClassLabel: name that of the labels, as in hf:{tmp_path}/a.parquet:"
+        f"has no column of type ClassLabel: name the label column, as in hf:{tmp_path}/a.parquet:"
         "train:label (columns: label, text)",
     )
     assert load(f"{tmp_path}/a.parquet:train:label").labels.tolist() == KINDS

@@ -147,7 +147,7 @@ def test_an_icon_that_is_larger_than_it_says():
 
 def test_a_kind_that_this_pillow_lacks(monkeypatch):
     monkeypatch.setattr(kinds.features, "check", lambda feature: feature != "avif")
-    with pytest.raises(UsageError, match=r"a\.avif cannot be read by this Pillow, which has no AV"):
+    with pytest.raises(UsageError, match=r"a\.avif cannot be read by this Pillow, which lacks AV"):
         decoded([("a.avif", b"\0\0\0\x1cftypavif")] * 2)
     with pytest.raises(UsageError, match=r"a\.webp is not a readable image"):
         decoded([("a.webp", b"x")] * 2)

@@ -106,7 +106,7 @@ def in_a_folder(listed, where="set/"):
 def test_a_zip_with_one_top_folder(tmp_path, where, front):
     """Names in its list are from the list's folder on, or from the zip's."""
     if (where, front) == ("", ""):
-        message = f"a label for {NAMES[0]}, which is no picture in the zip"
+        message = f"a label for {NAMES[0]}, which is not a picture in the zip"
         refused(write_zip(tmp_path, in_a_folder(PAIRS, where)), message)
         return
     listed = [[f"{front}{name}", k] for name, k in PAIRS]
@@ -135,11 +135,11 @@ def test_a_zip_in_capitals_and_what_it_does_not_give(tmp_path):
 
 BAD_LABELS = {
     "for some only": (PAIRS[:2], f"has no label for {NAMES[2]}, the first of 2 such pictures"),
-    "for another": ([*PAIRS, ["x.png", 1]], "a label for x.png, which is no picture in the zip"),
-    "a fraction": ([[NAMES[0], 1.5], *PAIRS[1:]], "the label '1.5', which is no whole number"),
-    "a word": ([[NAMES[0], "cat"], *PAIRS[1:]], "the label 'cat', which is no whole number"),
-    "a boolean": ([[NAMES[0], True], *PAIRS[1:]], "the label 'True', which is no whole number"),
-    "a vector": ([[NAMES[0], [0, 1]], *PAIRS[1:]], "the label '[0, 1]', which is no whole"),
+    "for another": ([*PAIRS, ["x.png", 1]], "a label for x.png, which is not a picture in the zip"),
+    "a fraction": ([[NAMES[0], 1.5], *PAIRS[1:]], "the label '1.5', which is not a whole number"),
+    "a word": ([[NAMES[0], "cat"], *PAIRS[1:]], "the label 'cat', which is not a whole number"),
+    "a boolean": ([[NAMES[0], True], *PAIRS[1:]], "the label 'True', which is not a whole number"),
+    "a vector": ([[NAMES[0], [0, 1]], *PAIRS[1:]], "the label '[0, 1]', which is not a whole"),
     "below 0": ([[NAMES[0], -1], *PAIRS[1:]], "the label -1: number classes from 0"),
     "beyond all": ([[NAMES[0], 10**30], *PAIRS[1:]], "number classes from 0"),
     "too many": ([[NAMES[0], 10], *PAIRS[1:]], "labels from 3 to 10, outside 0 .. 9"),
@@ -231,12 +231,12 @@ def test_shards_without_labels(tmp_path):
 BAD_SAMPLES = {
     "a fraction": (
         ("a.cls", b"1.5"),
-        "a.png has by its .cls the label '1.5', which is no whole number",
+        "a.png has in its .cls the label '1.5', which is not a whole number",
     ),
-    "nothing": (("a.cls", b""), "a.png has by its .cls the label '', which is no whole number"),
-    "a long one": (("a.cls", b"1" * 99), "which is no whole number"),
-    "below 0": (("a.cls", b"-1\n"), "a.png has by its .cls the label -1: number classes from 0"),
-    "no text": (("a.cls", b"\xff"), "which is no whole number"),
+    "nothing": (("a.cls", b""), "a.png has in its .cls the label '', which is not a whole number"),
+    "a long one": (("a.cls", b"1" * 99), "which is not a whole number"),
+    "below 0": (("a.cls", b"-1\n"), "a.png has in its .cls the label -1: number classes from 0"),
+    "no text": (("a.cls", b"\xff"), "which is not a whole number"),
     "no picture": (("b.cls", b"1"), "b.cls has no picture beside it"),
     "two pictures": (("a.jpg", PNGS[0]), "a.jpg is the second picture of its sample"),
     "no such picture": (("b.png", b"x"), "b.png is not a readable image"),
@@ -286,7 +286,7 @@ BAD_SHARDS = {
     "a size beyond": (lambda c: note(record(b"size=99999")), "unexpected end of data"),
     "holes": (
         lambda c: note(record(b"GNU.sparse.map=0,9")),
-        "is stored as a file with holes: make the archive without --sparse",
+        "is stored as a sparse file: make the archive without --sparse",
     ),
 }
 

@@ -179,7 +179,7 @@ def test_idx(tmp_path, suffix):
     assert data.labels is None
     assert count(DataConfig(source=str(path))) == 50
     classes = NetConfig(image_size=28, channels=1, ch_mult=(1, 1), num_classes=10)
-    refused(path, f"has its labels in train-labels-idx1-ubyte{suffix}, which is not", classes)
+    refused(path, f"has no labels beside it: put train-labels-idx1-ubyte{suffix} there", classes)
     beside = tmp_path / f"train-labels-idx1-ubyte{suffix}"
     beside.write_bytes(pack(idx(labels)))
     assert load(path, classes).labels.tolist() == labels.tolist()

@@ -119,7 +119,7 @@ def test_the_lower_priority_reads_what_two_may_recognize(tmp_path):
 )
 def test_no_two_readers_are_asked_at_once(registered, options, other):
     before = len(registered)
-    with pytest.raises(ValueError, match=f"'{other}' need other keywords or priorities"):
+    with pytest.raises(ValueError, match=f"'{other}' need different keywords or priorities"):
         register(Reader(open=lambda source, wanted: pytest.fail("not opened"), **options))
     assert len(registered) == before
 

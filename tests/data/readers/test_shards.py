@@ -283,7 +283,7 @@ def test_what_is_not_taken_is_named(tmp_path):
     expect(load(path), range(3), [0, 1, 2])
     assert left_out(path) == (
         "links: 2 (a.tar: hard.png, a.tar: soft.jpg); "
-        "members that are no files: 1 (a.tar: pipe.png); "
+        "members that are not files: 1 (a.tar: pipe.png); "
         "hidden files: 2 (a.tar: ._000000.png, a.tar: .cache/000000.png); "
         "images of a kind that is not read: 1 (a.tar: a.heic)"
     )
@@ -356,10 +356,10 @@ def test_a_header_without_bounds_is_refused(tmp_path):
     for content, message in {
         pax(samples(0, 2), **{"path": "x" * 5000}): "a member whose name has 5,000 bytes",
         pax(samples(0, 2), note="A" * 2**20): "has 1,048,",
-        pax(samples(0, 2), **{"GNU.sparse.major": "1"}): "a file with holes",
+        pax(samples(0, 2), **{"GNU.sparse.major": "1"}): "a sparse file",
         pax(samples(0, 2), path="/etc/x.png"): "/etc/x.png is outside its folder",
-        pax(samples(0, 2), size="1.5"): "has a size that is no number",
-        pax(samples(0, 2), size="9" * 30): "has a size that is no number",
+        pax(samples(0, 2), size="1.5"): "has a size that is not a number",
+        pax(samples(0, 2), size="9" * 30): "has a size that is not a number",
     }.items():
         write(path, content)
         refused(path, message)
@@ -376,8 +376,8 @@ def test_damaged_records_of_a_header(tmp_path):
 
 def test_kinds_of_members_that_hold_no_file(tmp_path):
     for kind, message in {
-        b"M": "goes on in another volume",
-        tarfile.GNUTYPE_SPARSE: "its member x.png is stored as a file with holes",
+        b"M": "continues in another volume",
+        tarfile.GNUTYPE_SPARSE: "its member x.png is stored as a sparse file",
     }.items():
         entry = tarfile.TarInfo("x.png")
         entry.type = kind
@@ -475,11 +475,11 @@ def test_which_labels_count(tmp_path):
 
 BAD_LABELS = {
     "some without": ("cls", ["1", None, "0"], "1.png has no label (.cls), as others have"),
-    "names and numbers": ("cls", ["1", "cat", "0"], "1.png has by its .cls the label 'cat', which"),
-    "fractions": ("cls", ["1.5", "2.5"], "0.png has by its .cls the label '1.5', which is no"),
-    "a long name": ("cls", ["x" * 201, "x" * 202], "0.png has by its .cls the label"),
-    "two lines": ("cls", ["a\nb", "c"], "0.png has by its .cls the label"),
-    "below 0": ("json", table(label=[0, -1]), '1.png has by its .json ("label") the label -1'),
+    "names and numbers": ("cls", ["1", "cat", "0"], "1.png has in its .cls the label 'cat', which"),
+    "fractions": ("cls", ["1.5", "2.5"], "0.png has in its .cls the label '1.5', which is not"),
+    "a long name": ("cls", ["x" * 201, "x" * 202], "0.png has in its .cls the label"),
+    "two lines": ("cls", ["a\nb", "c"], "0.png has in its .cls the label"),
+    "below 0": ("json", table(label=[0, -1]), '1.png has in its .json ("label") the label -1'),
     "two numbers that differ": (
         "json",
         table(label=[0, 1, 2], target=[0, 5, 2]),
@@ -512,7 +512,7 @@ BAD_LABELS = {
     ),
     "long captions": ("txt", ["x" * 300] * 4, "are captions, not classes"),
     "captions of two lines": ("txt", ["a\nb"] * 4, "are captions, not classes"),
-    "text and numbers": ("txt", ["1", "1", "cat", "cat"], "2.png has by its .txt the label 'cat'"),
+    "text and numbers": ("txt", ["1", "1", "cat", "cat"], "2.png has in its .txt the label 'cat'"),
 }
 
 
