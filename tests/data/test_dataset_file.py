@@ -1,4 +1,4 @@
-"""`pdfast data`: what is written is what pdfast reads; nothing is written over or left in part."""
+"""`pdfast data`: pdfast reads what it writes; nothing is overwritten or left half-written."""
 
 import os
 import sys
@@ -19,14 +19,14 @@ pytestmark = pytest.mark.usefixtures("handlers")
 
 
 def data(capsys, *args):
-    """(exit code, stdout, stderr) of the command."""
+    """Return (exit code, stdout, stderr) of the command."""
     code = main(["data", *map(str, args)])
     captured = capsys.readouterr()
     return code, captured.out, captured.err
 
 
 def written(path):
-    """The arrays of an .npz, by name."""
+    """Return the arrays of an .npz by name."""
     with np.load(path) as arrays:
         return dict(arrays)
 
@@ -36,7 +36,7 @@ def pictures_of(num=6, size=8, seed=0):
 
 
 def test_the_digits_are_read_without_scikit_learn_s_import(monkeypatch):
-    """By its own reader, where another version has the file elsewhere; the same either way."""
+    """If another version stores the file elsewhere, its own loader reads the same digits."""
     wanted = Wanted(8, channels=1)
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "sklearn.datasets", None)  # which cannot be imported then
@@ -53,7 +53,7 @@ def test_the_digits_are_read_without_scikit_learn_s_import(monkeypatch):
 
 
 def test_the_digits(capsys, tmp_path):
-    """As they are: the same file every time, a line that says what is in it, a sheet by class."""
+    """Written unchanged: the same file every time, a summary on one line, a sheet by class."""
     from sklearn.datasets import load_digits
 
     out = tmp_path / "new" / "digits.npz"
@@ -83,7 +83,7 @@ def test_the_digits(capsys, tmp_path):
 
 
 def test_every_source_is_resized_alike(capsys, tmp_path):
-    """A set of one size goes through the code that pictures go through."""
+    """A set of one size is resized by the same code as pictures."""
     images = pictures_of(5, 28)
     np.savez(tmp_path / "a.npz", images=images[..., None])
     (tmp_path / "a-images-idx3-ubyte.gz").write_bytes(packed(idx(images)))
@@ -122,7 +122,7 @@ def test_cifar_and_channels(capsys, tmp_path):
 
 
 def test_pictures_that_differ_in_shape(capsys, tmp_path, monkeypatch):
-    """Of an .npz too; grey ones saved with three channels have one, unless any has colour."""
+    """Also from an .npz; grey images saved with three channels get one, unless any has colour."""
     images = np.repeat(pictures_of(6, 9)[:, :8, :, None], 3, 3)
     np.savez(tmp_path / "a.npz", images=images)
     monkeypatch.setattr(decoding, "BLOCK", 4)
@@ -193,7 +193,7 @@ def test_what_is_wrong_is_one_sentence(capsys, tmp_path):
 
 
 def test_a_disk_that_fails(capsys, tmp_path, monkeypatch):
-    """Neither file is left."""
+    """Neither file is left behind."""
 
     def full(*args):
         raise OSError(28, "No space left on device")

@@ -1,4 +1,4 @@
-"""Files and directories: whole or absent, every byte vouched for, nothing in them trusted."""
+"""Files and directories are whole or absent; every byte is checked, and nothing is trusted."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from pdfast.storage.files import Damaged
 
 @pytest.fixture
 def made(tmp_path):
-    """A directory of one safetensors file and one table."""
+    """Write a directory of one safetensors file and one table."""
     path = tmp_path / "made"
     files.write(path, {"a.safetensors": {"x": torch.arange(6.0)}}, {"t.json": {"n": 1}}, fact="f")
     return path

@@ -1,4 +1,4 @@
-"""What is there is replaced only where pdfast wrote it, and nothing was added or changed since."""
+"""Existing files are replaced only if pdfast wrote them, and nobody has changed them since."""
 
 import json
 import shutil
@@ -37,7 +37,7 @@ def model():
 
 
 def tree(path):
-    """All that is below a path: content of files, targets of symlinks."""
+    """Return everything below a path: content of files, targets of symlinks."""
     return {
         str(p.relative_to(path)): str(p.readlink()) if p.is_symlink() else
         p.read_bytes() if p.is_file() else None
@@ -203,7 +203,7 @@ def saved(model, tmp_path):
 
 
 def run(capsys, *args):
-    """Exit status and stderr of a command line."""
+    """Return exit status and stderr of a command line."""
     code = main([str(a) for a in args])
     return code, capsys.readouterr().err
 
@@ -329,7 +329,7 @@ def test_eval(capsys, straight, tmp_path):
 
 
 def test_a_config_of_somebody_else_is_no_run(tiny_toml, tiny, capsys, tmp_path):
-    """A file of a common name; that of a run that has only just begun is known."""
+    """The file name is a common one; the config of a run that has just begun is recognized."""
     out = tmp_path / "project"
     out.mkdir()
     train = ["train", "--config", tiny_toml, "--train.updates", 1, "--out", out]

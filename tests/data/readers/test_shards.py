@@ -28,7 +28,7 @@ def load(source, model=LABELLED):
 
 
 def left_out(source):
-    """What the reading passes over."""
+    """Return the note about skipped members."""
     return sources.opened(str(source), Wanted(8)).left_out
 
 
@@ -45,7 +45,7 @@ def refused(source, *messages, model=LABELLED):
 
 
 def expect(data, which, labels=None, names=()):
-    """The pictures of these numbers, in this order."""
+    """Check that exactly the pictures of these numbers are read, in this order."""
     np.testing.assert_array_equal(data.images[..., 0], IMAGES[list(which)])
     assert (None if data.labels is None else data.labels.tolist()) == labels
     assert data.names == names
@@ -62,7 +62,7 @@ def samples(first, last, label=b"%d", name="{:06d}"):
 
 
 def unended(archive):
-    """Without the blocks of zeros at its end."""
+    """Return a tar without the blocks of zeros at its end."""
     content = archive.rstrip(b"\0")
     return content + bytes(-len(content) % 512)
 
@@ -126,7 +126,7 @@ def test_a_shard_that_was_unpacked_but_not_renamed(tmp_path):
 
 
 def test_gzip_of_several_streams(tmp_path):
-    """As pigz, or cat of .gz files, makes them; empty ones, and zeros at the end, are allowed."""
+    """As pigz, or cat of .gz files, makes them; empty streams and zeros at the end are allowed."""
     content = tar(samples(0, 6))
     parts = [content[:700], b"", content[700:5000], content[5000:]]
     path = write(tmp_path / "a.tgz", b"".join(map(packed, parts)) + bytes(40_000))
@@ -140,7 +140,7 @@ def test_gzip_of_several_streams(tmp_path):
 
 
 def test_a_gzipped_shard_takes_little_memory(tmp_path):
-    """It is read in parts: 64 MB that are no picture are passed over."""
+    """It is read in parts: 64 MB of other members are skipped."""
     path = tmp_path / "a.tgz"
     with gzip.open(path, "wb", 1) as file, tarfile.open(fileobj=file, mode="w|") as archive:
         entry = tarfile.TarInfo("large.bin")
@@ -221,7 +221,7 @@ def test_cifar_beside_shards_is_named(tmp_path):
 
 
 def test_dots_before_the_suffix(tmp_path):
-    """Each is a picture; its label is the nearest: its name up to its last dot, or one before."""
+    """Each is a picture; its label has its name up to the last dot, or up to an earlier one."""
     members = {
         "photo0.png": "photo0.cls",
         "photo0_x0.5.png": "photo0_x0.5.cls",
@@ -294,7 +294,7 @@ def test_what_is_not_taken_is_named(tmp_path):
 
 
 def pax(members, **headers):
-    """A tar of pax's kind: `headers` are each member's, or `of_all`."""
+    """Return a pax tar; `headers` are repeated for each member, `of_all` is the global header."""
     out, of_all = io.BytesIO(), headers.pop("of_all", {})
     with tarfile.open(
         fileobj=out, mode="w", format=tarfile.PAX_FORMAT, pax_headers=of_all
@@ -329,7 +329,7 @@ def ustar(members):
 
 
 def volume():
-    """As `tar -V name.png` begins."""
+    """Return the beginning of a tar made by `tar -V name.png`."""
     entry = tarfile.TarInfo("name.png")
     entry.type = b"V"
     return entry.tobuf(tarfile.GNU_FORMAT)
@@ -401,7 +401,7 @@ def test_skipping_ahead(tmp_path):
 
 
 def labelled(kind, contents, more=()):
-    """Pictures 0 and on, each with a member of a kind beside it."""
+    """Return pictures from number 0 on, each with a member of a kind beside it."""
     for k, content in enumerate(contents):
         yield f"{k}.png", PNGS[k]
         if content is not None:
@@ -410,7 +410,7 @@ def labelled(kind, contents, more=()):
 
 
 def table(**columns):
-    """A .json for each row."""
+    """Return a .json for each row."""
     return [json.dumps(dict(zip(columns, row, strict=True))) for row in zip(*columns.values())]  # noqa: B905
 
 
@@ -463,7 +463,7 @@ def test_labels(tmp_path, case):
 
 
 def test_which_labels_count(tmp_path):
-    """.cls before .json before .txt, however the members lie; .json may name the numbers."""
+    """.cls counts before .json before .txt, in any order of members; .json may name the numbers."""
     more = [(f"{k}.txt", b"a caption of picture %d" % k) for k in range(4)]
     found = table(label=[9, 9, 9, 8], class_name=WORDS)
     more += [(f"{k}.json", text.encode()) for k, text in enumerate(found)]
@@ -521,7 +521,7 @@ def test_bad_labels(tmp_path, case):
     kind, contents, message = BAD_LABELS[case]
     path = write(tmp_path / "a.tar", labelled(kind, contents))
     refused(path, str(path), message)
-    assert len(load(path, PLAIN).images) == len(contents)  # they are looked at where they count
+    assert len(load(path, PLAIN).images) == len(contents)  # labels are read only if wanted
 
 
 def test_two_labels_of_one_sample(tmp_path):
