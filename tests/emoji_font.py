@@ -46,7 +46,7 @@ def _strike(font, size, pngs, index_format, image_format):
 
 
 def emoji_font(strikes, index_format=1, image_format=17):
-    """The file of a font with these strikes: {pixels an em: {glyph: PNG}}."""
+    """Return the file of a font with these strikes: {pixels per em: {glyph: PNG}}."""
     builder = FontBuilder(1024, isTTF=False)
     builder.setupGlyphOrder(GLYPHS)
     builder.setupCharacterMap({0x1F3FD: "tone", 0x270B: "hand", 0x1F3F3: "flag"})

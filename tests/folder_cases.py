@@ -1,4 +1,4 @@
-"""What the tests of folders of pictures share."""
+"""Helpers shared by the tests of folders of pictures."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def find(root, folders="auto", labels=True, skip_bad=False):
 
 
 def classes(root, folders="auto", **options):
-    """What every picture is labelled, by its path, and the names of the classes."""
+    """Return the label of every picture, by its path, and the class names."""
     found = find(root, folders, **options)
     paths = [str(path.relative_to(root)) for _, path in found.files(0)]
     assert len(paths) == found.num == len(found.labels)

@@ -1,4 +1,4 @@
-"""Data sets in the layouts in which they are published, made small."""
+"""Small data sets in the layouts in which sets are published."""
 
 import gzip
 import io
@@ -17,23 +17,23 @@ BIN_ORDER = (1, "batches.meta.txt", 3, 4, "test_batch.bin", "readme.html", 5, 2)
 
 
 def idx(array):
-    """A uint8 array as an IDX file."""
+    """Return a uint8 array as an IDX file."""
     return struct.pack(f">{1 + array.ndim}I", 0x800 + array.ndim, *array.shape) + array.tobytes()
 
 
 def packed(content):
-    """As a .gz file of no date."""
+    """Compress by gzip, without a date."""
     return gzip.compress(content, 1, mtime=0)
 
 
 def records(num, seed):
-    """(pixels (num, 3072), labels (num,)) of random uint8, labels below 10."""
+    """Return random uint8 (pixels (num, 3072), labels (num,)), with labels below 10."""
     rng = np.random.default_rng(seed)
     return rng.integers(0, 256, (num, 3072), np.uint8), rng.integers(0, 10, num, np.uint8)
 
 
 def binary_batch(pixels, labels):
-    """Records of one byte of label and 3072 of pixels."""
+    """Return records of one label byte and 3072 bytes of pixels."""
     return np.concatenate([labels[:, None], pixels], axis=1).tobytes()
 
 
@@ -46,13 +46,13 @@ def _int(number):
 
 
 def _list(items, memo):
-    """As cPickle does: a thousand items at a time."""
+    """Write a list in parts of a thousand items, as cPickle does."""
     parts = [items[k : k + 1000] for k in range(0, len(items), 1000)]
     return b"]" + memo() + b"".join(b"(" + b"".join(part) + b"e" for part in parts)
 
 
 def python_batch(pixels, labels, number=1, array=None):
-    """A pickle as Python 2's cPickle wrote it by protocol 2; `array` in place of the data's."""
+    """Return a pickle as Python 2's cPickle wrote it by protocol 2; `array` replaces the data's."""
     count = 0
 
     def memo():
@@ -82,7 +82,7 @@ def python_batch(pixels, labels, number=1, array=None):
 
 
 def tar(members):
-    """(name, content or TarInfo) pairs as a tar archive of the old GNU kind."""
+    """Return (name, content or TarInfo) pairs as a tar archive in the old GNU format."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as archive:
         for name, content in members:
@@ -98,7 +98,7 @@ def tar(members):
 
 
 def cifar(kind, batches):
-    """The members of a published archive, "bin" or "py", with these batches 1 to 5."""
+    """Return the members of a published archive, "bin" or "py", with these batches 1 to 5."""
     folder, order, suffix = (BIN, BIN_ORDER, ".bin") if kind == "bin" else (PY, PY_ORDER, "")
     members = [(folder, None)]
     for which in order:
@@ -110,7 +110,7 @@ def cifar(kind, batches):
 
 
 def cifar_batches(kind, sizes, seed=0):
-    """(batches as files, images (N, 32, 32, 3), labels (N,)) of random pictures."""
+    """Return random pictures as (batches as files, images (N, 32, 32, 3), labels (N,))."""
     drawn = [records(size, seed + k) for k, size in enumerate(sizes)]
     if kind == "bin":
         batches = [binary_batch(*pair) for pair in drawn]
@@ -122,14 +122,14 @@ def cifar_batches(kind, sizes, seed=0):
 
 
 def picture(array, kind="png"):
-    """A uint8 array as a picture's file."""
+    """Return a uint8 array as a picture's file."""
     out = io.BytesIO()
     Image.fromarray(array).save(out, kind)
     return out.getvalue()
 
 
 def image_zip(members, labels=..., method=zipfile.ZIP_STORED):
-    """(name, content) pairs as a zip in EDM's layout, with a dataset.json of these labels."""
+    """Return (name, content) pairs as a zip in EDM's layout, with these labels in dataset.json."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as archive:
         for name, content in members:
@@ -140,7 +140,7 @@ def image_zip(members, labels=..., method=zipfile.ZIP_STORED):
 
 
 def shard(members):
-    """(name, content) pairs as WebDataset's writer has them: their times have fractions."""
+    """Return (name, content) pairs as a shard; WebDataset's writer stores fractional times."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as archive:
         for name, content in members:

@@ -1,17 +1,17 @@
-"""The command line in processes that cost no import, each with a signal at a chosen event.
+"""Run the command line in forked processes, without import time, each with a signal at some event.
 
-A server imports pdfast once, has it do a whole run, so that nothing is done for the first time
-later, and forks for each call. What counts as an event, all in order:
+A server imports pdfast once, does a whole run so that nothing is initialized later, and forks for
+each call. What counts as an event, all in order:
 
-- "write": every step of the path that writes, found by Python's audit events and not by pdfast's
-  own names: opening a file to write, fsync, rename, mkdir, unlink, rmdir. A signal comes before
-  the step; for a file that is opened or given content there is a second event, "torn", where
-  the file is left with a part of its content.
-- "update": an optimizer update. "poll": work asks whether a signal came; "heard" counts the writes
-  until the last time.
+- "write": every step of the path that writes, found by Python's audit events, not by pdfast's own
+  names: opening a file to write, fsync, rename, mkdir, unlink, rmdir. A signal comes before the
+  step. When a file is opened or written there is a second event, "torn", where the file is left
+  with a part of its content.
+- "update": an optimizer update. "poll": the work checks whether a signal has come; "heard": the
+  number of writes before the last such check.
 
-One call can stand for as many as it has events: `snapshots` keeps what is on the disk before each,
-which is what SIGKILL would leave there.
+One call can stand for all its events: `snapshots` keeps what is on the disk before each, which is
+what SIGKILL would leave there.
 """
 
 import functools
@@ -27,18 +27,18 @@ from typing import NamedTuple
 
 
 class Ended(NamedTuple):
-    """What is left of a call."""
+    """What a call left."""
 
     code: int
     """Exit status; -n for signal n."""
     events: dict[str, int]
-    """How many there were, by kind; of a call that was not killed."""
+    """Number of events by kind, if the call was not killed."""
     output: str
     errors: str
 
 
 class Server:
-    """Use as a context manager."""
+    """The server process; use it as a context manager."""
 
     def __enter__(self):
         self._process = subprocess.Popen(
@@ -55,10 +55,11 @@ class Server:
         self._process.wait()
 
     def call(self, folder, *args, signum=0, kinds=(), number=0, then=0, snapshots=""):
-        """Run `pdfast *args` in a folder; a signal at event `number` (from 1) of `kinds`.
+        """Run `pdfast *args` in a folder, with a signal at event `number` (from 1) of `kinds`.
 
-        `then`: another signal right after it. `snapshots`, instead: a folder elsewhere, that gets a
-        copy of this one, under the event's number, at each event of `kinds`.
+        `then`: another signal right after the first. `snapshots`, instead of a signal: a folder
+        outside this one, which receives a copy of it at each event of `kinds`, named by the event's
+        number.
         """
         asked = {
             "folder": str(folder),
@@ -77,7 +78,7 @@ class Server:
 
 
 class Events:
-    """Counts, and sends the signal when its turn comes."""
+    """Counts events, and sends the signal at the chosen one."""
 
     def __init__(self, folder, signum, kinds, number, then, snapshots):
         self.root, self.signum, self.kinds, self.number = folder, signum, kinds, number
@@ -85,7 +86,7 @@ class Events:
         self.counts = {"write": 0, "torn": 0, "update": 0, "poll": 0, "heard": 0}
 
     def happens(self, kind, path=None, tear=None):
-        """`tear` leaves the file at `path` with a part of its content."""
+        """Count an event; `tear` leaves the file at `path` with a part of its content."""
         self.counts[kind] += 1
         if kind == "poll":
             self.counts["heard"] = self.counts["write"]
@@ -122,7 +123,7 @@ class Events:
         os.write(fd, b'{"round": 0, "upd')
 
     def install(self):
-        """Only in a process that ends with the call."""
+        """Hook into the process, which must end with the call."""
         import safetensors.torch
 
         from pdfast.distributed import signals
@@ -151,7 +152,7 @@ class Events:
 
 
 def _child(asked, notes):
-    """One call, in a process of its own."""
+    """Do one call, in its own process."""
     from pdfast.__main__ import main
 
     os.chdir(asked["folder"])
@@ -203,5 +204,5 @@ def _serve():
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which is ignored where the tests run under nohup
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it
     _serve()

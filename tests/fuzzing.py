@@ -1,9 +1,9 @@
-"""Mutated files for everything that reads foreign ones: `python fuzzing.py EXAMPLES SEED`.
+"""Mutated files for every reader of foreign files: `python fuzzing.py EXAMPLES SEED`.
 
-Most mutations are of what is inside a container (headers, names, shapes, offsets, types, JSON,
-opcodes), whose checksums and lengths are then made right again, so that they reach the code behind
-the checksums; the others are blind ones of the bytes. Whatever comes of a file must be a valid
-result or a PdfastError of one line, within `SECONDS` of work.
+Most mutations change what is inside a container (headers, names, shapes, offsets, types, JSON,
+opcodes) and then correct its checksums and lengths ("sealed"), so that they reach the code behind
+the checksums; the others change bytes blindly. Each file must give a valid result, or a PdfastError
+of one line, within `SECONDS` of work.
 """
 
 import faulthandler
@@ -71,13 +71,12 @@ class TooSlow(BaseException):
 
 
 def too_slow(signum, frame):
-    """On SIGPROF."""
+    """Handle SIGPROF."""
     raise TooSlow
 
 
 # ------------------------------------------------------------------------------------------
-# What is loaded
-
+# The kinds of files
 GREY = NetConfig(image_size=8, channels=1, num_classes=3)
 SMALL = NetConfig(
     image_size=8, channels=1, ch=8, emb_ch=8, ch_mult=(1,), num_res_blocks=1, groups=4
@@ -85,7 +84,7 @@ SMALL = NetConfig(
 
 
 class Kinds:
-    """One method a kind of file: mutate it, write it, and return what loads it."""
+    """One method per kind of file: it writes a mutated file, and returns a function to load it."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -137,7 +136,7 @@ class Kinds:
         return self._set("a-images-idx3-ubyte.gz", content, GREY)
 
     def cifar_bin(self, rng, sealed):
-        """CIFAR's binary archives; blind mutations are of the tar, of the .gz or of both."""
+        """CIFAR's binary archives; blind mutations change the tar, the .gz or both."""
         if sealed and rng.random() < 0.3:
             name = "cifar-100-binary.tar.gz"
             return self._set(name, sealed_cifar_100(rng), NetConfig(num_classes=100))
@@ -155,7 +154,7 @@ class Kinds:
         return self._set("a.zip", content, GREY)
 
     def shard(self, rng, sealed):
-        """A tar of images, or several in one file, which gzip may have packed."""
+        """A tar of images, or several in one file, perhaps compressed by gzip."""
         content = sealed_shard(rng) if sealed else blind(rng, shard(SAMPLES))
         return self._set("a.tar", content, rng.choice([GREY, SMALL]))
 
@@ -242,7 +241,7 @@ class Kinds:
 
 
 def blind_archive(kind, batches):
-    """A function that mutates a tar and wraps it again, or the wrapped one."""
+    """Return a function that mutates a tar and compresses it, or mutates the compressed file."""
     plain = tar(cifar(kind, batches))
 
     def mutate(rng):
@@ -257,7 +256,7 @@ BLIND_BIN, BLIND_PY = blind_archive("bin", BIN_BATCHES), blind_archive("py", PY_
 
 
 def check_set(data, model):
-    """A set that was read is what the model asks for."""
+    """Check that a set is what the model asks for."""
     assert data.images.dtype == torch.uint8
     assert data.images.shape[1:] == (model.image_size, model.image_size, model.channels)
     assert len(data) >= 2
@@ -269,7 +268,7 @@ def check_set(data, model):
 
 
 def check_statistics(found):
-    """A mean and a covariance, and texts that may be printed."""
+    """Check that statistics are a mean and a covariance, with printable texts."""
     mean, cov = found.gaussian.mean, found.gaussian.cov
     assert mean.dtype == cov.dtype == torch.float64
     assert cov.shape == (found.width, found.width)
@@ -281,14 +280,14 @@ def check_statistics(found):
 
 
 def check_model(model):
-    """A model that was read has all its weights."""
+    """Check that a model has all its weights."""
     assert all(weight.device.type == "cpu" for weight in model.state_dict().values())
 
 
 # ------------------------------------------------------------------------------------------
 # Running
 
-# Share of the examples, and of them how many are sealed.
+# Each kind's share of the examples, and the fraction of them that is sealed.
 SHARES = {
     "npz": (0.10, 0.75),
     "statistics": (0.05, 0.75),
@@ -304,11 +303,11 @@ SHARES = {
     "shard": (0.06, 0.7),
     "font": (0.04, 0.7),
 }
-PICTURES = ("picture", "zip", "shard", "font")  # the last kinds: what they decode may be large
+PICTURES = ("picture", "zip", "shard", "font")  # kinds whose decoded pictures may be large
 
 
 def one(kind, kinds, rng, sealed, counts):
-    """One example."""
+    """Try one example."""
     load = getattr(kinds, kind)(rng, sealed)
     start = time.process_time()
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
@@ -330,7 +329,7 @@ def one(kind, kinds, rng, sealed, counts):
 
 
 def examples_of(kind, kinds, counts, examples, seed):
-    """A function that tries so many files of a kind."""
+    """Return a function that tries this many files of a kind."""
 
     @hypothesis.seed(seed)
     @hypothesis.settings(
@@ -354,12 +353,12 @@ def examples_of(kind, kinds, counts, examples, seed):
 
 
 def fuzz(examples, seed):
-    """Try `examples` files; what became of them, by (kind, word)."""
+    """Try `examples` files; return the outcomes, by (kind, word)."""
     counts = Counter()
     before = signal.signal(signal.SIGPROF, too_slow)
     try:
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-            warnings.simplefilter("error")  # a reader does not warn of what it refuses
+            warnings.simplefilter("error")  # readers raise, and do not warn
             warnings.filterwarnings("ignore", ".* is called .* now$", FutureWarning)
             kinds = Kinds(Path(folder))
             for kind, (share, _) in SHARES.items():
@@ -373,12 +372,12 @@ def fuzz(examples, seed):
 
 
 def peak():
-    """The most memory that this process has held, in MB."""
+    """Return the most memory that this process has held, in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
 def limited(megabytes):
-    """Let this process take no more than so much above what it has."""
+    """Limit this process to so much memory above what it has now."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     most = pages * resource.getpagesize() + megabytes * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
@@ -388,9 +387,9 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     Image.init()
     limited(1500)
-    prepare.SETTLED = 2 * 10**7  # as in the tests of one process: conftest.py
-    faulthandler.dump_traceback_later(1200, exit=True)  # of C code that hears no signal
-    fuzz(100, 0)  # what is imported and kept by then is not what a file took
+    prepare.SETTLED = 2 * 10**7  # as conftest.py sets it for tests in one process
+    faulthandler.dump_traceback_later(1200, exit=True)  # C code may block signals
+    fuzz(100, 0)  # warm up, so that imports and caches do not count as memory of a file
     base = peak()
     found = fuzz(int(sys.argv[1]), int(sys.argv[2]))
     print(json.dumps({"MB before": base, "counts": [[*key, n] for key, n in found.items()]}))

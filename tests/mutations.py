@@ -1,4 +1,4 @@
-"""What a mutated file has in place of what was in it."""
+"""Mutations: the values that replace the original ones in a mutated file."""
 
 import struct
 
@@ -9,13 +9,13 @@ TEXTS += ["images.npy", "images", "labels.npy", "nan", "\N{ARABIC-INDIC DIGIT FO
 
 
 def number(rng, old=1):
-    """A whole number that a file may declare in place of `old`."""
+    """Return a whole number that a file may declare in place of `old`."""
     near = [old - 1, old + 1, 2 * old, old // 2, -old, -1]
     return rng.choice([rng.choice(near), rng.choice(EDGES), rng.randrange(2**16)])
 
 
 def value(rng, old, depth=0):
-    """A value for JSON or TOML in place of `old`."""
+    """Return a value for JSON or TOML in place of `old`."""
     kinds = ["number", "float", "text", "bool", "list", "table", "same kind", "same kind"]
     kind = rng.choice(kinds if depth < 3 else kinds[:4])
     if kind == "same kind":
@@ -37,7 +37,7 @@ def value(rng, old, depth=0):
 
 
 def changed(rng, tree):
-    """A table or list with one thing in it changed, somewhere."""
+    """Return a copy of a table or list with one change somewhere in it."""
     tree = dict(tree) if isinstance(tree, dict) else list(tree)
     keys = list(tree) if isinstance(tree, dict) else list(range(len(tree)))
     key = rng.choice(keys) if keys else None
@@ -57,7 +57,7 @@ def changed(rng, tree):
 
 
 def blind(rng, content):
-    """Bytes altered anywhere, cut, doubled or put in."""
+    """Return the bytes altered, cut, repeated or extended at random places."""
     content = bytearray(content)
     for _ in range(rng.choice([1, 1, 2, 8])):
         at, length = rng.randrange(len(content) + 1), rng.choice([1, 2, 4, 40, 1000])
@@ -79,7 +79,7 @@ def blind(rng, content):
 
 
 def field(rng, content, at, form):
-    """A binary number at `at` replaced by one that fits the field."""
+    """Replace the binary number at `at` by another one that fits the field."""
     content = bytearray(content)
     size = struct.calcsize(form)
     if 0 <= at <= len(content) - size:

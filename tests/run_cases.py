@@ -1,4 +1,4 @@
-"""What the tests of whole runs share; the undisturbed run is the fixture `straight`."""
+"""Helpers shared by the tests of whole runs; the uninterrupted run is the fixture `straight`."""
 
 import json
 import signal
@@ -21,7 +21,7 @@ def weights(path):
 
 
 def assert_same_tensors(a, b):
-    """Two states or models: the same files of tensors, byte for byte."""
+    """Check that two states or models have the same files of tensors, byte for byte."""
     names = sorted(p.name for p in a.iterdir())
     assert names == sorted(p.name for p in b.iterdir())
     tensors = [name for name in names if name.endswith(".safetensors")]
@@ -31,15 +31,15 @@ def assert_same_tensors(a, b):
 
 
 def kept(run, pattern):
-    """Names of the directories with such a file, but for what was put aside."""
+    """Return the names of the directories with such a file, without those that were set aside."""
     names = sorted(path.parent.name for path in run.glob(pattern))
     return [name for name in names if ".damaged" not in name]
 
 
 def assert_same_run(a, b):
-    """Two finished runs: metrics, models, report; and nothing that a finished run has not.
+    """Check that two finished runs have equal metrics, models and reports, and no leftovers.
 
-    The rounds' moments are there in both, where they are kept from round to round, or in neither.
+    If rounds keep their moments, both runs must have equal ones.
     """
     assert metrics(a) == metrics(b)
     models = kept(a, "*/config.json")
@@ -69,7 +69,7 @@ def stop_after(monkeypatch, updates):
 
 
 def run(capsys, *args):
-    """(exit code, stdout, stderr) of a command line."""
+    """Return (exit code, stdout, stderr) of a command line."""
     code = main([str(a) for a in args])
     captured = capsys.readouterr()
     return code, captured.out, captured.err

@@ -1,4 +1,4 @@
-"""Mutated files whose checksums and lengths are right: one function a kind, giving the content."""
+"""Mutated files with correct checksums and lengths: one function per kind returns the content."""
 
 import contextlib
 import io
@@ -35,7 +35,7 @@ from pdfast.config.serialization import to_table
 
 
 def npy(rng, descr, shape, data):
-    """An .npy member, perhaps with one thing wrong."""
+    """Return an .npy member, perhaps with one fault."""
     order = "False"
     wrong = rng.choice(
         ["none"] * 4 + ["descr", "shape", "order", "text", "version", "length", "data"]
@@ -66,7 +66,7 @@ def npy(rng, descr, shape, data):
 
 
 def sealed_npz(rng):
-    """Headers, shapes, types, names, members, then perhaps the list of members."""
+    """Mutate headers, shapes, types, names and members, then perhaps the list of members."""
     images = npy(rng, "'|u1'", (6, 8, 8, 1), bytes(range(64)) * 6)
     labels = npy(rng, "'<i8'", (6,), np.array([0, 1, 2, 0, 1, 2]).tobytes())
     members = [("images.npy", images), ("labels.npy", labels), ("other.npy", b"x")]
@@ -77,7 +77,7 @@ def sealed_npz(rng):
 
 
 def archived(rng, members):
-    """A zip of members, some deflated, perhaps with the list of them altered."""
+    """Return a zip of members, some deflated, perhaps with an altered list of them."""
     out = io.BytesIO()
     with warnings.catch_warnings(), zipfile.ZipFile(out, "w") as archive:
         warnings.simplefilter("ignore")  # names twice
@@ -88,7 +88,7 @@ def archived(rng, members):
 
 
 def listed(rng, content):
-    """A zip, perhaps with the fields of its list of members altered."""
+    """Return a zip, perhaps with altered fields in its list of members."""
     if rng.random() < 0.5:
         starts = [k for k in range(len(content)) if content[k : k + 4] == b"PK\1\2"]
         end = content.rfind(b"PK\5\6")
@@ -105,7 +105,7 @@ def listed(rng, content):
 
 
 def sealed_idx(rng):
-    """Type, dimensions, length."""
+    """Mutate type, dimensions and length."""
     content = idx(np.arange(6 * 64, dtype=np.uint8).reshape(6, 8, 8))
     for _ in range(rng.choice([0, 1, 1, 2])):
         content = field(rng, content, rng.choice([0, 4, 4, 4, 4, 8, 12]), ">I")
@@ -116,7 +116,7 @@ def sealed_idx(rng):
 
 
 def wrapped(rng, content):
-    """In gzip, sometimes in an odd one."""
+    """Compress by gzip, sometimes in an unusual form."""
     good = packed(content)
     how = rng.choice(["good"] * 8 + ["name", "extra", "twice", "empty before", "length", "after"])
     if how == "name":
@@ -135,7 +135,7 @@ def wrapped(rng, content):
 
 
 def archive(rng, members):
-    """A tar, perhaps with other members, or headers altered and their checksums made right."""
+    """Return a tar, perhaps with other members, or altered headers with correct checksums."""
     members = list(members)
     how = rng.choice(["none", "member", "move", "drop", "header", "header", "header"])
     if how == "member":
@@ -171,7 +171,7 @@ PY_BATCHES = [python_batch(*records(2, k)) for k in range(5)]
 
 
 def sealed_cifar_bin(rng):
-    """Members of the archive, and lengths of batches."""
+    """Mutate members of the archive, and lengths of batches."""
     batches = list(BIN_BATCHES)
     if rng.random() < 0.4:
         k = rng.randrange(5)
@@ -183,7 +183,7 @@ HUNDRED = b"".join(b"\7%c" % k + pixels.tobytes() for k, pixels in enumerate(rec
 
 
 def sealed_cifar_100(rng):
-    """CIFAR-100's members, and the length of its one batch."""
+    """Mutate CIFAR-100's members, and the length of its one batch."""
     train = rng.choice([HUNDRED, HUNDRED, HUNDRED[:-1], HUNDRED[:3074], b"", HUNDRED * 2])
     names = b"\n".join(b"class %d" % k for k in range(rng.choice([100, 100, 99, 3])))
     names = rng.choice([names, names, b"", b"\xff" * 70_000, b"\0"])
@@ -193,7 +193,7 @@ def sealed_cifar_100(rng):
 
 
 def opcodes(content):
-    """A pickle cut into its opcodes."""
+    """Split a pickle into its opcodes."""
     starts = [position for _, _, position in pickletools.genops(content)] + [len(content)]
     return [content[a:b] for a, b in itertools.pairwise(starts)]
 
@@ -210,14 +210,14 @@ ARGUMENTS += [
 ]
 
 
-# What asks for memory, for slots of the memo, or for a name.
+# Opcodes that allocate memory or memo slots, or name a global.
 BOMBS = [code + struct.pack("<I", 2**30) for code in (b"r", b"B", b"T", b"X", b"\x8b", b"G")]
 BOMBS += [code + struct.pack("<Q", 2**40) for code in (b"\x8e", b"\x8d", b"\x96", b"\x95")]
 BOMBS += [b"cos\nsystem\n(U\1xtR", b"cbuiltins\neval\n", b"cnumpy\nzeros\n(J\xff\xff\xff\x7ftR"]
 
 
 def mutated(rng, ops):
-    """Opcodes of a pickle removed, doubled, moved, put in, or with another argument."""
+    """Remove, repeat, move or insert opcodes of a pickle, or change their arguments."""
     ops = list(ops)
     for _ in range(rng.choice([0, 1, 1, 2, 5])):
         at, other = rng.randrange(len(ops)), rng.randrange(len(ops))
@@ -241,7 +241,7 @@ def mutated(rng, ops):
 
 
 def sealed_cifar_py(rng):
-    """Opcodes of a batch, then the archive."""
+    """Mutate opcodes of a batch, then the archive."""
     batches = [mutated(rng, PY_OPCODES), *PY_BATCHES[1:]]
     rng.shuffle(batches)
     members = cifar("py", batches)
@@ -252,7 +252,7 @@ CONFIGS = [to_table(load_config(name)) for name in config_names()]
 
 
 def sealed_toml(rng):
-    """Values of a config."""
+    """Mutate values of a config."""
     table = rng.choice(CONFIGS)
     for _ in range(rng.choice([1, 1, 2, 4])):
         table = changed(rng, table)
@@ -263,7 +263,7 @@ def sealed_toml(rng):
 
 
 def sealed_png(rng):
-    """Numbers in a picture's chunks."""
+    """Mutate numbers in a picture's chunks."""
     out = io.BytesIO()
     picture = Image.new(rng.choice(["L", "RGB", "P", "RGBA", "1", "I;16"]), (9, 7))
     picture.save(out, "png", transparency=0 if picture.mode == "P" else None, dpi=(72, 72))
@@ -299,7 +299,7 @@ LABELS = [[name, k % 3] for k, (name, _) in enumerate(SAMPLES)]
 
 
 def members_of(rng, members):
-    """Members, perhaps one of them damaged, renamed, dropped, or there twice."""
+    """Return members, perhaps with one of them damaged, renamed, dropped or repeated."""
     members = list(members)
     how, at = rng.choice(["none", "picture", "blind", "name", "drop", "twice"]), rng.randrange(6)
     name, content = members[at]
@@ -317,7 +317,7 @@ def members_of(rng, members):
 
 
 def sealed_zip(rng):
-    """Members, labels, then perhaps the list of members."""
+    """Mutate members and labels, then perhaps the list of members."""
     labels = changed(rng, LABELS) if rng.random() < 0.5 else LABELS
     method = rng.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
     with warnings.catch_warnings():
@@ -326,7 +326,7 @@ def sealed_zip(rng):
 
 
 def sealed_shard(rng):
-    """Members, labels, headers with their checksums."""
+    """Mutate members, labels, and headers with their checksums."""
     labels = [(f"{k}.cls", b"%d" % (k % 3)) for k in range(6)]
     if rng.random() < 0.3:
         text = rng.choice([*TEXTS, str(number(rng))]).encode()
@@ -354,7 +354,7 @@ FONT = emoji_font({109: {name: SAMPLES[k][1] for k, name in enumerate(GLYPHS[1:]
 
 
 def sealed_font(rng):
-    """Numbers in the tables that are read."""
+    """Mutate numbers in the tables that are read."""
     content = FONT
     for _ in range(rng.choice([0, 1, 1, 2])):
         tag = rng.choice([b"CBLC", b"CBLC", b"CBDT", b"GSUB", b"cmap"])

@@ -1,4 +1,4 @@
-"""What the tests of data sets' readers share."""
+"""Helpers shared by the tests of data readers."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def refused(path, message, model=GREY):
         load(path, model)
     text = str(error.value)
     assert message in text
-    assert text.startswith(str(path)[:-4])  # the file is named, or the one beside it
+    assert text.startswith(str(path)[:-4])  # names the file, or the one beside it
     assert "\n" not in text
 
 

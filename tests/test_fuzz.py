@@ -1,4 +1,4 @@
-"""Mutated files of every kind through the loaders: a valid result or one sentence (fuzzing.py)."""
+"""Mutated files of every kind give a valid result or one sentence (fuzzing.py)."""
 
 import json
 import os
@@ -10,8 +10,8 @@ import fuzzing
 import pytest
 
 EXAMPLES = 20_000
-MB = 100  # that no example may take,
-PICTURE_MB = 800  # but for a picture: it may have 2^26 pixels of 4 bytes, which are converted
+MB = 100  # the most that an example may take
+PICTURE_MB = 800  # the same for a picture: it may have 2^26 pixels of 4 bytes, and a copy
 
 
 def test_a_few_mutated_files():
@@ -38,7 +38,7 @@ def test_what_does_not_end_is_noticed(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.timeout(1300)
 def test_mutated_files(capsys):
-    """In a process whose memory is limited, so that one file cannot take the machine's."""
+    """In a process with limited memory, so that one file cannot exhaust the machine's."""
     command = [sys.executable, fuzzing.__file__, str(EXAMPLES), "1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
@@ -56,7 +56,7 @@ def test_mutated_files(capsys):
     assert tried >= EXAMPLES
     assert sum(row["sealed"] for row in table.values()) >= tried / 2
     assert set(table) == set(fuzzing.SHARES)
-    for row in table.values():  # else the seal is wrong, and nothing behind it was tried
+    for row in table.values():  # otherwise the seals are wrong, and nothing behind them was tried
         assert row["sealed and accepted"] > 0.02 * row["sealed"]
     pictures = max(table.pop(kind)["MB"] for kind in fuzzing.PICTURES)
     assert max(row["MB"] for row in table.values()) < found["MB before"] + MB

@@ -1,1 +1,1 @@
-"""What is said: on the screen (`progress.py`), in log.txt (`log.py`), of errors (`messages.py`)."""
+"""Output: on the screen (`progress.py`), in log.txt (`log.py`), error messages (`messages.py`)."""

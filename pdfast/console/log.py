@@ -1,4 +1,4 @@
-"""log.txt of a run: what is said on the screen, each line with its time, over all resumptions."""
+"""log.txt of a run: every line shown on the screen, with its time; resumed runs append to it."""
 
 import os
 from collections.abc import Callable
@@ -8,25 +8,30 @@ from pathlib import Path
 from pdfast.errors import printable
 
 LOG = "log.txt"
-TAIL = 2**16  # bytes of a torn last line that are looked through for its beginning
+TAIL = 2**16  # bytes at the end that are searched for the beginning of a torn last line
 
-_opened: list["Log"] = []  # of this process
+_opened: list["Log"] = []  # all open logs of this process
 
 
 def last_words(text: str) -> None:
-    """Write what ends this process to every log that is open."""
+    """Write the message that ends this process to every open log."""
     for log in _opened:
         log.write(text, datetime.now())
 
 
 class Log:
-    """A file that whole lines are appended to, by one process, and that may fail: work goes on.
+    """A file to which one process appends whole lines; a write that fails does not stop the work.
 
-    A line is one write to a file without a buffer, so that one that was said outlasts a kill.
+    Each line is a single unbuffered write, so that it outlasts a kill.
     """
 
     def __init__(self, path: Path, failed: Callable[[OSError], None]) -> None:
-        """Go on with the file, or begin it; `failed` is told of the first error, and no other."""
+        """Open the file for appending, or create it.
+
+        Args:
+            path: The file.
+            failed: Called with the first error, and never again.
+        """
         self._failed: Callable[[OSError], None] | None = failed
         self._fd = -1
         try:
@@ -37,7 +42,7 @@ class Log:
             self._tell(error)
 
     def write(self, text: str, at: datetime) -> None:
-        """Append a line, or several of one time."""
+        """Append one line, or several with the same time; errors go to `failed`."""
         if self._fd < 0:
             return
         stamp = at.astimezone().isoformat(" ", "seconds")
@@ -45,14 +50,14 @@ class Log:
         content = "".join(lines).encode("utf-8", "backslashreplace")
         try:
             written = os.write(self._fd, content)
-            if written < len(content):  # a disk that is nearly full takes a part
+            if written < len(content):  # a nearly full disk accepts only a part
                 os.ftruncate(self._fd, os.fstat(self._fd).st_size - written)
                 raise OSError(28, os.strerror(28))
         except OSError as error:
             self._tell(error)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         if self in _opened:
             _opened.remove(self)
         if self._fd >= 0:
@@ -60,7 +65,7 @@ class Log:
         self._fd = -1
 
     def _drop_torn_line(self) -> None:
-        """Forget a last line that a crash cut short."""
+        """Remove a last line that a crash cut short."""
         size = os.fstat(self._fd).st_size
         start = max(0, size - TAIL)
         tail = os.pread(self._fd, size - start, start)

@@ -1,7 +1,6 @@
-"""Words for people: counts, and the one sentence for an exception that ends the work.
+"""Messages: counts in words, and the one-sentence message for an exception that ends the work.
 
-`--debug`, or PDFAST_DEBUG=1 in the environment, asks for the traceback too. Nothing here imports
-torch.
+`--debug`, or PDFAST_DEBUG=1 in the environment, adds the traceback. Nothing here imports torch.
 """
 
 import os
@@ -21,20 +20,20 @@ _asked = False
 
 
 def ask(debug: bool) -> None:
-    """Whether `--debug` was given to the command that begins."""
+    """Record whether `--debug` was given to the current command."""
     global _asked
     _asked = debug
 
 
 def debugging() -> bool:
-    """Whether tracebacks are to be shown."""
+    """Return whether tracebacks are to be shown."""
     return _asked or os.environ.get(VARIABLE, "") not in ("", "0")
 
 
 def sentence(error: BaseException) -> tuple[str, int]:
-    """One line for people, and the exit code.
+    """Return an error's message on one line, and the exit code.
 
-    It ends with a hint at `--debug` where the error was not foreseen.
+    The message ends with a hint at `--debug` if the error was not foreseen.
     """
     text, code, foreseen = _said(error)
     text = printable(" ".join(text.split()))
@@ -42,30 +41,30 @@ def sentence(error: BaseException) -> tuple[str, int]:
 
 
 def foreseen(error: BaseException) -> bool:
-    """Whether the error has a sentence of its own, which says all that is needed."""
+    """Return whether the error's own message says all that is needed."""
     return _said(error)[2]
 
 
 def _said(error: BaseException) -> tuple[str, int, bool]:
-    """(sentence, exit code, whether the error was foreseen)."""
+    """Return (message, exit code, whether the error was foreseen)."""
     if isinstance(error, PdfastError):
         return str(error), error.exit_code, True
     if is_out_of_memory(error):
         return OUT_OF_MEMORY, 1, True
     if type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
         line = str(error).partition("\n")[0]
-        fix = "leave it off, or install what torch.compile needs, a C++ compiler first"
+        fix = "turn it off, or install what torch.compile needs, such as a C++ compiler"
         return f"engine.compile: {line}; {fix}", 1, False
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'output'}: {error.strerror}", 1, False
     kind, line = type(error).__name__, str(error).strip().partition("\n")[0]
-    if not isinstance(error, Exception):  # such as KeyboardInterrupt
+    if not isinstance(error, Exception):  # for example KeyboardInterrupt
         return f"ended by {kind}", 1, True
-    return f"unexpected {kind}: {line[:500] or 'it says nothing'}", 1, False
+    return f"unexpected {kind}: {line[:500] or 'no message'}", 1, False
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether Python, the CPU's allocator or the GPU's says so."""
+    """Return whether the error is from Python, the CPU's or the GPU's allocator out of memory."""
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError)
         and bool(re.search(r"out of memory|can't allocate memory", str(error), re.IGNORECASE))
@@ -73,7 +72,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def trace(error: BaseException) -> str:
-    """The traceback, after that of each cause, also of those that `raise ... from None` hides."""
+    """Return the traceback of the error after those of all its causes.
+
+    This includes causes hidden by `raise ... from None`.
+    """
     whole = traceback.TracebackException.from_exception(error)
     below: traceback.TracebackException | None = whole
     while below is not None:
@@ -84,5 +86,5 @@ def trace(error: BaseException) -> str:
 
 
 def counted(steps: int) -> str:
-    """The number of steps in words: 1 step, 4 steps."""
+    """Return a number of steps in words: 1 step, 4 steps."""
     return f"{steps} step{'s' if steps > 1 else ''}"

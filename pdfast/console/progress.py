@@ -1,4 +1,4 @@
-"""What a run shows: a progress bar on a terminal, plain lines elsewhere, and all of it in a log."""
+"""A run's output: a progress bar on a terminal, plain lines elsewhere, and all lines in a log."""
 
 import os
 import sys
@@ -22,16 +22,16 @@ from rich.progress import (
 from pdfast.console.log import Log
 from pdfast.launch import speaks
 
-EARLY = 1000  # lines said before there is a log, at most, that go into it
+EARLY = 1000  # lines printed before there is a log that are kept for it, at most
 
 
 def short(value: float, digits: int) -> str:
-    """A number to so many digits; large ones are written out, 1,230 for 1234.5 to three."""
+    """Format a number to `digits` significant digits, without an exponent: 1234.5 as 1,230."""
     return f"{float(f'{value:.{digits}g}'):,.15g}"
 
 
 class Task:
-    """One stretch of work with a known number of steps."""
+    """A stretch of work with a known number of steps."""
 
     def __init__(self, bar: Progress | None, title: str, total: int, done: int = 0) -> None:
         self.done, self.start, self._first = done, time.perf_counter(), done
@@ -39,45 +39,45 @@ class Task:
         self._id = bar.add_task(title, total=total, completed=done, note="") if bar else None
 
     def advance(self) -> None:
-        """One step is done."""
+        """Count one step as done."""
         self.done += 1
         if self._bar is not None and self._id is not None:
             self._bar.update(self._id, advance=1)
 
     def note(self, text: str) -> None:
-        """Show a text behind the bar."""
+        """Show a text after the bar."""
         if self._bar is not None and self._id is not None:
             self._bar.update(self._id, note=text)
 
     def rate(self) -> float:
-        """Steps per second since the task began."""
+        """Return the steps per second since the task began."""
         return (self.done - self._first) / (time.perf_counter() - self.start)
 
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """Whoever read the output has gone (`| head`): the run goes on, and says no more."""
+        """Continue silently when the reader of the output has gone, as with `| head`."""
         self.quiet = True
         nobody_listens()
 
 
 def nobody_listens() -> None:
-    """Let what is still printed go nowhere, where standard output was closed by its reader."""
+    """Redirect standard output to the null device after its reader has closed it."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Screen:
-    """The run's output: `say` prints a line, `task` shows a bar while it lasts.
+    """A run's output: `say` prints a line, `task` shows a bar while work is in progress.
 
-    Of several processes the first alone has one; the others' is quiet. What is said is also
-    written to a log, where there is one, whether it is shown or not.
+    Of several processes only the first prints. Every line also goes to the log, if there is one,
+    whether it is shown or not.
     """
 
     def __init__(self, quiet: bool = False) -> None:
         quiet = quiet or not speaks()
         options: dict[str, Any] = {"highlight": False, "soft_wrap": True, "markup": False}
         self.console = _Console(quiet=quiet, **options)
-        # Who asked for quiet still is to know what went wrong.
+        # Warnings are shown even with --quiet.
         self._alarm = (
             _Console(stderr=True, quiet=not speaks(), **options) if quiet else self.console
         )
@@ -91,36 +91,36 @@ class Screen:
         self.note(text)
 
     def progress(self, text: str) -> None:
-        """Print one line of how far the work is, unless a bar shows that."""
+        """Print one line about progress, unless a bar shows it already."""
         if self.plain:
             self.console.print(text)
         self.note(text)
 
     def warn(self, text: str) -> None:
-        """Print one line that asks for attention; on stderr where the rest is quiet."""
+        """Print a warning on one line; on stderr if other output is suppressed."""
         self._alarm.print(f"warning: {text}", style="yellow")
         self.note(f"warning: {text}")
 
     # -- the log ---------------------------------------------------------------------------
 
     def note(self, text: str) -> None:
-        """Write lines to the log alone."""
+        """Write lines to the log only."""
         if self._log is None:
             self._early.append((datetime.now(), text))
         else:
             self._log.write(text, datetime.now())
 
     def open_log(self, path: Path) -> None:
-        """Have a log from here on, with what was said before; none but the first process has one.
+        """Start the log, with the lines printed so far; only the first process has one.
 
-        Where it cannot be written a warning says so, once.
+        If the log cannot be written, one warning says so.
         """
         if self._log is not None or not speaks():
             return
 
         def failed(error: OSError) -> None:
             why = (error.strerror or str(error)).lower()
-            text = f"{path} cannot be written ({why}): the run goes on, and lines are missing there"
+            text = f"{path} cannot be written ({why}): the run continues, and the log lacks lines"
             self._alarm.print(f"warning: {text}", style="yellow")
 
         self._log = Log(path, failed)
@@ -129,14 +129,17 @@ class Screen:
             self._log.write(text, at)
 
     def close_log(self) -> None:
-        """Have no log any more."""
+        """Close the log."""
         if self._log is not None:
             self._log.close()
             self._log = None
 
     @contextmanager
     def task(self, title: str, total: int, done: int = 0) -> Iterator[Task]:
-        """Show a bar for `total` steps while the block runs; nothing where there is no terminal."""
+        """Show a bar for `total` steps, `done` of which are done, while the block runs.
+
+        Nothing is shown without a terminal.
+        """
         if self.plain:
             yield Task(None, title, total, done)
             return

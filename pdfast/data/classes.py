@@ -1,4 +1,4 @@
-"""The classes of a set: names, numbers and counts."""
+"""Class names, class numbers and image counts of a data set."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,24 +9,34 @@ import torch
 from pdfast.config.class_names import merged, ranges, shown
 from pdfast.data.dataset import Dataset
 
-WIDTH = 200  # of the lines that list all classes
-FEW = 20  # classes that are listed one by one within a sentence
+WIDTH = 200  # characters of a line that lists classes
+FEW = 20  # up to this many classes are listed one by one in a sentence
 
 
 @dataclass(frozen=True)
 class Classes:
-    """The classes of a model and of the images of a set."""
+    """The classes of a model, with the number of images that a set has of each."""
 
     names: tuple[str, ...]
-    """Class names by number, "" for a class without one; there may be fewer than classes."""
+    """Class names by number, "" for a class without a name; may be shorter than `counts`."""
     counts: tuple[int, ...]
-    """Images of each, by number."""
+    """Number of images of each class, by class number."""
 
     @classmethod
     def of(
         cls, data: Dataset, num_classes: int, model_names: Sequence[str] = ()
     ) -> "Classes | None":
-        """The classes of a set for a model of so many; None where either has no classes."""
+        """Count the classes of a set for a model with `num_classes` classes.
+
+        Args:
+            data: The set whose labels are counted.
+            num_classes: Number of classes of the model; 0 for an unconditional model.
+            model_names: Class names of the model by number; they take precedence over the set's
+                names.
+
+        Returns:
+            The classes, or None if the set has no labels or the model has no classes.
+        """
         if data.labels is None or not num_classes:
             return None
         counts = torch.bincount(data.labels.cpu(), minlength=num_classes)
@@ -39,19 +49,19 @@ class Classes:
 
     @property
     def absent(self) -> list[int]:
-        """Numbers of the others."""
+        """Numbers of the classes without images."""
         return [label for label, count in enumerate(self.counts) if not count]
 
     def name(self, label: int) -> str:
-        """Of a class; "" where it has none."""
+        """Return the name of a class, "" if it has none."""
         return self.names[label] if label < len(self.names) else ""
 
     def shown(self, label: int) -> str:
-        """Number and name, for a reader."""
+        """Format the number and the name of a class for messages."""
         return shown(label, self.names)
 
     def lines(self) -> list[str]:
-        """Number, name and count of each class that has images, on as few lines as are legible."""
+        """List number, name and count of each class with images, wrapped at WIDTH characters."""
         parts = [f"{self.shown(label)} ({self.counts[label]:,})" for label in self.present]
         lines = ["classes (images of each):"]
         for k, part in enumerate(parts):
@@ -63,7 +73,7 @@ class Classes:
 
     @property
     def missing(self) -> str:
-        """The classes without images, in words; "" where there are none."""
+        """The classes without images as a phrase; "" if every class has images."""
         absent = self.absent
         if not absent:
             return ""
@@ -72,7 +82,7 @@ class Classes:
         return f"{_class_or_classes(absent)} {ranges(absent)}"
 
     def table(self) -> list[dict[str, Any]]:
-        """Number, name, count and share of each class that has images or a name, as JSON has it."""
+        """Return number, name, count and share of each class with images or a name, for JSON."""
         total = sum(self.counts)
         return [
             {"number": k, "name": self.name(k), "count": count, "share": count / total}
@@ -82,7 +92,7 @@ class Classes:
 
     @property
     def summary(self) -> str:
-        """The shares in a few words."""
+        """The shares of the classes as a short phrase."""
         present, none = self.present, f"; no images of {self.missing}" if self.absent else ""
         if len(present) <= FEW:
             total = sum(self.counts)

@@ -1,8 +1,8 @@
 """Data sets: uint8 images resident in memory, (N, H, W, C), with optional int64 labels (N,).
 
-Samples of another kind, given as numbers, are float32 and laid out in the same way. All that can
-be wrong with a set is found when it is read, before anything is trained; how each kind of file is
-read is in readers/.
+Samples that are not images but vectors of numbers are float32 and have the same layout. Everything
+that can be wrong with a set is found when it is read, before training starts. readers/ holds the
+readers of each kind of file.
 """
 
 import dataclasses
@@ -24,45 +24,52 @@ from pdfast.errors import UsageError
 from pdfast.storage import digests
 from pdfast.storage.digests import UNKNOWN, Digest
 
-MIN_SAMPLES = 2  # of which a covariance can be estimated
+MIN_SAMPLES = 2  # the fewest from which a covariance can be estimated
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images uint8 or float32 (N, H, W, C) and labels int64 (N,), or None, on one device."""
+    """A data set on one device: images uint8 or float32 (N, H, W, C), labels int64 (N,) or None."""
 
     images: Tensor
     labels: Tensor | None
     shape: tuple[int, ...] = ()
-    """Of one sample, where its axes are not those of an image."""
+    """Shape of one sample if its axes are not those of an image; else ()."""
     names: tuple[str, ...] = ()
-    """Of the classes, by number; () where they have none."""
+    """Class names by number; () if the classes have none."""
     left_out: str = ""
-    """What the reading passed over, and why."""
+    """Files that reading skipped, and why, as a phrase; "" if none were skipped."""
     stamp: str = ""
-    """Of the files that it was read from: the same as long as nobody writes to them; "" where
-    that is not known. See `sources.stamp`."""
+    """Fingerprint of the files that the set was read from, unchanged as long as nobody writes to
+    them; "" if unknown. See `sources.stamp`."""
     checksum: Checksum | None = None
-    """Of images in a file that is mapped into memory; see `readers.reading.Arrays`."""
+    """Checksum of images in a file that is mapped into memory; see `readers.reading.Arrays`."""
     told: Digest = UNKNOWN
-    """Its digest, where that is known."""
+    """The digest of the set, if it is known already."""
     trained: Tensor | None = None
-    """Numbers of the images to train on, int64, rising; None for all."""
+    """Numbers of the images to train on, int64, ascending; None for all images."""
     held_out: Tensor | None = None
-    """Numbers of the others."""
+    """Numbers of the images held out of training, int64; None if none are held out."""
 
     def __len__(self) -> int:
         return len(self.images)
 
     @cached_property
     def digest(self) -> Digest:
-        """What it is known by: a pass over all images, unless it was told."""
+        """The digest of the set; computed by a pass over all images unless it is known already."""
         return self.told if self.told.known else self.digested()
 
     def digested(self, on_part: Callable[[], None] = lambda: None) -> Digest:
-        """The digest of what the tensors hold; `on_part` is called on the way.
+        """Compute the digest of the tensors.
 
-        Raises UsageError for a file of images that is damaged.
+        Args:
+            on_part: Called between parts of the images, so that a signal can interrupt the pass.
+
+        Returns:
+            Number of images, and SHA-256 of the images and of the labels.
+
+        Raises:
+            UsageError: The file that holds the images is damaged.
         """
         if self.checksum is not None:
             self.checksum.check(self.images.numpy(), on_part)
@@ -72,18 +79,18 @@ class Dataset:
 
     @property
     def num_trained(self) -> int:
-        """How many images are trained on."""
+        """Number of images to train on."""
         return len(self if self.trained is None else self.trained)
 
     def to(self, device: torch.device | str) -> "Dataset":
-        """The same set on another device."""
+        """Return the same set on another device."""
         rest = {"labels": self.labels, "trained": self.trained, "held_out": self.held_out}
         moved = {name: None if t is None else t.to(device) for name, t in rest.items()}
         return dataclasses.replace(self, images=self.images.to(device), **moved)  # type: ignore[arg-type]
 
 
 def described(data: Dataset, config: DataConfig) -> str:
-    """A sentence that says what was read, and from where."""
+    """Return a phrase that says what was read, and from where."""
     _, height, width, channels = data.images.shape
     colour = {1: "grey", 3: "colour"}[channels]
     text = f"{len(data):,} images of {config.source}, as {height}x{width} {colour}"
@@ -95,14 +102,24 @@ def described(data: Dataset, config: DataConfig) -> str:
 
 
 def load_dataset(data: DataConfig, model: NetConfig, screen: Screen | None = None) -> Dataset:
-    """Read `data.source` as the model's size, channels and classes ask.
+    """Read `data.source` with the model's image size, channels and classes.
 
-    Raises UsageError naming the file and the fix.
+    Args:
+        data: The source and how to read it.
+        model: The model's config: image_size, channels and num_classes (0: labels are ignored).
+        screen: Where progress is shown; None: nowhere.
+
+    Returns:
+        The set on the CPU: images uint8 (N, H, W, C); labels int64 (N,), or None if num_classes is
+            0.
+
+    Raises:
+        UsageError: The source cannot be used; the message names the file and the fix.
     """
     found = sources.read(data, model, screen)
     labels = found.labels
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of images that cannot be written to
+        warnings.simplefilter("ignore", UserWarning)  # torch's warning about read-only arrays
         images = torch.from_numpy(found.images)
     dataset = Dataset(
         images, None, left_out=found.left_out, stamp=found.stamp, checksum=found.checksum

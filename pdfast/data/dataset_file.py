@@ -1,4 +1,4 @@
-"""`pdfast data`: any source as one .npz of one size, checked, without duplicates, written once."""
+"""`pdfast data`: write any source as one .npz of one image size, checked and deduplicated."""
 
 import os
 from pathlib import Path
@@ -26,10 +26,10 @@ Duplicates = Literal["keep", "drop"]
 Images = NDArray[np.uint8]
 Labels = NDArray[np.integer[Any]]
 Names = tuple[str, ...]
-COLUMNS, ROWS = 16, 8  # of the contact sheet; with labels, a row for each class
-MAX_WIDTH = 2048  # pixels, about
-MAX_CLASSES = 20  # shown; and listed, where they have no names
-BLOCK = 2**21  # numbers looked at together
+COLUMNS, ROWS = 16, 8  # of the contact sheet; with labels it has a row for each class
+MAX_WIDTH = 2048  # of the contact sheet in pixels, about
+MAX_CLASSES = 20  # classes on the contact sheet, and the most that are listed without names
+BLOCK = 2**21  # values summed at once
 
 
 def make(
@@ -48,12 +48,26 @@ def make(
 ) -> None:
     """Write `source` to the new file `out`, an .npz, and a contact sheet (.png) beside it.
 
-    Images become uint8 (N, size, size, channels) under `images`, by centre crop and resize;
-    channels 0: 3 if any has colour, else 1. `labels`: their classes too, int64 (N,) under `labels`,
-    and `class_names`, texts (K,), where those are known. `about`, a JSON text, says of what the
-    file is. `folders`, `method` and `skip_bad` as `labels`, `resize` and `skip_bad` of DataConfig.
-    `force`: replace both files where pdfast wrote them. Raises UsageError for a source that cannot
-    be read or has no labels, and PdfastError if `out` cannot be written.
+    Images become uint8 (N, size, size, channels) under `images`, by centre crop and resize. With
+    `labels` their classes become int64 (N,) under `labels`; `class_names`, texts (K,), are added if
+    they are known. `about`, a JSON text, records what the file was made from.
+
+    Args:
+        source: Any source that `data.source` can name.
+        out: The .npz to write.
+        size: Height and width of the images in pixels.
+        channels: 1 or 3; 0: 3 if any image has colour, else 1.
+        labels: Write the classes too.
+        duplicates: Keep or drop images whose pixels repeat an earlier image.
+        folders: Which sub-folders are classes; see DataConfig.labels.
+        method: How images are resized; see DataConfig.resize.
+        skip_bad: Leave out images that cannot be decoded; see DataConfig.skip_bad.
+        force: Replace both files if pdfast wrote them.
+        screen: Where progress, the summary and warnings are shown.
+
+    Raises:
+        UsageError: The source cannot be read or has no labels, or `out` must not be written.
+        PdfastError: `out` cannot be written.
     """
     sheet = out.with_suffix(".png")
     if out.suffix != ".npz":
@@ -75,7 +89,7 @@ def make(
 
     def check() -> None:
         for path in (out, sheet):
-            files.check_new(path, force)  # reading may have taken long
+            files.check_new(path, force)  # again: reading may have taken long
 
     made = prepare.make(order, found, out, screen, prepare.key_of(order, found), check)
     images, classes, names = npz.read_prepared(out, wanted)[:3]
@@ -94,7 +108,7 @@ def make(
 
 def _check_classes(source: str, numbers: NDArray[np.integer[Any]] | None) -> None:
     if numbers is None:
-        raise UsageError(f"{source} has no labels: leave --labels out, or add them")
+        raise UsageError(f"{source} has no labels: omit --labels, or add labels")
     least, most = int(numbers.min()), int(numbers.max())
     if least < 0 or most >= MAX_LABEL:
         raise UsageError(f"{source} has labels from {least} to {most}: number classes from 0")
@@ -113,9 +127,9 @@ def _warn_of_contradictions(
 
 
 def _summary(images: Images, classes: Labels | None, names: Names) -> str:
-    """What the set has, on one line."""
+    """Describe the set on one line: size, classes, mean and standard deviation."""
     num, size, _, channels = images.shape
-    sums = np.zeros((2, channels))  # of values, and of their squares: whole numbers below 2^53
+    sums = np.zeros((2, channels))  # of values and of their squares; exact, being below 2^53
     step = max(1, BLOCK // (size**2 * channels))
     for k in range(0, num, step):
         block = images[k : k + step].reshape(-1, channels).astype(np.float64)
@@ -144,7 +158,7 @@ def _counts(classes: Labels | None, names: Names) -> str:
 
 
 def _contact_sheet(images: Images, classes: Labels | None, names: Names) -> Image.Image:
-    """Images from all over the set; with labels, a row for each of the first classes."""
+    """Draw images from all over the set; with labels, a row for each of the first classes."""
     columns = max(1, min(COLUMNS, MAX_WIDTH // images.shape[2]))
     if classes is None:
         return grid(_spread(images, np.arange(len(images)), columns * ROWS), columns)
@@ -161,6 +175,6 @@ def _contact_sheet(images: Images, classes: Labels | None, names: Names) -> Imag
 
 
 def _spread(images: Images, numbers: NDArray[np.int64], most: int) -> torch.Tensor:
-    """At most so many of the images of these numbers, evenly apart."""
+    """Return at most `most` of the numbered images, evenly spaced."""
     num = min(most, len(numbers))
     return torch.from_numpy(images[numbers[np.arange(num) * len(numbers) // num]])

@@ -1,6 +1,6 @@
-"""The digest of a set: computed once, by one process, and found again while its files are the same.
+"""The digest of a set: computed once, by one process, and reused while its files are unchanged.
 
-What takes long to compute is kept in $XDG_CACHE_HOME/pdfast, or ~/.cache/pdfast, under the stamp of
+Digests of large sets are cached in $XDG_CACHE_HOME/pdfast, or ~/.cache/pdfast, under the stamp of
 the set's files.
 """
 
@@ -22,12 +22,19 @@ from pdfast.errors import PdfastError, UsageError
 from pdfast.storage import kept
 from pdfast.storage.digests import Digest
 
-FORMAT = "1"  # of the kept files; another one is made anew
-LARGE = 2**28  # bytes of images, from which a file is worth its place
+FORMAT = "1"  # of the cached files; files of another format are computed again
+LARGE = 2**28  # bytes of images from which caching the digest pays
 
 
 def known(data: Dataset) -> Dataset:
-    """The set with its digest, which the first process finds and tells the others."""
+    """Return the set with its digest, computed by the first process and sent to all others.
+
+    Args:
+        data: The set; returned as it is if its digest is known already.
+
+    Raises:
+        UsageError: The file that holds the images is damaged.
+    """
     if data.told.known:
         return data
     told = collectives.from_first(lambda: to_table(_found(data)))
@@ -62,7 +69,7 @@ def _read(path: Path, facts: Mapping[str, str]) -> Digest | None:
         if found is None:
             return None
         return from_table(Digest, json.loads(bytes(found["digest"].tolist())))
-    except (PdfastError, KeyError, ValueError):  # it is computed again
+    except (PdfastError, KeyError, ValueError):  # unusable: the digest is computed again
         return None
 
 
@@ -70,5 +77,5 @@ def _write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, str]) 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         kept.save(path, tensors, facts)
-    except (OSError, PdfastError):  # which costs the next start the same time again
+    except (OSError, PdfastError):  # the next start computes the digest again
         return

@@ -1,4 +1,4 @@
-"""Images of a set, or samples of a model, in rows of one picture."""
+"""Images of a set, or samples of a model, as a grid or as captioned rows in one picture."""
 
 from collections.abc import Sequence
 
@@ -6,14 +6,22 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-MIN_TILE = 48  # pixels that a shown image has at least
+MIN_TILE = 48  # the least width of a shown image, in pixels
 GAP, TEXT_HEIGHT = 2, 14
 
 Row = tuple[str, Tensor]  # a caption and samples as they are stored, (N, H, W, C)
 
 
 def grid(images: Tensor, columns: int) -> Image.Image:
-    """uint8 images (N, H, W, C) in rows of `columns`, small ones enlarged by whole pixels."""
+    """Arrange images in rows of `columns`, small ones enlarged by a whole factor.
+
+    Args:
+        images: uint8 (N, H, W, C), with 1 channel or 3, on any device.
+        columns: Images in a row.
+
+    Returns:
+        A grey or RGB picture with white gaps of GAP pixels between the images.
+    """
     n, height, width, channels = images.shape
     scale = max(1, -(-MIN_TILE // width))
     rows = -(-n // columns)
@@ -32,7 +40,14 @@ def grid(images: Tensor, columns: int) -> Image.Image:
 
 
 def rows(named: Sequence[Row]) -> Image.Image:
-    """One strip per row of uint8 images, its caption above it."""
+    """Draw one strip of images per row, with its caption above it.
+
+    Args:
+        named: Captions and their images, uint8 (N, H, W, C).
+
+    Returns:
+        An RGB picture, as wide as the longest strip.
+    """
     strips = [grid(images, len(images)).convert("RGB") for _, images in named]
     height = sum(strip.height + TEXT_HEIGHT for strip in strips)
     sheet = Image.new("RGB", (max(strip.width for strip in strips), height), "white")

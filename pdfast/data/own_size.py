@@ -1,8 +1,8 @@
-"""A set read at the size that its images have, or at one that is asked for; with what it is.
+"""Read a set at the native size of its images, or at a given size, with facts about it.
 
-Training reads a set as its model asks. Samples of other tools, and what they are compared with,
-have no model: a detector sees them at their own size, which they must share, unless `size` says to
-which all are centre-cropped and resized.
+Training reads a set at its model's size. Samples of other tools, and the sets that they are
+compared with, have no model: a detector sees them at their own size, which all images must share.
+With `size` all images are centre-cropped and resized to that instead.
 """
 
 import dataclasses
@@ -26,29 +26,39 @@ from pdfast.data.readers.reading import Arrays, Wanted, check_number, listen
 from pdfast.errors import UsageError
 from pdfast.storage import files
 
-SHOWN = 3  # sizes that a refusal names
+SHOWN = 3  # sizes that an error names
 
 Sizes = Counter[tuple[int, int]]  # images of each width and height
 
 
 class SetRead(NamedTuple):
-    """A set, and what was done to read it."""
+    """A set, and how it was read."""
 
     data: Dataset
-    """uint8 (N, size, size, C) on the CPU, without labels; its digest is known."""
+    """The set: images uint8 (N, size, size, C) on the CPU, without labels; its digest is known."""
     own_size: str
-    """Height and width of its images before they were read, in words."""
+    """Height and width of the images in their files, as a phrase."""
     reading: str
-    """How images were brought to their size, in words; "none"."""
+    """How the images were brought to one size, as a phrase; "none" if they were left as they
+    are."""
     files_sha256: str
-    """As `files_digest`."""
+    """SHA-256 of the files, as `files_digest` returns it."""
 
 
 def read(source: str, size: int, method: Resize, skip_bad: bool, screen: Screen) -> SetRead:
-    """Read any source, as `data.source` names it.
+    """Read any source that `data.source` can name.
 
-    Without a `size` (0) all images must be square and of one size. Pictures are prepared in the
-    cache folder, as for training. Raises UsageError that names the source and the fix.
+    Pictures are prepared in the cache folder, as for training.
+
+    Args:
+        source: The source.
+        size: Height and width in pixels; 0: all images must be square and of one size.
+        method: How images are resized if `size` is not their own.
+        skip_bad: Leave out images that cannot be decoded, instead of raising.
+        screen: Where progress is shown.
+
+    Raises:
+        UsageError: The source cannot be used; the message names it and the fix.
     """
     asked = Wanted(size or 1, resize=True, method=method, skip_bad=skip_bad)
     before = sources.stamp(source)
@@ -68,7 +78,7 @@ def read(source: str, size: int, method: Resize, skip_bad: bool, screen: Screen)
     else:
         arrays = sources.prepared(source, asked, found, screen)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of images that cannot be written to
+        warnings.simplefilter("ignore", UserWarning)  # torch's warning about read-only arrays
         images = torch.from_numpy(arrays.images)
     data = Dataset(
         images, None, left_out=arrays.left_out, stamp=arrays.stamp, checksum=arrays.checksum
@@ -79,13 +89,13 @@ def read(source: str, size: int, method: Resize, skip_bad: bool, screen: Screen)
 
 
 def _sizes_of(found: Arrays | Pictures) -> Sizes:
-    """(width, height) of all images; of pictures by their headers, where those can be read."""
+    """Count the images of each (width, height); pictures by their headers, if those can be read."""
     if isinstance(found, Arrays):
         num, height, width = found.images.shape[:3]
         return Counter({(width, height): num})
     sizes: Sizes = Counter()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of oddities, as in decoding
+        warnings.simplefilter("ignore")  # decoders warn of oddities in files that they can read
         for name, held in found.files(0):
             listen()
             if (of := pictures.own_size(name, held)) is not None:
@@ -94,8 +104,11 @@ def _sizes_of(found: Arrays | Pictures) -> Sizes:
 
 
 def _common(source: str, sizes: Sizes) -> int:
-    """The one size of all; 1 where no header could be read, of which decoding says more."""
-    fix = "give a size by --size, to which each is centre-cropped and resized"
+    """Return the side that all images share.
+
+    Returns 1 if no header could be read: decoding then reports the cause.
+    """
+    fix = "pass --size to centre-crop and resize them"
     if len(sizes) > 1:
         raise UsageError(f"{source} has images of {_shown(sizes)}: {fix}, or make them of one size")
     width, height = next(iter(sizes), (1, 1))
@@ -105,7 +118,7 @@ def _common(source: str, sizes: Sizes) -> int:
 
 
 def _shown(sizes: Sizes) -> str:
-    """Heights and widths in a few words."""
+    """Format heights and widths as a short phrase."""
     named = [f"{height}x{width}" for (width, height), _ in sizes.most_common(SHOWN)]
     if len(sizes) < 2:
         return "".join(named)
@@ -114,9 +127,21 @@ def _shown(sizes: Sizes) -> str:
 
 
 def files_digest(source: str, paths: Sequence[Path], screen: Screen) -> str:
-    """SHA-256 of a source's file; of several that of what `sha256sum` prints of them, by name.
+    """Compute SHA-256 of a source's file, or of a list of its files.
 
-    Names are relative to the source, where that is a folder. "" where no files are known.
+    For a folder or several files it is the SHA-256 of what `sha256sum` prints of them, sorted by
+    name, with names relative to the source if that is a folder.
+
+    Args:
+        source: The source that the files belong to.
+        paths: Its files; may be empty.
+        screen: Where progress is shown.
+
+    Returns:
+        The digest in hexadecimal; "" if no files are known.
+
+    Raises:
+        UsageError: A file cannot be read.
     """
     if len(paths) == 1 and not Path(source).is_dir():
         return _digest_of(paths[0])

@@ -1,9 +1,9 @@
 """Prepare any source as one .npz of one image size: once, on all cores, resumably.
 
-The file is made beside its place, as `.NAME.part`, which is as large as all images from the start,
-with `.NAME.part.json`, which says of what it is and how far it is. Whoever makes it holds a lock on
-it, so that of several processes one works and the others wait. The same call goes on with a part
-that a killed process left; what was refused leaves nothing.
+The file is made next to its destination as `.NAME.part`, which has its full size from the start,
+with `.NAME.part.json`, a journal of what it is made from and how far it is. The process that makes
+it holds a lock on it: of several processes one works and the others wait. The same call resumes
+from the part that a killed process left; a source that is refused leaves no files.
 """
 
 import contextlib
@@ -34,11 +34,11 @@ from pdfast.errors import PdfastError, Stopped, UsageError
 from pdfast.storage import files
 from pdfast.storage.lock import NO_LOCKS, names
 
-FORMAT = 1  # of parts; another one is made anew
-MAX_BAD = 10  # images that a refusal names
+FORMAT = 1  # of parts; a part of another format is made again from the start
+MAX_BAD = 10  # unusable images that an error names
 SHORT = 40  # characters of such a name
 SAVED_EVERY, SAID_EVERY, ASKED_EVERY = 10.0, 60.0, 0.1  # seconds
-SPARE = 2**20  # bytes of disk for what goes behind the images, beside the labels
+SPARE = 2**20  # bytes of disk for everything after the images except the labels
 DIGITS = 64  # of a SHA-256
 SETTLED = 2 * 10**9  # nanoseconds after which a file system's clock has surely moved on
 
@@ -50,49 +50,67 @@ class Order:
     source: str
     wanted: Wanted
     duplicates: Literal["ignore", "keep", "drop"] = "ignore"
-    """What becomes of images whose pixels repeat an earlier one's; ignore: nobody looks for any."""
+    """What becomes of images whose pixels repeat an earlier image; ignore: none are looked for."""
 
 
 class Made(NamedTuple):
-    """Duplicates found while preparing."""
+    """The duplicates found while preparing."""
 
     repeated: int
-    """Images whose pixels repeat those of an earlier one."""
+    """Number of images whose pixels repeat an earlier image."""
     torn: tuple[int, int, int] | None
-    """How many of those are of another class, one of them, and the one that it repeats."""
+    """Number of repeated images whose class differs from the earlier image's, the number of the
+    first of them, and the number of the image that it repeats; None if all classes agree."""
 
 
 def cache_folder() -> Path:
-    """The folder of prepared sets, digests and features: pdfast in $XDG_CACHE_HOME or ~/.cache."""
+    """Return the folder of prepared sets, digests and features.
+
+    It is pdfast in $XDG_CACHE_HOME, or in ~/.cache where that is not set.
+
+    Raises:
+        UsageError: XDG_CACHE_HOME is not set, and there is no home folder.
+    """
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pdfast"
     except RuntimeError:
         raise UsageError(
-            "there is no home folder to keep what is made of data in: set XDG_CACHE_HOME to a "
-            "folder"
+            "there is no home folder to cache prepared data in: set XDG_CACHE_HOME to a folder"
         ) from None
 
 
 def stamp(paths: Sequence[Path]) -> tuple[str, int]:
-    """A fingerprint of files that changes whenever one of them is written to or replaced.
+    """Fingerprint files; it changes whenever one of them is written to or replaced.
 
-    Returns it with the time of the last change in nanoseconds: another one within SETTLED of that
-    may not show. Raises OSError.
+    Returns:
+        The fingerprint, SHA-256 in hexadecimal, and the time of the last change in nanoseconds.
+            Another change within SETTLED of that time may not show.
+
+    Raises:
+        OSError: A file is missing.
     """
     found, newest = hashlib.sha256(), 0
     for path in paths:
         of = os.stat(path)
-        newest = max(newest, of.st_ctime_ns)  # st_mtime anybody can set
+        newest = max(newest, of.st_ctime_ns)  # st_mtime can be set to any value
         facts = f"{path}\0{of.st_size} {of.st_mtime_ns} {of.st_ctime_ns}\n"
         found.update(facts.encode("utf-8", "surrogateescape"))
     return found.hexdigest(), newest
 
 
 def key_of(order: Order, found: Pictures, settle: bool = False) -> str:
-    """The key of a prepared file, as JSON: its source's files and how they are processed.
+    """Return the key of a prepared file, as JSON: its source's files and how they are processed.
 
     If the files are unknown, or so new that a change may not show, the key is random and never
-    matches again; with `settle`, wait until they are older. Raises UsageError if a file is missing.
+    matches again.
+
+    Args:
+        order: What to prepare, and how.
+        found: The source's pictures.
+        settle: Wait until the files are old enough for a change to show.
+
+    Raises:
+        UsageError: A file is missing.
     """
     paths = list(found.paths())
     try:
@@ -109,7 +127,7 @@ def key_of(order: Order, found: Pictures, settle: bool = False) -> str:
         ) from None
     fields = {name: str(value) for name, value in vars(order.wanted).items()}
     labels = hashlib.sha256(b"" if found.labels is None else found.labels.tobytes()).hexdigest()
-    del fields["skip_bad"], fields["folders"]  # of which the rest says what came of them
+    del fields["skip_bad"], fields["folders"]  # the files and the labels show their effect
     fields |= {"labels": labels, "names": str(found.names)}
     table = {
         "format": FORMAT,
@@ -130,9 +148,18 @@ def make(
 ) -> Made:
     """Write the pictures to `out`, an .npz with `images`, `labels`, `class_names` and `about`.
 
-    `out` is replaced; `check` is called before that, and may raise. Raises UsageError for pictures
-    that cannot be used, and for too small a disk; PdfastError if another process is making it, or
-    it cannot be written.
+    Args:
+        order: What to prepare, and how.
+        found: The source's pictures.
+        out: The file, which is replaced.
+        screen: Where progress is shown.
+        key: The file's key, by `key_of`.
+        check: Called before `out` is replaced; may raise to prevent that.
+
+    Raises:
+        UsageError: A picture cannot be used, the source changed, or the disk is too small.
+        PdfastError: Another process is making the file, or it cannot be written.
+        Stopped: A signal came; the same call resumes from what was done.
     """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -143,7 +170,10 @@ def make(
 
 
 def make_once(order: Order, found: Pictures, out: Path, screen: Screen, key: str) -> None:
-    """As `make`, unless `out` is there: of several processes one makes it, the others wait."""
+    """Make `out` unless it exists: of several processes one makes it and the others wait.
+
+    Takes the arguments of `make`, and raises what it raises.
+    """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         while not out.is_file():
@@ -155,13 +185,13 @@ def make_once(order: Order, found: Pictures, out: Path, screen: Screen, key: str
                     _make(order, found, out, screen, key, file)
     except OSError as error:
         raise PdfastError(
-            f"cannot write to {out}: {files.reason(error)}; put that right, or set XDG_CACHE_HOME "
+            f"cannot write to {out}: {files.reason(error)}; fix the cause, or set XDG_CACHE_HOME "
             "to a folder on another disk"
         ) from None
 
 
 def _stamp_now(found: Pictures) -> str:
-    """The source's fingerprint after reading; "gone" if a file is missing."""
+    """Fingerprint the source again after reading; "gone" if a file is missing."""
     try:
         return stamp(list(found.paths()))[0]
     except OSError:
@@ -176,7 +206,10 @@ def _part(out: Path) -> Path:
 def _locked(
     path: Path, wait: bool, until: Callable[[], bool] = lambda: False
 ) -> Iterator[io.FileIO]:
-    """Open the file under an exclusive lock; with `wait`, wait for it until `until()` is true."""
+    """Open the file under an exclusive lock; `wait` for another process to release it.
+
+    A file that was renamed before it could be locked is opened again, unless `until()` is true.
+    """
     while True:
         file = io.FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+")
         with file:
@@ -200,10 +233,10 @@ def _locked(
                 if names(path, file) or until():
                     try:
                         yield file
-                    finally:  # a mapping that somebody still refers to keeps the file open
+                    finally:  # a memory map that is still in use keeps the file open
                         fcntl.flock(file, fcntl.LOCK_UN)
                     return
-                continue  # its owner has renamed it
+                continue  # the process that held the lock has renamed the file
         listen()
         time.sleep(ASKED_EVERY)
 
@@ -237,7 +270,7 @@ def _make(
 
 
 class _Work:
-    """The making of one file, which `file` becomes; how far it is is kept in `journal`."""
+    """The making of one file in place of `file`, with its progress saved in `journal`."""
 
     def __init__(
         self, order: Order, found: Pictures, file: io.FileIO, journal: Path, key: str
@@ -250,10 +283,10 @@ class _Work:
         self._known = len(json.loads(key)["files"]) == DIGITS
         self._moved = False
         self.resumable = False
-        """Whether the same call can go on with what is there."""
+        """Whether the same call can resume from what is there."""
 
     def run(self, screen: Screen) -> Made:
-        """Decode, compare, and finish the file."""
+        """Decode the images, find duplicates, and finish the file."""
         check_number(self._order.source, self._found.num)
         self._begin(screen)
         npz = NpzFile(self._file, self._shape)
@@ -280,7 +313,7 @@ class _Work:
     # -- progress --------------------------------------------------------------------------
 
     def _begin(self, screen: Screen) -> None:
-        """Take up what a killed process left, or begin with a file of the whole size."""
+        """Resume from what a killed process left, or begin with a file of the full size."""
         needed = size_of(self._shape)
         try:
             table = files.read_json(self.journal)
@@ -291,11 +324,11 @@ class _Work:
                 }
                 screen.say(
                     f"{self._order.source}: {self._done:,} of {self._found.num:,} images were "
-                    "prepared before; the rest follow"
+                    "prepared before; preparing the rest"
                 )
                 return
         except (files.Damaged, OSError, KeyError, ValueError, TypeError, AttributeError):
-            pass  # none was left, or one of something else
+            pass  # there is no journal, or it is not of this key
         self._file.truncate(0)
         labels = 0 if self._found.labels is None else 8 * self._found.num
         free = shutil.disk_usage(self.journal.parent).free
@@ -307,7 +340,7 @@ class _Work:
                 "or --out of pdfast data"
             )
         if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(self._file.fileno(), 0, needed)  # so that none is lacking later
+            os.posix_fallocate(self._file.fileno(), 0, needed)  # the disk cannot fill up later
         else:  # macOS
             self._file.truncate(needed)
 
@@ -322,21 +355,21 @@ class _Work:
         self.journal.unlink(missing_ok=True)
 
     def _is_worth_keeping(self) -> bool:
-        """Whether anything is done, in its place, and of a source that can be known again."""
+        """Return whether images are done, in place, and of a source that can be recognized."""
         return bool(self._done) and self._known and not self._moved
 
     def _poll(self) -> None:
         if not self._is_worth_keeping():
             listen()
         poll(
-            f"{self._done:,} of {self._found.num:,} images are prepared; the same command goes on "
+            f"{self._done:,} of {self._found.num:,} images are prepared; the same command resumes "
             "from there"
         )
 
     # -- images ----------------------------------------------------------------------------
 
     def _decode(self, npz: NpzFile, screen: Screen) -> None:
-        """Fill in the images, from the first that is missing on."""
+        """Fill in the images, beginning with the first missing one."""
         num, start = self._found.num, self._done
         saved = said = time.monotonic()
         with screen.task("reading", num, start) as task:
@@ -365,7 +398,7 @@ class _Work:
 
     def _refused(self) -> UsageError:
         (first, why), *others = self._bad.values()
-        fix = "leave such images out by --skip-bad (data.skip_bad)"
+        fix = "skip such images with --skip-bad (data.skip_bad)"
         if not others:
             return UsageError(f"{why}, or {fix}")
         source = self._order.source
@@ -385,22 +418,22 @@ class _Work:
         return (len(torn), int(torn[0]), int(first[torn[0]])) if len(torn) else None
 
     def _keep(self, npz: NpzFile, kept: NDArray[np.bool_]) -> None:
-        """Drop the other images, and the channels of grey ones if any number of them will do."""
+        """Drop the images not kept; reduce grey images to one channel if any number will do."""
         channels = self._shape[3]
         if not self._order.wanted.channels and channels == 3 and is_grey(npz.images):
             channels = 1
         if not kept.all() or channels != self._shape[3]:
             if kept.sum() < 2:
                 raise UsageError(
-                    f"{self._order.source} has no two images that differ and can be used: nothing "
+                    f"{self._order.source} has fewer than two different usable images: nothing "
                     "was written"
                 )
-            self.forget()  # the images are no longer where a resumed call would take them to be
+            self.forget()  # the images move: a resumed call would find others in their places
             self._moved = True
             npz.keep(kept, channels)
 
     def _arrays(self, kept: NDArray[np.bool_], digest: str) -> dict[str, NDArray[Any]]:
-        """The other arrays of the .npz: labels, class names and `about`."""
+        """Return the other arrays of the .npz: labels, class names and `about`."""
         found: dict[str, NDArray[Any]] = {}
         about: dict[str, Any] = {"source": self._order.source, "resize": self._order.wanted.method}
         if self._found.labels is not None:
@@ -419,16 +452,21 @@ class _Work:
 
 
 def left_out(path: Path, passed_over: str, skip_bad: bool = True) -> str:
-    """What of its source is not in a prepared file, and why, in words; "" if nothing is lacking.
+    """Describe which parts of its source a prepared file lacks, and why; "" if it lacks nothing.
 
-    `passed_over`: what its reader leaves out now. Raises UsageError for unusable images that are
-    not to be skipped.
+    Args:
+        path: The prepared file.
+        passed_over: What the source's reader leaves out now, as a phrase.
+        skip_bad: Whether images that cannot be used may be skipped.
+
+    Raises:
+        UsageError: Images cannot be used, and `skip_bad` is False.
     """
     with np.load(path) as arrays:
         bad = json.loads(str(arrays["about"]))["unusable"]
     if bad and not skip_bad:
         raise UsageError(
-            f"{len(bad):,} images cannot be used, {bad[0]}, or leave such images out by --skip-bad "
+            f"{len(bad):,} images cannot be used, {bad[0]}, or skip such images with --skip-bad "
             "(data.skip_bad)"
         )
     found = [passed_over] if passed_over else []

@@ -1,6 +1,6 @@
-"""Data sources: what `data.source` names, read by the reader that it is for.
+"""Data sources: what `data.source` names, opened by the reader of its kind.
 
-Of pictures, prepare.py makes one .npz, once, which all processes map into their memory.
+prepare.py turns pictures into one .npz, once, which all processes map into memory.
 """
 
 import hashlib
@@ -24,13 +24,24 @@ from pdfast.errors import UsageError
 
 registry.discover()
 
-FEW = 64  # pictures that are read to see how long all take
+FEW = 64  # pictures that are read to estimate how long all take
 
 
 def read(data: DataConfig, model: NetConfig, screen: Screen | None = None) -> Arrays:
-    """Images and labels of `data.source`, of the model's size and channels.
+    """Read images and labels of `data.source`, in the model's size and channels.
 
-    Pictures are prepared in the cache folder, or found there from the time before.
+    Pictures are prepared in the cache folder, or found there if they were prepared before.
+
+    Args:
+        data: The source and how to read it.
+        model: The model's config: image_size, channels and num_classes.
+        screen: Where progress is shown; None: nowhere.
+
+    Returns:
+        Images uint8 (N, H, W, C), and labels if the model has classes and the source has labels.
+
+    Raises:
+        UsageError: The source cannot be used; the message names the file and the fix.
     """
     asked, source = wanted(data, model), data.source
     before = stamp(source)
@@ -41,7 +52,18 @@ def read(data: DataConfig, model: NetConfig, screen: Screen | None = None) -> Ar
 
 
 def prepared(source: str, asked: Wanted, found: Pictures, screen: Screen | None = None) -> Arrays:
-    """The pictures of a source as images of one size, made in the cache folder, or found there."""
+    """Return a source's pictures as images of one size, prepared in the cache folder if needed.
+
+    Args:
+        source: The source.
+        asked: The wanted size, channels, labels and resize method.
+        found: The source's pictures.
+        screen: Where progress is shown; None: nowhere.
+
+    Raises:
+        UsageError: A picture cannot be used, or the cached file is damaged.
+        PdfastError: The cache folder cannot be written.
+    """
     order = Order(source, asked)
     key = prepare.key_of(order, found, settle=True)
     path = _place(key)
@@ -50,23 +72,23 @@ def prepared(source: str, asked: Wanted, found: Pictures, screen: Screen | None 
         try:
             read = npz.read_prepared(path, asked)
         except UsageError as error:
-            raise UsageError(f"{error}: delete it, and it is prepared again") from None
+            raise UsageError(f"{error}: delete it to have it prepared again") from None
         _settle(path, read)
         lacking = prepare.left_out(path, found.left_out, asked.skip_bad)
         return read._replace(stamp=_stamp([path]), left_out=lacking)
     finally:
-        if not list(found.paths()):  # of what it was made cannot be told the next time
+        if not list(found.paths()):  # without its files, the set cannot be recognized next time
             path.unlink(missing_ok=True)
 
 
 def _place(key: str) -> Path:
-    """Where the prepared set of a key lies."""
+    """Return the path of the prepared set of a key."""
     name = hashlib.sha256(key.encode()).hexdigest()[:32]
     return prepare.cache_folder() / f"prepared-{name}.npz"
 
 
 def _settle(path: Path, read: Arrays) -> None:
-    """Wait until a large file that was just made has a stamp, under which its digest is kept."""
+    """Wait until a large file that was just made has a stamp, so that its digest can be cached."""
     for _ in range(30):
         if read.images.nbytes < npz.MAPPED or _stamp([path]):
             return
@@ -75,7 +97,7 @@ def _settle(path: Path, read: Arrays) -> None:
 
 
 def wanted(data: DataConfig, model: NetConfig) -> Wanted:
-    """What a run wants of its source."""
+    """Return what a run wants of its source, by its config."""
     return Wanted(
         model.image_size,
         model.channels,
@@ -87,13 +109,17 @@ def wanted(data: DataConfig, model: NetConfig) -> Wanted:
 
 
 def find(source: str, wanted: Wanted) -> Pictures:
-    """The pictures of any source, yet to be decoded, cropped and resized."""
+    """Return the pictures of any source, yet to be decoded, cropped and resized."""
     found = opened(source, wanted)
     return found if isinstance(found, Pictures) else pictures_of(source, found)
 
 
 def pictures_of(source: str, found: Arrays) -> Pictures:
-    """Images of one size as pictures, which are yet to be cropped and resized."""
+    """Return images of one size as pictures that are yet to be cropped and resized.
+
+    Raises:
+        UsageError: The file that holds the images is damaged.
+    """
     images, labels, names, left_out = found[:4]
     if found.checksum is not None:
         found.checksum.check(images, listen)
@@ -106,7 +132,7 @@ def pictures_of(source: str, found: Arrays) -> Pictures:
 
 
 def absolute(source: str) -> str:
-    """The same source, found from any folder."""
+    """Return the same source with an absolute path, so that it is found from any folder."""
     reader = registry.by_text(source)
     if reader is not None and reader.absolute is not None:
         return reader.absolute(source)
@@ -114,17 +140,22 @@ def absolute(source: str) -> str:
 
 
 def resizes(source: str) -> bool:
-    """Whether `read` crops and resizes images; those of one size must have the model's."""
+    """Return whether `read` crops and resizes the source's images.
+
+    It does not where all images have one size: that must be the model's.
+    """
     try:
         return registry.reader_of_arrays(source) is None
-    except (UsageError, OSError):  # reading it says what is wrong
+    except (UsageError, OSError):  # reading it reports the cause
         return True
 
 
 def stamp(source: str) -> str:
-    """A fingerprint of a source's files that changes whenever one is written to or replaced.
+    """Fingerprint a source's files; it changes whenever one is written to or replaced.
 
-    "" for sources that are no files of arrays, and for files so new that a change may not show.
+    Returns:
+        The fingerprint; "" for sources that are not files of arrays, and for files so new that a
+            change may not show.
     """
     try:
         return _stamp(_files_of_arrays(source))
@@ -136,7 +167,7 @@ def _stamp(paths: Sequence[Path]) -> str:
     found = []
     try:
         for path in paths:
-            with path.open("rb") as file:  # where files come by a network, that asks anew
+            with path.open("rb") as file:  # makes a network file system fetch fresh attributes
                 of = os.fstat(file.fileno())
             found.append([of.st_dev, of.st_ino, of.st_size, of.st_mtime_ns, of.st_ctime_ns])
     except OSError:
@@ -146,21 +177,20 @@ def _stamp(paths: Sequence[Path]) -> str:
 
 
 def files_of(source: str, found: Arrays | Pictures) -> list[Path]:
-    """All files that an opened source is read from; [] where those are not known."""
+    """Return all files that an opened source is read from; [] if they are not known."""
     return list(found.paths()) if isinstance(found, Pictures) else _files_of_arrays(source)
 
 
 def _files_of_arrays(source: str) -> list[Path]:
-    """The files of a source whose images have one size; none of another source."""
+    """Return the files of a source whose images have one size; [] for any other source."""
     reader = registry.reader_of_arrays(source)
     return reader.files(source) if reader is not None and reader.files is not None else []
 
 
 def count(data: DataConfig) -> int | None:
-    """How many images `read` would give; None where there is no such set.
+    """Count the images that `read` would return; None if there is no such set.
 
-    Images are not read for it, but for those of the digits and of CIFAR; nor is anything
-    downloaded.
+    Images are not read for this, except for the digits and CIFAR. Nothing is downloaded.
     """
     source = data.source
     wanted = Wanted(1, resize=True, folders=data.labels, skip_bad=data.skip_bad)
@@ -177,7 +207,21 @@ def count(data: DataConfig) -> int | None:
 
 
 def seconds(data: DataConfig, model: NetConfig, arrays: bool = True) -> float | None:
-    """How long `read` takes: of pictures, by the first few; None of `arrays`, unless asked for."""
+    """Measure or estimate how long `read` takes.
+
+    Pictures are estimated from the first FEW of them; arrays are timed by opening them.
+
+    Args:
+        data: The source and how to read it.
+        model: The model's config: image_size, channels and num_classes.
+        arrays: Also time sources whose images have one size.
+
+    Returns:
+        Seconds; None for a source of arrays unless `arrays` is set.
+
+    Raises:
+        UsageError: The source cannot be used.
+    """
     source, asked = data.source, wanted(data, model)
     start = time.perf_counter()
     if not (arrays or resizes(source)):
@@ -186,7 +230,7 @@ def seconds(data: DataConfig, model: NetConfig, arrays: bool = True) -> float | 
     if not isinstance(found, Pictures):
         return time.perf_counter() - start
     order = Order(source, asked)
-    if _place(prepare.key_of(order, found)).is_file():  # it was prepared before
+    if _place(prepare.key_of(order, found)).is_file():  # prepared before
         return time.perf_counter() - start
     begun, num = time.perf_counter(), min(FEW, found.num)
     few = Pictures(num, lambda first: itertools.islice(found.files(first), num))
@@ -195,7 +239,11 @@ def seconds(data: DataConfig, model: NetConfig, arrays: bool = True) -> float | 
 
 
 def opened(source: str, wanted: Wanted) -> Arrays | Pictures:
-    """Open a source with its reader."""
+    """Open a source with its reader.
+
+    Raises:
+        UsageError: No reader recognizes the source, it does not exist, or it cannot be read.
+    """
     path = Path(source)
     try:
         reader = registry.reader_of(source)

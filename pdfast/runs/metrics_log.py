@@ -1,4 +1,4 @@
-"""metrics.jsonl: what a run measured, one JSON object a line, each with its round."""
+"""metrics.jsonl: the measurements of a run, one JSON object per line, each with its round."""
 
 import json
 from pathlib import Path
@@ -8,8 +8,8 @@ from pdfast.errors import PdfastError
 from pdfast.runs.watched_loss import WORDS, renamed
 from pdfast.storage import files
 
-MAY_BE_NULL = ("loss", "grad_norm", "rounding")  # where there is no number
-# Keys that come together: all of the first set that has any of them.
+MAY_BE_NULL = ("loss", "grad_norm", "rounding")  # null where there is no number
+# Keys that come together: a line with any key of an entry has all keys of one set in it.
 TOGETHER = (
     [{f"{name}_start", f"{name}_end", "seconds"} for name in WORDS],
     [{"signal", "rounding"}],
@@ -17,7 +17,7 @@ TOGETHER = (
 
 
 def _is_whole(values: dict[str, Any]) -> bool:
-    """Whether a line has numbers only, and all of those that come together."""
+    """Return whether a line has numbers only, and all keys that come together."""
     counts = values["round"], values.get("update", 0)
     numbers = [v for key, v in values.items() if v is not None or key not in MAY_BE_NULL]
     return (
@@ -32,15 +32,18 @@ def _is_whole(values: dict[str, Any]) -> bool:
 
 
 class Metrics:
-    """The lines of one file, which need not be there yet."""
+    """The lines of one metrics file, which need not exist yet."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def read(self) -> list[dict[str, Any]]:
-        """All lines, by round (one may have been made again); PdfastError names a damaged one.
+        """Read all lines, with the current names of the losses, sorted by round.
 
-        They have today's names.
+        A round may appear again if it was repeated.
+
+        Raises:
+            PdfastError: A line is damaged; the message names it.
         """
         if not self.path.is_file():
             return []
@@ -59,7 +62,11 @@ class Metrics:
         return sorted(lines, key=lambda values: values["round"])
 
     def append(self, values: dict[str, Any]) -> None:
-        """Add a line."""
+        """Append a line.
+
+        Raises:
+            PdfastError: A value is not finite, or the file cannot be written.
+        """
         try:
             line = json.dumps(values, allow_nan=False)
         except ValueError:
@@ -78,23 +85,31 @@ class Metrics:
             ) from None
 
     def sync(self) -> None:
-        """Have all lines outlast a loss of power."""
+        """Make all lines outlast a loss of power."""
         if self.path.is_file():
             files.fsync(self.path)
 
     def drop_partial_line(self) -> None:
-        """Forget a last line that a crash or a full disk cut short."""
+        """Remove a last line that a crash or a full disk cut short."""
         content = self.path.read_bytes() if self.path.is_file() else b""
         if content and not content.endswith(b"\n"):
             whole = content[: content.rfind(b"\n") + 1]
             files.write_file(self.path, lambda stage: stage.write_bytes(whole))
 
     def has(self, round_: int) -> bool:
-        """Whether any line is of this round."""
+        """Return whether any line is of this round."""
         return any(values["round"] == round_ for values in self.read())
 
     def rewind(self, round_: int, update: int) -> int:
-        """Drop a round's lines after an update; returns how many updates those went beyond it."""
+        """Drop a round's lines after an update.
+
+        Args:
+            round_: The round; 0: the teacher.
+            update: The last update whose lines are kept; a negative number keeps none.
+
+        Returns:
+            How many updates the dropped lines reached beyond `update`.
+        """
         lines = self.read()
         kept = [m for m in lines if m["round"] != round_ or 0 <= m.get("update", -1) <= update]
         if len(kept) < len(lines):

@@ -1,6 +1,7 @@
-"""config.toml of a run: its config, and in [run] who wrote it, who began the run, and its data.
+"""config.toml of a run: its config, and in [run] facts about the run.
 
-A copy of it is a config like any other.
+These are the versions of pdfast that wrote the file and began the run, and the digest of its data.
+A copy of the file can be used like any other config.
 """
 
 import contextlib
@@ -19,37 +20,46 @@ from pdfast.runs.training_state import FREE_KEYS
 from pdfast.storage.digests import UNKNOWN, Digest
 from pdfast.version import __version__
 
-# What may change on resume, but an older run keeps, so that its figures stay comparable.
+# Keys that may change on resume, but that an older run keeps, so its figures stay comparable.
 JUDGED = ("eval.classes",)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """[run]."""
+    """The table [run] of config.toml."""
 
     format: int = FORMAT
     pdfast: str = __version__
     begun_format: int = FORMAT
-    """That the run was begun in: what it lacked stays as it was there."""
+    """Format in which the run was begun; what that format lacked stays as it was then."""
     begun_by: str = __version__
     data: Digest = UNKNOWN
-    """Of what the run's models have learned from."""
+    """Digest of the data that the run's models learn from."""
 
     def now(self, data: Digest) -> "Record":
-        """What this version writes of the run, whose data are, where known, these."""
+        """Return the record that this version writes for the run.
+
+        Args:
+            data: Digest of the data, if known; else the recorded one is kept.
+        """
         kept = data if data.known else self.data
         return Record(begun_format=self.begun_format, begun_by=self.begun_by, data=kept)
 
 
 def dump(config: Config, record: Record) -> str:
-    """The text of config.toml."""
+    """Return the text of config.toml."""
     return tomli_w.dumps({**to_table(config), RUN: to_table(record)})
 
 
 def read(path: Path) -> tuple[Config, Record]:
-    """A config.toml of a run, which an older version may have written.
+    """Read a run's config.toml, which an older version may have written.
 
-    Raises OtherVersion for one that this version cannot read, UsageError for what no version wrote.
+    Returns:
+        The config, and the table [run].
+
+    Raises:
+        OtherVersion: This version cannot read the file.
+        UsageError: No version wrote such a file.
     """
     keys = [field.name for field in dataclasses.fields(Record)]
     try:
@@ -63,11 +73,14 @@ def read(path: Path) -> tuple[Config, Record]:
         except ValueError as error:
             raise UsageError(f"{path}: {error}") from None
     except UsageError as error:
-        raise UsageError(f"{error}; put back the config that the run was started with") from None
+        raise UsageError(f"{error}; restore the config that the run was started with") from None
 
 
 def find(path: Path) -> tuple[Config, Record | None]:
-    """The same of a file that need not be a run's: a user's config has no record."""
+    """Read a config file that need not be a run's: a user's config has no record, so None.
+
+    Raises what `read` and `load_config` raise.
+    """
     try:
         by, _ = written(path, read_toml(path))
     except ValueError:
@@ -76,17 +89,28 @@ def find(path: Path) -> tuple[Config, Record | None]:
 
 
 def refuse_newer(path: Path) -> None:
-    """Raise OtherVersion for a config.toml of a newer format."""
-    with contextlib.suppress(ValueError):  # what no version wrote
+    """Check that a config.toml is not of a newer format.
+
+    Raises:
+        OtherVersion: It is.
+    """
+    with contextlib.suppress(ValueError):  # a file that no version wrote
         written(path, read_toml(path))
 
 
 def as_begun(saved: Config, record: Record, asked: Config) -> tuple[Config, list[str]]:
-    """The config to go on with in a run that an older format began.
+    """Return the config to resume a run with that an older format began.
 
     What that format lacked stays as the run has it, whatever is asked for, unless it may change on
-    resume; how its samples are judged does too, so that its figures stay comparable. Also gives
-    what is then not as it was asked, in words.
+    resume; how samples are judged stays too, so that the run's figures remain comparable.
+
+    Args:
+        saved: The run's config.
+        record: The run's record.
+        asked: The config asked for.
+
+    Returns:
+        The config, and the keys whose values differ from those asked for, with the values used.
     """
     old, table, kept = to_table(saved), to_table(asked), []
     for key in formats.added(record.begun_format):

@@ -1,7 +1,8 @@
-"""What is damaged in a run that is taken up, and what is done instead; or why nothing can be.
+"""Damaged models and states of a run that is resumed: what to do about each.
 
-A student can be made again, to the same bits, from the model before it, and a phase from an earlier
-state. Where only training from nothing would be left, that is refused: the user must want it.
+A student can be made again, to the same bits, from the model before it, and a phase can resume from
+an earlier state. If only training from the start would remain, PdfastError is raised instead: the
+user has to ask for that.
 """
 
 import re
@@ -23,13 +24,18 @@ class Finding(NamedTuple):
     path: Path
     error: Damaged
     then: str
-    """What is done once it is out of the way."""
+    """What happens once it has been set aside, as a clause."""
 
 
 def of_models(teacher: Path, students: Mapping[Path, re.Match[str]]) -> list[Finding]:
-    """Damaged students, or of another round than their name's; PdfastError if it is the teacher.
+    """Find students that are damaged, or of another round than their name says.
 
-    `students`: with the match of round and steps in the name.
+    Args:
+        teacher: The teacher's model directory.
+        students: The students' model directories, with the match of round and steps in the name.
+
+    Raises:
+        PdfastError: The teacher is damaged.
     """
     try:
         if teacher.is_dir():
@@ -54,10 +60,17 @@ def of_models(teacher: Path, students: Mapping[Path, re.Match[str]]) -> list[Fin
 def of_states(
     folder: Path, config: Config, is_finished: Callable[[int], bool], data: Digest = UNKNOWN
 ) -> list[Finding]:
-    """Damaged states of unfinished phases; raises PdfastError if none of the teacher is whole.
+    """Find damaged states of unfinished phases.
 
-    `is_finished`: whether the model of a round (0: the teacher) is there. Raises UsageError for a
-    state of another config or of other data.
+    Args:
+        folder: The folder of the states.
+        config: The run's config.
+        is_finished: Whether the model of a round (0: the teacher) exists.
+        data: Digest of the run's data.
+
+    Raises:
+        PdfastError: There are states of the teacher, and none is whole.
+        UsageError: A state is of another config or of other data.
     """
     found = []
     planned = config.distill.num_rounds
@@ -75,6 +88,6 @@ def of_states(
                 f"no saved state of the teacher in {folder} is whole ({damaged[0][1].what}): "
                 "remove that folder to train it again from update 0"
             )
-        then = f"{whole[0]} is gone on from" if whole else f"round {round_} begins anew"
+        then = f"the run resumes from {whole[0]}" if whole else f"round {round_} starts again"
         found += [Finding(path, error, then) for path, error in damaged]
     return found

@@ -2,18 +2,19 @@
 
 - config.toml, metrics.jsonl, report.html, report.json, report.md, report.png,
   report-evaluations.png
-- log.txt: what was said on the screen, of all resumptions
+- log.txt: the screen's lines, of the run and all its resumptions
 - teacher/, round-01-steps-4096/ ...: models, each whole or absent
 - samples/: pictures; state/: the phase in progress, and with distill.keep_moments each round's
-  moments; .lock: whose it is at the moment
-- tensorboard/, wandb/: what trackers keep; eval-state/: an evaluation in progress, and, of one that
-  is done, its figures and what the report was made of
-- not-finite-round-00-update-000000123/ ...: what an update began from that would not be finite
-- round-01-steps-4096.damaged/ ...: what was found damaged, and made again
+  moments; .lock: names the process that is using the directory
+- tensorboard/, wandb/: files of trackers; eval-state/: an evaluation in progress, and of a finished
+  one its figures and what the report was made from
+- not-finite-round-00-update-000000123/ ...: the state before an update that would not be finite
+- round-01-steps-4096.damaged/ ...: a model that was found damaged, and made again
 
-`Run.start` takes it up: alone, and with what is damaged in it put aside or refused. Of several
-processes the first alone writes, and answers what is there; every method that reads or writes is
-reached by all. The others read models and states, so they need the same file system.
+`Run.start` begins or resumes a run: for one process at a time, with damaged directories set aside
+or refused. Of several processes only the first writes, and tells the others what the directory
+holds, so all must call every method that reads or writes. Models and states are read by all, so all
+need the same file system.
 """
 
 import re
@@ -46,44 +47,58 @@ ROUND_DIR = re.compile(r"round-(\d+)-steps-(\d+)")
 
 
 class Tracking(Protocol):
-    """What follows a run to show it elsewhere; see trackers/."""
+    """Follows a run to show it elsewhere; see trackers/."""
 
     def check(self) -> None:
-        """Say what failed since the last call."""
+        """Report what has failed since the last call."""
 
     def close(self, code: int) -> None:
-        """Wait for what is still to be shown of a run that ended with this exit code."""
+        """Finish showing a run that ended with this exit code, and wait for that."""
 
 
 class Run:
-    """A run directory as it is, without its lock; `start` makes it or goes on with it.
+    """A run directory, without its lock until `start` begins or resumes the run.
 
-    Between `start` or `open` and the end of a `with` block no other process works in it.
+    From `start` or `open` to the end of a `with` block no other process works in it.
     """
 
     def __init__(self, path: Path, config: Config, screen: Screen, data: Digest = UNKNOWN) -> None:
-        """`data`: of what the run's models learn from."""
+        """Describe a run directory; nothing is read or written yet.
+
+        Args:
+            path: The directory.
+            config: The run's config.
+            screen: Where progress and warnings are shown.
+            data: Digest of the data that the run's models learn from.
+        """
         self.path, self.config, self.screen, self.data = path, config, screen, data
         self._metrics = Metrics(path / "metrics.jsonl")
         self._lock: Lock | None = None
         self._tracking: Tracking | None = None
 
     def start(self, resume: Resume = "auto") -> Self:
-        """Make the directory, or take it up where a run of the same config and data left it.
+        """Make the directory, or resume the run of the same config and data in it.
 
-        `resume` says what becomes of a run that is there. auto: it is gone on with; a damaged
-        model of a round, or saved state, is put aside under another name, and what it held is
-        done again. strict: whatever is damaged is refused. never: the run is refused.
+        Args:
+            resume: What becomes of a run that exists. auto: it is resumed; a damaged student or
+                saved state is set aside under another name, and made again. strict: it is resumed
+                unless anything is damaged. never: it is refused.
 
-        Raises UsageError if it holds a run of a different config, of other data, or files that are
-        no run's, PdfastError if it cannot be written, another process works in it, what is damaged
-        could only be made again from nothing, or a newer version of pdfast has been at work in it.
+        Returns:
+            The run itself, to be used in a `with` block.
+
+        Raises:
+            UsageError: The directory holds a run of another config or of other data, a run although
+                `resume` is never, or files that are not a run's.
+            PdfastError: The directory cannot be written, another process works in it, its damage
+                could only be repaired by training from the start, or a newer version of pdfast has
+                worked in it.
         """
         collectives.from_first(lambda: self._locked(lambda: self._take_up(resume), resume))
         return self
 
     def open(self) -> Self:
-        """Use a run that is there, alone; it is left as it is."""
+        """Lock an existing run for this process, and leave it unchanged."""
         collectives.from_first(lambda: self._locked(lambda: None))
         return self
 
@@ -98,7 +113,7 @@ class Run:
             self._leave(error)
 
     def _leave(self, error: BaseException | None) -> None:
-        """Write what ended the work to the log, and let others in."""
+        """Write the error that ended the work to the log, and release the lock."""
         try:
             if error is not None:
                 if messages.debugging() or not messages.foreseen(error):
@@ -120,7 +135,7 @@ class Run:
     # -- taking it up ----------------------------------------------------------------------
 
     def _locked(self, work: Callable[[], None], resume: Resume = "auto") -> None:
-        """Take the lock, and do the work; without the lock again if it fails."""
+        """Take the lock and do the work; release the lock if that fails."""
         try:
             self._refuse(resume)  # before anything is made there
             self.path.mkdir(parents=True, exist_ok=True)
@@ -130,7 +145,7 @@ class Run:
                 if self._is_run():
                     self.screen.open_log(self.path / LOG)
                 work()
-                # Of a new run not before it is one: a folder with nothing but a log is no run's.
+                # A new run's log begins only now: a folder with nothing but a log is not a run.
                 self.screen.open_log(self.path / LOG)
             except BaseException as error:
                 self._leave(error)
@@ -139,12 +154,12 @@ class Run:
             raise files.cannot_write(self.path, error) from None
 
     def _refuse(self, resume: Resume) -> None:
-        """Raise UsageError for a folder of other things, or a run where none may be."""
+        """Raise UsageError for a folder of other files, or for a run if none may be resumed."""
         is_run = self._is_run()
         if is_run and resume == "never":
             raise UsageError(
-                f"{self.path} holds a run, which --resume never does not go on with: choose "
-                "another --out, or leave --resume away"
+                f"{self.path} holds a run already, and --resume never was given: choose "
+                "another --out, or omit --resume"
             )
         if not is_run and self.path.is_dir():
             theirs = (p.name for p in self.path.iterdir())
@@ -164,8 +179,8 @@ class Run:
             staging.sweep(folder, locked=self._lock is not None and self._lock.excludes)
         if resume == "strict" and self._round_dirs() and not self.teacher_dir.is_dir():
             raise PdfastError(
-                f"{self.teacher_dir}, the teacher of the rounds that are there, is gone: put it "
-                "back, or pass --resume auto to have it made again"
+                f"{self.teacher_dir}, the teacher of the existing rounds, is missing: restore "
+                "it, or pass --resume auto to have it made again"
             )
         self._put_aside(recovery.of_models(self.teacher_dir, self._round_dirs()), resume)
         broken = recovery.of_states(self._states, self.config, self._is_finished, self.data)
@@ -178,15 +193,15 @@ class Run:
         files.make_folder(self.path / "samples")
 
     def _put_aside(self, found: list[Finding], resume: Resume) -> None:
-        """Give what is damaged another name; where --resume is strict, refuse it."""
+        """Rename damaged directories; with --resume strict refuse them."""
         for path, error, then in found:
             if resume == "strict":
                 raise PdfastError(f"{error}, or pass --resume auto: {then}")
             name = files.set_aside(path).name
-            self.screen.warn(f"{error.what}: {path.name} is put aside as {name}, and {then}")
+            self.screen.warn(f"{error.what}: {path.name} is set aside as {name}, and {then}")
 
     def _begun(self) -> tuple[Config, Record] | None:
-        """What config.toml says, of a directory where something was made; None of another one."""
+        """Return the contents of config.toml; None if nothing has been made in the directory."""
         path = self.path / "config.toml"
         if not path.is_file():
             return None
@@ -196,7 +211,7 @@ class Run:
         return None
 
     def _refuse_others(self, saved: Config, begun: Record) -> None:
-        """Raise UsageError if the run was begun with values, or data, that are others now."""
+        """Raise UsageError if the run was begun with another config, or with other data."""
         rounds = training_state.rounds(self._states)
         steps = {int(match[2]): None for match in self._round_dirs().values()}
         of_states = (training_state.steps_of(saved, round_) for round_ in rounds)
@@ -210,8 +225,8 @@ class Run:
             )
         if both and begun.data != self.data:
             named = self.config.data.source
-            fix = "pass those of before" if named.startswith(GIVEN) else (
-                "put back those of before, or name them by --data.source if they have been moved"
+            fix = "pass the former data" if named.startswith(GIVEN) else (
+                "restore the former data, or name their new place with --data.source"
             )  # fmt: skip
             raise UsageError(
                 f"{self.path} was begun with other data ({begun.data}) than "
@@ -221,14 +236,14 @@ class Run:
         if self.data.known and not begun.data.known:
             self.screen.warn(
                 f"{self.path} was begun by pdfast {begun.begun_by}, which kept no digest of the "
-                "data: whether these are still the same cannot be checked, and from now on the "
-                f"run's are these ({self.data})"
+                "data: whether they are still the same cannot be checked; from now on the run's "
+                f"data are these ({self.data})"
             )
 
     def as_begun(self) -> Config:
-        """The config to go on with: as it was asked for, but for what the run was begun without.
+        """Return the config to resume with: the one asked for, except for what the run lacked.
 
-        Reached by all processes, before `start`; see `record.as_begun`. Nothing is changed.
+        All processes must call this before `start`. It changes nothing; see `record.as_begun`.
         """
 
         def kept() -> dict[str, Any]:
@@ -241,18 +256,17 @@ class Run:
             config, said = record.as_begun(*begun, self.config)
             if said:
                 self.screen.say(
-                    f"{self.path} was begun by pdfast {begun[1].begun_by}, and goes on as it was "
-                    f"there: {', '.join(said)}"
+                    f"{self.path} was begun by pdfast {begun[1].begun_by}, and keeps what that "
+                    f"version used: {', '.join(said)}"
                 )
             return {"config": to_table(config)}
 
         return from_table(Config, collectives.from_first(kept)["config"])
 
     def _refuse_foreign_config(self) -> None:
-        """Raise UsageError for a config.toml of somebody else, which would be replaced.
+        """Raise UsageError for a config.toml that a user wrote, which would be replaced.
 
-        Where a run has begun it is the run's, and may have been edited; its metrics are its first
-        word.
+        Once metrics or models exist, the file is the run's, even if it was edited.
         """
         path = self.path / "config.toml"
         begun = self._metrics.path.exists() or self.teacher_dir.exists() or self._round_dirs()
@@ -267,11 +281,11 @@ class Run:
 
     @property
     def teacher_dir(self) -> Path:
-        """Where the teacher's model goes."""
+        """The directory of the teacher's model."""
         return self.path / "teacher"
 
     def round_dir(self, round_: int) -> Path:
-        """Where the student of a round goes."""
+        """Return the directory of a round's student."""
         steps = self.config.distill.steps_after(round_)
         return self.path / f"round-{round_:02d}-steps-{steps:04d}"
 
@@ -279,11 +293,11 @@ class Run:
         return (self.round_dir(round_) if round_ else self.teacher_dir).is_dir()
 
     def has(self, model_dir: Path) -> bool:
-        """Whether a finished model is there (a directory is renamed into place when whole)."""
+        """Return whether a finished model exists: directories are renamed into place when whole."""
         return collectives.from_first(model_dir.is_dir)
 
     def make_model(self, save: Callable[[], None]) -> None:
-        """Have the first process write a model of the run, once the metrics before it are safe."""
+        """Have the first process write a model, after syncing the metrics before it to disk."""
 
         def make() -> None:
             self._check_there()
@@ -293,14 +307,14 @@ class Run:
         collectives.from_first(make)
 
     def students(self) -> dict[int, Path]:
-        """Finished students: sampling steps -> model directory, in order of rounds."""
+        """Return the finished students by sampling steps, in the order of rounds."""
         found = collectives.from_first(
             lambda: [(int(match[2]), path.name) for path, match in self._round_dirs().items()]
         )
         return {steps: self.path / name for steps, name in found}
 
     def begun(self) -> list[int]:
-        """Rounds (0: the teacher) that have a saved state."""
+        """Return the rounds (0: the teacher) that have a saved state."""
         return collectives.from_first(lambda: training_state.rounds(self._states))
 
     def _round_dirs(self) -> dict[Path, re.Match[str]]:
@@ -310,7 +324,15 @@ class Run:
     # -- files -----------------------------------------------------------------------------
 
     def write(self, name: str, save: Callable[[Path], object]) -> None:
-        """Have `save` write a file of the run, under another name until it is whole."""
+        """Have `save` write a file of the run, under another name until it is whole.
+
+        Args:
+            name: The file's path in the run directory.
+            save: Writes the file, given a path.
+
+        Raises:
+            PdfastError: The file cannot be written.
+        """
 
         def write() -> None:
             self._check_there()
@@ -332,7 +354,7 @@ class Run:
         self.write(f"samples/{name}", picture.save)
 
     def has_picture(self, name: str) -> bool:
-        """Whether samples/ holds this picture."""
+        """Return whether samples/ holds this picture."""
         return collectives.from_first((self.path / "samples" / name).is_file)
 
     def _check_there(self) -> None:
@@ -340,17 +362,25 @@ class Run:
         if self._lock is not None and not self._lock.is_ours():
             raise PdfastError(
                 f"{self.path} is gone: it, or the {LOCK} in it, was removed or replaced while this "
-                "process was at work in it, which ends here"
+                "process was using it; the process ends"
             )
 
     # -- metrics ---------------------------------------------------------------------------
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All lines of metrics.jsonl."""
+        """Return all lines of metrics.jsonl.
+
+        Raises:
+            PdfastError: A line is damaged; the message names it.
+        """
         return collectives.from_first(self._metrics.read)
 
     def log(self, **values: Any) -> None:
-        """Append one line to metrics.jsonl: the first process's `values`."""
+        """Append the first process's `values` as one line to metrics.jsonl.
+
+        Raises:
+            PdfastError: A value is not finite, or the file cannot be written.
+        """
 
         def append() -> None:
             self._check_there()
@@ -361,25 +391,30 @@ class Run:
         collectives.from_first(append)
 
     def rewind_metrics(self, round_: int, update: int) -> None:
-        """Drop what an interrupted phase logged after the state that it resumes from."""
+        """Drop what an interrupted phase logged after the state that it resumes from.
+
+        Args:
+            round_: The round; 0: the teacher.
+            update: The state's update; negative: the phase starts again.
+        """
 
         def rewind() -> None:
             if update >= 0 and not self._metrics.has(round_):
                 self.screen.warn(
                     f"{self._metrics.path} lacks what round {round_} logged up to update {update}: "
-                    "it was removed or cut; the run goes on, and its report lacks that too"
+                    "it was removed or cut; the run continues, and its report lacks it too"
                 )
             lost = self._metrics.rewind(round_, update)
             if lost:
                 self.screen.warn(
                     f"round {round_}: {lost} updates came after the last saved state, and are "
-                    "done again"
+                    "repeated"
                 )
 
         collectives.from_first(rewind)
 
     def _sync_metrics(self) -> None:
-        """So that a loss of power leaves no gap before a state or model that is there."""
+        """Sync the metrics, so that a loss of power leaves no gap before a state or model."""
         try:
             self._metrics.sync()
         except OSError as error:
@@ -394,7 +429,17 @@ class Run:
     def save_state(
         self, round_: int, update: int, seconds: float, tensors: dict[str, dict[str, Tensor]]
     ) -> None:
-        """Save a phase after `update` updates; older states go when the new one is whole."""
+        """Save a phase after `update` updates; older states are removed when the new one is whole.
+
+        Args:
+            round_: The round; 0: the teacher.
+            update: Number of updates done in the phase.
+            seconds: Seconds spent in the phase.
+            tensors: Tensors by file name and by name.
+
+        Raises:
+            PdfastError: The state cannot be written.
+        """
 
         def save() -> None:
             self._ready_for_states()
@@ -407,7 +452,10 @@ class Run:
     def save_moments(
         self, round_: int, update: int, seconds: float, tensors: dict[str, dict[str, Tensor]]
     ) -> None:
-        """Save what a round's last update left for the next round to begin with."""
+        """Save the optimizer's moments after a round's last update, for the next round.
+
+        Takes the arguments of `save_state`.
+        """
 
         def save() -> None:
             self._ready_for_states()
@@ -417,16 +465,18 @@ class Run:
         collectives.from_first(save)
 
     def load_moments(self, round_: int) -> dict[str, dict[str, Tensor]]:
-        """What `save_moments` wrote at the end of this round, for the next one.
+        """Return the tensors that `save_moments` wrote at the end of this round.
 
-        Raises PdfastError if it is gone or damaged, UsageError if it is of another config.
+        Raises:
+            PdfastError: The moments are missing or damaged.
+            UsageError: They are of another config.
         """
         path = training_state.moments_path(self._states, round_)
         again = f"remove all rounds in {self.path} to have them made again"
         if not self.has(path):
             raise PdfastError(
                 f"round {round_ + 1} begins with the moments of round {round_} "
-                f"(distill.keep_moments), and {path} is gone: put it back, {again}, or choose "
+                f"(distill.keep_moments), and {path} is missing: restore it, {again}, or choose "
                 "another --out"
             )
         try:
@@ -443,7 +493,7 @@ class Run:
         return state[1]
 
     def _ready_for_states(self) -> None:
-        """Make the folder of the states, once the metrics before them are safe."""
+        """Make the folder of the states, after syncing the metrics."""
         self._check_there()
         self._sync_metrics()
         try:
@@ -453,8 +503,8 @@ class Run:
 
     def _warn_moved(self, path: Path, moved: str) -> None:
         self.screen.warn(
-            f"{path} was saved with {moved}: the run goes on, but not to the bits of an "
-            "undisturbed one"
+            f"{path} was saved with {moved}: the run continues, but will not have the bits "
+            "of an uninterrupted one"
         )
 
     def save_failure(
@@ -465,9 +515,17 @@ class Run:
         tensors: dict[str, dict[str, Tensor]],
         table: dict[str, Any],
     ) -> Path:
-        """Write a phase that cannot go on as it was after `update` updates; gives where it lies.
+        """Write the state before an update that would not be finite, for inspection.
 
-        It has the form of a state, and `table` beside it in not-finite.json.
+        Args:
+            round_: The round; 0: the teacher.
+            update: Number of updates done before.
+            seconds: Seconds spent in the phase.
+            tensors: Tensors by file name and by name.
+            table: Contents of not-finite.json, written beside state.json.
+
+        Returns:
+            The directory that was written.
         """
         path = self.path / f"not-finite-round-{round_:02d}-update-{update:09d}"
 
@@ -480,9 +538,11 @@ class Run:
         return path
 
     def load_state(self, round_: int) -> State | None:
-        """(state.json, tensors) of a round's newest state; None if none was saved.
+        """Return (state.json, tensors) of a round's newest state; None if none was saved.
 
-        Raises Damaged, or UsageError if it is of another config.
+        Raises:
+            Damaged: The state is damaged.
+            UsageError: The state is of another config or of other data.
         """
 
         def newest() -> str:
@@ -500,5 +560,5 @@ class Run:
         return state
 
     def clear_states(self, round_: int) -> None:
-        """Forget the saved states of a round, and what it began with: its model is finished."""
+        """Remove the saved states of a round whose model is finished."""
         collectives.from_first(lambda: training_state.clear(self._states, round_))

@@ -1,4 +1,4 @@
-"""What the phases of a run have spent, by its metrics: network evaluations and seconds.
+"""Network evaluations and seconds that the phases of a run took, by its metrics.
 
 Nothing here imports torch.
 """
@@ -12,19 +12,19 @@ TEACHER = 0  # the teacher's number among the rounds
 
 @dataclass(frozen=True)
 class Spent:
-    """What making a model took; None where it is unknown."""
+    """The cost of making a model; None where it is unknown."""
 
     evaluations: int | None = None
-    """Of networks; see training/update.py."""
+    """Network evaluations; see training/update.py."""
     seconds: float | None = None
 
     def then(self, later: "Spent") -> "Spent":
-        """Both phases' together, of what both have."""
+        """Add the cost of a later phase; unknown if it is unknown for either."""
         evaluations = seconds = None
         if self.evaluations is not None and later.evaluations is not None:
             evaluations = self.evaluations + later.evaluations
         if self.seconds is not None and later.seconds is not None:
-            seconds = round(self.seconds + later.seconds, 1)  # as the metrics have it
+            seconds = round(self.seconds + later.seconds, 1)  # the precision of the metrics
         return Spent(evaluations, seconds)
 
 
@@ -32,12 +32,12 @@ UNKNOWN = Spent()
 
 
 class Account:
-    """The phases of a run."""
+    """The costs of all phases of a run."""
 
     def __init__(self, lines: Iterable[Mapping[str, Any]]) -> None:
-        """`lines`: those of metrics.jsonl."""
+        """Read the costs from the lines of metrics.jsonl."""
         self._phases: dict[int, Spent] = {}
-        self._rounds: dict[int, int] = {}  # by the student's steps
+        self._rounds: dict[int, int] = {}  # the student's sampling steps -> round
         for line in lines:
             if "seconds" not in line:
                 continue
@@ -48,11 +48,14 @@ class Account:
 
     @property
     def teacher(self) -> Spent:
-        """Its training; unknown of one from elsewhere."""
+        """The cost of training the teacher; unknown for a teacher from elsewhere."""
         return self._phases.get(TEACHER, UNKNOWN)
 
     def student(self, steps: int) -> Spent:
-        """All rounds up to the student with so many steps, without the teacher's training."""
+        """Return the cost of all rounds up to the student with `steps` sampling steps.
+
+        The teacher's training is not included.
+        """
         total = UNKNOWN
         for round_ in range(1, self._rounds.get(steps, 0) + 1):
             phase = self._phases.get(round_, UNKNOWN)

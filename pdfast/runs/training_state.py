@@ -1,10 +1,10 @@
 """Saved states of a phase in progress: state/round-RR-update-UUUUUUUUU/, the newest few.
 
-A state has the optimizer's tensors and state.json: round, steps N (0 for the teacher), phase,
-update, seconds spent, the whole config, and the digest of the data.
+A state holds the optimizer's tensors and state.json: round, sampling steps N (0 for the teacher),
+phase, update, seconds spent, the whole config, and the digest of the data.
 
-Where rounds keep their moments, state/moments-round-RR/ has those of a finished round in the same
-form, until the next round is finished.
+If rounds keep their moments, state/moments-round-RR/ holds those of each finished round, in the
+same form.
 """
 
 import re
@@ -35,7 +35,7 @@ FREE_KEYS = (
     "log_every",
     "save_every",
     "eval.",
-    "engine.compile",  # another choice changes the rounding alone
+    "engine.compile",  # changes only the rounding
     "engine.data",
     "distill.rounds",
     "distill.teacher",  # compared by its weights
@@ -45,13 +45,13 @@ FREE_KEYS = (
 
 
 def found(folder: Path, round_: int) -> list[Path]:
-    """Saved states of a round, newest first."""
+    """Return the saved states of a round, newest first."""
     states = (p for p in folder.glob(f"round-{round_:02d}-*") if NAME.fullmatch(p.name))
     return sorted(states, reverse=True)
 
 
 def rounds(folder: Path) -> list[int]:
-    """Rounds that have a saved state, whole or not."""
+    """Return the rounds that have a saved state, whole or damaged; 0: the teacher."""
     matches = (NAME.fullmatch(path.name) for path in folder.glob("round-*"))
     return sorted({int(match[1]) for match in matches if match})
 
@@ -65,7 +65,20 @@ def save(
     tensors: dict[str, dict[str, Tensor]],
     data: Digest = UNKNOWN,
 ) -> None:
-    """Write a state; older ones go when it is whole. Raises PdfastError if it cannot."""
+    """Write a state, and remove all but the newest KEPT once it is whole.
+
+    Args:
+        folder: The folder of the states.
+        config: The run's config.
+        round_: The round; 0: the teacher.
+        update: Number of updates done in the phase.
+        seconds: Seconds spent in the phase.
+        tensors: Tensors by file name and by name.
+        data: Digest of the run's data.
+
+    Raises:
+        PdfastError: The state cannot be written.
+    """
     path = folder / f"round-{round_:02d}-update-{update:09d}"
     write(path, config, round_, update, seconds, tensors, data)
     for old in found(folder, round_)[KEPT:]:
@@ -81,19 +94,25 @@ def write(
     tensors: dict[str, dict[str, Tensor]],
     data: Digest = UNKNOWN,
 ) -> None:
-    """Write tensors and state.json into a directory. Raises PdfastError if it cannot."""
+    """Write tensors and state.json into a directory.
+
+    Takes the arguments of `save`, except for `path`, the directory.
+
+    Raises:
+        PdfastError: The directory cannot be written.
+    """
     files.write(path, tensors, {TABLE: describe(config, round_, update, seconds, data)})
 
 
 def moments_path(folder: Path, round_: int) -> Path:
-    """Where the moments at a round's end lie."""
+    """Return the directory of the moments at a round's end."""
     return folder / f"moments-round-{round_:02d}"
 
 
 def describe(
     config: Config, round_: int, update: int, seconds: float, data: Digest
 ) -> dict[str, Any]:
-    """What state.json holds."""
+    """Return the contents of state.json."""
     return {
         **_place(config, round_, update),
         "seconds": seconds,
@@ -112,10 +131,21 @@ def _place(config: Config, round_: int, update: int) -> dict[str, Any]:
 
 
 def load(path: Path, config: Config, data: Digest = UNKNOWN) -> tuple[State, str]:
-    """A state of a run of `config`, and what will keep its bits from repeating, if anything will.
+    """Read a state of a run with this config.
 
-    Raises Damaged naming the file, UsageError where the state is of another config or other data,
-    or OtherVersion where a version of pdfast wrote it that this one cannot read.
+    Args:
+        path: The state's directory.
+        config: The run's config.
+        data: Digest of the run's data.
+
+    Returns:
+        The state; and, as a phrase, the versions or machine facts that have changed since it was
+            saved and keep the run from repeating bit for bit, "" if none have.
+
+    Raises:
+        Damaged: A file is missing or altered; the message names it.
+        UsageError: The state is of another config or of other data.
+        OtherVersion: A version of pdfast wrote it that this version cannot read.
     """
     tensors, tables, manifest = files.read(path)
     if TABLE not in tables:
@@ -140,14 +170,14 @@ def clear(folder: Path, round_: int) -> None:
 
 
 def steps_of(config: Config, round_: int) -> int:
-    """Sampling steps N of a round's student; 0 for the teacher, and beyond the plan."""
+    """Return the sampling steps N of a round's student; 0 for the teacher, and beyond the plan."""
     return config.distill.steps_after(round_) if round_ else 0
 
 
 def _place_of(path: Path, table: dict[str, Any], config: Config) -> dict[str, Any]:
-    """What state.json has to say of its place by the name of its directory."""
+    """Return the values that state.json must have by the name of its directory."""
     if match := MOMENTS.fullmatch(path.name):
-        return _place(config, int(match[1]), table.get("update", 0))  # of which the name says none
+        return _place(config, int(match[1]), table.get("update", 0))  # the name has no update
     match = NAME.fullmatch(path.name)
     round_, update = (int(match[1]), int(match[2])) if match else (-1, -1)
     return _place(config, round_, update)
@@ -161,38 +191,45 @@ def _check(
     data: Digest,
     place: dict[str, Any],
 ) -> None:
-    """Refuse a state.json of the wrong types, of another place, of another config or other data."""
+    """Refuse a state.json with wrong types, or of another place, config or data."""
     round_ = place["round"]
     try:
         whole = formats.complete(path, table, KEYS, by, f"{TABLE}/")
         saved = formats.read(Config, whole["config"], path, by)
         seen = from_table(Digest, whole["data"], "data.")
     except (AttributeError, TypeError, ValueError) as error:
-        raise Damaged(path / TABLE, f"holds no whole state: {error}") from None
+        raise Damaged(path / TABLE, f"does not hold a complete state: {error}") from None
     for key, value in place.items():
         if type(table[key]) is not type(value) or table[key] != value:
             raise Damaged(path / TABLE, f"has {key} {table[key]!r}, where {value!r} belongs")
     seconds = table["seconds"]
     if not isinstance(seconds, int | float) or not 0 <= seconds < MAX_SECONDS:
-        raise Damaged(path / TABLE, f"has seconds {seconds!r}, which is no time")
+        raise Damaged(path / TABLE, f"has seconds {seconds!r}, which is not a duration")
     begun = [table["steps"]] if round_ else []
     changed = differences(saved, config, begun, by_digest=data.known or not seen.known)
     if changed:
         raise UsageError(f"{path} was saved with {', '.join(changed)}: choose another --out")
     if seen.known and data.known and seen != data:
         raise UsageError(
-            f"{path} was saved with other data ({seen}) than there are now ({data}): put those "
-            "back, or choose another --out"
+            f"{path} was saved with other data ({seen}) than the run has now ({data}): restore "
+            "the former data, or choose another --out"
         )
 
 
 def differences(
     before: Config, now: Config, begun: Sequence[int], by_digest: bool = False
 ) -> list[str]:
-    """What would keep what was made with one config from being gone on with by another.
+    """List the changes that keep one config from resuming what another config made.
 
-    `begun`: steps of the rounds that have been begun; where there is none, [distill] is free.
-    `by_digest`: the data are compared by their digests elsewhere, and may lie anywhere.
+    Args:
+        before: The config of what was made.
+        now: The config to resume with.
+        begun: Sampling steps of the rounds that have begun; before the first round [distill] may
+            change.
+        by_digest: The data are compared by their digests elsewhere, so `data.source` may change.
+
+    Returns:
+        A phrase for each key: the old value and the new one.
     """
     free: tuple[str, ...] = FREE_KEYS if begun else (*FREE_KEYS, "distill.")
     free += ("data.source",) if by_digest else ()
@@ -204,7 +241,7 @@ def differences(
         then = _of_round(before.distill, steps)
         old |= then
         new |= then | _of_round(now.distill, steps)
-    if begun:  # per round above
+    if begun:  # compared per round above
         del old["distill.updates"], new["distill.updates"]
     return [
         f"{key} {_shown(value)} (now {_shown(new[key])})"
@@ -214,7 +251,7 @@ def differences(
 
 
 def _of_round(distill: DistillConfig, steps: int) -> dict[str, Any]:
-    """What the round to so many steps does, in words; nothing of one after the plan's last."""
+    """Return what the round to `steps` sampling steps does; {} after the last of the plan."""
     if steps < distill.plan[-1]:
         return {}
     of = f"of the {steps}-step round"
@@ -230,12 +267,12 @@ def _of_round(distill: DistillConfig, steps: int) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    """A value in a message, words in brackets as they are."""
+    """Format a value for a message; phrases in brackets stay as they are."""
     return value if isinstance(value, str) and value.startswith("(") else repr(value)
 
 
 def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as one, with dotted keys."""
+    """Flatten nested tables to one with dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in table.items():
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Names of the loss that is watched before and after each phase, in metrics.jsonl and in words.
+"""Names of the loss watched before and after each phase, in metrics.jsonl and in words.
 
 Nothing here imports torch.
 """
@@ -23,7 +23,7 @@ MEANING: dict[Watched, str] = {
         "time and noise."
     ),
 }
-# Of pdfast 0.1.0, whose "held" batch was held fixed: its images were trained on.
+# Names of pdfast 0.1.0, whose "held" batch was a fixed one: its images were trained on.
 FORMER = {
     "held_loss": "fixed_batch_loss",
     "held_loss_start": "fixed_batch_loss_start",
@@ -32,16 +32,16 @@ FORMER = {
 
 
 def watched(config: Config) -> Watched:
-    """The one of a run of this config."""
+    """Return the watched loss of a run with this config."""
     return "held_out_loss" if config.data.holdout else "fixed_batch_loss"
 
 
 def logged(lines: Sequence[Mapping[str, Any]]) -> Watched:
-    """The one of a run with these lines of metrics, whatever config it is looked at with."""
+    """Return the watched loss of a run by its metrics, whatever the current config says."""
     found = any("held_out_loss_end" in line for line in lines)
     return "held_out_loss" if found else "fixed_batch_loss"
 
 
 def renamed(line: dict[str, Any]) -> dict[str, Any]:
-    """A line of metrics.jsonl by today's names."""
+    """Return a line of metrics.jsonl with the current names."""
     return {FORMER.get(key, key): value for key, value in line.items()}

@@ -1,4 +1,4 @@
-"""SHA-256 of tensors, and what a data set is known by."""
+"""SHA-256 of tensors, and the digest that identifies a data set."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -8,14 +8,19 @@ import torch
 from torch import Tensor
 
 BLOCK = 2**24  # bytes hashed at a time, so that a set on a GPU is not copied whole
-GIVEN = "data="  # data.source of a run whose data came with the call, and their SHA-256
-SHOWN = 16  # digits of a SHA-256 in a sentence
+GIVEN = "data="  # begins data.source of a run whose data were an argument; their SHA-256 follows
+SHOWN = 16  # digits of a SHA-256 in a message
 
 
 def digest(tensors: Mapping[str, Tensor], on_part: Callable[[], None] = lambda: None) -> str:
-    """SHA-256, in hexadecimal, of names, types, shapes and bytes.
+    """Compute the SHA-256 of tensors: of their names, dtypes, shapes and bytes.
 
-    `on_part` is called between parts, so that a signal can be heard.
+    Args:
+        tensors: Tensors by name, on any device.
+        on_part: Called between parts, so that a signal can interrupt the work.
+
+    Returns:
+        The digest in hexadecimal.
     """
     found = hashlib.sha256()
     for name in sorted(tensors):
@@ -30,22 +35,22 @@ def digest(tensors: Mapping[str, Tensor], on_part: Callable[[], None] = lambda: 
 
 @dataclass(frozen=True, kw_only=True)
 class Digest:
-    """What a set is known by, wherever it lies; as runs and states keep it."""
+    """The digest that identifies a set wherever it lies; runs and saved states record it."""
 
     num: int = 0
-    """Images; 0: the set is not known."""
+    """Number of images; 0: the set is unknown."""
     images: str = ""
-    """SHA-256 of their tensor, as the model sees them."""
+    """SHA-256 of the images' tensor, as the model sees them."""
     labels: str = ""
     """SHA-256 of the labels' tensor; "" without labels."""
 
     @property
     def known(self) -> bool:
-        """Whether it is of a set."""
+        """Whether this is the digest of a set."""
         return bool(self.num)
 
     def differ(self, other: "Digest") -> bool:
-        """Whether the images, or the labels where both have some, are not the same."""
+        """Return whether the images differ, or the labels if both sets have some."""
         labels = self.labels and other.labels
         return self.images != other.images or bool(labels and self.labels != other.labels)
 

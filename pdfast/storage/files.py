@@ -1,12 +1,12 @@
 """Files, and directories of tensors and JSON, that are either whole or absent.
 
-- `write_file` makes one file, `write` a directory: under another name, synced, then renamed.
-- A directory's manifest has the size and SHA-256 of every file in it, and its own; `verify` and
-  `read` believe nothing before it is checked, so a single altered byte is found and named.
-- What is replaced was written by pdfast, as it is now: see `check_replaceable`.
+- `write_file` writes one file, `write` a directory: under another name, synced, then renamed.
+- A directory's manifest records size and SHA-256 of every file in it, and its own SHA-256; `verify`
+  and `read` check everything before using it, so a single altered byte is found and named.
+- Only what pdfast wrote, and nobody has changed since, is replaced: see `check_replaceable`.
 
-Model directories (model_dir.py) and saved states (runs/training_state.py) are of this kind.
-No pickle anywhere, and nothing in a file is trusted: names, sizes and headers are bounded.
+Model directories (model_dir.py) and saved states (runs/training_state.py) are of this kind. There
+is no pickle anywhere, and no file is trusted: names, sizes and headers are bounded.
 """
 
 import hashlib
@@ -35,12 +35,13 @@ from pdfast.version import __version__
 MANIFEST = "manifest.json"
 MAX_JSON = 2**20  # bytes
 MAX_HEADER = 2**23  # bytes of a safetensors file's JSON
-HEAD = b'{\n "manifest_sha256": "'  # how a manifest begins; then its digest, taken with zeros there
+# How a manifest begins. Its own digest follows, computed with zeros in that place.
+HEAD = b'{\n "manifest_sha256": "'
 DIGITS = 64
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")  # of a file in a manifest
 
 
-class Damaged(PdfastError):  # noqa: N818  # what a directory is found to be
+class Damaged(PdfastError):  # noqa: N818  # names the state of a directory, not an error
     """A file is missing, cut short or altered; `what` says so without naming the fix."""
 
     def __init__(self, file: Path, how: str) -> None:
@@ -49,10 +50,10 @@ class Damaged(PdfastError):  # noqa: N818  # what a directory is found to be
 
 
 class Contents(NamedTuple):
-    """What a directory holds."""
+    """The contents of a directory."""
 
     tensors: dict[str, dict[str, Tensor]]
-    """By file, by name; on the CPU."""
+    """Tensors by file and by name, on the CPU."""
     tables: dict[str, dict[str, Any]]
     """JSON objects by file."""
     manifest: dict[str, Any]
@@ -63,11 +64,16 @@ class Contents(NamedTuple):
 
 
 def write_file(path: Path, save: Callable[[Path], object], sync: bool = True) -> None:
-    """Have `save` write a file under another name of the same suffix; rename it when whole.
+    """Have `save` write a file under another name, and rename it to `path` when it is whole.
 
-    `sync`: so that it outlasts a loss of power, for which the disk is waited for. Raises
-    PdfastError, and leaves `path` as it was, when writing fails, and UsageError where `path` is a
-    symlink.
+    Args:
+        path: The file, which is replaced.
+        save: Writes the file, given a path with the same suffix.
+        sync: Wait for the disk, so that the file outlasts a loss of power.
+
+    Raises:
+        PdfastError: Writing failed; `path` is unchanged.
+        UsageError: `path` is a symlink.
     """
     _refuse_symlink(path)
     stage = beside(path, "tmp")
@@ -89,9 +95,18 @@ def write(
 ) -> None:
     """Write `path/`: one safetensors file per entry of `tensors`, one JSON per entry of `tables`.
 
-    `facts` go into the manifest. A directory that was there stays whole until the new one is, and
-    is then replaced. The folder that it lies in must be there. Raises PdfastError, and leaves
-    `path` as it was, when writing fails, and UsageError as `check_replaceable` does.
+    A directory at `path` stays whole until the new one is, and is then replaced. The folder that
+    contains it must exist.
+
+    Args:
+        path: The directory.
+        tensors: Tensors by file name and by name, on any device.
+        tables: JSON objects by file name.
+        **facts: Further entries of the manifest.
+
+    Raises:
+        PdfastError: Writing failed; `path` is unchanged.
+        UsageError: `path` may not be replaced; see `check_replaceable`.
     """
 
     def fill(stage: Path) -> None:
@@ -107,11 +122,20 @@ def write(
 
 
 def write_folder(path: Path, fill: Callable[[Path], object], sync: bool = True) -> None:
-    """Have `fill` write files and folders into a new directory; it becomes `path` when whole.
+    """Have `fill` write files and folders into a new directory, and rename it to `path` when whole.
 
-    As for `write`, which is this for a directory with a manifest, and `sync` as for `write_file`.
+    `write` does this for a directory with a manifest.
+
+    Args:
+        path: The directory.
+        fill: Writes the files, given the path of a new directory.
+        sync: Wait for the disk, so that the directory outlasts a loss of power.
+
+    Raises:
+        PdfastError: Writing failed; `path` is unchanged.
+        UsageError: `path` may not be replaced; see `check_replaceable`.
     """
-    path = Path(os.path.abspath(path))  # "." has no name that a stage could lie beside
+    path = Path(os.path.abspath(path))  # "." has no name, which the stage's name is made from
     check_replaceable(path)
     if path.is_file():
         raise _foreign(f"{path} is a file")
@@ -122,13 +146,13 @@ def write_folder(path: Path, fill: Callable[[Path], object], sync: bool = True) 
         mode = stage.stat().st_mode & 0o666
         for file in stage.rglob("*"):
             if file.is_file():
-                file.chmod(mode)  # safetensors' own are for the owner alone, whatever the umask
+                file.chmod(mode)  # safetensors writes for the owner alone, whatever the umask
             if sync:
                 fsync(file)
         if sync:
             fsync(stage)
         if os.path.lexists(path):
-            check_replaceable(path)  # filling may have taken long
+            check_replaceable(path)  # again: filling may have taken long
             path.rename(old)
         stage.rename(path)
         if sync:
@@ -144,9 +168,14 @@ def write_folder(path: Path, fill: Callable[[Path], object], sync: bool = True) 
 
 
 def seal(path: Path, **facts: Any) -> None:
-    """Write the manifest of a directory, from the files that are in it and below it now.
+    """Write the manifest of a directory, from the files that are now in it and below it.
 
-    Raises UsageError where it would be too long to be read.
+    Args:
+        path: The directory.
+        **facts: Further entries of the manifest.
+
+    Raises:
+        UsageError: The manifest would be too long to be read.
     """
     listed = {
         file.relative_to(path).as_posix(): {"bytes": file.stat().st_size, "sha256": sha256(file)}
@@ -160,24 +189,24 @@ def seal(path: Path, **facts: Any) -> None:
     if len(text) > MAX_JSON:
         raise UsageError(
             f"a manifest of {len(text)} bytes is longer than {MAX_JSON}, the most that is read: "
-            "give it less to hold"
+            "store fewer files or facts in the directory"
         )
     digest = hashlib.sha256(text).hexdigest().encode()
     (path / MANIFEST).write_bytes(HEAD + digest + text[len(HEAD) + DIGITS :])
 
 
 def remove(path: Path) -> None:
-    """Remove a directory; a process killed meanwhile leaves none that looks damaged."""
+    """Remove a directory so that a process killed meanwhile leaves none that looks damaged."""
     stage = beside(path, "tmp")
     try:
         path.rename(stage)
     except OSError:
-        return  # what cannot be removed may stay
+        return  # leave it in place
     shutil.rmtree(stage, ignore_errors=True)
 
 
 def set_aside(path: Path) -> Path:
-    """Rename a damaged directory, to a name that is free and says so; returns that."""
+    """Rename a damaged directory to a free name that says so, and return the new path."""
     aside, count = path.with_name(f"{path.name}.damaged"), 1
     while aside.exists():
         count += 1
@@ -188,7 +217,7 @@ def set_aside(path: Path) -> Path:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder in one that is there, to last."""
+    """Make a folder in an existing one, synced to disk, unless it exists."""
     if not path.is_dir():
         path.mkdir()
         fsync(path.parent)
@@ -199,24 +228,35 @@ def make_folder(path: Path) -> None:
 
 
 def check_new(path: Path, force: bool = False) -> None:
-    """Raise UsageError where `path` holds anything; with `force`, as `check_replaceable` does."""
+    """Check that `path` may be written as a new file or directory.
+
+    Args:
+        path: The destination.
+        force: Also accept what `check_replaceable` accepts.
+
+    Raises:
+        UsageError: `path` exists and is not an empty folder, or may not be replaced.
+    """
     if force:
         check_replaceable(path)
         return
     _refuse_symlink(path)
     if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
         raise UsageError(
-            f"{path} is there already: choose another --out, remove it, or pass --force, which "
-            "replaces what pdfast wrote and nothing else"
+            f"{path} already exists: choose another --out, remove it, or pass --force, which "
+            "replaces only what pdfast wrote"
         )
 
 
 def check_replaceable(path: Path) -> None:
-    """Raise UsageError unless replacing `path` loses nothing that pdfast did not write.
+    """Check that replacing `path` loses nothing that pdfast did not write.
 
-    It may be absent, an empty folder or file, a folder that holds exactly the files that its
-    manifest lists, as they were written, and files with pdfast's mark, alone or in a folder. No
-    symlink is followed.
+    `path` may be absent, an empty folder or file, a folder that holds exactly the files that its
+    manifest lists, unchanged, and files with pdfast's mark, alone or in a folder. No symlink is
+    followed.
+
+    Raises:
+        UsageError: `path` is, or holds, anything else.
     """
     _refuse_symlink(path)
     if not os.path.lexists(path):
@@ -256,7 +296,7 @@ def _foreign(what: str) -> UsageError:
 
 
 def _below(path: Path) -> Iterator[str]:
-    """Names, relative to a folder, of what is in it: files, symlinks and empty folders."""
+    """Yield names, relative to a folder, of the files, symlinks and empty folders below it."""
 
     def fail(error: OSError) -> None:
         raise error
@@ -274,10 +314,13 @@ def _below(path: Path) -> Iterator[str]:
 
 
 def read(path: Path) -> Contents:
-    """The contents of a directory that `write` made, every file checked first.
+    """Read a directory that `write` made; every file is checked first.
 
-    Files that its manifest does not list are ignored. Raises Damaged naming the file that is
-    missing, cut short or altered, and OtherVersion for a newer format.
+    Files that the manifest does not list are ignored.
+
+    Raises:
+        Damaged: A file is missing, cut short or altered; the message names it.
+        OtherVersion: The directory has a newer format.
     """
     manifest = verify(path)
     contents = Contents({}, {}, manifest)
@@ -290,9 +333,15 @@ def read(path: Path) -> Contents:
 
 
 def verify(path: Path, nested: bool = False) -> dict[str, Any]:
-    """The manifest of a directory, every file checked against it; raises as `read` does.
+    """Check every file of a directory against its manifest, and return the manifest.
 
-    With `nested` it may list files of folders inside.
+    Args:
+        path: The directory.
+        nested: The manifest may list files of folders inside.
+
+    Raises:
+        Damaged: A file is missing, cut short or altered; the message names it.
+        OtherVersion: The directory has a newer format.
     """
     manifest = read_manifest(path, nested)
     for name, entry in manifest["files"].items():
@@ -313,10 +362,17 @@ def verify(path: Path, nested: bool = False) -> dict[str, Any]:
 
 
 def read_manifest(path: Path, nested: bool = False) -> dict[str, Any]:
-    """The manifest of a directory, checked against its own digest, with plain file names only.
+    """Read a directory's manifest, checked against its own digest; it lists plain file names only.
 
-    With `nested` folders' names may come before them. How it begins, and what it says of format
-    and version, is the same in every format.
+    How it begins, and how it states format and version, is the same in every format.
+
+    Args:
+        path: The directory.
+        nested: File names may be preceded by names of folders.
+
+    Raises:
+        Damaged: The manifest is missing or altered.
+        OtherVersion: The directory has a newer format.
     """
     file = path / MANIFEST
     if not file.is_file():
@@ -334,14 +390,19 @@ def read_manifest(path: Path, nested: bool = False) -> dict[str, Any]:
     for name, entry in listed.items():
         parts = name.split("/") if nested else [name]
         if not all(map(NAME.fullmatch, parts)) or name == MANIFEST:
-            raise Damaged(file, f"lists {name!r}, which is no plain file name")
+            raise Damaged(file, f"lists {name!r}, which is not a plain file name")
         if not isinstance(entry, dict) or not {"bytes", "sha256"} <= entry.keys():
             raise Damaged(file, f"has no size or no SHA-256 for {name}")
     return manifest
 
 
 def written(path: Path, manifest: dict[str, Any]) -> Written:
-    """Who wrote a directory with this manifest. Raises OtherVersion for a newer format."""
+    """Return which version wrote a directory with this manifest, and in which format.
+
+    Raises:
+        Damaged: The manifest does not say.
+        OtherVersion: The directory has a newer format.
+    """
     versions = manifest.get("versions")
     version = versions.get("pdfast") if isinstance(versions, dict) else None
     try:
@@ -351,12 +412,20 @@ def written(path: Path, manifest: dict[str, Any]) -> Written:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The JSON object of finite numbers in a file of bounded size; raises Damaged."""
+    """Read the JSON object in a file of bounded size, with finite numbers only.
+
+    Raises:
+        Damaged: The file is missing, too long, or not such an object.
+    """
     return _object(file, _bounded(file))
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, by name, on the CPU; raises Damaged."""
+    """Read the tensors of a safetensors file, by name, on the CPU.
+
+    Raises:
+        Damaged: The file is missing or damaged.
+    """
     try:
         with file.open("rb") as opened:
             length = int.from_bytes(opened.read(8), "little")
@@ -366,12 +435,12 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         raise Damaged(file, f"has a header of {length} bytes, where {MAX_HEADER} is the most")
     try:
         return safetensors.torch.load_file(file)
-    except Exception as error:  # of whatever type: the parser's word on what the file holds
+    except Exception as error:  # the parser may raise any type on a damaged file
         raise Damaged(file, f"cannot be read: {reason(error)}") from None
 
 
 def _bounded(file: Path) -> bytes:
-    """The content of a JSON file."""
+    """Return the content of a JSON file of at most MAX_JSON bytes."""
     try:
         with file.open("rb") as opened:
             content = opened.read(MAX_JSON + 1)
@@ -383,7 +452,7 @@ def _bounded(file: Path) -> bytes:
 
 
 def _object(file: Path, content: bytes) -> dict[str, Any]:
-    """A JSON object of finite numbers."""
+    """Parse a JSON object of finite numbers."""
     try:
         table = json.loads(content.decode(), parse_float=_finite, parse_constant=_finite)
     except RecursionError:
@@ -402,19 +471,19 @@ def _finite(text: str) -> float:
 
 
 # ------------------------------------------------------------------------------------------
-# Both
+# Shared by writing and reading
 
 
 def cannot_write(path: Path, error: OSError) -> PdfastError:
-    """The error for a result that could not be written."""
+    """Return the error for a result that could not be written."""
     return PdfastError(
-        f"cannot write to {path}: {reason(error)}; put that right, or choose another place with "
+        f"cannot write to {path}: {reason(error)}; fix the cause, or choose another place with "
         "--out (what was there before is whole)"
     )
 
 
 def reason(error: Exception) -> str:
-    """What went wrong, without the errno and the repeated file name, on one line."""
+    """Return the cause of an error on one line, without errno and file name."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror[0].lower() + error.strerror[1:]
     text = " ".join(str(error).split())
@@ -422,13 +491,13 @@ def reason(error: Exception) -> str:
 
 
 def sha256(path: Path) -> str:
-    """Of a file, in hexadecimal."""
+    """Return the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fsync(path: Path) -> None:
-    """Have a file, or the names in a folder, outlast a loss of power."""
+    """Make a file, or the names in a folder, outlast a loss of power."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -437,7 +506,7 @@ def fsync(path: Path) -> None:
 
 
 def versions() -> dict[str, Any]:
-    """What a bit-for-bit repetition depends on."""
+    """Return versions and machine facts that bit-for-bit repetition depends on."""
     return {
         "pdfast": __version__,
         "torch": torch.__version__,

@@ -1,7 +1,7 @@
-"""One process at a time works in a run directory: `.lock` in it, locked by the operating system.
+"""The lock of a run directory, for one process at a time: `.lock` in it, a lock of the file system.
 
-The lock ends with its process, however that ends; what is written in the file only says whose it
-is, or, where nobody holds it, that its owner was killed.
+The operating system releases the lock when its process ends, in whatever way. The file's content
+only names the owner, or, if nobody holds the lock, a process that was killed.
 """
 
 import contextlib
@@ -24,13 +24,18 @@ MAX_BYTES = 4096  # of the file's content
 
 
 class Lock:
-    """The right to work in a folder, until `release`, or the end of the process."""
+    """The right to work in a folder, until `release` or the end of the process."""
 
     def __init__(self, folder: Path, warn: Callable[[str], None]) -> None:
-        """Take the lock of a folder that is there; `warn` takes a line where something is odd.
+        """Take the lock of an existing folder.
 
-        Raises PdfastError naming the owner if another process, or this one, holds it already;
-        OSError if the folder cannot be written.
+        Args:
+            folder: The folder.
+            warn: Takes a message if the last process was killed, or the file system has no locks.
+
+        Raises:
+            PdfastError: Another process, or this one, holds the lock; the message names it.
+            OSError: The folder cannot be written.
         """
         self._path = folder / LOCK
         self._file: io.FileIO | None = _open_locked(self._path, warn)
@@ -38,7 +43,9 @@ class Lock:
             return
         left = _owner(self._file)
         if left:
-            warn(f"{folder}: its last process ({left}) ended without a word; going on after it")
+            warn(
+                f"{folder}: its last process ({left}) ended without releasing the lock; taking over"
+            )
         owner = {
             "pid": os.getpid(),
             "host": platform.node(),
@@ -54,15 +61,15 @@ class Lock:
 
     @property
     def excludes(self) -> bool:
-        """Whether others are kept out, which takes a file system that has locks."""
+        """Whether other processes are kept out, which requires a file system with locks."""
         return self._file is not None
 
     def is_ours(self) -> bool:
-        """Whether the folder still has the file that was locked, or, without locks, is there."""
+        """Return whether the folder still has the locked file or, without locks, still exists."""
         return self._path.parent.is_dir() if self._file is None else names(self._path, self._file)
 
     def release(self) -> None:
-        """Let others in; the file goes."""
+        """Release the lock, and remove its file."""
         if self._file is None:
             return
         with contextlib.suppress(OSError):
@@ -74,7 +81,7 @@ class Lock:
 
 
 def _open_locked(path: Path, warn: Callable[[str], None]) -> io.FileIO | None:
-    """The file, locked; None where the file system has no locks."""
+    """Open and lock the file; None if the file system has no locks."""
     while True:
         file = io.FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+")
         try:
@@ -97,11 +104,11 @@ def _open_locked(path: Path, warn: Callable[[str], None]) -> io.FileIO | None:
             return None
         if names(path, file):
             return file
-        file.close()  # its owner removed it, between the two calls above
+        file.close()  # its owner removed it between open and flock
 
 
 def names(path: Path, file: io.FileIO) -> bool:
-    """Whether the path is that of the open file."""
+    """Return whether the path is that of the open file."""
     try:
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))
     except OSError:
@@ -109,7 +116,7 @@ def names(path: Path, file: io.FileIO) -> bool:
 
 
 def _owner(file: io.FileIO) -> str:
-    """Who wrote the file; empty if nobody did."""
+    """Describe the process that wrote the file; "" if the file is empty."""
     try:
         content = os.pread(file.fileno(), MAX_BYTES, 0).decode("utf-8", "replace")
     except OSError:
@@ -118,4 +125,4 @@ def _owner(file: io.FileIO) -> str:
         owner = json.loads(content)
         return f"process {owner['pid']} on {owner['host']} since {owner['since']}"
     except (ValueError, TypeError, KeyError, RecursionError):
-        return "one that is not known" if content.strip() else ""
+        return "an unknown process" if content.strip() else ""

@@ -1,7 +1,7 @@
-"""Pictures and arrays that have no manifest beside them, with pdfast's mark inside.
+"""Write pictures and arrays, which have no manifest, with pdfast's mark inside.
 
-By the mark `--force` knows what it may replace; see `files.check_replaceable`. Programs that change
-such a file and write it again leave the mark out.
+The mark shows `--force` what it may replace; see `files.check_replaceable`. Other programs drop the
+mark when they change and save such a file.
 """
 
 import zipfile
@@ -14,11 +14,11 @@ from PIL.PngImagePlugin import PngInfo
 
 from pdfast.storage.marks import MARK
 
-METADATA = {"Comment": MARK.decode()}  # of a PNG, as matplotlib takes it
+METADATA = {"Comment": MARK.decode()}  # of a PNG, as matplotlib's savefig takes it
 
 
 def save_png(image: Image.Image, path: Path) -> None:
-    """Write a picture."""
+    """Write a picture as a PNG with the mark."""
     info = PngInfo()
     for key, text in METADATA.items():
         info.add_text(key, text)
@@ -26,7 +26,7 @@ def save_png(image: Image.Image, path: Path) -> None:
 
 
 def save_npz(path: Path, **arrays: Any) -> None:
-    """Write arrays as `np.savez` does."""
+    """Write arrays as `np.savez` does, with the mark."""
     np.savez(path, **arrays)
     with zipfile.ZipFile(path, "a") as file:
         file.comment = MARK

@@ -1,7 +1,7 @@
-"""The mark of pdfast in single files, which have no manifest: pictures, archives, texts, JSON.
+"""pdfast's mark in single files, which have no manifest: pictures, archives, texts and JSON.
 
-By it `--force` knows what it may replace; see `files.check_replaceable`. Programs that change a
-picture or an archive leave the mark out; a text and a JSON file hold a digest of themselves.
+The mark shows `--force` what it may replace; see `files.check_replaceable`. Other programs drop it
+when they change a picture or an archive; a text and a JSON file contain a digest of themselves.
 """
 
 import hashlib
@@ -12,13 +12,17 @@ from typing import Any
 
 MARK = b"written by pdfast"
 MARK_WITHIN = 256  # bytes of a file's head
-MAX_TEXT = 2**27  # bytes of a text that is looked at
+MAX_TEXT = 2**27  # bytes of a text that is checked
 DIGITS = 64
-JSON_HEAD = b'{\n "comment": "%b, SHA-256 ' % MARK  # then its digest, taken with zeros there
+# How marked JSON begins. Its own digest follows, computed with zeros in that place.
+JSON_HEAD = b'{\n "comment": "%b, SHA-256 ' % MARK
 
 
 def has_mark(file: Path) -> bool:
-    """Whether a file is a PNG, a zip (an .npz), a text or JSON with the mark, or is empty."""
+    """Return whether a file is empty, or a PNG, a zip (an .npz), a text or JSON with the mark.
+
+    A text or JSON file that was changed since it was written does not count.
+    """
     if not file.is_file():
         return False
     try:
@@ -41,18 +45,18 @@ def has_mark(file: Path) -> bool:
 
 
 def marked_text(text: bytes) -> bytes:
-    """A text, each line ended, with a comment below it by which it is known while unchanged."""
+    """Append a comment with the mark and the SHA-256 of the text, whose lines must all be ended."""
     return text + b"# %b, SHA-256 %b\n" % (MARK, hashlib.sha256(text).hexdigest().encode())
 
 
 def marked_json(table: dict[str, Any]) -> bytes:
-    """A JSON object, each value on a line, with a comment before it as `marked_text` has one."""
+    """Return a JSON object, one value per line, after a comment with the mark and its SHA-256."""
     lines = [f",\n {json.dumps(key)}: {json.dumps(table[key], allow_nan=False)}" for key in table]
     return _sealed(b'%b%b"%b\n}\n' % (JSON_HEAD, b"0" * DIGITS, "".join(lines).encode()))
 
 
 def _sealed(text: bytes) -> bytes:
-    """A marked JSON text with its digest in place."""
+    """Return a marked JSON text with its digest in place."""
     rest = text[len(JSON_HEAD) + DIGITS :]
     digest = hashlib.sha256(JSON_HEAD + b"0" * DIGITS + rest).hexdigest().encode()
     return JSON_HEAD + digest + rest

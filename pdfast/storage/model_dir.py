@@ -1,6 +1,6 @@
-"""Model directories as files: which there are, and whether they are as they were written.
+"""Model directories as files: whether they are whole, and what identifies them.
 
-What is in them is read and written by models/checkpoint.py.
+models/checkpoint.py reads and writes their contents.
 """
 
 from pathlib import Path
@@ -13,21 +13,35 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
 def verify(path: Path) -> dict[str, Any]:
-    """The manifest; raises Damaged, naming the file, unless all bytes are as written."""
+    """Check all files of a model directory, and return its manifest.
+
+    Raises:
+        Damaged: A file is missing, cut short or altered; the message names it.
+        OtherVersion: The directory has a newer format.
+    """
     manifest = files.verify(path)
     check_listed(path, manifest)
     return manifest
 
 
 def fingerprint(path: Path) -> str:
-    """SHA-256 of a model's weights, as its manifest records it."""
+    """Return the SHA-256 of a model's weights, as its manifest records it.
+
+    Raises:
+        Damaged: The manifest is damaged, or lists no weights.
+        OtherVersion: The directory has a newer format.
+    """
     manifest = files.read_manifest(path)
     check_listed(path, manifest)
     return str(manifest["files"][WEIGHTS]["sha256"])
 
 
 def check_listed(path: Path, manifest: dict[str, Any]) -> None:
-    """Raise Damaged unless the manifest lists the files of a model."""
+    """Check that the manifest lists the files of a model.
+
+    Raises:
+        Damaged: A file is not listed.
+    """
     for name in (CONFIG, WEIGHTS):
         if name not in manifest["files"]:
             raise Damaged(path / MANIFEST, f"does not list {name}")

@@ -1,7 +1,7 @@
-"""Identity of a process among those of all machines and containers.
+"""Identify a process among those of all machines and containers.
 
-A process number is not enough: each container has its own numbers, often from 1, and a number is
-used again after its process has ended.
+A process number is not enough: each container has its own numbers, often from 1, and numbers are
+reused after their processes have ended.
 """
 
 import contextlib
@@ -17,31 +17,36 @@ PATTERN = r"(\d+)-([0-9a-f]{8})-(\d*)"
 
 
 class Process(NamedTuple):
-    """A process; as text `number-machine-start`, which is part of a file name."""
+    """A process; as text `number-machine-start`, which is part of file names."""
 
     pid: int
     machine: str
-    """Digest of host, boot and PID namespace, in which the number is unique at any one time."""
+    """Digest of host, boot and PID namespace, within which running processes have unique
+    numbers."""
     start: str
-    """Its start, in clock ticks after boot; "" where the system does not tell."""
+    """Start time in clock ticks after boot; "" if the system does not provide it."""
 
     def __str__(self) -> str:
         return f"{self.pid}-{self.machine}-{self.start}"
 
     @classmethod
     def parse(cls, text: str) -> "Process":
-        """What `str` gave. Raises ValueError for other text."""
+        """Parse the text of a process.
+
+        Raises:
+            ValueError: The text has another form.
+        """
         match = re.fullmatch(PATTERN, text)
         if match is None:
-            raise ValueError(f"{text[:100]!r} names no process")
+            raise ValueError(f"{text[:100]!r} does not name a process")
         return cls(int(match[1]), match[2], match[3])
 
     def is_here(self) -> bool:
-        """Whether its number means the same process here."""
+        """Return whether its number means the same process on this machine."""
         return self.machine == _machine()
 
     def is_alive(self) -> bool:
-        """Whether it still runs; of one that `is_here`."""
+        """Return whether it still runs; valid only if `is_here` is true."""
         if not exists(self.pid):
             return False
         start = _start(self.pid)
@@ -49,12 +54,12 @@ class Process(NamedTuple):
 
 
 def this() -> Process:
-    """The process that asks."""
+    """Return the current process."""
     return Process(os.getpid(), _machine(), _start(os.getpid()))
 
 
 def exists(pid: int) -> bool:
-    """Whether any process has this number here."""
+    """Return whether any process has this number here."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
@@ -66,9 +71,9 @@ def exists(pid: int) -> bool:
 
 @functools.cache
 def _machine() -> str:
-    """Host, boot and PID namespace, in 8 digits."""
+    """Return the digest of host, boot and PID namespace, in 8 digits."""
     parts = [platform.node()]
-    with contextlib.suppress(OSError):  # not Linux, so no containers either
+    with contextlib.suppress(OSError):  # not Linux, so there are no containers either
         parts += [Path("/proc/sys/kernel/random/boot_id").read_text()]
         parts += [os.readlink("/proc/self/ns/pid")]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
@@ -79,4 +84,4 @@ def _start(pid: int) -> str:
         stat = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
     except OSError:
         return ""
-    return stat.rpartition(")")[2].split()[19]  # the name before may hold anything
+    return stat.rpartition(")")[2].split()[19]  # the process name before ")" may hold spaces

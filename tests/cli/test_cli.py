@@ -133,7 +133,7 @@ def test_no_permission(tmp_path, tiny):
         os.seteuid(65534)
     try:
         with pytest.raises(
-            PdfastError, match=r"permission denied; put that right, or choose another"
+            PdfastError, match=r"permission denied; fix the cause, or choose another"
         ):
             Run(folder / "run", tiny, Screen(quiet=True)).start()
     finally:

@@ -92,7 +92,7 @@ def test_what_was_not_foreseen_is_one_line_with_a_hint(capsys, monkeypatch):
         (OSError(28, "No space left"), "output: No space left (--debug shows where)", 1),
         (MemoryError(), "out of memory: raise accumulate", 1),
         (RuntimeError("CUDA out of memory. Tried"), "out of memory: raise accumulate", 1),
-        (ValueError(), "unexpected ValueError: it says nothing (--debug shows where)", 1),
+        (ValueError(), "unexpected ValueError: no message (--debug shows where)", 1),
         (KeyboardInterrupt(), "ended by KeyboardInterrupt", 1),
         (PdfastError("put it\nright"), "put it\\nright", 1),
     ],

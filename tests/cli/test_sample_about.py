@@ -78,7 +78,7 @@ def test_the_file_beside_is_replaced_only_where_pdfast_wrote_it(saved, tmp_path,
     out, beside = tmp_path / "a.png", tmp_path / "a.png.json"
     beside.write_text('{"mine": 1}')
     assert sampled(saved, out) == 2
-    assert "a.png.json is there already: choose another --out" in capsys.readouterr().err
+    assert "a.png.json already exists: choose another --out" in capsys.readouterr().err
     assert sampled(saved, out, "--force") == 2
     assert "a.png.json is not known to be pdfast's" in capsys.readouterr().err
     assert (beside.read_text(), out.exists()) == ('{"mine": 1}', False)

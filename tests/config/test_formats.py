@@ -381,9 +381,9 @@ def test_a_new_field_means_what_was_done_before_it(old, newer_field, monkeypatch
             with pytest.raises(Stopped):
                 pdfast.distill(old / "config.toml", out=run, threads=1)
         said = " ".join(capsys.readouterr().out.split())
-        assert f"{run} was begun by pdfast 0.1.0, and goes on as it was there: " in said
+        assert f"{run} was begun by pdfast 0.1.0, and keeps what that version used: " in said
         assert "train.grad_clip 0.0" in said
-        assert "goes on as it was there: " in (run / "log.txt").read_text()
+        assert "keeps what that version used: " in (run / "log.txt").read_text()
         newest = run / "state" / f"round-00-update-{update:09d}"
         saved = json.loads((newest / "state.json").read_text())
         assert saved["config"]["train"]["grad_clip"] == 0.0
@@ -408,9 +408,7 @@ def test_a_field_that_a_format_has_is_missed(old, straight, tmp_path):
         table = tomllib.loads((folder / "config.toml").read_text())
         assert table.get("run", {}).get("format", 1) == format_
         (folder / "config.toml").write_text(tomli_w.dumps(without_clip(table)))
-        with pytest.raises(
-            UsageError, match=r"config\.toml: train\.grad_clip is missing; put back"
-        ):
+        with pytest.raises(UsageError, match=r"config\.toml: train\.grad_clip is missing; restore"):
             distill(old / "config.toml", folder)
     for format_ in (1, FORMAT):
         state = old / STATES[1]
@@ -419,7 +417,7 @@ def test_a_field_that_a_format_has_is_missed(old, straight, tmp_path):
         (state / "state.json").write_text(json.dumps(table))
         files.seal(state, format=format_)
         missing = "train.grad_clip" if format_ == 1 else "state.json/data"
-        with pytest.raises(Damaged, match=f"holds no whole state: {missing} is missing"):
+        with pytest.raises(Damaged, match=f"does not hold a complete state: {missing} is missing"):
             training_state.load(state, load_config(old / "config.toml"))
 
 

@@ -1,4 +1,4 @@
-"""log.txt: all that is said, plain, with times, over resumptions, and never in the run's way."""
+"""log.txt: every printed line, plain, with its time, over resumptions; it never stops the run."""
 
 import errno
 import io
@@ -26,7 +26,7 @@ NOW = datetime(2026, 3, 1, 12, 30, 5)
 
 
 def lines(run):
-    """The lines of a run's log without their times, each of which is whole."""
+    """Return the lines of a run's log without their times; each is whole."""
     text = (run / "log.txt").read_text("utf-8")
     assert text.endswith("\n")
     found = text.splitlines()
@@ -36,7 +36,7 @@ def lines(run):
 
 
 def without_times(said):
-    """Lines in which what was measured of the machine is left out."""
+    """Remove measurements of the machine from lines."""
     return [re.sub(r"\d+ images/s.*|in [\d.]+ s|[\d.]+ ms", "", line) for line in said]
 
 
@@ -52,7 +52,7 @@ def test_what_the_screen_said_is_in_the_log(tiny_toml, tmp_path, capsys):
 
 
 def test_quiet_runs_and_resumptions(straight, tiny, tmp_path, monkeypatch, capsys):
-    """From Python, quiet: nothing on the screen, everything in the log, one run after the other."""
+    """With quiet=True nothing is on the screen and everything in the log, run after run."""
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         stop_after(patch, 7)
@@ -70,7 +70,7 @@ def test_quiet_runs_and_resumptions(straight, tiny, tmp_path, monkeypatch, capsy
     assert after[len(before)].startswith("pdfast 0.")
     assert "teacher: going on from update 7" in after
     assert_same_run(straight, run)
-    # Together they have the lines of an undisturbed run.
+    # Together they have the lines of an uninterrupted run.
     losses = [line for line in without_times(lines(straight)) if ": update " in line]
     assert [line for line in without_times(after) if ": update " in line] == losses
 
@@ -86,7 +86,7 @@ def test_a_progress_bar_is_plain_lines_in_the_log(tiny, straight, tmp_path, monk
     pdfast.distill(tiny, out=tmp_path / "run")
     shown = sys.stdout.getvalue()
     assert "\x1b[" in shown
-    assert "grad norm" not in shown  # the bar stands for it
+    assert "grad norm" not in shown  # the bar shows progress instead
     found = lines(tmp_path / "run")
     assert not any("\x1b" in line for line in found)
     expected = [line.replace(str(straight), str(tmp_path / "run")) for line in lines(straight)]
@@ -104,7 +104,9 @@ def test_a_disk_without_room_for_the_log_does_not_end_the_run(straight, tiny, tm
     pdfast.distill(tiny, out=run, quiet=True)
     (run / "log.txt").unlink()
     assert_same_run(straight, run)
-    message = f"warning: {run}/log.txt cannot be written (no space left on device): the run goes on"
+    message = (
+        f"warning: {run}/log.txt cannot be written (no space left on device): the run continues"
+    )
     assert " ".join(capfd.readouterr().err.split()).count(message) == 1
 
 
@@ -118,7 +120,7 @@ def test_a_log_that_cannot_be_opened(straight, tiny, tmp_path, capfd):
 
 
 def test_a_line_that_a_full_disk_or_a_kill_cut_short_goes(tmp_path, monkeypatch):
-    """Half of a line is written: it is taken back, and those after it are whole."""
+    """A half-written line is removed, and the lines after it are whole."""
     path, failures = tmp_path / "log.txt", []
     log = Log(path, failures.append)
     log.write("first", NOW)
@@ -153,7 +155,7 @@ def test_what_is_said_before_there_is_a_run_is_in_its_log(tmp_path, capsys):
 
 
 def test_why_a_run_was_refused_or_failed(straight, tiny, tmp_path, monkeypatch):
-    """One line of what was foreseen; of anything else, and under --debug, the traceback too."""
+    """Foreseen errors are logged as one line; others, and all with --debug, with a traceback."""
     run = tmp_path / "run"
     shutil.copytree(straight, run)
     (run / "teacher" / "model.safetensors").write_bytes(b"damaged")
@@ -179,7 +181,7 @@ def test_why_a_run_was_refused_or_failed(straight, tiny, tmp_path, monkeypatch):
 
 
 def test_a_folder_with_a_log_alone_is_no_run(tiny, tmp_path):
-    """The log comes after the config: a start that fails before leaves nothing of it."""
+    """The log is created after the config, so a start that fails before leaves no log."""
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "log.txt").write_text("mine")
     with pytest.raises(PdfastError, match="is not empty and holds no run"):

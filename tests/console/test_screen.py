@@ -17,7 +17,7 @@ TRAINERS = {Published: published, Engine: engine_update}
 
 
 def updated(trainer, phase, **options):
-    """A trainer of the digits after one update of a small batch."""
+    """Return a trainer of the digits after one update of a small batch."""
     config = changed(load_config("digits"), train={"batch": 8}, distill={"batch": 8})
     images = torch.randint(0, 256, (20, 8, 8, 1), dtype=torch.uint8)
     one = trainer(config, phase, images, STEPS, **options)

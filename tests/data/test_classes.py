@@ -1,4 +1,4 @@
-"""Classes: drawn by the data's shares, never those without images, and called by their names."""
+"""Classes are drawn by the data's shares, never without images, and are called by their names."""
 
 import json
 import re
@@ -55,7 +55,7 @@ def labels_of(counts):
 
 @pytest.fixture
 def config(tmp_path):
-    """A run of a few updates on a set of classes 0 and 2."""
+    """Return the config of a run of a few updates on a set with classes 0 and 2."""
     found = images(sum(COUNTS)).numpy()
     np.savez(tmp_path / "set.npz", images=found, labels=labels_of(COUNTS).numpy())
     return from_table(Config, RUN | {"data": {"source": str(tmp_path / "set.npz")}})
@@ -63,7 +63,7 @@ def config(tmp_path):
 
 @pytest.fixture
 def named(monkeypatch):
-    """Gives the sets that are read names, as readers of folders do."""
+    """Give class names to the sets that are read, as readers of folders do."""
     real = sources.read
 
     def name(names):
@@ -78,7 +78,7 @@ def named(monkeypatch):
 
 @pytest.mark.parametrize("counts", [(40, 0, 60, 0), (0, 1), (900, 100), (0, 0, 3, 0, 0, 5, 0)])
 def test_classes_are_those_of_images_drawn_of_the_set(counts):
-    """To the word, in any parts, and the same for any order of the set."""
+    """Exact for every random word, in parts of any size, and for any order of the set."""
     generator = torch.Generator().manual_seed(1)
     labels = labels_of(counts)
     mixed = labels[torch.randperm(len(labels), generator=generator)]
@@ -93,7 +93,7 @@ def test_classes_are_those_of_images_drawn_of_the_set(counts):
 
 
 def test_the_ends_of_the_words_are_drawn_right(monkeypatch):
-    """The first and the last word of each class, where a sum of floats would be off."""
+    """The first and the last random word of each class, where a sum of floats would be off."""
     counts = (0, 3, 0, 2**24 + 1, 1, 0)
     total, ends = sum(counts), [0, 3, 3, 2**24 + 4, 2**24 + 5, 2**24 + 5]
     draw = ClassDraw.of(Classes((), counts), "data")
@@ -119,7 +119,7 @@ def test_evenly_is_among_the_classes_that_there_are():
 
 
 def test_keys_tell_how_samples_were_drawn():
-    """Of all classes evenly, as before there was a choice, nothing is said."""
+    """Even draws of all classes have an empty key, as before eval.classes existed."""
     found = [Classes((), counts) for counts in ((1, 1, 0), (1, 2, 0), (1, 1, 1), (2, 2, 2))]
     assert ClassDraw.of(found[2], "even").key == ClassDraw.of(found[3], "even").key == ""
     keys = [ClassDraw.of(classes, how).key for classes in found[:3] for how in ("data", "even")]
@@ -187,7 +187,7 @@ def test_a_perfect_sampler_of_uneven_classes_is_at_the_floor():
 
 @pytest.fixture
 def asked(monkeypatch):
-    """The labels that models are sampled by."""
+    """Record the labels that models are sampled with."""
     found, real = [], Model.sample_images
 
     def sample_images(model, num, steps, seed=0, label=None, **more):
@@ -199,7 +199,7 @@ def asked(monkeypatch):
 
 
 def test_classes_without_images_are_said_and_never_drawn(config, named, asked, tmp_path, capsys):
-    """In rounds' distances, in pictures, in the report; by shares and evenly."""
+    """In the rounds' distances, in pictures and in the report; by shares and evenly."""
     named(NAMES)
     run = tmp_path / "run"
     for how, share in (("data", 0.6), ("even", 0.5)):
@@ -233,7 +233,7 @@ def test_classes_without_images_are_said_and_never_drawn(config, named, asked, t
 
 
 def test_other_shares_do_not_take_samples_that_were_kept(config, asked, tmp_path):
-    """And those of the same find their figures again."""
+    """With the same shares the saved figures are reused."""
     pdfast.distill(config, out=tmp_path / "run", quiet=True)
     found = {}
     for how in ("even", "data", "even", None):
@@ -257,7 +257,7 @@ def test_other_shares_do_not_take_samples_that_were_kept(config, asked, tmp_path
 def test_samples_of_other_shares_that_an_evaluation_left_are_not_judged(
     config, asked, tmp_path, monkeypatch
 ):
-    """Those of the same are."""
+    """Samples drawn with the same shares are judged."""
     pdfast.save(random_model(config.model, 0, torch.float32), tmp_path / "model")
 
     def evaluate(how):
@@ -339,7 +339,7 @@ def test_many_classes_stay_legible():
 
 
 def test_names_stay_with_the_models_of_a_run(config, named, tmp_path, monkeypatch, capsys):
-    """Over a resumption, and by every way that they are read."""
+    """Names survive a resumption, and are the same by every way to read them."""
     named(NAMES)
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
@@ -378,7 +378,7 @@ def test_names_stay_with_the_models_of_a_run(config, named, tmp_path, monkeypatc
 
 
 def test_a_teacher_whose_classes_are_others_is_refused(config, named, tmp_path):
-    """Before a run is there; one without names, or of data without, is taken."""
+    """It is refused before the run is created; if either side has no names, it is accepted."""
     model = random_model(config.model, 0, torch.float32)
     model.class_names = ("dog", "cat", "owl")
     pdfast.save(model, tmp_path / "teacher")

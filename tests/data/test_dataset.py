@@ -1,4 +1,4 @@
-"""Data sources, and one sentence for each thing that can be wrong with them."""
+"""Data sources, and one sentence for each fault in them."""
 
 import numpy as np
 import pytest

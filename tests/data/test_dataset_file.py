@@ -1,4 +1,4 @@
-"""`pdfast data`: what is written is what pdfast reads; nothing is written over or left in part."""
+"""`pdfast data`: pdfast reads what it writes; nothing is overwritten or left half-written."""
 
 import os
 import sys
@@ -19,14 +19,14 @@ pytestmark = pytest.mark.usefixtures("handlers")
 
 
 def data(capsys, *args):
-    """(exit code, stdout, stderr) of the command."""
+    """Return (exit code, stdout, stderr) of the command."""
     code = main(["data", *map(str, args)])
     captured = capsys.readouterr()
     return code, captured.out, captured.err
 
 
 def written(path):
-    """The arrays of an .npz, by name."""
+    """Return the arrays of an .npz by name."""
     with np.load(path) as arrays:
         return dict(arrays)
 
@@ -36,7 +36,7 @@ def pictures_of(num=6, size=8, seed=0):
 
 
 def test_the_digits_are_read_without_scikit_learn_s_import(monkeypatch):
-    """By its own reader, where another version has the file elsewhere; the same either way."""
+    """If another version stores the file elsewhere, its own loader reads the same digits."""
     wanted = Wanted(8, channels=1)
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "sklearn.datasets", None)  # which cannot be imported then
@@ -53,7 +53,7 @@ def test_the_digits_are_read_without_scikit_learn_s_import(monkeypatch):
 
 
 def test_the_digits(capsys, tmp_path):
-    """As they are: the same file every time, a line that says what is in it, a sheet by class."""
+    """Written unchanged: the same file every time, a summary on one line, a sheet by class."""
     from sklearn.datasets import load_digits
 
     out = tmp_path / "new" / "digits.npz"
@@ -83,7 +83,7 @@ def test_the_digits(capsys, tmp_path):
 
 
 def test_every_source_is_resized_alike(capsys, tmp_path):
-    """A set of one size goes through the code that pictures go through."""
+    """A set of one size is resized by the same code as pictures."""
     images = pictures_of(5, 28)
     np.savez(tmp_path / "a.npz", images=images[..., None])
     (tmp_path / "a-images-idx3-ubyte.gz").write_bytes(packed(idx(images)))
@@ -122,7 +122,7 @@ def test_cifar_and_channels(capsys, tmp_path):
 
 
 def test_pictures_that_differ_in_shape(capsys, tmp_path, monkeypatch):
-    """Of an .npz too; grey ones saved with three channels have one, unless any has colour."""
+    """Also from an .npz; grey images saved with three channels get one, unless any has colour."""
     images = np.repeat(pictures_of(6, 9)[:, :8, :, None], 3, 3)
     np.savez(tmp_path / "a.npz", images=images)
     monkeypatch.setattr(decoding, "BLOCK", 4)
@@ -159,7 +159,7 @@ def test_duplicates(capsys, tmp_path):
     np.savez(tmp_path / "b.npz", images=np.ones((4, 8, 8, 1), np.uint8))
     code, _, errors = data(capsys, tmp_path / "b.npz", "--size", 8, "--out", tmp_path / "one.npz")
     assert code == 2
-    assert "has no two images that differ and can be used: nothing was written" in errors
+    assert "has fewer than two different usable images: nothing was written" in errors
 
 
 def test_what_is_wrong_is_one_sentence(capsys, tmp_path):
@@ -183,17 +183,17 @@ def test_what_is_wrong_is_one_sentence(capsys, tmp_path):
     fails("must be an .npz", "digits", "--size", 8, "--out", tmp_path / "a.zip")
     fails("data.source must name a folder or a file", "", "--size", 8, "--out", out)
     fails("nowhere does not exist", tmp_path / "nowhere", "--size", 8, "--out", out)
-    fails("has no labels: leave", tmp_path / "a.npz", "--size", 8, "--labels", "--out", out)
+    fails("has no labels: omit --labels", tmp_path / "a.npz", "--size", 8, "--labels", "--out", out)
     fails("labels from -1 to 4", tmp_path / "below.npz", "--size", 8, "--labels", "--out", out)
     fails("images of shape (0, 8, 1)", tmp_path / "flat.npz", "--size", 8, "--out", out)
     fails("with 1 channel or 3", tmp_path / "four.npz", "--size", 8, "--out", out)
-    fails("a.npz is there already", "digits", "--size", 8, "--out", tmp_path / "a.npz")
+    fails("a.npz already exists", "digits", "--size", 8, "--out", tmp_path / "a.npz")
     (tmp_path / "out.png").write_bytes(b"mine")
-    fails("out.png is there already", "digits", "--size", 8, "--out", out)
+    fails("out.png already exists", "digits", "--size", 8, "--out", out)
 
 
 def test_a_disk_that_fails(capsys, tmp_path, monkeypatch):
-    """Neither file is left."""
+    """Neither file is left behind."""
 
     def full(*args):
         raise OSError(28, "No space left on device")

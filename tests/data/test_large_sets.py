@@ -1,4 +1,4 @@
-"""Sets that are mapped take no memory of a process's own, and processes share them."""
+"""Mapped sets take no private memory, and processes share them."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ NUM = 1_600_000  # images of 8x8x3: 307 MB
 LARGE, FEW = NUM * 8 * 8 * 3, 2_000
 MARGIN = 150 * 10**6  # bytes: half of the set, and more than two runs of a small set differ by
 
-# What a process has of its own at most while it works, by a thread that looks again and again.
+# Measures the peak of a process's private memory, by a thread that samples it.
 WATCHED = """
 import json, sys, threading, time
 import torch
@@ -65,7 +65,7 @@ print(most)
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory):
-    """A large set and a small one, whose first images are the same."""
+    """Write a large set and a small one, whose first images are the same."""
     folder = tmp_path_factory.mktemp("sets")
     images = np.random.default_rng(0).integers(0, 256, (NUM, 8, 8, 3), np.uint8)
     np.savez(folder / "large.npz", images=images)
@@ -104,7 +104,7 @@ def test_training_takes_no_more_for_a_large_set(sets, tmp_path):
 
 def test_two_processes_share_a_large_set(sets):
     def hold(num):
-        """(PSS, its own) of so many processes, all of which have looked at all images."""
+        """Return (PSS, private memory) of so many processes, each of which has read all images."""
         opened = [
             subprocess.Popen(
                 [sys.executable, "-c", WATCHED, "hold", str(sets / "large.npz"), ""],

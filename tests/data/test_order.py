@@ -1,4 +1,4 @@
-"""data.order: each epoch holds each image once, however a batch is divided, and is gone on with."""
+"""data.order: each epoch has each image once, however batches are divided, and over resumptions."""
 
 import dataclasses
 
@@ -31,7 +31,7 @@ def config_of(tiny, batch, order="epochs"):
 
 
 def numbers(config, model, data, updates, *, world=1, parts=1, begin=0, round_=ROUND):
-    """Numbers of the images of all processes, (updates, batch), in the order of positions."""
+    """Return the image numbers of all processes, (updates, batch), in the order of positions."""
     rows = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(collectives, "size", lambda: world)
@@ -63,7 +63,7 @@ MANY_OF_TWO = {"num": 2, "each": 6, "world": 8, "parts": 3, "holdout": 0, "cut":
 
 
 def check(tiny, model, num, each, world, parts, holdout, cut, streamed):
-    """12 updates, or three epochs of larger sets: undivided, and by several, cut off in between."""
+    """Check 12 updates, or three epochs of larger sets: undivided, divided, and interrupted."""
     data = set_of(num, min(holdout, num - 1))
     trained = torch.arange(num) if data.trained is None else data.trained
     config = config_of(tiny, each * world * parts)
@@ -89,7 +89,7 @@ def test_each_epoch_holds_each_image_once(tiny, model):
 
 
 def test_a_long_run_is_in_step_with_a_short_one(tiny, model):
-    """Where an epoch begins after 2^32 draws and more."""
+    """The first epoch after 2^32 draws and more."""
     data, config = set_of(11), config_of(tiny, 4)
     begin = 11 * 2**33
     drawn = numbers(config, model, data, 11, begin=begin).flatten()
@@ -99,7 +99,7 @@ def test_a_long_run_is_in_step_with_a_short_one(tiny, model):
 
 
 def test_streamed_images_are_those_that_are_drawn(tiny, model):
-    """Each image is grey of its number."""
+    """Each image is grey, with its number as its value."""
     images = torch.arange(50, dtype=torch.uint8)[:, None, None, None].expand(50, 8, 8, 1)
     data = hold_out(Dataset(images.contiguous(), None), 5, seed=0)
     config = changed(config_of(tiny, 8), engine={"data": "stream"})

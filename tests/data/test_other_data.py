@@ -1,4 +1,4 @@
-"""Runs gone on with, and judged, on other data: refused; on the same elsewhere: accepted."""
+"""Resuming and judging runs with other data is refused; with the same data elsewhere, accepted."""
 
 import dataclasses
 import json
@@ -47,7 +47,7 @@ def distill(path, run, **more):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A run stopped in its teacher's phase, and the same at its end; their set is elsewhere."""
+    """Make a stopped run and a finished one, whose set has since been moved."""
     folder = tmp_path_factory.mktemp("made")
     write(folder / "set.npz")
     with pytest.MonkeyPatch.context() as patch:
@@ -103,7 +103,7 @@ def check_refused(path, run):
 
 
 def test_the_same_data_may_lie_elsewhere(made, run, tmp_path):
-    """And go on to the same bits, from there on by the new name."""
+    """The run resumes to the same bits, and records the new name."""
     path = shutil.copy(made / "set.npz", tmp_path / "moved.npz")
     distill(path, run)
     for name in ("teacher", "round-01-steps-0002"):
@@ -112,7 +112,7 @@ def test_the_same_data_may_lie_elsewhere(made, run, tmp_path):
 
 
 def test_the_digest_is_that_of_images_and_labels(made):
-    """In config.toml, in states, and of the report."""
+    """In config.toml, in saved states, and in the report."""
     table = tomllib.loads((made / "ended" / "config.toml").read_text())["run"]["data"]
     read = dataset.load_dataset(config_of(made / "set.npz").data, config_of("x").model)
     assert table == {
@@ -127,7 +127,7 @@ def test_the_digest_is_that_of_images_and_labels(made):
 
 
 def test_a_state_among_others_is_checked_by_itself(made, tmp_path):
-    """Copied from a run of other data."""
+    """It was copied from a run of other data."""
     other, run = write(tmp_path / "other.npz", seed=1), tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
         stop_after(patch, 1)
@@ -158,7 +158,7 @@ def test_where_nothing_was_made_any_data_will_do(made, tmp_path):
 
 
 def moved_to(run, path):
-    """Have config.toml name another set, whose digest stays that of the first."""
+    """Have config.toml name another set, while its digest stays that of the first."""
     text = (run / "config.toml").read_text()
     source = tomllib.loads(text)["data"]["source"]
     (run / "config.toml").write_text(text.replace(source, str(path)))
@@ -166,7 +166,7 @@ def moved_to(run, path):
 
 @pytest.mark.parametrize("model", ["", "teacher"])
 def test_an_evaluation_is_of_the_runs_data(ended, model, tmp_path, capsys):
-    """Unless others are meant; the command and Python alike."""
+    """Unless other data are named explicitly, from the command line and from Python."""
     moved_to(ended, write(tmp_path / "other.npz", seed=1))
     path, before = ended / model, contents(ended)
     with pytest.raises(UsageError) as error:
@@ -189,7 +189,7 @@ def test_an_evaluation_is_of_the_runs_data(ended, model, tmp_path, capsys):
 
 
 def test_an_evaluation_by_another_config_says_which_data_it_means(ended, tmp_path):
-    """Of a run, whose report it writes; of a model the config is the say."""
+    """For a run, whose report it writes; for a model the config decides."""
     write(tmp_path / "other.npz", seed=1)
     config = config_of(tmp_path / "other.npz")
     with pytest.raises(UsageError, match="is of a run of other data"):
@@ -207,7 +207,7 @@ def test_an_evaluation_of_the_same_data_elsewhere(made, ended, tmp_path):
 
 
 def test_labels_that_are_away_are_no_other_images(made, ended, tmp_path):
-    """A model by class is judged without them."""
+    """A class-conditional model is judged without labels."""
     np.savez(tmp_path / "bare.npz", images=images(0))
     moved_to(ended, tmp_path / "bare.npz")
     pdfast.evaluate(ended / "teacher", out=tmp_path / "eval", quiet=True)
@@ -220,7 +220,7 @@ def test_labels_that_are_away_are_no_other_images(made, ended, tmp_path):
 
 @pytest.fixture
 def passes(monkeypatch):
-    """The sizes of the sets over whose images a digest was taken."""
+    """Record the sizes of the sets whose images are hashed."""
     seen, real = [], digests.digest
 
     def counted(tensors, *rest):
@@ -238,7 +238,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def test_one_pass_a_call(made, ended, passes, cache):
-    """For the check, the evaluation in progress and the report together; no small set is kept."""
+    """The check, the evaluation and the report share one pass; small sets are not cached."""
     pdfast.evaluate(ended, quiet=True)
     assert passes == [NUM]
     distill(made / "set.npz", ended)
@@ -253,7 +253,7 @@ def read(path, classes=3):
 
 
 def test_a_large_set_is_gone_through_once(tmp_path, passes, cache, monkeypatch):
-    """Until one of its files is written to; with labels and without are two sets."""
+    """Until one of its files is written to; with and without labels it counts as two sets."""
     monkeypatch.setattr(digest, "LARGE", 0)
     monkeypatch.setattr(sources, "SETTLED", -(10**12))  # as if the files had lain there for long
     path = write(tmp_path / "set.npz")
@@ -279,7 +279,7 @@ def test_a_large_set_is_gone_through_once(tmp_path, passes, cache, monkeypatch):
 
 
 def test_files_that_are_new_have_no_stamp(tmp_path, monkeypatch):
-    """A file system's clock may stand still between two writes; see also where nothing is read."""
+    """A file system's clock may stand still between two writes."""
     path = write(tmp_path / "set.npz")
     assert sources.stamp(str(path)) == ""
     monkeypatch.setattr(sources, "SETTLED", -(10**12))
@@ -304,7 +304,7 @@ def test_labels_beside_the_images_are_in_the_stamp(tmp_path, monkeypatch):
 
 
 def test_the_other_processes_are_told(passes, monkeypatch):
-    """What the first found comes as it does from `from_first`; none of them looks by itself."""
+    """They receive the first process's digest by `from_first`, and compute none themselves."""
     import torch
 
     found = Dataset(torch.from_numpy(images(0)), torch.arange(NUM)).digested()

@@ -1,4 +1,4 @@
-"""Sets are prepared once, on all cores, in a file that all share; no half-made one is left."""
+"""Sets are prepared once, on all cores, in one shared file; no incomplete file is left."""
 
 import json
 import os
@@ -31,14 +31,14 @@ pytestmark = pytest.mark.usefixtures("handlers")
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """The folder that prepared sets of this test go to."""
+    """Return the cache folder of this test."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "pdfast"
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two dozen pictures of 12x16 in three classes."""
+    """Write two dozen pictures of 12x16 in three classes."""
     rng = np.random.default_rng(0)
     for n in range(NUM):
         path = tmp_path / "set" / f"class{n % 3}" / f"{n:02d}.png"
@@ -48,7 +48,7 @@ def folder(tmp_path):
 
 
 def decoded(folder, method="bicubic"):
-    """What the pictures of a folder are, one by one."""
+    """Decode the pictures of a folder one by one."""
     wanted = Wanted(8, 3, method=method)
     found = sources.find(str(folder), wanted)
     return np.stack([pixels(name, file, wanted, 3) for name, file in found.files(0)])
@@ -59,7 +59,7 @@ def load(folder, net=NET, **more):
 
 
 def count_decoded(monkeypatch):
-    """The names of what is decoded from now on."""
+    """Return a list that collects the names of pictures decoded from now on."""
     names, real = [], decoding.pixels
 
     def counted(name, *args):
@@ -71,7 +71,7 @@ def count_decoded(monkeypatch):
 
 
 def stop_after(monkeypatch, num, error):
-    """Have what is asked between pictures raise once so many are in the file."""
+    """Have the check for signals raise once, after so many pictures are in the file."""
     real = prepare._Work._poll
 
     def poll(self):
@@ -125,7 +125,7 @@ def test_a_set_that_changed_is_prepared_anew(folder, cache, monkeypatch, change)
 
 
 def test_what_changes_no_image_is_no_reason_to_prepare_anew(folder, cache):
-    """Another file in the folder is said to be left out; unusable images are, or are refused."""
+    """Another file in the folder is reported as skipped; unusable images are too, or refused."""
     (one,) = damage(folder, 1)
     assert load(folder, skip_bad=True).left_out == (
         f"images that cannot be used: 1 ({one} is not a readable image: repair or remove it)"
@@ -199,7 +199,7 @@ def test_a_stopped_preparation_goes_on(folder, cache, monkeypatch):
     made = load(folder, CLASSES)
     assert len(names) == NUM - 10
     assert said[0].startswith(f"preparing 24 images of {folder} in {cache / 'prepared-'}")
-    assert said[1:] == [f"{folder}: 10 of 24 images were prepared before; the rest follow"]
+    assert said[1:] == [f"{folder}: 10 of 24 images were prepared before; preparing the rest"]
     assert np.array_equal(made.images, decoded(folder))
     assert [path.suffix for path in cache.iterdir()] == [".npz"]
 
@@ -225,7 +225,7 @@ def test_a_killed_preparation_goes_on_from_what_is_on_the_disk(folder, cache, mo
 def test_a_preparation_that_ends_while_images_are_moved(
     folder, tmp_path, monkeypatch, error, duplicates
 ):
-    """Once duplicates are left out, the part is not what a resumed call takes it to be."""
+    """Once duplicates are dropped, a resumed call would misread the part, so it is not kept."""
     first, second = folder / "class0" / "00.png", folder / "class0" / "03.png"
     second.write_bytes(first.read_bytes())
     whole, out = decoded(folder), tmp_path / "set.npz"
@@ -254,7 +254,7 @@ def test_a_preparation_that_ends_while_images_are_moved(
 
 
 def test_of_another_set_no_part_is_used(folder, tmp_path, monkeypatch):
-    """A part at the same place whose source was changed meanwhile."""
+    """A part in the same place is ignored if its source has changed meanwhile."""
     out = tmp_path / "set.npz"
     args = ["data", str(folder), "--size", "8", "--duplicates", "keep", "--out", str(out)]
     with monkeypatch.context() as patch:
@@ -312,7 +312,7 @@ def damage(folder, num):
 
 def test_unreadable_pictures_are_refused_by_their_names(folder, cache):
     (one,) = damage(folder, 1)
-    fix = "leave such images out by --skip-bad (data.skip_bad)"
+    fix = "skip such images with --skip-bad (data.skip_bad)"
     with pytest.raises(UsageError) as error:
         load(folder)
     assert str(error.value) == f"{one} is not a readable image: repair or remove it, or {fix}"
@@ -329,7 +329,7 @@ def test_unreadable_pictures_are_refused_by_their_names(folder, cache):
 
 
 def test_skipped_pictures_are_counted_and_listed(folder, tmp_path, capsys):
-    """The others keep their labels; a black picture is not taken for one that is missing."""
+    """The others keep their labels; a black picture is not mistaken for a missing one."""
     black = folder / "class2" / "23.png"
     black.write_bytes(picture(np.zeros((12, 16, 3), np.uint8)))
     whole, paths = decoded(folder), damage(folder, 12)
@@ -354,7 +354,7 @@ def test_skipped_pictures_are_counted_and_listed(folder, tmp_path, capsys):
 
 @pytest.fixture
 def large(monkeypatch):
-    """Images count as large from 1 kB on."""
+    """Make images count as large from 1 kB on."""
     monkeypatch.setattr(npz, "MAPPED", 1000)
 
 
@@ -390,7 +390,7 @@ def test_a_damaged_byte_of_a_mapped_set_is_found(tmp_path, images, large):
 
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_a_deflated_set_is_prepared(tmp_path, images, large, cache, order):
-    """One that is transposed in the file cannot be read image by image, and is read whole."""
+    """A transposed array cannot be read image by image, so it is read whole."""
     path = tmp_path / "a.npz"
     np.savez_compressed(path, images=np.asarray(images, order=order), labels=np.arange(20) % 3)
     read = load(path, CLASSES)
@@ -419,7 +419,7 @@ def test_names_of_classes_are_read(tmp_path, images):
 
 
 def by_area(image, size):
-    """The mean of what each pixel covers, in whole numbers and fractions."""
+    """Return the mean of what each pixel covers, in whole numbers and fractions."""
     side = len(image)
     found = np.empty((size, size, image.shape[2]), np.uint8)
     for row in range(size):
@@ -438,7 +438,7 @@ def by_area(image, size):
 
 
 def _overlap(pixel, other, side, size):
-    """How much of a pixel of the small image lies on one of the large, in the latter's widths."""
+    """Return how much of a small image's pixel lies on a large one's, in widths of the latter."""
     start, end = Fraction(pixel * side, size), Fraction((pixel + 1) * side, size)
     return max(Fraction(0), min(end, other + 1) - max(start, other))
 
@@ -451,8 +451,11 @@ def test_area_is_the_mean_of_what_a_pixel_covers(side, size):
 
 
 def test_area_crops_as_published(folder):
-    """Of 12x17 the square begins at 17 // 2 - 12 // 2 = 2, where the other resize has 2.5 -> 2;
-    of 13x16 at 16 // 2 - 13 // 2 = 2, where the other has 1."""
+    """The area method rounds the crop's offset down on each side of the subtraction.
+
+    For 12x17 the square begins at 17 // 2 - 12 // 2 = 2; the other method has 2.5, rounded to 2.
+    For 13x16 it begins at 16 // 2 - 13 // 2 = 2; the other method has 1.
+    """
     for shape, left in (((12, 17), 2), ((13, 16), 2)):
         image = np.random.default_rng(0).integers(0, 256, (*shape, 1), np.uint8)
         side = shape[0]
@@ -495,7 +498,7 @@ def test_own_memory_is_that_of_no_file(tmp_path, monkeypatch):
 
 
 def test_a_picture_of_one_size_is_written_as_it_is(tmp_path):
-    """Grey and colour, by the decoder and by the array."""
+    """Grey and colour, from a file and from an array."""
     for channels in (1, 3):
         image = np.random.default_rng(channels).integers(0, 256, (8, 8, channels), np.uint8)
         Image.fromarray(image[..., 0] if channels == 1 else image).save(tmp_path / "a.png")
@@ -504,7 +507,7 @@ def test_a_picture_of_one_size_is_written_as_it_is(tmp_path):
 
 
 def test_images_are_counted_as_they_are_read(folder, tmp_path):
-    """With the folders that are asked for, and without broken links."""
+    """With the chosen reading of folders, and without broken links."""
     root = tmp_path / "root"
     for split in ("train", "val"):
         (root / split).mkdir(parents=True)
@@ -528,7 +531,7 @@ def test_a_dry_run_says_what_the_prepared_set_takes(folder, cache, tmp_path, cap
 
 
 def test_runs_within_a_source_are_no_pictures_of_it(folder):
-    """Samples of a run, which lie below the folder that it learns from."""
+    """Samples of a run are ignored if the run lies inside its own source folder."""
     before = load(folder, CLASSES)
     run = folder / "runs" / "tiny"
     (run / "samples").mkdir(parents=True)

@@ -342,8 +342,8 @@ def test_only_the_first_writes_and_speaks(together):
     assert output.count("2 processes, each on cpu (1 threads)") == 2
     assert output.count("pids ") == 1
     log = (run_ / "log.txt").read_text()
-    assert [log.count(text) for text in ("pids ", "2 processes, ", "is put aside as")] == [1, 2, 1]
-    assert output.count("state.json is missing: round-00-update-000000008 is put aside as") == 1
+    assert [log.count(text) for text in ("pids ", "2 processes, ", "is set aside as")] == [1, 2, 1]
+    assert output.count("state.json is missing: round-00-update-000000008 is set aside as") == 1
     lines = (run_ / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [
         {"round": 0, "update": update, "loss": 0.0} for update in (4, 8)

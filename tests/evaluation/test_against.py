@@ -106,7 +106,7 @@ def test_statistics_of_pdfast_stats_are_what_others_read(capsys, tmp_path):
     zipped = of_set["facts"]["samples"]["files_sha256"]
     assert zipped == hashlib.sha256(path.read_bytes()).hexdigest()
     before = out.read_bytes()
-    assert "is there already" in run(capsys, "stats", there, "--out", out)[2]
+    assert "already exists" in run(capsys, "stats", there, "--out", out)[2]
     assert out.read_bytes() == before
     assert run(capsys, "stats", there, "--out", out, "--force")[0] == 0
 
@@ -247,7 +247,7 @@ def test_images_of_several_sizes_need_one(capsys, tmp_path):
     data = as_npz(pictures(30, seed=1), tmp_path / "data")
     code, _, errors = run(capsys, "eval", folder, "--against", data)
     assert code == 2
-    assert "has images of 2 sizes (4x4, 6x6): give a size by --size" in errors
+    assert "has images of 2 sizes (4x4, 6x6): pass --size" in errors
     table, _ = judged(capsys, folder, "--against", data, "--size", "4")
     assert table["facts"]["samples"]["own_size"] == "2 sizes (4x4, 6x6)"
     assert table["facts"]["samples"]["images"] == 31

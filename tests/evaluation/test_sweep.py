@@ -190,7 +190,7 @@ def foreign(path):
     ("harm", "how"),
     [
         (flipped, "is damaged: its SHA-256"),
-        (foreign, "is of something else"),
+        (foreign, "was made from something else"),
         (lambda path: path.write_bytes(path.read_bytes()[:-9]), "cannot be read"),
         (lambda path: path.write_bytes(b""), "cannot be read"),
         (lambda path: (path.unlink(), path.mkdir()), "cannot be read"),

@@ -366,7 +366,7 @@ def test_the_command(capsys, straight, tmp_path):
     assert apart(model.sample(4, 2, noise=noise(model)), by_pipeline(opened(out), 2)) < TOL
     assert sorted(p.name for p in out.parent.iterdir()) == ["out"]
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
-    fails(capsys, 2, f"{out} is there already", "export", student, "--to", "onnx", "--out", out)
+    fails(capsys, 2, f"{out} already exists", "export", student, "--to", "onnx", "--out", out)
     assert before == {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
     out.with_name("empty").mkdir()
     pdfast.export(student, out.with_name("empty"), quiet=True)

@@ -206,13 +206,13 @@ def test_what_is_there_is_kept(folder, tmp_path, capsys):
     args = ["import", str(folder), "--from", "diffusers", "--out", str(tmp_path / "out")]
     (tmp_path / "out.toml").write_text("mine")
     assert main(args) == 2
-    assert "out.toml is there already" in capsys.readouterr().err
+    assert "out.toml already exists" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     (tmp_path / "out.toml").unlink()
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("mine")
     assert main(args) == 2
-    assert "out is there already" in capsys.readouterr().err
+    assert "out already exists" in capsys.readouterr().err
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine"]
     assert main([*args[:-1], str(tmp_path / "new"), "--steps", "2000"]) == 2
     assert "--steps 2000 is more than the 1000 timesteps" in capsys.readouterr().err

@@ -220,7 +220,7 @@ def test_other_data_are_noticed(tmp_path, monkeypatch):
         stop_after(patch, 9)
         with pytest.raises(Stopped):
             distill(tmp_path / "run")
-    with pytest.raises(UsageError, match=r"was begun with other data .*: pass those of before, or"):
+    with pytest.raises(UsageError, match=r"was begun with other data .*: pass the former data, or"):
         distill(tmp_path / "run", data=numbers(seed=2))
 
 

@@ -1,4 +1,4 @@
-"""Runs killed or asked to stop, gone on with, and compared bit for bit with straight ones."""
+"""Runs that are killed or stopped, then resumed, have the bits of uninterrupted ones."""
 
 import json
 import random
@@ -55,7 +55,7 @@ class Runs:
         return self.server.call(self.folder, *arguments, **event)
 
     def snapshots(self, out, folder, kinds):
-        """A whole run; gives what it would leave if it were killed at each event of these kinds."""
+        """Do a whole run; return copies of what a kill at each event of these kinds would leave."""
         ended = self.distill(out, kinds=kinds, snapshots=folder)
         assert ended.code == 0
         total = sum(ended.events[kind] for kind in kinds)
@@ -93,14 +93,14 @@ def keeping(server, tmp_path):
 
 
 def state_of(run):
-    """The newest saved state."""
+    """Return the newest saved state."""
     return max((run / "state").iterdir())
 
 
 @pytest.mark.parametrize("phase", ["train", "distill"])
 @pytest.mark.parametrize("killed_at", [21, pytest.param(27, marks=pytest.mark.slow)])
 def test_twenty_updates_a_kill_and_twenty_more(long, phase, killed_at):
-    """As 40 straight: weights, moments, averages, metrics; killed right after a save, or later."""
+    """Weights, moments, averages and metrics equal those of 40 straight updates."""
     before = 0 if phase == "train" else LONG["train"]["updates"]
     update = {"kinds": ["update"]}
     long.stopped("straight", number=before + 40, **update)
@@ -130,7 +130,7 @@ def test_a_kill_on_either_side_of_a_round_boundary(long):
 
 
 def phase_of(run):
-    """Where a killed run was: which of its models and moments are there, and states."""
+    """Return where a killed run was: its models, moments and states."""
     first, second = (any(run.glob(f"round-0{k}-*/manifest.json")) for k in (1, 2))
     moments = sorted(int(p.parent.name[-2:]) for p in run.glob("state/moments-*/manifest.json"))
     states = max((p.parent.name[6:8] for p in run.glob("state/round-*/manifest.json")), default="")
@@ -140,7 +140,7 @@ def phase_of(run):
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("each", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_kept_moments_and_averages_wherever_a_run_is_killed(keeping, tmp_path_factory, each):
-    """Once in each part of a run: in rounds, on either side of each model, moments and states."""
+    """Once in each part of a run: within rounds, and around each model, moments and states."""
     killed = keeping.snapshots("run", tmp_path_factory.mktemp("kept"), WRITES)
     straight, groups = keeping.folder / "straight", {}
     (keeping.folder / "run").rename(straight)
@@ -179,7 +179,7 @@ def test_a_round_is_made_again_from_the_moments_before_it_and_not_without(keepin
     assert ended.code == 1
     assert ended.errors == (
         "pdfast: round 2 begins with the moments of round 1 (distill.keep_moments), and "
-        "straight/state/moments-round-01 is gone: put it back, remove all rounds in straight to "
+        "straight/state/moments-round-01 is missing: restore it, remove all rounds in straight to "
         "have them made again, or choose another --out\n"
     )
     assert not (run / "round-02-steps-0001").exists()
@@ -205,7 +205,7 @@ def test_a_kill_in_the_evaluation(short):
 
 
 def newest_whole(run):
-    """The update that a run must go on from: of the newest state that passes its checks."""
+    """Return the update to resume from: that of the newest state that passes its checks."""
     states = sorted((run / "state").glob("round-*"), reverse=True) if run.is_dir() else []
     for state in states:
         try:
@@ -222,11 +222,10 @@ def newest_whole(run):
 @pytest.mark.timeout(2400)
 @pytest.mark.parametrize("half", [0, 1])
 def test_killed_at_every_step_of_the_write_path(short, tmp_path_factory, half):
-    """On from the newest whole state; where the run ends, at the bits of the straight one.
+    """The run resumes from the newest whole state, and ends with the bits of the straight run.
 
-    One run gives what a kill at each step leaves on the disk; at five of them that is compared with
-    what SIGKILL does leave. Every eighth goes on to the end; of the others the first update is
-    enough to see.
+    One run records what a kill at each step would leave on the disk; at five steps this is compared
+    with a real SIGKILL. Every eighth resumes to the end; for the others the first update suffices.
     """
     kept = short.snapshots("run", tmp_path_factory.mktemp("kept"), WRITES)
     straight, total, resumed = short.folder / "straight", len(kept), 0
@@ -253,7 +252,7 @@ def test_killed_at_every_step_of_the_write_path(short, tmp_path_factory, half):
 
 
 def on_disk(run):
-    """Names in a run, whatever the process that staged them, and the bytes of models and states."""
+    """Return the names in a run, without process ids, and the bytes of models and states."""
     found = {}
     for path in (path for path in run.rglob("*") if path.is_file()):
         name = re.sub(r"/\.[-\w]+\.(tmp|old)\.", r"/.OWNER.\1.", str(path.relative_to(run.parent)))
@@ -266,7 +265,7 @@ def on_disk(run):
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
 def test_thirty_random_moments(short, signum):
-    """In training, sampling, evaluation, saving; a state saved then is whole."""
+    """In training, sampling, evaluation and saving; a state saved at that time is whole."""
     events = short.straight()
     draw, said = random.Random(0), []
     for _ in range(30):
@@ -301,7 +300,7 @@ def test_a_signal_leaves_the_last_report_whole(short, number):
 
 
 def test_a_hangup_right_after_the_first_signal_is_no_second_one(short):
-    """As at the end of a session, which sends SIGTERM and SIGHUP."""
+    """The end of a login session sends SIGTERM and SIGHUP together."""
     event = {"kinds": ["update"], "number": 3, "then": int(signal.SIGHUP)}
     ended = short.stopped("run", **event)
     assert "teacher is saved at update 3" in ended.errors
@@ -315,7 +314,7 @@ def test_other_signals_that_ask_to_stop(short, signum):
 
 
 def test_the_second_signal_ends_it_at_once(short):
-    """Both in the first update: the first would be heard only after it."""
+    """Both come in the first update, which alone would delay the first until its end."""
     ended = short.server.call(
         short.folder, "distill", "--config", "tiny.toml", "--out", "run", "--threads", 1,
         signum=signal.SIGTERM, kinds=["update"], number=3, then=int(signal.SIGTERM),

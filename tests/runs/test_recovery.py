@@ -1,4 +1,4 @@
-"""Damage to models and saved states: found, named, and put right or refused; never from zero."""
+"""Damage to models and saved states is named, and repaired or refused; never by starting over."""
 
 import dataclasses
 import json
@@ -45,19 +45,19 @@ def config():
 
 @pytest.fixture(scope="module")
 def training(config, tmp_path_factory):
-    """A run stopped in its teacher's phase, with two states."""
+    """Make a run stopped in its teacher's phase, with two states."""
     return stopped_after(config, tmp_path_factory.mktemp("training") / "run", 11)
 
 
 @pytest.fixture(scope="module")
 def distilling(config, tmp_path_factory):
-    """A run stopped in its second round, with two states."""
+    """Make a run stopped in its second round, with two states."""
     return stopped_after(config, tmp_path_factory.mktemp("distilling") / "run", 24)
 
 
 @pytest.fixture
 def copied(tmp_path):
-    """A function that copies a run to a place of its own."""
+    """Return a function that copies a run to a new place."""
     return lambda run: shutil.copytree(run, tmp_path / "run")
 
 
@@ -80,7 +80,7 @@ def remove(file):
 
 
 def flips(folder, seed, num):
-    """(file, position, mask) of single bytes: any of the files, any of its bytes."""
+    """Yield (file, position, mask) of random single bytes in a folder's files."""
     rng = random.Random(seed)
     listed = sorted(folder.iterdir())
     for _ in range(num):
@@ -89,13 +89,13 @@ def flips(folder, seed, num):
 
 
 def contents(run):
-    """All files but log.txt, which says what was refused, and what was put aside."""
+    """Return all files except log.txt, which records refusals and what was set aside."""
     files = (p for p in sorted(run.rglob("*")) if p.is_file() and p.name != "log.txt")
     return {str(p.relative_to(run)): p.read_bytes() for p in files}
 
 
 def start(path, config, resume):
-    """What a run says when it is taken up."""
+    """Return the warnings of a run that is resumed."""
     said = []
     screen = Screen(quiet=True)
     screen.warn = said.append
@@ -154,7 +154,10 @@ def test_strict_refuses_all_damage_and_changes_nothing(config, distilling, copie
 @pytest.mark.parametrize("damage", [cut, empty, remove, lambda f: flip(f, 40, 8)])
 @pytest.mark.parametrize(
     ("folder", "then"),
-    [(ROUND_1, "the round is made again"), (OF_ROUND_2[1], "update-000000005 is gone on from")],
+    [
+        (ROUND_1, "the round is made again"),
+        (OF_ROUND_2[1], "the run resumes from round-02-update-000000005"),
+    ],
 )
 def test_auto_puts_damage_aside(config, distilling, copied, folder, then, damage):
     for n, name in enumerate(sorted(p.name for p in (distilling / folder).iterdir())):
@@ -209,7 +212,7 @@ def test_eval_refuses_a_damaged_run_as_it_is(distilling, copied):
 def test_never_refuses_a_run_and_starts_a_new_one(config, distilling, copied, tmp_path):
     run = copied(distilling)
     before = contents(run)
-    with pytest.raises(UsageError, match=r"holds a run, which --resume never does not go on with"):
+    with pytest.raises(UsageError, match=r"holds a run already, and --resume never was given"):
         start(run, config, "never")
     assert contents(run) == before
     assert start(tmp_path / "new", config, "never") == []
@@ -222,7 +225,7 @@ def test_resume_takes_three_words(config, tmp_path):
 
 
 # ------------------------------------------------------------------------------------------
-# And the same bits in the end
+# Repaired runs end with the same bits
 
 
 def test_the_state_before_a_damaged_one_leads_to_the_same_bits(
@@ -284,7 +287,7 @@ def test_damaged_rounds_are_made_again(config, copied, straight, capsys, damaged
 
 
 def edited(state, **values):
-    """Change state.json, and vouch for it."""
+    """Change state.json, and write a valid manifest for it."""
     table = json.loads((state / "state.json").read_text()) | values
     kept = {k: v for k, v in table.items() if v is not None}
     (state / "state.json").write_text(json.dumps(kept))
@@ -437,7 +440,7 @@ def test_a_teacher_that_is_gone_is_missed(config, straight, copied, capsys):
 def test_strict_does_not_train_a_teacher_again(config, straight, copied):
     run = copied(straight)
     shutil.rmtree(run / "teacher")
-    with pytest.raises(PdfastError, match="the teacher of the rounds that are there, is gone"):
+    with pytest.raises(PdfastError, match="the teacher of the existing rounds, is missing"):
         start(run, config, "strict")
     assert not (run / "teacher").exists()
 
@@ -449,7 +452,7 @@ def test_a_model_of_another_round_is_not_taken_for_this_ones(config, straight, c
     with pytest.raises(PdfastError, match=r"manifest\.json is of another round than the directory"):
         start(run, config, "strict")
     (warning,) = start(run, config, "auto")
-    assert f"{ROUND_2} is put aside as {ROUND_2}.damaged" in warning
+    assert f"{ROUND_2} is set aside as {ROUND_2}.damaged" in warning
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def test_report_is_the_same_when_eval_writes_it_again(straight, tmp_path):
 
 @pytest.mark.parametrize("updates", [5, 7, 15, 24])
 def test_a_stopped_run_resumes_to_the_bit(straight, tiny, tmp_path, monkeypatch, updates):
-    """In the teacher's phase, in rounds, at and between saved states and log lines."""
+    """In the teacher's phase and in rounds, at and between saved states and log lines."""
     with monkeypatch.context() as patch:
         stop_after(patch, updates)
         with pytest.raises(Stopped, match=r"stopped by SIGTERM; .* is saved at update") as stopped:
@@ -88,7 +88,7 @@ def test_a_stopped_run_resumes_to_the_bit(straight, tiny, tmp_path, monkeypatch,
 
 
 def test_two_interruptions_and_a_killed_update(straight, tiny, tmp_path, monkeypatch):
-    """A crash without warning goes back to the last saved state; its later metrics are dropped."""
+    """After a kill the run resumes from the last saved state; later metrics are dropped."""
     real, count = loop.update, iter(range(1, 1000))
 
     def crashing(*args):

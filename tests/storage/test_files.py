@@ -1,4 +1,4 @@
-"""Files and directories: whole or absent, every byte vouched for, nothing in them trusted."""
+"""Files and directories are whole or absent; every byte is checked, and nothing is trusted."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from pdfast.storage.files import Damaged
 
 @pytest.fixture
 def made(tmp_path):
-    """A directory of one safetensors file and one table."""
+    """Write a directory of one safetensors file and one table."""
     path = tmp_path / "made"
     files.write(path, {"a.safetensors": {"x": torch.arange(6.0)}}, {"t.json": {"n": 1}}, fact="f")
     return path
@@ -44,7 +44,7 @@ def test_a_file_is_whole_or_as_it_was(tmp_path):
         stage.write_text("half")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(PdfastError, match=r"picture\.png: no space left on device; put that right"):
+    with pytest.raises(PdfastError, match=r"picture\.png: no space left on device; fix the cause"):
         files.write_file(path, fail)
     assert path.read_text() == "old.png"
     assert list(tmp_path.iterdir()) == [path]
@@ -71,7 +71,9 @@ def test_a_name_that_leads_elsewhere_is_refused(made, name):
     manifest = json.loads((made / "manifest.json").read_text())
     listed = {name: manifest["files"]["t.json"]}
     files.seal(made, files=listed)
-    with pytest.raises(Damaged, match=r"manifest\.json lists .* which is no plain file name") as e:
+    with pytest.raises(
+        Damaged, match=r"manifest\.json lists .* which is not a plain file name"
+    ) as e:
         files.read(made)
     assert "\n" not in str(e.value)
 

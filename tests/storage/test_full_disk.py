@@ -1,4 +1,4 @@
-"""A disk that fills up, turns read-only, or loses the run: one sentence, and nothing lost."""
+"""A disk that fills up, turns read-only, or loses the run: one sentence, and nothing is lost."""
 
 import json
 import shutil
@@ -96,7 +96,7 @@ def test_a_disk_that_fills_up_and_turns_read_only(straight, tiny_toml, tmp_path)
 def test_a_run_that_is_removed_is_not_made_again(
     straight, tiny, tmp_path, monkeypatch, updates, replaced
 ):
-    """Before a state is saved, or a line is logged; with or without another run in its place."""
+    """Before a state is saved or a line is logged; with or without another run in its place."""
     run, real, count = tmp_path / "run", loop.update, iter(range(1, 1000))
 
     def removing(*args):
@@ -115,7 +115,7 @@ def test_a_run_that_is_removed_is_not_made_again(
 
 
 def test_a_removed_folder_of_states_is_made_again(straight, tiny, tmp_path, monkeypatch, capsys):
-    """And its absence, with lines that say how far the run was, is not passed over in silence."""
+    """A warning says so, because the metrics show how far the run was."""
     with monkeypatch.context() as patch:
         stop_after(patch, 7)
         with pytest.raises(Stopped):
@@ -127,7 +127,7 @@ def test_a_removed_folder_of_states_is_made_again(straight, tiny, tmp_path, monk
 
 
 def test_a_state_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
-    """The second of the two renames fails: the first is undone."""
+    """The second of the two renames fails, so the first is undone."""
     path = tmp_path / "made"
     files.write(path, {}, {"t.json": {"n": 1}})
     real = Path.rename

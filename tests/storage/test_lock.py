@@ -1,4 +1,4 @@
-"""One process at a time in a run directory: refused, waited for, taken over from the dead."""
+"""One process at a time in a run directory; the lock of a dead process is taken over."""
 
 import errno
 import fcntl
@@ -60,12 +60,12 @@ def test_a_file_left_over_is_no_lock(tmp_path, content):
     (tmp_path / ".lock").write_bytes(content)
     said = []
     Lock(tmp_path, said.append).release()
-    expected = f"{tmp_path}: its last process (one that is not known) ended without a word"
+    expected = f"{tmp_path}: its last process (an unknown process) ended without releasing the lock"
     assert [text[: len(expected)] for text in said] == [expected] * bool(content)
 
 
 def test_a_file_removed_between_opening_and_locking(tmp_path, monkeypatch):
-    """Its owner unlinks it at the end; what is locked then must be the file of that name."""
+    """Its owner unlinks the file at the end; only the file with that name may be locked."""
     first, real = Lock(tmp_path, no_warning), fcntl.flock
 
     def late(file, how):
@@ -81,7 +81,7 @@ def test_a_file_removed_between_opening_and_locking(tmp_path, monkeypatch):
 
 
 def test_never_two_at_once(tmp_path):
-    """Processes that take it and give it up as fast as they can count to their sum."""
+    """Processes that take and release the lock in a tight loop count to their common sum."""
     count = tmp_path / "count"
     count.write_text("0")
     children = []
@@ -143,5 +143,5 @@ def test_a_second_process_and_a_dead_owner(tiny_toml, tmp_path, capsys):
     assert main(["eval", args[3]]) != 0  # no teacher yet
     said = capsys.readouterr().out
     assert f"its last process (process {owner.pid} on {platform.node()} since" in said
-    assert "ended without a word; going on after it" in said
+    assert "ended without releasing the lock; taking over" in said
     assert not (tmp_path / "run" / ".lock").exists()

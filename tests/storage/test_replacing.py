@@ -1,4 +1,4 @@
-"""What is there is replaced only where pdfast wrote it, and nothing was added or changed since."""
+"""Existing files are replaced only if pdfast wrote them, and nobody has changed them since."""
 
 import json
 import shutil
@@ -37,7 +37,7 @@ def model():
 
 
 def tree(path):
-    """All that is below a path: content of files, targets of symlinks."""
+    """Return everything below a path: content of files, targets of symlinks."""
     return {
         str(p.relative_to(path)): str(p.readlink()) if p.is_symlink() else
         p.read_bytes() if p.is_file() else None
@@ -203,7 +203,7 @@ def saved(model, tmp_path):
 
 
 def run(capsys, *args):
-    """Exit status and stderr of a command line."""
+    """Return exit status and stderr of a command line."""
     code = main([str(a) for a in args])
     return code, capsys.readouterr().err
 
@@ -221,7 +221,7 @@ def test_sample(capsys, saved, tmp_path):
         out = tmp_path / "to" / name
         sample = ["sample", saved, "--out", out, "--num"]
         assert run(capsys, *sample, 3) == (0, "")
-        refused(capsys, tmp_path, f"{name} is there already: choose another", *sample, 2)
+        refused(capsys, tmp_path, f"{name} already exists: choose another", *sample, 2)
         assert run(capsys, *sample, 2, "--force") == (0, "")
         if change:
             assert sorted(p.name for p in out.iterdir()) == [
@@ -247,7 +247,7 @@ def test_data(capsys, tmp_path):
     out, sheet = tmp_path / "a.npz", tmp_path / "a.png"
     data = ["data", "digits", "--size", 8, "--out", out]
     assert run(capsys, *data) == (0, "")
-    refused(capsys, tmp_path, "a.npz is there already", *data)
+    refused(capsys, tmp_path, "a.npz already exists", *data)
     assert run(capsys, *data, "--force") == (0, "")
     assert np.load(out)["images"].shape == (1797, 8, 8, 1)
     written = out.read_bytes()
@@ -266,7 +266,7 @@ def test_export(capsys, saved, tmp_path):
     export = ["export", saved, "--to", "diffusers", "--out", out]
     assert run(capsys, *export) == (0, "")
     first = tree(out)
-    refused(capsys, tmp_path, "out is there already: choose another --out, remove it", *export)
+    refused(capsys, tmp_path, "out already exists: choose another --out, remove it", *export)
     assert run(capsys, *export, "--force") == (0, "")
     assert tree(out) == first
     card = out / "README.md"
@@ -289,7 +289,7 @@ def test_import_of_a_pipeline(capsys, tmp_path):
     source, out, config = df.save(tmp_path / "p"), tmp_path / "out", tmp_path / "out.toml"
     take = ["import", source, "--from", "diffusers", "--out", out]
     assert run(capsys, *take) == (0, "")
-    refused(capsys, tmp_path, "out is there already", *take)
+    refused(capsys, tmp_path, "out already exists", *take)
     assert run(capsys, *take, "--force") == (0, "")
     config.write_text(config.read_text().replace("YOUR_IMAGES", "birds/"))
     refused(capsys, tmp_path, "out.toml is not known to be pdfast's", *take, "--force")
@@ -304,7 +304,7 @@ def test_import_of_a_training_state(capsys, write_state, tmp_path):
     (tmp_path / "c.toml").write_text(dump_config(ff.CONFIG))
     take = ["import", path, "--from", "google", "--config", tmp_path / "c.toml", "--out"]
     assert run(capsys, *take, tmp_path / "out") == (0, "")
-    refused(capsys, tmp_path, "out is there already", *take, tmp_path / "out")
+    refused(capsys, tmp_path, "out already exists", *take, tmp_path / "out")
     assert run(capsys, *take, tmp_path / "out", "--force") == (0, "")
     a_file_beside(tmp_path / "out")
     refused(capsys, tmp_path, "out holds notes.txt", *take, tmp_path / "out", "--force")
@@ -329,7 +329,7 @@ def test_eval(capsys, straight, tmp_path):
 
 
 def test_a_config_of_somebody_else_is_no_run(tiny_toml, tiny, capsys, tmp_path):
-    """A file of a common name; that of a run that has only just begun is known."""
+    """The file name is a common one; the config of a run that has just begun is recognized."""
     out = tmp_path / "project"
     out.mkdir()
     train = ["train", "--config", tiny_toml, "--train.updates", 1, "--out", out]

@@ -1,4 +1,4 @@
-"""Names of what is staged: no two alike, and leftovers told from what a process still writes."""
+"""Names of staged files: no two are equal, and leftovers differ from files still being written."""
 
 import errno
 import fcntl
@@ -42,7 +42,7 @@ def test_a_process_is_known_by_more_than_its_number():
     assert not HERE._replace(start=str(int(HERE.start) - 1)).is_alive()  # another had the number
     assert not HERE._replace(pid=DEAD).is_alive()
     assert not ELSEWHERE.is_here()
-    with pytest.raises(ValueError, match="names no process"):
+    with pytest.raises(ValueError, match="does not name a process"):
         Process.parse("12")
 
 
@@ -62,7 +62,7 @@ def test_the_machine_is_told_apart_by_boot_and_namespace(monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with a result, and leftovers of every kind beside it."""
+    """Write a folder with a result, and leftovers of every kind beside it."""
     files.write(tmp_path / "made", {}, {"t.json": {"n": 1}})
     (tmp_path / ".hidden.file").write_text("not ours")
     return tmp_path
@@ -112,7 +112,7 @@ def test_what_was_set_aside_counts_again_where_nothing_came_in_its_place(folder)
 
 
 def test_what_another_machine_left_is_cleared_once_nobody_can_be_at_it(folder):
-    """Its processes cannot be asked: a day without a change tells, or the folder's lock."""
+    """Its processes cannot be checked: a day without a change, or the folder's lock, decides."""
     fresh, stale = name(ELSEWHERE), name(ELSEWHERE, drawn="00000000")
     busy = name(ELSEWHERE, drawn="11111111")  # an old folder that is being filled
     for path in (fresh, stale, busy):
@@ -129,7 +129,7 @@ def test_what_another_machine_left_is_cleared_once_nobody_can_be_at_it(folder):
 
 @pytest.mark.parametrize("has_locks", [True, False])
 def test_a_run_that_is_taken_up_on_another_machine(tiny, tmp_path, monkeypatch, has_locks):
-    """What a killed container left of a state goes, unless another one may be writing it."""
+    """A killed container's half-written state is removed, unless another may be writing it."""
     with Run(tmp_path / "run", tiny, Screen(quiet=True)).start() as run:
         run.save_state(0, 1, 1.0, {})
     state = tmp_path / "run" / "state"

@@ -1,7 +1,7 @@
-"""CIFAR-10 and CIFAR-100 as they are published: the binary archives, or those of Python's pickles.
+"""CIFAR-10 and CIFAR-100 as they are published: the binary archives, or the Python pickles.
 
-The classes of CIFAR-100 are its 100 fine ones. The archive is read in order and nothing is ever
-unpacked from it. Of the python versions' pickles see `_unpickle`.
+The classes of CIFAR-100 are its 100 fine ones. The archive is read in order and nothing is unpacked
+from it. `_unpickle` says how the pickles of the python versions are read safely.
 """
 
 import contextlib
@@ -30,28 +30,28 @@ from pdfast.errors import UsageError, printable
 
 SIZE = 32
 PIXELS = 3 * SIZE * SIZE  # of a record: one colour after the other, each row by row
-MAX_MEMBER, MAX_MEMBERS = 2**28, 100  # bytes of one, and how many; published: 1.6e8 and 8
-MAX_TOTAL = 2**29  # bytes of all; published: 1.9e8
-MAX_NAMES = 2**16  # bytes of the classes' names
+MAX_MEMBER, MAX_MEMBERS = 2**28, 100  # bytes of a member, and members; published: 1.6e8 and 8
+MAX_TOTAL = 2**29  # bytes of all members; published: 1.9e8
+MAX_NAMES = 2**16  # bytes of the member that holds the class names
 ENDINGS = (".tar.gz", ".tgz", ".tar")
 Batch = tuple[NDArray[np.uint8], NDArray[np.integer[Any]]]
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """One of the archives."""
+    """The layout of one of the archives."""
 
     folder: str
     batches: tuple[str, ...]
-    """Of the training set, in order."""
+    """Members of the training set, in order."""
     records: int
-    """Of a batch, at most."""
+    """Images in a batch, at most."""
     meta: str
-    """The member of the classes' names."""
+    """The member that holds the class names."""
     key: bytes
-    """Of the labels in a pickle; empty where there are none."""
+    """Key of the labels in a pickle; empty for a binary archive."""
     label_bytes: int = 0
-    """Of a binary record, of which the last is the label."""
+    """Label bytes of a binary record, of which the last is the label."""
     classes: int = 10
 
     @property
@@ -86,7 +86,7 @@ PUBLISHED = ("cifar-10-binary", "cifar-10-python", "cifar-100-binary", "cifar-10
 
 
 def holds(path: Path) -> bool:
-    """Whether a .tar.gz is one of the published archives, by its name or its first members."""
+    """Return whether a .tar.gz is a published archive, by its name or its first members."""
     if not path.name.lower().endswith(ENDINGS):
         return False
     if path.name.lower().startswith(PUBLISHED):
@@ -101,7 +101,18 @@ def holds(path: Path) -> bool:
 
 
 def read(path: Path, wanted: Wanted) -> Arrays:
-    """The training set, in the order of its batches; see the package."""
+    """Read the training set, in the order of its batches.
+
+    Args:
+        path: The archive.
+        wanted: The wanted size and channels, which must be 32 and 3, and whether to return labels.
+
+    Returns:
+        Images uint8 (N, 32, 32, 3), and with `wanted.labels` their classes and class names.
+
+    Raises:
+        UsageError: The archive is damaged, incomplete, or not of the wanted size.
+    """
     try:
         with path.open("rb") as file:
             layout, images, labels, names = _read(path, opened(file), wanted)
@@ -115,7 +126,7 @@ def read(path: Path, wanted: Wanted) -> Arrays:
     parts = [images[k, : len(labels[k])] for k in range(len(layout.batches))]
     whole = images.reshape(-1, SIZE, SIZE, 3)
     check_number(str(path), sum(map(len, parts)))
-    if sum(map(len, parts)) < len(whole):  # never as published
+    if sum(map(len, parts)) < len(whole):  # not in a published archive
         whole = np.concatenate(parts)
     numbers = np.concatenate([labels[k] for k in range(len(parts))])
     if len(names) != layout.classes or numbers.max() >= len(names):
@@ -124,12 +135,12 @@ def read(path: Path, wanted: Wanted) -> Arrays:
 
 
 def count(path: Path) -> int:
-    """Number of images, for which the archive is read."""
+    """Count the images, for which the whole archive is read."""
     return len(read(path, Wanted(SIZE, 3)).images)
 
 
 def _layout(name: str) -> _Layout | None:
-    """The archive that has such a member."""
+    """Return the layout of the archive that has this member, or None."""
     folder = name.removeprefix("./").partition("/")[0]
     return next((layout for layout in LAYOUTS if layout.folder == folder), None)
 
@@ -137,7 +148,7 @@ def _layout(name: str) -> _Layout | None:
 def _read(
     path: Path, stream: Stream, wanted: Wanted
 ) -> tuple[_Layout, NDArray[np.uint8], dict[int, NDArray[np.integer[Any]]], tuple[str, ...]]:
-    """The archive's layout, its batches' images and labels, and the names of the classes."""
+    """Return the archive's layout, images (batches, records, 32, 32, 3), labels and class names."""
     layout = LAYOUTS[0]
     images: NDArray[np.uint8] | None = None
     names: tuple[str, ...] = ()
@@ -170,8 +181,8 @@ def _read(
         try:
             pixels, labels[k] = _python(content, of) if of.key else _binary(content, of)
         except MemoryError:
-            raise ValueError(f"{name} takes more memory than there is") from None
-        except Exception as error:  # of a pickle anything may come
+            raise ValueError(f"{name} takes more memory than is available") from None
+        except Exception as error:  # a pickle may fail in any way
             raise ValueError(f"{name}: {error}") from None
         planes = pixels.reshape(-1, 3, SIZE, SIZE)
         images[k, : len(planes)] = planes.transpose(0, 2, 3, 1)
@@ -192,12 +203,12 @@ def _members(stream: Stream) -> Iterator[Member]:
 
 
 def _names(content: bytes, layout: _Layout) -> tuple[str, ...]:
-    """The names of the classes; () where there are none to be read."""
+    """Return the class names; () if they cannot be read."""
     found: Any = content.split(b"\n")
     if layout.key:
         try:
             found = _unpickle(content, 2 * layout.records).get(layout.key[:-1] + b"_names")
-        except Exception:  # classes need no names
+        except Exception:  # the names are optional
             return ()
     if type(found) is not list or not all(type(name) is bytes for name in found):
         return ()
@@ -221,13 +232,13 @@ def _check_binary(member: Member, layout: _Layout) -> None:
 
 
 def _binary(content: bytes, layout: _Layout) -> Batch:
-    """Pixels (n, 3072) and labels (n,) of records of their labels, each a byte, and the pixels."""
+    """Return pixels (n, 3072) and labels (n,) of binary records: label bytes, then pixels."""
     records = np.frombuffer(content, np.uint8).reshape(-1, layout.label_bytes + PIXELS)
     return records[:, layout.label_bytes :], records[:, layout.label_bytes - 1].copy()
 
 
 def _python(content: bytes, layout: _Layout) -> Batch:
-    """Pixels (n, 3072) and labels (n,) of a pickled dict of `data` and the labels."""
+    """Return pixels (n, 3072) and labels (n,) of a pickled dict with `data` and the labels."""
     table = _unpickle(content, 10 * layout.records)
     if type(table) is not dict:
         raise ValueError("it holds no dict")
@@ -236,7 +247,7 @@ def _python(content: bytes, layout: _Layout) -> Batch:
         raise ValueError("it holds no array `data`")
     _, shape, dtype, transposed, pixels = data.state
     if not isinstance(dtype, _Inert) or dtype.made_by != "numpy dtype" or transposed:
-        raise ValueError("`data` is no plain array")
+        raise ValueError("`data` is not a plain array")
     if dtype.args[0] not in (b"u1", "u1") or type(pixels) is not bytes:
         raise ValueError("`data` must be of type uint8")
     if type(shape) is not tuple or len(shape) != 2 or any(type(n) is not int for n in shape):
@@ -254,15 +265,15 @@ def _python(content: bytes, layout: _Layout) -> Batch:
 # Pickles
 
 RECONSTRUCT = "numpy.core.multiarray _reconstruct"
-# The only names in these files, and by which Python 3 writes bytes for Python 2. NumPy 2 calls the
-# first one's module otherwise.
+# The only globals that these files name. Python 3 writes bytes for Python 2 by `_codecs encode`.
+# NumPy 2 renamed the module `core` to `_core`.
 ENCODE = "_codecs encode"
 GLOBALS = {
     name.replace("core", core): name
     for name in (RECONSTRUCT, "numpy ndarray", "numpy dtype")
     for core in ("core", "_core")
 } | {ENCODE: ENCODE}
-MAX_CALLS = 20  # published: 2 of either kind
+MAX_CALLS = 20  # and tuples; published: 2 of either kind
 CALLS = {"GLOBAL", "REDUCE", "BUILD"}
 TUPLES = {"EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"}
 OPCODES = {
@@ -275,7 +286,7 @@ OPCODES = {
 
 
 class _Inert:
-    """Stands for a name of NumPy's, or for what calling it would make: records, and does nothing.
+    """Stand-in for a global of NumPy, or for the result of calling it: it only records.
 
     So no argument from a file ever reaches NumPy.
     """
@@ -292,7 +303,7 @@ class _Inert:
 
 
 class _Encode(_Inert):
-    """Stands for the function of `ENCODE`: Latin-1 in all, no more than the file has bytes."""
+    """Stand-in for `_codecs.encode`: Latin-1 only, in all at most as many bytes as the file has."""
 
     def __init__(self, most: int) -> None:
         super().__init__(ENCODE)
@@ -318,13 +329,13 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _unpickle(content: bytes, most: int) -> Any:
-    """What a pickle of at most so many opcodes holds, if it does no more than CIFAR's do.
+    """Load a pickle of at most `most` opcodes, if it does no more than CIFAR's pickles do.
 
-    The unpickler alone would be no shelter, whatever it finds for names: one opcode makes it
-    allocate any number of memo slots, BUILD sets attributes of what lies on its stack, and tuples
-    of tuples take for ever to hash as keys. So the opcodes, which are data, are looked through
-    first: only those that CIFAR's files are made of, memo indices that this many opcodes can
-    fill, and few enough tuples and calls.
+    Restricting `find_class` alone would not be safe: one opcode makes the unpickler allocate any
+    number of memo slots, BUILD sets attributes of objects on its stack, and nested tuples can take
+    forever to hash as keys. So the opcodes, which are data, are checked before anything is loaded.
+    Only those that CIFAR's files use are allowed, with memo indices that this many opcodes can
+    fill, and few tuples and calls.
     """
     opcodes = tuples = calls = end = 0
     for opcode, argument, position in pickletools.genops(content):  # checks lengths

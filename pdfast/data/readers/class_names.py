@@ -1,4 +1,4 @@
-"""Classes that are given by name: their order, and which texts are names."""
+"""Classes given by name: their order, and which texts count as names."""
 
 from collections.abc import Iterable, Sequence
 
@@ -7,11 +7,11 @@ from numpy.typing import NDArray
 
 from pdfast.errors import printable
 
-MAX_TEXT = 200  # characters of a name
+MAX_TEXT = 200  # characters of a class name, at most
 
 
 def ordered(names: Iterable[str]) -> list[str]:
-    """Names that are all whole numbers in the order of these, others in that of the alphabet."""
+    """Sort class names: numerically if all are whole numbers, else alphabetically."""
     found = list(names)
     if all(name.isascii() and name.isdecimal() and len(name) <= MAX_TEXT for name in found):
         return sorted(found, key=lambda name: (int(name), name))
@@ -19,7 +19,14 @@ def ordered(names: Iterable[str]) -> list[str]:
 
 
 def numbered(texts: Sequence[str]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """The class of each text, and the names of the classes."""
+    """Number the classes of labels given as texts.
+
+    Args:
+        texts: The class name of each sample.
+
+    Returns:
+        The class of each sample, int64 (N,), and the class names by number.
+    """
     names = ordered(set(texts))
     classes = {name: k for k, name in enumerate(names)}
     numbers = np.fromiter((classes[text] for text in texts), np.int64, len(texts))
@@ -27,6 +34,6 @@ def numbered(texts: Sequence[str]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
 
 
 def is_name(text: str) -> bool:
-    """Whether a text may name a class: a short line with a letter in it."""
+    """Return whether a text may name a class: one short line with a letter in it."""
     letters = any(letter.isalpha() for letter in text)
     return letters and len(text) <= MAX_TEXT and len(text.splitlines()) == 1

@@ -1,4 +1,4 @@
-"""Columns of a table with pictures: which ones to read, and the classes that one holds."""
+"""Columns of a table with pictures: which ones to read, and the classes in a label column."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,27 +12,42 @@ from pdfast.data.readers.pictures import MAX_LABEL, label
 from pdfast.data.readers.reading import listen
 from pdfast.errors import UsageError, printable
 
-NO_LABEL = -1  # as the hub's sets have it
-MAX_TEXTS = 2**16  # classes that are given by name
+NO_LABEL = -1  # how sets on the Hugging Face hub mark a row without a label
+MAX_TEXTS = 2**16  # classes given by name, at most
 
 
 class Table(NamedTuple):
-    """One split."""
+    """One split of a data set."""
 
     num: int
     features: dict[str, Any]
     column: Callable[[str, int], Iterator[Any]]
-    """The values of a column as they are stored, in order, from a row on."""
+    """Stored values of a column in order, from a row on."""
     called: str = ""
     """The source, with the split."""
     files: tuple[Path, ...] = ()
-    """All that lie in it."""
+    """All files of the table."""
     caches: tuple[Path, ...] = ()
-    """Of a set on the hub, where the library keeps what it downloads: no other path is opened."""
+    """Folders in which the library keeps downloads of a set on the hub: a picture stored as a
+    path is opened only if it lies inside one of them."""
 
 
 def choose(source: str, table: Table, named: str, labels: bool) -> tuple[str, str | None]:
-    """The columns of the pictures and of the labels, None if none are wanted, or there are none."""
+    """Choose the columns of the pictures and of the labels.
+
+    Args:
+        source: The source, for error messages.
+        table: The split to read.
+        named: Columns that the source names: one, or two separated by a comma; "" for none.
+        labels: Whether labels are wanted.
+
+    Returns:
+        The column of the pictures, and the column of the labels, or None if labels are not wanted
+            or there is no such column.
+
+    Raises:
+        UsageError: A column does not exist, or the choice is ambiguous.
+    """
     chosen = [named] if named in table.features or not named else named.split(",")
     for name in filter(None, chosen):
         if name not in table.features:
@@ -57,14 +72,14 @@ def choose(source: str, table: Table, named: str, labels: bool) -> tuple[str, st
     usable = [name for name, of in table.features.items() if _may_be_classes(of)]
     if found is None and usable:
         raise UsageError(
-            f"{source} has no column of type ClassLabel: name that of the labels, as in "
+            f"{source} has no column of type ClassLabel: name the label column, as in "
             f"{table.called}:{','.join([*images, usable[0]])} (columns: {', '.join(usable)})"
         )
     return image, found
 
 
 def _only(table: Table, type_: str, what: str, beside: list[str]) -> str | None:
-    """The column of a type; None if there is none."""
+    """Return the only column of a type, or None if no column has it."""
     found = [name for name, of in table.features.items() if type(of).__name__ == type_]
     if len(found) > 1:
         raise UsageError(
@@ -77,7 +92,20 @@ def _only(table: Table, type_: str, what: str, beside: list[str]) -> str | None:
 def classes(
     source: str, table: Table, column: str
 ) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
-    """The classes, None if there are none, and their names."""
+    """Read the classes of a label column.
+
+    Args:
+        source: The source, for error messages.
+        table: The split to read.
+        column: The label column: of type ClassLabel, whole numbers or texts.
+
+    Returns:
+        The classes, int64 (N,), or None if no row has a label; and the class names by number, () if
+            the classes have no names.
+
+    Raises:
+        UsageError: Only some rows have a label, or a value is not a class.
+    """
     of = table.features[column]
     named = type(of).__name__ == "ClassLabel"
     if not (named or _may_be_classes(of)):
@@ -93,8 +121,8 @@ def classes(
         values.append(same.setdefault(value, value))
         if isinstance(value, str) and len(same) > MAX_TEXTS:
             raise UsageError(
-                f"{source} has more than {MAX_TEXTS:,} texts in column {column}, which are no "
-                "classes: name another column"
+                f"{source} has more than {MAX_TEXTS:,} texts in column {column}, too many "
+                "for classes: name another column"
             )
     if None in same:
         if len(same) == 1:
@@ -113,12 +141,12 @@ def classes(
     if names and max(same) >= len(names):
         raise UsageError(beyond(source, column, max(same), len(names)))
     if names == tuple(map(str, range(len(names)))):
-        names = ()  # the library's own, where none were given
+        names = ()  # the library's placeholders for classes without names
     return np.array(values, np.int64), names
 
 
 def kind(of: Any) -> str:
-    """A column's type in words."""
+    """Return the name of a column's type."""
     return str(getattr(of, "dtype", None) if type(of).__name__ == "Value" else type(of).__name__)
 
 
@@ -127,5 +155,5 @@ def _may_be_classes(of: Any) -> bool:
 
 
 def beyond(source: str, name: str, k: int, num: int) -> str:
-    """The refusal of a class that has no name."""
+    """Return the error message for a class beyond the named ones."""
     return f"{source} has the class {k} in column {name}, which names {num} classes"

@@ -1,4 +1,4 @@
-"""The label table of a set as EDM's `dataset_tool.py` makes it, in an archive or in a folder.
+"""The label table that EDM's `dataset_tool.py` writes, in an archive or in a folder.
 
 `dataset.json` is {"labels": [["00000/img00000000.png", 6], ...]}, or null for a set without labels.
 """
@@ -14,7 +14,7 @@ from pdfast.data.readers.reading import listen
 from pdfast.errors import UsageError
 
 LABELS = "dataset.json"
-MAX_BYTES = 2**27  # of a table: two million pictures
+MAX_BYTES = 2**27  # of a table, at most: two million pictures
 
 
 def parse(
@@ -25,11 +25,21 @@ def parse(
     passed: Container[str] = (),
     top: str = "",
 ) -> NDArray[np.int64] | None:
-    """One label a picture, in the order of `names`; None if the set has no labels.
+    """Parse a label table into one label per picture.
 
-    `where`: the table, for error messages. `names`: the pictures as the table calls them. `place`:
-    what holds them, in words. `passed`: pictures left out of `names`, whose labels do not count.
-    `top`: a folder that names in the table may begin with, and `names` do not.
+    Args:
+        where: The table's name, for error messages.
+        content: The table, JSON.
+        names: The pictures, by the names that the table uses.
+        place: What holds the pictures, for error messages.
+        passed: Pictures left out of `names`, whose labels are ignored.
+        top: A folder that names in the table may begin with and `names` do not.
+
+    Returns:
+        Labels int64 (N,) in the order of `names`; None if the set has no labels.
+
+    Raises:
+        UsageError: The table is malformed, or a picture has no label or two different ones.
     """
     try:
         table = json.loads(content)
@@ -50,8 +60,8 @@ def parse(
         if name not in found:
             if name in passed:
                 continue
-            raise UsageError(f"{where} has a label for {name}, which is no picture in {place}")
-        number = label(pair[1], f"{where} has for {name} the label")
+            raise UsageError(f"{where} has a label for {name}, which is not a picture in {place}")
+        number = label(pair[1], f"{where} gives {name} the label")
         if found[name] not in (-1, number):
             raise UsageError(
                 f"{where} has two labels for {name}, {found[name]} and {number}: keep one"

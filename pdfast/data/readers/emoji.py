@@ -1,10 +1,11 @@
 """The pictures of an emoji font, `emoji:<file>`: the PNGs of its largest strike (table CBDT).
 
-One rule drops near-duplicates: what the font's ligatures make of a sequence with one of the five
-skin-tone modifiers is left out. Of Noto Color Emoji's 3,926 pictures that leaves 2,036.
+Near-duplicates are dropped by one rule: glyphs that the font's ligatures make from a sequence with
+one of the five skin-tone modifiers are left out. Of Noto Color Emoji's 3,926 pictures that leaves
+2,036.
 
-The tables are read here and not by fontTools, which takes their counts and ranges as they come: a
-font of 10 kB can keep it busy for an hour. Their layouts are OpenType's.
+fontTools is not used here, because it does not check the counts and ranges in the tables: a font of
+10 kB can keep it busy for an hour. The layouts of the tables are OpenType's.
 """
 
 import io
@@ -21,18 +22,22 @@ from pdfast.data.readers.registry import Reader, register
 from pdfast.errors import UsageError
 
 PREFIX = "emoji:"
-MAX_FILE = 2**26  # bytes; Noto's has 11 million
+MAX_FILE = 2**26  # bytes; Noto Color Emoji has 11 million
 TONES = range(0x1F3FB, 0x1F400)  # code points of the skin-tone modifiers
 METRICS = {17: 5, 18: 8}  # bytes before a picture's length, by image format
 
 
 def absolute(source: str) -> str:
-    """The same source, found from any folder."""
+    """Return the same source with an absolute path, so that it is found from any folder."""
     return f"{PREFIX}{Path(source.removeprefix(PREFIX)).absolute()}"
 
 
 def find(source: str) -> Pictures:
-    """The pictures of the font, by glyph."""
+    """Find the pictures of a font, in the order of its glyphs.
+
+    Raises:
+        UsageError: The font cannot be read, or has no pictures.
+    """
     path = Path(source.removeprefix(PREFIX))
     try:
         with path.open("rb") as file:
@@ -69,12 +74,12 @@ def _tables(content: bytes) -> dict[str, memoryview]:
 
 
 def _glyphs(places: memoryview, data: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Every glyph's number and PNG, of the strike with the largest pictures."""
+    """Yield number and PNG of every glyph in the strike with the largest pictures."""
     (num,) = struct.unpack_from(">I", places, 4)
     strikes = [struct.unpack_from(">4I24x2H4B", places, 8 + 48 * k) for k in range(min(num, 256))]
     if not strikes:
         raise ValueError("it has no pictures")
-    start, _, num, *_ = max(strikes, key=lambda strike: strike[7])  # pixels an em in height
+    start, _, num, *_ = max(strikes, key=lambda strike: strike[7])  # height in pixels per em
     after, left = 0, len(data)
     for k in range(num):
         listen()
@@ -103,7 +108,7 @@ def _glyphs(places: memoryview, data: memoryview) -> Iterator[tuple[int, memoryv
 
 
 def _toned(tables: dict[str, memoryview]) -> set[int]:
-    """The glyphs of sequences with a skin tone, by the ligatures of GSUB."""
+    """Return the glyphs of sequences with a skin tone, by the ligatures of GSUB."""
     if "cmap" not in tables or "GSUB" not in tables:
         return set()
     tones = _tones(tables["cmap"])
@@ -111,7 +116,7 @@ def _toned(tables: dict[str, memoryview]) -> set[int]:
 
 
 def _tones(cmap: memoryview) -> set[int]:
-    """The modifiers' own glyphs, by the character map of format 12, which goes beyond 2^16."""
+    """Return the glyphs of the modifiers, by the character map of format 12 (beyond 2^16)."""
     found = set()
     (num,) = struct.unpack_from(">H", cmap, 2)
     for k in range(num):
@@ -126,7 +131,7 @@ def _tones(cmap: memoryview) -> set[int]:
 
 
 class _Words:
-    """16-bit numbers of a table, of which tables within it that overlap cannot make much more."""
+    """16-bit numbers of a table, bounded: overlapping sub-tables cannot multiply the work."""
 
     def __init__(self, table: memoryview) -> None:
         self._table, self._left = table, 4 * len(table)
@@ -138,12 +143,12 @@ class _Words:
         return struct.unpack_from(f">{num}H", self._table, at)
 
     def list(self, at: int) -> tuple[int, ...]:
-        """Numbers behind their count."""
+        """Read a count and the numbers behind it."""
         return self.read(at + 2, *self.read(at))
 
 
 def _ligatures(table: memoryview) -> Iterator[tuple[int, tuple[int, ...]]]:
-    """(glyph, glyphs that it stands for but for the first) of every ligature."""
+    """Yield the glyph of every ligature, and the glyphs that it replaces except the first."""
     words = _Words(table)
     (lookups,) = words.read(8)
     for lookup in words.list(lookups):

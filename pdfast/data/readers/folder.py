@@ -1,4 +1,4 @@
-"""A folder of images of any size, whose class sub-folders or `dataset.json`, if any, label them."""
+"""A folder of images of any size, labelled by class sub-folders or a `dataset.json`, if any."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -15,14 +15,25 @@ from pdfast.data.readers.registry import LAST, Reader, register
 from pdfast.data.readers.tree import Tree, shown
 from pdfast.errors import UsageError
 
-MAX_NAMED = 10  # of what is refused
-FEW = 3  # names that show what is meant
+MAX_NAMED = 10  # names that an error lists
+FEW = 3  # names that an error gives as examples
 
 _Classes = tuple[NDArray[np.int64], tuple[str, ...]]  # labels, and the names by number
 
 
 def find(path: Path, wanted: Wanted) -> Pictures:
-    """The pictures in a folder and those below it, by name."""
+    """Find the pictures in a folder and below it, in the order of their names.
+
+    Args:
+        path: The folder.
+        wanted: Whether labels are wanted, how folders give them, and whether to skip broken links.
+
+    Returns:
+        The pictures; labels and class names if they are wanted.
+
+    Raises:
+        UsageError: There are no pictures, or their labels are missing or ambiguous.
+    """
     as_before = wanted.folders == "top-as-text"
     found = tree.scan(str(path), as_before)
     _pass_broken(path, found, wanted)
@@ -49,7 +60,7 @@ def _files(path: Path, pictures: list[str], start: int) -> Iterator[tuple[str, P
 def _pass_broken(path: Path, found: Tree, wanted: Wanted) -> None:
     """Refuse links that lead nowhere, or note them if they may be skipped."""
     broken = found.broken
-    # A class is no picture: without it others would get its number.
+    # A broken link may be a class: skipping it would give its number to another class.
     classes = [name for name in broken if "/" not in name and not _is_picture(name)]
     needed = wanted.labels and bool(classes)
     if broken and (needed or not wanted.skip_bad):
@@ -79,7 +90,7 @@ def _list(names: list[str], most: int = FEW) -> str:
 def _labels(
     path: Path, found: Tree, wanted: Wanted
 ) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
-    """One a picture, and the names of the classes, as they are wanted."""
+    """Return one label per picture and the class names, as `wanted.folders` asks."""
     auto = wanted.folders == "auto"
     if auto and wanted.labels and "" in found.tables:
         return _of_table(path, found), ()
@@ -111,7 +122,7 @@ def _labels(
 
 
 def _of_table(path: Path, found: Tree) -> NDArray[np.int64]:
-    """The labels that EDM's table has."""
+    """Read the labels from EDM's table."""
     file = path / LABELS
     where = shown(str(file))
     if file.stat().st_size > edm_labels.MAX_BYTES:
@@ -133,7 +144,7 @@ def _of_table(path: Path, found: Tree) -> NDArray[np.int64]:
 
 
 def _check_tables(path: Path, found: Tree) -> None:
-    """Refuse a set with a table of labels that lies deeper."""
+    """Refuse a set with a label table in a sub-folder."""
     below = [folder for folder in found.tables if folder]
     if below:
         inside = path / below[0]
@@ -145,7 +156,7 @@ def _check_tables(path: Path, found: Tree) -> None:
 
 
 def _check_splits(path: Path, found: Tree) -> None:
-    """Refuse a folder of the splits of a set, or one that holds nothing else."""
+    """Refuse a folder that holds the splits of a set, directly or below a single sub-folder."""
     used = np.bincount(np.asarray(found.of_pictures), minlength=len(found.folders)) > 0
     holding = {folder for folder, has in zip(found.folders, used, strict=True) if has}
     inside = ""
@@ -165,7 +176,7 @@ def _check_splits(path: Path, found: Tree) -> None:
 
 
 def _check_depth(path: Path, found: Tree) -> None:
-    """Refuse pictures below the class sub-folders: it may be these that are the classes."""
+    """Refuse pictures below the class sub-folders: those deeper folders may be the classes."""
     deep = [name for name in found.pictures if name.count("/") > 1]
     if not deep:
         return
@@ -183,14 +194,14 @@ def _check_depth(path: Path, found: Tree) -> None:
 
 
 def _by_top(found: Tree) -> _Classes:
-    """Classes are the folders directly below, however deep the pictures lie."""
+    """Take the folders directly below as classes, however deep the pictures lie."""
     return _numbered(found, _top, _tops(found, empty=True), _ordered)
 
 
 def _by_parent(found: Tree) -> _Classes:
-    """Classes are the folders that hold pictures themselves, and those that hold nothing at all.
+    """Take as classes the folders that hold pictures, and those that hold nothing at all.
 
-    They are known by their names; by their paths if two have one name, as they are two classes.
+    A class is known by its folder's name, or by its path if two of these folders share a name.
     """
     used = np.bincount(np.asarray(found.of_pictures), minlength=len(found.folders)) > 0
     inner = {folder.rpartition("/")[0] for folder in found.folders if folder}
@@ -210,13 +221,13 @@ def _top(folder: str) -> str:
 
 
 def _tops(found: Tree, empty: bool) -> set[str]:
-    """The folders directly below; without `empty` those that pictures are in."""
+    """Return the folders directly below; without `empty` only those with pictures in them."""
     numbers = range(len(found.folders)) if empty else set(found.of_pictures)
     return {_top(found.folders[k]) for k in numbers} - {""}
 
 
 def _ordered(names: set[str]) -> list[str]:
-    """Names by number if they are all whole numbers, or paths of such; else by the alphabet."""
+    """Sort names numerically if every part of every path is a whole number, else alphabetically."""
     parts = {name: name.split("/") for name in names}
     if all(part.isascii() and part.isdigit() for of_one in parts.values() for part in of_one):
         return sorted(names, key=lambda name: ([int(part) for part in parts[name]], name))
@@ -229,7 +240,7 @@ def _numbered(
     names: set[str],
     order: Callable[[set[str]], list[str]],
 ) -> _Classes:
-    """Labels by the folders' classes, numbered in order."""
+    """Number the classes in order, and label each picture by the class of its folder."""
     ordered = order(names)
     numbers = {name: k for k, name in enumerate(ordered)}
     of_folders = np.array([numbers.get(class_of(folder), -1) for folder in found.folders], np.int64)

@@ -1,12 +1,14 @@
 """Data sets of Hugging Face's `datasets`, `hf:NAME[:SPLIT[:COLUMN]]`.
 
-NAME is a folder that `save_to_disk` wrote, a .parquet file, a folder of them, or the name of a set
-on the hub, which the library downloads once, into its own cache. Pictures and labels are the
-columns of type Image and ClassLabel, or those that COLUMN names, `image,label` where it is both;
-that may also be a column of whole numbers, which are the classes, or of texts, which are their
-names (class_names.py orders them). .parquet files may order the names of their classes each in its
-own way, which the library itself overlooks: labels go by their names. No script of a data set is
-run: from its version 4 on the library runs none.
+NAME is a folder written by `save_to_disk`, a .parquet file, a folder of them, or the name of a set
+on the hub, which the library downloads once into its own cache.
+
+Pictures and labels are the columns of type Image and ClassLabel, or the ones that COLUMN names:
+`image,label` names both. The label column may also hold whole numbers, which are the classes, or
+texts, which are class names (class_names.py orders them). .parquet files may each number the same
+class names differently, which the library overlooks: labels are matched by name.
+
+No script of a data set is run: the library runs none from version 4 on.
 """
 
 import contextlib
@@ -28,24 +30,35 @@ from pdfast.errors import PdfastError, UsageError
 
 PREFIX = "hf:"
 ON_HUB = re.compile(r"([^:]+):([A-Za-z_][\w.-]*)?(?::(.+))?")
-DEFAULT_SPLIT = "train"  # where there are several
-ROWS = 64  # of a parquet file, read at once
+DEFAULT_SPLIT = "train"  # of several splits
+ROWS = 64  # rows of a parquet file that are read at once
 
 
 def absolute(source: str) -> str:
-    """The same source, found from any folder."""
+    """Return the same source with an absolute path, unless it names a set on the hub."""
     name, split, chosen = _parts(source)
     here = Path(name).absolute() if _exists(name) else name
     return f"{PREFIX}{here}{f':{split}' if split or chosen else ''}{chosen and f':{chosen}'}"
 
 
 def on_hub(source: str) -> bool:
-    """Whether it is the name of a set that may have to be downloaded."""
+    """Return whether the source names a set on the hub, which may have to be downloaded."""
     return not _exists(_parts(source)[0])
 
 
 def find(source: str, wanted: Wanted) -> Pictures:
-    """The pictures of a split, in its order."""
+    """Find the pictures of a split, in its order.
+
+    Args:
+        source: The source.
+        wanted: Whether labels are wanted.
+
+    Returns:
+        The pictures; labels and class names if they are wanted and there are any.
+
+    Raises:
+        UsageError: The set cannot be read, or its columns are missing or ambiguous.
+    """
     with _reading(source):
         table = _open(source)
         image, of_labels = columns.choose(source, table, _parts(source)[2], wanted.labels)
@@ -59,7 +72,7 @@ def find(source: str, wanted: Wanted) -> Pictures:
 
 
 def _parts(source: str) -> tuple[str, str, str]:
-    """Name, split and columns, which are empty if none are named."""
+    """Split a source into name, split and columns, each empty if it is not named."""
     name = source.removeprefix(PREFIX)
     if _exists(name):
         return name, "", ""
@@ -74,8 +87,8 @@ def _parts(source: str) -> tuple[str, str, str]:
 
 
 def _exists(name: str) -> bool:
-    """Whether there is a file or folder of this name."""
-    with contextlib.suppress(OSError):  # such as of a name that is too long for one
+    """Return whether a file or folder of this name exists."""
+    with contextlib.suppress(OSError):  # such as a name that is too long for a path
         return Path(name).exists()
     return False
 
@@ -95,15 +108,15 @@ def _open(source: str) -> Table:
         saved = datasets.load_from_disk(path)
         splits = saved if isinstance(saved, dict) else {saved.split or DEFAULT_SPLIT: saved}
         chosen, saved = _split(source, splits, split)
-        saved.data.validate(full=True)  # no offset in it points outside
+        saved.data.validate(full=True)  # refuses offsets that point outside the data
         _check_names(source, saved, datasets)
         return _mapped(saved, datasets, f"{PREFIX}{name}:{chosen}")
     try:
         loaded = datasets.load_dataset(name)
-    except Exception as error:  # of its own kinds and those of all that it uses
+    except Exception as error:  # of the library's types, or of any package that it uses
         raise UsageError(
-            f"{source} is no folder and no file here, and as a name on the hub it cannot be had "
-            f"({_why(error)}): correct it, or log in, or see to the network"
+            f"{source} is not a local file or folder, and cannot be loaded from the hub "
+            f"({_why(error)}): correct the name, log in, or check the network"
         ) from None
     kept = (datasets.config.HF_DATASETS_CACHE, datasets.config.HF_CACHE_HOME)
     caches = tuple(Path(folder).resolve() for folder in kept)
@@ -147,9 +160,9 @@ def _parquet(source: str, path: Path, split: str, datasets: Any) -> Table:
 
 @contextlib.contextmanager
 def _uncounted(datasets: Any) -> Iterator[None]:
-    """Without the library's message to the hub that a set is read: these are files here.
+    """Keep the library from telling the hub that a set is read: these files are local.
 
-    Where there is no network, it would wait for one.
+    Without a network connection the library would wait for one.
     """
     before = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
@@ -168,7 +181,7 @@ def _of_file(parquet: Any, file: Any, name: str) -> Iterator[Any]:
 def _joined(
     source: str, name: str, files: list[Any], of_files: list[dict[str, Any]], datasets: Any
 ) -> Any:
-    """The type of a column in all files; of classes with the names of all, in their order."""
+    """Return the type of a column in all files; a ClassLabel gets the class names of all."""
     first = of_files[0][name]
     names: list[str] = []
     for file, features in zip(files, of_files, strict=True):
@@ -176,14 +189,14 @@ def _joined(
         if type(of_file) is not type(first):
             raise UsageError(
                 f"{source} has the column {name} as {kind(first)} in {files[0]}, but as "
-                f"{kind(of_file)} in {file}: write the files alike"
+                f"{kind(of_file)} in {file}: write all files with one type"
             )
         names += [one for one in getattr(of_file, "names", None) or () if one not in names]
     return datasets.ClassLabel(names=names) if type(first).__name__ == "ClassLabel" else first
 
 
 def _renumber(source: str, name: str, of_file: Any, joined: Any) -> Callable[[Any], Any] | None:
-    """What makes the numbers of a file's classes those of all files; None where they are."""
+    """Return a map from a file's class numbers to those of all files; None if they are the same."""
     mine: list[str] = getattr(of_file, "names", None) or []
     all_: list[str] = getattr(joined, "names", None) or []
     if mine == all_:
@@ -201,7 +214,7 @@ def _renumber(source: str, name: str, of_file: Any, joined: Any) -> Callable[[An
 
 
 def _check_names(source: str, saved: Any, datasets: Any) -> None:
-    """Refuse files of one saved set that number the names of their classes differently."""
+    """Refuse files of one saved set that number their class names differently."""
     ipc = importlib.import_module("pyarrow.ipc")
     for file in saved.cache_files:
         with ipc.open_stream(file["filename"]) as opened:
@@ -213,8 +226,8 @@ def _check_names(source: str, saved: Any, datasets: Any) -> None:
             if names and names != of.names:
                 raise UsageError(
                     f"{source} numbers the classes of column {name} as {_few(of.names)}, but "
-                    f"{file['filename']} as {_few(names)}: save it again, from the sets that it "
-                    "was made of"
+                    f"{file['filename']} as {_few(names)}: save it again from the sets that it "
+                    "was made from"
                 )
 
 
@@ -223,8 +236,8 @@ def _few(names: list[str]) -> str:
 
 
 def _mapped(saved: Any, datasets: Any, called: str) -> Table:
-    """A set that lies in files that are mapped into memory."""
-    plain = saved.with_format(None)  # it may have been saved as tensors, or for some columns only
+    """Return a set whose files are mapped into memory."""
+    plain = saved.with_format(None)  # the saved format may be tensors, or some columns only
 
     def column(name: str, start: int) -> Iterator[Any]:
         if start >= len(plain):
@@ -239,13 +252,13 @@ def _mapped(saved: Any, datasets: Any, called: str) -> Table:
 
 
 def _split(source: str, splits: dict[str, Any], asked: str) -> tuple[str, Any]:
-    """The split that is asked for, or the only one, or that for training; with its name."""
+    """Return name and data of the split asked for, else of the only one or the training split."""
     names = list(map(str, splits))
     chosen = asked or (names[0] if len(names) == 1 else DEFAULT_SPLIT)
     if chosen not in names:
         raise UsageError(
-            f"{source} has no split {chosen}: name one of {', '.join(names) or 'none'} behind it, "
-            f"{PREFIX}NAME:SPLIT, and a column behind that, {PREFIX}NAME:SPLIT:COLUMN"
+            f"{source} has no split {chosen}: append one of {', '.join(names) or 'none'}, as in "
+            f"{PREFIX}NAME:SPLIT, and a column as in {PREFIX}NAME:SPLIT:COLUMN"
         )
     return chosen, splits[chosen]
 
@@ -267,7 +280,7 @@ def _files(source: str, table: Table, column: str, start: int) -> Iterator[tuple
 
 @contextlib.contextmanager
 def _reading(source: str) -> Iterator[None]:
-    """What goes wrong in the library as UsageError; what it logs of it, not at all."""
+    """Turn the library's errors into UsageError, and silence what it logs about them."""
     loggers = [logging.getLogger(name) for name in ("datasets", "huggingface_hub")]
     levels = [logger.level for logger in loggers]
     try:
@@ -276,7 +289,7 @@ def _reading(source: str) -> Iterator[None]:
         yield
     except (PdfastError, MemoryError):
         raise
-    except Exception as error:  # pyarrow's and the library's own, of many kinds
+    except Exception as error:  # of pyarrow's and the library's many types
         raise UsageError(f"{source} cannot be read ({_why(error)})") from None
     finally:
         for logger, level in zip(loggers, levels, strict=True):
@@ -284,7 +297,7 @@ def _reading(source: str) -> Iterator[None]:
 
 
 def _why(error: Exception) -> str:
-    """The first line that it says."""
+    """Return the first line of an error's message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 

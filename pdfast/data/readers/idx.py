@@ -1,7 +1,7 @@
-"""IDX files, as MNIST and Fashion-MNIST ship them: bytes behind a header of big-endian numbers.
+"""IDX files, the format of MNIST and Fashion-MNIST: bytes after a header of big-endian numbers.
 
-Images are `<set>-images-idx3-ubyte`, or with a dot, `<set>-images.idx3-ubyte`; their labels are
-`<set>-labels-idx1-ubyte` beside them, with a dot or without. Any may be gzipped (.gz).
+Images are `<set>-images-idx3-ubyte`, or with a dot `<set>-images.idx3-ubyte`; their labels are
+`<set>-labels-idx1-ubyte` next to them, with a hyphen or a dot. Any may be gzipped (.gz).
 """
 
 import contextlib
@@ -30,7 +30,17 @@ TRAIN = "train-images-idx3-ubyte"
 
 
 def train_images(path: Path) -> Path | None:
-    """The images of the training set, if `path` is a folder of such files."""
+    """Find the images of the training set in a folder of IDX files.
+
+    Args:
+        path: The folder; may be a file or absent.
+
+    Returns:
+        The file of the images; None if `path` is not a folder of IDX files.
+
+    Raises:
+        UsageError: The folder has IDX files, but none of a training set.
+    """
     if not path.is_dir():
         return None
     found = sorted(
@@ -49,7 +59,18 @@ def train_images(path: Path) -> Path | None:
 
 
 def read(path: Path, wanted: Wanted) -> Arrays:
-    """Images, and labels if they are wanted; see the package."""
+    """Read the images, and their labels if they are wanted.
+
+    Args:
+        path: The file of the images.
+        wanted: The wanted size and channels, and whether to read labels.
+
+    Returns:
+        Images uint8 (N, H, W, 1), and with `wanted.labels` labels uint8 (N,).
+
+    Raises:
+        UsageError: A file is damaged or not as wanted, or the labels are missing.
+    """
     with _open(path, 3) as (shape, load):
         check_shape(str(path), (*shape, 1), wanted)
         images = allocate(str(path), (*shape, 1))
@@ -60,7 +81,7 @@ def read(path: Path, wanted: Wanted) -> Arrays:
     if beside is None:
         name = f"{_set(path)}labels-idx1-ubyte{'.gz' if path.name.lower().endswith('.gz') else ''}"
         raise UsageError(
-            f"{path} has its labels in {name}, which is not beside it: put it there, or ask "
+            f"{path} has no labels beside it: put {name} there, or ask "
             "for no labels (model.num_classes 0)"
         )
     with _open(beside, 1) as (shape, load):
@@ -72,19 +93,19 @@ def read(path: Path, wanted: Wanted) -> Arrays:
 
 
 def files(path: Path) -> list[Path]:
-    """All that `read` may read."""
+    """Return all files that `read` may read."""
     beside = _labels(path)
     return [path] if beside is None else [path, beside]
 
 
 def _set(path: Path) -> str:
-    """What the names of a set's files begin with, such as `train-`."""
+    """Return the prefix of the names of a set's files, such as `train-`."""
     match = IMAGES.fullmatch(path.name)
     return match[1] if match else ""
 
 
 def _labels(path: Path) -> Path | None:
-    """The file of the labels, of the same packing if there are two; None if there is none."""
+    """Find the file of the labels, preferably packed as the images are; None if it is missing."""
     match = IMAGES.fullmatch(path.name)
     if match is None:
         return None
@@ -97,21 +118,21 @@ def _labels(path: Path) -> Path | None:
 
 
 def count(path: Path) -> int:
-    """Number of images, by the header."""
+    """Count the images by the file's header."""
     with _open(path, 3) as (shape, _):
         return shape[0]
 
 
 @contextlib.contextmanager
 def _open(path: Path, ndim: int) -> Iterator[tuple[tuple[int, ...], Callable[[int], bytes]]]:
-    """(shape, reader of the bytes) of a file of `ndim` dimensions, its size checked."""
+    """Open a file of `ndim` dimensions; yield its shape, checked against its size, and a reader."""
     try:
         with path.open("rb") as file:
             packed = path.suffix.lower() == ".gz"
             load = Gunzip(file).read if packed else file.read
             header = load(4 * (1 + ndim))
             magic, *shape = struct.unpack(f">{1 + ndim}I", header)
-            if magic != 0x800 + ndim:  # 8: of unsigned bytes
+            if magic != 0x800 + ndim:  # 8: unsigned bytes
                 raise ValueError(f"it begins with {magic:#010x}, not {0x800 + ndim:#010x}")
             size, needed = os.fstat(file.fileno()).st_size, len(header) + math.prod(shape)
             if needed > size * MAX_RATIO if packed else needed != size:
@@ -127,7 +148,7 @@ def _open(path: Path, ndim: int) -> Iterator[tuple[tuple[int, ...], Callable[[in
 
 
 def _images(source: str) -> Path:
-    """The file of the images that a source, a file or a folder, names."""
+    """Return the file of the images that a source, a file or a folder, names."""
     return train_images(Path(source)) or Path(source)
 
 

@@ -1,7 +1,7 @@
-"""A zip of images as EDM's `dataset_tool.py` makes it, but for their sizes, which may be any.
+"""A zip of images in the layout of EDM's `dataset_tool.py`, except that images may have any size.
 
-The labels are in its `dataset.json`; see edm_labels.py. That may lie in a folder, as
-`zip -r set.zip set` has it; its names are then from that folder on.
+The labels are in its `dataset.json`; see edm_labels.py. That may lie in a folder, as `zip -r
+set.zip set` stores it; the names in it are then relative to that folder.
 """
 
 import io
@@ -22,12 +22,20 @@ from pdfast.data.readers.registry import Reader, register
 from pdfast.data.readers.zips import open_member, open_zip
 from pdfast.errors import UsageError, printable
 
-MAX_LIST = 2**27  # bytes of the archive's list of members, and of its labels: a million pictures
+MAX_LIST = 2**27  # bytes of the list of members, and of the label table: a million pictures
 KIND = "zip of images"
 
 
 def find(path: Path, wanted: Wanted) -> Pictures:
-    """The pictures in it, by name."""
+    """Find the pictures in a zip, in the order of their names.
+
+    Args:
+        path: The zip.
+        wanted: Whether labels are wanted.
+
+    Raises:
+        UsageError: The zip cannot be read, has no pictures, or its labels are not usable.
+    """
     with open_zip(path, KIND, MAX_LIST) as archive:
         left_out = LeftOut()
         names = [name for name in archive.namelist() if is_picture(name, left_out)]
@@ -62,7 +70,7 @@ def _held(archive: zipfile.ZipFile, name: str, where: str) -> Held:
 
 
 def _content(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
-    """A member, whose checksum is compared."""
+    """Read a member, whose checksum is compared."""
     info = archive.getinfo(name)
     if info.file_size > most:
         raise zipfile.BadZipFile(f"{name} has {info.file_size:,} bytes")
@@ -74,7 +82,7 @@ def _content(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
 
 
 def _labels(path: Path, archive: zipfile.ZipFile, names: list[str]) -> NDArray[np.int64] | None:
-    """One a picture, or None if there are none."""
+    """Return one label per picture, or None if the zip has no labels."""
     tables = [name for name in archive.namelist() if f"/{name}".endswith(f"/{LABELS}")]
     if len(tables) > 1:
         raise UsageError(f"{path} has two lists of labels, {tables[0]} and {tables[1]}: keep one")
@@ -85,7 +93,7 @@ def _labels(path: Path, archive: zipfile.ZipFile, names: list[str]) -> NDArray[n
                 "classes only in a folder: unzip it, and name the folder as data.source"
             )
         return None
-    top = tables[0].removesuffix(LABELS)  # the names in it are from there
+    top = tables[0].removesuffix(LABELS)  # names in the table are relative to this folder
     content = _content(archive, tables[0], MAX_LIST)
     inside = [name.removeprefix(top) for name in names]
     return edm_labels.parse(f"{path}: {tables[0]}", content, inside, "the zip", top=top)

@@ -1,9 +1,9 @@
-"""Which members of an archive are pictures, and why one that looks like a picture is not taken."""
+"""Which members of an archive are pictures, and why one that looks like a picture is skipped."""
 
 from pdfast.data.readers.pictures import SUFFIXES
 from pdfast.data.readers.reading import LeftOut
 
-# Pictures of kinds that are not read; those of `SUFFIXES` come first.
+# Suffixes of pictures; those not in `SUFFIXES` are of kinds that are not read.
 UNREAD = (
     *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
     *(".avif", ".heic", ".heif", ".jxl", ".jp2", ".j2k", ".ico", ".svg", ".eps", ".psd", ".tga"),
@@ -12,9 +12,12 @@ UNREAD = (
 
 
 def is_picture(name: str, left_out: LeftOut, archive: str = "") -> bool:
-    """Whether a member is one that is read; what only looks like one is noted.
+    """Return whether a member is a picture to read; note a skipped one that looks like a picture.
 
-    `archive`: its name, where there may be several.
+    Args:
+        name: The member's name.
+        left_out: Where skipped members are noted.
+        archive: The archive's name, if there may be several.
     """
     called = f"{archive}: {name}" if archive else name
     lower = name.lower()

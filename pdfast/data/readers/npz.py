@@ -1,8 +1,8 @@
-"""An .npz archive: uint8 `images` (N, H, W, C), and `labels` (N,) of any whole-number type.
+"""An .npz archive: uint8 `images` (N, H, W, C), and `labels` (N,) of any integer type.
 
-`arr_0` will do for `images`: `pdfast sample` and the usual reference batches call them so.
-`class_names`, texts, are those of the classes, by number. Large images that lie in the file as they
-are, as `np.savez` and `pdfast data` write them, are mapped into memory, and shared by processes.
+`arr_0` is accepted for `images`: `pdfast sample` and the usual reference batches use that name.
+`class_names`, texts, are the class names by number. Large images that are stored uncompressed, as
+`np.savez` and `pdfast data` write them, are mapped into memory and shared by processes.
 """
 
 import dataclasses
@@ -26,15 +26,23 @@ from pdfast.data.readers.zips import open_member, open_zip
 from pdfast.errors import UsageError
 
 NAMES = ("images", "arr_0")
-MAPPED = 2**28  # bytes of images from which they are left in the file
-MAX_HEADER = 4096  # bytes; NumPy writes 128
+MAPPED = 2**28  # bytes of images from which they are mapped, or read one by one
+MAX_HEADER = 4096  # bytes of an array's header; NumPy writes 128
 MAX_LIST = 2**20  # bytes of the archive's list of members
 
 
 def read(path: Path, wanted: Wanted) -> Arrays | Pictures:
-    """Images, and labels if they are wanted; see the package.
+    """Read the images, and their labels if they are wanted.
 
-    Large images that are deflated are given as pictures, one after the other.
+    Args:
+        path: The archive.
+        wanted: The wanted size and channels, and whether to read labels.
+
+    Returns:
+        Arrays; large compressed images as pictures, to be read one by one.
+
+    Raises:
+        UsageError: The archive is damaged or not as wanted.
     """
     with open_zip(path, ".npz file", MAX_LIST) as archive:
         images = _images(path, archive)
@@ -58,14 +66,14 @@ def read(path: Path, wanted: Wanted) -> Arrays | Pictures:
 
 
 def read_prepared(path: Path, wanted: Wanted) -> Arrays:
-    """As `read`, of what prepare.py wrote, whose images are stored as they are."""
+    """Read, as `read` does, a file that prepare.py wrote, whose images are never compressed."""
     found = read(path, wanted)
     assert isinstance(found, Arrays)
     return found
 
 
 def count(path: Path) -> int:
-    """Number of images, by the header."""
+    """Count the images by the array's header."""
     with open_zip(path, ".npz file", MAX_LIST) as archive:
         images = _images(path, archive)
         images.file.close()
@@ -73,7 +81,7 @@ def count(path: Path) -> int:
 
 
 class Member(NamedTuple):
-    """An array of the archive, its header read."""
+    """An array of the archive whose header has been read."""
 
     file: Any
     shape: tuple[int, ...]
@@ -84,7 +92,7 @@ class Member(NamedTuple):
 
 
 def _pixels(path: Path, images: Member) -> Arrays | Pictures:
-    """The images; large ones mapped, or, where they are deflated, to be read one by one."""
+    """Return the images; large ones mapped, or as pictures if they are compressed."""
     size, info = math.prod(images.shape), images.info
     if size < MAPPED or images.transposed:
         return Arrays(read_array(images, str(path)))
@@ -96,7 +104,7 @@ def _pixels(path: Path, images: Member) -> Arrays | Pictures:
 
 
 def _each(path: Path, start: int) -> Iterator[tuple[str, Held]]:
-    """Each image from number `start` on, in order."""
+    """Yield each image from number `start` on, in order."""
     with open_zip(path, ".npz file", MAX_LIST) as archive:
         images = _images(path, archive)
         with images.file:
@@ -108,7 +116,7 @@ def _each(path: Path, start: int) -> Iterator[tuple[str, Held]]:
 
 
 def _names(path: Path, archive: zipfile.ZipFile) -> tuple[str, ...]:
-    """Of the classes; () if the archive has none."""
+    """Return the class names; () if the archive has none."""
     if "class_names.npy" not in archive.namelist():
         return ()
     names = open_array(archive, "class_names")
@@ -121,7 +129,7 @@ def _names(path: Path, archive: zipfile.ZipFile) -> tuple[str, ...]:
         try:
             return tuple(map(str, read_array(names, f"{path}: `class_names`")))
         except UnicodeDecodeError:
-            raise UsageError(f"{path}: `class_names` holds what is no text") from None
+            raise UsageError(f"{path}: `class_names` holds invalid text") from None
 
 
 def _images(path: Path, archive: zipfile.ZipFile) -> Member:
@@ -140,10 +148,18 @@ def _images(path: Path, archive: zipfile.ZipFile) -> Member:
 
 
 def open_array(archive: zipfile.ZipFile, name: str) -> Member:
-    """One array's header, checked against the sizes that the archive lists.
+    """Read an array's header, and check it against the sizes that the archive lists.
 
-    `name` is in the archive. Nothing pickled is opened. Raises what `zips.open_zip`, inside which
-    this is to be called, turns into a UsageError.
+    To be called inside `zips.open_zip`, which turns the errors into UsageError. Pickled arrays are
+    refused.
+
+    Args:
+        archive: The archive.
+        name: Name of an array in it, without .npy.
+
+    Raises:
+        ValueError: The header is damaged, too long, or of an array that is not read.
+        zipfile.BadZipFile: The member is encrypted, or there are two of this name.
     """
     info = archive.getinfo(f"{name}.npy")
     if archive.namelist().count(info.filename) > 1:
@@ -162,9 +178,9 @@ def open_array(archive: zipfile.ZipFile, name: str) -> Member:
         parse = np.lib.format.read_array_header_2_0
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of headers that Python 2 wrote
+            warnings.simplefilter("ignore")  # about headers that Python 2 wrote
             shape, transposed, dtype = parse(header, max_header_size=MAX_HEADER)
-    except Exception as error:  # Python's parser has more ways to fail than it documents
+    except Exception as error:  # NumPy's parser raises more types than it documents
         raise ValueError(f"the header of `{name}` cannot be read: {error}") from None
     if dtype.hasobject:
         raise ValueError(f"`{name}` is pickled")
@@ -178,9 +194,13 @@ def open_array(archive: zipfile.ZipFile, name: str) -> Member:
 
 
 def read_array(member: Member, where: str) -> NDArray[Any]:
-    """The array, in C order, once it is known to fit into memory; `where` begins a refusal.
+    """Read an array in C order, once it is known to fit into memory.
 
-    Raises as `open_array`.
+    To be called inside `zips.open_zip`, like `open_array`.
+
+    Args:
+        member: The array, by `open_array`.
+        where: Beginning of an error message.
     """
     shape = member.shape[::-1] if member.transposed else member.shape
     array = allocate(where, shape, member.dtype)

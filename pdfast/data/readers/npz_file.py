@@ -1,8 +1,8 @@
-"""Write an .npz in place, around images that are in the file already: no second copy anywhere.
+"""Write an .npz in place, around images that are already in the file, without copying them.
 
-The images are its first member, stored as they are, so that whoever knows where they begin can map
-them into memory. They may be written in any order, while nothing else is in the file; `finish` adds
-what `np.load` needs to find them.
+The images are its first member, stored uncompressed, so that they can be mapped into memory by
+their offset. They may be written in any order while nothing else is in the file; `finish` adds what
+`np.load` needs to find them.
 """
 
 import hashlib
@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from pdfast.storage.marks import MARK
 
 NAME = "images.npy"
-DATA = 256  # bytes before the pixels: the member's header, and NumPy's
+DATA = 256  # bytes before the pixels: the zip member's header, and NumPy's
 _MEMBER = 30 + len(NAME) + 20  # a zip's local header, and its extra field for sizes beyond 2^32
-PART = 2**24  # bytes looked at together
+PART = 2**24  # bytes processed at once
 
 
 def size_of(shape: tuple[int, ...]) -> int:
-    """Bytes of a file of images of this shape, without what `finish` adds."""
+    """Return the bytes of a file with images of this shape, without what `finish` adds."""
     return DATA + math.prod(shape)
 
 
@@ -34,7 +34,12 @@ class NpzFile:
     """uint8 images (N, H, W, C) in a file that becomes an .npz."""
 
     def __init__(self, file: io.FileIO, shape: tuple[int, ...]) -> None:
-        """`file` is open for reading and writing, and as large as `size_of(shape)`."""
+        """Map the images of a file into memory.
+
+        Args:
+            file: Open for reading and writing, and as large as `size_of(shape)`.
+            shape: (N, H, W, C).
+        """
         self._file = file
         self._map = np.memmap(file, np.uint8, "r+", DATA, shape)
         self.images: NDArray[np.uint8] = self._map.view(np.ndarray)
@@ -44,7 +49,12 @@ class NpzFile:
         self._map.flush()
 
     def keep(self, kept: NDArray[np.bool_], channels: int) -> None:
-        """Move the images that are kept, and their first channels, to the file's beginning."""
+        """Move the kept images, and their first channels, to the beginning of the file.
+
+        Args:
+            kept: Which images to keep, bool (N,).
+            channels: How many channels to keep.
+        """
         num, height, width, had = self.images.shape
         flat, at = self.images.reshape(-1), 0
         size = height * width * channels
@@ -59,10 +69,12 @@ class NpzFile:
     def finish(
         self, arrays: Callable[[str], Mapping[str, NDArray[Any]]], on_part: Callable[[], None]
     ) -> None:
-        """Make the file an .npz of the images, pdfast's mark and more arrays.
+        """Make the file an .npz of the images, more arrays, and pdfast's mark.
 
-        `arrays` gives these by the images' SHA-256, as `digests.digest` has it. `on_part` is called
-        between parts.
+        Args:
+            arrays: Returns the other arrays, given the images' SHA-256 as `digests.digest` computes
+                it.
+            on_part: Called between parts of the images, so that a signal can interrupt the work.
         """
         flat = self.images.reshape(-1)
         digest = hashlib.sha256(f"images torch.uint8 {self.images.shape}\n".encode())
@@ -82,7 +94,7 @@ class NpzFile:
 
 
 def _header(shape: tuple[int, ...]) -> bytes:
-    """The .npy header, padded so that the pixels begin at byte DATA."""
+    """Return the .npy header, padded so that the pixels begin at byte DATA."""
     table = {"descr": "|u1", "fortran_order": False, "shape": shape}
     length = DATA - _MEMBER - 10
     text = repr(table).encode().ljust(length - 1) + b"\n"
@@ -90,14 +102,14 @@ def _header(shape: tuple[int, ...]) -> bytes:
 
 
 class _InPlace:
-    """A file that is written again from its beginning, but for bytes that are there already."""
+    """A file that is rewritten from its beginning, except for bytes that are already in place."""
 
     def __init__(self, file: io.FileIO, first: int, end: int) -> None:
         file.seek(0)
         self._file, self._first, self._end = file, first, end
 
     def write(self, content: Any) -> int:
-        """Write, but skip over bytes that are in place already."""
+        """Write `content`, but skip over bytes that are already in place."""
         at, size = self._file.tell(), len(content)
         if self._first <= at and at + size <= self._end and size:
             self._file.seek(size, os.SEEK_CUR)
@@ -114,12 +126,12 @@ class _InPlace:
 
 
 def mapped(path: Path, at: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """The bytes of a file from `at` on, shared with all that map them, read only."""
+    """Map the bytes of a file from `at` on into memory, read-only and shared by all processes."""
     return np.memmap(path, np.uint8, "r", at, shape)
 
 
 def stored_at(path: Path, info: zipfile.ZipInfo) -> int:
-    """Where the content of a member begins that is stored as it is."""
+    """Return the offset in the file of the content of an uncompressed member."""
     with path.open("rb") as file:
         file.seek(info.header_offset)
         header = file.read(30)

@@ -1,4 +1,4 @@
-"""A picture of any size and kind, decoded, cropped and resized: all that pdfast reads go this way.
+"""Decode, crop and resize pictures of any size and kind.
 
 A picture that no decoder can read, or that is too large, is refused by its name.
 """
@@ -21,11 +21,11 @@ from pdfast.errors import UsageError
 MAX_PIXELS = 2**26  # of one image, before it is scaled down
 MAX_BYTES = 2**28  # of one image's file, in an archive
 MAX_LABEL = 2**31
-EXIF = b"Exif\0\0"  # at the head of a segment of JPEG
+EXIF = b"Exif\0\0"  # how the EXIF segment of a JPEG begins
 MAX_HEAD = 2**20  # bytes of a JPEG in which its EXIF begins
 _TURNS: dict[
     Any, Image.Transpose
-] = {  # what shows a picture upright, by the value of its orientation tag
+] = {  # by the value of the EXIF orientation tag: the turn that shows a picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -34,9 +34,9 @@ _TURNS: dict[
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_MODES = {1: "L", 3: "RGB"}  # Pillow's, by channels
+_MODES = {1: "L", 3: "RGB"}  # Pillow's modes, by channels
 Held = Path | BinaryIO | NDArray[np.uint8] | UsageError
-"""What a picture is in: a file, its pixels (H, W, C), or why it cannot be used."""
+"""What holds a picture: a file, its pixels (H, W, C), or the error that makes it unusable."""
 
 
 @dataclass(frozen=True)
@@ -45,21 +45,32 @@ class Pictures:
 
     num: int
     files: Callable[[int], Iterator[tuple[str, Held]]]
-    """From a picture's number on: the name for error messages, and what holds the picture."""
+    """Yields, from a picture's number on, each name for error messages and what holds the
+    picture."""
     labels: NDArray[np.int64] | None = None
-    """(N,), if they were asked for and there are any."""
+    """(N,), or None if labels were not asked for or the source has none."""
     names: tuple[str, ...] = ()
-    """Of the classes, by number; () where they have none."""
+    """Class names by number; () if the classes have none."""
     left_out: str = ""
-    """What was passed over, and why; see LeftOut."""
+    """Files that were skipped, and why, as a phrase; see LeftOut."""
     paths: Callable[[], Iterable[Path]] = lambda: ()
-    """All files that are read; none where those are not known."""
+    """All files that are read; none if they are not known."""
 
 
 def pixels(name: str, file: Held, wanted: Wanted, channels: int) -> NDArray[np.uint8]:
-    """A picture as uint8 (size, size, channels): cropped to a square in its centre, and resized.
+    """Decode a picture, crop it to a square in its centre, and resize it.
 
-    Raises UsageError for one that cannot be used.
+    Args:
+        name: The picture's name, for error messages.
+        file: What holds the picture.
+        wanted: The wanted size, and the resize method.
+        channels: 1 (grey) or 3 (RGB).
+
+    Returns:
+        uint8 (size, size, channels).
+
+    Raises:
+        UsageError: The picture cannot be used.
     """
     if isinstance(file, UsageError):
         raise file
@@ -74,7 +85,7 @@ def pixels(name: str, file: Held, wanted: Wanted, channels: int) -> NDArray[np.u
 
 
 def own_size(name: str, file: Held) -> tuple[int, int] | None:
-    """(width, height) of a picture as its header says; None where it cannot be read."""
+    """Read (width, height) of a picture from its header; None if it cannot be read."""
     if isinstance(file, UsageError):
         return None
     if isinstance(file, np.ndarray):
@@ -82,23 +93,32 @@ def own_size(name: str, file: Held) -> tuple[int, int] | None:
     try:
         with Image.open(file, formats=kinds.formats(kinds.suffix(name))) as opened:
             return opened.size
-    except Exception:  # decoding it says what is wrong
+    except Exception:  # decoding it reports the cause
         return None
 
 
 def label(number: Any, where: str) -> int:
-    """A label that another program wrote; `where` begins the refusal."""
+    """Check a label that another program wrote.
+
+    Args:
+        number: The label.
+        where: Beginning of an error message, to which the label is added.
+
+    Raises:
+        UsageError: It is not a whole number in 0 .. MAX_LABEL - 1.
+    """
     if type(number) is not int:
-        raise UsageError(f"{where} {str(number)[:40]!r}, which is no whole number")
+        raise UsageError(f"{where} {str(number)[:40]!r}, which is not a whole number")
     if not 0 <= number < MAX_LABEL:
         raise UsageError(f"{where} {number}: number classes from 0")
     return number
 
 
 def _open(name: str, file: Path | BinaryIO, mode: str) -> Image.Image:
-    """A picture as grey ("L") or "RGB".
+    """Open a picture as grey ("L") or "RGB".
 
-    Turned as its EXIF tag says; transparency shows white; of several frames the first.
+    It is turned upright by its EXIF tag; transparency becomes white; of several frames the first
+    counts.
     """
     try:
         try:
@@ -107,14 +127,14 @@ def _open(name: str, file: Path | BinaryIO, mode: str) -> Image.Image:
             return _decoded(name, _without_exif(file), mode)
     except UsageError:
         raise
-    except Image.DecompressionBombError:  # Pillow's own limit, above ours
+    except Image.DecompressionBombError:  # Pillow's limit, which is above MAX_PIXELS
         raise UsageError(f"{name} has more than {MAX_PIXELS:,} pixels: make it smaller") from None
     except MemoryError:
-        raise UsageError(f"{name} takes more memory than there is: make it smaller") from None
+        raise UsageError(f"{name} takes more memory than is available: make it smaller") from None
     except Exception:  # a damaged picture makes Pillow's decoders fail in any way
         if lacking := kinds.lacking(kinds.suffix(name)):
             raise UsageError(
-                f"{name} cannot be read by this Pillow, which has no {lacking}: install a newer one"
+                f"{name} cannot be read by this Pillow, which lacks {lacking}: install a newer one"
             ) from None
         raise UsageError(f"{name} is not a readable image: repair or remove it") from None
 
@@ -137,7 +157,7 @@ def _decoded(name: str, file: Path | BinaryIO, mode: str) -> Image.Image:
 
 
 def _without_exif(file: Path | BinaryIO) -> BinaryIO:
-    """A JPEG without its EXIF, where Pillow stumbles over that."""
+    """Return a JPEG with its EXIF disabled, for files whose EXIF Pillow cannot read."""
     if isinstance(file, Path):
         content = file.read_bytes() if file.stat().st_size <= MAX_BYTES else b""
     else:
@@ -150,16 +170,16 @@ def _without_exif(file: Path | BinaryIO) -> BinaryIO:
 
 
 def _turned(image: Image.Image) -> Image.Image:
-    """A picture that was loaded, turned as its EXIF tag says.
+    """Turn a loaded picture as its EXIF tag asks.
 
-    Pillow's own function writes the rest of the EXIF again, which may hold what cannot be written.
-    EXIF that cannot even be read turns nothing.
+    Pillow's `exif_transpose` also writes the rest of the EXIF again, which fails on values that
+    cannot be written. EXIF that cannot be read turns nothing.
     """
     try:
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
     except MemoryError:
         raise
-    except Exception:  # of a damaged table, in any way
+    except Exception:  # a damaged table makes the parser fail in any way
         return image
     return image if turn is None else image.transpose(turn)
 
@@ -175,9 +195,9 @@ def _bicubic(image: Image.Image, size: int) -> NDArray[np.uint8]:
 
 
 def _area(image: Image.Image, size: int) -> NDArray[np.uint8]:
-    """The published crop and resize of ImageNet: the mean of all that a pixel covers.
+    """Crop and resize as published for ImageNet: each pixel is the mean of what it covers.
 
-    As Salimans & Ho's code has them, whose results stay real numbers; here they are rounded.
+    As in the code of Salimans & Ho, whose results stay real numbers; here they are rounded.
     """
     side = min(image.size)
     left, top = image.width // 2 - side // 2, image.height // 2 - side // 2
@@ -190,9 +210,9 @@ def _area(image: Image.Image, size: int) -> NDArray[np.uint8]:
 
 
 def _covered(image: NDArray[Any], size: int) -> NDArray[np.int64]:
-    """Sums of what each of `size` pixels covers along the first axis, in parts of 1/size.
+    """Sum what each of `size` pixels covers along the first axis, in units of 1/size.
 
-    By differences of running sums, which are exact: whole numbers.
+    Computed by differences of running sums, which are exact, being whole numbers.
     """
     side = len(image)
     whole, part = np.divmod(np.arange(size + 1) * side, size)

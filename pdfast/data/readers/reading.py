@@ -1,4 +1,4 @@
-"""What every reader needs: checks before memory is taken, and reading in parts."""
+"""Shared by all readers: checks before memory is allocated, and reading in parts."""
 
 import struct
 import zlib
@@ -14,13 +14,13 @@ from pdfast.distributed import memory
 from pdfast.distributed.signals import poll
 from pdfast.errors import UsageError
 
-MIN_IMAGES = 2  # a covariance needs two
+MIN_IMAGES = 2  # the fewest from which a covariance can be estimated
 CHUNK = 2**18  # bytes read at once
-CRC_PART = 2**24  # bytes between two looks for a signal
-MAX_SHOWN = 3  # names of what was left out for one reason
-MAX_RATIO = 1032  # bytes that deflate can make of one
-# How the standard library fails on files that are not what they say. All but MemoryError, which
-# `allocate` deals with: parsing takes no more of it than a file's bounded head.
+CRC_PART = 2**24  # bytes between two checks for a signal
+MAX_SHOWN = 3  # files named as left out for one reason
+MAX_RATIO = 1032  # deflate expands a byte to at most this many
+# What the standard library raises on files that are not what they claim to be, without MemoryError:
+# `allocate` handles that, and parsing reads only the bounded head of a file.
 UNREADABLE = (
     OSError,
     ValueError,
@@ -33,13 +33,18 @@ UNREADABLE = (
 
 
 class LeftOut:
-    """What a reader passes over, by reason."""
+    """What a reader skips, by reason."""
 
     def __init__(self) -> None:
-        self._found: dict[str, tuple[int, list[str]]] = {}  # how many, and the first names
+        self._found: dict[str, tuple[int, list[str]]] = {}  # reason -> count, first names
 
     def add(self, why: str, name: str) -> None:
-        """Note one; `why` is a plural, such as "broken links"."""
+        """Note a skipped file.
+
+        Args:
+            why: The reason, a plural such as "broken links".
+            name: The file.
+        """
         count, names = self._found.setdefault(why, (0, []))
         if len(names) < MAX_SHOWN:
             names.append(name)
@@ -56,15 +61,23 @@ class LeftOut:
 
 
 class Checksum(NamedTuple):
-    """The CRC-32 that a file has of its images."""
+    """The CRC-32 that a file stores of its images."""
 
     file: str
     before: int
-    """That of what comes before the images in their member of the file."""
+    """CRC-32 of what precedes the images in their member of the file."""
     expected: int
 
     def check(self, images: NDArray[np.uint8], on_part: Callable[[], None]) -> None:
-        """Raise UsageError unless the images are as they were written."""
+        """Compare the images with the stored checksum.
+
+        Args:
+            images: uint8, as they lie in the file.
+            on_part: Called between parts, so that a signal can interrupt the work.
+
+        Raises:
+            UsageError: The images are not as they were written.
+        """
         found, flat = self.before, images.reshape(-1)
         for start in range(0, len(flat), CRC_PART):
             found = zlib.crc32(flat[start : start + CRC_PART].data, found)
@@ -82,21 +95,21 @@ class Arrays(NamedTuple):
     images: NDArray[np.uint8]
     """(N, H, W, C), in C order."""
     labels: NDArray[np.integer[Any]] | None = None
-    """(N,); None where there are none or none are wanted."""
+    """(N,); None if the source has no labels or none are wanted."""
     names: tuple[str, ...] = ()
-    """Of the classes, by number; () where they have none."""
+    """Class names by number; () if the classes have none."""
     left_out: str = ""
-    """What was passed over in reading, and why."""
+    """Files that reading skipped, and why, as a phrase."""
     stamp: str = ""
-    """Of the files that they were read from: the same as long as nobody writes to them; "" where
-    that is not known."""
+    """Fingerprint of the files that were read, unchanged as long as nobody writes to them; "" if
+    unknown."""
     checksum: "Checksum | None" = None
-    """Of images that lie in a file that is mapped into memory, which was not compared yet."""
+    """Checksum, not yet compared, of images that lie in a file mapped into memory."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is wanted of a source."""
+    """What a caller wants of a source."""
 
     size: int
     """Height and width in pixels."""
@@ -104,7 +117,8 @@ class Wanted:
     """1 or 3; 0: 3 if any picture has colour, else 1."""
     labels: bool = False
     resize: bool = False
-    """Crop and resize sets of another size too; else only pictures, which have each their own."""
+    """Also crop and resize sets of another size; else only pictures, each of which has its own
+    size."""
     folders: LabelFolders = "auto"
     """See DataConfig.labels."""
     method: Resize = "bicubic"
@@ -114,18 +128,31 @@ class Wanted:
 
 
 def listen() -> None:
-    """Stop here if a signal came."""
+    """Raise Stopped if a signal has come."""
     poll("nothing was started")
 
 
 def check_number(where: str, num: int) -> None:
-    """Refuse too few images."""
+    """Refuse a set with too few images.
+
+    Raises:
+        UsageError: There are fewer than MIN_IMAGES.
+    """
     if num < MIN_IMAGES:
         raise UsageError(f"{where} has {num} images; at least {MIN_IMAGES} are needed")
 
 
 def check_shape(where: str, shape: tuple[int, ...], wanted: Wanted) -> None:
-    """Refuse images of shape (N, H, W, C) that are too few, or not what is wanted."""
+    """Refuse images that are too few, or not of the wanted size and channels.
+
+    Args:
+        where: Beginning of an error message.
+        shape: Shape of the images, (N, H, W, C).
+        wanted: The wanted size and channels; with `resize` any size will do.
+
+    Raises:
+        UsageError: The images cannot be used.
+    """
     num, height, width, channels = shape
     check_number(where, num)
     if wanted.resize and min(height, width) > 0 and channels in (1, 3):
@@ -150,7 +177,11 @@ def check_shape(where: str, shape: tuple[int, ...], wanted: Wanted) -> None:
 
 
 def allocate(where: str, shape: tuple[int, ...], dtype: Any = np.uint8) -> NDArray[Any]:
-    """An empty array, unless it cannot fit into this machine's memory."""
+    """Allocate an uninitialized array, unless it cannot fit into this machine's memory.
+
+    Raises:
+        UsageError: It takes more memory than this process can have; `where` begins the message.
+    """
     needed = np.dtype(dtype).itemsize
     for length in shape:
         needed *= length
@@ -162,7 +193,7 @@ def allocate(where: str, shape: tuple[int, ...], dtype: Any = np.uint8) -> NDArr
         )
     try:
         return np.empty(shape, dtype)
-    except MemoryError:  # a limit is set for this process
+    except MemoryError:  # the process has a limit of its own
         raise UsageError(
             f"{where} takes {needed / 1e9:,.1f} GB, more than this process can have: free memory, "
             "or use fewer images or smaller ones"
@@ -170,7 +201,17 @@ def allocate(where: str, shape: tuple[int, ...], dtype: Any = np.uint8) -> NDArr
 
 
 def fill(array: NDArray[Any], read: Callable[[int], bytes], ends: bool = True) -> None:
-    """Read exactly the array's bytes, all that is left if it `ends` there; EOFError, ValueError."""
+    """Fill an array with bytes from `read`.
+
+    Args:
+        array: Any array in C order.
+        read: Returns at most so many of the next bytes, none at the end.
+        ends: Also require that no bytes are left over.
+
+    Raises:
+        EOFError: There are too few bytes.
+        ValueError: Bytes are left over.
+    """
     target, done = memoryview(array.data).cast("B"), 0
     while done < len(target):
         listen()
@@ -179,15 +220,16 @@ def fill(array: NDArray[Any], read: Callable[[int], bytes], ends: bool = True) -
             raise EOFError(f"it ends {len(target) - done:,} bytes too early")
         target[done : done + len(part)] = part
         done += len(part)
-    if ends and read(1):  # at their ends zip and gzip compare their checksums
+    if ends and read(1):  # reading to the end makes zip and gzip compare their checksums
         raise ValueError("bytes are left over at its end")
 
 
 class Gunzip:
-    """The one gzip stream that a file holds, to be read in order.
+    """The single gzip stream of a file, read in order.
 
-    Python's gzip module looks for the end of a header's texts byte by byte, and skips any number
-    of empty streams, without ever coming up for air.
+    Python's gzip module is not used: it searches for the end of a header's texts byte by byte, and
+    skips any number of empty streams, without returning to the caller, so no signal could interrupt
+    it.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -195,11 +237,16 @@ class Gunzip:
         self._inflate = zlib.decompressobj(16 + zlib.MAX_WBITS)
 
     def read(self, size: int) -> bytes:
-        """The next bytes: `size` of them, but at the end, where the checksum is compared."""
+        """Return the next `size` bytes, fewer at the end, where the checksum is compared.
+
+        Raises:
+            EOFError: The file ends too early.
+            ValueError: Bytes are left over after the stream.
+        """
         made = bytearray()
         while len(made) < size and not self._inflate.eof:
             listen()
-            # What is not used now is copied: so little of it.
+            # Read little at a time: unused input is copied on each call.
             packed = self._inflate.unconsumed_tail or self._file.read(2**14)
             if not packed:
                 raise EOFError("it ends too early")

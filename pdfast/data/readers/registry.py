@@ -1,8 +1,8 @@
-"""The readers, which register themselves, and which of them a source is for.
+"""The registry of readers, and the choice of the reader for a source.
 
-Every module of this package is imported by `discover`; one that reads a kind of source calls
-`register` with a `Reader`, which says how such a source is recognized, what it is called in
-messages, and how it is read. No other place lists the readers.
+`discover` imports every module of this package. A module that reads a kind of source calls
+`register` with a `Reader`, which declares how such a source is recognized, what messages call it,
+and how it is read. There is no other list of the readers.
 """
 
 import importlib
@@ -20,53 +20,53 @@ LAST = 1000  # priority of the reader that takes any folder
 
 @dataclass(frozen=True, kw_only=True)
 class Reader:
-    """A kind of source."""
+    """The reader of one kind of source."""
 
     open: Callable[[str, Wanted], Arrays | Pictures]
-    """Read a source: arrays where its images have one size, else pictures yet to be decoded."""
+    """Read a source: arrays if its images have one size, else pictures yet to be decoded."""
 
-    # How a source is recognized. First come the keywords, then the patterns, then, by priority,
-    # what the source is on the disk.
+    # How a source is recognized: first by keywords, then by patterns, then, by priority, by what
+    # the source is on the disk.
     keyword: str = ""
-    """The whole source, such as "digits", or what it begins with, such as "hf:"."""
+    """The whole source, such as "digits", or its prefix, such as "hf:"."""
     pattern: re.Pattern[str] | None = None
-    """Of sources that name several files at once."""
+    """Pattern of sources that name several files at once."""
     suffixes: tuple[str, ...] = ()
-    """What names of files end in, in small letters; capitals are taken too."""
+    """Suffixes of file names, in lower case; names are compared ignoring case."""
     sniff: Callable[[Path], bool] | None = None
-    """Whether a file with such a suffix is of this kind, where the suffix alone does not say so."""
+    """Whether a file with such a suffix is of this kind, if the suffix alone does not say so."""
     folder: Callable[[Path], bool] | None = None
     """Whether a folder is of this kind."""
     priority: int = 0
-    """Where two kinds may recognize a source, that of the lower number reads it.
+    """If two kinds recognize a source, the one with the lower number reads it.
 
-    No two have the same one; those with a keyword need none.
+    No two readers may have the same number; readers with a keyword need none.
     """
 
-    # What messages say.
+    # Texts for messages.
     kind: str = ""
-    """"an .npz", in the list of what is read; empty for a kind with a keyword."""
+    """What the reader reads, such as "an .npz", for a list of kinds; empty if it has a keyword."""
     labels: str = ""
-    """Where to add labels to a source that has none; empty where it cannot lack them."""
+    """Where to add labels to a source without any; empty for sources that always have labels."""
 
-    # What is asked without reading the source.
+    # Answers that do not require reading the source.
     files: Callable[[str], list[Path]] | None = None
-    """All files of a source whose images have one size; None where pictures are resized."""
+    """All files of a source whose images have one size; None if its pictures are resized."""
     count: Callable[[str], int] | None = None
-    """The number of images, if that is known without reading them all."""
+    """The number of images, if it is known without reading them all."""
     downloads: Callable[[str], bool] | None = None
     """Whether opening the source may download it."""
     absolute: Callable[[str], str] | None = None
-    """The same source, found from any folder; None where the source is a path."""
+    """The same source with an absolute path; None if the source is a path itself."""
 
     def named(self, source: str) -> bool:
-        """Whether the source's text alone says that it is of this kind."""
+        """Return whether the source's text alone shows that it is of this kind."""
         if self.keyword.endswith(":"):
             return source.startswith(self.keyword)
         return bool(self.keyword) and source == self.keyword
 
     def recognizes(self, path: Path) -> bool:
-        """Whether what lies at a path is of this kind."""
+        """Return whether the file or folder at a path is of this kind."""
         if self.folder is not None and path.is_dir():
             return self.folder(path)
         if not (path.name.lower().endswith(self.suffixes) and path.is_file()):
@@ -78,7 +78,11 @@ READERS: list[Reader] = []
 
 
 def register(reader: Reader) -> None:
-    """Add a reader. Raises ValueError where chance would say which of two reads a source."""
+    """Add a reader.
+
+    Raises:
+        ValueError: A reader with a clashing keyword or the same priority is registered already.
+    """
     for other in READERS:
         if reader.keyword and other.keyword:
             clash = reader.keyword.startswith(other.keyword)
@@ -87,8 +91,8 @@ def register(reader: Reader) -> None:
             clash = not (reader.keyword or other.keyword) and reader.priority == other.priority
         if clash:
             raise ValueError(
-                f"two readers are asked at once: {reader.keyword or reader.kind!r} and "
-                f"{other.keyword or other.kind!r} need other keywords or priorities"
+                f"two readers clash: {reader.keyword or reader.kind!r} and "
+                f"{other.keyword or other.kind!r} need different keywords or priorities"
             )
     READERS.append(reader)
 
@@ -105,12 +109,17 @@ def discover() -> None:
 
 
 def reader_of(source: str) -> Reader | None:
-    """The reader of a source; None where there is none. Raises OSError, and what readers raise."""
+    """Return the reader of a source; None if no reader recognizes it.
+
+    Raises:
+        OSError: The source cannot be looked at.
+        UsageError: A reader recognizes the source, but refuses it.
+    """
     return by_text(source) or next((r for r in _of_paths() if r.recognizes(Path(source))), None)
 
 
 def by_text(source: str) -> Reader | None:
-    """The reader that the source's text alone asks for."""
+    """Return the reader that the source's text alone asks for, or None."""
     for reader in READERS:
         if reader.named(source):
             return reader
@@ -118,9 +127,9 @@ def by_text(source: str) -> Reader | None:
 
 
 def reader_of_arrays(source: str) -> Reader | None:
-    """As `reader_of`, for a source whose images have one size; None for any other.
+    """Return the reader of a source whose images have one size; None for any other source.
 
-    Other readers, which may list a whole folder to recognize it, are not asked.
+    Readers of pictures, which may list a whole folder to recognize it, are not asked.
     """
     reader = by_text(source)
     if reader is None:
@@ -134,25 +143,23 @@ def _of_paths() -> list[Reader]:
 
 
 # ------------------------------------------------------------------------------------------
-# What messages say
-
-
+# Texts for messages
 def suffixes() -> tuple[str, ...]:
-    """What the names of all files that are read end in, but for pictures."""
+    """Return the suffixes of all files that are read, except for pictures."""
     return tuple(suffix for reader in READERS for suffix in reader.suffixes)
 
 
 def kinds() -> str:
-    """What is read, behind "neither"."""
+    """List what is read, to follow the word "neither"."""
     first, *others, last = (reader.kind for reader in _listed() if reader.kind)
     return f"{first} nor {', '.join(others)}, or {last}"
 
 
 def labels() -> str:
-    """Where labels can be added."""
+    """List where labels can be added."""
     return ", ".join(reader.labels for reader in _listed() if reader.labels)
 
 
 def _listed() -> list[Reader]:
-    """In the order of lists: folders, then by priority, then those with keywords."""
+    """Return the readers in the order of lists: folders, then by priority, then keywords."""
     return sorted(READERS, key=lambda r: (bool(r.keyword), r.priority != LAST, r.priority))

@@ -1,17 +1,17 @@
 """Labels of WebDataset's samples: `<key>.cls`, `<key>.json` or `<key>.txt`, in this order.
 
-Their other suffixes are .class, .jsn and .text. Two that differ, of one kind, are refused.
+The suffixes .class, .jsn and .text mean the same. Two labels of one kind that differ are refused.
 
-Whole numbers are classes as they are; texts are names of classes, which are numbered in the order
-of class_names.py. All of a set's labels are one or the other.
+Whole numbers are classes; texts are class names, which are numbered in the order of class_names.py.
+A set's labels are either all numbers or all texts.
 
-- `.cls`, where any sample has one: then each must have one.
-- Else, in `.json`, a number or a text under one of `KEYS`, which each sample has. Two kinds of
-  numbers that differ are refused, as are two of texts where there are no numbers; a text that goes
-  with one number each is the name of that class.
-- Else `.txt`, where each sample has one. Captions come under this name too. So it is a label only
-  if it is one short line, and all samples together have at most half as many texts as there are
-  samples; else it is refused.
+- `.cls` is used if any sample has one; then every sample must have one.
+- Else `.json`, with a number or a text under one of `KEYS` in every sample. Keys whose numbers
+  differ are refused, as are keys whose texts differ if there are no numbers. A text that always
+  goes with the same number is the name of that class.
+- Else `.txt`, if every sample has one. Captions use this suffix too. So a text is a label only if
+  it is one short line, and if all samples together have at most half as many different texts as
+  there are samples; otherwise the texts are refused.
 """
 
 import itertools
@@ -35,27 +35,27 @@ KEYS = (
 )
 KINDS = ("cls", "json", "txt")
 SUFFIXES = {kind: kind for kind in KINDS} | {"class": "cls", "jsn": "json", "text": "txt"}
-"""Of members, as WebDataset's own decoders know them: which kind each is."""
-MAX_NAMED = 2**20  # classes, where names go by numbers
-MAX_JSON = 2**20  # bytes of a sample's .json, of which a longer one is no label
-MAX_TEXTS = 2**16  # different texts in .txt; more are captions
+"""Suffixes of label members, as WebDataset's own decoders know them, and the kind of each."""
+MAX_NAMED = 2**20  # classes with names beside their numbers
+MAX_JSON = 2**20  # bytes of a sample's .json; a longer one is not read as a label
+MAX_TEXTS = 2**16  # different texts in .txt; more are taken for captions
 WHOLE = re.compile(r"-?[0-9]{1,18}")
-CAPTION = "\n"  # stands for a text that is too long for a class, and for all of too many
+CAPTION = "\n"  # replaces a text too long for a class name, and every text beyond MAX_TEXTS
 
 Value = int | str
 Column = tuple[str, str]
-"""A kind of member, and of .json the key."""
+"""A kind of member, and for .json the key; else ""."""
 Said = tuple[tuple[Column, Value], ...]
 """The labels that a member gives, by column."""
 
 
 def most(kind: str) -> int:
-    """Bytes to read of a member of a kind: one more than a label may have."""
+    """Return the bytes to read of a member of a kind: one more than a label may have."""
     return 1 + (MAX_JSON if kind == "json" else MAX_TEXT)
 
 
 class Labels:
-    """What all samples say of their classes, by column: "cls", "txt", and KEYS of "json"."""
+    """The labels of all samples, by column: "cls", "txt", and KEYS of "json"."""
 
     def __init__(self) -> None:
         self._columns: dict[Column, list[Value | None]] = {}
@@ -64,7 +64,15 @@ class Labels:
         self._same: dict[Said, Said] = {}
 
     def read(self, kind: str, content: bytes) -> Said:
-        """What a member of a sample says, of which equal ones take memory once."""
+        """Parse a member of a sample.
+
+        Args:
+            kind: One of KINDS.
+            content: The member's bytes, at most `most(kind)`.
+
+        Returns:
+            Its labels; equal ones share one object, to save memory.
+        """
         said = _said(kind, content)
         if kind == "txt" and said[0][1] not in self._texts:
             if len(self._texts) < MAX_TEXTS:
@@ -74,7 +82,7 @@ class Labels:
         return self._same.setdefault(said, said)
 
     def add(self, said: Iterable[Said]) -> None:
-        """Note what the members of the next sample say."""
+        """Append the labels of the next sample's members."""
         for column, value in itertools.chain.from_iterable(said):
             values = self._columns.setdefault(column, [])
             values += [None] * (self._num - len(values))
@@ -84,9 +92,18 @@ class Labels:
     def classes(
         self, source: str, where: Callable[[int], str]
     ) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
-        """The samples' classes, None if there are none, and the names of the classes.
+        """Choose the label column, and number the classes.
 
-        `where`: the name of a sample for messages.
+        Args:
+            source: The source, for error messages.
+            where: Returns the name of a sample, by its number, for error messages.
+
+        Returns:
+            The samples' classes, int64 (N,), or None if the samples have no labels; and the class
+                names by number, () if the classes have no names.
+
+        Raises:
+            UsageError: Labels are missing, contradictory, or not classes.
         """
         for column, values in self._columns.items():
             self._columns[column] = values + [None] * (self._num - len(values))
@@ -119,13 +136,13 @@ def _said(kind: str, content: bytes) -> Said:
     if kind != "json":
         text = content.decode("utf-8-sig", "backslashreplace").strip()
         if len(content) > MAX_TEXT or (kind == "txt" and len(text.splitlines()) > 1):
-            text = CAPTION if kind == "txt" else f"\n{text[:36]}..."  # no name of a class
+            text = CAPTION if kind == "txt" else f"\n{text[:36]}..."  # not a valid class name
         return (((kind, ""), _value(text)),)
     if len(content) > MAX_JSON:
         return ()
     try:
         table = json.loads(content)
-    except (ValueError, RecursionError):  # it holds no label
+    except (ValueError, RecursionError):  # not JSON, so not a label
         return ()
     if not isinstance(table, dict):
         return ()
@@ -146,7 +163,7 @@ def _value(text: str) -> Value:
 
 
 def _all(values: Sequence[Value | None], where: Callable[[int], str], what: str) -> list[Value]:
-    """The values, of which none may be missing."""
+    """Return the values, none of which may be missing."""
     found = []
     for n, value in enumerate(values):
         if value is None:
@@ -161,14 +178,14 @@ def _resolved(
     where: Callable[[int], str],
     what: str,
 ) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Classes and their names, which may stand in another column."""
+    """Return classes and their names, which may stand in another column."""
     if all(isinstance(value, str) and is_name(value) for value in values):
         return numbered([str(value) for value in values])
     checked: set[Value] = set()
     for n, value in enumerate(values):
         if value not in checked:
             if type(value) is not int or not 0 <= value < MAX_LABEL:
-                label(value, f"{where(n)} has by its {what} the label")
+                label(value, f"{where(n)} has in its {what} the label")
             checked.add(value)
     return np.array(values, np.int64), _names(values, others)
 
@@ -193,7 +210,7 @@ def _shown(value: Value) -> str:
 
 
 def _names(values: Sequence[Value], others: Mapping[str, Sequence[Any]]) -> tuple[str, ...]:
-    """The first column of texts that has one for each class, and for each another."""
+    """Return the first column of texts that has exactly one name per class, all different."""
     for column in others.values():
         pairs = set(zip(values, column, strict=True))
         names: dict[Any, Any] = dict(pairs)

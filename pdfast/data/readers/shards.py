@@ -1,14 +1,15 @@
 """WebDataset shards: tar archives of pictures `<key>.png`, `.jpg`, ..., and their labels.
 
 A source is one shard, a folder of them, or a pattern such as `train/{000..009}.tar`; .tgz and
-.tar.gz are read too. Each shard is looked through once for its members, then read in order.
+.tar.gz are read too. Each shard is scanned once for its members, then read in order.
 
-A picture is any member whose last suffix is a picture's, in capitals or not: `photo_x0.5.png` is
-one. WebDataset ends a key at the first dot, so that `7.png` and `7.mask.png` are fields of one
-sample: two pictures of one key, of which one has no further field or whose fields other keys have
-too, are refused. A part without letters, as in `x0.5`, is no field. The label of `a.b.png` is
-`a.b.cls` or else `a.cls`; see shard_labels.py. Each archive of several in one file has its own
-keys. Links are not followed.
+A picture is any member whose last suffix is a picture's, in any case: `photo_x0.5.png` is one.
+WebDataset ends a key at the first dot, so that `7.png` and `7.mask.png` are fields of one sample.
+Two pictures of one key are refused if one of them has no further field, or if other keys have the
+same field. A part without letters, as in `x0.5`, is not a field.
+
+The label of `a.b.png` is `a.b.cls` or else `a.cls`; see shard_labels.py. If a file holds several
+archives, each has its own keys. Links are not followed.
 """
 
 import contextlib
@@ -31,7 +32,7 @@ from pdfast.data.readers.tars import Stream, exactly, members, opened
 from pdfast.errors import UsageError, printable
 
 ENDINGS = (".tar", ".tgz", ".tar.gz")
-# Archives that would be taken for shards, but are not read.
+# Archives that look like shards, but are not read.
 OTHERS = re.compile(r".*\.(tar\.\w{2,4}|tbz2?|txz|tzst|zip|7z|rar)", re.IGNORECASE | re.DOTALL)
 PATTERN = re.compile(
     r"(.*)\{(\d{1,9})\.\.(\d{1,9})\}(.*\.(?:tar|tgz|tar\.gz))", re.IGNORECASE | re.DOTALL
@@ -40,7 +41,7 @@ MAX_SHARDS = 100_000
 
 
 class _Shard(NamedTuple):
-    """The pictures of a file, in their order."""
+    """The pictures of one file, in their order."""
 
     path: Path
     names: list[str]
@@ -49,7 +50,17 @@ class _Shard(NamedTuple):
 
 
 def named(source: str) -> list[Path] | None:
-    """The shards of a pattern; None if it is none."""
+    """List the shards of a pattern.
+
+    Args:
+        source: A pattern such as `train/{000..009}.tar`, or any other source.
+
+    Returns:
+        The files; None if the source is not a pattern.
+
+    Raises:
+        UsageError: A file does not exist, or there are no files or more than MAX_SHARDS.
+    """
     match = PATTERN.fullmatch(source)
     if match is None:
         return None
@@ -64,7 +75,11 @@ def named(source: str) -> list[Path] | None:
 
 
 def inside(folder: Path, left_out: LeftOut) -> list[Path]:
-    """The shards of a folder, by name."""
+    """List the shards of a folder by name, and note other archives in `left_out`.
+
+    Raises:
+        UsageError: The folder holds one shard under two suffixes.
+    """
     found: dict[str, Path] = {}
     others = []
     names = (name for name in os.listdir(folder) if _is_shard(name) or OTHERS.fullmatch(name))
@@ -91,7 +106,19 @@ def _is_shard(name: str) -> bool:
 
 
 def find(paths: list[Path], wanted: Wanted, left_out: LeftOut | None = None) -> Pictures:
-    """The pictures of all shards, in their order; `left_out`: what was passed over before."""
+    """Find the pictures of all shards, in their order.
+
+    Args:
+        paths: The shards.
+        wanted: Whether labels are wanted.
+        left_out: What was skipped while looking for the shards.
+
+    Returns:
+        The pictures; labels and class names if they are wanted and there are any.
+
+    Raises:
+        UsageError: A shard is damaged or ambiguous, or there are no pictures.
+    """
     left_out = LeftOut() if left_out is None else left_out
     labels = Labels() if wanted.labels else None
     shards = [_look_through(path, labels, left_out) for path in paths]
@@ -125,7 +152,7 @@ def find(paths: list[Path], wanted: Wanted, left_out: LeftOut | None = None) -> 
 
 
 def _look_through(path: Path, labels: Labels | None, left_out: LeftOut) -> _Shard:
-    """The pictures of a shard; what it says of their classes goes to `labels`."""
+    """Scan a shard for its pictures, and read its labels into `labels`."""
     shard = _Shard(path, [], array("q"), array("q"))
     found: dict[str, dict[str, Said]] = {kind: {} for kind in shard_labels.KINDS}
     archive = begin = 0
@@ -146,7 +173,7 @@ def _look_through(path: Path, labels: Labels | None, left_out: LeftOut) -> _Shar
                             "from the first: keep one"
                         )
             elif member.kind != "file":
-                why = "links" if member.kind == "link" else "members that are no files"
+                why = "links" if member.kind == "link" else "members that are not files"
                 left_out.add(why, f"{path.name}: {member.name}")
             else:
                 shard.names.append(member.name)
@@ -163,7 +190,7 @@ def _plain(name: str) -> str:
 def _end(
     shard: _Shard, begin: int, found: dict[str, dict[str, Said]], labels: Labels | None
 ) -> None:
-    """Check the keys of an archive's pictures, from number `begin` on, and find their labels."""
+    """Check the keys of an archive's pictures, from number `begin` on, and add their labels."""
     names = [_plain(name) for name in shard.names[begin:]]
     _check(shard.path, names)
     if labels is None:
@@ -186,7 +213,7 @@ def _end(
 
 
 def _keys(name: str) -> Iterator[str]:
-    """What the label of a picture may be called: its name up to any of its dots, the last first."""
+    """Yield the keys that a picture's label may have: its name up to each dot, last dot first."""
     folder, slash, base = name.rpartition("/")
     while "." in base:
         base = base.rpartition(".")[0]
@@ -222,7 +249,7 @@ def _check(path: Path, names: list[str]) -> None:
 
 
 def _field(name: str) -> tuple[str, str]:
-    """A picture's key and field, as in `000/7` and `mask.png`."""
+    """Split a picture's name into key and field, such as `000/7` and `mask.png`."""
     folder, slash, base = name.rpartition("/")
     parts = base.split(".")
     split = 1
@@ -232,7 +259,7 @@ def _field(name: str) -> tuple[str, str]:
 
 
 def _files(shards: list[_Shard], start: int) -> Iterator[tuple[str, BinaryIO]]:
-    """The pictures from number `start` on."""
+    """Yield the pictures from number `start` on."""
     for path, names, offsets, sizes in shards:
         first, start = start, max(0, start - len(names))
         if first >= len(names):
@@ -249,7 +276,7 @@ def _files(shards: list[_Shard], start: int) -> Iterator[tuple[str, BinaryIO]]:
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[Stream]:
-    """The archive; what goes wrong as UsageError."""
+    """Open an archive, and turn its errors into UsageError."""
     try:
         with path.open("rb") as file:
             yield opened(file)

@@ -1,4 +1,4 @@
-"""Folders that look like the splits of a set: train, val, test and the like."""
+"""Recognize folders that are the splits of a set: train, val, test and the like."""
 
 import re
 
@@ -7,20 +7,20 @@ WORDS = {
     **dict.fromkeys(("train", "training", "trn", "trainval"), TRAIN),
     **dict.fromkeys(("val", "valid", "validation", "validate", "dev", "development"), VAL),
     **dict.fromkeys(("test", "testing", "tst", "eval", "evaluation", "holdout", "heldout"), TEST),
-    # What goes with splits, but is also a fine name of a class.
+    # Found beside splits, but plausible as class names too.
     **dict.fromkeys(("extra", "unlabeled", "unlabelled", "pred", "query", "gallery"), MORE),
 }
-# Words that say nothing more: training_set, test_images, trainA, "Validation data".
+# Words that add no meaning to a split's name: training_set, test_images, trainA.
 FILLING = {"set", "data", "dataset", "split", "image", "images", "img", "imgs", "photos", "a", "b"}
 WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[^\W\d_]+")
 
 
 def looks_split(names: list[str]) -> bool:
-    """Whether these are the splits of a set, rather than classes or parts of one.
+    """Return whether folders of these names are the splits of a set, not its classes or parts.
 
-    Each must have the name of a split in it. Where one has other words too (seg_train, seg_test),
-    there must be splits of two kinds: bullet_train and freight_train are classes. Two that have
-    nothing but such a name are splits whatever lies beside them.
+    Each must have the name of a split in it. If one has other words too (seg_train, seg_test),
+    there must be splits of two kinds: bullet_train and freight_train are classes. Two folders with
+    plain names of different splits are splits whatever else lies beside them.
     """
     plain = {WORDS.get(name.lower(), MORE) for name in names} - {MORE}
     if len(plain) > 1:
@@ -35,7 +35,7 @@ def looks_split(names: list[str]) -> bool:
 
 
 def training(names: list[str]) -> str:
-    """The split to train on: the one that says so, else the first."""
+    """Return the split to train on: the one named so, else the first."""
     for name in names:
         if TRAIN in (WORDS.get(word.lower()) for word in WORD.findall(name)):
             return name

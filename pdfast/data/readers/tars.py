@@ -1,9 +1,9 @@
-"""Tar archives, read forward: each size is checked before it is used, and nothing is unpacked.
+"""Read tar archives forward; each size is checked before it is used, and nothing is unpacked.
 
-Read are the old formats, GNU's long names and the headers of pax, of which only a member's name and
-size count. Several archives in one file, as `cat a.tar b.tar` makes them, are all read; so is
-what gzip packed, whatever the file is called. tarfile itself takes a damaged header in the middle
-for the end, and would hold the whole list of members.
+The old formats, GNU's long names and pax headers are read; of the latter only a member's name and
+size count. Several archives in one file, as `cat a.tar b.tar` makes them, are all read, and so is
+gzip, whatever the file is called. tarfile is not used for this: it takes a damaged header in the
+middle for the end, and would hold the whole list of members.
 """
 
 import os
@@ -16,61 +16,70 @@ from typing import BinaryIO, NamedTuple, Protocol
 from pdfast.data.readers.reading import CHUNK, listen
 
 BLOCK = tarfile.BLOCKSIZE
-MAX_NOTE = 2**20  # bytes of a header that describes the next member, such as extended attributes
+MAX_NOTE = 2**20  # bytes of a header about the next member, such as extended attributes
 MAX_NAME = 2**12  # bytes of a member's name
 GZIP = b"\x1f\x8b"
 LINKS = (tarfile.LNKTYPE, tarfile.SYMTYPE)
 GNU_NAMES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
-LABEL, DUMP = b"V", b"D"  # GNU's: a volume's name, a folder's list
+LABEL, DUMP = b"V", b"D"  # GNU's types: a volume's name, a folder's list
 RECORD = re.compile(rb"(\d{1,10}) ")
 SIZE = re.compile(rb"-?\d{1,19}")
 
 
 class Member(NamedTuple):
-    """What an archive holds."""
+    """A member of an archive."""
 
     name: str
     kind: str
-    """"file", "folder", "link" or "other": a device, a pipe."""
+    """"file", "folder", "link" or "other", such as a device or a pipe."""
     offset: int
-    """Of its first byte, in the file as it is without gzip."""
+    """Offset of its first byte in the uncompressed file."""
     size: int
     archive: int
     """Number of its archive in the file."""
 
 
 class Stream(Protocol):
-    """Bytes that are read forward."""
+    """Bytes that are read forward; `at` is the offset of the next one."""
 
     at: int
 
-    def read(self, size: int) -> bytes: ...
-    def skip_to(self, offset: int) -> None: ...
+    def read(self, size: int) -> bytes:
+        """Return the next bytes, fewer at the end."""
+        ...
+
+    def skip_to(self, offset: int) -> None:
+        """Move forward to `offset`."""
+        ...
 
 
 class Plain:
-    """A file as it is, in which skipping costs nothing."""
+    """An uncompressed file, in which skipping costs nothing."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self.at = file, 0
         self._end = os.fstat(file.fileno()).st_size
 
     def read(self, size: int) -> bytes:
-        """The next bytes, fewer at the end."""
+        """Return the next bytes, fewer at the end."""
         content = self._file.read(size)
         self.at += len(content)
         return content
 
     def skip_to(self, offset: int) -> None:
-        """Go on at `offset`. EOFError where the file is shorter."""
+        """Move to `offset`.
+
+        Raises:
+            EOFError: The file is shorter.
+        """
         if offset > self._end:
             raise EOFError("unexpected end of data")
         self.at = self._file.seek(offset)
 
 
 class Gunzipped:
-    """The contents of a gzip file, of one stream or several."""
+    """The contents of a gzip file of one or several streams."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self.at = file, 0
@@ -78,7 +87,11 @@ class Gunzipped:
         self._inflate = zlib.decompressobj(16 + zlib.MAX_WBITS)
 
     def read(self, size: int) -> bytes:
-        """The next bytes, fewer at the end, where the checksum is compared."""
+        """Return the next bytes, fewer at the end, where the checksum is compared.
+
+        Raises:
+            EOFError: The file ends within a stream.
+        """
         made = bytearray()
         while len(made) < size:
             listen()
@@ -94,7 +107,7 @@ class Gunzipped:
         return bytes(made)
 
     def _next(self) -> bool:
-        """Whether another stream follows; zeros after the last are padding."""
+        """Return whether another stream follows; zeros after the last one are padding."""
         while True:
             listen()
             self._packed = self._packed or self._file.read(2**14)
@@ -106,21 +119,29 @@ class Gunzipped:
             self._packed = self._packed.lstrip(b"\0")
 
     def skip_to(self, offset: int) -> None:
-        """Go on at `offset`, which lies ahead. EOFError where there is less."""
+        """Read on to `offset`, which must lie ahead.
+
+        Raises:
+            EOFError: The contents are shorter.
+        """
         while self.at < offset:
             if not self.read(min(CHUNK, offset - self.at)):
                 raise EOFError("unexpected end of data")
 
 
 def opened(file: BinaryIO) -> Stream:
-    """The archive in a file, which gzip may have packed."""
+    """Open the archive in a file, which may be compressed by gzip."""
     packed = file.read(len(GZIP)) == GZIP
     file.seek(0)
     return Gunzipped(file) if packed else Plain(file)
 
 
 def exactly(stream: Stream, size: int) -> bytes:
-    """So many bytes. EOFError where there are fewer."""
+    """Read exactly `size` bytes.
+
+    Raises:
+        EOFError: There are fewer.
+    """
     content = stream.read(size)
     if len(content) < size:
         raise EOFError("unexpected end of data")
@@ -128,13 +149,21 @@ def exactly(stream: Stream, size: int) -> bytes:
 
 
 def members(stream: Stream, most: int) -> Iterator[Member]:
-    """All members of all archives in a file, none of which has more than `most` bytes.
+    """Yield all members of all archives in a file.
 
-    A member's content may be read from `stream` before the next one is asked for. Raises ValueError
-    and EOFError.
+    A member's content may be read from `stream` before the next member is requested.
+
+    Args:
+        stream: The file.
+        most: Bytes of a member, at most.
+
+    Raises:
+        ValueError: A header is damaged, or a member is too large, outside its folder, or
+            unsupported.
+        EOFError: The file is empty or cut short.
     """
     archive, ended = 0, True
-    name: str | None = None  # of the next member, by a header before it
+    name: str | None = None  # of the next member, given by a header before it
     size: int | None = None
     while True:
         listen()
@@ -196,16 +225,16 @@ def _member(
         return Member(name, kind, offset, size if entry.type == DUMP else 0, archive)
     if entry.isreg():
         return Member(name, "file", offset, size, archive)
-    if entry.type in (b"M", b"N"):  # of GNU's volumes
-        raise ValueError(f"its member {name} goes on in another volume")
-    empty = entry.type in tarfile.SUPPORTED_TYPES  # devices and pipes have a size, but no content
+    if entry.type in (b"M", b"N"):  # GNU's types for members in several volumes
+        raise ValueError(f"its member {name} continues in another volume")
+    empty = entry.type in tarfile.SUPPORTED_TYPES  # devices and pipes may list a size
     return Member(name, "other", offset, 0 if empty else size, archive)
 
 
 def _pax(
     content: bytes, where: str, name: str | None, size: int | None
 ) -> tuple[str | None, int | None]:
-    """Name and size of the next member by a header of pax, or as they were."""
+    """Return name and size of the next member by a pax header, or the given ones."""
     at = 0
     while at < len(content) and content[at]:
         match = RECORD.match(content, at)
@@ -219,7 +248,7 @@ def _pax(
             name = _name(value)
         elif key == b"size":
             if not SIZE.fullmatch(value):
-                raise ValueError(f"the header {where} has a size that is no number")
+                raise ValueError(f"the header {where} has a size that is not a number")
             size = int(value)
         elif key.startswith(b"GNU.sparse."):
             raise ValueError(_holes(f"the member behind the header {where}"))
@@ -234,7 +263,7 @@ def _name(content: bytes) -> str:
 
 
 def _holes(name: str) -> str:
-    return f"{name} is stored as a file with holes: make the archive without --sparse"
+    return f"{name} is stored as a sparse file: make the archive without --sparse"
 
 
 def _padded(size: int) -> int:

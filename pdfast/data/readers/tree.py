@@ -1,6 +1,6 @@
-"""What lies in a folder and below it: pictures in the order of their names, and what is no picture.
+"""Scan a folder and everything below it: pictures in the order of their names, and other files.
 
-Symbolic links are followed. Nothing is passed over without being noted.
+Symbolic links are followed. Nothing is skipped without being noted, except for texts and tables.
 """
 
 import errno
@@ -16,9 +16,9 @@ from pdfast.data.readers.edm_labels import LABELS
 from pdfast.data.readers.reading import LeftOut, listen
 from pdfast.errors import UsageError
 
-# Folders that file systems and file managers make, not people.
+# Folders that file systems and file managers make.
 SYSTEM = ("__MACOSX", "lost+found", "@eaDir", "$RECYCLE.BIN", "System Volume Information")
-# Texts, tables and programs, which nobody takes for pictures: the only files that are not noted.
+# Suffixes of texts, tables and programs: the only files that are skipped without a note.
 QUIET = {
     *(".txt", ".md", ".rst", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".html", ".htm", ".yaml"),
     *(".yml", ".toml", ".ini", ".cfg", ".log", ".py", ".pyc", ".ipynb", ".sh", ".m", ".r", ".pdf"),
@@ -28,7 +28,7 @@ NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
 class _Id(NamedTuple):
-    """What a folder is, by whatever path."""
+    """Identity of a folder, whatever path leads to it."""
 
     device: int
     inode: int
@@ -46,24 +46,24 @@ class _Level:
 
     number: int
     prefix: str
-    """Of the paths in it."""
+    """Prefix of the paths in it."""
     entries: Iterator[_Entry]
     above: frozenset[_Id]
-    """The folder itself, and all that it lies in."""
+    """The folder itself, and all folders that contain it."""
     linked: bool
     """Whether a link led here."""
 
 
 @dataclass
 class Tree:
-    """What was found; all paths are relative to the folder."""
+    """The result of a scan; all paths are relative to the scanned folder."""
 
     folders: list[str] = field(default_factory=list)
-    """All of them, from "", the folder itself, on."""
+    """All folders, beginning with "", the scanned folder itself."""
     pictures: list[str] = field(default_factory=list)
-    """In the order of their paths, part by part."""
+    """All pictures in the order of their paths, compared part by part."""
     of_pictures: "array[int]" = field(default_factory=lambda: array("q"))
-    """The number of the folder that holds the picture itself."""
+    """For each picture the number of the folder that contains it."""
     broken: list[str] = field(default_factory=list)
     """Links that lead nowhere, and may have been pictures or folders of them."""
     tables: list[str] = field(default_factory=list)
@@ -72,7 +72,7 @@ class Tree:
 
 
 def shown(path: str) -> str:
-    """A path as it may be printed: names on a disk are bytes, and may hold the ends of lines."""
+    """Return a path in printable form; file names are bytes, and may hold line breaks."""
     if path.isprintable():
         return path
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
@@ -80,10 +80,15 @@ def shown(path: str) -> str:
 
 
 def scan(root: str, as_before: bool = False) -> Tree:
-    """List a folder and all below it.
+    """List a folder and everything below it.
 
-    `as_before`: as pdfast 0.1.0 did, which took fewer kinds of pictures, followed no links to
-    folders, and went past folders that it could not read; these are then noted.
+    Args:
+        root: The folder.
+        as_before: Scan as pdfast 0.1.0 did: fewer kinds of pictures, no links to folders, and
+            folders that cannot be read are skipped and noted.
+
+    Raises:
+        UsageError: A folder cannot be read, or would be counted twice.
     """
     tree = _Scan(root, as_before)
     tree.run()
@@ -95,7 +100,7 @@ class _Scan:
         self.root, self.as_before = root, as_before
         self.suffixes = frozenset(kinds.OLD_SUFFIXES if as_before else kinds.SUFFIXES)
         self.found = Tree()
-        self.seen: dict[_Id, tuple[str, bool]] = {}  # where, and whether a link led there
+        self.seen: dict[_Id, tuple[str, bool]] = {}  # path, and whether a link led there
 
     def run(self) -> None:
         found = self.found
@@ -115,7 +120,7 @@ class _Scan:
                 if linked:
                     above |= _above(self._absolute(path))
                 if this in above:
-                    found.left_out.add("folders that lie in themselves", shown(path))
+                    found.left_out.add("folders that contain themselves", shown(path))
                     continue
                 linked |= level.linked
                 self._check_once(this, path, linked)
@@ -135,7 +140,7 @@ class _Scan:
         return _Id(of.st_dev, of.st_ino)
 
     def _check_once(self, this: _Id, path: str, linked: bool) -> None:
-        # Without a link between them, equal numbers are a file system's that gives none of its own.
+        # Without a link between them, equal numbers mean that the file system has no inode numbers.
         other, other_linked = self.seen.setdefault(this, (path, linked))
         if other != path and (linked or other_linked):
             raise UsageError(
@@ -145,8 +150,8 @@ class _Scan:
 
     def _unreadable(self, path: str, error: OSError) -> UsageError:
         return UsageError(
-            f"{shown(self._absolute(path))} cannot be read ({error.strerror}): give yourself the "
-            "right to, or move it elsewhere"
+            f"{shown(self._absolute(path))} cannot be read ({error.strerror}): give yourself "
+            "access, or move it elsewhere"
         )
 
     def _level(self, path: str, this: _Id, above: frozenset[_Id], linked: bool) -> _Level:
@@ -163,7 +168,7 @@ class _Scan:
         return _Level(number, prefix, iter(entries), above | {this}, linked)
 
     def _entries(self, folder: str) -> list[_Entry]:
-        """The pictures and folders in a folder, by name; all else is noted."""
+        """Return the pictures and folders in a folder, by name; anything else is noted."""
         prefix = folder + "/" if folder else ""
         kept = []
         with os.scandir(self._absolute(folder)) as entries:
@@ -174,7 +179,7 @@ class _Scan:
         return kept
 
     def _kind(self, entry: os.DirEntry[str], prefix: str) -> _Entry | None:
-        """A picture or a folder; None of all else."""
+        """Return the entry if it is a picture or a folder; else note it and return None."""
         name = entry.name
         suffix = kinds.suffix(name)
         taken = suffix in self.suffixes
@@ -228,7 +233,7 @@ class _Scan:
 
 
 def _is_of_runs(path: str) -> bool:
-    """Whether a folder is a run directory, whose pictures are samples, or holds nothing else."""
+    """Return whether a folder is a run directory, with samples as pictures, or holds only runs."""
     if _is_run(path):
         return True
     try:
@@ -249,7 +254,7 @@ def _is_run(path: str) -> bool:
 
 
 def _above(path: str) -> frozenset[_Id]:
-    """The folders that the one at a path really lies in, as far as they can be seen."""
+    """Return the folders that really contain the one at a path, as far as they can be read."""
     found, path = set(), os.path.realpath(path)
     while (parent := os.path.dirname(path)) != path:
         path = parent

@@ -1,4 +1,4 @@
-"""Zip archives whose sizes are checked before anything is read; nothing is ever extracted."""
+"""Zip archives whose sizes are checked before anything is read; nothing is extracted to disk."""
 
 import contextlib
 import io
@@ -12,7 +12,7 @@ from pdfast.errors import UsageError
 
 
 class _Bounded(io.BufferedReader):
-    """A file of which only so much is read at once, and so no longer list of members."""
+    """A file that refuses to read more than `most` bytes at once, so a longer list of members."""
 
     def __init__(self, path: Path, most: int) -> None:
         super().__init__(io.FileIO(path))
@@ -29,9 +29,18 @@ class _Bounded(io.BufferedReader):
 
 @contextlib.contextmanager
 def open_zip(path: Path, kind: str, most: int) -> Iterator[zipfile.ZipFile]:
-    """The archive, none of whose members overlap; what goes wrong as UsageError.
+    """Open an archive, check that no members overlap, and turn its errors into UsageError.
 
-    `kind`: what the file should be, in words. `most`: bytes of its list of members, at least 2^20.
+    Args:
+        path: The archive.
+        kind: What the file should be, for error messages.
+        most: Bytes of its list of members, at most; 2^20 or more.
+
+    Yields:
+        The archive.
+
+    Raises:
+        UsageError: The archive is damaged, or cannot be read.
     """
     try:
         with _Bounded(path, most) as file, zipfile.ZipFile(file) as archive:
@@ -48,7 +57,17 @@ def open_zip(path: Path, kind: str, most: int) -> Iterator[zipfile.ZipFile]:
 
 
 def open_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, called: str) -> IO[bytes]:
-    """One member, if it can have the size that is listed; `called` so in what may be wrong."""
+    """Open a member, if its listed size is possible.
+
+    Args:
+        archive: The archive.
+        info: The member.
+        called: Its name in error messages.
+
+    Raises:
+        zipfile.BadZipFile: It is encrypted, compressed by another method than deflate, or its
+            listed size is impossible.
+    """
     if info.flag_bits & 1:
         raise zipfile.BadZipFile(f"{called} is encrypted")
     most = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: MAX_RATIO}.get(info.compress_type, 0)

@@ -1,4 +1,4 @@
-"""CIFAR's archives are read, and what a file must not do it cannot."""
+"""CIFAR's archives are read, and harmful files are refused."""
 
 import os
 import pickle
@@ -16,7 +16,7 @@ from pdfast.data.sources import count
 
 @pytest.mark.parametrize("kind", ["bin", "py"])
 def test_cifar(tmp_path, kind):
-    """Archives with the names, the order and the formats of the published ones."""
+    """The archives have the names, the order and the formats of the published ones."""
     batches, images, labels = cifar_batches(kind, (3, 1, 4, 1, 5))
     name = "cifar-10-binary.tar.gz" if kind == "bin" else "cifar-10-python.tar.gz"
     path = tmp_path / name
@@ -34,7 +34,7 @@ def test_cifar(tmp_path, kind):
 
 
 def test_a_full_python_batch_is_what_pickle_reads_too(tmp_path):
-    """10,000 records: the size at which the memo's numbers grow; no more than that either."""
+    """At 10,000 records the memo's numbers get longer; a batch with one record more is refused."""
     pixels, labels = records(10_000, 0)
     batch = python_batch(pixels, labels)
     table = pickle.loads(batch, encoding="bytes")
@@ -52,7 +52,7 @@ def test_a_full_python_batch_is_what_pickle_reads_too(tmp_path):
 
 
 def test_a_batch_pickled_again_by_python_3(tmp_path):
-    """By protocol 3, which needs no other names; NumPy 2's module has another name."""
+    """Protocol 3 uses the same names, except that NumPy 2 has renamed a module."""
     pixels, labels = records(3, 0)
     table = {b"labels": labels.tolist(), b"data": pixels}
     batch = pickle.dumps(table, protocol=3)
@@ -71,7 +71,7 @@ class Evil:
 
 
 def array_pickle(shape, code=b"U\x02u1", content=b"U\x01x", flag=b"\x89"):
-    """The opcodes of an array of any claims."""
+    """Return the opcodes of an array with the given facts, true or not."""
     return (
         b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01"
         + shape
@@ -124,7 +124,10 @@ EVIL = {
     "short state": (lambda: as_data(array_pickle(ONE)[:-2] + b"0tb"), "its pickle uses POP"),
     "objects": (lambda: as_data(array_pickle(ONE, b"U\x02O8", PIXELS)), "must be of type uint8"),
     "a list as content": (lambda: as_data(array_pickle(ONE, content=b"]")), "of type uint8"),
-    "other order": (lambda: as_data(array_pickle(ONE, content=PIXELS, flag=b"\x88")), "no plain"),
+    "other order": (
+        lambda: as_data(array_pickle(ONE, content=PIXELS, flag=b"\x88")),
+        "`data` is not a plain array",
+    ),
     "too short": (lambda: as_data(array_pickle(ONE)), "must be of shape (n, 3072), not (1, 3072)"),
     "no images": (lambda: as_data(array_pickle(b"K\x00M\x00\x0c\x86", content=PIXELS)), "0 images"),
     "a boolean": (
@@ -221,12 +224,12 @@ FINE, COARSE = [f"fine {k}" for k in range(100)], [f"coarse {k}" for k in range(
 
 
 def strings(texts):
-    """A list of short strings, as cPickle writes one."""
+    """Return the opcodes of a list of short strings, as cPickle writes one."""
     return b"](" + b"".join(b"U" + bytes([len(t)]) + t.encode() for t in texts) + b"e"
 
 
 def of_100(kind, num=7, seed=0):
-    """(members in the published order, images, fine labels) of CIFAR-100's archive."""
+    """Return (members in the published order, images, fine labels) of a CIFAR-100 archive."""
     pixels, _ = records(num, seed)
     rng = np.random.default_rng(seed)
     fine, coarse = rng.integers(0, 100, num, np.uint8), rng.integers(0, 20, num, np.uint8)
@@ -276,7 +279,7 @@ def test_cifar_100(tmp_path, kind):
 
 @pytest.mark.slow
 def test_a_full_python_batch_of_cifar_100(tmp_path):
-    """50,000 records."""
+    """The batch has 50,000 records."""
     members, images, fine = of_100("python", 50_000)
     path = tmp_path / "cifar-100-python.tar.gz"
     path.write_bytes(packed(tar(members)))
@@ -309,7 +312,7 @@ def test_classes_of_cifar_10_have_names(tmp_path):
 
 @pytest.mark.parametrize("name", ["my.tar.gz", "my.tgz", "MY.TAR.GZ", "my.tar"])
 def test_cifar_by_any_name(tmp_path, name):
-    """What it holds decides, from any folder that it was packed in."""
+    """The members decide, not the file's name nor the folder that was packed."""
     batches, images, _ = cifar_batches("bin", (1, 1, 1, 1, 1))
     for front in ("", "./"):
         members = [(front + member, content) for member, content in cifar("bin", batches)]
@@ -319,7 +322,7 @@ def test_cifar_by_any_name(tmp_path, name):
 
 
 def test_pickled_again_for_python_2(tmp_path):
-    """Python 3 writes bytes by protocol 2 as calls of a codec."""
+    """By protocol 2, Python 3 writes bytes as calls of a codec."""
     pixels, labels = records(3, 0)
     table = {b"data": pixels, b"fine_labels": labels.tolist()}
     train = pickle.dumps(table, 2)

@@ -1,4 +1,4 @@
-"""Folders of pictures: what their classes are, and which folders are not guessed at."""
+"""Folders of pictures: which classes they have, and which ambiguous folders are refused."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def test_classes_are_the_folders_one_level_below(tmp_path):
     ],
 )
 def test_the_order_of_classes(tmp_path, names, ordered):
-    """As numbers if all are whole numbers, else by the alphabet."""
+    """Names are sorted as numbers if all are whole numbers, else alphabetically."""
     for folders in ("auto", "top", "parent"):
         labels, found = classes(put(tmp_path, *(f"{name}/a.png" for name in names)), folders)
         assert found == tuple(ordered)
@@ -103,7 +103,7 @@ def test_a_picture_in_no_class(tmp_path):
 
 
 def test_empty_classes_keep_their_numbers(tmp_path):
-    """Else a class whose pictures come later, or are of a kind not read, would move the others."""
+    """Otherwise a class whose pictures come later, or cannot be read, would shift the others."""
     put(tmp_path, "cat/a.png", "dog/a.png", "fox/.a.png")
     put(tmp_path, "bird/a.heic", content=b"x")
     (tmp_path / "ape").mkdir()
@@ -123,7 +123,7 @@ def test_empty_classes_keep_their_numbers(tmp_path):
 
 
 def test_top_as_text_is_as_before(tmp_path):
-    """The same pictures in the same order with the same labels; what it passes over is said."""
+    """The same pictures in the same order with the same labels; skipped files are reported."""
     put(tmp_path, "train/2/a.png", "train/10/b.JPG", "val/a.tiff", "val/.x/a.png", "10/a/b.c/d.gif")
     put(tmp_path, "9/a.jfif", "9/a.png", "a.b/c.png", "a/c.png", "a/.c.png", "a/d.txt", "B/x.webp")
     os.symlink(tmp_path / "a", tmp_path / "linked")
@@ -247,8 +247,8 @@ def test_the_sub_folders_of_edm_on_request(tmp_path):
 
 BAD_TABLES = {
     "for some only": ([["0/a.png", 1]], "has no label for 0/b.png, the first of 1 such pictures"),
-    "for another": ([["x.png", 1]], "a label for x.png, which is no picture in the folder"),
-    "a vector": ([["0/a.png", [0, 1]]], "the label '[0, 1]', which is no whole number"),
+    "for another": ([["x.png", 1]], "a label for x.png, which is not a picture in the folder"),
+    "a vector": ([["0/a.png", [0, 1]]], "the label '[0, 1]', which is not a whole number"),
     "no pairs": ("abc", "must have `labels`, a list of [name, class] pairs"),
 }
 

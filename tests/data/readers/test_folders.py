@@ -1,4 +1,4 @@
-"""Folders of pictures: which pictures are read, and what is said of the rest."""
+"""Folders of pictures: which pictures are read, and what is reported about other files."""
 
 import os
 import socket
@@ -35,7 +35,7 @@ def test_a_folder_in_itself_is_left_out(tmp_path, target):
     root = put(tmp_path / "set", "cat/a.png", "dog/a.png")
     os.symlink(target.format(root=root), root / "cat" / "again")
     assert classes(root)[0] == {"cat/a.png": 0, "dog/a.png": 1}
-    assert find(root).left_out == "folders that lie in themselves: 1 (cat/again)"
+    assert find(root).left_out == "folders that contain themselves: 1 (cat/again)"
 
 
 def test_a_loop_through_a_link_elsewhere(tmp_path):
@@ -44,7 +44,7 @@ def test_a_loop_through_a_link_elsewhere(tmp_path):
     os.symlink(tmp_path / "store" / "cat", root / "cat")
     os.symlink(tmp_path / "store", tmp_path / "store" / "cat" / "up")
     assert classes(root)[0] == {"cat/a.png": 0, "dog/a.png": 1}
-    assert find(root).left_out == "folders that lie in themselves: 1 (cat/up)"
+    assert find(root).left_out == "folders that contain themselves: 1 (cat/up)"
 
 
 def test_one_folder_by_two_ways_is_refused(tmp_path):
@@ -72,7 +72,7 @@ def test_broken_links(tmp_path):
     assert "broken links: 13 (notes.txt, dog/x00.png, dog/x01.png, ...)" in found.left_out
     os.symlink("loop.png", tmp_path / "cat" / "loop.png")
     assert find(tmp_path, skip_bad=True).num == 2
-    # This may have been a class: no picture is lost with it, but the numbers of those after it.
+    # The broken link may have been a class: skipping it would shift the numbers of later classes.
     os.symlink("/gone/cow", tmp_path / "cow")
     for skip_bad in (True, False):
         text = refused(tmp_path, "has links that lead nowhere", "cow", skip_bad=skip_bad)
@@ -81,7 +81,7 @@ def test_broken_links(tmp_path):
 
 
 def test_folders_that_cannot_be_read(tmp_path, monkeypatch):
-    """Nobody is kept out who runs as root, so that the refusal is made here."""
+    """Root can read every folder, so the test raises the error itself."""
     put(tmp_path, "bird/a.png", "cat/a.png", "dog/a.png")
     scandir = os.scandir
 
@@ -150,7 +150,7 @@ def test_a_folder_without_pictures_says_what_it_has(tmp_path):
 
 
 def test_names_that_are_no_text(tmp_path):
-    """Read all the same, and shown so that they can be printed on one line."""
+    """Such files are read, and shown on one printable line."""
     strange = os.fsencode(tmp_path) + b"/caf\xe9"
     os.mkdir(strange)
     put(tmp_path, "a\nb/x.png", "a\nb/y\x1b[1m.svg")

@@ -1,4 +1,4 @@
-"""Hugging Face's data sets: what the library itself writes, and what is wrong in a sentence."""
+"""Hugging Face's data sets, written by the library itself, and one sentence for each fault."""
 
 import sys
 
@@ -30,12 +30,12 @@ TYPES = {"image": Image(), "label": ClassLabel(names=["a", "b", "c"]), "text": V
 
 @pytest.fixture(autouse=True)
 def silent():
-    """The library's own bars."""
+    """Turn off the library's progress bars."""
     datasets.disable_progress_bars()
 
 
 def a_set(first=0, last=6, types=TYPES, **columns):
-    """Rows of the images, or of other columns."""
+    """Return a set of rows `first` to `last`; `columns` replaces or adds columns."""
     stored = [Pillow.fromarray(image) for image in IMAGES[first:last]]
     rows = {"image": stored, "label": KINDS[first:last], "text": ["x"] * (last - first)} | columns
     return Dataset.from_dict({name: rows[name] for name in types}, features=Features(types))
@@ -71,7 +71,7 @@ def parquet(folder):
 
 
 def parquets(folder):
-    """As the hub lays them out, a shard with two row groups, a file beside them."""
+    """Write .parquet files as the hub stores them: one with two row groups, beside another file."""
     (folder / "data").mkdir(parents=True)
     a_set(0, 4).to_parquet(folder / "data" / "train-00000-of-00002.parquet", batch_size=3)
     a_set(4, 6).to_parquet(folder / "data" / "train-00001-of-00002.parquet")
@@ -95,12 +95,12 @@ def test_each_form(tmp_path, monkeypatch, write):
         rest = load(f"{relative}:rest")
         np.testing.assert_array_equal(rest.images[..., 0], IMAGES[:2])
         assert sources.absolute(f"hf:{relative}:rest") == f"hf:{source}:rest"
-        refused(f"{source}:test", "has no split test: name one of ")
+        refused(f"{source}:test", "has no split test: append one of ")
 
 
 @pytest.mark.parametrize("write", [saved, saved_splits, parquet, parquets])
 def test_files_here_are_read_without_a_network(tmp_path, monkeypatch, write):
-    """The library would tell the hub that it reads .parquet files."""
+    """The library would report the reading of .parquet files to the hub."""
     asked = []
     monkeypatch.setattr(datasets.load, "get_session", lambda: asked.append(1))
     datasets.load.increase_load_count("parquet")
@@ -111,7 +111,7 @@ def test_files_here_are_read_without_a_network(tmp_path, monkeypatch, write):
 
 
 def test_data_command(tmp_path, capsys, handlers):
-    """Pictures of several sizes, in colour; two are the same."""
+    """The pictures have several sizes, and colour; two are equal."""
     colours = [Pillow.fromarray(np.stack([a, a, 255 - a], -1)) for a in IMAGES]
     colours[3] = colours[1]
     colours[2] = colours[2].resize((16, 20), Pillow.Resampling.NEAREST)
@@ -126,7 +126,7 @@ def test_data_command(tmp_path, capsys, handlers):
 
 
 def test_of_a_parquet_file_one_block_is_read_at_a_time(tmp_path, monkeypatch):
-    """The first pictures come before a later row group, which is damaged, is looked at."""
+    """The first pictures are yielded before a damaged later row group is read."""
     monkeypatch.setattr(huggingface, "ROWS", 2)
     path = tmp_path / "a.parquet"
     a_set().to_parquet(path, batch_size=2)
@@ -219,17 +219,17 @@ def test_files_that_are_none(tmp_path):
 
 @pytest.mark.parametrize("name", ["nobody/nothing", "nothing:train", "no such: name", "a" * 300])
 def test_a_name_that_is_not_to_be_had(monkeypatch, name):
-    """Without a network, which the library is told not to look for."""
+    """The library is told to work offline, so no network is needed."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    message = "is no folder and no file here, and as a name on the hub it cannot be had ("
+    message = "is not a local file or folder, and cannot be loaded from the hub ("
     refused(name, message)
     assert sources.count(DataConfig(source=f"hf:{name}")) is None
     assert sources.absolute(f"hf:{name}") == f"hf:{name}"
 
 
 def test_a_name_on_the_hub(monkeypatch, tmp_path):
-    """What the library gives for one: splits in its cache, pictures by their path there."""
+    """A stand-in for the library's result: splits in its cache, with pictures as paths there."""
     monkeypatch.setattr(datasets.config, "HF_CACHE_HOME", str(tmp_path / "cache"))
     path = tmp_path / "cache" / "cached.png"
     path.parent.mkdir()
@@ -287,7 +287,7 @@ def test_a_set_that_was_saved_with_a_format(tmp_path, case):
 
 
 def test_labels_of_parquet_files_go_by_name(tmp_path):
-    """Three files order their names in three ways, which the library itself overlooks."""
+    """Three files order their class names in three ways, which the library itself overlooks."""
     (tmp_path / "set").mkdir()
     for k, of_file in enumerate([["a", "b", "c"], ["c", "a", "b"], ["b", "d"]]):
         types = TYPES | {"label": ClassLabel(names=of_file)}
@@ -307,11 +307,11 @@ def test_parquet_files_of_other_columns_are_refused(tmp_path):
     types = TYPES | {"label": Value("int64")}
     a_set(2, 4, types=types).to_parquet(tmp_path / "train-1.parquet")
     refused(tmp_path, "has the column label as ClassLabel in ")
-    refused(tmp_path, "train-1.parquet: write the files alike")
+    refused(tmp_path, "train-1.parquet: write all files with one type")
 
 
 def test_a_class_beyond_the_names_is_refused(tmp_path):
-    """Which the library does not write: the numbers are those of another schema."""
+    """The library does not write such files: the numbers belong to another schema."""
     for names in (["a", "b"], ["b", "a"]):
         plain = a_set(types=TYPES | {"label": Value("int64")})
         plain.to_parquet(tmp_path / "train-0.parquet")
@@ -331,7 +331,7 @@ def test_files_of_a_saved_set_that_number_their_classes_differently(tmp_path):
     (mine,), (theirs,) = ((tmp_path / k).glob("*.arrow") for k in ("set", "other"))
     theirs.replace(mine)
     refused(tmp_path / "set", "numbers the classes of column label as a, b, c, but ")
-    refused(tmp_path / "set", "as b, a, c: save it again, from the sets that it was made of")
+    refused(tmp_path / "set", "as b, a, c: save it again from the sets that it was made from")
 
 
 @pytest.mark.parametrize("write", [saved, saved_splits, parquet, parquets])
@@ -467,7 +467,7 @@ def test_bad_columns_that_are_named(many_columns, column):
 def test_a_split_that_is_none(many_columns):
     refused(
         many_columns / "one:fine",
-        "no split fine: name one of all, train behind it, hf:NAME:SPLIT, and a column behind",
+        "no split fine: append one of all, train, as in hf:NAME:SPLIT, and a column as in",
         MANY,
     )
 
@@ -476,7 +476,7 @@ def test_texts_that_are_no_classes(many_columns, monkeypatch):
     monkeypatch.setattr(huggingface.columns, "MAX_TEXTS", 2)
     refused(
         many_columns / "one:all:text",
-        "more than 2 texts in column text, which are no classes: name another column",
+        "more than 2 texts in column text, too many for classes: name another column",
         MANY,
     )
 
@@ -486,7 +486,7 @@ def test_columns_that_may_hold_the_labels_are_named(tmp_path):
     a_set(types=types).to_parquet(tmp_path / "a.parquet")
     refused(
         tmp_path / "a.parquet",
-        f"has no column of type ClassLabel: name that of the labels, as in hf:{tmp_path}/a.parquet:"
+        f"has no column of type ClassLabel: name the label column, as in hf:{tmp_path}/a.parquet:"
         "train:label (columns: label, text)",
     )
     assert load(f"{tmp_path}/a.parquet:train:label").labels.tolist() == KINDS

@@ -24,7 +24,7 @@ def saved(image, kind, **options):
 
 
 def decoded(contents, size=8, channels=1):
-    """Pictures, as (name, content) pairs."""
+    """Decode (name, content) pairs."""
     found = pictures.Pictures(
         len(contents), lambda start: ((name, io.BytesIO(c)) for name, c in contents[start:])
     )
@@ -47,7 +47,7 @@ WRITTEN = [
 
 
 def test_what_is_tried_here():
-    """Most kinds: the others can only be read."""
+    """Most kinds are covered; Pillow can only read the others."""
     assert {".jfif", ".jpe", ".avif", ".apng", ".jp2", ".ppm", ".tga", ".ico"} <= {
         *WRITTEN,
         *(suffix for suffix in (".avif", ".jp2") if kinds.lacking(suffix)),
@@ -58,11 +58,11 @@ def test_what_is_tried_here():
 
 @pytest.mark.parametrize("suffix", WRITTEN)
 def test_each_kind_is_decoded(suffix):
-    """To the pixels that were written, where the kind keeps them."""
+    """The pixels are the written ones, if the kind is lossless."""
     if kind := kinds.lacking(suffix):
         pytest.fail(f"this Pillow has no {kind}")
     kind = Image.registered_extensions()[suffix]
-    # An icon has sizes of its own, of which 16 is the least.
+    # An icon has fixed sizes, of which 16 is the least.
     image = np.random.default_rng(1).integers(0, 2, (16, 16), np.uint8).repeat(4, 0).repeat(4, 1)
     mode = {"XBM": "1", "MSP": "1", "BLP": "P", "FTEX": "RGBA"}.get(kind, "RGB")
     content = saved(Image.fromarray(image * 255).convert(mode), kind)
@@ -73,7 +73,7 @@ def test_each_kind_is_decoded(suffix):
 
 
 def only_read():
-    """A grey picture of 8x8 pixels, in the kinds that Pillow reads and does not write."""
+    """Return a grey picture of 8x8 pixels in each kind that Pillow reads but does not write."""
     grey = np.random.default_rng(2).integers(0, 2, (8, 8), np.uint8) * 255
     rgb = grey[..., None].repeat(3, 2)
     rows = ",\n".join(f'"{"".join("ab"[v // 255] for v in row)}"' for row in grey.tolist())
@@ -120,7 +120,7 @@ def test_each_kind_that_is_only_read(suffix):
 
 
 def test_kinds_of_weak_marks_go_by_their_names():
-    """A damaged picture of another kind must not pass for one of them."""
+    """A damaged picture of another kind must not pass for one of these."""
     image = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
     for kind, suffix in (("TGA", ".tga"), ("PPM", ".pgm"), ("PCX", ".pcx"), ("SGI", ".bw")):
         content = saved(image, kind)
@@ -138,7 +138,7 @@ def test_more_than_8_bits_in_other_kinds():
 
 
 def test_an_icon_that_is_larger_than_it_says():
-    """Its size is that of a PNG inside."""
+    """The PNG inside determines its size."""
     png = saved(Image.new("1", (8192, 8193)), "PNG")
     icon = struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 1, len(png), 22) + png
     with pytest.raises(UsageError, match=r"a\.ico has 8192x8193 pixels, more than 67,108,864"):
@@ -147,7 +147,7 @@ def test_an_icon_that_is_larger_than_it_says():
 
 def test_a_kind_that_this_pillow_lacks(monkeypatch):
     monkeypatch.setattr(kinds.features, "check", lambda feature: feature != "avif")
-    with pytest.raises(UsageError, match=r"a\.avif cannot be read by this Pillow, which has no AV"):
+    with pytest.raises(UsageError, match=r"a\.avif cannot be read by this Pillow, which lacks AV"):
         decoded([("a.avif", b"\0\0\0\x1cftypavif")] * 2)
     with pytest.raises(UsageError, match=r"a\.webp is not a readable image"):
         decoded([("a.webp", b"x")] * 2)
@@ -159,12 +159,12 @@ def test_a_kind_that_this_pillow_lacks(monkeypatch):
 # The top left quarter is red, the top right green, the bottom left blue.
 QUARTERS = np.zeros((16, 16, 3), np.uint8)
 QUARTERS[:8, :8, 0] = QUARTERS[:8, 8:, 1] = QUARTERS[8:, :8, 2] = 255
-# What Pillow reads, but cannot write again: a rational number of -1/0, where none is below 0.
+# Pillow reads this, but cannot write it again: -1/0 where rational numbers must not be negative.
 RESOLUTION = (0x11A, 10, 1, struct.pack("<ii", -1, 0))
 
 
 def exif(turn, *more):
-    """A table of an orientation and further fields (tag, type, count, content)."""
+    """Return an EXIF table with an orientation and further fields (tag, type, count, content)."""
     fields = [(0x112, 3, 1, struct.pack("<HH", turn, 0)), *more]
     head, behind = struct.pack("<H", len(fields)), b""
     after = 8 + 2 + 12 * len(fields) + 4
@@ -176,7 +176,7 @@ def exif(turn, *more):
 
 
 def colours(image):
-    """The colours of the four quarters, as letters."""
+    """Return the colours of the four quarters, as letters."""
     means = image.reshape(2, 8, 2, 8, 3).mean((1, 3)).reshape(4, 3)
     return "".join("rgbk"[int(mean.argmax()) if mean.max() > 128 else 3] for mean in means)
 
@@ -187,7 +187,7 @@ TURNED = {1: "rgbk", 2: "grkb", 3: "kbgr", 4: "bkrg", 5: "rbgk", 6: "brkg", 7: "
 @pytest.mark.parametrize("turn", TURNED)
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_exif_turns(turn, kind):
-    """As Pillow's own function turns it, where that can, and where it cannot."""
+    """The result equals that of Pillow's exif_transpose, also where that function fails."""
     if kind == "TIFF":
         content = saved(Image.fromarray(QUARTERS), kind, tiffinfo={0x112: turn})
     else:
@@ -225,7 +225,7 @@ def test_damaged_exif_turns_nothing(case, kind):
 
 
 def test_exif_that_keeps_pillow_from_opening(tmp_path):
-    """As it does a JPEG whose resolution is one letter: the picture is there all the same."""
+    """A JPEG is decoded although Pillow refuses its EXIF, where the resolution is a letter."""
     odd = exif(6, (0x128, 3, 1, struct.pack("<HH", 2, 0)), (0x11A, 2, 1, b"6\0\0\0"))
     content = saved(Image.fromarray(QUARTERS), "JPEG", exif=odd)
     with pytest.raises(UnidentifiedImageError):

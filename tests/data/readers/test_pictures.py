@@ -62,7 +62,7 @@ def write_zip(tmp_path, members=None, labels=..., method=zipfile.ZIP_STORED):
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_zip(tmp_path, method):
-    """As EDM's tool makes them, in any order; other members and hidden ones count for nothing."""
+    """EDM's layout with members in any order; other members and hidden ones are ignored."""
     others = [("00000/", b""), ("notes.txt", b"x"), ("__MACOSX/._a.png", b"x"), (".b.png", b"x")]
     path = write_zip(tmp_path, [*reversed(MEMBERS), *others], PAIRS, method)
     data = load(path)
@@ -73,7 +73,7 @@ def test_zip(tmp_path, method):
 
 
 def test_a_zip_of_photographs(tmp_path):
-    """Of other kinds and sizes: cropped and resized, as from a folder."""
+    """Pictures of other kinds and sizes are cropped and resized, as from a folder."""
     wide = np.zeros((20, 40, 3), np.uint8)
     wide[:, 10:30] = (200, 100, 50)  # all of the central square
     path = write_zip(
@@ -95,7 +95,7 @@ def test_a_zip_without_labels(tmp_path):
 
 
 def in_a_folder(listed, where="set/"):
-    """A zip as `zip -r set.zip set` makes one, with these labels."""
+    """Return a zip as `zip -r set.zip set` makes it, with these labels."""
     members = [(f"set/{name}", content) for name, content in MEMBERS]
     text = json.dumps({"labels": listed}).encode()
     return [*members, (f"{where}dataset.json", text), ("__MACOSX/set/._dataset.json", b"x")]
@@ -104,9 +104,9 @@ def in_a_folder(listed, where="set/"):
 @pytest.mark.parametrize("where", ["set/", ""])
 @pytest.mark.parametrize("front", ["set/", ""])
 def test_a_zip_with_one_top_folder(tmp_path, where, front):
-    """Names in its list are from the list's folder on, or from the zip's."""
+    """Names in its table are relative to the table's folder, or to the zip."""
     if (where, front) == ("", ""):
-        message = f"a label for {NAMES[0]}, which is no picture in the zip"
+        message = f"a label for {NAMES[0]}, which is not a picture in the zip"
         refused(write_zip(tmp_path, in_a_folder(PAIRS, where)), message)
         return
     listed = [[f"{front}{name}", k] for name, k in PAIRS]
@@ -135,11 +135,11 @@ def test_a_zip_in_capitals_and_what_it_does_not_give(tmp_path):
 
 BAD_LABELS = {
     "for some only": (PAIRS[:2], f"has no label for {NAMES[2]}, the first of 2 such pictures"),
-    "for another": ([*PAIRS, ["x.png", 1]], "a label for x.png, which is no picture in the zip"),
-    "a fraction": ([[NAMES[0], 1.5], *PAIRS[1:]], "the label '1.5', which is no whole number"),
-    "a word": ([[NAMES[0], "cat"], *PAIRS[1:]], "the label 'cat', which is no whole number"),
-    "a boolean": ([[NAMES[0], True], *PAIRS[1:]], "the label 'True', which is no whole number"),
-    "a vector": ([[NAMES[0], [0, 1]], *PAIRS[1:]], "the label '[0, 1]', which is no whole"),
+    "for another": ([*PAIRS, ["x.png", 1]], "a label for x.png, which is not a picture in the zip"),
+    "a fraction": ([[NAMES[0], 1.5], *PAIRS[1:]], "the label '1.5', which is not a whole number"),
+    "a word": ([[NAMES[0], "cat"], *PAIRS[1:]], "the label 'cat', which is not a whole number"),
+    "a boolean": ([[NAMES[0], True], *PAIRS[1:]], "the label 'True', which is not a whole number"),
+    "a vector": ([[NAMES[0], [0, 1]], *PAIRS[1:]], "the label '[0, 1]', which is not a whole"),
     "below 0": ([[NAMES[0], -1], *PAIRS[1:]], "the label -1: number classes from 0"),
     "beyond all": ([[NAMES[0], 10**30], *PAIRS[1:]], "number classes from 0"),
     "too many": ([[NAMES[0], 10], *PAIRS[1:]], "labels from 3 to 10, outside 0 .. 9"),
@@ -153,7 +153,7 @@ def test_bad_labels_of_a_zip(tmp_path, case):
     labels, message = BAD_LABELS[case]
     path = write_zip(tmp_path, labels=labels)
     refused(path, message)
-    assert len(load(path, GREY)) == 4  # they are looked at where they count
+    assert len(load(path, GREY)) == 4  # labels are read only if they are wanted
 
 
 def test_bad_zips(tmp_path, monkeypatch):
@@ -187,7 +187,7 @@ def test_bad_zips(tmp_path, monkeypatch):
 
 
 def samples(first=0, labelled=True):
-    """Members as WebDataset writes them: by sample, one after the other."""
+    """Return members as WebDataset writes them: sample by sample."""
     for k, png in enumerate(PNGS, first):
         yield f"{k:06d}.png", png
         yield f"{k:06d}.json", b"{}"
@@ -196,7 +196,7 @@ def samples(first=0, labelled=True):
 
 
 def test_shards(tmp_path):
-    """A pattern, a folder and a single one; in the old format and in the one with precise times."""
+    """A pattern, a folder and a single shard; in the old format and with fractional times."""
     train = tmp_path / "train"
     train.mkdir()
     (train / "008.tar").write_bytes(shard(samples()))
@@ -231,12 +231,12 @@ def test_shards_without_labels(tmp_path):
 BAD_SAMPLES = {
     "a fraction": (
         ("a.cls", b"1.5"),
-        "a.png has by its .cls the label '1.5', which is no whole number",
+        "a.png has in its .cls the label '1.5', which is not a whole number",
     ),
-    "nothing": (("a.cls", b""), "a.png has by its .cls the label '', which is no whole number"),
-    "a long one": (("a.cls", b"1" * 99), "which is no whole number"),
-    "below 0": (("a.cls", b"-1\n"), "a.png has by its .cls the label -1: number classes from 0"),
-    "no text": (("a.cls", b"\xff"), "which is no whole number"),
+    "nothing": (("a.cls", b""), "a.png has in its .cls the label '', which is not a whole number"),
+    "a long one": (("a.cls", b"1" * 99), "which is not a whole number"),
+    "below 0": (("a.cls", b"-1\n"), "a.png has in its .cls the label -1: number classes from 0"),
+    "no text": (("a.cls", b"\xff"), "which is not a whole number"),
     "no picture": (("b.cls", b"1"), "b.cls has no picture beside it"),
     "two pictures": (("a.jpg", PNGS[0]), "a.jpg is the second picture of its sample"),
     "no such picture": (("b.png", b"x"), "b.png is not a readable image"),
@@ -253,7 +253,7 @@ def test_bad_samples_of_a_shard(tmp_path, case):
 
 
 def note(text, kind=tarfile.XHDTYPE):
-    """A tar whose second member has a header of its own in front of it, with this text."""
+    """Return a tar whose second member is preceded by a header with this text."""
     info = tarfile.TarInfo("note")
     info.type, info.size = kind, len(text)
     head = info.tobuf(tarfile.USTAR_FORMAT) + text + bytes(-len(text) % 512)
@@ -261,7 +261,7 @@ def note(text, kind=tarfile.XHDTYPE):
 
 
 def record(text):
-    """One line of such a header, its length in front."""
+    """Return one line of a pax header, with its length in front."""
     length = len(text) + 4
     return b"%d %s\n" % (length, text)
 
@@ -286,7 +286,7 @@ BAD_SHARDS = {
     "a size beyond": (lambda c: note(record(b"size=99999")), "unexpected end of data"),
     "holes": (
         lambda c: note(record(b"GNU.sparse.map=0,9")),
-        "is stored as a file with holes: make the archive without --sparse",
+        "is stored as a sparse file: make the archive without --sparse",
     ),
 }
 
@@ -302,7 +302,7 @@ def test_bad_shards(tmp_path, case):
     change, message = BAD_SHARDS[case]
     path = tmp_path / "a.tar"
     path.write_bytes(note(record(b"mtime=1.5")))
-    assert len(load(path, GREY)) == 2  # so it is the rest of a note that is refused
+    assert len(load(path, GREY)) == 2  # so only the bad notes are refused
     path.write_bytes(change(shard(samples(labelled=False))))
     refused(path, message, GREY)
 
@@ -323,7 +323,7 @@ def test_a_shard_that_changes_while_it_is_read(tmp_path):
 
 
 def glyph_pngs(num=6, size=8):
-    """PNGs with transparency, each of a colour of its own, for the glyphs after the first."""
+    """Return transparent PNGs, each in its own colour, for all glyphs after the first."""
     pngs = {}
     for k, name in enumerate(GLYPHS[1 : 1 + num]):
         glyph = np.zeros((size, size, 4), np.uint8)
@@ -341,7 +341,7 @@ def test_a_source_is_found_from_any_folder(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("index", "image"), [(1, 17), (3, 17), (1, 18)])
 def test_emoji(tmp_path, index, image):
-    """The largest strike, as fontTools reads it too, on white; but for what a tone varies."""
+    """The largest strike, as fontTools reads it, on white, without skin-tone variants."""
     path = tmp_path / "a.ttf"
     pngs = glyph_pngs()
     del pngs["flag"]  # a glyph may have no picture
@@ -357,14 +357,14 @@ def test_emoji(tmp_path, index, image):
 
 
 def changed_font(tag, offset, form, value):
-    """The font with one number of a table changed."""
+    """Return the font with one number of a table changed."""
     content = bytearray(emoji_font({109: glyph_pngs()}))
     at = struct.unpack_from(">I", content, content.find(tag, 12) + 8)[0]
     struct.pack_into(form, content, at + offset, value)
     return bytes(content)
 
 
-# Where CBLC has things: 8 bytes of header, 48 a strike, 8 an entry of the array, the subtable.
+# The layout of CBLC: 8 bytes of header, 48 per strike, 8 per entry of the array, the subtable.
 BAD_FONTS = {
     "no font": (lambda: b"no font at all", "is not a readable emoji font"),
     "cut short": (lambda: emoji_font({109: glyph_pngs()})[:-99], "is cut short"),
@@ -385,13 +385,13 @@ BAD_FONTS = {
 
 
 def swallowing():
-    """A font whose first picture reaches to the end of the table."""
+    """Return a font whose first picture reaches to the end of the table."""
     last = len(TTFont(io.BytesIO(emoji_font({109: glyph_pngs()}))).getTableData("CBDT"))
     return changed_font(b"CBDT", 9, ">I", last - 13)
 
 
 def with_ligatures(num):
-    """A font of so many lookups in one place, where there are as many subtables in one place."""
+    """Return a font with many lookups at one offset, each with many subtables at one offset."""
     font = TTFont(io.BytesIO(emoji_font({109: glyph_pngs()})))
     lookup = [4, 0, num, *[2 * num + 6] * num]
     words = [1, 0, 0, 0, 10, num, *[2 * num + 2] * num, *lookup, *bytes(16)]
@@ -450,7 +450,7 @@ def test_every_reader_of_pictures_hears_a_signal(tmp_path, monkeypatch):
 
 
 def test_a_folder_named_digits(tmp_path, monkeypatch):
-    """It is told from scikit-learn's set; runs of pdfast, and folders without data, are no data."""
+    """A folder that holds data is refused as ambiguous; runs and empty folders are not data."""
     monkeypatch.chdir(tmp_path)
     for sub in ("digits", "digits/cats"):
         folder = tmp_path / sub

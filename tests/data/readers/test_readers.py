@@ -1,4 +1,4 @@
-"""Readers of data sets: each published layout is read, and what a file must not do it cannot."""
+"""Readers of data sets: each published layout is read, and harmful files are refused."""
 
 import io
 import struct
@@ -23,7 +23,7 @@ from pdfast.errors import Stopped, UsageError
 
 
 def npz(path, members):
-    """An .npz of raw members."""
+    """Return an .npz of raw members."""
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in members:
             archive.writestr(name, content)
@@ -31,7 +31,7 @@ def npz(path, members):
 
 
 def npy(array, **replaced):
-    """An array as .npy, text of its header replaced."""
+    """Return an array as .npy, with text of its header replaced."""
     out = io.BytesIO()
     np.save(out, array)
     content = out.getvalue()
@@ -179,7 +179,7 @@ def test_idx(tmp_path, suffix):
     assert data.labels is None
     assert count(DataConfig(source=str(path))) == 50
     classes = NetConfig(image_size=28, channels=1, ch_mult=(1, 1), num_classes=10)
-    refused(path, f"has its labels in train-labels-idx1-ubyte{suffix}, which is not", classes)
+    refused(path, f"has no labels beside it: put train-labels-idx1-ubyte{suffix} there", classes)
     beside = tmp_path / f"train-labels-idx1-ubyte{suffix}"
     beside.write_bytes(pack(idx(labels)))
     assert load(path, classes).labels.tolist() == labels.tolist()
@@ -200,7 +200,7 @@ NAMED = {
 
 @pytest.mark.parametrize("case", NAMED)
 def test_names_of_idx_files(tmp_path, case):
-    """Named themselves; those for training also by their folder, beside a folder of their name."""
+    """Each file by its name; the training set also by its folder."""
     labels = np.arange(6, dtype=np.uint8)
     for name, array in zip(NAMED[case], (pictures(), labels), strict=True):
         pack = packed if name.lower().endswith(".gz") else bytes
@@ -273,7 +273,7 @@ def test_only_the_formats_of_the_suffixes_are_decoded(tmp_path):
 
 @pytest.mark.parametrize("size", [(8192, 8193), (10_000, 10_000), (20_000, 10_000)])
 def test_image_bombs(tmp_path, recwarn, size):
-    """Above the limit; where Pillow warns; where Pillow refuses."""
+    """A picture above the limit, one that Pillow warns of, and one that Pillow refuses."""
     out = io.BytesIO()
     Image.new("1", size).save(out, "png")
     assert len(out.getvalue()) < 100_000

@@ -1,4 +1,4 @@
-"""Readers register themselves: what one module adds is known wherever sources are named."""
+"""Readers register themselves: a reader added by one module is known wherever sources are named."""
 
 import sys
 from pathlib import Path
@@ -45,7 +45,7 @@ register(
 
 @pytest.fixture
 def registered(monkeypatch):
-    """The readers, which a test may add to."""
+    """Return the list of readers, to which a test may add."""
     found = list(registry.READERS)
     monkeypatch.setattr(registry, "READERS", found)
     return found
@@ -53,7 +53,7 @@ def registered(monkeypatch):
 
 @pytest.fixture
 def module(registered, tmp_path, monkeypatch):
-    """A further module in the package."""
+    """Add a module to the package."""
     (tmp_path / "package").mkdir()
     (tmp_path / "package" / "grey8.py").write_text(MODULE)
     monkeypatch.setattr(readers, "__path__", [*readers.__path__, str(tmp_path / "package")])
@@ -63,7 +63,7 @@ def module(registered, tmp_path, monkeypatch):
 
 
 def raw(path: Path, num: int = 3) -> Path:
-    """A file of such images."""
+    """Write a file of such images."""
     path.write_bytes(bytes(range(64)) * num)
     return path
 
@@ -119,7 +119,7 @@ def test_the_lower_priority_reads_what_two_may_recognize(tmp_path):
 )
 def test_no_two_readers_are_asked_at_once(registered, options, other):
     before = len(registered)
-    with pytest.raises(ValueError, match=f"'{other}' need other keywords or priorities"):
+    with pytest.raises(ValueError, match=f"'{other}' need different keywords or priorities"):
         register(Reader(open=lambda source, wanted: pytest.fail("not opened"), **options))
     assert len(registered) == before
 
@@ -129,6 +129,6 @@ def test_every_reader_has_a_row_in_the_readme():
     table, _, _ = behind.lower().partition("\n\n")
     for reader in registry.READERS:
         if reader.keyword == "digits":
-            continue  # no set of one's own
+            continue  # does not name a user's set
         names = [reader.keyword] if reader.keyword else [*reader.suffixes, reader.kind]
         assert any(name in table for name in names), names

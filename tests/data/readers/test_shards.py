@@ -28,7 +28,7 @@ def load(source, model=LABELLED):
 
 
 def left_out(source):
-    """What the reading passes over."""
+    """Return the note about skipped members."""
     return sources.opened(str(source), Wanted(8)).left_out
 
 
@@ -45,7 +45,7 @@ def refused(source, *messages, model=LABELLED):
 
 
 def expect(data, which, labels=None, names=()):
-    """The pictures of these numbers, in this order."""
+    """Check that exactly the pictures of these numbers are read, in this order."""
     np.testing.assert_array_equal(data.images[..., 0], IMAGES[list(which)])
     assert (None if data.labels is None else data.labels.tolist()) == labels
     assert data.names == names
@@ -62,7 +62,7 @@ def samples(first, last, label=b"%d", name="{:06d}"):
 
 
 def unended(archive):
-    """Without the blocks of zeros at its end."""
+    """Return a tar without the blocks of zeros at its end."""
     content = archive.rstrip(b"\0")
     return content + bytes(-len(content) % 512)
 
@@ -126,7 +126,7 @@ def test_a_shard_that_was_unpacked_but_not_renamed(tmp_path):
 
 
 def test_gzip_of_several_streams(tmp_path):
-    """As pigz, or cat of .gz files, makes them; empty ones, and zeros at the end, are allowed."""
+    """As pigz, or cat of .gz files, makes them; empty streams and zeros at the end are allowed."""
     content = tar(samples(0, 6))
     parts = [content[:700], b"", content[700:5000], content[5000:]]
     path = write(tmp_path / "a.tgz", b"".join(map(packed, parts)) + bytes(40_000))
@@ -140,7 +140,7 @@ def test_gzip_of_several_streams(tmp_path):
 
 
 def test_a_gzipped_shard_takes_little_memory(tmp_path):
-    """It is read in parts: 64 MB that are no picture are passed over."""
+    """It is read in parts: 64 MB of other members are skipped."""
     path = tmp_path / "a.tgz"
     with gzip.open(path, "wb", 1) as file, tarfile.open(fileobj=file, mode="w|") as archive:
         entry = tarfile.TarInfo("large.bin")
@@ -221,7 +221,7 @@ def test_cifar_beside_shards_is_named(tmp_path):
 
 
 def test_dots_before_the_suffix(tmp_path):
-    """Each is a picture; its label is the nearest: its name up to its last dot, or one before."""
+    """Each is a picture; its label has its name up to the last dot, or up to an earlier one."""
     members = {
         "photo0.png": "photo0.cls",
         "photo0_x0.5.png": "photo0_x0.5.cls",
@@ -283,7 +283,7 @@ def test_what_is_not_taken_is_named(tmp_path):
     expect(load(path), range(3), [0, 1, 2])
     assert left_out(path) == (
         "links: 2 (a.tar: hard.png, a.tar: soft.jpg); "
-        "members that are no files: 1 (a.tar: pipe.png); "
+        "members that are not files: 1 (a.tar: pipe.png); "
         "hidden files: 2 (a.tar: ._000000.png, a.tar: .cache/000000.png); "
         "images of a kind that is not read: 1 (a.tar: a.heic)"
     )
@@ -294,7 +294,7 @@ def test_what_is_not_taken_is_named(tmp_path):
 
 
 def pax(members, **headers):
-    """A tar of pax's kind: `headers` are each member's, or `of_all`."""
+    """Return a pax tar; `headers` are repeated for each member, `of_all` is the global header."""
     out, of_all = io.BytesIO(), headers.pop("of_all", {})
     with tarfile.open(
         fileobj=out, mode="w", format=tarfile.PAX_FORMAT, pax_headers=of_all
@@ -329,7 +329,7 @@ def ustar(members):
 
 
 def volume():
-    """As `tar -V name.png` begins."""
+    """Return the beginning of a tar made by `tar -V name.png`."""
     entry = tarfile.TarInfo("name.png")
     entry.type = b"V"
     return entry.tobuf(tarfile.GNU_FORMAT)
@@ -356,10 +356,10 @@ def test_a_header_without_bounds_is_refused(tmp_path):
     for content, message in {
         pax(samples(0, 2), **{"path": "x" * 5000}): "a member whose name has 5,000 bytes",
         pax(samples(0, 2), note="A" * 2**20): "has 1,048,",
-        pax(samples(0, 2), **{"GNU.sparse.major": "1"}): "a file with holes",
+        pax(samples(0, 2), **{"GNU.sparse.major": "1"}): "a sparse file",
         pax(samples(0, 2), path="/etc/x.png"): "/etc/x.png is outside its folder",
-        pax(samples(0, 2), size="1.5"): "has a size that is no number",
-        pax(samples(0, 2), size="9" * 30): "has a size that is no number",
+        pax(samples(0, 2), size="1.5"): "has a size that is not a number",
+        pax(samples(0, 2), size="9" * 30): "has a size that is not a number",
     }.items():
         write(path, content)
         refused(path, message)
@@ -376,8 +376,8 @@ def test_damaged_records_of_a_header(tmp_path):
 
 def test_kinds_of_members_that_hold_no_file(tmp_path):
     for kind, message in {
-        b"M": "goes on in another volume",
-        tarfile.GNUTYPE_SPARSE: "its member x.png is stored as a file with holes",
+        b"M": "continues in another volume",
+        tarfile.GNUTYPE_SPARSE: "its member x.png is stored as a sparse file",
     }.items():
         entry = tarfile.TarInfo("x.png")
         entry.type = kind
@@ -401,7 +401,7 @@ def test_skipping_ahead(tmp_path):
 
 
 def labelled(kind, contents, more=()):
-    """Pictures 0 and on, each with a member of a kind beside it."""
+    """Return pictures from number 0 on, each with a member of a kind beside it."""
     for k, content in enumerate(contents):
         yield f"{k}.png", PNGS[k]
         if content is not None:
@@ -410,7 +410,7 @@ def labelled(kind, contents, more=()):
 
 
 def table(**columns):
-    """A .json for each row."""
+    """Return a .json for each row."""
     return [json.dumps(dict(zip(columns, row, strict=True))) for row in zip(*columns.values())]  # noqa: B905
 
 
@@ -463,7 +463,7 @@ def test_labels(tmp_path, case):
 
 
 def test_which_labels_count(tmp_path):
-    """.cls before .json before .txt, however the members lie; .json may name the numbers."""
+    """.cls counts before .json before .txt, in any order of members; .json may name the numbers."""
     more = [(f"{k}.txt", b"a caption of picture %d" % k) for k in range(4)]
     found = table(label=[9, 9, 9, 8], class_name=WORDS)
     more += [(f"{k}.json", text.encode()) for k, text in enumerate(found)]
@@ -475,11 +475,11 @@ def test_which_labels_count(tmp_path):
 
 BAD_LABELS = {
     "some without": ("cls", ["1", None, "0"], "1.png has no label (.cls), as others have"),
-    "names and numbers": ("cls", ["1", "cat", "0"], "1.png has by its .cls the label 'cat', which"),
-    "fractions": ("cls", ["1.5", "2.5"], "0.png has by its .cls the label '1.5', which is no"),
-    "a long name": ("cls", ["x" * 201, "x" * 202], "0.png has by its .cls the label"),
-    "two lines": ("cls", ["a\nb", "c"], "0.png has by its .cls the label"),
-    "below 0": ("json", table(label=[0, -1]), '1.png has by its .json ("label") the label -1'),
+    "names and numbers": ("cls", ["1", "cat", "0"], "1.png has in its .cls the label 'cat', which"),
+    "fractions": ("cls", ["1.5", "2.5"], "0.png has in its .cls the label '1.5', which is not"),
+    "a long name": ("cls", ["x" * 201, "x" * 202], "0.png has in its .cls the label"),
+    "two lines": ("cls", ["a\nb", "c"], "0.png has in its .cls the label"),
+    "below 0": ("json", table(label=[0, -1]), '1.png has in its .json ("label") the label -1'),
     "two numbers that differ": (
         "json",
         table(label=[0, 1, 2], target=[0, 5, 2]),
@@ -512,7 +512,7 @@ BAD_LABELS = {
     ),
     "long captions": ("txt", ["x" * 300] * 4, "are captions, not classes"),
     "captions of two lines": ("txt", ["a\nb"] * 4, "are captions, not classes"),
-    "text and numbers": ("txt", ["1", "1", "cat", "cat"], "2.png has by its .txt the label 'cat'"),
+    "text and numbers": ("txt", ["1", "1", "cat", "cat"], "2.png has in its .txt the label 'cat'"),
 }
 
 
@@ -521,7 +521,7 @@ def test_bad_labels(tmp_path, case):
     kind, contents, message = BAD_LABELS[case]
     path = write(tmp_path / "a.tar", labelled(kind, contents))
     refused(path, str(path), message)
-    assert len(load(path, PLAIN).images) == len(contents)  # they are looked at where they count
+    assert len(load(path, PLAIN).images) == len(contents)  # labels are read only if wanted
 
 
 def test_two_labels_of_one_sample(tmp_path):
