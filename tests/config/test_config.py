@@ -119,7 +119,7 @@ LINEAR = {"schedule": "linear", "timesteps": 9, "betas": [0.1, 0.2]}
         ({"model": {"betas": [0.1, 0.2]}}, "model.betas is for a schedule by betas"),
         ({"model": {"sigmas": [0.002, 80.0, 7.0]}}, "model.sigmas is for the schedule edm"),
         ({"model": {"schedule": "edm"}}, "model.sigmas must be sigma_min, sigma_max and rho"),
-        ({"model": {"embedding": "noise"}}, "is what model.edm.preconditioning says"),
+        ({"model": {"embedding": "noise"}}, "needs a model.edm.preconditioning"),
         (
             {"model": {"edm": {"preconditioning": "ve"}}},
             "model.edm.preconditioning is for model.schedule edm",

@@ -264,10 +264,10 @@ def test_other_flags_and_files(tmp_path, capsys):
     file = ef.write(tmp_path / "a.pkl", ef.network("tiny", "vp"))
     command = ["import", str(file), "--from", "edm", "--out", str(tmp_path / "model")]
     for flags, message in (
-        (["--config", "digits"], "are for --from google: a network pickle tells its network"),
-        (["--model.ch", "8"], "are for --from google: a network pickle tells its network"),
+        (["--config", "digits"], "are for --from google: a network pickle describes its network"),
+        (["--model.ch", "8"], "are for --from google: a network pickle describes its network"),
         (["--model.parameterization", "x_eps"], "a network of NVlabs/edm takes v or x"),
-        (["--model.parameterization", "x"], "with VPPrecond predicts eps, and its first student is"),
+        (["--model.parameterization", "x"], "VPPrecond predicts eps, and its first student is"),
         (["--steps", "-1"], "--steps must be in 0 .. "),
     ):
         assert main([*command, *flags]) == 2

@@ -261,7 +261,7 @@ def test_command_line(write_state, tmp_path, capsys, monkeypatch):
         assert error.count("\n") == 1
         assert message in error
 
-    fails("--config is missing: the file does not tell its network", config=None)
+    fails("--config is missing: the file does not describe its network", config=None)
     fails("missing from pdfast import: --from", **{"from": None})
     fails("invalid choice 'x' for argument '--from'", **{"from": "x"})
     fails("missing from pdfast import: --out", out=None)

@@ -107,8 +107,8 @@ def views(cfg: NetConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def differing(cfg: NetConfig, shapes: Mapping[str, Shape]) -> dict[str, Any]:
     """Return the values implied by parameters of these shapes, for fields of `cfg` that differ.
 
-    The numbers of elements decide, since shapes vary between versions of flax. Image size, groups of
-    norms, dropout, and which of x, eps and v is predicted, do not follow from them.
+    The numbers of elements decide, since shapes vary between versions of flax. Image size, groups
+    of norms, dropout, and which of x, eps and v is predicted, do not follow from them.
 
     Args:
         cfg: The assumed config.
