@@ -1,5 +1,6 @@
-# All targets work in .venv, and create it: make demo installs pdfast's requirements, the others also
-# the tools of the tests. If $(PYTHON) has torch, that torch is used; otherwise $(TORCH) is installed.
+# All targets work in .venv, and create it: make demo installs pdfast's requirements, the others
+# the tools of the tests too. If $(PYTHON) has torch, that torch is used; otherwise $(TORCH) is
+# installed.
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -7,7 +8,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 # Without bytecode: Python compiles on import, and only a third of the files are ever imported.
 PIP := $(BIN)/python -m pip install --quiet --no-compile
-# The tests start hundreds of processes, each of which would compile PyTorch again without bytecode.
+# The tests start hundreds of processes. Without bytecode, each would compile PyTorch again.
 unexport PYTHONDONTWRITEBYTECODE
 BUILD := 'setuptools>=77' ninja
 READY := .venv/.ready
@@ -65,8 +66,8 @@ format: $(TOOLS)
 types: $(TOOLS)
 	$(BIN)/python -m mypy --strict pdfast
 
-# Triton's kernels are tested in separate processes: one launches them on a stub driver, and must not
-# reach a GPU; one interprets them.
+# Triton's kernels are tested in separate processes: one launches them on a stub driver, and must
+# not reach a GPU; one interprets them.
 test: lint types
 	$(BIN)/python -m pytest -m "not slow and not demo" -n 2 --dist worksteal
 	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest tests/launches -n 2 --dist worksteal

@@ -155,7 +155,11 @@ setup(
     ],
     python_requires=">=3.11",
     packages=find_namespace_packages(include=["pdfast", "pdfast.*"]),
-    package_data={"pdfast": ["py.typed"], "pdfast.configs": ["*.toml"], "pdfast.pretrained": ["*.md", "*/*"]},
+    package_data={
+        "pdfast": ["py.typed"],
+        "pdfast.configs": ["*.toml"],
+        "pdfast.pretrained": ["*.md", "*/*"],
+    },
     ext_modules=[] if only_metadata else list(extensions()),
     cmdclass={} if only_metadata else {"build_ext": cpp_extension.BuildExtension},
     install_requires=[

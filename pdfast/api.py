@@ -179,7 +179,7 @@ def distill(
             By default "digits"; with a custom network, 8 rounds from 1024 steps.
         teacher: The teacher of the first round: a model directory, a `pdfast.Network`, or an
             `nn.Module` that predicts v in the shape of `data`. By default it is the teacher in the
-            run directory or, where there is none yet, the config's own, which is trained first.
+            run directory or, if that has no teacher yet, the config's own, which is trained first.
             With a custom network, the config's [model] and [train] are ignored, and the module is
             not changed.
         student: A network of another architecture, for a custom `teacher`: a `pdfast.Network` or an

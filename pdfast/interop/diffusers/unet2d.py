@@ -289,7 +289,7 @@ def schedule(pipeline: Pipeline) -> tuple[dict[str, Any], bool]:
     if parameterization == "eps" and (rescales or found["betas"][-1:] == (1.0,)):
         raise fields.refuse(
             "rescale_betas_zero_snr" if rescales else "trained_betas",
-            "and prediction_type epsilon: eps does not determine the image where z holds none",
+            "and prediction_type epsilon: eps does not determine the image where alpha is 0",
         )
     if rescales:
         whole = betas.rescaled(betas.betas(from_table(NetConfig, found, "model.")))
