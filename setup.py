@@ -1,7 +1,8 @@
-"""Build of pdfast. PyTorch must be installed first: extensions are compiled against it.
+"""Build of pdfast. PyTorch must be installed first, since the extension is compiled against it.
 
-CXX names the compiler; TORCH_CUDA_ARCH_LIST the GPUs to build for (default: the ones present, else
-Ampere, Hopper and Blackwell); MAX_JOBS limits the parallel compilations.
+Environment variables: CXX is the compiler; TORCH_CUDA_ARCH_LIST lists the GPUs to build for (by
+default the GPUs of this machine, else Ampere, Hopper and Blackwell); MAX_JOBS limits the number of
+parallel compilations.
 """
 
 import os
@@ -20,7 +21,7 @@ here = pathlib.Path(__file__).parent
 if why_not := runpy.run_path(str(here / "pdfast" / "checkout.py"))["why_not"]():
     sys.exit(why_not)
 
-# What pip asks for twice before it builds: without torch, whose import takes longer than all else.
+# pip asks for metadata twice before it builds. That needs no torch, whose import is slow.
 only_metadata = bool({"egg_info", "dist_info"} & set(sys.argv))
 if not only_metadata:
     try:
@@ -32,7 +33,7 @@ if not only_metadata:
             "install PyTorch first, then run pip install --no-build-isolation on pdfast."
         )
 
-# setuptools sorts them; the one that takes longest comes first by its name.
+# setuptools sorts them; the slowest to compile has a name that comes first.
 CPP_SOURCES = [
     "csrc/group_norm_silu_aten.cpp",
     "csrc/group_norm_silu_autograd.cpp",
@@ -45,12 +46,12 @@ CUDA_SOURCES = ["csrc/group_norm_silu.cu"]
 
 version: dict[str, str] = {}
 exec((here / "pdfast" / "version.py").read_text("utf-8"), version)
-# ninja may lie beside this Python without being on the PATH.
+# ninja may be installed beside this Python without being on the PATH.
 os.environ["PATH"] = os.pathsep.join([str(pathlib.Path(sys.executable).parent), os.environ["PATH"]])
 
 
 def why_nothing_is_compiled() -> str:
-    """What this machine lacks to compile extensions; empty if nothing."""
+    """Return what this machine lacks to compile an extension; "" if nothing is missing."""
     compiler = os.environ.get("CXX", "c++").split()[0]
     if shutil.which(compiler) is None:
         return f"no C++ compiler ('{compiler}' is not on the PATH)"
@@ -60,7 +61,7 @@ def why_nothing_is_compiled() -> str:
 
 
 def why_no_cuda() -> str:
-    """Why CUDA sources cannot be compiled here; empty if they can."""
+    """Return why CUDA sources cannot be compiled here; "" if they can."""
     if not torch.version.cuda:
         return "this PyTorch is a CPU build"
     nvcc = pathlib.Path(cpp_extension.CUDA_HOME or "", "bin", "nvcc")
@@ -76,7 +77,7 @@ def why_no_cuda() -> str:
 
 
 def architectures() -> str:
-    """What to compile for, as TORCH_CUDA_ARCH_LIST has it; empty if only older GPUs are there."""
+    """Return the GPUs to compile for, as TORCH_CUDA_ARCH_LIST; "" if all GPUs here are too old."""
     if asked := os.environ.get("TORCH_CUDA_ARCH_LIST"):
         return asked
     if torch.cuda.is_available():
@@ -88,7 +89,7 @@ def architectures() -> str:
 
 
 def extensions() -> Iterator[object]:
-    """The extension module, for what this machine can compile."""
+    """Yield the extension module, with the sources that this machine can compile."""
     # Without OpenMP, which Apple's compiler lacks, the CPU op runs on one thread.
     openmp = ["-fopenmp"] if sys.platform == "linux" else []
     flags = ["-O3", "-g0", *openmp]
@@ -180,7 +181,7 @@ setup(
         "tensorboard": TENSORBOARD,
         "wandb": WANDB,
         "datasets": DATASETS,
-        # torch-fidelity asks for torchvision, which pdfast has no use for: without it, --no-deps.
+        # torch-fidelity requires torchvision, which pdfast does not use; --no-deps avoids it.
         "fid": ["torch-fidelity>=0.4"],
         "lite0": LITE0,
         "test": [

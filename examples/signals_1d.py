@@ -1,9 +1,9 @@
-"""A network of one's own, on signals: 64 numbers of a plucked string, sampled in 4 steps.
+"""A custom network on signals: 64 numbers of a plucked string, sampled in 4 steps.
 
     python examples/signals_1d.py [--out runs/signals]
 
 Trains a small 1-D network with pdfast's loop, distils it from 64 steps to 4, and prints the
-distances of both; about a minute on one CPU core. The same command goes on where it was cut off.
+distances of both, in about a minute on one CPU core. The same command resumes an interrupted run.
 """
 
 import argparse
@@ -23,7 +23,7 @@ PITCHES = torch.tensor([2.0, 3.0, 4.0, 6.0])  # periods in a signal
 
 
 def plucked_strings(num: int, seed: int = 0) -> Tensor:
-    """Notes of four pitches, float32 (num, 1, 64): an onset, harmonics, and a decay."""
+    """Make notes of four pitches, float32 (num, 1, 64), with an onset, harmonics and a decay."""
     g = torch.Generator().manual_seed(seed)
     t = torch.arange(LENGTH) / LENGTH
     pitch = PITCHES[torch.randint(len(PITCHES), (num, 1), generator=g)]
@@ -38,7 +38,7 @@ def plucked_strings(num: int, seed: int = 0) -> Tensor:
 
 
 class Block(nn.Module):
-    """Residual: norm, dilated convolution, norm with FiLM, convolution."""
+    """Residual block: norm, dilated convolution, norm with FiLM, convolution."""
 
     def __init__(self, dilation: int) -> None:
         super().__init__()
@@ -49,6 +49,7 @@ class Block(nn.Module):
         nn.init.zeros_(self.conv2.weight)
 
     def forward(self, h: Tensor, emb: Tensor) -> Tensor:
+        """Transform features h (B, WIDTH, L) by an embedding (B, EMBED)."""
         scale, shift = self.film(emb)[:, :, None].chunk(2, dim=1)
         x = self.conv1(silu(self.norm1(h)))
         x = self.conv2(silu(self.norm2(x) * (1 + scale) + shift))
@@ -56,7 +57,7 @@ class Block(nn.Module):
 
 
 class SignalNet(nn.Module):
-    """(z, logsnr, label) -> v-hat: what pdfast asks of a module."""
+    """A network as pdfast expects it: (z, logsnr, label) -> v-hat."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,6 +69,7 @@ class SignalNet(nn.Module):
         nn.init.zeros_(self.leave.weight)
 
     def forward(self, z: Tensor, logsnr: Tensor, label: Tensor | None = None) -> Tensor:
+        """Predict v-hat (B, 1, 64) at z (B, 1, 64) and logsnr (B,); there are no classes."""
         angle = torch.atan(torch.exp(-0.5 * logsnr))[:, None]  # 0 (data) to pi/2 (noise)
         waves = angle * torch.arange(1, 17, dtype=z.dtype, device=z.device)
         emb = self.embed(torch.cat([waves.sin(), waves.cos()], dim=1))
@@ -86,13 +88,14 @@ CONFIG = Config(
 
 
 def main() -> None:
+    """Train the teacher, distil it, and print the distances of both."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/signals"))
     out = parser.parse_args().out
     signals = plucked_strings(4000)
     torch.manual_seed(0)
     network = pdfast.Network(SignalNet(), shape=(1, LENGTH))
-    given = {"data": signals, "out": out, "threads": 1}  # so small a network gains nothing by two
+    given = {"data": signals, "out": out, "threads": 1}  # so small a network gains nothing from two
     teacher = pdfast.train(CONFIG, network=network, **given)
     student = pdfast.distill(CONFIG, teacher=teacher, **given)
 

@@ -1,7 +1,10 @@
-"""pdfast: few-step diffusion sampling by progressive distillation (Salimans & Ho 2022).
+"""Few-step diffusion sampling by progressive distillation (Salimans & Ho 2022).
 
+Example:
+    ```python
     student = pdfast.distill("digits", rounds=11)
     images = pdfast.load("runs/digits/round-11-steps-0004").sample(64, steps=4, seed=0)
+    ```
 
 `pdfast.reference` states the published algorithms in plain PyTorch.
 """
@@ -58,7 +61,7 @@ if _why_not := why_not():
 
 former.install()
 
-_LAZY = {  # what takes time to import: torch above all, which `pdfast --help` should not wait for
+_LAZY = {  # imported on first use: torch takes seconds, and `pdfast --help` should not wait for it
     "Config": ("pdfast.config.schema", "Config"),
     "Model": ("pdfast.models.model", "Model"),
     "Network": ("pdfast.models.custom", "Network"),

@@ -16,15 +16,19 @@ def _one_line(
     lineno: int,
     line: str | None = None,
 ) -> str:
-    """A warning of pdfast's own as a line without its place in the source."""
+    """Format a warning that pdfast raises as one line, without its place in the source."""
     if Path(filename).is_relative_to(Path(__file__).parent):
         return f"warning: {message}\n"
     return _elsewhere(message, category, filename, lineno, line)
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line, of sys.argv if left out; returns the exit code."""
-    signals.install()  # before all that takes time to import
+    """Run the command line and return the exit code.
+
+    Args:
+        args: The arguments; by default those of sys.argv.
+    """
+    signals.install()  # before the slow imports, so that a signal during them is heard
     warnings.formatwarning = _one_line
     from pdfast.cli.main import main as command
 

@@ -1,9 +1,10 @@
-"""The Python interface: `pdfast.train`, `pdfast.distill`, `pdfast.evaluate`, as the commands.
+"""The Python interface: `pdfast.train`, `pdfast.distill` and `pdfast.evaluate`.
 
-Ctrl-C in one of them, from the main thread, saves the state and raises KeyboardInterrupt, SIGTERM
-does and raises `Stopped`; the caller's handlers are back when the call ends, however it does. In
-any thread `stop`, a function without arguments that is asked at every update and every sampling
-step, does the same as SIGTERM by returning true.
+Each does what the command of its name does. In the main thread, a call handles signals while it
+runs: SIGINT (Ctrl-C) saves the state and raises KeyboardInterrupt; SIGTERM, SIGUSR1 and SIGHUP save
+the state and raise `Stopped`. The caller's signal handlers are restored when the call ends. In any
+thread, `stop`, a function without arguments that is polled at every update and every sampling step,
+ends the call as SIGTERM does when it returns true.
 """
 
 import contextlib
@@ -40,7 +41,10 @@ from pdfast.training.model_run import BUILT_IN, Networks
 def _call(
     device: str, threads: int, stop: Callable[[], object] | None, timeout: float
 ) -> Iterator[torch.device]:
-    """What every call works in; gives the device. Signals and settings are the caller's after."""
+    """Enter the context that every call runs in, and yield the device.
+
+    On exit, signal handlers and torch's global settings are the caller's again.
+    """
     with caught(stop), kept(), collectives.session(device, threads, poll, timeout) as where:
         yield where
 
@@ -59,21 +63,50 @@ def train(
     stop: Callable[[], object] | None = None,
     timeout: float = TIMEOUT,
 ) -> Model:
-    """Train a teacher, or go on with one, and report its distances. Returns it.
+    """Train a teacher in continuous time and report its Frechet distances.
 
-    `config` is a Config, the name of one that comes with pdfast ("digits" if left out), or a TOML
-    file; `out` is the run directory, runs/<name> by default. `resume` says what becomes of a run
-    that is there; see `Run.start`. `track` names trackers, "tensorboard" and "wandb", that show the
-    run as it goes. Of several processes one that does not answer within `timeout` seconds ends the
-    others; see distributed/heartbeat.py. Raises PdfastError with a sentence that names the fix.
+    The same call resumes a run that was interrupted. Ctrl-C saves the state and raises
+    KeyboardInterrupt; SIGTERM, SIGUSR1 and SIGHUP save it and raise `pdfast.Stopped`. A second
+    Ctrl-C ends the call at once. The caller's signal handlers are restored afterwards.
 
-    Ctrl-C saves the state and raises KeyboardInterrupt; SIGTERM, SIGUSR1 and SIGHUP raise
-    `pdfast.Stopped`, and so does `stop`, asked at every update, when it returns true: the only way
-    to stop a call in another thread than the main one. The same call goes on from there. A second
-    Ctrl-C is not waited for. The handlers are the caller's again after the call.
+    Example:
+        ```python
+        teacher = pdfast.train("digits", out="runs/digits")
+        images = teacher.sample(16, steps=64)  # (16, 1, 8, 8) in [-1, 1]
+        ```
 
-    `network` is one's own, a `Network` or its module, and `data` its samples, a tensor (M, *shape)
-    or (samples, labels); a copy of it learns, on the cosine schedule.
+    Args:
+        config: A `Config`, the name of a config that comes with pdfast, or the path of a TOML file.
+            By default "digits"; with `network`, pdfast's defaults for custom networks.
+        network: A custom network to train: a `pdfast.Network`, or an `nn.Module` that predicts v in
+            the shape of `data`. It must be on the cosine schedule. A copy of it is trained; the
+            module itself is not changed. The config's [model] is then ignored.
+        data: Samples for `network`: a tensor (M, *shape), or a pair (samples, labels) with whole
+            numbers as labels. Without it, images are read as the config says.
+        out: The run directory; by default runs/<name of the config>.
+        device: "auto" (the first GPU, else the CPU; under torchrun, each process's own GPU), "cpu"
+            or "cuda:k".
+        threads: Number of CPU threads; 0 keeps torch's choice.
+        quiet: Print warnings only, on stderr.
+        resume: How to treat a run that `out` already holds. "auto" resumes it, and sets damaged
+            files aside and makes them again, unless that would mean starting over; "strict" refuses
+            damaged files; "never" refuses the run.
+        track: Trackers that follow the run: "tensorboard", "wandb". Each needs the extra of its
+            name.
+        stop: A function without arguments that is polled at every update and every sampling step.
+            When it returns true, the state is saved and `pdfast.Stopped` is raised. It is the only
+            way to stop a call outside the main thread.
+        timeout: Seconds, 1 to 10^6. In a run of several processes, a process that does not answer
+            for so long ends the run; see `pdfast/distributed/heartbeat.py`.
+
+    Returns:
+        The trained teacher, also saved as the model directory `teacher` in the run directory.
+
+    Raises:
+        UsageError: An argument or a config field is wrong, or `out` holds another run.
+        PdfastError: A file, the machine or another process failed. The message names the fix.
+        Stopped: A signal or `stop` ended the run, whose state is saved.
+        KeyboardInterrupt: Ctrl-C ended the run, whose state is saved.
     """
     if network is not None or data is not None:
         settings, given = custom.asked_to_train(_custom_config(config, {}), network, data)
@@ -120,17 +153,59 @@ def distill(
     stop: Callable[[], object] | None = None,
     timeout: float = TIMEOUT,
 ) -> Model:
-    """Distil a teacher by progressive distillation (Salimans & Ho 2022). Returns the last student.
+    """Distil a teacher into a student of few sampling steps, round by round.
 
-    Without `teacher`, a model directory, the config's own is trained first, or taken from the run
-    directory `out`. Finished rounds are kept: the same call resumes, and more `rounds` go on.
-    Arguments, signals and errors otherwise as in `train`.
+    Progressive distillation (Salimans & Ho 2022, Algorithm 2): in each round a student learns to
+    make one sampling step where its teacher makes two, and is the teacher of the next round.
 
-    `teacher` may be a network of one's own, a `Network` or its module, and `student` one of another
-    architecture, which is first fitted to it (`distill.fit_updates`); `data` are samples, a tensor
-    (M, *shape) or (samples, labels), without which images are read as the config says. The
-    config's [model] and [train] then say nothing; without a config there are 8 rounds from 1024
-    steps. The modules given are not changed.
+    Finished rounds are kept. The same call resumes an interrupted run, and a call with more
+    `rounds` continues a finished one. Signals are handled as in `pdfast.train`.
+
+    Example:
+        ```python
+        student = pdfast.distill("digits", rounds=11)  # trains the teacher first: 8192 -> 4 steps
+        images = student.sample(16, steps=4)  # (16, 1, 8, 8) in [-1, 1]
+        ```
+
+        A custom network, distilled on tensors:
+
+        ```python
+        teacher = pdfast.Network(module, shape=(1, 64))
+        student = pdfast.distill(teacher=teacher, data=signals, rounds=8)  # 1024 -> 4 steps
+        ```
+
+    Args:
+        config: A `Config`, the name of a config that comes with pdfast, or the path of a TOML file.
+            By default "digits"; with a custom network, 8 rounds from 1024 steps.
+        teacher: The teacher of the first round: a model directory, a `pdfast.Network`, or an
+            `nn.Module` that predicts v in the shape of `data`. By default it is the teacher in the
+            run directory or, if that has no teacher yet, the config's own, which is trained first.
+            With a custom network, the config's [model] and [train] are ignored, and the module is
+            not changed.
+        student: A network of another architecture, for a custom `teacher`: a `pdfast.Network` or an
+            `nn.Module`. An additional first round fits it to the teacher (`distill.fit_updates`).
+            By default the student starts as a copy of the teacher.
+        data: Samples for a custom network: a tensor (M, *shape), or a pair (samples, labels) with
+            whole numbers as labels. Without it, images are read as the config says.
+        rounds: The config's `distill.rounds`: the number of halvings, or the steps of each round's
+            student, such as "64,16,4,1".
+        out: The run directory; by default runs/<name of the config>.
+        device: As in `pdfast.train`.
+        threads: As in `pdfast.train`.
+        quiet: As in `pdfast.train`.
+        resume: As in `pdfast.train`.
+        track: As in `pdfast.train`.
+        stop: As in `pdfast.train`.
+        timeout: As in `pdfast.train`.
+
+    Returns:
+        The student of the last round. The run directory has every round's as a model directory.
+
+    Raises:
+        UsageError: An argument or a config field is wrong, or `out` holds another run.
+        PdfastError: A file, the machine or another process failed. The message names the fix.
+        Stopped: A signal or `stop` ended the run, whose state is saved.
+        KeyboardInterrupt: Ctrl-C ended the run, whose state is saved.
     """
     changes: dict[str, Any] = {} if rounds is None else {"rounds": rounds}
     if isinstance(teacher, nn.Module) or student is not None or data is not None:
@@ -169,7 +244,7 @@ def _track(run: Run, names: Sequence[str]) -> None:
 
 
 def _custom_config(config: Config | str | Path | None, changes: dict[str, Any]) -> Config:
-    """The config of a run of one's own network."""
+    """Return the config of a run of a custom network."""
     return absolute_config(changed_config(custom.DEFAULT if config is None else config, changes))
 
 
@@ -191,17 +266,50 @@ def evaluate(
     stop: Callable[[], object] | None = None,
     timeout: float = TIMEOUT,
 ) -> None:
-    """Measure the Frechet distance of a model directory, or of a whole run directory.
+    """Measure the Frechet distance of a model, or of every model of a run.
 
-    A run directory gets its report.json, report.md, report.png and report.html written again,
-    unless all that they depend on is as it was. A model's numbers go to `out` (eval-<model> beside
-    it); its data come from `config`, or from the run directory that the model lies in. `steps`,
-    `num`, `precision`, `detector`, `classes` and `guidance` replace the config's. `other_data`: a
-    run, or a model in one, is meant to be compared with data other than it was begun with, or of
-    classes of other names, which is refused otherwise. `timeout` as in `train`.
-    A killed evaluation leaves its samples in eval-state/, and the same call goes on from there;
-    figures stay there, and are not measured twice.
-    Ctrl-C, other signals and `stop`, asked at every sampling step, end it as they end `train`.
+    Of a run directory, report.json, report.md, report.png and report.html are written anew, unless
+    nothing that they depend on has changed. The numbers of a single model go to `out`.
+
+    An interrupted evaluation keeps its samples in eval-state/ in the folder that it writes to, and
+    the same call resumes it. Measured distances stay there and are not measured twice. Signals are
+    handled as in `pdfast.train`.
+
+    Example:
+        ```python
+        pdfast.evaluate("runs/digits")  # writes the run's report anew
+        pdfast.evaluate("runs/digits/teacher", steps=(4, 64), num=1000)
+        ```
+
+    Args:
+        model: A model directory or a run directory.
+        config: The config that names the data: a `Config`, a name or the path of a TOML file. By
+            default it is the config of the run directory; a model outside a run directory needs it.
+        steps: Sampling steps to measure at. This argument and `num`, `precision`, `detector`,
+            `classes` and `guidance` replace the config's values.
+        num: Number of samples per distance; 0 for as many as the data set has images.
+        out: Folder for the numbers of a single model; by default eval-<name of the model> beside
+            it. Not for a run directory.
+        device: As in `pdfast.train`.
+        threads: As in `pdfast.train`.
+        quiet: As in `pdfast.train`.
+        precision: "auto", "bf16", "tf32" or "fp32", for the convolutions and linear layers.
+        detector: What the distance compares: "pixel", "inception", "inception:PATH" or "lite0"; see
+            `eval.detector`.
+        classes: How a class-conditional model's samples are spread over the classes: "data" (in the
+            proportions of the data set) or "even".
+        guidance: Weight w of classifier-free guidance; 0 for none.
+        other_data: Allow data other than the run was begun with, or data whose classes have other
+            names than the model's; otherwise both are refused.
+        stop: As in `pdfast.train`, polled at every sampling step.
+        timeout: As in `pdfast.train`.
+
+    Raises:
+        UsageError: An argument or a config field is wrong, `model` is neither a model nor a run
+            directory, or the data are not those of the run.
+        PdfastError: A file, the machine or another process failed. The message names the fix.
+        Stopped: A signal or `stop` ended the evaluation.
+        KeyboardInterrupt: Ctrl-C ended the evaluation.
     """
     judged: dict[str, Any] = {"steps": steps} if steps else {}
     judged |= {"num": num} if num is not None else {}

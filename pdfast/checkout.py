@@ -1,13 +1,13 @@
-"""Whether this copy of pdfast can run where it lies; imports nothing, for setup.py asks too."""
+"""Check that this copy of pdfast can run here. Used by setup.py too, so it imports no package."""
 
 import pathlib
 import sys
 
-LINKED = ("kernels", "configs")  # folders at the top of a checkout, to which the package has links
+LINKED = ("kernels", "configs")  # symbolic links in the package to folders of the checkout's root
 
 
 def why_not() -> str:
-    """What is wrong with it and what to do, in one sentence; empty if nothing is."""
+    """Return one sentence on why this copy cannot run, and the fix; empty if it can."""
     if sys.platform == "win32":
         return (
             "pdfast runs on Linux and macOS: on Windows, clone it anew inside WSL, and run it there"

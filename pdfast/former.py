@@ -1,4 +1,4 @@
-"""Modules under the names that they had in version 0.1: each works, with one warning."""
+"""Imports of modules by their names of version 0.1, each with one DeprecationWarning."""
 
 import importlib
 import importlib.abc
@@ -27,16 +27,16 @@ NAMES = {
 
 
 class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds what an import asks for by a former name, and gives the module that it is now."""
+    """A finder and loader that resolves a module's former name to its present module."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        """A spec whose module is `_now(name)`; None for any other name."""
+        """Return a spec for a former name; None for any other name."""
         return importlib.machinery.ModuleSpec(name, self) if _now(name) else None
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
-        """Import it by its present name."""
+        """Import the module by its present name, with a warning."""
         now = _now(spec.name)
         warnings.warn(f"{spec.name} is called {now} now", DeprecationWarning, stacklevel=2)
         module = importlib.import_module(now)
@@ -44,13 +44,13 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        """Give the module its own spec again, which the import has replaced."""
+        """Restore the module's own spec, which the import machinery has replaced."""
         assert module.__spec__ is not None
         module.__spec__ = module.__spec__.loader_state
 
 
 def _now(name: str) -> str:
-    """The present name of a module; "" where that is the one given."""
+    """Return the present name of a module; "" if `name` is not a former name."""
     package, _, rest = name.partition(".")
     first, dot, inner = rest.partition(".")
     ours = package == "pdfast" and first in NAMES
@@ -60,7 +60,7 @@ def _now(name: str) -> str:
 def install() -> None:
     """Let imports find modules by their former names.
 
-    Before all other finders: a package has its path by its former name too, where its modules
-    would be found a second time.
+    The finder goes before all others: they would find the modules of a package a second time under
+    its former name, by the package's path.
     """
     sys.meta_path.insert(0, Finder())

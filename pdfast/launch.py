@@ -1,25 +1,25 @@
-"""What torchrun says of this process; known before torch is imported."""
+"""What torchrun's environment says of this process. Imports no torch."""
 
 import os
 
 from pdfast.errors import UsageError
 
-TIMEOUT = 600  # seconds within which a process that does not answer ends the run
+TIMEOUT = 600  # seconds without an answer after which a process is given up
 MOST = 10**6  # seconds
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def launched() -> bool:
-    """Whether torchrun started this process as one of several."""
+    """Return whether torchrun started this process as one of several."""
     return all(name in os.environ for name in VARIABLES) and int(os.environ["WORLD_SIZE"]) > 1
 
 
 def speaks() -> bool:
-    """Whether this process prints what all of them would."""
+    """Return whether this process, the only one or the first, prints for the whole run."""
     return not launched() or os.environ["RANK"] == "0"
 
 
 def check_timeout(seconds: float) -> None:
-    """Raise UsageError for what is no `timeout`."""
+    """Raise UsageError unless a timeout is in 1 .. 10^6 seconds."""
     if not 1 <= seconds <= MOST:
         raise UsageError(f"timeout must be in 1 .. {MOST} seconds, not {seconds:g}")

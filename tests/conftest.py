@@ -11,19 +11,19 @@ from pdfast.cost import timing
 from pdfast.distillation import rounds
 
 MAY_SKIP = {"gpu", "apex", "xformers"}
-# The distances after each round, of one batch: of 256 images they took a third of a tiny run. The
-# processes of forked.py and test_full_disk.py have it so too.
+# Distances after each round are of one batch: with 256 images they took a third of a tiny run. The
+# processes of forked.py and test_full_disk.py do the same.
 rounds.MONITOR_IMAGES = 64
-timing.SECONDS, timing.LEAST = 0.4, 0.03  # that a dry run spends on its measurements
+timing.SECONDS, timing.LEAST = 0.4, 0.03  # seconds of a dry run's measurements
 
 
 def pytest_configure(config):
-    torch.set_num_threads(1)  # two workers share two cores
+    torch.set_num_threads(1)  # since two workers share two cores
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
-    torch.manual_seed(0)  # what a test draws does not depend on those before it
+    torch.manual_seed(0)  # so that a test's draws do not depend on earlier tests
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -37,8 +37,7 @@ def pytest_runtest_makereport(item, call):
 
 
 def pytest_terminal_summary(terminalreporter):
-    """What the compilers made of the kernels: registers and static shared memory, by kernel, and
-    the instructions of those that were emulated."""
+    """Report compiled kernels' registers and shared memory, and emulated kernels' instructions."""
     made = {}
     for report in terminalreporter.getreports("passed"):
         for key, value in report.user_properties:
@@ -56,7 +55,7 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.fixture(autouse=True, scope="session")
 def data_cache(tmp_path_factory):
-    """A cache folder for tests alone; on their disks a file's time of change tells 20 ms apart."""
+    """A cache folder for tests alone, whose disk resolves times of change to 20 ms."""
     from pdfast.data import prepare
 
     with pytest.MonkeyPatch.context() as patch:
@@ -105,7 +104,7 @@ def tiny() -> Config:
 
 @pytest.fixture
 def classes(tiny):
-    """A run by class whose teacher learns without the class too."""
+    """A class-conditional run whose teacher is trained with label dropout."""
     from engine_cases import changed
 
     few = {"steps": (2,), "baseline_steps": 2}
@@ -114,7 +113,7 @@ def classes(tiny):
 
 @pytest.fixture
 def guides(classes):
-    """The same with guided students."""
+    """A class-conditional run with guided students."""
     from engine_cases import changed
 
     return changed(classes, model={"guidance": (0.0, 4.0)}, eval={"guidance": 1.0})
@@ -122,7 +121,7 @@ def guides(classes):
 
 @pytest.fixture(scope="session")
 def straight(tmp_path_factory):
-    """One undisturbed run of it; to be copied, not changed."""
+    """An uninterrupted tiny run, to be copied and not changed."""
     import pdfast
 
     path = tmp_path_factory.mktemp("straight") / "run"
@@ -132,7 +131,7 @@ def straight(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def server():
-    """The command line without the imports, and with signals at chosen events; see forked.py."""
+    """The command line without its imports, with signals at chosen events; see forked.py."""
     from forked import Server
 
     with Server() as running:
@@ -141,7 +140,7 @@ def server():
 
 @pytest.fixture
 def tiny_toml(tmp_path, tiny):
-    """The same as a TOML file."""
+    """The tiny run's config as a TOML file."""
     from pdfast.config.schema import dump_config
 
     path = tmp_path / "tiny.toml"
@@ -151,7 +150,7 @@ def tiny_toml(tmp_path, tiny):
 
 @pytest.fixture
 def write_state(tmp_path):
-    """Write a training state of `flax_files.net()`, some of its parameters changed; the path."""
+    """Write a training state of `flax_files.net()` with changed parameters; return its path."""
     import flax_files as ff
 
     def write(changes=None, **keys):

@@ -1,11 +1,11 @@
-"""Pipelines of diffusers with random weights, of the families that are imported."""
+"""diffusers pipelines with random weights, of the families that pdfast imports."""
 
 import torch
 from diffusers import DDIMPipeline, DDPMPipeline, DDPMScheduler, UNet2DModel
 from diffusers.utils import logging
 from safetensors.torch import load_file, save_file
 
-# google/ddpm-cifar10-32's configuration, and that of ddpm-celebahq-256 and ddpm-church-256.
+# The configuration of google/ddpm-cifar10-32, and that of ddpm-celebahq-256 and ddpm-church-256.
 CIFAR10 = {
     "sample_size": 32,
     "block_out_channels": (128, 256, 256, 256),
@@ -24,7 +24,7 @@ CELEBAHQ = CIFAR10 | {
     "down_block_types": (*["DownBlock2D"] * 4, "AttnDownBlock2D", "DownBlock2D"),
     "up_block_types": ("UpBlock2D", "AttnUpBlock2D", *["UpBlock2D"] * 4),
 }
-# What diffusers' own training example leaves at its defaults.
+# The fields that diffusers' training example leaves at their defaults.
 EXAMPLE = {"attention_head_dim": 8, "downsample_padding": 1, "flip_sin_to_cos": True}
 EXAMPLE |= {"freq_shift": 0, "norm_eps": 1e-5}
 PUBLISHED = {
@@ -66,7 +66,7 @@ FAMILIES = {
 
 
 def unet(gain=1.0, **fields):
-    """A network with random weights, none left at zero; `gain` scales what it puts out."""
+    """A network with random weights, none of them zero; `gain` scales its output."""
     net = UNet2DModel(**(SMALL | fields)).eval()
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
@@ -79,13 +79,13 @@ def unet(gain=1.0, **fields):
 
 
 def save(folder, net=None, scheduler=None, kind=DDPMPipeline):
-    """Write a pipeline's folder; returns it."""
+    """Write a pipeline's folder and return it."""
     kind(net or unet(), scheduler or DDPMScheduler()).save_pretrained(folder)
     return folder
 
 
 def flatten(folder):
-    """All files in the root and attention by its old names, as google/ddpm-cifar10-32 has them."""
+    """Move all files to the root and use attention's old names, as google/ddpm-cifar10-32 does."""
     for part in ("unet", "scheduler"):
         for file in (folder / part).iterdir():
             file.rename(folder / file.name)
@@ -98,7 +98,7 @@ def flatten(folder):
 
 
 def opened(folder):
-    """The pipeline as any user loads it, without its bars."""
+    """Load the pipeline as any user does, without progress bars."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     pipe = DDIMPipeline.from_pretrained(folder)
@@ -107,12 +107,12 @@ def opened(folder):
 
 
 def noise(model, num=4, seed=3):
-    """What the pipeline draws from a generator of this seed."""
+    """Return the noise that the pipeline draws from a generator of this seed."""
     return torch.randn(num, *model.image_shape, generator=torch.Generator().manual_seed(seed))
 
 
 def by_pipeline(pipe, steps, labels=None, num=4, seed=3, clipped=True):
-    """Images in [-1, 1]; where there are labels, which the pipeline does not take, by its parts."""
+    """Sample images in [-1, 1]. With labels, which the pipeline does not take, run its parts."""
     generator = torch.Generator().manual_seed(seed)
     call = {"use_clipped_model_output": clipped, "eta": 0.0}
     if labels is None:
@@ -130,5 +130,5 @@ def by_pipeline(pipe, steps, labels=None, num=4, seed=3, clipped=True):
 
 
 def apart(a, b):
-    """The largest difference."""
+    """Return the largest difference."""
     return float((a.double() - b.double()).abs().max())

@@ -1,9 +1,9 @@
-"""Network pickles as NVlabs/edm writes them, but that the source of their classes is empty.
+"""Network pickles as NVlabs/edm writes them, except that the source of their classes is empty.
 
-fixtures/edm_networks.json has four small networks: the arguments that they were made with, names,
-shapes and numbers of their modules, and outputs of their denoisers, which the published classes
-gave (NVlabs/edm, commit 008a4e5, PyTorch 2.13.0 on a CPU in float32) for the weights of `value` and
-the inputs of `inputs`.
+fixtures/edm_networks.json has four small networks: the arguments that they were made with, the
+names, shapes and numbers of their modules, and outputs of their denoisers. The outputs are those of
+the published classes (NVlabs/edm, commit 008a4e5, PyTorch 2.13.0 on a CPU in float32) with the
+weights of `value` at the inputs of `inputs`.
 """
 
 import collections
@@ -30,7 +30,7 @@ CONSTANTS = {
 
 
 def value(name, shape):
-    """The weights of a name, of about unit gain; NumPy keeps this generator as it is for good."""
+    """Weights for a name, of about unit gain, from a generator that NumPy never changes."""
     draws = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
     if name.endswith("freqs"):
         return torch.tensor(4 * draws, dtype=torch.float32)
@@ -42,14 +42,14 @@ def value(name, shape):
 
 
 def inputs():
-    """Images, noise, labels and noise levels at which outputs were recorded."""
+    """Return images, noise, labels and noise levels at which the outputs were recorded."""
     unit = (3 * 8 * 8) ** 0.5
     x, noise = (unit * value(name, (4, 3, 8, 8)) for name in ("x", "noise"))
     return 0.5 * x, noise, torch.tensor([0, 1, 2, 1]), torch.tensor(SIGMAS)
 
 
 def shown(denoised):
-    """The numbers of a denoiser's output (4, 3, 8, 8) that were recorded: (4, 4)."""
+    """Return the recorded elements (4, 4) of a denoiser's output (4, 3, 8, 8)."""
     places = [(0, 0, 0), (1, 3, 4), (2, 7, 7), (0, 2, 6)]
     return torch.stack([denoised[:, c, y, x] for c, y, x in places], dim=1)
 
@@ -59,7 +59,7 @@ def shown(denoised):
 
 
 def _stand_in(module, name):
-    """A function that pickle writes by a name of theirs."""
+    """A function that pickle writes under a name of NVlabs/edm's."""
 
     def function(*args):
         raise AssertionError("called")
@@ -83,7 +83,7 @@ class Persisted:
 
 
 class Call:
-    """What a pickle calls, by name, with these arguments."""
+    """A call of a name with arguments, for a pickle."""
 
     def __init__(self, name, *args):
         self.module, _, self.name = name.rpartition(".")
@@ -95,7 +95,7 @@ class Call:
 
 
 def dumped(tree, *calls, protocol=4):
-    """A pickle of a tree with such objects in it; `calls`: the Calls in it."""
+    """Pickle a tree with such objects; `calls` are the Calls in it."""
     modules = {}
     for function in (RECONSTRUCT, *(call.function for call in calls)):
         parts = function.__module__.split(".")
@@ -108,7 +108,7 @@ def dumped(tree, *calls, protocol=4):
 
 
 def state(attributes=None, parameters=None, buffers=None, modules=None):
-    """What an nn.Module keeps."""
+    """The state of an nn.Module."""
     table = collections.OrderedDict
     return {
         "training": False,
@@ -122,7 +122,7 @@ def state(attributes=None, parameters=None, buffers=None, modules=None):
 
 
 def module(tree, taps, path=""):
-    """A module of the recorded tree, with its weights."""
+    """Build a module of the recorded tree, with its weights."""
     parameters, buffers = {}, {}
     for name, shape in tree["parameters"].items():
         made = None if shape is None else torch.nn.Parameter(value(f"{path}{name}", tuple(shape)))
@@ -159,9 +159,9 @@ def levels(c_1=0.001, c_2=0.008, times=1000):
 
 
 def network(name, kind="edm", classes=0, **changes):
-    """The persistent object of a recorded network with a preconditioning.
+    """Build the persistent object of a recorded network with a preconditioning.
 
-    `changes` of the network's arguments, to be made before it is pickled.
+    `changes` are made to the network's arguments before it is pickled.
     """
     recorded = NETWORKS[name]
     arguments = recorded["arguments"] | {"label_dim": classes}
@@ -181,12 +181,12 @@ def network(name, kind="edm", classes=0, **changes):
 
 
 def inner(persisted):
-    """The record of the network inside a preconditioning: what is kept of it."""
+    """Return the record of the network inside a preconditioning."""
     return persisted.meta["state"]["_modules"]["model"].meta
 
 
 def write(path, persisted, protocol=4):
-    """A network-snapshot of a persistent object."""
+    """Write a network-snapshot of a persistent object."""
     others = {"loss_fn": Persisted("EDMLoss", state({"P_mean": -1.2})), "augment_pipe": None}
     tree = {"ema": persisted, **others, "dataset_kwargs": {"path": "cifar10.zip"}}
     path.write_bytes(dumped(tree, protocol=protocol))

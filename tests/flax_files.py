@@ -1,4 +1,4 @@
-"""Writes training states as flax does, and as it does not; small networks for them."""
+"""Training states as flax writes them, and damaged ones, with small networks for them."""
 
 import dataclasses
 
@@ -25,7 +25,7 @@ ARCHITECTURES = [
 
 
 def net(**fields):
-    """A small network with no weight at zero."""
+    """A small network without zero weights."""
     torch.manual_seed(0)
     model = Model(dataclasses.replace(SMALL, **fields))
     for p in model.parameters():
@@ -34,7 +34,7 @@ def net(**fields):
 
 
 def same(a, b):
-    """Whether two models have the same weights, to the bit."""
+    """Return whether two models have the same weights, to the bit."""
     expected = b.state_dict()
     return all(torch.equal(value, expected[key]) for key, value in a.state_dict().items())
 
@@ -59,14 +59,14 @@ class Array:
         return msgpack.ExtType(self.code, content)
 
     def reshaped(self, *shape):
-        """The same elements in another shape."""
+        """Return the same elements in another shape."""
         other = Array(0)
         other.shape, other.dtype, other.data = list(shape), self.dtype, self.data
         assert np.prod(shape) == np.prod(self.shape)
         return other
 
     def chunked(self, *lengths):
-        """As flax stores arrays of more than a gigabyte; `lengths` of the chunks in elements."""
+        """Split an array into chunks, as flax does above a gigabyte; `lengths` in elements."""
         flat, chunks = np.frombuffer(self.data, self.dtype), {}
         for n, part in enumerate(np.split(flat, np.cumsum(lengths)[:-1])):
             chunks[str(n)] = Array(part)
@@ -75,19 +75,19 @@ class Array:
 
 
 def packed_default(value):
-    """For msgpack."""
+    """Encode a value that msgpack does not know."""
     if isinstance(value, Array):
         return value.packed()
     raise TypeError(value)
 
 
 def pack(state):
-    """The bytes of a file."""
+    """Return the bytes of a file."""
     return msgpack.packb(state, default=packed_default)
 
 
 def params(model):
-    """{"module": {"kernel": Array}} of a model."""
+    """Return a model's parameters as {"module": {"kernel": Array}}."""
     found = {}
     for path, view in views(model.cfg, model.net.state_dict()).items():
         *outer, leaf = path.split("/")
@@ -99,7 +99,7 @@ def params(model):
 
 
 def state(model, **keys):
-    """A training state; `keys` replace its own, and those that are Ellipsis are left out."""
+    """A training state; `keys` replace its own, or remove them where they are Ellipsis."""
     found = {
         "step": Array(np.int64(1234), code=3),
         "optimizer": {"state": {"step": 7}, "target": {"conv_in": {"bias": Array(np.ones(3))}}},
@@ -111,14 +111,14 @@ def state(model, **keys):
 
 
 def get(table, path):
-    """What is at "a/b/c"."""
+    """Return the value at "a/b/c"."""
     for part in path.split("/"):
         table = table[part]
     return table
 
 
 def put(table, path, value):
-    """Set it; Ellipsis removes it."""
+    """Set the value at "a/b/c"; Ellipsis removes it."""
     *outer, leaf = path.split("/")
     for part in outer:
         table = table.setdefault(part, {})

@@ -1,4 +1,4 @@
-"""Models and batches by class, guided and not, that their tests share."""
+"""Class-conditional models and batches, with and without guidance, shared by tests."""
 
 import dataclasses
 import typing

@@ -1,4 +1,4 @@
-"""Networks of one's own that their tests share, and short runs of them."""
+"""Custom networks, and short runs of them, shared by tests."""
 
 import dataclasses
 import math
@@ -21,7 +21,7 @@ CONFIG = Config(
 
 
 class Dense(nn.Module):
-    """A small network of any shape; `copies` of its first axis come out."""
+    """A small network of any shape, whose output has `copies` times the first axis."""
 
     def __init__(self, shape=SIGNAL, classes=0, copies=1, width=8, seed=0):
         super().__init__()

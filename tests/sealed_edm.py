@@ -1,4 +1,4 @@
-"""Network pickles of NVlabs/edm with one thing in them changed: arguments, storages or opcodes."""
+"""NVlabs/edm network pickles with one change: in arguments, storages or opcodes."""
 
 import edm_files as ef
 from mutations import changed
@@ -6,15 +6,15 @@ from sealed_files import mutated, opcodes
 
 EDM = ef.dumped({"ema": ef.network("tiny")})
 OPCODES = opcodes(EDM)
-HEADER = 300  # bytes of a storage before its numbers, about
+HEADER = 300  # approximate bytes of a storage before its numbers
 
 
 def sealed_edm(rng):
-    """What a network was made with, the bytes of a storage, or opcodes."""
+    """Change a network's arguments, the bytes of a storage, or opcodes."""
     how = rng.choice(["arguments", "state", "storage", "opcodes", "opcodes"])
     if how == "opcodes":
         return mutated(rng, OPCODES)
-    if how == "storage":  # of which the pickle's own lengths stay right
+    if how == "storage":  # so that the lengths in the pickle stay right
         at = rng.choice([n for n, op in enumerate(OPCODES) if len(op) > HEADER])
         ops = list(OPCODES)
         op = bytearray(ops[at])

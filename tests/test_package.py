@@ -1,4 +1,4 @@
-"""The package as an engineer meets it: layout, import names, build."""
+"""The package as an engineer meets it: layout, names of imports, build."""
 
 import importlib
 import json
@@ -18,7 +18,7 @@ from pdfast import former
 from pdfast.kernels import group_norm_silu
 
 ROOT = Path(__file__).parents[1]
-# What an import begins with.
+# The modules that `import pdfast` loads before it checks the checkout.
 FIRST = ("__init__", "__main__", "checkout", "errors", "former", "version")
 
 
@@ -156,7 +156,7 @@ def test_an_extension_of_another_torch_is_one_sentence_that_names_the_fix(tmp_pa
 
 @pytest.mark.parametrize("windows", [False, True])
 def test_a_checkout_without_links_is_told_in_one_sentence(tmp_path, windows):
-    """Where git makes no symbolic links, it writes text files that hold where they led."""
+    """Without symbolic links, git writes text files that hold the links' targets."""
     (tmp_path / "pdfast").mkdir()
     for name in ("setup.py", *(f"pdfast/{n}.py" for n in FIRST)):
         shutil.copy(ROOT / name, tmp_path / name)
@@ -214,13 +214,13 @@ sys.exit(code)
 
 
 def under(version, *args, cwd):
-    """The command where another PyTorch is installed than the extension was built for."""
+    """Run the command beside another PyTorch than the extension was built for."""
     command = [sys.executable, "-c", OTHER_TORCH, version, *args]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
 
 
 def release(minor, patch):
-    """A release of PyTorch, relative to the one that is here."""
+    """Return a release of PyTorch relative to the installed one."""
     numbers = [int(number) for number in re.findall(r"\d+", torch.__version__)[:3]]
     return f"{numbers[0]}.{numbers[1] + minor}.{numbers[2] + patch}+cpu"
 
@@ -243,7 +243,7 @@ def test_in_another_patch_release_of_torch_the_reference_runs_with_one_warning(t
     assert "warning" not in output
     manifest = json.loads((tmp_path / "run" / "teacher" / "manifest.json").read_text())
     assert manifest["group_norm_silu"] == why
-    # The model is what the reference gives here.
+    # The model's output equals the reference's.
     pdfast.train(tiny_toml, out=tmp_path / "here", quiet=True)
     here, there = (weights(tmp_path / name / "teacher") for name in ("here", "run"))
     assert all(torch.allclose(tensor, there[name], atol=1e-3) for name, tensor in here.items())

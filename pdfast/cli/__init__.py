@@ -1,1 +1,1 @@
-"""The command line: `main.py` parses, `commands/` has a module a group of commands."""
+"""The command line: `main.py` parses the arguments, `commands/` has the commands."""

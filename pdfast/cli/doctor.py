@@ -1,4 +1,4 @@
-"""`pdfast doctor`: what runs where, in which type, by which implementation, and why."""
+"""`pdfast doctor`: the device, the number types, and each op's implementation with the reason."""
 
 import os
 import platform
@@ -16,7 +16,7 @@ from pdfast.version import __version__
 
 
 def implementations(device: torch.device) -> dict[str, str]:
-    """What each op runs as on this device, and why, in the order of an update."""
+    """Return each op's implementation on a device, with the reason, in the order of an update."""
     ops = [op for op in registered().values() if not op.beside]
     return {
         "network": "PyTorch (convolutions channels-last; attention by SDPA)",
@@ -26,7 +26,7 @@ def implementations(device: torch.device) -> dict[str, str]:
 
 @kept()
 def doctor(device_name: str, threads: int, screen: Screen) -> None:
-    """Print the device, versions, number types and implementation of every op."""
+    """Print the versions, the device, the number types, and every op's implementation."""
     device = choose_device(device_name, threads)
     python = platform.python_version()
     screen.say(f"pdfast {__version__}, torch {torch.__version__}, Python {python}")

@@ -1,4 +1,4 @@
-"""The commands' flags, and what to say of wrong ones. The parser is tyro's; see main.py."""
+"""The commands' flags, and messages about wrong ones. The parser is tyro's; see main.py."""
 
 import dataclasses
 import difflib
@@ -15,8 +15,8 @@ from pdfast.cli.commands import COMMANDS
 from pdfast.config import formats
 from pdfast.config.formats import FIRST
 
-GLOBAL = ("--help", "--version", "--debug")  # which need no command
-LIKENESS = 0.6  # of names that may be meant, from 0 to 1
+GLOBAL = ("--help", "--version", "--debug")  # they need no command
+LIKENESS = 0.6  # least similarity of a suggested name, from 0 to 1
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 HINTS = "Arguments? similar to|Similar arg|Perhaps you meant|Available subc|For full"  # tyro's own
 
@@ -25,19 +25,24 @@ class Flag(NamedTuple):
     """A flag of a command."""
 
     name: str
-    """As `--train.lr`."""
+    """Long form, such as `--train.lr`."""
     aliases: tuple[str, ...] = ()
     is_bool: bool = False
     negative: str = ""
-    """What turns it off, as `--engine.no-graph`; "" where there is nothing to turn off."""
+    """Flag that turns it off, such as `--engine.no-graph`; "" if it cannot be turned off."""
 
     def names(self) -> list[str]:
-        """All of them."""
+        """Return all forms of the flag."""
         return [name for name in (self.name, *self.aliases, self.negative) if name]
 
 
 def flags_of(kind: type, prefix: str = "") -> list[Flag]:
-    """The flags that tyro makes of a dataclass's fields, in their order."""
+    """Return the flags that tyro makes of a dataclass's fields, in their order.
+
+    Args:
+        kind: The dataclass.
+        prefix: Prefix of the flags, such as "train."; "" for a command's own dataclass.
+    """
     found = [Flag("--help")] if not prefix else []
     hints = typing.get_type_hints(kind, include_extras=True)
     for field in dataclasses.fields(kind):
@@ -62,13 +67,13 @@ def flags_of(kind: type, prefix: str = "") -> list[Flag]:
 
 
 def _is_marked(marks: tuple[object, ...], by: object) -> bool:
-    """Whether an annotation has one of tyro's marks, of which `by[T]` makes Annotated[T, mark]."""
+    """Return whether an annotation has tyro's mark `by`, where `by[T]` is Annotated[T, mark]."""
     mark = typing.get_args(by[int])[1]  # type: ignore[index]
     return mark in marks
 
 
 def with_new_names(args: Sequence[str]) -> list[str]:
-    """Arguments in today's words; warns of names and values that an earlier version had."""
+    """Return the arguments by their present names, with a warning about earlier versions' names."""
     found, said, before = [], [], ""
     for argument in args:
         name, equals, value = argument.partition("=")
@@ -90,11 +95,17 @@ def with_new_names(args: Sequence[str]) -> list[str]:
 
 
 # ------------------------------------------------------------------------------------------
-# What is wrong
+# Messages
 
 
 def explain(box: str, args: Sequence[str], prog: str) -> str:
-    """One sentence for arguments that tyro refused: its framed error, or a better one of ours."""
+    """Return one sentence on arguments that tyro refused.
+
+    Args:
+        box: tyro's framed error, used where nothing more specific is known.
+        args: The arguments.
+        prog: The name of the program for usage messages, "pdfast" or "pdfast COMMAND".
+    """
     word = prog.removeprefix("pdfast").strip() or (args[0] if args else "")
     if word not in COMMANDS:
         return _no_command(args)
@@ -110,7 +121,7 @@ def _no_command(args: Sequence[str]) -> str:
 
 
 def _value_of_bool(flags: list[Flag], args: Sequence[str]) -> str:
-    """Of a switch that was given a value; "" if none was."""
+    """Explain a switch that was given a value; "" if there is no such switch."""
     switches = {name: flag for flag in flags if flag.is_bool for name in flag.names()}
     for argument, following in itertools.pairwise([*args, ""]):
         name, equals, value = argument.partition("=")
@@ -118,17 +129,17 @@ def _value_of_bool(flags: list[Flag], args: Sequence[str]) -> str:
         value = value if equals else following
         if flag is None or value.lower() not in TRUE + FALSE:
             continue
-        fix = f"leave {value} away"
+        fix = f"omit {value}"
         if value.lower() in FALSE and not flag.negative:
-            fix = f"leave {name} away, too"
+            fix = f"omit {name}, too"
         elif value.lower() in FALSE:
-            fix = f"write {flag.name if name == flag.negative else flag.negative} in its place"
+            fix = f"write {flag.name if name == flag.negative else flag.negative} instead"
         return f"{name} is a switch, which takes no value such as {value}: {fix}"
     return ""
 
 
 def _unknown(flags: list[Flag], args: Sequence[str], word: str) -> str:
-    """Of flags that the command does not have; "" if it has all of them."""
+    """Explain flags that the command does not have; "" if it has all of them."""
     known = {name for flag in flags for name in flag.names()}
     names = [a.partition("=")[0] for a in args if a.startswith("--") and len(a) > 2]
     wrong = [name for name in dict.fromkeys(names) if name.replace("_", "-") not in known]
@@ -141,12 +152,17 @@ def _unknown(flags: list[Flag], args: Sequence[str], word: str) -> str:
 
 
 def suggestion(wrong: str, flags: Iterable[Flag], word: str) -> str:
-    """The flag of the command `word` that is most likely meant; "" where none is like it.
+    """Return the flag that a wrong one most likely means; "" if no flag is similar.
 
-    Flags of the prefix that was typed come first, then those of the command's own table and those
+    Flags with the typed prefix are preferred, then flags of the command's own table and flags
     without a prefix, then all others.
+
+    Args:
+        wrong: The wrong flag.
+        flags: Flags of the command.
+        word: Name of the command.
     """
-    shown: dict[str, str] = {}  # of each name the one to suggest
+    shown: dict[str, str] = {}  # the form to suggest, by each form
     for flag in flags:
         shown |= {name: name if name == flag.negative else flag.name for name in flag.names()}
     prefix, _, last = wrong.removeprefix("--").replace("_", "-").rpartition(".")
@@ -176,20 +192,20 @@ def _same(name: str, choices: Iterable[str]) -> str:
 
 
 def _like(name: str, choices: Iterable[str]) -> str:
-    """The choice most like a name, or the only one that begins with it; "" for none."""
+    """Return the choice most like a name, or the only one that begins with it; else ""."""
     begun = [choice for choice in choices if name and choice.startswith(name)]
     near = difflib.get_close_matches(name, choices, 1, LIKENESS)
     return next(iter(near or (begun if len(begun) == 1 else [])), "")
 
 
 def _parts(name: str) -> tuple[str, str]:
-    """(prefix, the rest) of `--prefix.rest`."""
+    """Return (prefix, rest) of `--prefix.rest`."""
     prefix, _, last = name.removeprefix("--").rpartition(".")
     return prefix, last
 
 
 def _one_line(box: str) -> str:
-    """tyro's framed error as one sentence, without its hints."""
+    """Return tyro's framed error as one sentence, without its hints."""
     lines = [line.strip("\u2502| ") for line in box.splitlines()[1:]]
     text = " ".join(line for line in lines if re.search(r"[\w)]", line))
     text = re.split(HINTS, text)[0].strip()

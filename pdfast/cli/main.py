@@ -1,7 +1,7 @@
 """The command line, `pdfast train | distill | sample | eval | compare | ...`; see commands/.
 
-The parser is tyro's, over the dataclasses of commands/ and config/; every mistake is made one
-line on stderr. Nothing here imports torch before a command runs.
+tyro parses the arguments into the dataclasses of commands/ and config/. Every error is one line on
+stderr. Nothing here imports torch before a command runs.
 """
 
 import contextlib
@@ -30,19 +30,30 @@ DEBUG = "--debug"
 
 
 def parse(args: Sequence[str]) -> Command:
-    """The command of the arguments, its defaults taken from the config that they name."""
+    """Parse the arguments, with defaults from the config that they name.
+
+    Args:
+        args: The arguments, without the program's name.
+
+    Returns:
+        The command, ready to `run`.
+
+    Raises:
+        UsageError: The arguments are wrong.
+        SystemExit: The arguments ask for --help.
+    """
     word = args[0] if args else ""
     if word and not word.startswith("-") and word not in COMMANDS:
         known = ", ".join(COMMANDS)
         raise UsageError(f"no command '{word}'{nearest(word, COMMANDS)} (commands: {known})")
     for argument, value in itertools.pairwise([*args, "-"]):
         if argument == "--out=" or (argument == "--out" and not value):
-            raise UsageError("--out is empty: name a place, or leave it away")
+            raise UsageError("--out is empty: give it a path, or omit it")
     args = with_new_names(args)
     kind: Any = COMMANDS.get(word)
     if kind not in (Train, Distill, Import):
         return cast(Command, _tyro(PARSED, args, "pdfast"))
-    name = _config_argument(args)  # whose values are the defaults of the flags
+    name = _config_argument(args)  # its values are the flags' defaults
     fields = load_config(name or DEFAULT_CONFIG)
     if kind is Import:
         required = dict.fromkeys(("source", "from_", "out"), tyro.MISSING)
@@ -53,7 +64,7 @@ def parse(args: Sequence[str]) -> Command:
 
 
 def _config_argument(args: Sequence[str]) -> str | None:
-    """The value of --config, found before the parser knows its defaults; the last one counts."""
+    """Return the last value of --config, which the parser's defaults depend on."""
     found = None
     for n, argument in enumerate(args):
         if argument.startswith("--config="):
@@ -64,7 +75,7 @@ def _config_argument(args: Sequence[str]) -> str | None:
 
 
 def _tyro(kind: object, args: Sequence[str], prog: str, default: object = None) -> object:
-    """Parse with tyro; a mistake becomes a `UsageError` of one sentence."""
+    """Parse with tyro; an error becomes a `UsageError` of one sentence."""
     keywords = {} if default is None else {"default": default}
     errors = io.StringIO()
     try:
@@ -79,14 +90,18 @@ def _tyro(kind: object, args: Sequence[str], prog: str, default: object = None) 
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Entry point of `pdfast`; returns the exit code."""
+    """Run the command line and return the exit code.
+
+    Args:
+        args: The arguments; by default those of sys.argv.
+    """
     given = list(sys.argv[1:] if args is None else args)
-    messages.ask(DEBUG in given)  # wherever it stands, and before anything can fail
+    messages.ask(DEBUG in given)  # anywhere among the arguments, and before anything can fail
     try:
         code = _run([argument for argument in given if argument != DEBUG])
     finally:
         messages.ask(False)
-    if code and launched():  # an orderly end could wait for another process, which waits for this
+    if code and launched():  # an orderly exit could wait for a process that waits for this one
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -98,8 +113,8 @@ def _run(args: list[str]) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without UTF-8 shows "?"
     try:
-        # Let OpenMP's threads wait for work by spinning for some 50 us, not its default of 15 ms,
-        # which beside any other busy process makes an update ten times slower. It must be set
+        # OpenMP's threads spin while they wait for work: here for some 50 us, not the default of 15
+        # ms, which makes an update ten times slower beside any other busy process. It must be set
         # before torch is imported.
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
         memory.keep_freed()
@@ -124,9 +139,9 @@ def _run(args: list[str]) -> int:
 
 
 def _fail(error: Exception) -> int:
-    """Print one line on stderr, of several processes once; returns the exit code.
+    """Print an error as one line on stderr, once for all processes, and return the exit code.
 
-    Under `--debug` the traceback comes before it, that of every process.
+    With `--debug`, every process prints its traceback before that line.
     """
     message, code = messages.sentence(error)
     said = f"pdfast: {message}\n"
@@ -137,5 +152,5 @@ def _fail(error: Exception) -> int:
         said = said if first_to_say(message) else ""
         if traced:
             traced = f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']}:\n{traced}"
-    sys.stderr.write(traced + said)  # at once, so that processes do not mix their lines
+    sys.stderr.write(traced + said)  # in one write, so that processes do not mix their lines
     return code

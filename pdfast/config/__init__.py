@@ -1,10 +1,12 @@
-"""The configuration: a frozen dataclass a table of TOML, checked before anything starts.
+"""The configuration: one frozen dataclass per TOML table, checked before anything starts.
 
-- `schema.py`: all tables but [model], and how a config is read; a new field goes there
-- `model.py`: [model], all that defines a network but its weights
+- `schema.py`: [data], [eval], [engine], [backends], the whole config, and how it is read
+- `loops.py`: [train] and [distill]
+- `model.py`, `edm.py`: [model] and [model.edm], all that defines a network except its weights
 - `names.py`, `detectors.py`: parameterizations, loss weights, detectors; `class_names.py`: classes
-- `serialization.py`: TOML and JSON to dataclasses and back
-- `formats.py`: the formats of what is stored, and what older ones mean
+- `serialization.py`: conversion of TOML and JSON to dataclasses and back
+- `formats.py`: the formats of stored files, and the meaning of older ones; `former.py`: names of
+  fields in earlier versions
 """
 
 from pdfast.config.schema import (

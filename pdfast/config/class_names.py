@@ -1,4 +1,4 @@
-"""Names of the classes of a model or of a set, and the class that a --label means."""
+"""Names of the classes of a model or data set, and the class that a --label means."""
 
 import re
 from collections.abc import Sequence
@@ -7,22 +7,30 @@ from pdfast.config.serialization import check, nearest
 from pdfast.errors import UsageError, printable
 
 PLAIN = re.compile(r"[^\W\d][\w.-]*")  # a name that needs no quotes
-NAME, NUMBER = "name:", "number:"  # before a --label that could be either
+NAME, NUMBER = "name:", "number:"  # prefixes for a --label that could be either
 
 
 def quoted(name: str) -> str:
-    """A name within a sentence: in quotes, unless it is one word and no number."""
+    """Return a name for use in a sentence: in quotes, unless it is one word and not a number."""
     return name if PLAIN.fullmatch(name) else f"'{printable(name)}'"
 
 
 def shown(label: int, names: Sequence[str]) -> str:
-    """Number and name of a class, for a reader."""
+    """Return the number and name of a class, for display."""
     name = names[label] if label < len(names) else ""
     return str(label) if name in ("", str(label)) else f"{label} {quoted(name)}"
 
 
 def checked(names: object, num_classes: int) -> tuple[str, ...]:
-    """Names as a model keeps them. Raises UsageError for what are not names of its classes."""
+    """Return class names as a model keeps them: a tuple without unnamed classes at its end.
+
+    Args:
+        names: A list or tuple of strings; "" for a class without a name.
+        num_classes: Number of the model's classes.
+
+    Raises:
+        UsageError: `names` is not such a list, or has more names than there are classes.
+    """
     check(
         isinstance(names, list | tuple) and all(isinstance(name, str) for name in names),
         "class_names must be a list of texts",
@@ -36,7 +44,10 @@ def checked(names: object, num_classes: int) -> tuple[str, ...]:
 
 
 def merged(names: Sequence[str], others: Sequence[str], num_classes: int) -> tuple[str, ...]:
-    """The names of so many classes, and where they have none those of `others`."""
+    """Return the names of `num_classes` classes, from `others` where `names` has none.
+
+    Unnamed classes at the end are omitted.
+    """
     pairs = (
         (names[k] if k < len(names) else "") or (others[k] if k < len(others) else "")
         for k in range(min(num_classes, max(len(names), len(others))))
@@ -48,9 +59,15 @@ def merged(names: Sequence[str], others: Sequence[str], num_classes: int) -> tup
 
 
 def difference(what: str, names: Sequence[str], others: Sequence[str], of: str = "the data") -> str:
-    """How the names of the classes of two things differ, in words; "" if they do not.
+    """Describe how the class names of two things differ; "" if they agree.
 
-    `what` and `of`: the two. A class that one of them does not name does not differ.
+    A class that only one of the two names does not count as a difference.
+
+    Args:
+        what: The thing with the names `names`, such as "the model".
+        names: Class names of `what`.
+        others: Class names of `of`.
+        of: The thing with the names `others`.
     """
     pairs = [(k, *pair) for k, pair in enumerate(zip(names, others, strict=False)) if all(pair)]
     differ = [(k, mine, theirs) for k, mine, theirs in pairs if mine != theirs]
@@ -65,10 +82,16 @@ def difference(what: str, names: Sequence[str], others: Sequence[str], of: str =
 
 
 def number_of(text: str, names: Sequence[str], num_classes: int) -> int:
-    """The number of the class that a --label means: a number, or the exact name of one class.
+    """Return the number of the class that a --label means.
 
-    Where a text is the number of one class and the name of another, `number:` or `name:` before it
-    says which is meant. Raises UsageError for what is neither.
+    Args:
+        text: A number, or the exact name of one class. Where it is the number of one class and the
+            name of another, the prefix "number:" or "name:" decides.
+        names: Names of the model's classes.
+        num_classes: Number of the model's classes.
+
+    Raises:
+        UsageError: `text` means no class, or more than one.
     """
     named, numbered, within = _named(text, names), _numbered(text), f"0 .. {num_classes - 1}"
     if not named and text.startswith(NAME):
@@ -109,7 +132,7 @@ def _numbered(text: str) -> list[int]:
 
 
 def ranges(numbers: Sequence[int]) -> str:
-    """Rising numbers in words: 2, 5 to 9."""
+    """Return rising numbers in words, such as "2, 5 to 9"."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and runs[-1][1] == number - 1:

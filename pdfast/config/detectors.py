@@ -1,4 +1,4 @@
-"""Names of the detectors, as `eval.detector` has them; evaluation/detectors/ has what they are."""
+"""Names of the detectors of `eval.detector`, which evaluation/detectors/ implements."""
 
 from pathlib import Path
 
@@ -10,7 +10,11 @@ INCEPTION = "inception"
 
 
 def split(detector: str) -> tuple[str, str]:
-    """(name, path of the weights or "") of `eval.detector`. Raises UsageError for what is none."""
+    """Return (name, path of the weights or "") of a value of `eval.detector`.
+
+    Raises:
+        UsageError: There is no such detector, or its path is wrong.
+    """
     name, colon, path = detector.partition(":")
     if name not in NAMES:
         raise UsageError(
@@ -21,8 +25,8 @@ def split(detector: str) -> tuple[str, str]:
         raise UsageError(f"eval.detector {name} takes no path: only inception:PATH does")
     if colon and not path.strip("\0 "):
         raise UsageError(
-            "eval.detector inception: lacks the path of the weights after the colon; leave the "
-            "colon away to have them downloaded"
+            "eval.detector inception: lacks the path of the weights after the colon; omit the "
+            "colon to have them downloaded"
         )
     if "\0" in path or len(path) > 4096:
         raise UsageError("eval.detector must be a path of at most 4096 characters")
@@ -30,7 +34,11 @@ def split(detector: str) -> tuple[str, str]:
 
 
 def absolute(detector: str) -> str:
-    """The same detector, its weights found from any folder."""
+    """Return the detector with an absolute path of its weights.
+
+    Raises:
+        UsageError: There is no such detector, or its path is wrong.
+    """
     name, path = split(detector)
     try:
         return f"{name}:{Path(path).expanduser().absolute()}" if path else name

@@ -1,4 +1,4 @@
-"""[model.edm] of a config: what the networks of NVlabs/edm have and the published one has not."""
+"""[model.edm] of a config: what NVlabs/edm's networks have beyond the published network."""
 
 import math
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from pdfast.config.formats import Since
 from pdfast.config.serialization import check
 
 Preconditioning = Literal["none", "vp", "ve", "iddpm", "edm"]
-CONSTANTS = {  # of each preconditioning, in order
+CONSTANTS = {  # names of each preconditioning's constants, in order
     "none": (),
     "vp": ("beta_d", "beta_min", "M"),
     "ve": (),
@@ -21,36 +21,35 @@ MOST_TAPS = 16  # of a resampling filter
 
 @dataclass(frozen=True, kw_only=True)
 class EDMNetConfig:
-    """[model.edm]: what networks of NVlabs/edm (Karras et al. 2022) have beside the published
-    one's."""
+    """[model.edm]: properties of NVlabs/edm's networks (Karras et al. 2022)."""
 
     preconditioning: Annotated[Preconditioning, Since(4, before="none")] = "none"
-    """How z is scaled for the network and its output read (Karras et al. 2022, table 1); of vp and
-    iddpm neither is, and of ve z alone. What the network is told of the noise follows where
-    model.embedding is noise."""
+    """Scaling of the network's input z and of its output (Karras et al. 2022, table 1). vp and
+    iddpm scale neither, ve scales z alone. With model.embedding noise, it also defines the noise
+    input of the network."""
     constants: Annotated[tuple[float, ...], Since(4, before=())] = ()
-    """Constants of the preconditioning: beta_d, beta_min and M of vp; C_1, C_2 and M of iddpm;
-    sigma_data of edm."""
+    """Constants of the preconditioning. vp: beta_d, beta_min, M; iddpm: C_1, C_2, M; edm:
+    sigma_data."""
     noise_ch: Annotated[int, Since(4, before=0)] = 0
-    """Width of the embedding of the noise; 0: model.ch."""
+    """Width of the noise embedding; 0: model.ch."""
     fourier: Annotated[bool, Since(4, before=False)] = False
-    """The embedding of the noise has random frequencies, kept with the weights, as in NCSN++."""
+    """Random frequencies in the noise embedding, stored with the weights, as in NCSN++."""
     class_first: Annotated[bool, Since(4, before=False)] = False
-    """The class is added to the first layer of the embedding, not to the second, as in DDPM++."""
+    """Add the class to the first layer of the embedding, not to the second, as in DDPM++."""
     group_ch: Annotated[int, Since(4, before=1)] = 1
-    """Least channels of a group: a narrow GroupNorm has fewer groups than model.groups."""
+    """Least channels per group: a narrow GroupNorm has fewer groups than model.groups."""
     residual_scale: Annotated[float, Since(4, before=1.0)] = 1.0
-    """Factor of the carried part of every residual sum, sqrt(1/2) in DDPM++; the weights of the
-    other part include it."""
+    """Factor of the skip path in every residual sum, sqrt(1/2) in DDPM++. The weights of the other
+    path include it already."""
     attention_up: Annotated[Literal["all", "last"], Since(4, before="all")] = "all"
-    """Attention on the way up after all residual blocks of a level, or its last one, as in DDPM++.
-    """
+    """On the way up, attention after all residual blocks of a level, or only after its last one, as
+    in DDPM++."""
     projection: Annotated[bool, Since(4, before=False)] = False
-    """Residual blocks that resample have a 1x1 convolution in their shortcut, as in DDPM++."""
+    """A 1x1 convolution in the shortcut of residual blocks that resample, as in DDPM++."""
     filter: Annotated[tuple[int, ...], Since(4, before=(1, 1))] = (1, 1)
-    """Taps of the filter that resamples: 1 1, means of 2x2 pixels, or 1 3 3 1, as in NCSN++."""
+    """Taps of the resampling filter: 1 1, the mean of 2x2 pixels, or 1 3 3 1, as in NCSN++."""
     pyramid: Annotated[bool, Since(4, before=False)] = False
-    """On the way down, z itself is halved by a convolution too, and added at every level, as in
+    """On the way down, halve z itself by a convolution too, and add it at every level, as in
     NCSN++."""
 
     def __post_init__(self) -> None:

@@ -1,20 +1,20 @@
-"""Formats of what is stored: models, states, runs, evaluations in progress, and what old ones mean.
+"""Formats of stored models, states, runs and evaluations in progress, and how old ones are read.
 
-All share one number, FORMAT, and record it beside the version of pdfast that wrote them. What an
-older format lacks means what the version that wrote it did, by the tables below, whatever today's
-default is. A newer format, or a field that is not known, is refused by naming the version.
+All share one number, FORMAT, and record it beside the version of pdfast that wrote them. A field
+that an older format lacks means what the version that wrote it did, whatever the field's default is
+today; the tables below define it. A newer format, or an unknown field, is refused with the name of
+the version that wrote it.
 
-To store a new field, or to give one another form:
+To store a new field, or to change the form of one:
 
-1. Where a release has written FORMAT already, raise it by one and begin a new line in the tables.
-2. Annotate a new field of a config with `Since`, which says what is meant where it is missing:
-   what the versions before did. For other tables ADDED says so.
-3. Under CHANGED, say what old values are called now, under RENAMED what a field or table is;
-   names are as in ADDED.
-4. Run tests/config/test_formats.py: the files of old versions must come to the same results as
-   before.
+1. If a release has already written FORMAT, raise it by one and begin a new line in the tables.
+2. Annotate a new field of a config with `Since`, whose `before` is the behaviour of the versions
+   without it. For other tables, add it to ADDED.
+3. Under CHANGED, map old values to new ones; under RENAMED, map old names of fields or tables to
+   new ones. Names are as in ADDED.
+4. Run tests/config/test_formats.py: files of old versions must still give the same results.
 
-A line of a format that was released never changes again.
+The line of a released format never changes again.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ from pdfast.version import __version__
 T = TypeVar("T")
 
 FORMAT = 4
-MAX_FORMAT = 2**31  # that any version could have
+MAX_FORMAT = 2**31  # no version has a format this high
 
 UNKNOWN_DATA = MappingProxyType({"num": 0, "images": "", "labels": ""})
 
@@ -47,10 +47,10 @@ ADDED: dict[int, dict[str, Any]] = {
     3: {},
     4: {},
 }
-"""By format: the fields that it was the first to have, and what older ones mean without.
+"""New fields of each format, with what their absence means in older ones.
 
-Fields of a config are dotted, as its flags are, by the names that they have today, and come from
-their annotations, `Since`; those of other tables follow the table's name and a slash.
+Fields of a config have dotted names, as flags do, by today's names, and come from their `Since`
+annotations. Fields of other tables follow the table's name and a slash.
 """
 
 BOTH = (("both", "x_eps"),)
@@ -60,7 +60,7 @@ CHANGED: Mapping[int, Mapping[str, tuple[tuple[Any, Any], ...]]] = MappingProxyT
         3: MappingProxyType({"model.parameterization": BOTH, "config.json/parameterization": BOTH}),
     }
 )
-"""Fields whose values changed their form, by the format that did so: pairs of old and new."""
+"""Fields whose values changed, by the format that changed them: pairs of old and new value."""
 
 RENAMED: Mapping[int, Mapping[str, str]] = MappingProxyType(
     {
@@ -73,23 +73,28 @@ RENAMED: Mapping[int, Mapping[str, str]] = MappingProxyType(
         )
     }
 )
-"""Renamed fields and tables, by the format that renamed them: the old and the new name.
+"""Renamed fields and tables, by the format that renamed them: old to new name.
 
-Both are dotted, in the same table, which has today's name.
+Both names are dotted and in the same table, which has today's name.
 """
 
 
 class Since(NamedTuple):
-    """Annotates a field of a config that the first format did not have."""
+    """An annotation of a config's field that the first format did not have."""
 
     format: int
-    """The first that has it."""
+    """First format with the field."""
     before: Any
-    """What formats without it mean, which need not be the field's default."""
+    """Value that formats without the field imply; it may differ from the field's default."""
 
 
 def learn(cls: type[Any], prefix: str = "") -> None:
-    """Note the fields of a config's dataclass, and of those in it, that have `Since`."""
+    """Add a config's fields with a `Since` annotation to ADDED.
+
+    Args:
+        cls: The config's dataclass; dataclasses in it are included.
+        prefix: Prefix of the fields' dotted names.
+    """
     for name, hint in typing.get_type_hints(cls, include_extras=True).items():
         for mark in getattr(hint, "__metadata__", ()):
             if isinstance(mark, Since):
@@ -99,23 +104,30 @@ def learn(cls: type[Any], prefix: str = "") -> None:
 
 
 class OtherVersion(PdfastError):  # noqa: N818  # nothing is wrong with what is stored
-    """Another version of pdfast wrote something that this one cannot read."""
+    """Another version of pdfast wrote something that this version cannot read."""
 
 
 class Written(NamedTuple):
-    """Who wrote something that is stored."""
+    """The format and the version of pdfast that wrote a stored file."""
 
     format: int
     version: str
 
 
-FIRST = Written(1, ADDED[2]["run/pdfast"])  # which recorded no format
+FIRST = Written(1, ADDED[2]["run/pdfast"])  # this version recorded no format
 
 
 def written(what: object, format_: object, version: object) -> Written:
-    """Who wrote `what`, by the format and version that it records; format None: the first.
+    """Return who wrote a stored file, by the format and version that it records.
 
-    Raises OtherVersion for a newer format, ValueError for what is no format.
+    Args:
+        what: The file, for messages.
+        format_: The recorded format; None for the first, which recorded none.
+        version: The recorded version of pdfast.
+
+    Raises:
+        OtherVersion: The format is newer than FORMAT.
+        ValueError: `format_` is not a format.
     """
     if format_ is None:
         return FIRST
@@ -135,19 +147,35 @@ def written(what: object, format_: object, version: object) -> Written:
 def read(
     cls: type[T], table: Any, what: object, by: Written, prefix: str = "", sealed: bool = True
 ) -> T:
-    """A stored table as the dataclass that it is of; what its format lacks is filled in.
+    """Convert a stored table to its dataclass, and fill in the fields that its format lacks.
 
-    `prefix` comes before its fields' names in ADDED. `sealed`: no hand can have changed it. Raises
-    OtherVersion for a field that is not known, ValueError for one that is missing or wrong.
+    Args:
+        cls: The dataclass.
+        table: The stored table.
+        what: The file, for messages.
+        by: Who wrote it.
+        prefix: Prefix of its fields' names in ADDED.
+        sealed: Whether the file is protected by a manifest, so that nobody can have edited it.
+
+    Raises:
+        OtherVersion: A field is unknown, and another version may have written it.
+        ValueError: A field is missing or wrong.
     """
     refuses = sealed or by.version != __version__
     return from_table(cls, _upgraded(cls, table, what, by, prefix, True, refuses), prefix)
 
 
 def upgraded(cls: type[Any], table: dict[str, Any], what: object, by: Written) -> dict[str, Any]:
-    """A table that need not hold every field, such as a user's config, as this format has it.
+    """Convert a table that may omit fields, such as a user's config, to today's format.
 
-    Raises OtherVersion for a field that another version knew.
+    Args:
+        cls: The dataclass that the table is of.
+        table: The table.
+        what: The file, for messages.
+        by: Who wrote it.
+
+    Raises:
+        OtherVersion: A field is unknown, and another version wrote it.
     """
     return _upgraded(cls, table, what, by, "", False, by.version != __version__)
 
@@ -155,9 +183,18 @@ def upgraded(cls: type[Any], table: dict[str, Any], what: object, by: Written) -
 def complete(
     what: object, table: Mapping[str, Any], keys: Iterable[str], by: Written, prefix: str
 ) -> dict[str, Any]:
-    """A stored table of these keys; what its format lacks is filled in.
+    """Return a stored table with exactly the given keys, filling in those that its format lacks.
 
-    Raises as `read`, but looks at no value.
+    Args:
+        what: The file, for messages.
+        table: The stored table. Its values are not checked.
+        keys: The keys of today's format.
+        by: Who wrote it.
+        prefix: Prefix of the keys in ADDED.
+
+    Raises:
+        OtherVersion: A key is unknown.
+        ValueError: A key is missing.
     """
     wanted, names = list(keys), renamed_after(by.format)
     now = {key: names.get(prefix + key, prefix + key).removeprefix(prefix) for key in table}
@@ -171,7 +208,7 @@ def complete(
 
 
 def is_first(cls: type[Any], table: Mapping[str, Any]) -> bool:
-    """Whether a table sets just the fields of the first format, all of them.
+    """Return whether a table sets exactly the fields of the first format.
 
     Such a config was written by the version of that format, or for it.
     """
@@ -180,10 +217,17 @@ def is_first(cls: type[Any], table: Mapping[str, Any]) -> bool:
 
 
 def with_new_names(table: Mapping[str, Any], format_: int = 1) -> tuple[dict[str, Any], list[str]]:
-    """A config, or part of one, of a format or of any before this, in today's words.
+    """Convert names and values of a config's table, or part of one, to today's.
 
-    Returns it with the names and values that are other ones now, in words. A field that is there
-    by both names keeps the old one too, which is not known then.
+    A field that is set by both its old and its new name keeps the old one, which is then refused as
+    unknown.
+
+    Args:
+        table: The table.
+        format_: The table's format, or an older one.
+
+    Returns:
+        The converted table, and a sentence on each name or value that has changed.
     """
     found, said = dict(table), []
     for old, new in renamed_after(format_).items():
@@ -201,7 +245,7 @@ def with_new_names(table: Mapping[str, Any], format_: int = 1) -> tuple[dict[str
 
 
 def _table_of(config: dict[str, Any], key: str) -> dict[str, Any] | None:
-    """The table, copied in its place, that would hold the field `key`; None where there is none."""
+    """Copy, in its place, the table that holds the field `key`, and return it; None if missing."""
     of = config
     for part in key.split(".")[:-1]:
         if not isinstance(of.get(part), Mapping):
@@ -212,18 +256,18 @@ def _table_of(config: dict[str, Any], key: str) -> dict[str, Any] | None:
 
 
 def _shown(value: Any) -> str:
-    """As TOML has it."""
+    """Return a value as TOML has it."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def renamed_after(format_: int) -> dict[str, str]:
-    """The old names of later formats, in the order that they were given up."""
+    """Return the names that formats after `format_` replaced, old to new, in order."""
     later = [RENAMED[number] for number in sorted(RENAMED) if number > format_]
     return {old: new for names in later for old, new in names.items()}
 
 
 def added(format_: int) -> dict[str, Any]:
-    """The fields that formats after this one have, and what they mean without."""
+    """Return the fields that formats after `format_` added, with what their absence means."""
     later = [ADDED[number] for number in sorted(ADDED, reverse=True) if number > format_]
     return {key: value for fields in later for key, value in fields.items()}
 
@@ -231,7 +275,16 @@ def added(format_: int) -> dict[str, Any]:
 def as_before(
     table: Mapping[str, Any], format_: int, prefix: str = "config.json/"
 ) -> dict[str, Any] | None:
-    """A model's config.json as an older format had it; None if that could not say as much."""
+    """Convert a model's config.json to an older format.
+
+    Args:
+        table: The table in today's format.
+        format_: The older format.
+        prefix: Prefix of the table's keys in ADDED.
+
+    Returns:
+        The converted table; None if the older format cannot express it.
+    """
     later, former = added(format_), {new: old for old, new in renamed_after(format_).items()}
     found: dict[str, Any] = {}
     for key, value in table.items():
@@ -244,7 +297,7 @@ def as_before(
             inner = as_before(value, format_, f"{name.removeprefix('config.json/')}.")
             if inner is None:
                 return None
-            if value and not inner:  # a table that all came later
+            if value and not inner:  # the whole table came later
                 continue
             value = inner
         name = former.get(name, name)
@@ -261,9 +314,19 @@ def _upgraded(
     whole: bool,
     refuses: bool,
 ) -> dict[str, Any]:
-    """`whole`: every field must be there. `refuses`: fields that are not known, as `read` does."""
+    """Convert a table to today's format.
+
+    Args:
+        cls: The dataclass that the table is of.
+        table: The table.
+        what: The file, for messages.
+        by: Who wrote it.
+        prefix: Prefix of its fields' names in ADDED.
+        whole: Whether every field of its format must be there.
+        refuses: Whether an unknown field raises OtherVersion, rather than UsageError.
+    """
     check(isinstance(table, dict), f"{prefix.rstrip('.') or 'the config'} must be a table")
-    for name in reversed(prefix.split(".")[:-1]):  # which renames are told by
+    for name in reversed(prefix.split(".")[:-1]):  # renames are by the full dotted name
         table = {name: table}
     table = with_new_names(table, by.format)[0]
     for name in prefix.split(".")[:-1]:
@@ -273,7 +336,7 @@ def _upgraded(
     if found and refuses:
         raise _not_known(what, prefix + next(iter(found)), by)
     if found:
-        from_table(cls, found, prefix)  # which names the field most like it
+        from_table(cls, found, prefix)  # its error names the most similar field
     for name, hint in hints.items():
         key = prefix + name
         if dataclasses.is_dataclass(hint):
@@ -287,7 +350,7 @@ def _upgraded(
 
 
 def _before(key: str, by: Written) -> Any:
-    """What a field means that a format lacks. Raises ValueError if the format has it."""
+    """Return the value of a field that a format lacks. Raises ValueError if the format has it."""
     later = added(by.format)
     if key not in later:
         raise ValueError(f"{key} is missing")
@@ -295,14 +358,14 @@ def _before(key: str, by: Written) -> Any:
 
 
 def _fresh(value: Any) -> Any:
-    """A value of ADDED as JSON has it, which may be changed."""
+    """Return a mutable copy of a value of ADDED, as JSON has it."""
     if isinstance(value, Mapping):
         return dict(value)
     return list(value) if isinstance(value, tuple) else value
 
 
 def value_now(key: str, value: Any, format_: int) -> Any:
-    """A value of a format, or of any before this, as this one has it."""
+    """Convert a field's value of format `format_`, or an older one, to today's."""
     for number in sorted(CHANGED):
         if number > format_:
             value = counterpart(value, CHANGED[number].get(key, ()))
@@ -310,7 +373,7 @@ def value_now(key: str, value: Any, format_: int) -> Any:
 
 
 def _value_then(key: str, value: Any, format_: int) -> Any:
-    """A value of this format as an older one had it."""
+    """Convert a field's value of today's format to format `format_`."""
     for number in sorted(CHANGED, reverse=True):
         if number > format_:
             value = counterpart(value, [(new, old) for old, new in CHANGED[number].get(key, ())])
@@ -318,7 +381,7 @@ def _value_then(key: str, value: Any, format_: int) -> Any:
 
 
 def counterpart(value: Any, pairs: Iterable[tuple[Any, Any]]) -> Any:
-    """The second of the pair whose first the value is; the value itself if there is none."""
+    """Return the second of the pair whose first is `value`, or `value` if there is no such pair."""
     for one, other in pairs:
         if type(value) is type(one) and value == one:
             return other
@@ -333,7 +396,7 @@ def _not_known(what: object, key: str, by: Written) -> OtherVersion:
 
 
 def _keys(cls: type[Any], prefix: str = "") -> list[str]:
-    """The dotted names of a dataclass's fields, and of those of the dataclasses in it."""
+    """Return the dotted names of a dataclass's fields, nested dataclasses included."""
     found = []
     for name, hint in typing.get_type_hints(cls).items():
         inner = typing.cast(type, hint)
@@ -343,7 +406,7 @@ def _keys(cls: type[Any], prefix: str = "") -> list[str]:
 
 
 def _leaves(table: Mapping[str, Any], keys: list[str], prefix: str = "") -> list[str]:
-    """The dotted names of what a table sets; a table under one of `keys` is one value."""
+    """Return the dotted names that a table sets. A table under one of `keys` is one value."""
     found = []
     for name, value in table.items():
         key = prefix + name

@@ -1,6 +1,6 @@
-"""Names of fields that earlier versions had, in Python: each works, with one warning.
+"""Fields by their names in earlier versions, in Python, each with one DeprecationWarning.
 
-`formats.py` has those of what is stored, `pdfast/former.py` those of modules.
+`formats.py` has the former names in stored files, `pdfast/former.py` those of modules.
 """
 
 import functools
@@ -15,11 +15,17 @@ FORMER_VALUES = {"parameterization": BOTH}  # pairs of old and new, as formats.C
 
 
 def formerly(**names: str) -> Callable[[type[T]], type[T]]:
-    """Let a class take arguments, and have attributes, by names that they had before.
+    """Let a class accept arguments, and have attributes, by their former names.
 
-    `names`: by the former name, the one that it has now. Values of FORMER_VALUES are taken, and
-    given, as they were under the former name. A former name prevails over the present one, so that
-    `dataclasses.replace` takes it.
+    Values in FORMER_VALUES are accepted and returned in their former form under the former name. An
+    argument by its former name prevails over one by its present name, so that
+    `dataclasses.replace` accepts it.
+
+    Args:
+        **names: Present names by former names.
+
+    Returns:
+        The decorator of the class.
     """
 
     def decorate(cls: type[T]) -> type[T]:
@@ -42,7 +48,7 @@ def formerly(**names: str) -> Callable[[type[T]], type[T]]:
 
 
 def _former(self: object, cls: type[Any], old: str, new: str) -> Any:
-    """A field's value as it was by its former name."""
+    """Return a field's value in its former form, with a warning."""
     _warn(cls, old, new)
     pairs = [(now, then) for then, now in FORMER_VALUES.get(new, ())]
     return counterpart(getattr(self, new), pairs)

@@ -1,4 +1,4 @@
-"""[train] and [distill]: the loops of a teacher's training and of the rounds."""
+"""[train] and [distill] of a config: the training loops of the teacher and of the rounds."""
 
 import dataclasses
 import math
@@ -12,22 +12,22 @@ from pdfast.config.formats import Since
 from pdfast.config.names import LOSS_WEIGHTS, First, LossKind, LossWeight, Second
 from pdfast.config.serialization import check
 
-_WEIGHTS = "Weight of the loss over noise levels: on ||x - x-hat||^2 it is {}.".format(
+_WEIGHTS = "Weight of the loss by noise level: on ||x - x-hat||^2 it is {}.".format(
     ", ".join(terms.on_x() for terms in LOSS_WEIGHTS.values())
 )
 
-# Bounds that no sensible config meets, so that a foreign one can neither hang nor overflow.
+# Bounds beyond any sensible config, so that no config can make pdfast hang or overflow.
 MAX_COUNT = 10**8  # of updates and samples
-MAX_STEPS = 2**20  # of a sampler; beyond it neighbouring noise levels are one in float32
+MAX_STEPS = 2**20  # of a sampler; beyond it, neighbouring noise levels are equal in float32
 MAX_ROUNDS = 20
 
-MAX_AVERAGES = 4  # that one pass of `adamw` keeps
+MAX_AVERAGES = 4  # one pass of `adamw` keeps no more
 PLAN = re.compile(r"\d{1,7}( *, *\d{1,7})+", re.ASCII)  # steps of each round
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
-    """What `train` and `distill` share: one optimizer loop."""
+    """The fields that [train] and [distill] share: one optimizer loop."""
 
     updates: int = 50_000
     """Number of optimizer updates."""
@@ -38,25 +38,26 @@ class LoopConfig:
     warmup: int = 0
     """Updates over which the learning rate rises linearly from 0."""
     anneal: Literal["none", "linear"] = "none"
-    """"linear": the learning rate falls to 0 at the last update."""
+    """linear: the learning rate falls linearly to 0 at the last update."""
     weight_decay: float = 0.0
     """Decoupled weight decay."""
     ema_decay: float = 0.0
-    """Decay per update of the averaged weights, which become the model; 0: none are kept."""
+    """Decay per update of the EMA weights, which become the model; 0: no EMA."""
     ema_warmup: Annotated[bool, Since(2, before=False)] = True
     """Average over fewer updates at first: the decay after k updates is at most (1 + k) / (10 + k),
-    so that the averages reach over about the last tenth of the updates, and forget the first."""
+    so that the average covers about the last tenth of the updates and forgets the first ones."""
     grad_clip: float = 1.0
-    """Largest norm of the whole gradient; 0: not clipped."""
+    """Largest norm of the whole gradient; 0: no clipping."""
     max_skipped: int = 10
-    """Updates whose loss or gradient is not finite to skip in a row before the run stops."""
+    """Updates with a loss or gradient that is not finite to skip in a row before the run stops."""
     loss_weight: Annotated[LossWeight, tyro.conf.arg(help=_WEIGHTS)] = "snr_trunc"
-    """Weight of the loss over noise levels; names.py says what each is."""
+    """Weight of the loss by noise level; see `LOSS_WEIGHTS` in names.py."""
     accumulate: int = 1
-    """Parts that a batch is computed in, one after another, to save memory; divides the batch."""
+    """Parts in which each batch is computed, one after another, to save memory; must divide
+    batch."""
     checkpoint: bool = False
-    """Keep only the blocks' inputs for the backward pass and compute the rest again, to save
-    memory: a third more work for the net in training."""
+    """Keep only the inputs of the blocks for the backward pass and recompute the rest, to save
+    memory, for a third more work in the network that is trained."""
 
     def __post_init__(self) -> None:
         table = "distill" if isinstance(self, DistillConfig) else "train"
@@ -77,13 +78,13 @@ class LoopConfig:
 
     @property
     def averages(self) -> tuple[float, ...]:
-        """Decays of the averaged weights that are kept."""
+        """Decays of the averaged weights to keep."""
         return (self.ema_decay,) if self.ema_decay else ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(LoopConfig):
-    """[train]: how a teacher is trained, in continuous time."""
+    """[train]: training of a teacher, in continuous time."""
 
     updates: int = 800_000
     warmup: int = 1000
@@ -95,50 +96,50 @@ class DistillConfig(LoopConfig):
     """[distill]: rounds that merge sampling steps: progressive distillation, TRACT, consistency."""
 
     start_steps: int = 8192
-    """Sampling steps of the teacher of the first round."""
+    """Sampling steps of the first round's teacher."""
     rounds: Annotated[
         int | str, tyro.conf.arg(name="rounds", prefix_name=False, aliases=["--distill.rounds"])
     ] = 11
     """Number of halvings: 11 take 8192 steps to 4. Or the steps of each round's student, such as
     "64,16,4,1", each a divisor of the one before; `start_steps` may come first."""
     first: Annotated[First, Since(4, before="teacher")] = "teacher"
-    """What takes the first step of a target, from t to m: the frozen teacher, or the image and the
-    noise that z_t was made of (consistency training)."""
+    """First step of the target, from time t to m. teacher: by the frozen teacher. data: from the
+    image and the noise that z_t was made of (consistency training)."""
     second: Annotated[Second, Since(4, before="teacher")] = "teacher"
-    """What takes the second step, from m to s, where the student's step ends. teacher: the frozen
-    one, m halfway, in rounds that halve (Algorithm 2). student: the student itself without a
-    gradient, m one of the teacher's steps below t, in rounds of any ratio (TRACT, multistep
-    consistency distillation; consistency distillation in a round to 1 step)."""
+    """Second step of the target, from m to the end s of the student's step. teacher: by the frozen
+    teacher, with m halfway, in rounds that halve (Algorithm 2). student: by the student without a
+    gradient, with m one teacher step below t, in rounds of any ratio (TRACT, multistep consistency
+    distillation; consistency distillation in a round to 1 step)."""
     teacher: Annotated[
         str, tyro.conf.arg(name="teacher", prefix_name=False, aliases=["--distill.teacher"])
     ] = ""
-    """Model directory of a teacher to start from, copied into the run; without it the config's own
-    is trained, or taken from the run directory."""
+    """Model directory of a teacher to start from, which is copied into the run. By default it is
+    the teacher in the run directory, or the config's own, which is trained first."""
     round_updates: tuple[tuple[int, int], ...] = ()
     """Updates of single rounds: pairs of the student's steps and its updates (in TOML a table).
-    By default the 2-step and the 1-step round get twice `updates`."""
+    By default the rounds to 2 steps and to 1 step get twice `updates`."""
     round_lr: Annotated[tuple[tuple[int, float], ...], Since(4, before=())] = ()
     """Peak learning rates of single rounds: pairs of the student's steps and its rate."""
     ema_decays: Annotated[tuple[float, ...], Since(4, before=())] = ()
-    """Decays of several averages, all kept at once. After each round the best of them and of the
-    raw weights is the round's student: the one whose samples are nearest to its teacher's, from
-    the same noise. With `ema_decay` there is one average, which is the student."""
+    """Decays of several averages, all kept at once. After each round, the student is the best of
+    them and the raw weights: the one whose samples are closest to its teacher's, from the same
+    noise. With `ema_decay` instead, the one average is the student."""
     round_ema_decay: Annotated[tuple[tuple[int, float], ...], Since(4, before=())] = ()
     """`ema_decay` of single rounds: pairs of the student's steps and its decay."""
     loss: Annotated[LossKind, Since(4, before="l2")] = "l2"
-    """Loss of an image whose weighted mean squared error is e: l2 is e; huber is the pseudo-Huber
-    loss sqrt(e + c^2) - c, which is less sensitive to outliers."""
+    """Loss of an image whose weighted mean squared error is e. l2: e. huber: the pseudo-Huber loss
+    sqrt(e + c^2) - c, which is less sensitive to outliers."""
     huber_c: Annotated[float, Since(4, before=0.00054)] = 0.00054
-    """c of the pseudo-Huber loss, in the units of the root of e. The default is that of Song and
-    Dhariwal (2023), 0.00054 sqrt(d) of a norm over d numbers."""
+    """Constant c of the pseudo-Huber loss, in units of sqrt(e). The default is that of Song and
+    Dhariwal (2023): 0.00054 sqrt(d) for a norm over d numbers."""
     keep_moments: Annotated[bool, Since(4, before=False)] = False
-    """Begin a round with the last one's moments of AdamW, instead of none."""
+    """Start each round with AdamW's moments of the round before, instead of zeros."""
     fit_updates: int = 0
-    """Updates of a first round that keeps the number of steps, for a student that cannot start as
-    its teacher: one of another network, or of v where the teacher predicts eps; 0: there is none
-    (for eps, four times `updates`)."""
+    """Updates of an additional first round at the teacher's number of steps, for a student that
+    cannot start as its teacher: one with another network, or one that predicts v where the teacher
+    predicts eps. 0: no such round (for eps, four times `updates`)."""
     fit_lr: float = 2e-4
-    """Peak learning rate of that round."""
+    """Peak learning rate of the round of `fit_updates`."""
     lr: float = 5e-5
     anneal: Literal["none", "linear"] = "linear"
 
@@ -202,7 +203,7 @@ class DistillConfig(LoopConfig):
         )
 
     def _check_plan(self) -> None:
-        """Refuse `rounds` that are no plan, or one that `second` cannot follow."""
+        """Refuse `rounds` that are not a valid plan, or that do not fit `second`."""
         if isinstance(self.rounds, int):
             check(
                 1 <= self.rounds <= MAX_ROUNDS,
@@ -239,19 +240,19 @@ class DistillConfig(LoopConfig):
             )
 
     def _could_have(self, steps: int) -> bool:
-        """Whether a round of some plan has so many steps: a table may serve several plans."""
+        """Return whether any plan has such a round, since a table may serve several plans."""
         if isinstance(self.rounds, int):
             return steps >= 1 and any(steps == self.start_steps >> r for r in range(1, 64))
         return 1 <= steps < self.start_steps and self.start_steps % steps == 0
 
     @property
     def averages(self) -> tuple[float, ...]:
-        """Decays of the averaged weights that are kept."""
+        """Decays of the averaged weights to keep."""
         return self.ema_decays or super().averages
 
     @property
     def plan(self) -> tuple[int, ...]:
-        """Sampling steps of each round's student, but for a first fit."""
+        """Sampling steps of each round's student, without the round of `fit_updates`."""
         if isinstance(self.rounds, int):
             return tuple(self.start_steps >> k for k in range(1, self.rounds + 1))
         steps = tuple(map(int, self.rounds.split(",")))
@@ -259,16 +260,16 @@ class DistillConfig(LoopConfig):
 
     @property
     def num_rounds(self) -> int:
-        """The rounds of the plan, and the first fit, if there is one, which is then round 1."""
+        """Number of rounds; the round of `fit_updates`, if any, is round 1."""
         return len(self.plan) + bool(self.fit_updates)
 
     def with_fit(self, begun: int = 0) -> "DistillConfig":
-        """The same with a first fit, of `fit_updates`, or those begun with, or four rounds'."""
+        """Return a copy with a first fit, of `fit_updates` or else `begun` or 4 `updates`."""
         updates = self.fit_updates or begun or min(4 * self.updates, MAX_COUNT)
         return dataclasses.replace(self, fit_updates=updates)
 
     def steps_after(self, round_: int) -> int:
-        """Sampling steps N of the student of round `round_` (1, 2, ...); 0 beyond the plan."""
+        """Return the sampling steps of round `round_`'s student (1, 2, ...); 0 beyond the plan."""
         place = round_ - bool(self.fit_updates)
         if isinstance(self.rounds, int):
             return self.start_steps >> place
@@ -276,7 +277,7 @@ class DistillConfig(LoopConfig):
         return made[place] if place < len(made) else 0
 
     def merged(self, steps: int) -> int:
-        """How many steps of its teacher one step of the student with `steps` steps stands for."""
+        """Return how many of its teacher's steps a student of `steps` steps merges into one."""
         if isinstance(self.rounds, int):
             return 2
         made = self.start_steps, *self.plan
@@ -284,25 +285,25 @@ class DistillConfig(LoopConfig):
 
     @property
     def c_of_huber(self) -> float:
-        """c of the pseudo-Huber loss; 0 where the loss is the square."""
+        """Constant c of the pseudo-Huber loss; 0 for the squared error."""
         return self.huber_c if self.loss == "huber" else 0.0
 
     def loop_of(self, steps: int) -> "DistillConfig":
-        """The settings of the round whose student has `steps` steps."""
+        """Return the settings of the round whose student has `steps` steps."""
         lr = self.fit_lr if steps == self.start_steps else dict(self.round_lr).get(steps, self.lr)
         decay = dict(self.round_ema_decay).get(steps, self.ema_decay)
-        # Without the table: the round's own decay is in its place.
+        # The round's own decay replaces the table.
         return dataclasses.replace(
             self, updates=self.updates_of(steps), lr=lr, ema_decay=decay, round_ema_decay=()
         )
 
     def updates_of(self, steps: int) -> int:
-        """Updates of the round whose student has `steps` steps (paper, section 5.2)."""
+        """Return the updates of the round whose student has `steps` steps (paper, section 5.2)."""
         if steps == self.start_steps:
             return self.fit_updates
         return dict(self.round_updates).get(steps, self.updates * (2 if steps <= 2 else 1))
 
 
 def halvings(steps: int) -> int:
-    """How often a number of steps can be halved."""
+    """Return how often a number of steps can be halved."""
     return (steps & -steps).bit_length() - 1

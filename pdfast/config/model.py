@@ -1,4 +1,4 @@
-"""[model] of a config: all that defines a network but its weights."""
+"""[model] of a config: all that defines a network except its weights."""
 
 import dataclasses
 import math
@@ -14,43 +14,45 @@ from pdfast.config.serialization import check
 ScheduleKind = Literal[
     "cosine", "linear", "scaled_linear", "squaredcos_cap_v2", "trained_betas", "edm"
 ]
-BETAS_GIVEN = {"linear": 2, "scaled_linear": 2, "squaredcos_cap_v2": 0}  # of the others' T, or none
+BETAS_GIVEN = {"linear": 2, "scaled_linear": 2, "squaredcos_cap_v2": 0}  # length of model.betas
 MAX_TIMESTEPS = 2**13  # of a schedule by betas
 MAX_WEIGHT = 100  # of guidance
-LEAST_SIGMA = 1e-6  # of sigma / alpha; and of its inverse
-MAX_LIST = 64  # entries that no sensible list exceeds
+LEAST_SIGMA = 1e-6  # least sigma / alpha; its inverse is the largest
+MAX_LIST = 64  # entries of a list, more than any sensible config has
 
 
 @formerly(head="parameterization")
 @dataclass(frozen=True, kw_only=True)
 class NetConfig:
-    """[model]: all that defines a model but its weights; stored with every model."""
+    """[model]: all that defines a model except its weights. It is stored with every model."""
 
     image_size: int = 32
-    """Height and width in pixels; other sizes are cropped and resized to it."""
+    """Height and width in pixels; images of other sizes are cropped and resized to it."""
     channels: int = 3
     """1 for grey images, 3 for colour."""
     num_classes: int = 0
     """Number of classes of a class-conditional model; 0: unconditional."""
     parameterization: Parameterization = "v"
-    """What the network predicts: x-hat, eps-hat, v-hat, or both x-hat and eps-hat."""
+    """Prediction of the network: x-hat (x), eps-hat (eps), v-hat (v), or both x-hat and eps-hat
+    (x_eps)."""
     schedule: ScheduleKind = "cosine"
-    """Noise schedule: this method's cosine, continuous in time, or, only to distil a teacher that
-    was trained with it, one by betas, as diffusers' pipelines have it, or edm, the noise levels of
-    Karras et al. 2022."""
+    """Noise schedule. cosine: the paper's, continuous in time. The others are only for distilling a
+    teacher that was trained with them: linear, scaled_linear, squaredcos_cap_v2 and trained_betas,
+    as in diffusers, and edm, the noise levels of Karras et al. 2022."""
     logsnr_min: float = -20.0
-    """logSNR at u = 1, pure noise, of the cosine schedule."""
+    """logSNR of the cosine schedule at u = 1, pure noise."""
     logsnr_max: float = 20.0
-    """logSNR at u = 0, data, of the cosine schedule."""
+    """logSNR of the cosine schedule at u = 0, data."""
     timesteps: int = 0
-    """Timesteps T of a schedule by betas; 0 for the cosine schedule."""
+    """Timesteps T of a schedule by betas; 0 for other schedules."""
     betas: tuple[float, ...] = ()
-    """The first beta and the last of linear and scaled_linear, all T of trained_betas."""
+    """Betas of the schedule: the first and the last for linear and scaled_linear, all T for
+    trained_betas."""
     sigmas: Annotated[tuple[float, ...], Since(4, before=())] = ()
-    """Noise levels of the schedule edm: the least, the largest, and rho."""
+    """Noise levels of the schedule edm: sigma_min, sigma_max and rho."""
     embedding: Literal["logsnr", "timestep", "noise"] = "logsnr"
-    """What the network is told of the noise: logSNR, or of a schedule by betas the timestep
-    t = T u - 1, or noise, what model.edm.preconditioning says."""
+    """Noise input of the network. logsnr: logSNR. timestep: t = T u - 1, for a schedule by betas.
+    noise: that of model.edm.preconditioning."""
     ch: int = 256
     """Base width in channels."""
     emb_ch: int = 1024
@@ -60,38 +62,38 @@ class NetConfig:
     num_res_blocks: int = 3
     """Residual blocks per level on the way down (one more on the way up)."""
     attn_resolutions: tuple[int, ...] = (8, 16)
-    """Feature-map sizes with self-attention after each residual block; sizes that do not occur
-    count for nothing."""
+    """Feature-map sizes with self-attention after each residual block; sizes that do not occur are
+    ignored."""
     num_heads: int = 1
-    """Attention heads; 0: as many as `head_dim` gives."""
+    """Attention heads; 0: channels / `head_dim`."""
     head_dim: int = 0
     """Channels per attention head, where `num_heads` is 0."""
     groups: int = 32
     """Groups of every GroupNorm; must divide every width."""
     norm_eps: float = 1e-6
-    """What every GroupNorm adds to the variance."""
+    """Term that every GroupNorm adds to the variance."""
     film: bool = True
-    """The embedding scales and shifts what a block's second norm gives (FiLM); false: it is added
-    before that norm, as in DDPM."""
+    """Scale and shift the output of a block's second norm by the embedding (FiLM). false: add the
+    embedding before that norm, as in DDPM."""
     resample: Literal["resnet", "conv"] = "resnet"
-    """Size is changed inside a residual block, or by a 3x3 convolution, as in DDPM: with stride 2
-    on the way down, after doubling on the way up."""
+    """Change of size: inside a residual block (resnet), or by a 3x3 convolution (conv), as in DDPM:
+    with stride 2 on the way down, after doubling on the way up."""
     downsample_padding: int = 1
-    """Of the convolution with stride 2: 1, on all sides, or 0, then one pixel at the right and
-    bottom alone."""
+    """Padding of the convolution with stride 2. 1: one pixel on all sides; 0: one pixel only at the
+    right and bottom."""
     freq_shift: int = 1
-    """Frequencies of a timestep's or noise's embedding are 10000^(-k / (ch / 2 - freq_shift)); 0
-    or 1."""
+    """Shift in the frequencies of a timestep or noise embedding, 10000^(-k / (ch / 2 -
+    freq_shift)): 0 or 1."""
     dropout: float = 0.0
-    """Dropout in the residual blocks while a teacher trains; distillation uses none."""
+    """Dropout in the residual blocks while a teacher is trained; distillation uses none."""
     label_dropout: float = 0.0
-    """Share of the images whose class a teacher in training is not told, which classifier-free
+    """Share of the images whose class is hidden while a teacher is trained, which classifier-free
     guidance needs (Ho & Salimans 2022); 0.1 is usual."""
     guidance: tuple[float, ...] = ()
-    """Least and largest guidance weight w that the network takes as an input: a student of the
-    teacher's x-hat(class) + w (x-hat(class) - x-hat(no class)) (Meng et al. 2022)."""
+    """Least and largest guidance weight w, where a student takes w as an input and is distilled
+    from the teacher's x-hat(class) + w (x-hat(class) - x-hat(no class)) (Meng et al. 2022)."""
     edm: EDMNetConfig = EDMNetConfig()  # noqa: RUF009  # frozen
-    """[model.edm]: what networks of NVlabs/edm have beside the published one's."""
+    """[model.edm]: properties of NVlabs/edm's networks (Karras et al. 2022)."""
 
     def __post_init__(self) -> None:
         for name in ("image_size", "ch", "emb_ch", "num_res_blocks", "groups"):
@@ -158,7 +160,7 @@ class NetConfig:
             )
 
     def _check_guidance(self) -> None:
-        """What classifier-free guidance needs."""
+        """Check the fields of classifier-free guidance."""
         check(0.0 <= self.label_dropout < 1.0, "model.label_dropout must be in [0, 1)")
         for name in ("label_dropout", "guidance"):
             check(
@@ -178,7 +180,7 @@ class NetConfig:
         edm = self.edm
         check(
             (self.embedding == "noise") <= (edm.preconditioning != "none"),
-            "model.embedding noise is what model.edm.preconditioning says: set that, or use logsnr",
+            "model.embedding noise needs a model.edm.preconditioning: set that, or use logsnr",
         )
         check(
             edm.preconditioning == "none" or self.schedule == "edm",
@@ -202,7 +204,7 @@ class NetConfig:
         )
 
     def _check_schedule(self) -> None:
-        """Check that the fields of the schedule are those that its kind needs."""
+        """Check that the fields of the schedule fit its kind."""
         by_betas = self.schedule not in ("cosine", "edm")
         for name in () if by_betas else ("timesteps", "betas"):
             check(
@@ -245,7 +247,7 @@ class NetConfig:
             len(self.betas) == number,
             f"model.betas must hold {number or 'no'} numbers with model.schedule {self.schedule}",
         )
-        # The last of trained_betas may be 1: then nothing is left of the data.
+        # The last of trained_betas may be 1, at which z is pure noise.
         most = 1.0 if self.schedule == "trained_betas" else math.nextafter(1.0, 0.0)
         check(
             all(0 <= beta < 1 for beta in self.betas[:-1])
@@ -258,11 +260,11 @@ class NetConfig:
         )
 
     def groups_of(self, width: int) -> int:
-        """Groups of a GroupNorm of so many channels."""
+        """Return the number of groups of a GroupNorm of `width` channels."""
         return min(self.groups, width // self.edm.group_ch)
 
     def norm_widths(self) -> set[int]:
-        """Channels of every GroupNorm of the net: level widths, and those after each concat."""
+        """Return the widths of all GroupNorms: of the levels, and after each concatenation."""
         widths = [self.ch * mult for mult in self.ch_mult]
         skips = [self.ch]
         for level, width in enumerate(widths):
@@ -275,14 +277,14 @@ class NetConfig:
         return found
 
     def without_dropout(self) -> "NetConfig":
-        """The network of a student, which learns without."""
+        """Return the network of a student, which is trained without dropout."""
         return dataclasses.replace(self, dropout=0.0, label_dropout=0.0)
 
     def unguided(self) -> "NetConfig":
-        """The network of a guided student's teacher."""
+        """Return the network of a guided student's teacher."""
         return dataclasses.replace(self, guidance=())
 
     @property
     def out_channels(self) -> int:
-        """Channels of the net's raw output."""
+        """Channels of the network's raw output."""
         return OUTPUTS[self.parameterization].copies * self.channels

@@ -1,4 +1,4 @@
-"""Names that a config, a flag or a call may give, and what they mean. Imports nothing."""
+"""Names that configs, flags and calls accept, and their meaning. Imports no module of pdfast."""
 
 from typing import Literal, NamedTuple
 
@@ -15,14 +15,15 @@ TrackerName = Literal["tensorboard", "wandb"]
 
 
 class Output(NamedTuple):
-    """A network's raw output."""
+    """The raw output of a network."""
 
     copies: int
-    """Its channels for each of the image's."""
+    """Output channels per image channel."""
     holds: str
+    """Content of the output, in words."""
 
 
-# What a network of each parameterization puts out, for all that reads its shape or explains it.
+# Raw output of a network of each parameterization.
 OUTPUTS: dict[Parameterization, Output] = {
     "x": Output(1, "x-hat"),
     "eps": Output(1, "eps-hat"),
@@ -32,20 +33,21 @@ OUTPUTS: dict[Parameterization, Output] = {
 
 
 class WeightTerms(NamedTuple):
-    """A weight of the loss: the sum or the larger one of `alpha2` alpha^2 and `sigma2` sigma^2.
+    """A weight of the loss: the sum or the maximum of `alpha2` alpha^2 and `sigma2` sigma^2.
 
-    That weighs ||v - v_target||^2, which is ||x - x_target||^2 / sigma^2. On the squared error in x
-    it is `alpha2` SNR + `sigma2`, or max(`alpha2` SNR, `sigma2`), with SNR = alpha^2 / sigma^2; on
-    that in eps it is this divided by SNR. Both coefficients are from 0 to 1, and so is then the
-    weight in v, as alpha^2 + sigma^2 = 1.
+    It multiplies the squared error in v, ||v - v_target||^2 = ||x - x_target||^2 / sigma^2. With
+    SNR = alpha^2 / sigma^2, the equal weight of the squared error in x is `alpha2` SNR + `sigma2`,
+    or max(`alpha2` SNR, `sigma2`), and that of the squared error in eps is this divided by SNR.
     """
 
     alpha2: float
+    """Coefficient of alpha^2, 0 to 1, so that the weight in v is at most 1."""
     sigma2: float
+    """Coefficient of sigma^2, 0 to 1."""
     combined: Literal["sum", "max"] = "sum"
 
     def on_x(self) -> str:
-        """What it is on the squared error in x, as formulas are written."""
+        """Return the formula of the weight of the squared error in x."""
         snr = "SNR" if self.alpha2 == 1.0 else f"{self.alpha2:g} SNR"
         if self.combined == "max":
             return f"max({snr}, {self.sigma2:g})"
@@ -53,7 +55,7 @@ class WeightTerms(NamedTuple):
         return "+".join(filter(None, terms))
 
 
-# What each weight is, for PyTorch, for Triton and for --help. On the squared error in x:
+# Definition of each weight, for PyTorch, Triton and --help. Comments: the weight of the error in x.
 LOSS_WEIGHTS: dict[LossWeight, WeightTerms] = {
     "constant": WeightTerms(0.0, 1.0),  # 1
     "snr": WeightTerms(1.0, 0.0),  # SNR

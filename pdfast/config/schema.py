@@ -1,8 +1,8 @@
 """The configuration: frozen dataclasses, one per TOML table, checked before anything starts.
 
-A config is a TOML file (`configs/`), read by `load_config`; every field is also a flag of the
-command line. A mistake is a `UsageError` that names the key and the fix. This module imports no
-torch, so that `--help` is quick.
+A config is a TOML file (see `configs/`), read by `load_config`. Every field is also a flag of the
+command line. A wrong value raises a `UsageError` that names the key and the fix. This module does
+not import torch, so that `--help` is quick.
 """
 
 import tomllib
@@ -29,7 +29,7 @@ from pdfast.config.serialization import check, from_table, nearest, read_toml, t
 from pdfast.errors import UsageError
 
 CONFIG_DIR = Path(__file__).parents[1] / "configs"
-RUN = "run"  # the table that the config.toml of a run has beside the config; see runs/record.py
+RUN = "run"  # an additional table in the config.toml of a run; see runs/record.py
 AutoPrecision = Literal["auto", Precision]
 LabelFolders = Literal["auto", "top", "parent", "top-as-text"]
 Resize = Literal["bicubic", "area"]
@@ -46,32 +46,31 @@ class DataConfig:
     """[data]: where the images come from."""
 
     source: str = "digits"
-    """"digits" (scikit-learn's), a folder of images or a .zip (with EDM's dataset.json), an .npz
-    with uint8 NHWC `images`, a file ...images-idx3-ubyte[.gz] as of MNIST or its folder, CIFAR-10's
-    or CIFAR-100's binary or python .tar.gz, WebDataset's .tar or .tgz shards (a folder, or
-    a{00..09}.tar), emoji:FONT of an emoji font with bitmaps, or hf:NAME[:SPLIT[:COLUMN]] of Hugging
-    Face's datasets (what save_to_disk wrote, a .parquet file, a folder of them, or a name on the
-    hub; COLUMN: that of the labels, or of the images, or IMAGES,LABELS); all are in the README."""
+    """digits (scikit-learn's); a folder of images, or a .zip (with EDM's dataset.json); an .npz
+    with uint8 NHWC `images`; MNIST's file ...images-idx3-ubyte[.gz] or its folder; CIFAR-10's or
+    CIFAR-100's binary or python .tar.gz; WebDataset's .tar or .tgz shards (a folder, or
+    a{00..09}.tar); emoji:FONT, an emoji font with bitmaps; or hf:NAME[:SPLIT[:COLUMN]], one of
+    Hugging Face's datasets (a folder by save_to_disk, a .parquet file, a folder of them, or a name
+    on the hub; COLUMN: the labels, the images, or IMAGES,LABELS). The README describes them all."""
     labels: Annotated[LabelFolders, Since(2, before="top-as-text")] = "auto"
-    """Which sub-folders of a folder of images are its classes. auto: those directly below the
-    source, which hold the images themselves; other folders are refused. top: those directly below
-    the source, however deep the images lie. parent: those that hold the images. Names that are
-    numbers are in the order of the numbers, others in that of the alphabet. top-as-text: as pdfast
-    0.1.0 read folders, which is as top, but all names in the order of the alphabet, fewer kinds of
-    images, and no links followed."""
+    """Which sub-folders of a folder of images are its classes. auto: the folders directly below the
+    source, which must hold the images themselves. top: the folders directly below the source,
+    however deep the images lie. parent: the folders that hold the images. Names that are numbers
+    are sorted as numbers, others alphabetically. top-as-text: top as in pdfast 0.1.0, with all
+    names sorted alphabetically, fewer image formats, and symbolic links not followed."""
     resize: Annotated[Resize, Since(2, before="bicubic")] = "bicubic"
-    """How images are resized after the centre crop to a square: bicubic, antialiased, or area, the
-    mean of what each pixel covers, as of the published ImageNet models."""
+    """How images are resized after the centre crop to a square: bicubic (antialiased), or area (the
+    mean over the area of each pixel), as in the published ImageNet models."""
     skip_bad: Annotated[bool, Since(2, before=False)] = False
-    """Leave out images that cannot be read, and list them; otherwise they are refused by name."""
+    """Skip images that cannot be read, and list them; by default they are an error."""
     order: Annotated[Order, Since(2, before="independent")] = "epochs"
-    """How training draws its images. epochs: each once before any comes again, in an order of its
-    own each time. independent: each draw from all images, as pdfast 0.1.0 did."""
+    """How training draws images. epochs: each image once per epoch, in a new order each time.
+    independent: each draw from all images, as in pdfast 0.1.0."""
     horizontal_flip: bool = False
     """Mirror each training image with probability 1/2 (wrong for digits and text)."""
     holdout: Annotated[int, Since(2, before=0)] = 0
-    """Images that are never trained on, drawn by the seed; before and after each phase the loss is
-    computed on all of them. 0: none, and that loss is of a fixed batch of training images."""
+    """Number of images, drawn by the seed, that are never trained on. The loss on all of them is
+    computed before and after each phase. 0: that loss is of a fixed batch of training images."""
 
     def __post_init__(self) -> None:
         check(bool(self.source.strip("\0 ")), "data.source must name a folder or a file")
@@ -87,25 +86,25 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
-    """[eval]: how samples are judged."""
+    """[eval]: evaluation of samples by Frechet distances."""
 
     steps: tuple[int, ...] = (1, 2, 4, 8)
-    """Step counts of the report: the teacher at each, and each student at its own."""
+    """Sampling steps of the report: the teacher at each, and each student at its own."""
     baseline_steps: int = 64
-    """The teacher is also sampled at this many steps, to compare the students with."""
+    """Sampling steps of the teacher's baseline, with which the students are compared."""
     num: int = 0
-    """Samples per distance; 0: as many as the set has images."""
+    """Samples per distance; 0: as many as the data set has images."""
     detector: str = "pixel"
-    """What the Frechet distance compares: pixel, the pixels themselves (FD-pixel); inception:PATH,
-    features of InceptionV3 with that weights file (FID), inception alone downloads it; lite0,
-    features of EfficientNet-Lite0 (FD-Lite0). Samples that are no pictures: their numbers."""
+    """Features that the Frechet distance compares. pixel: the pixels themselves (FD-pixel).
+    inception:PATH: InceptionV3 with that weights file (FID); inception alone downloads it. lite0:
+    EfficientNet-Lite0 (FD-Lite0). For samples that are not pictures, pixel means their numbers."""
     classes: Annotated[ClassShares, Since(2, before="even")] = "data"
-    """Classes of the samples that a class-conditional model is judged and shown by. data: drawn by
-    the shares of the classes in the data, so that a perfect sampler scores the floor. even: all
-    classes that the data have are drawn alike."""
+    """Classes of the evaluated and shown samples of a class-conditional model. data: drawn in the
+    proportions of the data, so that a perfect sampler reaches the floor. even: drawn uniformly from
+    the classes in the data."""
     guidance: float = 0.0
-    """Weight w of classifier-free guidance of the samples that are judged: the prediction is
-    x-hat(class) + w (x-hat(class) - x-hat(no class)); 0: none."""
+    """Weight w of classifier-free guidance of the evaluated samples, x-hat(class) + w (x-hat(class)
+    - x-hat(no class)); 0: no guidance."""
 
     def __post_init__(self) -> None:
         detectors.split(self.detector)
@@ -125,7 +124,7 @@ class EvalConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BackendsConfig:
-    """[backends]: other libraries' kernels in place of pdfast's own, where they are installed."""
+    """[backends]: kernels of other libraries, instead of pdfast's or PyTorch's."""
 
     group_norm: Literal["pdfast", "apex"] = "pdfast"
     """GroupNorm: pdfast's group_norm_silu, or NVIDIA apex's contrib.group_norm."""
@@ -137,33 +136,49 @@ class BackendsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """[engine]: how the updates are run. What is computed stays the same but for rounding."""
+    """[engine]: how updates are run. Results stay the same, up to rounding."""
 
     data: Literal["auto", "device", "stream"] = "auto"
-    """Where the images lie: on the device, or in host memory, each batch gathered ahead of its
-    update; auto: on the device where they take at most a quarter of its free memory."""
+    """Place of the images. device: in the device's memory. stream: in host memory, with each batch
+    gathered ahead of its update. auto: device where they take at most a quarter of its free
+    memory."""
     pipeline_teacher: bool = False
-    """Evaluate the teacher at t_mid of one batch and at t of the next in one call, of twice the
+    """Evaluate the teacher at t_mid of one batch and at t of the next in one call with twice the
     batch."""
     tabulate_film: bool = False
-    """Compute the teacher's FiLM parameters once per round for each of its steps, where it has at
-    most 1024 of them and no classes."""
+    """Compute the teacher's FiLM parameters for each of its steps once per round, where it has at
+    most 1024 steps and no classes."""
     teacher_stream: bool = False
-    """Evaluate the teacher on a CUDA stream of its own, beside the student's forward pass."""
+    """Evaluate the teacher on a separate CUDA stream, in parallel with the student's forward
+    pass."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile the networks around pdfast's ops; auto: on a GPU, where a phase has so many
-    updates that they repay the compiling, the network is pdfast's own, and [backends] are its
-    own."""
+    """torch.compile the networks around pdfast's ops. auto: on a GPU, where a phase has enough
+    updates to repay the compilation, the network is not a custom one, and [backends] are the
+    defaults."""
     graph: bool = True
-    """On a GPU, capture the update as a CUDA graph; a network of one's own may not allow it."""
+    """On a GPU, capture the update as a CUDA graph; a custom network may not allow it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Everything that decides what a run computes."""
+    """The configuration of a run: all that decides what it computes.
+
+    It is immutable; `dataclasses.replace` makes a changed copy. Every field is checked when it is
+    made.
+
+    Example:
+        ```python
+        config = pdfast.load_config("digits")
+        config = dataclasses.replace(config, seed=1, log_every=50)
+        ```
+
+    Raises:
+        UsageError: A field has a wrong value, or fields contradict each other. The message names
+            the key.
+    """
 
     name: str = "custom"
-    """Name of the config; a run goes to runs/<name> unless --out says otherwise."""
+    """Name of the config; without --out, the run directory is runs/<name>."""
     seed: int = 0
     """Seed of every random draw, 0 to 2^32 - 1."""
     log_every: int = 100
@@ -171,13 +186,13 @@ class Config:
     save_every: int = 1000
     """Updates between two saved states, from which the same command resumes."""
     precision: AutoPrecision = "auto"
-    """Of the networks' convolutions and linear layers: bfloat16 (auto on a GPU), float32 products
-    rounded to TF32, or float32 (auto on a CPU). All else is float32 always."""
+    """Precision of the networks' convolutions and linear layers: bf16 (auto on a GPU), tf32
+    (float32 with products rounded to TF32), or fp32 (auto on a CPU). All else is always float32."""
     deterministic: bool = False
-    """On a GPU, only algorithms that repeat to the bit, which are slower; a CPU's always do."""
+    """On a GPU, use only deterministic algorithms, which are slower; on a CPU all are."""
     data: DataConfig = DataConfig()
     model: NetConfig = NetConfig()
-    """[model]: all that defines a network but its weights."""
+    """[model]: all that defines a network except its weights."""
     train: TrainConfig = TrainConfig()
     distill: DistillConfig = DistillConfig()
     eval: EvalConfig = EvalConfig()
@@ -222,18 +237,18 @@ formats.learn(Config)
 
 
 def check_distillable(config: Config) -> None:
-    """Refuse what `train` allows but no round can distil."""
+    """Raise UsageError for a config that `train` allows but no round can distil."""
     check(
         config.model.parameterization != "eps",
         "model.parameterization eps cannot be distilled: at u = 1 it divides by alpha = 4.5e-5, "
-        "which amplifies its error 2.2e4 times; train the teacher with v (or x, or x_eps); one of "
-        "eps from elsewhere is distilled by a config of v, whose first round fits v to it",
+        "which amplifies its error 2.2e4 times; train the teacher with v (or x, or x_eps); to "
+        "distil an eps teacher from elsewhere, use a config of v, whose first round fits v to it",
     )
     check_guided_students(config)
 
 
 def check_guided_students(config: Config) -> None:
-    """Refuse guidance of samples whose students know none."""
+    """Raise UsageError for guided evaluation of students that take no guidance weight."""
     check(
         not config.eval.guidance or bool(config.model.guidance),
         "eval.guidance is set, but the students take no guidance weight: set model.guidance to the "
@@ -242,10 +257,10 @@ def check_guided_students(config: Config) -> None:
 
 
 def check_trainable(config: Config) -> None:
-    """Refuse a schedule that only distils, and guidance that the teacher does not learn."""
+    """Raise UsageError for a schedule that is only for distillation, or guidance of no use."""
     check(
         config.model.label_dropout > 0 or not (config.model.guidance or config.eval.guidance),
-        "guidance needs a teacher that learns to do without the class: set model.label_dropout to "
+        "guidance needs a teacher that also learns without the class: set model.label_dropout to "
         "0.1, or leave eval.guidance and model.guidance out",
     )
     check(
@@ -257,7 +272,7 @@ def check_trainable(config: Config) -> None:
 
 
 def check_own_teacher(config: Config) -> None:
-    """Refuse what keeps `distill` from training the config's teacher first."""
+    """Raise UsageError for a config whose teacher `distill` cannot train first."""
     check_trainable(config)
     check(
         bool(config.model.guidance) or not config.distill.fit_updates,
@@ -271,9 +286,27 @@ def check_own_teacher(config: Config) -> None:
 
 
 def load_config(name_or_path: str | Path) -> Config:
-    """Read a config by name (one of `config_names()`) or by the path of a TOML file.
+    """Read a config.
 
-    What the config.toml of an older version's run lacks means what it did there.
+    Fields that are missing have their defaults. In the config.toml of a run by an older version
+    they mean what they did in that version.
+
+    Example:
+        ```python
+        config = pdfast.load_config("digits")
+        config = pdfast.load_config("my_config.toml")
+        ```
+
+    Args:
+        name_or_path: The name of a config that comes with pdfast, or the path of a .toml file.
+
+    Returns:
+        The config.
+
+    Raises:
+        UsageError: There is no such config, or the file is not a valid one. The message names the
+            file and the key.
+        PdfastError: Another version of pdfast wrote the file, and this one cannot read it.
     """
     text = str(name_or_path)
     path = Path(text) if text.endswith(".toml") else CONFIG_DIR / f"{text}.toml"
@@ -298,29 +331,35 @@ def load_config(name_or_path: str | Path) -> Config:
 
 
 def written(path: Path, table: dict[str, Any]) -> tuple[Written | None, dict[str, Any]]:
-    """Who wrote the table of a config, None for a user; and its [run], which is taken out of it.
+    """Return who wrote a config's table, None for a user, and its [run], which is removed from it.
 
-    Raises OtherVersion for one of a newer format, ValueError for a [run] that no version wrote.
+    Args:
+        path: The file, for messages.
+        table: The table.
+
+    Raises:
+        OtherVersion: The file has a newer format.
+        ValueError: No version wrote this [run].
     """
     run = table.pop(RUN, None)
     if run is None:
         return FIRST if formats.is_first(Config, table) else None, {}
-    check(isinstance(run, dict) and "format" in run, f"[{RUN}] is what pdfast writes into its runs")
+    check(isinstance(run, dict) and "format" in run, f"[{RUN}] is for the runs that pdfast writes")
     return formats.written(path, run["format"], run.get("pdfast")), run
 
 
 def config_names() -> list[str]:
-    """Names of the configs that come with pdfast."""
+    """Return the names of the configs that come with pdfast."""
     return sorted(path.stem for path in CONFIG_DIR.glob("*.toml"))
 
 
 def dump_config(config: Config) -> str:
-    """The config as TOML text that `load_config` reads back."""
+    """Return the config as TOML text that `load_config` reads back."""
     return tomli_w.dumps(to_table(config))
 
 
 def is_dumped(text: str) -> bool:
-    """Whether `dump_config` of this version or an earlier one made the text."""
+    """Return whether `dump_config`, of this version or an earlier one, made the text."""
     try:
         table = tomllib.loads(text)
     except (ValueError, RecursionError):

@@ -1,7 +1,7 @@
-"""Tables of values, as TOML and JSON hold them, to frozen dataclasses and back.
+"""Conversion of TOML and JSON tables to frozen dataclasses and back.
 
-Every mistake is a `UsageError` that names the key. Nothing in a file is trusted, and nothing here
-imports torch.
+Every error is a `UsageError` that names the key. Nothing in a file is trusted. This module does not
+import torch.
 """
 
 import codecs
@@ -19,10 +19,10 @@ from pdfast.errors import UsageError
 
 T = TypeVar("T")
 
-# Bounds that no sensible config meets, so that a foreign one can neither hang nor overflow.
+# Bounds beyond any sensible config, so that no file can make pdfast hang or overflow.
 MAX_TOML = 2**18  # bytes; the betas of 8192 timesteps take most of that
-MAX_NESTING = 50  # dots in a line of TOML, whose parser takes their square in time; but for those
-UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # as of PowerShell's ">"
+MAX_NESTING = 50  # dots in a line outside numbers: the parser's time is quadratic in them
+UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # as PowerShell's ">" writes
 NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
 NUMBER = re.compile(rb"[\s,\[=][-+]?\d+\.\d+(?:[eE][-+]?\d+)?(?=[\s,\]])")  # in lists of numbers
 
@@ -34,13 +34,17 @@ def check(condition: bool, message: str) -> None:
 
 
 def nearest(word: str, choices: typing.Iterable[str]) -> str:
-    """`; did you mean 'y'?` for the choice most like `word`, or nothing."""
+    """Return "; did you mean 'y'?" for the choice most like `word`; "" if no choice is like it."""
     close = difflib.get_close_matches(word[:100], list(choices), n=1, cutoff=0.5)
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The table of a TOML file. Raises UsageError where it cannot be read, or is none."""
+    """Read a TOML file.
+
+    Raises:
+        UsageError: The file cannot be read, or is not valid TOML.
+    """
     try:
         with path.open("rb") as file:
             content = file.read(MAX_TOML + 1).removeprefix(codecs.BOM_UTF8)
@@ -58,12 +62,15 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def _dots(line: bytes) -> int:
-    """Dots in a line that may join keys."""
+    """Count the dots of a line outside numbers, each of which may join keys."""
     return line.count(b".") - len(NUMBER.findall(line + b"\n"))
 
 
 def to_table(value: Any) -> Any:
-    """Dataclasses to dicts, tuples to lists, tuples of pairs to dicts, for TOML or JSON."""
+    """Convert a value for TOML or JSON.
+
+    Dataclasses and tuples of pairs become dicts, other tuples lists.
+    """
     if dataclasses.is_dataclass(value):
         return {f.name: to_table(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, tuple):
@@ -73,7 +80,16 @@ def to_table(value: Any) -> Any:
 
 
 def from_table(cls: type[T], table: dict[str, Any], prefix: str = "") -> T:
-    """Build dataclass `cls` from a TOML or JSON table; `UsageError` names the wrong key."""
+    """Build a dataclass from a TOML or JSON table.
+
+    Args:
+        cls: The dataclass.
+        table: The table; fields that it lacks have their defaults.
+        prefix: Prefix of the keys in messages.
+
+    Raises:
+        UsageError: A key is unknown, or its value has a wrong type. The message names the key.
+    """
     hints = typing.get_type_hints(cls)
     for key in [key for key in table if key not in hints]:
         names = [prefix + name for name in hints]
@@ -82,13 +98,13 @@ def from_table(cls: type[T], table: dict[str, Any], prefix: str = "") -> T:
 
 
 def _convert(hint: Any, value: Any, key: str) -> Any:
-    """`value` as the type `hint`, or a `UsageError` that names the key."""
+    """Convert a value to the type `hint`, or raise a `UsageError` that names the key."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
         check(isinstance(value, dict), f"{key} must be a table, [{key}]")
         return from_table(typing.cast(type, hint), value, f"{key}.")
     if origin is Literal:
-        if isinstance(value, bool) and {"on", "off"} <= set(args):  # as TOML would say it
+        if isinstance(value, bool) and {"on", "off"} <= set(args):  # TOML's own true and false
             value = "on" if value else "off"
         expected = ", ".join(args)
         close = nearest(value, args) if isinstance(value, str) else ""
@@ -122,8 +138,8 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
 
 
 def _shown(value: Any) -> str:
-    """A value for a message, cut short."""
+    """Return a value for a message, shortened."""
     try:
         return reprlib.repr(value)
-    except ValueError:  # Python prints no number of more than 4300 digits
+    except ValueError:  # Python does not print numbers of more than 4300 digits
         return "a number too long to print"

@@ -1,2 +1,7 @@
-"""Models of other libraries: `diffusers/` in and out, `google/` and `edm/` in,
-`onnx.py` out."""
+"""Import and export of other libraries' models.
+
+- `diffusers/`: import and export
+- `google/`: import of the authors' checkpoints
+- `edm/`: import of NVlabs/edm's network pickles
+- `onnx.py`: export
+"""

@@ -1,4 +1,4 @@
-"""What the exports share: how a written network is compared with the model it came from."""
+"""The check of an export: its network's output is compared with the model's."""
 
 import importlib.metadata
 from collections.abc import Callable
@@ -11,28 +11,36 @@ from torch import Tensor
 from pdfast.errors import PdfastError
 from pdfast.models.model import Model
 
-TOLERANCE = 1e-5  # largest difference of two networks' float32 outputs, of their scale
+TOLERANCE = 1e-5  # largest relative difference of two networks' float32 outputs
 
 
 class Prepared(NamedTuple):
-    """An export that was found right, and is still to be written."""
+    """An export that passed its checks and is ready to be written."""
 
     write: Callable[[Path], object]
-    """Fills an empty folder."""
+    """Function that fills an empty folder."""
     line: str
-    """What to tell the user."""
+    """Summary for the user."""
 
 
 class Probe(NamedTuple):
-    """Network inputs to compare at."""
+    """Network inputs at which two networks are compared."""
 
     z: Tensor
+    """Noise, float32 (B, C, H, W)."""
     logsnr: Tensor
+    """Noise levels (B,)."""
     label: Tensor | None
+    """Classes, int64 (B,); None for an unconditional model."""
 
 
 def probe(model: Model, logsnr: Tensor) -> Probe:
-    """Fixed noise at the noise levels (B,), and a class for each where there are classes."""
+    """Return fixed noise at the given noise levels, with a class for each image.
+
+    Args:
+        model: The model, on the CPU.
+        logsnr: Noise levels (B,).
+    """
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(len(logsnr), *model.image_shape, generator=generator)
     classes = model.num_classes
@@ -40,9 +48,16 @@ def probe(model: Model, logsnr: Tensor) -> Probe:
 
 
 def agreed(library: str, output: Tensor, expected: Tensor) -> float:
-    """The largest difference of two outputs, of their scale, or of 1 where they are smaller.
+    """Return the largest difference of two outputs, relative to max(1, max |expected|).
 
-    Raises PdfastError if it is more than the tolerance, or not a number.
+    Args:
+        library: Name of the package that computed `output`, for the message.
+        output: Output of the exported network.
+        expected: Output of the model, of the same shape.
+
+    Raises:
+        PdfastError: The difference is above `TOLERANCE` or not a number, or the model's own output
+            is not finite.
     """
     if not expected.isfinite().all():
         raise PdfastError(

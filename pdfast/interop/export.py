@@ -1,8 +1,7 @@
 """`pdfast export`: a model as a folder that other tools load.
 
-`diffusers/export.py` writes what a `DDIMPipeline` is loaded from, `onnx.py` the network as one
-graph. Each checks what it wrote against the model, and imports its library only when it is asked
-for.
+`diffusers/export.py` writes the folder of a `DDIMPipeline`, `onnx.py` the network as one ONNX
+graph. Each compares its network with the model, and imports its library only when it is used.
 """
 
 import importlib
@@ -38,14 +37,33 @@ def export(
     force: bool = False,
     quiet: bool = False,
 ) -> Path:
-    """Write a model, or a model directory, to the folder `out` for another library; returns it.
+    """Write a model to a folder that another library loads.
 
-    `to` is "diffusers" (a `DDIMPipeline` folder with a model card) or "onnx" (the network, and
-    a JSON file that says what its output means). A guided student is written as it is at one
-    weight, `guidance`. The model itself is not changed. `force`: replace a folder that holds
-    exactly what an export wrote. Raises UsageError for what the format cannot express, naming the
-    field, and PdfastError if `out` holds anything else, the library is missing, or what was
-    written does not agree with the model.
+    The exported network is run beside the model, and is written only if their outputs agree. The
+    model itself is not changed.
+
+    Example:
+        ```python
+        pdfast.export("runs/digits/round-11-steps-0004", "student-4-steps", to="diffusers")
+        ```
+
+    Args:
+        model: A model or a model directory.
+        out: The folder to write.
+        to: "diffusers" for the folder of a `DDIMPipeline` with a model card; "onnx" for the network
+            as one graph, and a JSON file that describes its inputs, output and noise schedule.
+        guidance: Guidance weight at which a guided student is written; such a student needs it.
+        force: Replace a folder that holds exactly what an earlier export wrote.
+        quiet: Print nothing.
+
+    Returns:
+        The absolute path of the folder.
+
+    Raises:
+        UsageError: An argument is wrong, `out` holds anything else, or the format cannot express
+            the model; the message names the field.
+        PdfastError: The library is missing, `out` cannot be written, or the exported network's
+            output differs from the model's.
     """
     known = get_args(ExportTarget)
     if to not in known:
@@ -76,16 +94,16 @@ def export(
 
     def fill(stage: Path) -> None:
         prepared.write(stage)
-        files.seal(stage, exported=to)  # so that --force knows it
+        files.seal(stage, exported=to)  # so that --force recognises it
 
-    files.check_new(path, force)  # the check of what is written may have taken long
+    files.check_new(path, force)  # once more: preparing may have taken long
     files.write_folder(path, fill)
     Screen(quiet).say(f"{out}: {prepared.line}")
     return path
 
 
 def _refuse(model: Model) -> None:
-    """Raise UsageError for what is not one network of x, t and a class."""
+    """Raise UsageError for a model that is not one network of z, logSNR and a class."""
     if isinstance(model, Guided):
         raise UsageError(
             "the model is evaluated with the class and without, which one network cannot be: leave "
@@ -94,8 +112,8 @@ def _refuse(model: Model) -> None:
         )
     if isinstance(model, Network):
         raise UsageError(
-            "the model is of a network of your own, which pdfast cannot export: its module's "
-            "weights are a state_dict like any other"
+            "the model is a custom network, which pdfast cannot export: save its module's "
+            "state_dict instead"
         )
     if model.guidance:
         least, most = model.guidance
@@ -106,7 +124,7 @@ def _refuse(model: Model) -> None:
 
 
 def plain(model: Model) -> Model:
-    """A copy in float32 on the CPU, in evaluation mode."""
+    """Return a copy of the model in float32 on the CPU, in evaluation mode."""
     with torch.device("meta"):
         copy = Model(model.cfg, model.steps)
     copy.class_names = model.class_names

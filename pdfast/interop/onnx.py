@@ -1,10 +1,11 @@
-"""A model's network as one ONNX graph, and a JSON file that says what its output means.
+"""Export of a model's network as one ONNX graph, with a JSON file that describes it.
 
-The graph is (z, logsnr[, label]) -> raw output, float32, for any batch. group_norm_silu is traced
-as PyTorch's own ops, and onnxruntime runs the graph beside the model before it is kept.
+The graph maps (z, logsnr[, label]) to the raw output, in float32, for any batch size.
+group_norm_silu is traced as PyTorch's own ops. Before the graph is written, onnxruntime's output is
+compared with the model's.
 
-A label is a class, or -1 where the model learned to do without one. Any other is an error, as it is
-in PyTorch.
+A label is a class, or -1 for no class where the model was trained with label dropout. Any other
+label is an error, as in PyTorch.
 """
 
 import contextlib
@@ -32,16 +33,16 @@ from pdfast.models.unet import GroupNormSiLU, UNet
 from pdfast.version import __version__
 
 GRAPH, MEANING = "network.onnx", "network.json"
-# From 21 on a group norm is exported as GroupNormalization, whose definition in the standard takes
-# the variance as E[x^2] - E[x]^2: off at a large mean, and then NaN (in onnxruntime 1.32.0, see
-# findings/onnxruntime_group_norm.sh). Up to 20 it is InstanceNormalization, which is exact.
+# From opset 21 on, a group norm is exported as GroupNormalization, which the standard defines with
+# the variance E[x^2] - E[x]^2. That is inexact at a large mean, and can be NaN (onnxruntime 1.32.0,
+# see findings/onnxruntime_group_norm.sh). Up to 20 it is InstanceNormalization, which is exact.
 OPSET = 20
-MAX_BYTES = 2**31 - 2**24  # a protobuf file ends at 2 GiB; the nodes take their part of it
+MAX_BYTES = 2**31 - 2**24  # of the weights: a protobuf file holds 2 GiB, nodes included
 BY_BETAS = (
     "logsnr is that of u = 1/T, 2/T, ... 1, T being their number, linear in u between, and below "
     "1/T that of 1/T; tan phi = exp(-logsnr / 2), alpha = cos phi, sigma = sin phi"
 )
-FORMULAS = {  # of a schedule's kind, see Schedule.describe
+FORMULAS = {  # by the schedule's kind, see Schedule.describe
     "cosine": "phi = a u + b, alpha = cos phi, sigma = sin phi, logsnr = -2 ln tan phi",
     "table": BY_BETAS,
     "edm": (
@@ -52,7 +53,18 @@ FORMULAS = {  # of a schedule's kind, see Schedule.describe
 
 
 def prepare(model: Model) -> Prepared:
-    """Trace the network and run it by onnxruntime. Raises UsageError if it is too large."""
+    """Trace the network, and compare the graph in onnxruntime with the model.
+
+    Args:
+        model: The model, float32 on the CPU.
+
+    Returns:
+        The export, ready to be written.
+
+    Raises:
+        UsageError: The network is too large for one .onnx file.
+        PdfastError: The graph's output differs from the model's.
+    """
     size = sum(value.nbytes for value in model.net.state_dict().values())
     if size > MAX_BYTES:
         raise UsageError(
@@ -64,7 +76,7 @@ def prepare(model: Model) -> Prepared:
     graph = trace(model.net, probe(model, levels))
     content = graph.SerializeToString()
     difference = 0.0
-    checked = [probe(model, levels[:count]) for count in (3, 1, 2)]  # the traced batch, and others
+    checked = [probe(model, levels[:count]) for count in (3, 1, 2)]  # the traced batch size first
     if model.label_dropout:
         checked.append(checked[0]._replace(label=torch.full((3,), NO_CLASS)))
     for inputs in checked:
@@ -82,7 +94,15 @@ def prepare(model: Model) -> Prepared:
 
 
 def trace(net: UNet, inputs: Probe) -> Any:
-    """The network as an onnx.ModelProto whose first axis is free."""
+    """Export the network with a dynamic batch size.
+
+    Args:
+        net: The network, float32 on the CPU; it is not changed.
+        inputs: Inputs to trace with.
+
+    Returns:
+        The onnx.ModelProto.
+    """
     net = copy.deepcopy(net)
     for module in net.modules():
         if isinstance(module, GroupNormSiLU):
@@ -106,18 +126,18 @@ def trace(net: UNet, inputs: Probe) -> Any:
         )
     graph = program.model_proto  # type: ignore[union-attr]  # dynamo=True gives a program
     for node in graph.graph.node:
-        del node.metadata_props[:]  # the trace's: file names of the machine that exported it
+        del node.metadata_props[:]  # they hold file names of the machine that exported it
     return graph
 
 
 def atan(self: Any) -> Any:
-    """The arctangent in float64, which onnxruntime does not have.
+    """Build the float64 arctangent, which onnxruntime lacks, from the float32 one.
 
-    Its float32 one starts a Newton step: atan(t) = p + atan((t - tan p) / (1 + t tan p)), and the
-    second atan is so small that it equals its argument.
+    With p the float32 result, atan(t) = p + atan((t - tan p) / (1 + t tan p)). The second one is so
+    small that it equals its argument.
     """
     op = importlib.import_module("onnxscript").opset20
-    single, double = 1, 11  # onnx.TensorProto's
+    single, double = 1, 11  # FLOAT and DOUBLE of onnx.TensorProto
     start = op.Cast(op.Atan(op.Cast(self, to=single)), to=double)
     sin, cos = op.Sin(start), op.Cos(start)
     rest = op.Div(op.Sub(op.Mul(self, cos), sin), op.Add(cos, op.Mul(self, sin)))
@@ -131,9 +151,10 @@ def embedding(
     scale_grad_by_freq: bool = False,
     sparse: bool = False,
 ) -> Any:
-    """Rows of a table (V, E), where Gather alone would count indices below 0 from the end.
+    """Gather rows of a table (V, E), with negative indices an error.
 
-    They are moved below -V, where they are as much an error as those from V on.
+    Gather alone counts negative indices from the end. They are moved below -V, which is out of
+    range as V and above are.
     """
     op = importlib.import_module("onnxscript").opset20
     size = op.Shape(weight, start=0, end=1)
@@ -142,14 +163,14 @@ def embedding(
 
 
 def searchsorted(rising: Any, wanted: Any) -> Any:
-    """How many numbers of a rising table (T,) are below each of (B,): int64."""
-    op, whole = importlib.import_module("onnxscript").opset20, 7  # onnx.TensorProto's int64
+    """Count the numbers of a rising table (T,) that are below each of (B,), as int64."""
+    op, whole = importlib.import_module("onnxscript").opset20, 7  # INT64 of onnx.TensorProto
     below = op.Less(op.Unsqueeze(rising, [0]), op.Unsqueeze(wanted, [1]))
     return op.ReduceSum(op.Cast(below, to=whole), [1], keepdims=0)
 
 
 def run(content: bytes, inputs: Probe) -> Tensor:
-    """The graph's output, by onnxruntime on the CPU."""
+    """Return the graph's output at the given inputs, by onnxruntime on the CPU."""
     onnxruntime = importlib.import_module("onnxruntime")
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     given = {k: v.numpy() for k, v in inputs._asdict().items() if v is not None}
@@ -157,7 +178,12 @@ def run(content: bytes, inputs: Probe) -> Tensor:
 
 
 def describe(model: Model, difference: float) -> dict[str, Any]:
-    """What a reader needs to sample with the graph alone."""
+    """Return the content of network.json: all that is needed to sample with the graph alone.
+
+    Args:
+        model: The model.
+        difference: The measured difference between graph and model, relative.
+    """
     cfg, schedule = model.cfg, model.schedule.describe()
     shape = ["batch", *model.image_shape]
     inputs: dict[str, Any] = {
@@ -194,7 +220,7 @@ def describe(model: Model, difference: float) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the exporter's remarks about other packages and its own internals to itself."""
+    """Silence the exporter's warnings about other packages and its own internals."""
     logger = logging.getLogger("torch.onnx")
     before = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""A config to distil an imported model by, and the command, as the imports write them."""
+"""The config to distil an imported model with, which the imports write."""
 
 import shlex
 from pathlib import Path
@@ -16,15 +16,24 @@ from pdfast.storage.marks import marked_text
 
 
 def write_config(path: Path, model: Model, out: Path, screen: Screen) -> None:
-    """A config to distil the model in `out` by, if it can be, and the command."""
+    """Write a config to distil an imported model with, and print the command.
+
+    Nothing is written if the model's steps cannot be halved.
+
+    Args:
+        path: The TOML file to write.
+        model: The imported model.
+        out: Its model directory.
+        screen: Where the command is printed.
+    """
     plan = rounds_from(model)
     if plan is None:
-        screen.say(f"{model.steps} steps cannot be halved, so there is no config to distil it by")
+        screen.say(f"{model.steps} steps cannot be halved, so no config to distil it is written")
         return
     cfg = model.cfg
     parameterization = (
         "v" if cfg.parameterization == "eps" else cfg.parameterization
-    )  # eps-hat says nothing of x at low SNR
+    )  # eps-hat does not determine x at low SNR
     table = {
         "model": to_table(cfg.without_dropout()) | {"parameterization": parameterization},
         "distill": dict(zip(("start_steps", "rounds"), plan, strict=True)),
@@ -53,14 +62,15 @@ def write_config(path: Path, model: Model, out: Path, screen: Screen) -> None:
 
 
 def _quoted(path: Path) -> str:
-    """A path as a shell takes it."""
+    """Return the path quoted for a shell."""
     return shlex.quote(str(path))
 
 
 def rounds_from(model: Model) -> tuple[int, int] | None:
-    """Steps to start from, and rounds to end at 4; None where not one halving is possible.
+    """Return the steps to start from and the number of halvings that end at 4 steps or fewer.
 
-    A student starts from its own steps, a teacher as `start_for` says.
+    A student starts from its own steps, a teacher from those of `start_for`. Where 4 cannot be
+    reached, all possible halvings are made. Returns None if the first number cannot be halved.
     """
     start = model.steps or start_for(model.schedule.most_steps)
     most = halvings(start)

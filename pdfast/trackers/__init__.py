@@ -1,9 +1,9 @@
-"""Trackers: a run as TensorBoard or Weights & Biases shows it, `--track tensorboard wandb`.
+"""Trackers, which show a run in TensorBoard or Weights & Biases: `--track tensorboard wandb`.
 
-A process of its own (follow.py, started by tracking.py) reads what the run writes, as it grows:
-metrics.jsonl, samples/ and the report. So no package of a tracker is imported into the run, where
-it could print, catch signals or change the exit status; no update waits for a disk or a network;
-and a tracker that fails leaves the run as it is. Nothing here imports torch.
+A separate process (follow.py, started by tracking.py) reads the run's files as they grow:
+metrics.jsonl, samples/ and the report. So no tracker's package is imported into the run, where it
+could print, catch signals or change the exit status. No update waits for a tracker's disk or
+network, and a tracker that fails does not affect the run. Nothing here imports torch.
 """
 
 import importlib
@@ -17,49 +17,49 @@ from pdfast.config.schema import Config
 from pdfast.config.serialization import nearest
 from pdfast.errors import UsageError
 
-COUNTS = ("round", "steps", "update")  # that say which line it is
-LEFT_OUT = {*COUNTS, "class_shares"}  # the last says how the samples of a distance were drawn
+COUNTS = ("round", "steps", "update")  # they identify a line
+LEFT_OUT = {*COUNTS, "class_shares"}  # keys that are no measurements
 
 
 class Point(NamedTuple):
     """A line of metrics.jsonl."""
 
     step: int
-    """Updates of all phases up to it."""
+    """Number of updates up to it, over all phases."""
     values: dict[str, float]
-    """By name: updates/loss, updates/round, rounds/distance and so on."""
+    """Values by name: updates/loss, updates/round, rounds/distance and so on."""
 
 
 class Tracker(Protocol):
-    """What becomes of a run's files. Any exception ends the tracker, never the run."""
+    """A destination for a run's metrics and files. An exception ends the tracker, never the run."""
 
     where: str
-    """For the user: where it is to be seen."""
+    """For the user: the command or address that shows the run."""
 
     def begin(self) -> None:
-        """Everything is given from its start, in place of what was given before.
+        """Start over: all points follow from the first, and replace those given before.
 
-        Called first, and again where a run that resumes from a state has dropped lines.
+        Called first, and again when a resumed run has dropped lines.
         """
 
     def add(self, point: Point) -> None:
-        """A line, not before the last one."""
+        """Add a line, whose step is not before the last one's."""
 
     def picture(self, name: str, path: Path, step: int) -> None:
-        """A PNG that is new; pictures of one name are one series over the steps."""
+        """Add a new PNG. Pictures of one name are one series over the steps."""
 
     def report(self, run: Path, step: int) -> None:
-        """The run's report (report.md, .png, .html, .json) is new."""
+        """Add the run's new report (report.md, .png, .html, .json)."""
 
     def flush(self) -> None:
-        """Everything new has been given for now."""
+        """Make everything added so far visible."""
 
     def close(self, code: int) -> None:
-        """The run has ended, with this exit status."""
+        """End the tracker with the exit status of the run."""
 
 
 def check(names: object) -> None:
-    """Raise UsageError for what is no list of trackers, or where the package of one is missing."""
+    """Raise UsageError unless `names` is a list of trackers whose packages are installed."""
     known = get_args(TrackerName)
     if isinstance(names, str) or not isinstance(names, Iterable):
         raise UsageError(f"track must be a list of trackers ({', '.join(known)}), not {names!r}")
@@ -73,23 +73,23 @@ def check(names: object) -> None:
 
 
 def tracker(name: str, run: Path, config: Config) -> Tracker:
-    """The tracker of this name, for a run directory."""
+    """Start the tracker of a name for a run directory."""
     made: Tracker = importlib.import_module(f"pdfast.trackers.{name}").start(run, config)
     return made
 
 
 class Axis:
-    """One count of updates over all phases of a run."""
+    """A count of updates over all phases of a run."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._trains = False  # whether the teacher is the run's own: then it has losses
+        self._trains = False  # whether the run trains its teacher, and so has losses of it
 
     def point(self, line: dict[str, Any]) -> Point:
-        """Where a line of metrics.jsonl lies, and its numbers."""
+        """Return a line of metrics.jsonl as a point."""
         round_ = line["round"]
         self._trains |= round_ == 0 and "update" in line
-        # What a phase ends with, and the distance of its model, come after its last update.
+        # A phase's final line, and the distance of its model, come after its last update.
         update = line.get("update", self._updates(round_))
         group, left_out = ("updates", {"update"}) if "lr" in line else ("rounds", LEFT_OUT)
         values = {
@@ -100,7 +100,7 @@ class Axis:
         return Point(sum(map(self._updates, range(round_))) + update, values)
 
     def _updates(self, round_: int) -> int:
-        """Of a phase; 0 is the teacher's training."""
+        """Return the updates of a phase; phase 0 is the teacher's training."""
         distill = self._config.distill
         if round_:
             return distill.updates_of(distill.steps_after(round_))

@@ -1,8 +1,8 @@
 """The process that follows a run: `python -m pdfast.trackers.follow RUN NAME...`.
 
-It looks at the run's files every second until its standard input says how the run ended, or is
-closed, where the run was killed; then once more. On its standard output it says "ready", or why a
-tracker cannot go on: a line of JSON each.
+It looks at the run's files every second until its standard input gives the run's exit status, or is
+closed because the run was killed, and then once more. On its standard output it writes a line of
+JSON when its trackers are ready, and one for each tracker that fails.
 """
 
 import contextlib
@@ -26,17 +26,17 @@ PERIOD = 1.0  # seconds between looks
 
 
 class Lines:
-    """The whole lines of metrics.jsonl, which grows, or gives way to a shorter one."""
+    """The complete lines of metrics.jsonl, which grows, or is replaced by a shorter file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file: BinaryIO | None = None
 
     def fresh(self) -> tuple[bool, list[dict[str, Any]]]:
-        """(whether they are of another file than those before, the lines that are new)."""
+        """Return whether the file was replaced since the last call, and the new lines."""
         if not self._path.is_file():
             return False, []
-        # The file that is open keeps its number, which no other can then have.
+        # While the file is open, no other file can have its inode number.
         anew = self._file is None or not os.path.samestat(
             self._path.stat(), os.fstat(self._file.fileno())
         )
@@ -49,19 +49,19 @@ class Lines:
         return anew, [renamed(json.loads(line)) for line in whole.splitlines()]
 
     def all(self) -> list[dict[str, Any]]:
-        """From the beginning, by round: one may have been made again."""
+        """Return all lines, sorted by round, since a round may have been made again."""
         self.close()
         return sorted(self.fresh()[1], key=lambda line: int(line["round"]))
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         if self._file is not None:
             self._file.close()
             self._file = None
 
 
 class Picture(NamedTuple):
-    """A PNG of the run; those of one name are one series."""
+    """A PNG of the run. Pictures of one name are one series."""
 
     step: int
     name: str
@@ -69,10 +69,16 @@ class Picture(NamedTuple):
 
 
 class Follower:
-    """Gives what is new in a run directory to its trackers."""
+    """A reader that passes new content of a run directory to trackers."""
 
     def __init__(self, run: Path, names: list[str], tell: Callable[..., None]) -> None:
-        """Start the trackers; `tell` is given the name and the error of one that fails."""
+        """Start the trackers.
+
+        Args:
+            run: The run directory.
+            names: Names of the trackers.
+            tell: Called with `lost`, the name, and `why`, the error, of a tracker that fails.
+        """
         self._run, self._tell = run, tell
         self._config = load_config(run / "config.toml")
         self._lines = Lines(run / "metrics.jsonl")
@@ -84,7 +90,7 @@ class Follower:
         self._each(lambda t: t.begin())
 
     def look(self) -> None:
-        """Give what has come since the last look, by steps."""
+        """Pass on what is new since the last look, in the order of steps."""
         anew, lines = self._lines.fresh()
         points = [self._axis.point(line) for line in lines]
         steps = [self._step, *(point.step for point in points)]
@@ -100,24 +106,24 @@ class Follower:
             self._each(methodcaller("add", point))
         for picture in pictures:
             self._show(picture)
-        if self._is_new(self._run / "report.json"):  # the last of its files
+        if self._is_new(self._run / "report.json"):  # the report's last file to be written
             self._each(lambda t: t.report(self._run, self._step))
         self._each(lambda t: t.flush())
 
     def close(self, code: int) -> None:
-        """The run has ended."""
+        """Close the trackers with the exit status of the run."""
         self._each(lambda t: t.close(code))
 
     @property
     def where(self) -> list[str]:
-        """Where each tracker that is left is to be seen."""
+        """For each tracker that has not failed, the command or address that shows the run."""
         return [of_run.where for of_run in self._trackers.values()]
 
     def _start(self, name: str) -> None:
         self._trackers[name] = tracker(name, self._run, self._config)
 
     def _pictures(self) -> Iterator[Picture]:
-        """New ones: a student's belongs to the end of its round, one of the whole run to its."""
+        """Yield new pictures: a student's at the end of its round, others at the present step."""
         for path in (self._run / "samples").glob("[!.]*.png"):
             if not self._is_new(path):
                 continue
@@ -131,7 +137,7 @@ class Follower:
         self._each(lambda t: t.picture(name, path, step))
 
     def _is_new(self, path: Path) -> bool:
-        """Whether a file is there, and not as it was at the last look."""
+        """Return whether a file exists and has changed since the last look."""
         if not path.is_file():
             return False
         version = path.stat().st_mtime_ns
@@ -143,21 +149,21 @@ class Follower:
             self._try(name, partial(give, of_run))
 
     def _try(self, name: str, work: Callable[[], None]) -> None:
-        """A tracker that fails is done with."""
+        """Run a tracker's work, and drop the tracker if it fails."""
         try:
             work()
-        except Exception as error:  # of whatever kind: they are other people's packages
+        except Exception as error:  # third-party packages may raise anything
             self._trackers.pop(name, None)
             self._tell(lost=name, why=" ".join((str(error) or type(error).__name__).split()))
 
 
 def main() -> None:
-    """Follow one run."""
-    for signum in CAUGHT:  # which may be sent to all processes of a job: the run says when to end
+    """Follow the run directory of the command line."""
+    for signum in CAUGHT:  # a job's processes all get them; the run says when to end
         signal.signal(signum, signal.SIG_IGN)
     words = os.fdopen(os.dup(1), "w")
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)  # what the packages print
+    os.dup2(nowhere, 1)  # discard what the packages print
     os.dup2(nowhere, 2)
 
     def tell(**word: Any) -> None:
@@ -175,7 +181,7 @@ def main() -> None:
                 code = int(os.read(0, 100) or b"1")
             follower.look()
         follower.close(code)
-    except Exception as error:  # the run's own files, which the run itself speaks of
+    except Exception as error:  # of the run's files, which the run itself reports
         for name in names:
             tell(lost=name, why=f"{error}")
 

@@ -1,7 +1,8 @@
-"""TensorBoard: <run>/tensorboard has one event file, which says what the run's files say.
+"""TensorBoard tracker: one event file in <run>/tensorboard, with the content of the run's files.
 
-Where lines of metrics were dropped it is written again, each point with the time that it had. The
-package is used for its formats alone: its own writer thread prints a traceback when a disk is full.
+When a resumed run has dropped lines of metrics, the file is written anew, and each point keeps its
+time. Only the package's file formats are used: its writer thread prints a traceback when the disk
+is full.
 """
 
 import itertools
@@ -24,17 +25,17 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from pdfast.config.schema import Config, dump_config
 from pdfast.trackers import Point
 
-SUFFIX = ".pdfast"  # of event files that are ours to replace
+SUFFIX = ".pdfast"  # of event files that pdfast wrote and may replace
 _numbers = itertools.count()
 
 
 def start(run: Path, config: Config) -> "TensorBoard":
-    """A tracker."""
+    """Start the tracker of a run directory."""
     return TensorBoard(run / "tensorboard", config)
 
 
 class TensorBoard:
-    """Writes the events of a run."""
+    """A writer of a run's events."""
 
     def __init__(self, folder: Path, config: Config) -> None:
         self._folder, self._config = folder, config
@@ -44,28 +45,28 @@ class TensorBoard:
         self._writer: Any = None
 
     def begin(self) -> None:
-        """Begin a new file."""
+        """Begin a new event file."""
         self.close(0)
         self._folder.mkdir(exist_ok=True)
         self._before = sorted(self._folder.glob(f"*{SUFFIX}"))
         self._times = _times(self._before)
-        # TensorBoard reads the files of a folder in the order of their names.
+        # TensorBoard reads a folder's files in the order of their names.
         name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}"
         path = self._folder / f"{name}.{os.getpid()}.{next(_numbers)}{SUFFIX}"
         self._writer = RecordWriter(path.open("wb"))
         self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
-        # One that has the former file open forgets its points.
+        # A TensorBoard that has read the former file then drops its points.
         anew = SessionLog(status=SessionLog.START)
         self._write(Event(wall_time=time.time(), step=0, session_log=anew))
         self._text("config", f"```toml\n{dump_config(self._config)}```", 0)
 
     def add(self, point: Point) -> None:
-        """Scalars."""
+        """Write the point's values as scalars."""
         values = point.values.items()
         self._add([Summary.Value(tag=tag, simple_value=x) for tag, x in values], point.step)
 
     def picture(self, name: str, path: Path, step: int) -> None:
-        """The PNG as it is."""
+        """Write a PNG, unchanged."""
         with Image.open(path) as opened:
             width, height = opened.size
             channels = len(opened.getbands())
@@ -78,31 +79,31 @@ class TensorBoard:
         self._add([Summary.Value(tag=name, image=image)], step)
 
     def report(self, run: Path, step: int) -> None:
-        """report.md, whose pictures come beside it."""
+        """Write report.md as text, and report.png as a picture."""
         lines = (run / "report.md").read_text("utf-8").splitlines()
         self._text("report", "\n".join(line for line in lines if not line.startswith("![")), step)
         self.picture("report/distances", run / "report.png", step)
 
     def flush(self) -> None:
-        """For TensorBoard to see it, and no former file."""
+        """Make the new file visible to TensorBoard, and delete the former files."""
         self._writer.flush()
         while self._before:
             self._before.pop().unlink()
 
     def close(self, code: int) -> None:
-        """Close the file."""
+        """Close the event file."""
         if self._writer is not None:
             self._writer.close()
 
     def _text(self, tag: str, text: str, step: int) -> None:
-        """Markdown."""
+        """Write Markdown."""
         metadata = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text"))
         shape = TensorShapeProto(dim=[TensorShapeProto.Dim(size=1)])
         tensor = TensorProto(dtype=DT_STRING, string_val=[text.encode()], tensor_shape=shape)
         self._add([Summary.Value(tag=tag, metadata=metadata, tensor=tensor)], step)
 
     def _add(self, values: Sequence[Any], step: int) -> None:
-        """One event."""
+        """Write one event, at its time in a former file if it was there."""
         when = self._times.get((values[0].tag, step), time.time())
         self._write(Event(wall_time=when, step=step, summary=Summary(value=values)))
 
@@ -111,7 +112,7 @@ class TensorBoard:
 
 
 def _times(files: Iterable[Path]) -> dict[tuple[str, int], float]:
-    """When each event of earlier files was, by its first tag and step."""
+    """Return the time of each event of earlier files, by its first tag and step."""
     return {
         (event.summary.value[0].tag, event.step): event.wall_time
         for file in files

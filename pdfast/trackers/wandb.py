@@ -1,8 +1,8 @@
-"""Weights & Biases: a run of its own that a resumed run goes on with; files in <run>/wandb.
+"""Weights & Biases tracker: one W&B run per run, resumed with it; its files are in <run>/wandb.
 
-The environment counts: WANDB_MODE=offline, WANDB_PROJECT, WANDB_ENTITY and others, but for those of
-id, resume and folder, which are the run's.
-What W&B has cannot be taken back, so of updates that are done again only what is new is given.
+W&B's environment variables are respected (WANDB_MODE=offline, WANDB_PROJECT, WANDB_ENTITY and
+others), except for those of id, resume and folder, which the run sets. W&B cannot delete logged
+data, so when a resumed run repeats updates, only points that W&B does not have are logged.
 """
 
 import json
@@ -21,12 +21,15 @@ INIT_LIMIT = 30.0  # seconds to reach the server
 
 
 def start(run: Path, config: Config) -> "WandB":
-    """A tracker. Raises what wandb does where it is not logged in, or has no network."""
+    """Start the tracker of a run directory.
+
+    wandb's errors pass through, such as those of a missing login or network.
+    """
     return WandB(run, config)
 
 
 class WandB:
-    """Gives a run's numbers and files to W&B, and keeps a note of what it has."""
+    """A logger of a run's metrics and files to W&B, which keeps a record of what W&B has."""
 
     def __init__(self, run: Path, config: Config) -> None:
         self._note = run / "wandb" / "pdfast.json"
@@ -52,10 +55,10 @@ class WandB:
         self.flush()
 
     def begin(self) -> None:
-        """W&B keeps what it has."""
+        """Do nothing: W&B keeps the points that it has."""
 
     def add(self, point: Point) -> None:
-        """A row of its history, at the point's step; those of one step are one row."""
+        """Log the point as a row of W&B's history; points of one step share a row."""
         step, keys = point.step, list(point.values)
         last = self._given["step"]
         if step < last or (step == last and set(keys) <= set(self._given["keys"])):
@@ -65,12 +68,12 @@ class WandB:
         self._given["step"] = step
 
     def picture(self, name: str, path: Path, step: int) -> None:
-        """An image."""
+        """Log a picture that W&B does not have."""
         if self._is_new(path):
             self._log({name: wandb.Image(str(path))}, step)
 
     def report(self, run: Path, step: int) -> None:
-        """The page as it is, and the distances as a table."""
+        """Log report.html, and the distances as a table."""
         if not self._is_new(run / "report.json"):
             return
         found = json.loads((run / "report.json").read_text("utf-8"))
@@ -84,8 +87,8 @@ class WandB:
         self._log({"report/page": page, "report/distances": table}, step)
 
     def flush(self) -> None:
-        """Note what W&B has."""
-        if self._run.disabled:  # it has nothing
+        """Record what W&B has."""
+        if self._run.disabled:  # W&B has nothing
             return
         text = json.dumps(self._given)
         if text != self._noted:
@@ -95,15 +98,15 @@ class WandB:
             self._noted = text
 
     def close(self, code: int) -> None:
-        """Wait until all is uploaded."""
+        """End W&B's run with this exit status, and wait until everything is uploaded."""
         self._run.finish(exit_code=code)
 
     def _is_new(self, path: Path) -> bool:
-        """Whether W&B has not this version of a file."""
+        """Return whether W&B lacks this version of a file."""
         files, version = self._given["files"], path.stat().st_mtime_ns
         had, files[path.name] = files.get(path.name), version
         return bool(had != version)
 
     def _log(self, values: dict[str, Any], step: int) -> None:
-        """A resumed run has closed the rows that it had."""
+        """Log values at a step, or at W&B's own if that is later: its earlier rows are closed."""
         self._run.log(values, step=max(step, self._run.step))

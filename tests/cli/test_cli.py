@@ -129,7 +129,7 @@ def test_no_permission(tmp_path, tiny):
     folder.mkdir()
     folder.chmod(0o555)
     as_root = os.geteuid() == 0
-    if as_root:  # root may write anywhere: be somebody else for a moment
+    if as_root:  # root may write anywhere: drop its rights for a moment
         os.seteuid(65534)
     try:
         with pytest.raises(
@@ -227,7 +227,7 @@ def test_other_steps_than_a_student_s_own_are_told(capsys, straight, tmp_path):
 def test_an_empty_out_is_refused(capsys, straight, tmp_path, monkeypatch, command, out):
     monkeypatch.chdir(tmp_path)
     model = [straight / "round-01-steps-0004"] if command in ("sample", "eval") else []
-    fails(capsys, 2, "--out is empty: name a place, or leave it away", command, *model, *out)
+    fails(capsys, 2, "--out is empty: give it a path, or omit it", command, *model, *out)
     with pytest.raises(PdfastError, match="out '' is no path"):
         pdfast.train(out="")
     assert not list(tmp_path.iterdir())
@@ -353,7 +353,7 @@ def test_a_signal_while_torch_is_being_imported(tiny_toml, tmp_path):
 
 @pytest.mark.parametrize("args", [["train", "--threads", "1"], ["distill", "--help"]])
 def test_a_reader_that_leaves_ends_nothing(tiny_toml, tmp_path, args):
-    """As `pdfast train | head -1` does."""
+    """A reader that closes the pipe early, as `pdfast train | head -1` does."""
     read, write = os.pipe()
     os.close(read)
     command = [sys.executable, "-m", "pdfast", *args, "--config", str(tiny_toml)]

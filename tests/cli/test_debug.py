@@ -1,4 +1,4 @@
-"""--debug: the traceback and the cause of every one-line error, and nothing of them without it."""
+"""--debug shows the traceback and the cause of every one-line error; without it, neither shows."""
 
 import re
 
@@ -11,7 +11,7 @@ from pdfast.storage import files
 
 pytestmark = pytest.mark.usefixtures("handlers")
 
-# A mistake for every command, and a cause that it hides.
+# An error of every command: arguments, message, and a cause that only --debug shows.
 MISTAKES = {
     "train": ("train --config bad.toml", "bad.toml is not valid TOML", "TOMLDecodeError"),
     "distill": ("distill --seed x", "--seed", "SystemExit"),
@@ -26,7 +26,7 @@ MISTAKES = {
 
 @pytest.fixture
 def wrong(straight, tmp_path, monkeypatch):
-    """A folder with what the mistakes are made of."""
+    """A folder with the damaged files that the errors need."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bad.toml").write_text("[model\n")
     (tmp_path / "bad.zip").write_bytes(b"PK")
@@ -48,7 +48,7 @@ def test_every_command(wrong, capsys, command):
     assert message in plain.err
     assert plain.err.count("\n") == 1
     assert "Traceback" not in plain.err
-    assert "--debug" not in plain.err  # each is foreseen
+    assert "--debug" not in plain.err  # only unforeseen errors suggest it
     for place in (0, 1, len(args)):
         assert main([*args[:place], "--debug", *args[place:]]) == code
         shown = capsys.readouterr()
@@ -57,7 +57,7 @@ def test_every_command(wrong, capsys, command):
         assert shown.err.startswith("Traceback (most recent call last):\n")
         assert cause in shown.err
         assert re.search(r'File ".*/pdfast/\w+.*\.py", line \d+, in \w+', shown.err)
-        assert not debugging()  # the flag is of its command alone
+        assert not debugging()  # the flag holds for one command
 
 
 @pytest.mark.parametrize(("value", "shown"), [("1", True), ("0", False), ("", False)])
@@ -104,7 +104,7 @@ def test_sentences(error, said, code):
 
 
 def test_a_cause_in_another_process_is_shown_there():
-    """As from_first passes it on: the error that is raised has the first one as its cause."""
+    """An error that from_first passes on has the first process's error as its cause."""
     try:
         try:
             raise FileNotFoundError(2, "No such file or directory", "deep/inside")

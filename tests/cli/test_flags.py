@@ -1,4 +1,4 @@
-"""Flags: which there are, which is meant by a wrong one, and switches that were given a value."""
+"""Flags: the list of them, suggestions for wrong ones, and switches that were given a value."""
 
 import operator
 import re
@@ -18,7 +18,7 @@ def test_the_flags_are_those_that_the_help_lists(capsys, command):
     listed = {name for line in lines for name in re.findall(r"--[a-z][\w.-]*", line)}
     known = {name for flag in flags_of(COMMANDS[command]) for name in flag.names()}
     assert {"--help", "--debug"} < known
-    assert listed >= known  # and the flags that a help text names
+    assert listed >= known  # help texts name further flags
     assert {name for line in lines for name in re.findall(r"^(?:-h, )?(--[\w.-]+)", line)} <= known
 
 
@@ -68,13 +68,13 @@ def test_which_flag_is_meant(command, wrong, meant):
         (
             "distill --engine.pipeline-teacher False",
             "--engine.pipeline-teacher is a switch, which takes no value such as False: write "
-            "--engine.no-pipeline-teacher in its place",
+            "--engine.no-pipeline-teacher instead",
         ),
-        ("distill --engine.pipeline_teacher=off", "--engine.no-pipeline-teacher in its place"),
-        ("distill --engine.no-graph 0", "such as 0: write --engine.graph in its place"),
-        ("train --deterministic true", "takes no value such as true: leave true away"),
-        ("distill --dry-run no", "takes no value such as no: leave --dry-run away, too"),
-        ("sample --force False model", "takes no value such as False: leave --force away, too"),
+        ("distill --engine.pipeline_teacher=off", "--engine.no-pipeline-teacher instead"),
+        ("distill --engine.no-graph 0", "such as 0: write --engine.graph instead"),
+        ("train --deterministic true", "takes no value such as true: omit true"),
+        ("distill --dry-run no", "takes no value such as no: omit --dry-run, too"),
+        ("sample --force False model", "takes no value such as False: omit --force, too"),
         ("train extra", "unrecognized options: extra"),
     ],
 )

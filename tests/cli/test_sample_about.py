@@ -1,4 +1,4 @@
-"""What `pdfast sample` writes beside pictures: model, steps, seed, labels."""
+"""The JSON file that `pdfast sample` writes beside pictures: model, steps, seed, labels."""
 
 import hashlib
 import json
@@ -36,7 +36,7 @@ def sampled(saved, out, *args):
 
 @pytest.mark.parametrize("out", ["folder", "grid.png", "images.npz"])
 def test_what_is_written(out, saved, tmp_path):
-    """By it the same images are made again."""
+    """The file is enough to make the same images again."""
     assert sampled(saved, tmp_path / out) == 0
     place = tmp_path / ("folder/samples.json" if out == "folder" else f"{out}.json")
     about = json.loads(place.read_text())
@@ -115,7 +115,7 @@ def test_a_picture_that_cannot_be_written_leaves_no_words_about_it(saved, tmp_pa
 
 
 def test_a_folder_of_samples_is_a_data_set(saved, tmp_path):
-    """The file beside the pictures is no picture, and not in the way."""
+    """The JSON file in the folder is not taken for a picture."""
     assert sampled(saved, tmp_path / "folder") == 0
     data = DataConfig(source=str(tmp_path / "folder"))
     found = load_dataset(data, NetConfig(**(TINY | {"num_classes": 0})))

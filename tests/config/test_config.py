@@ -1,4 +1,4 @@
-"""Configs: TOML in and out, and one clear sentence for each mistake."""
+"""Configs: TOML in and out, and one clear sentence for each wrong value."""
 
 import dataclasses
 import time
@@ -119,7 +119,7 @@ LINEAR = {"schedule": "linear", "timesteps": 9, "betas": [0.1, 0.2]}
         ({"model": {"betas": [0.1, 0.2]}}, "model.betas is for a schedule by betas"),
         ({"model": {"sigmas": [0.002, 80.0, 7.0]}}, "model.sigmas is for the schedule edm"),
         ({"model": {"schedule": "edm"}}, "model.sigmas must be sigma_min, sigma_max and rho"),
-        ({"model": {"embedding": "noise"}}, "is what model.edm.preconditioning says"),
+        ({"model": {"embedding": "noise"}}, "needs a model.edm.preconditioning"),
         (
             {"model": {"edm": {"preconditioning": "ve"}}},
             "model.edm.preconditioning is for model.schedule edm",
@@ -204,7 +204,7 @@ def test_mistakes_are_named(table, message):
 
 
 def floats():
-    """Every field of type float, as a key."""
+    """Yield the dotted name of every field of type float."""
     for table in dataclasses.fields(Config):
         if dataclasses.is_dataclass(table.type):
             for field in dataclasses.fields(table.type):
@@ -311,7 +311,7 @@ def test_files_that_are_no_configs(tmp_path, case):
 
 
 def test_a_line_of_many_numbers(tmp_path):
-    """Which are no keys: trained_betas as one may write them."""
+    """The dots of a long list of betas do not count as nested keys."""
     betas = [1e-4 + 2e-6 * k for k in range(4096)]
     (tmp_path / "c.toml").write_text(
         f'[model]\nschedule = "trained_betas"\ntimesteps = 4096\nbetas = {betas}\n'
@@ -361,7 +361,7 @@ def test_norm_widths_are_those_of_the_net():
 
 
 def test_a_mark_of_the_order_of_bytes(tmp_path):
-    """As editors of Windows begin a file."""
+    """A config with a byte order mark, as Windows editors write."""
     path = tmp_path / "a.toml"
     path.write_bytes(b"\xef\xbb\xbf" + b"seed = 7\n")
     assert load_config(path).seed == 7

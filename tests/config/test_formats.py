@@ -1,4 +1,4 @@
-"""What 0.1.0 stored, read and gone on with; formats and fields that are not known, refused."""
+"""Files of 0.1.0 are read and resumed; unknown formats and fields are refused."""
 
 import dataclasses
 import hashlib
@@ -37,14 +37,14 @@ OLD = Path(__file__).parents[1] / "fixtures" / "formats-0.1.0"
 ENDS = json.loads((OLD / "ends.json").read_text())
 MODELS = ("teacher", "round-01-steps-0004", "round-02-steps-0002")
 STATES = ("training/state/round-00-update-000000007", "distilling/state/round-01-update-000000005")
-# Between processors the weights differ by 2.3e-6 (its README), and from the states to the ends they
-# move by 2e-3 and more.
+# Weights differ by 2.3e-6 between processors (see the fixtures' README); from the saved states to
+# the ends of the phases they move by 2e-3 and more.
 TOLERANCE = 2e-5
 COMPARED = ("loss", "grad_norm", "lr", "distance", "signal")
 
 
 def here():
-    """What the bits depend on, as in make.py; the fixtures' files say the rest."""
+    """Settings that the bits depend on, as in make.py, beside those in the fixtures' files."""
     info = {}
     if Path("/proc/cpuinfo").is_file():
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -55,7 +55,7 @@ def here():
 
 
 def repeats():
-    """Whether this machine and build give the fixtures' bits, rather than digits."""
+    """Return whether this machine and build reproduce the fixtures' bits, not just close values."""
     made, now = ENDS["made_with"], here()
     op = json.loads((OLD / "evaluating" / "teacher" / "manifest.json").read_text())
     same = {key for key in made if made[key] == now[key]}
@@ -73,7 +73,7 @@ def assert_close(found, expected, tolerance=TOLERANCE):
 
 @pytest.fixture
 def old(tmp_path):
-    """A copy that may be changed."""
+    """A copy of a fixture that a test may change."""
     shutil.copytree(OLD, tmp_path / "old")
     return tmp_path / "old"
 
@@ -89,7 +89,7 @@ def distill(config, out, **more):
 
 
 # ------------------------------------------------------------------------------------------
-# What 0.1.0 left
+# Files of 0.1.0
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -129,7 +129,7 @@ def test_a_model_of_a_network_of_ones_own_loads(old, then):
 
 @pytest.mark.parametrize("name", ["training", "distilling", "evaluating"])
 def test_a_run_ends_where_it_would_have_ended(old, name, capsys):
-    """Draws, dropout, averages and all: at the same bits where 0.1.0's can be had here."""
+    """Draws, dropout and averages continue as in 0.1.0: to the bit, on a machine that can."""
     run = old / name
     distill(old / "config.toml", run)
     said = " ".join(capsys.readouterr().err.split())
@@ -162,17 +162,17 @@ def assert_same_figures(report):
 
 
 def test_the_tolerance_would_notice():
-    """What a run would lose: the averages' decay, or what it did since its state was saved."""
+    """The tolerance is below the effect of another EMA decay, or of a lost update."""
     teacher = safetensors.torch.load_file(OLD / "evaluating" / "teacher" / "model.safetensors")
     state = OLD / STATES[0]
     for name, tensor in safetensors.torch.load_file(state / "ema.safetensors").items():
         assert (tensor - teacher[name]).abs().max() > 50 * TOLERANCE
     moved = json.loads((state / "state.json").read_text())["config"]["train"]["lr"]
-    assert moved * (0.91 - 0.9) > TOLERANCE  # of one update of a decay a hundredth larger
+    assert moved * (0.91 - 0.9) > TOLERANCE  # effect of one update with a decay larger by 0.01
 
 
 def rekeyed(run, model, folder):
-    """What a format 1 kept of a model's samples, as 0.1.0 would have kept it on this machine."""
+    """Write the evaluation state of format 1 as 0.1.0 would have written it on this machine."""
     z = torch.linspace(-1, 1, math.prod(model.image_shape)).reshape(1, *model.image_shape)
     x_hat = model.predict_x(z, torch.zeros(1), torch.zeros(1, dtype=torch.int64))
     table = json.loads((run / model.folder / "config.json").read_text())
@@ -196,7 +196,7 @@ def rekeyed(run, model, folder):
 @pytest.mark.parametrize("how", ["distill", "evaluate"])
 @torch.no_grad()
 def test_an_evaluation_goes_on_where_it_was(old, how, monkeypatch):
-    """Only what is missing is sampled; on another machine, as if it had been begun there."""
+    """Only missing samples are drawn; on another machine, as if it had been started there."""
     run, sampled, same = old / "evaluating", [], []
     of = {"figure": "teacher", "samples": MODELS[2]}
     for folder in sorted((run / "eval-state").iterdir()):
@@ -276,7 +276,7 @@ def test_a_field_is_not_there_by_both_names(tmp_path, text, old):
 
 @pytest.mark.parametrize("format_", [1, 2])
 def test_a_model_is_described_as_an_older_format_did(format_):
-    """By which an evaluation that it began is known; the present words are read back."""
+    """The former words of a model identify an evaluation of 0.1.0; today's are read back."""
     cfg = NetConfig(parameterization="x_eps", channels=1)
     table = {"model": to_table(cfg), "steps": 4, "classes": []}
     old = formats.as_before(table, format_)
@@ -298,7 +298,7 @@ def test_a_former_name_of_a_run_is_no_news(recwarn):
 
 
 def test_a_config_of_an_old_run_is_a_config_like_any_other():
-    """It says what it said then; a user's config of a few fields says what it says today."""
+    """A whole config of 0.1.0 means what it did then; a partial one has today's defaults."""
     old = load_config(OLD / "training" / "config.toml")
     mine = load_config(OLD / "config.toml")
     assert old.engine.compile == "off"
@@ -356,7 +356,7 @@ def test_every_field_that_the_first_format_lacked_has_its_old_meaning():
 
 @pytest.fixture
 def newer_field(monkeypatch):
-    """As if `train.grad_clip` had come with this format, and nothing had been clipped before."""
+    """Pretend that this format added `train.grad_clip`, and that nothing was clipped before."""
     monkeypatch.setitem(ADDED[FORMAT], "train.grad_clip", 0.0)
 
 
@@ -365,7 +365,7 @@ def without_clip(table):
 
 
 def test_a_new_field_means_what_was_done_before_it(old, newer_field, monkeypatch, capsys):
-    """In states and config.toml, whatever today's default is, and from then on."""
+    """A missing field means no clipping, in states and config.toml, and in the resumed run."""
     run, state = old / "training", old / STATES[0]
     text = (run / "config.toml").read_text()
     (run / "config.toml").write_text(tomli_w.dumps(without_clip(tomllib.loads(text))))
@@ -402,7 +402,7 @@ def test_a_new_field_means_what_was_done_before_it(old, newer_field, monkeypatch
 
 
 def test_a_field_that_a_format_has_is_missed(old, straight, tmp_path):
-    """Damage of what is sealed; of config.toml, something to put back."""
+    """In a sealed file it is damage; in config.toml, a field to restore."""
     run = shutil.copytree(straight, tmp_path / "run")
     for folder, format_ in ((run, FORMAT), (old / "training", 1)):
         table = tomllib.loads((folder / "config.toml").read_text())
@@ -422,7 +422,7 @@ def test_a_field_that_a_format_has_is_missed(old, straight, tmp_path):
 
 
 # ------------------------------------------------------------------------------------------
-# What is not known
+# Unknown formats and fields
 
 
 NEWER = {"format": FORMAT + 5, "versions": {"pdfast": "9.8.7"}}
@@ -433,7 +433,7 @@ SAID = (
 
 
 def of_newer(path, **changes):
-    """Seal a directory as a newer version would, with other fields in a table of it."""
+    """Seal a directory as a newer version would, with other fields in one of its tables."""
     for name, extra in changes.items():
         file = path / name
         file.write_text(json.dumps(extra(json.loads(file.read_text()))))
@@ -447,7 +447,7 @@ def newer_config(run, **table):
 
 
 def newer_config_alone(run):
-    """Of a run that has made nothing yet."""
+    """The config.toml of a run that has made nothing yet."""
     shutil.rmtree(run / "state")
     newer_config(run, sparkle=1)
 
@@ -471,7 +471,7 @@ def newer_marker(run):
     ],
 )
 def test_a_newer_format_is_refused_by_its_version(old, name, folder, change, resume):
-    """And nothing is changed, put aside or called damaged."""
+    """It is refused, and nothing is changed, set aside or called damaged."""
     run = old / name
     change(run / folder)
     before = contents(run)
@@ -480,7 +480,7 @@ def test_a_newer_format_is_refused_by_its_version(old, name, folder, change, res
     assert SAID in str(error.value)
     assert not isinstance(error.value, Damaged)
     after = contents(run)
-    if change is newer_marker:  # the run itself is of a format that is known
+    if change is newer_marker:  # the format of the run itself is known
         after["config.toml"] = before["config.toml"]
         after = {key: value for key, value in after.items() if not key.startswith("samples/")}
     assert after == before
@@ -535,7 +535,7 @@ def with_inner_field(name):
     ],
 )
 def test_a_field_that_is_not_known_is_no_damage(old, folder, file, change, field):
-    """It is of the format that is known: of a version between two formats."""
+    """An unknown field in a known format comes from a version between two formats."""
     path = old / folder
     table = json.loads((path / file).read_text())
     if file == "state.json":
@@ -564,7 +564,7 @@ def test_a_field_that_is_not_known_is_no_damage(old, folder, file, change, field
 
 
 def test_a_field_of_another_version_in_config_toml(straight, tiny, tmp_path):
-    """By another version it is refused as such; by this one, a hand wrote it."""
+    """A field by another version is refused as such; by this version, as a user's mistake."""
     run = shutil.copytree(straight, tmp_path / "run")
     text = (run / "config.toml").read_text().replace("grad_clip", "grad_clap", 1)
     (run / "config.toml").write_text(text)

@@ -139,7 +139,7 @@ def test_a_guided_teacher_alone_is_reported_as_such(classes, tmp_path):
     assert found.keys() == plain.keys()
     assert found != plain
     unlearned = changed(guided_only, model={"label_dropout": 0.0})
-    with pytest.raises(UsageError, match="guidance needs a teacher that learns to do without"):
+    with pytest.raises(UsageError, match="guidance needs a teacher that also learns without"):
         pdfast.train(unlearned, out=tmp_path / "no", quiet=True)
     with pytest.raises(
         UsageError, match=r"eval\.guidance is set, but the students take no guidance"

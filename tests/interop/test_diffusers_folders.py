@@ -43,7 +43,7 @@ def good(net, tmp_path_factory):
 
 
 def sharded(good, to, net, variant=None):
-    """The same pipeline with weights of 100 KB a file; returns the network's folder."""
+    """Write the pipeline with weights of 100 KB per file; return the network's folder."""
     shutil.copytree(good, to)
     shutil.rmtree(to / "unet")
     net.save_pretrained(to / "unet", max_shard_size="100KB", variant=variant)
@@ -52,13 +52,13 @@ def sharded(good, to, net, variant=None):
 
 
 def same(a, b):
-    """Whether two models have the same config and the same bits."""
+    """Return whether two models have equal configs and identical weights."""
     ours, theirs = a.net.state_dict(), b.net.state_dict()
     return a.cfg == b.cfg and all(torch.equal(ours[k], theirs[k]) for k in ours.keys() | theirs)
 
 
 def refused(said, *args, kind=PdfastError):
-    """One sentence that says this."""
+    """Assert that the import fails with one sentence that matches `said`."""
     with pytest.raises(kind) as error:
         load_diffusers(*map(str, args[:1]), None, *args[1:])
     assert said in str(error.value)
@@ -117,7 +117,7 @@ def test_shards_that_are_not_as_their_index_says(good, net, tmp_path):
 
 @pytest.mark.parametrize("shards", [False, True])
 def test_a_variant(shards, good, net, tmp_path, capsys):
-    """Half the digits: the weights are the file's float16, in float32."""
+    """The imported weights are the file's float16 values, in float32."""
     half = df.unet().half()
     if shards:
         unet = sharded(good, tmp_path / "p", half, "fp16")
@@ -154,7 +154,7 @@ def test_what_the_hub_is_asked_for_in_variants():
 
 
 def test_a_network_alone(good, net, tmp_path, capsys):
-    """Its scheduler is named by its file, its folder, or the folder of a pipeline."""
+    """--scheduler takes the scheduler's file, its folder, or a pipeline's folder."""
     expected = load_diffusers(str(good)).model
     alone = tmp_path / "out" / "checkpoint-5" / "unet"
     net.save_pretrained(alone)
@@ -186,7 +186,7 @@ def test_a_network_alone(good, net, tmp_path, capsys):
 
 
 def test_averages(good, tmp_path, capsys):
-    """The folder `unet_ema` that diffusers' training scripts leave."""
+    """Import the folder `unet_ema` that diffusers' training scripts write."""
     net = df.unet()
     ema = EMAModel(net.parameters(), 0.5, model_cls=UNet2DModel, model_config=net.config)
     with torch.no_grad():
@@ -243,7 +243,7 @@ def test_predict_epsilon(values, predicts, good, tmp_path):
 
 
 def test_steps_that_do_not_divide_are_not_ddims(tmp_path):
-    """As docs/teachers.md says of 64 steps of 1000, and of 50."""
+    """64 steps of 1000 timesteps, and 50, differ from DDIM as docs/teachers.md says."""
     fields = {"timestep_spacing": "trailing", "prediction_type": "v_prediction"}
     df.save(tmp_path / "p", df.unet(gain=4.0), DDIMScheduler(**fields), DDPMPipeline)
     model, pipe = load_diffusers(str(tmp_path / "p")).model, df.opened(tmp_path / "p")
@@ -257,7 +257,7 @@ def test_steps_that_do_not_divide_are_not_ddims(tmp_path):
 
 
 def test_mutated_indices_are_read_or_refused(good, net, tmp_path):
-    """30 of them: what comes is the model, or one sentence."""
+    """30 mutated indices: each gives the model or one sentence."""
     unet, expected = sharded(good, tmp_path / "p", net), load_diffusers(str(good)).model
     whole, rng, lines = (unet / INDEX).read_bytes(), random.Random(0), []
     for k in range(30):
@@ -279,7 +279,7 @@ def test_mutated_indices_are_read_or_refused(good, net, tmp_path):
 
 
 def test_other_layers_of_shards_cannot_be_swapped(good, net, tmp_path):
-    """A shard of another network's shapes is found by the tensor."""
+    """A shard of a network of other shapes is refused by the tensor's name."""
     unet = sharded(good, tmp_path / "p", net)
     shard = sorted(unet.glob("*.safetensors"))[0]
     tensors = load_file(shard)

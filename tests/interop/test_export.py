@@ -1,4 +1,4 @@
-"""What is exported gives what pdfast gives: samples in diffusers, the network in onnxruntime."""
+"""Exports compute what pdfast computes: samples in diffusers, the network in onnxruntime."""
 
 import copy
 import importlib
@@ -58,12 +58,12 @@ ARCHITECTURES = {
 
 @pytest.fixture(autouse=True)
 def _small_batches(monkeypatch):
-    """Sampling fills its batches up, to 64 images; here to the 4 that are compared."""
+    """Sample in batches of the 4 images that are compared, not of 64."""
     monkeypatch.setattr("pdfast.models.model.SAMPLE_BATCH", 4)
 
 
 def make(steps=4, gain=1.0, **fields):
-    """A model with random weights, none left at zero; `gain` scales what it puts out."""
+    """A model with random weights, none of them zero; `gain` scales its output."""
     generator = torch.Generator().manual_seed(5)
     model = Model(NetConfig(**(SMALL | fields)), steps).eval()
     with torch.no_grad():
@@ -100,7 +100,7 @@ def test_network_and_samples(name, tmp_path):
     for steps in STEPS if name in ("four heads", "classes") else (1, 8):
         ours = model.sample(4, steps, noise=noise(model), label=labels)
         assert apart(ours, by_pipeline(pipe, steps, labels)) < TOL, steps
-    if name == "four heads":  # its x-hat is clipped, and eps-hat then has to be computed anew
+    if name == "four heads":  # x-hat is clipped, and eps-hat must be recomputed from it
         assert (ours.abs() == 1).any()
         assert apart(ours, by_pipeline(pipe, steps, clipped=False)) > 0.01
 
@@ -121,7 +121,7 @@ def test_samples_of_the_x_head(num_classes, tmp_path):
 
 
 def test_samples_of_the_eps_head(tmp_path):
-    """Random weights saturate it, so the step that divides by alpha = 4.5e-5 is tested below."""
+    """Random weights saturate x-hat; the step that divides by alpha = 4.5e-5 is tested below."""
     model = make(steps=0, parameterization="eps")
     pdfast.export(model, tmp_path / "out", quiet=True)
     pipe, exact = opened(tmp_path / "out"), copy.deepcopy(model).double()
@@ -132,7 +132,7 @@ def test_samples_of_the_eps_head(tmp_path):
 
 
 def test_the_eps_heads_first_step_is_as_exact_as_pdfasts(tmp_path):
-    """x-hat at u = 1 from the eps of a known x: both lose to float32 there, and alike."""
+    """x-hat at u = 1 from the eps of a known x: float32 errors are alike in both libraries."""
     model = make(steps=0, parameterization="eps")
     pdfast.export(model, tmp_path / "out", quiet=True)
     scheduler = opened(tmp_path / "out").scheduler
@@ -150,7 +150,7 @@ def test_the_eps_heads_first_step_is_as_exact_as_pdfasts(tmp_path):
 @pytest.mark.parametrize(("logsnr_min", "logsnr_max"), [(-20.0, 20.0), (-10.0, 15.0)])
 @pytest.mark.parametrize("grid", [1024, 1600, 8192])
 def test_alpha_bar_in_float32(grid, logsnr_min, logsnr_max):
-    """diffusers' products are the schedule rounded to float32, however many they are."""
+    """diffusers' cumulative products are the schedule in float32, on a grid of any length."""
     phi = export.angles(make(logsnr_min=logsnr_min, logsnr_max=logsnr_max), grid)
     exact = phi.cos().square()
 
@@ -237,9 +237,9 @@ def test_what_diffusers_cannot_express(steps, fields, message, tmp_path):
     ids=str,
 )
 def test_onnx(fields, mean, tmp_path):
-    """The network at other batches, and samples by the JSON file alone.
+    """Compare the network at other batch sizes, and samples made with the JSON file alone.
 
-    Also where the norms' inputs have a mean of thousands of standard deviations, so that
+    In one case the norms' inputs have a mean of thousands of standard deviations. There
     E[x^2] - E[x]^2 has lost every digit of the variance, and is often below 0.
     """
     model = make(2, **fields)
@@ -283,7 +283,7 @@ def test_onnx(fields, mean, tmp_path):
 
 
 def test_labels_that_are_no_class_in_onnx(tmp_path):
-    """-1 is the class that is not told, where the model learned that; the rest are errors."""
+    """-1 means no class where the model has learned that; any other label is an error."""
     model, folder = make(num_classes=4, label_dropout=0.1, ch_mult=(1,)), tmp_path / "out"
     pdfast.export(model, folder, "onnx", quiet=True)
     about = json.loads((folder / onnx.MEANING).read_text())["inputs"]["label"]
@@ -305,7 +305,7 @@ def test_labels_that_are_no_class_in_onnx(tmp_path):
 
 
 def opened_quietly(folder):
-    """The exported graph in onnxruntime, which logs the errors that it raises."""
+    """Open the exported graph in onnxruntime, without its log of the errors that it raises."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     path = str(folder / onnx.GRAPH)
@@ -313,7 +313,7 @@ def opened_quietly(folder):
 
 
 def refuses(session, model, label):
-    """Of two images' labels one is none: an error in PyTorch and in onnxruntime."""
+    """Assert that PyTorch and onnxruntime both refuse a batch with an invalid label."""
     z, logsnr, labels = noise(model, 2), torch.zeros(2), torch.tensor([1, label])
     with pytest.raises(IndexError):
         model(z, logsnr, labels)

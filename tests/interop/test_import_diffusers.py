@@ -1,4 +1,4 @@
-"""Import of diffusers' pipelines: what comes in computes what diffusers computes."""
+"""Import of diffusers' pipelines: an imported model computes what diffusers computes."""
 
 import copy
 import dataclasses
@@ -41,7 +41,7 @@ TOL = 1e-5
 
 @pytest.fixture(autouse=True)
 def _quiet_and_small(monkeypatch):
-    """Sampling fills its batches up, to 64 images; here to the 4 that are compared."""
+    """Sample in batches of the 4 images that are compared, not of 64."""
     monkeypatch.setattr("pdfast.models.model.SAMPLE_BATCH", 4)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -61,7 +61,7 @@ def u_of(t, timesteps=1000):
 
 @pytest.mark.parametrize("name", df.FAMILIES)
 def test_the_network_is_diffusers(name, tmp_path):
-    """Its raw output at the first timestep, the last, and between."""
+    """Compare the raw output at the first timestep, the last, and one between."""
     net = df.unet(**df.FAMILIES[name])
     df.save(tmp_path / "p", net)
     if name == "ddpm-cifar10-32":
@@ -84,7 +84,7 @@ def test_the_network_is_diffusers(name, tmp_path):
     ("fields", "params"), [(df.CIFAR10, 35_746_307), (df.CELEBAHQ, 113_673_219)]
 )
 def test_the_full_size(fields, params):
-    """The published pipelines' configurations, by their numbers of parameters."""
+    """The published pipelines' configurations have the published numbers of parameters."""
     with torch.device("meta"):
         table = json.loads(UNet2DModel(**fields).to_json_string())
     scheduler = json.loads(DDPMScheduler().to_json_string())
@@ -97,7 +97,7 @@ def test_the_full_size(fields, params):
 
 
 def test_in_bfloat16_and_with_tabulated_embeddings(tmp_path):
-    """What the engine makes of a network fits the new layers too."""
+    """The engine's variants of a network work with the imported layers too."""
     from pdfast.distillation.objectives import Rollout
 
     model = loaded(df.save(tmp_path / "p"))
@@ -159,7 +159,7 @@ def test_alpha_bar_is_diffusers(name, tmp_path):
     ],
 )
 def test_samples_are_ddims(name, predicts, tmp_path):
-    """By the pipeline's own scheduler, at trailing timesteps and numbers of steps that divide."""
+    """Compare with the pipeline's own scheduler at trailing timesteps and steps that divide T."""
     fields = SCHEDULES[name] | {"prediction_type": predicts, "timestep_spacing": "trailing"}
     df.save(tmp_path / "p", df.unet(gain=4.0), DDIMScheduler(**fields), DDIMPipeline)
     model, pipe = loaded(tmp_path / "p"), df.opened(tmp_path / "p")
@@ -175,7 +175,7 @@ def test_samples_are_ddims(name, predicts, tmp_path):
 
 
 def test_samples_from_zero_terminal_snr(tmp_path):
-    """alpha = 0 at u = 1 is 4.5e-5 here, which is all that the samples differ by."""
+    """alpha = 0 at u = 1 becomes 4.5e-5 here, and the samples differ only by that."""
     fields = SCHEDULES["zero terminal SNR"] | {"timestep_spacing": "trailing"}
     df.save(tmp_path / "p", df.unet(gain=4.0), DDIMScheduler(**fields), DDIMPipeline)
     model, pipe = loaded(tmp_path / "p"), df.opened(tmp_path / "p")
@@ -217,7 +217,7 @@ NET |= {"num_res_blocks": 1, "attn_resolutions": (4,)}
 
 
 def own(steps, **fields):
-    """A model of ours with random weights."""
+    """A model of pdfast's with random weights."""
     torch.manual_seed(3)
     model = Model(NetConfig(**(NET | fields)), steps).eval()
     for p in model.parameters():
@@ -256,7 +256,7 @@ def test_what_was_exported_comes_back(name, steps, tmp_path):
 
 
 def test_an_exported_cosine_is_known_without_our_file(tmp_path):
-    """By the scheduler's betas and the rows of the learned table."""
+    """The scheduler's betas and the rows of the learned table identify it."""
     model = own(4)
     pdfast.export(model, tmp_path / "out", quiet=True)
     (tmp_path / "out" / exporting.OWN).unlink()
@@ -265,7 +265,7 @@ def test_an_exported_cosine_is_known_without_our_file(tmp_path):
 
 
 def test_a_table_of_another_schedules_logsnr(tmp_path):
-    """The learned table of a pipeline whose scheduler has linear betas, made by hand."""
+    """A learned table is accepted for linear betas too; here it is made by hand."""
     net = df.unet(**df.PUBLISHED, time_embedding_type="learned", num_train_timesteps=1000)
     linear = Model(NetConfig(**NET, schedule="linear", timesteps=1000, betas=(0.0001, 0.02)))
     table = linear.net.embedding(linear.schedule.logsnr)
@@ -288,7 +288,7 @@ def test_what_an_onnx_export_says_of_the_schedule():
 
 @pytest.mark.slow
 def test_onnx_of_a_timestep_network(tmp_path):
-    """Its lookup of the timestep, at noise levels between two of them and beyond both ends."""
+    """Look up the timestep at noise levels between two timesteps and beyond both ends."""
     model = own(0, **OWN["by betas"])
     pdfast.export(model, tmp_path / "out", "onnx", quiet=True)
     logsnr = torch.linspace(9, -9, 7)
@@ -306,7 +306,7 @@ def test_onnx_of_a_timestep_network(tmp_path):
 
 @pytest.fixture
 def data(tmp_path):
-    """Pictures for the small networks."""
+    """A folder of images for the small networks."""
     images = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), dtype=np.uint8)
     np.savez(tmp_path / "d.npz", images=images)
     return tmp_path / "d.npz"
@@ -330,7 +330,7 @@ def test_the_config_of_few_timesteps_can_be_run(tmp_path, data, monkeypatch):
 
 
 def test_import_distil_export(tmp_path, data, capsys, monkeypatch):
-    """An eps teacher of 1000 timesteps: first fit, two rounds, and out again."""
+    """An eps teacher of 1000 timesteps: a first fit, two rounds, and the student's export."""
     monkeypatch.chdir(tmp_path)
     df.save(tmp_path / "p")
     assert main(["import", "p", "--from", "diffusers", "--out", "in/m"]) == 0
@@ -371,7 +371,7 @@ def test_import_distil_export(tmp_path, data, capsys, monkeypatch):
 
 @pytest.mark.slow
 def test_the_forecast_of_an_imported_teacher(tmp_path, data, capsys):
-    """`--dry-run` counts the fit and the rounds, and no training."""
+    """`--dry-run` counts the first fit and the rounds, and no training of a teacher."""
     df.save(tmp_path / "p")
     out = str(tmp_path / "m")
     assert main(["import", str(tmp_path / "p"), "--from", "diffusers", "--out", out]) == 0
@@ -401,7 +401,7 @@ def test_the_rounds_that_are_proposed(steps, fields, plan):
 
 
 def test_a_student_and_an_unclipped_sampler(tmp_path, capsys):
-    """A folder of `--steps 1` cannot be distilled on, and its own sampler does not clip."""
+    """An import with --steps 1 cannot be distilled further, and its own sampler does not clip."""
     scheduler = DDIMScheduler(clip_sample=False, prediction_type="v_prediction")
     df.save(tmp_path / "p", scheduler=scheduler)
     args = ["import", str(tmp_path / "p"), "--from", "diffusers", "--out", str(tmp_path / "m")]
@@ -414,7 +414,7 @@ def test_a_student_and_an_unclipped_sampler(tmp_path, capsys):
 
 
 def test_a_schedule_by_betas_is_not_trained_with(tmp_path, data, capsys):
-    """Nor where a run's imported teacher is gone."""
+    """Neither `train` nor `distill` trains a teacher on a schedule by betas."""
     table = to_table(NetConfig(**(NET | OWN["by betas"] | {"channels": 3})))
     (tmp_path / "c.toml").write_text(tomli_w.dumps({"model": table}))
     args = ["--config", str(tmp_path / "c.toml"), "--data.source", str(data), "--out"]
@@ -427,7 +427,7 @@ def test_a_schedule_by_betas_is_not_trained_with(tmp_path, data, capsys):
 
 
 def test_an_id_on_the_hub(tmp_path, capsys, monkeypatch):
-    """JSON and safetensors alone are asked for; without a network, a sentence."""
+    """Only JSON and safetensors are downloaded; without internet access there is one sentence."""
     df.save(tmp_path / "p")
     asked = []
 
@@ -450,6 +450,6 @@ def test_an_id_on_the_hub(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fails)
     assert main([*args[:-1], "n"]) == 1
     error = capsys.readouterr().err
-    assert "could not be downloaded from the hub (no route): where there is a network, " in error
+    assert "not be downloaded from the hub (no route): download the pipeline's folder" in error
     assert error.count("\n") == 1
     assert not (tmp_path / "n").exists()

@@ -1,4 +1,4 @@
-"""Import of diffusers' pipelines: what is refused, and mutated files."""
+"""Import of diffusers' pipelines: refused files and mutated files."""
 
 import json
 import random
@@ -29,25 +29,25 @@ Q = "mid_block.attentions.0.to_q.weight"
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory):
-    """A good pipeline."""
+    """A valid pipeline."""
     logging.disable_progress_bar()
     return df.save(tmp_path_factory.mktemp("good") / "p")
 
 
 @pytest.fixture
 def folder(good, tmp_path):
-    """A copy of it, to be spoiled."""
+    """A copy of the valid pipeline, for a test to damage."""
     return shutil.copytree(good, tmp_path / "p")
 
 
 def change(file, **values):
-    """Change values of a JSON file; ... takes a key away."""
+    """Change values of a JSON file; a value of ... removes its key."""
     table = json.loads(file.read_text()) | values
     file.write_text(json.dumps({k: v for k, v in table.items() if v is not ...}))
 
 
 def refused(folder, file, *said, kind=UsageError):
-    """One sentence that names the file, and says all this."""
+    """Assert that the import fails with one sentence that has the file and all the texts."""
     with pytest.raises(PdfastError) as error:
         load_diffusers(str(folder))
     assert type(error.value) is kind or kind is PdfastError
@@ -180,7 +180,7 @@ def test_another_pipeline(folder, values, said):
 
 def test_no_pipeline(folder, tmp_path, capsys):
     for name, said in (
-        ("nowhere", "nowhere is not there: name a pipeline's folder, or its id on the hub"),
+        ("nowhere", "nowhere does not exist: name a pipeline's folder, or its id on the hub"),
         (f"p/{INDEX}", "is a file: name a pipeline's folder"),
         ("p/scheduler", "is no diffusers pipeline: it has no model_index.json"),
     ):
@@ -245,8 +245,8 @@ def test_damaged_files(folder):
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda w: w.pop(Q), f"tensor {Q}, which is not there"),
-        (lambda w: w.update(more=torch.zeros(1)), "tensor more, which the network has not"),
+        (lambda w: w.pop(Q), f"tensor {Q}, which is missing"),
+        (lambda w: w.update(more=torch.zeros(1)), "tensor more, which the network does not have"),
         (lambda w: w.update({Q: torch.zeros(3)}), f"{Q}, of shape (3,), not (32, 32)"),
         (lambda w: w[Q].fill_(torch.nan), f"tensor {Q}, which must hold finite floats"),
         (lambda w: w.update({Q: w[Q].long()}), f"tensor {Q}, which must hold finite floats"),
@@ -261,7 +261,7 @@ def test_weights_that_do_not_fit(folder, spoil, said):
 
 
 def test_our_own_file_beside_another_model(tmp_path):
-    """pdfast.json is believed where config, betas and the learned table are what it implies."""
+    """pdfast.json is refused unless config, betas and the learned table match it."""
     logging.disable_progress_bar()
     cfg = NetConfig(
         image_size=8, ch=16, emb_ch=64, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,),
@@ -289,11 +289,11 @@ def test_our_own_file_beside_another_model(tmp_path):
     with pytest.raises(UsageError, match=r"whose time_proj.weight is another: if the pipeline was"):
         load_diffusers(str(out))
     (out / "pdfast.json").unlink()
-    refused(out, UNET, 'time_embedding_type is "learned"', "are not what pdfast's network is given")
+    refused(out, UNET, 'time_embedding_type is "learned"', "are not pdfast's embedding of the")
 
 
 def test_mutated_files_are_read_or_refused(tmp_path):
-    """100 of them: what comes is a model or one sentence, in bounded time and memory."""
+    """100 mutated files: each gives a model or one sentence, in bounded time and memory."""
     logging.disable_progress_bar()
     scheduler = DDIMScheduler(
         trained_betas=[0.01 * k for k in range(1, 21)], num_train_timesteps=20
@@ -323,7 +323,7 @@ def test_mutated_files_are_read_or_refused(tmp_path):
 
 
 def fuzzing_of(rng, name, content):
-    """A mutated file: one value of its JSON, or a few bytes."""
+    """Mutate a file: one value of its JSON, or a few of its bytes."""
     if name != WEIGHTS and rng.random() < 0.8:
         table = json.loads(content)
         key = rng.choice(list(table))
@@ -331,6 +331,6 @@ def fuzzing_of(rng, name, content):
         return json.dumps(table, default=str).encode()
     content = bytearray(content)
     for _ in range(rng.choice([1, 1, 4])):
-        # The header of the weights is what can be wrong with them.
+        # Only mutations of the header can make the weights invalid.
         content[rng.randrange(min(len(content), 3000))] = rng.randrange(256)
     return bytes(content[: rng.choice([len(content), rng.randrange(len(content))])])

@@ -1,4 +1,4 @@
-"""Import of NVlabs/edm's network pickles: the published outputs, the commands, what is exported."""
+"""Import of NVlabs/edm's network pickles: recorded outputs, the commands, and exports."""
 
 import dataclasses
 import json
@@ -18,11 +18,11 @@ from pdfast.interop.edm.load import load_edm
 from pdfast.models.checkpoint import load_model
 from pdfast.training.precision import cast_to_precision
 
-TOL = 1e-5  # of float32 networks whose operators round in another order
+TOL = 1e-5  # of float32 networks that round in another order
 
 
 def denoised(model, labels=None):
-    """x-hat at the recorded inputs: their z_edm is z / alpha."""
+    """Return x-hat at the recorded inputs, whose z_edm is z / alpha."""
     x, noise, _, sigma = ef.inputs()
     alpha = (1 + sigma.double() ** 2).rsqrt()[:, None, None, None]
     z = (alpha * (x + sigma[:, None, None, None] * noise)).to(model.dtype)
@@ -50,7 +50,7 @@ def test_outputs_are_those_of_the_published_classes(tmp_path, name, kind, classe
 
 
 def test_the_tolerance_would_notice(tmp_path):
-    """One label for another, and a noise level for the next."""
+    """A wrong label changes the output by much more than the tolerance."""
     model = load_edm(ef.write(tmp_path / "a.pkl", ef.network("ddpmpp", "edm", 3)))
     expected = torch.tensor(ef.NETWORKS["ddpmpp"]["outputs"]["edm 3"])
     assert (ef.shown(denoised(model, torch.tensor([1, 1, 2, 1]))) - expected).abs().max() > 1e-3
@@ -59,7 +59,7 @@ def test_the_tolerance_would_notice(tmp_path):
 
 @pytest.mark.parametrize("parameterization", ["v", "x"])
 def test_edm_s_output_is_the_formula(tmp_path, parameterization):
-    """D = c_skip z_edm + c_out F as Karras et al. 2022, table 1, has them; in float64."""
+    """D = c_skip z_edm + c_out F (Karras et al. 2022, table 1), in float64."""
     cfg = load_edm(ef.write(tmp_path / "a.pkl", ef.network("tiny")), parameterization).cfg
     torch.manual_seed(0)
     z, out = torch.randn(2, 5, 3, 2, 2, dtype=torch.float64)
@@ -147,7 +147,7 @@ def test_torch_s_storage_loader_is_not_called(tmp_path, monkeypatch):
     ("ve", [], "eps"),
 ])  # fmt: skip
 def test_it_is_distilled_and_sampled(tmp_path, monkeypatch, capsys, kind, flags, first):
-    """By the command that the import says, with few updates; more rounds go on from there."""
+    """Run the command that the import prints, with few updates, and then more rounds."""
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (8, 8, 8, 3), dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""Import of NVlabs/edm's network pickles: what is refused, and that nothing of it is run."""
+"""Import of NVlabs/edm's network pickles: refused files, and that none of their code is run."""
 
 import io
 import pickle
@@ -22,7 +22,7 @@ from pdfast.interop.edm.storages import numbers
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_a_pickle_that_calls_is_refused_by_name(tmp_path, protocol):
-    """A call that would leave a trace does not happen."""
+    """A call that would leave a trace is not made."""
     call = ef.Call("os.mkdir", str(tmp_path / "trace"))
     (tmp_path / "a.pkl").write_bytes(ef.dumped({"ema": call}, call, protocol=protocol))
     with pytest.raises(PdfastError, match=r"a\.pkl asks for os\.mkdir, and is refused") as caught:
@@ -38,7 +38,7 @@ def test_a_pickle_that_calls_is_refused_by_name(tmp_path, protocol):
     "collections.OrderedDict.fromkeys", "_codecs.encode", "copyreg._reconstructor",
 ])  # fmt: skip
 def test_other_names_are_refused(tmp_path, name):
-    """Whether they are called or only there."""
+    """Other names are refused, whether the pickle calls them or only names them."""
     module, _, last = name.rpartition(".")
     named = f"c{module}\n{last}\n".encode()
     for how in (b"", b")R", b")\x81", b"(tR"):
@@ -116,7 +116,7 @@ def _other_magic(content):
 
 
 def _asking(content):
-    """Its third pickle, what the machine was like, calls."""
+    """The third pickle of a header, the machine's properties, makes a call."""
     at = content.index(b"protocol_version") - 11
     assert content[at : at + 2] == b"\x80\x02"
     return content[:at] + b"\x80\x02cos\ngetpid\n)R." + content[at:]
@@ -127,7 +127,7 @@ def _other_type(content):
 
 
 def _longer(content):
-    """Both places that declare the length declare 2^20 numbers, which are not there."""
+    """A storage that declares a length of 2^20 numbers in both places, and lacks them."""
     at = content.index(b"K\x07N") if b"K\x07N" in content else content.index(b"K\x07")
     content = content[:at] + b"J" + struct.pack("<i", 2**20) + content[at + 2 :]
     return content[: -8 - 28] + struct.pack("<q", 2**20) + content[-28:]
@@ -144,7 +144,7 @@ def _longer(content):
     (lambda content: b"PK\3\4" + content, "torch.save did not write"),
 ])  # fmt: skip
 def test_what_is_no_storage(tmp_path, change, message):
-    """Told by the bytes, and by the import of a pickle with them."""
+    """Refused as bytes of their own, and in the import of a pickle that holds them."""
     content = change(stored(torch.arange(7.0)))
     with pytest.raises(ValueError, match=message):
         numbers(content)
@@ -187,7 +187,7 @@ def _argument(**values):
 
 
 def _tensor(made):
-    """Another first weight of the embedding."""
+    """Return a pickle whose first weight of the embedding is replaced."""
 
     def change(persisted):
         layer = ef.inner(persisted)["state"]["_modules"]["map_layer0"].meta["state"]
@@ -231,8 +231,8 @@ def _meta(**values):
     (_argument(resample_filter=[1, 1, 1]), UsageError, r"model\.edm\.filter must hold an even"),
     (_argument(other=1), UsageError, "was made with other, which pdfast does not know"),
     (_state(_init_kwargs=None), PdfastError, "does not keep the arguments"),
-    (_without, PdfastError, r"tensor map_layer0\.bias, which is not there"),
-    (_more, PdfastError, "tensor more, which the network has not"),
+    (_without, PdfastError, r"tensor map_layer0\.bias, which is missing"),
+    (_more, PdfastError, "tensor more, which the network does not have"),
     (_block, PdfastError, r"enc\.8x8_block0 has no skip_scale 0\.707107, as SongUNet gives it"),
     (_tensor(lambda w: w[:, :2]), PdfastError, r"weight, of shape \(16, 2\), not \(16, 4\)"),
     (_tensor(lambda w: w * torch.inf), PdfastError, r"weight, which must hold finite floats"),
@@ -264,10 +264,10 @@ def test_other_flags_and_files(tmp_path, capsys):
     file = ef.write(tmp_path / "a.pkl", ef.network("tiny", "vp"))
     command = ["import", str(file), "--from", "edm", "--out", str(tmp_path / "model")]
     for flags, message in (
-        (["--config", "digits"], "are for --from google: a network pickle tells its network"),
-        (["--model.ch", "8"], "are for --from google: a network pickle tells its network"),
-        (["--model.parameterization", "x_eps"], "of a network of NVlabs/edm it is v or x"),
-        (["--model.parameterization", "x"], "with VPPrecond predicts eps, and is first fitted"),
+        (["--config", "digits"], "are for --from google: a network pickle describes its network"),
+        (["--model.ch", "8"], "are for --from google: a network pickle describes its network"),
+        (["--model.parameterization", "x_eps"], "a network of NVlabs/edm takes v or x"),
+        (["--model.parameterization", "x"], "VPPrecond predicts eps, and its first student is"),
         (["--steps", "-1"], "--steps must be in 0 .. "),
     ):
         assert main([*command, *flags]) == 2

@@ -1,4 +1,4 @@
-"""Import of the authors' checkpoints: the golden files, what varies in files, what is wrong."""
+"""Import of the authors' checkpoints: the golden files, and what varies between files."""
 
 import dataclasses
 import hashlib
@@ -23,7 +23,7 @@ TOL = 1e-9
 
 @pytest.fixture(scope="module")
 def imported(tmp_path_factory):
-    """By role and parameterization: what the command made of the golden file, in float64."""
+    """The imported golden files, by role and parameterization, in float64."""
     folder, models = tmp_path_factory.mktemp("imported"), {}
     for role in ("teacher", "student"):
         for parameterization in golden.PARAMETERIZATIONS:
@@ -112,7 +112,7 @@ def test_a_state_of_any_architecture_is_read(tmp_path, fields):
 
 
 def test_arrays_of_other_shapes_are_reshaped(write_state, tmp_path, capsys):
-    """As older versions of flax wrote biases, norms' scales and attention's kernels."""
+    """Older versions of flax wrote biases, norm scales and attention kernels in other shapes."""
     path = write_state(
         {
             "mid.attn_1/q/bias": lambda old: old.reshaped(8),

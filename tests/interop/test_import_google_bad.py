@@ -1,4 +1,4 @@
-"""Import of the authors' checkpoints: what is refused, and mutated files."""
+"""Import of the authors' checkpoints: refused files and mutated files."""
 
 import copy
 import dataclasses
@@ -27,7 +27,7 @@ OTHERS = [*ff.ARCHITECTURES, {"ch": 8, "emb_ch": 4}, {"num_heads": 4, "parameter
 @pytest.mark.parametrize("apart", [1, 2])
 @pytest.mark.parametrize("number", range(len(OTHERS)))
 def test_another_config_is_refused_with_the_flags_that_fit(tmp_path, capsys, number, apart):
-    """Following the advice ends in the right network."""
+    """The flags that the message names give the right network."""
     fields, asked = OTHERS[number], OTHERS[number - apart]
     model = ff.net(**fields)
     (tmp_path / "f").write_bytes(ff.pack(ff.state(model)))
@@ -67,7 +67,7 @@ def test_other_heads_are_not_reshaped_away(tmp_path):
         ),
         (
             {"dense1": lambda old: {**old, "extra": ff.Array(np.ones(2, np.float32))}},
-            "it has a parameter dense1/extra, which the config's network has not; no field",
+            "it has a parameter dense1/extra, which the config's network lacks; no field",
         ),
         (
             {"norm_out/scale": lambda old: ff.Array(np.ones(5, np.float32))},
@@ -87,7 +87,7 @@ def test_other_networks_are_refused(write_state, changes, message):
 
 
 def raw(**parts):
-    """A change of an array's shape, dtype, data or code."""
+    """Return a function that changes an array's shape, dtype, data or ext type."""
 
     def change(old):
         for key, value in parts.items():
@@ -179,7 +179,7 @@ def test_wrong_states(write_state, keys, message):
 
 
 def zipped():
-    """What numpy's .npz and PyTorch's files are."""
+    """A zip archive, as numpy's .npz and PyTorch's files are."""
     out = io.BytesIO()
     np.savez(out, a=np.ones(2))
     return out.getvalue()
@@ -195,14 +195,14 @@ def zipped():
         (pickle.dumps({"ema_params": 1}), "is a pickle, which is never loaded"),
         (b"\x1f\x8b\x08\0", "is gzipped: unpack it first"),
         (b"\x80", "has no ema_params"),
-        (b"\x80\xc0", "goes on for 1 bytes after its end"),
+        (b"\x80\xc0", "has 1 more bytes after its end"),
         (b"\x81\xc1\0", "is not what flax writes"),
         (b"\xdf\xff\xff\xff\xff", "is cut short"),
         (b"\x81\xaaema_params\xdf\xff\xff\xff\xff\xa1a", "is cut short in ema_params"),
         (b"\x81\xaaema_params\xc9\x7f\xff\xff\xff\x01ab", "is cut short in ema_params"),
         (b"\x81\xa1x" + b"\x91" * 5000, "is not what flax writes in x: StackError"),
         (b"\x81\xaaema_params\xdd\x7f\xff\xff\xff", "exceeds max_array_len"),
-        (2 * (b"\x82\xa4step\x01\xa4step\x01",)[0], "goes on for 13 bytes after its end"),
+        (2 * (b"\x82\xa4step\x01\xa4step\x01",)[0], "has 13 more bytes after its end"),
         (b"\x82\xa4step\x01\xa4step\x01", "has one of its keys twice: step, step"),
         (b"\x81\xaaema_params\x82\xa1a\x81\xa1b\x01\xa1a\x01", "a/b is int, where an array"),
     ],
@@ -235,7 +235,7 @@ def test_every_cut_is_noticed(write_state):
 
 
 def test_a_leaf_over_the_limit_is_refused(write_state):
-    """Wherever it is, before memory of its size is asked for."""
+    """A declared size is refused wherever it is, before memory is allocated for it."""
     path = write_state(optimizer=ff.Array(np.zeros(5000)))
     list(FlaxFile(path, {"step"}, 2**16).leaves())
     with pytest.raises(PdfastError, match="has something of over 20000 bytes in optimizer"):
@@ -261,7 +261,7 @@ def test_command_line(write_state, tmp_path, capsys, monkeypatch):
         assert error.count("\n") == 1
         assert message in error
 
-    fails("--config is missing: the file does not tell its network", config=None)
+    fails("--config is missing: the file does not describe its network", config=None)
     fails("missing from pdfast import: --from", **{"from": None})
     fails("invalid choice 'x' for argument '--from'", **{"from": "x"})
     fails("missing from pdfast import: --out", out=None)
@@ -335,7 +335,7 @@ def mutated(rng):
 
 
 def blind(rng, content):
-    """Bytes altered, cut, doubled or put in anywhere."""
+    """Alter, cut, repeat or insert bytes anywhere."""
     content = bytearray(content)
     for _ in range(rng.choice([1, 1, 2, 8])):
         at = rng.choice([rng.randrange(len(content) + 1), rng.randrange(200)])
@@ -353,7 +353,7 @@ def blind(rng, content):
 
 
 def fuzz(path, examples, seed):
-    """How many files were read, and how many refused, with 300 MB of memory for them all."""
+    """Return how many files were read and how many refused, within 300 MB of memory."""
     read = refused = 0
     good = ff.pack(STATE)
     pages = int(Path("/proc/self/statm").read_text().split()[0])

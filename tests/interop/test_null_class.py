@@ -1,4 +1,4 @@
-"""A class for none, in diffusers' table of classes: guidance of what comes in and goes out."""
+"""A label for no class in diffusers' class table, in import and export."""
 
 import json
 import re
@@ -44,7 +44,7 @@ def _quiet_and_small(monkeypatch):
 
 @pytest.mark.parametrize(("none", "labels"), [(4, [0, 1, 2, 3]), (1, [0, 2, 3, 4])])
 def test_a_pipeline_with_a_class_for_none(none, labels, tmp_path, capsys):
-    """Its labels but that one, in order, are ours; that one is the class that is not told."""
+    """The other labels keep their order as classes; the label for no class becomes -1."""
     net = df.unet(num_class_embeds=5)
     scheduler = DDIMScheduler(timestep_spacing="trailing", prediction_type="v_prediction")
     df.save(tmp_path / "p", net, scheduler, DDIMPipeline)
@@ -78,12 +78,12 @@ def test_a_class_for_none_that_is_not_there(tmp_path, capsys):
             load_diffusers(str(tmp_path / name), null_class=5 if name == "five" else 0)
     out = tmp_path / "own"
     pdfast.export(model_of(), out, quiet=True)
-    with pytest.raises(UsageError, match=r"pdfast\.json tells which label is no class"):
+    with pytest.raises(UsageError, match=r"pdfast\.json says which label is no class"):
         load_diffusers(str(out), null_class=3)
 
 
 def model_of(**fields):
-    """A model with random weights that knows no class."""
+    """A model with random weights that has learned no class, -1."""
     generator = torch.Generator().manual_seed(5)
     model = Model(NetConfig(**(FIELDS | {"label_dropout": 0.2} | fields))).eval()
     with torch.no_grad():
@@ -94,7 +94,7 @@ def model_of(**fields):
 
 
 def test_an_export_has_a_row_for_no_class(tmp_path, monkeypatch):
-    """The last; the card's loop is the guided sampler; and it comes back."""
+    """The last label is no class, the card's loop guides samples, and an import restores it."""
     model, out = model_of(), tmp_path / "out"
     pdfast.export(model, out, quiet=True)
     pipe = df.opened(out)
@@ -106,7 +106,7 @@ def test_an_export_has_a_row_for_no_class(tmp_path, monkeypatch):
         ours = model.forward_at_angle(z, phi, Conditioning(torch.tensor([-1, -1, 0, 2])))
     assert df.apart(ours, theirs) < TOL
     text = (out / "README.md").read_text()
-    assert "Label 3 is no class." in text
+    assert "Label 3 stands for no class." in text
     assert "labels 0 to 2" in text
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     monkeypatch.chdir(out)
@@ -124,7 +124,7 @@ def test_an_export_has_a_row_for_no_class(tmp_path, monkeypatch):
 
 
 def test_a_student_has_none(tmp_path):
-    """Nor has a model that was exported before there was such a row."""
+    """A model trained without label dropout exports no row for no class."""
     model, out = model_of(label_dropout=0.0), tmp_path / "out"
     pdfast.export(model, out, quiet=True)
     assert json.loads((out / "unet" / "config.json").read_text())["num_class_embeds"] == 3
@@ -138,7 +138,7 @@ def test_a_student_has_none(tmp_path):
 
 @pytest.mark.parametrize(("grid", "number", "least"), [(100, 5, 29), (50, 2, 29), (20, 0, 0)])
 def test_one_timestep_too_many(grid, number, least):
-    """The card counts what diffusers does; numbers that divide have none."""
+    """The card's count matches diffusers; steps that divide T get no extra timestep."""
     scheduler = DDIMScheduler(num_train_timesteps=grid, timestep_spacing="trailing")
     longer = []
     for steps in range(1, grid + 1):

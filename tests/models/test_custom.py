@@ -272,7 +272,7 @@ def test_without_the_module(finished, capsys, tmp_path):
     assert "the call of pdfast.distill that made it" in capsys.readouterr().err
     with pytest.raises(UsageError, match="only your code can make"):
         pdfast.load(model)
-    with pytest.raises(UsageError, match="a network of your own"):
+    with pytest.raises(UsageError, match="a custom network, which pdfast cannot export"):
         pdfast.export(finished[1], tmp_path / "out", to="diffusers")
 
 

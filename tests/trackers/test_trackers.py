@@ -1,4 +1,4 @@
-"""TensorBoard and W&B have what the run has, each point once, and leave the run as it is."""
+"""TensorBoard and W&B have all of a run's points, each once, and do not affect the run."""
 
 import json
 import os
@@ -38,11 +38,11 @@ END = 30
 
 
 class BrokenOffError(Exception):
-    """Ends a run without a state, as SIGKILL would, but for the trackers' end."""
+    """Ends a run without a saved state, as SIGKILL would, except that its trackers are closed."""
 
 
 def at_update(monkeypatch, number, act):
-    """Before update `number` of the run, from 1, in this process."""
+    """Call `act` before update `number` of the run, counted from 1 in this process."""
     real, count = loop.update, iter(range(1, 1000))
 
     def counted(*args):
@@ -59,11 +59,11 @@ def breaks():
 
 @pytest.fixture(scope="module")
 def tracked(tmp_path_factory):
-    """Broken off at update 10 of round 2, whose lines 4 and 8 are logged, and 8 is done again."""
+    """A run interrupted at update 10 of round 2, after lines 4 and 8, that repeats line 8."""
     path, config = tmp_path_factory.mktemp("tracked") / "run", from_table(Config, TINY)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_MODE", "offline")
-        patch.setattr(tracking, "HURRY", tracking.UPLOAD)  # W&B's end of a run takes its time
+        patch.setattr(tracking, "HURRY", tracking.UPLOAD)  # W&B is slow to end a run
         with patch.context() as once:
             at_update(once, BEFORE[2] + 10, breaks)
             with pytest.raises(BrokenOffError):
@@ -126,7 +126,7 @@ def test_wandb_has_one_run_of_two_sessions_and_each_point_once(tracked):
         for key, value in row.items():
             if re.fullmatch(r"(updates|rounds)/\w+", key):
                 found[key].append((step, value))
-    # What was logged before the break, and is logged again, keeps its speed of then.
+    # A line logged before the break and repeated after it keeps its first speed.
     exact = {key for key in found if not key.endswith(("per_s", "_mb", "seconds"))}
     assert len(exact) == 11
     expected = logged(tracked)
@@ -158,7 +158,7 @@ def test_wandb_has_one_run_of_two_sessions_and_each_point_once(tracked):
 
 
 def test_a_tracker_that_comes_late_has_all_of_it(tracked, tmp_path):
-    """Of a run that is finished; what is written again keeps the times that it had."""
+    """Follow a finished run twice: the second event file keeps the first one's times."""
     run = tmp_path / "run"
     shutil.copytree(tracked, run, ignore=shutil.ignore_patterns("tensorboard"))
     times = []
@@ -224,7 +224,7 @@ def test_a_signal_ends_a_tracked_run_as_any_other(tiny_toml, tmp_path):
 
 
 def followers():
-    """Process numbers of this process's children that follow a run, and of their children."""
+    """Return the ids of this process's children that follow a run, and of their children."""
 
     def children(of):
         return [int(k) for k in Path(f"/proc/{of}/task/{of}/children").read_text().split()]
@@ -238,7 +238,7 @@ def followers():
 def test_a_tracker_whose_process_is_killed_is_done_without(
     straight, tiny, tmp_path, monkeypatch, capfd
 ):
-    """First W&B's own, then, once that is told of, what follows the run."""
+    """Kill W&B's own process first, and the follower once W&B's failure is reported."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     made = []
 
@@ -251,7 +251,7 @@ def test_a_tracker_whose_process_is_killed_is_done_without(
         os.kill(number, signal.SIGKILL)
 
     def after_the_first():
-        """Of which line 4 gives notice: it is heard of now, or was with that line."""
+        """Wait for the report of the first failure, unless it came with line 4, then kill again."""
         told = "wandb" not in made[0]._left or select.select([made[0]._words], [], [], 100)[0]
         assert told
         kill(0)
@@ -262,15 +262,15 @@ def test_a_tracker_whose_process_is_killed_is_done_without(
     run = tmp_path / "run"
     pdfast.train(tiny, out=run, quiet=True, track=BOTH)
     first, second = capfd.readouterr().err.splitlines()
-    end = "; the run itself is as it would be"
-    assert re.fullmatch(rf"warning: wandb tracks no more \(.+\){end}", first)
-    assert second == f"warning: tensorboard tracks no more (its process was killed){end}"
+    end = "; the run itself is not affected"
+    assert re.fullmatch(rf"warning: wandb stopped tracking \(.+\){end}", first)
+    assert second == f"warning: tensorboard stopped tracking (its process was killed){end}"
     assert_same_tensors(straight / "teacher", run / "teacher")
     assert (run / "report.json").is_file()
 
 
 class Recorder:
-    """A tracker that keeps what it is given, and fails when it is told to."""
+    """A tracker that records its calls, and fails on request."""
 
     where = "here"
 
@@ -377,8 +377,8 @@ def test_wandb_without_a_login_is_one_sentence(tiny_toml, tmp_path, monkeypatch,
     arguments = ["train", "--config", str(tiny_toml), "--out", str(tmp_path / "run")]
     assert main([*arguments, "--track", "wandb"]) == 1
     assert capsys.readouterr().err == (
-        "pdfast: tracking by wandb cannot begin (No API key configured. Use `wandb login` to log "
-        "in.): put that right, or set WANDB_MODE=offline, or leave wandb out of --track\n"
+        "pdfast: tracking by wandb cannot start (No API key configured. Use `wandb login` to log "
+        "in.): fix that, or set WANDB_MODE=offline, or remove wandb from --track\n"
     )
     assert not (tmp_path / "run" / ".lock").exists()
 
@@ -413,7 +413,7 @@ def test_without_the_package_it_is_named(tiny_toml, tmp_path, monkeypatch, capsy
 
 
 def test_a_network_of_ones_own_whose_teacher_is_given(tmp_path):
-    """Its training has no updates; and the module is the call's, not the follower's."""
+    """A given teacher counts no training updates, and the follower does not need the module."""
 
     class Net(nn.Module):
         def __init__(self):

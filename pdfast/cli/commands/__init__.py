@@ -1,4 +1,4 @@
-"""The commands: for each a dataclass of its flags, which `run` carries out.
+"""The commands: each is a dataclass of its flags, and its `run` carries it out.
 
 - `runs.py`: train, distill
 - `models.py`: sample, eval, compare
@@ -34,4 +34,4 @@ COMMANDS: dict[str, type[Command]] = {
     "doctor": Doctor,
 }
 PARSED: Any = reduce(or_, (Annotated[kind, subcommand(name)] for name, kind in COMMANDS.items()))
-"""Their union, as tyro takes it."""
+"""Union of the commands, as tyro takes it."""

@@ -15,35 +15,36 @@ from pdfast.config.serialization import check
 
 @dataclass(frozen=True, kw_only=True)
 class Import(Common):
-    """Make a model directory of another library's model."""
+    """Import a model of another library as a model directory."""
 
     source: Positional[Path]
     """google: a checkpoint of the authors' released code, a flax training state. diffusers: the
     folder of a DDPMPipeline or DDIMPipeline, or of a UNet2DModel alone (with --scheduler), or its
-    id on the hub. edm: a network pickle of NVlabs/edm, of which no code is run."""
+    id on the hub. edm: a network pickle of NVlabs/edm; no code in it is run."""
     from_: Annotated[Literal["google", "diffusers", "edm"], arg(name="from")]
-    """Whose it is."""
+    """Origin of the model."""
     out: Path
-    """Model directory to write; but of google also OUT.toml, a config to distil it by."""
+    """Model directory to write. Except for google, OUT.toml is written too, a config to distil the
+    model with."""
     force: Force = False
-    """Replace what is at --out, where pdfast wrote it and nothing was changed or added since."""
+    """Replace --out, if pdfast wrote it and nothing was changed or added since."""
     config: str = ""
-    """google: config whose [model] gives the network, which the file does not; the fields of
+    """google: config whose [model] describes the network, since the file does not; the fields of
     [model] are flags."""
     steps: int | None = None
-    """Sampling steps that the model was distilled to, 0 for a teacher. If left out: of google the
-    file's num_sample_steps, which of a teacher is absent, 0 or the config's distill.start_steps; of
-    edm 0; of diffusers 0, but of an export by pdfast its own."""
+    """Sampling steps that the model was distilled to, 0 for a teacher. Default for google: the
+    file's num_sample_steps, or 0 where that is absent, 0 or the config's distill.start_steps. For
+    diffusers: 0, or the steps of a model that pdfast exported. For edm: 0."""
     variant: str | None = None
-    """diffusers: the word in the names of its weights' files, such as fp16."""
+    """diffusers: the word in the names of the weights' files, such as fp16."""
     scheduler: Path | None = None
-    """diffusers: of a UNet2DModel alone, such as an EMAModel's unet_ema, the scheduler_config.json
+    """diffusers: for a UNet2DModel alone, such as an EMAModel's unet_ema, the scheduler_config.json
     that it was trained with, or its folder."""
     null_class: int | None = None
-    """diffusers: the label by which a class-conditional network is told no class, for guidance;
-    often the last, its num_class_embeds - 1."""
+    """diffusers: label that stands for no class in a class-conditional network, for guidance; often
+    the last, num_class_embeds - 1."""
     model: NetConfig = NetConfig()  # noqa: RUF009
-    """google: [model] of the config. edm: its parameterization alone, v or x, of a network with
+    """google: [model] of the config. edm: only its parameterization, v or x, for a network with
     EDM's preconditioning."""
 
     def run(self) -> None:
@@ -60,8 +61,8 @@ class Import(Common):
             check(
                 not self.config
                 and self.model == dataclasses.replace(config.model, parameterization=asked),
-                "--config and its fields, but --model.parameterization, are for --from google: a "
-                "network pickle tells its network",
+                "--config and its fields, except --model.parameterization, are for --from google: "
+                "a network pickle describes its network",
             )
             from pdfast.interop.edm.load import import_edm
 
@@ -70,7 +71,7 @@ class Import(Common):
         if self.from_ == "diffusers":
             check(
                 not self.config and self.model == config.model,
-                "--config and its fields are for --from google: a pipeline tells its network",
+                "--config and its fields are for --from google: a pipeline describes its network",
             )
             from pdfast.interop.diffusers.load import import_diffusers
 
@@ -86,8 +87,8 @@ class Import(Common):
             return
         check(
             bool(self.config),
-            "--config is missing: the file does not tell its network, so name a config of it, such "
-            "as cifar10",
+            "--config is missing: the file does not describe its network, so name a config of it, "
+            "such as cifar10",
         )
         from pdfast.interop.google.load import import_google
 
@@ -102,14 +103,14 @@ class Export(Common):
     model: Positional[Path]
     """Model directory, such as runs/digits/round-11-steps-0004."""
     to: ExportTarget
-    """diffusers: a DDIMPipeline and a model card with the call; onnx: the network as one graph, and
-    a JSON file that says what its output means."""
+    """diffusers: a DDIMPipeline, with a model card that has the call. onnx: the network as one
+    graph, and a JSON file that describes its inputs and output."""
     out: Path
-    """A new folder."""
+    """Folder to write."""
     force: Force = False
-    """Replace what is at --out, where pdfast wrote it and nothing was changed or added since."""
+    """Replace --out, if pdfast wrote it and nothing was changed or added since."""
     guidance: float | None = None
-    """Guidance weight at which a guided student is written."""
+    """Guidance weight at which a guided student is exported."""
 
     def run(self) -> None:
         """Run the command."""

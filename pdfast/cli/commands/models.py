@@ -17,33 +17,33 @@ class Sample(Machines):
     """Sample images from a model directory."""
 
     model: Positional[Path]
-    """Model directory, such as runs/digits/round-11-steps-0004; or digits, models that come with
-    pdfast: the student of --steps 8, 4, 2 or 1, and the teacher of other numbers."""
+    """Model directory, such as runs/digits/round-11-steps-0004. Or digits, whose models come with
+    pdfast: for --steps 8, 4, 2 or 1 the student, for other numbers the teacher."""
     steps: int = 0
     """Sampling steps; 0: the number that the model was distilled to."""
     num: int = 64
     """Number of images."""
     seed: int = 0
-    """Image k depends on the seed and on k alone."""
+    """Seed; image k depends only on the seed and k."""
     out: Path = Path("samples")
-    """A new folder for PNG files, or an .npz (uint8 NHWC, arr_0), or a .png (a grid). Steps, seed
-    and each image's label go into samples.json in the folder, or of a file into OUT.json."""
+    """Folder for PNG files, or an .npz (uint8 NHWC, arr_0), or a .png (a grid). Steps, seed and
+    each image's label go into samples.json in the folder, or into OUT.json beside a file."""
     force: Force = False
-    """Replace what is at --out, where pdfast wrote it and nothing was changed or added since."""
+    """Replace --out, if pdfast wrote it and nothing was changed or added since."""
     label: str | None = None
     """Class of every image, for a class-conditional model: its number, or its name where the model
-    keeps names; drawn at random, all classes alike, if left out. name:X or number:X where X is both
-    the name of one class and the number of another."""
+    keeps names. By default classes are drawn uniformly. Write name:X or number:X where X is the
+    name of one class and the number of another."""
     guidance: float | None = None
-    """Weight w of classifier-free guidance, x-hat(class) + w (x-hat(class) - x-hat(no class)); of a
-    guided student it must be given."""
+    """Weight w of classifier-free guidance, x-hat(class) + w (x-hat(class) - x-hat(no class)). A
+    guided student needs it."""
     sampler: Sampler = "ddim"
     """ddim is deterministic; ancestral adds noise at each step."""
     variance: float | None = None
-    """Variance of the ancestral sampler, from 0 (small) to 1 (large, taken if left out)."""
+    """Variance of the ancestral sampler, from 0 (small) to 1 (large, the default)."""
     precision: AutoPrecision = "auto"
-    """Of the network's convolutions and linear layers: bf16 (auto on a GPU), tf32, or fp32 (auto on
-    a CPU)."""
+    """Precision of the network's convolutions and linear layers: bf16 (auto on a GPU), tf32, or
+    fp32 (auto on a CPU)."""
 
     def run(self) -> None:
         """Run the command."""
@@ -73,44 +73,43 @@ class Sample(Machines):
 
 @dataclass(frozen=True, kw_only=True)
 class Eval(Machines):
-    """Frechet distance against sampling steps, of a model or of a run (whose report it writes); or,
-    with --against, of samples that any tool has written."""
+    """Measure Frechet distances of a model, a run (for its report) or samples (--against)."""
 
     model: Positional[Path]
-    """Model directory or run directory; with --against samples: a folder of images, an .npz with
+    """Model directory or run directory. With --against, samples: a folder of images, an .npz with
     arr_0, a zip of images, or another data source."""
     against: str | None = None
-    """What samples are compared with: a data source, or an .npz of reference statistics, which are
-    pdfast stats' own, EDM's or pytorch-fid's (mu, sigma), or ADM's reference batch."""
+    """Reference for samples: a data source; or an .npz of statistics (mu, sigma) by pdfast stats,
+    EDM or pytorch-fid; or ADM's reference batch."""
     steps: tuple[int, ...] = ()
-    """Step counts; those of the config if left out."""
+    """Sampling steps to measure at; by default the config's."""
     num: int | None = None
-    """Number of samples, 0 for as many as there are images; that of the config if left out."""
+    """Samples per distance, 0 for as many as the data set has images; by default the config's."""
     config: str | None = None
     """Config that names the data, for a model outside a run directory."""
     out: Path | None = None
-    """Where the numbers of a single model, or of samples, go; eval-<its name> beside it if left
-    out."""
+    """Folder for the numbers of a single model or of samples; by default eval-<its name> beside
+    it."""
     precision: AutoPrecision | None = None
-    """As for sample; that of the config if left out."""
+    """As for sample; by default the config's."""
     detector: str | None = None
-    """pixel, inception[:PATH] or lite0, as eval.detector; that of the config if left out, or, with
-    --against, that of the statistics that pdfast stats wrote, or else pixel."""
+    """pixel, inception[:PATH] or lite0, as eval.detector. By default the config's; with --against,
+    that of the statistics by pdfast stats, or else pixel."""
     classes: ClassShares | None = None
-    """data (by the shares of classes in the data) or even, as eval.classes; that of the config if
-    left out."""
+    """Classes of the samples: data (in the proportions of the data set) or even, as eval.classes;
+    by default the config's."""
     guidance: float | None = None
-    """Weight of classifier-free guidance, as eval.guidance; that of the config if left out."""
+    """Weight of classifier-free guidance, as eval.guidance; by default the config's."""
     other_data: FlagCreatePairsOff[bool] = False
-    """Compare a run, or a model in one, with data other than it was begun with, or any model with
-    data whose classes have other names."""
+    """Allow data other than the run was begun with, or data whose classes have other names than the
+    model's."""
     size: int = 0
-    """With --against: centre-crop and resize samples and data to this height and width; if left
-    out, both are taken as they are, each of one square size."""
+    """With --against: centre-crop and resize samples and data to this height and width. By default
+    neither is resized, and each must have one square size."""
     resize: Resize | None = None
-    """With --size: bicubic, antialiased (taken if left out), or area, as data.resize."""
+    """With --size: bicubic (antialiased, the default) or area, as data.resize."""
     skip_bad: FlagCreatePairsOff[bool] = False
-    """With --against: leave out images that cannot be read, and list them."""
+    """With --against: skip images that cannot be read, and list them."""
 
     def run(self) -> None:
         """Run the command."""
@@ -118,7 +117,7 @@ class Eval(Machines):
             self._judge(self.against)
             return
         alone = {"--size": self.size, "--resize": self.resize, "--skip-bad": self.skip_bad}
-        _check_none(alone, "is for samples: name what they are compared with by --against")
+        _check_none(alone, "is for samples: name their reference with --against")
         check(min(self.steps, default=1) >= 1, "--steps must all be at least 1")
         from pdfast.api import evaluate
 
@@ -139,7 +138,7 @@ class Eval(Machines):
         )
 
     def _judge(self, against: str) -> None:
-        """Samples of any tool."""
+        """Measure the distance of samples, which any tool may have written."""
         of_models = {
             "--steps": self.steps,
             "--num": self.num is not None,
@@ -151,7 +150,7 @@ class Eval(Machines):
         }
         _check_none(
             of_models,
-            "is for models, and --against for samples: give one of them",
+            "is for models, and --against for samples: pass one of them",
         )
         check_alone("eval --against")
         check_resize(self.size, self.resize)
@@ -170,19 +169,19 @@ class Eval(Machines):
 
 
 def _check_none(given: Mapping[str, object], why: str) -> None:
-    """Refuse flags that were given."""
+    """Raise UsageError for the first flag that was given."""
     for flag, value in given.items():
         check(not value, f"{flag} {why}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compare(Common):
-    """Put the reports of runs side by side on one page: distances, evaluations, settings."""
+    """Compare the reports of runs on one page: distances, evaluations, settings."""
 
     runs: Positional[tuple[Path, ...]]
-    """Run directories that have a report, and folders that eval wrote of one model."""
+    """Run directories that have a report, and folders that eval wrote for a single model."""
     out: Path = Path("compare")
-    """A new folder, or one that holds an earlier comparison, which is replaced."""
+    """Folder to write; an earlier comparison in it is replaced."""
 
     def run(self) -> None:
         """Run the command."""

@@ -14,32 +14,32 @@ from pdfast.config.schema import Config, check_distillable, check_own_teacher, c
 
 @dataclass(frozen=True, kw_only=True)
 class RunCommand(Machines):
-    """What `train` and `distill` share."""
+    """The flags that `train` and `distill` share."""
 
     config: str = DEFAULT_CONFIG
     """Name of a config that comes with pdfast, or the path of a TOML file."""
     out: Path | None = None
-    """Run directory; runs/<name of the config> if left out. An unfinished run goes on."""
+    """Run directory; by default runs/<name of the config>. A run in it is resumed."""
     resume: Resume = "auto"
-    """What becomes of a run that is in --out. auto: it goes on; what is damaged in it is put aside
-    and made again, unless that would mean from zero. strict: what is damaged is refused. never:
-    the run is refused."""
+    """How to treat a run that --out already holds. auto: resume it; set damaged files aside and
+    make them again, unless that would mean starting over. strict: refuse damaged files. never:
+    refuse the run."""
     track: tuple[TrackerName, ...] = ()
-    """Show the run as it goes: tensorboard (in the run directory), wandb (Weights & Biases, as its
-    environment variables say). Each needs the extra of its name."""
+    """Trackers that follow the run: tensorboard (files in the run directory), wandb (Weights &
+    Biases, configured by its environment variables). Each needs the extra of its name."""
     dry_run: FlagCreatePairsOff[bool] = False
-    """Print the resolved config, parameters, memory, disk, time and rounds, and stop."""
+    """Print the resolved config, parameters, memory, disk, time and rounds, and exit."""
     fields: Fields = field(default_factory=Config)
 
     def options(self) -> dict[str, Any]:
-        """What `pdfast.train` and `pdfast.distill` take beside the config."""
+        """Return the keyword arguments of `pdfast.train` and `pdfast.distill`."""
         names = ("out", "device", "threads", "resume", "track", "timeout")
         return {name: getattr(self, name) for name in names}
 
     def forecast(self, distill: bool) -> None:
-        """`--dry-run`."""
+        """Carry out `--dry-run`."""
         start = time.perf_counter()
-        import pdfast.api  # noqa: F401  # all that the run itself imports
+        import pdfast.api  # noqa: F401  # so that the time of the run's imports is counted
         from pdfast.distributed.settings import kept
 
         with kept():

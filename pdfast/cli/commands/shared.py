@@ -1,4 +1,4 @@
-"""What commands share."""
+"""Flags and checks that several commands share."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -16,15 +16,15 @@ Fields = Annotated[Config, arg(name="")]  # every config field as a flag, --mode
 
 @dataclass(frozen=True, kw_only=True)
 class Common:
-    """What every command has."""
+    """The flags of every command."""
 
     debug: FlagCreatePairsOff[bool] = False
-    """Before an error's line show its traceback and its cause; so does PDFAST_DEBUG=1."""
+    """Show the traceback and the cause of an error before its line, as PDFAST_DEBUG=1 does."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine(Common):
-    """Where to run."""
+    """The flags of commands that compute."""
 
     device: str = "auto"
     """auto (the first GPU, else the CPU; under torchrun each process's own GPU), cpu or cuda:k."""
@@ -34,15 +34,15 @@ class Machine(Common):
 
 @dataclass(frozen=True, kw_only=True)
 class Machines(Machine):
-    """Where to run, of several processes each."""
+    """The flags of commands that may run in several processes."""
 
     timeout: float = TIMEOUT
-    """Of several processes (torchrun): seconds within which one that does not answer ends the run;
-    while they start at least 60. A process answers however long it works."""
+    """For several processes (torchrun): seconds without an answer after which a process is given up
+    and the run ends; at least 60 while they start. A busy process answers too."""
 
 
 def check_alone(command: str) -> None:
-    """Refuse a command that would do, and write, the same in each of several processes."""
+    """Refuse to run, in each of several processes, a command that is meant for one."""
     check(
         not launched(),
         f"pdfast {command} is work for one process: start it without torchrun",
@@ -50,11 +50,11 @@ def check_alone(command: str) -> None:
 
 
 def check_size(size: int, least: int = 1) -> None:
-    """Refuse a height and width of pictures that none have."""
+    """Refuse a height and width outside `least` .. 65536."""
     check(least <= size <= 2**16, f"--size must be in {least} .. 65536")
 
 
 def check_resize(size: int, resize: str | None) -> None:
-    """Refuse a way of resizing without a size (0), and a size that no picture has."""
+    """Refuse --resize without --size (0), and a size outside 0 .. 65536."""
     check_size(size, least=0)
-    check(size > 0 or resize is None, "--resize is for --size, which says to what size")
+    check(size > 0 or resize is None, "--resize needs --size, the size to resize to")

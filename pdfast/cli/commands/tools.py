@@ -12,15 +12,15 @@ from pdfast.config.schema import DataConfig, LabelFolders, Resize
 
 @dataclass(frozen=True, kw_only=True)
 class Data(Common):
-    """Write images from anywhere as one .npz: cropped, resized, checked, each once."""
+    """Write the images of any source as one .npz, cropped, resized and checked."""
 
     source: Positional[str]
     """A folder of images, a .zip, .tar or .tgz shards, an .npz, IDX files, CIFAR's .tar.gz,
     emoji:FONT, hf:NAME[:SPLIT[:COLUMN]], or digits; see data.source. Images may have any size."""
     out: Path
-    """A new .npz; a contact sheet, .png, is written beside it."""
+    """The .npz to write; a contact sheet, .png, is written beside it."""
     force: Force = False
-    """Replace what is at --out, where pdfast wrote it and nothing was changed or added since."""
+    """Replace --out, if pdfast wrote it and nothing was changed or added since."""
     size: int
     """Height and width in pixels."""
     channels: Literal[0, 1, 3] = 0
@@ -28,16 +28,16 @@ class Data(Common):
     labels: FlagCreatePairsOff[bool] = False
     """Write the classes too."""
     duplicates: Literal["keep", "drop"] = "drop"
-    """What becomes of images whose pixels repeat those of an earlier one."""
+    """Keep or drop images whose pixels repeat an earlier image's."""
     folders: Annotated[LabelFolders, arg(name="data.labels")] = "auto"
-    """Which sub-folders of a folder are its classes: top, those directly below it; parent, those
-    that hold the images; auto, where both are the same; see data.labels."""
+    """Which sub-folders of a folder are its classes: top, the folders directly below it; parent,
+    the folders that hold the images; auto, where both are the same; see data.labels."""
     method: Annotated[Resize, arg(name="resize", aliases=["--data.resize"])] = "bicubic"
-    """bicubic, antialiased, or area, the mean of what each pixel covers; see data.resize."""
+    """bicubic (antialiased) or area (the mean over the area of each pixel); see data.resize."""
     skip_bad: Annotated[
         FlagCreatePairsOff[bool], arg(name="skip-bad", aliases=["--data.skip-bad"])
     ] = False
-    """Leave out images that cannot be read, and list them; otherwise they are refused by name."""
+    """Skip images that cannot be read, and list them; by default they are an error."""
 
     def run(self) -> None:
         """Run the command."""
@@ -63,23 +63,23 @@ class Data(Common):
 
 @dataclass(frozen=True, kw_only=True)
 class Stats(Machine):
-    """Write a set's statistics (mu, sigma), for FID and its like, as pytorch-fid and EDM do."""
+    """Write a data set's statistics (mu, sigma) for FID and similar, as pytorch-fid and EDM do."""
 
     source: Positional[str]
-    """The set: any source that data.source names."""
+    """The data set: any source that data.source can name."""
     out: Path
-    """A new .npz."""
+    """The .npz to write."""
     force: Force = False
-    """Replace what is at --out, where pdfast wrote it and nothing was changed or added since."""
+    """Replace --out, if pdfast wrote it and nothing was changed or added since."""
     detector: str = "pixel"
     """pixel, inception[:PATH] or lite0, as eval.detector."""
     size: int = 0
-    """Centre-crop and resize all images to this height and width; if left out, they are taken as
-    they are, all of one square size."""
+    """Centre-crop and resize all images to this height and width. By default they are not resized,
+    and must all have one square size."""
     resize: Resize | None = None
-    """With --size: bicubic, antialiased (taken if left out), or area, as data.resize."""
+    """With --size: bicubic (antialiased, the default) or area, as data.resize."""
     skip_bad: FlagCreatePairsOff[bool] = False
-    """Leave out images that cannot be read, and list them."""
+    """Skip images that cannot be read, and list them."""
 
     def run(self) -> None:
         """Run the command."""
@@ -101,7 +101,7 @@ class Stats(Machine):
 
 @dataclass(frozen=True, kw_only=True)
 class Doctor(Machine):
-    """Say what runs where: device, number types, each op's implementation and why."""
+    """Show the device, the number types, and each op's implementation with the reason."""
 
     def run(self) -> None:
         """Run the command."""

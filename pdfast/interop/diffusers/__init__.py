@@ -1,1 +1,1 @@
-"""diffusers' pipelines: `load.py` and what it reads, `export.py` and the card that it writes."""
+"""diffusers' pipelines: import (`load.py`) and export (`export.py`, with its model card)."""

@@ -1,4 +1,4 @@
-"""The model card of an exported pipeline: how to call it, and how exact it is."""
+"""The model card of an exported pipeline: its call, and its measured accuracy."""
 
 import html
 import math
@@ -35,8 +35,8 @@ Images are {size}x{size}, {colour}. The network predicts {predicts}.
   {examples}; the pipeline's own default, 50, {default}.
   Of others diffusers rounds the timesteps but not the steps between them, so that pictures are
   worse{extra}.
-- **Pass `use_clipped_model_output=True`.** This sampler clips x-hat to [-1, 1] and computes eps-hat
-  from the clipped x-hat. Without it the pictures are others, and worse.
+- **Pass `use_clipped_model_output=True`.** The sampler clips x-hat to [-1, 1], and then computes
+  eps-hat from the clipped x-hat. Without it the pictures differ, and are worse.
 - Keep this scheduler: its betas are the schedule that the network was trained on.{labels}
 
 ## How exact it is
@@ -74,7 +74,7 @@ with torch.no_grad():
 {guided}        z = scheduler.step(out, t, z, use_clipped_model_output=True).prev_sample
 images = (z / 2 + 0.5).clamp(0, 1)  # (B, C, H, W)"""
 
-# Of a network that knows no class.
+# For a network that was trained with label dropout.
 WEIGHT = """\
 w = 1.0  # guidance: 0 for none; w + 1 is elsewhere called the scale
 none = torch.full_like(labels, {classes})  # no class
@@ -88,14 +88,19 @@ LABELS = """
   use the loop above, not `pipe()`.{names}"""
 
 NO_CLASS = """
-- Label {classes} is no class. The network learned to do without, so that it can be sampled with
-  classifier-free guidance, at two evaluations a step."""
+- Label {classes} stands for no class. The network was trained with it, so that it can be sampled
+  with classifier-free guidance, at two evaluations per step."""
 
 
 def card(model: Model, suggested: int, grid: int, error: float, difference: float) -> str:
-    """README.md for a pipeline on `grid` timesteps; its measured errors, as the export found.
+    """Return the README.md of an exported pipeline.
 
-    `suggested`: the sampling steps of the call.
+    Args:
+        model: The model.
+        suggested: Sampling steps of the call.
+        grid: Number of timesteps T of the pipeline.
+        error: Largest error of the scheduler's alpha-bar.
+        difference: Largest relative difference of the network's output from the model's.
     """
     cfg, steps = model.cfg, model.steps
     of = {
@@ -135,7 +140,7 @@ def card(model: Model, suggested: int, grid: int, error: float, difference: floa
 
 
 def _labels(model: Model) -> str:
-    """What the labels are, and the names of the classes; "" of an unconditional model."""
+    """Describe the labels, with the classes' names; "" for an unconditional model."""
     if not model.num_classes:
         return ""
     named = [
@@ -149,10 +154,10 @@ def _labels(model: Model) -> str:
 
 
 def _extra(grid: int) -> str:
-    """A clause on numbers of steps that get one timestep too many; "" if there are none.
+    """Return a clause on the numbers of steps that get one timestep too many, or "".
 
-    diffusers 0.42 counts timesteps down from T by the quotient T / N, in floating point: where that
-    is rounded down, one more is above 0, and becomes -1.
+    diffusers 0.42 counts timesteps down from T by the floating-point quotient T / N. Where that is
+    rounded down, one more timestep is above 0, and becomes -1.
     """
     longer = [n for n in range(1, grid + 1) if math.ceil(grid / (grid / n)) != n]
     if not longer:
@@ -164,7 +169,7 @@ def _extra(grid: int) -> str:
 
 
 def _schedule(cfg: NetConfig) -> str:
-    """The schedule in words."""
+    """Describe the noise schedule in words."""
     if cfg.schedule == "cosine":
         return (
             f"the cosine schedule, with logSNR from {cfg.logsnr_max:g} (u = 0) to\n"

@@ -1,11 +1,11 @@
-"""A model as diffusers' `UNet2DModel` and `DDIMScheduler`.
+"""Export of a model as diffusers' `UNet2DModel` and `DDIMScheduler`.
 
-The network is the same, layer by layer; what diffusers embeds is a whole timestep, so the embedding
-becomes a table with one row per timestep: what this network embeds at that time. The scheduler
-holds the model's schedule as float32 products of 1 - beta. On a grid of T timesteps every number of
-steps that divides T is sampled as pdfast samples it.
+The network is the same, layer by layer. diffusers embeds whole timesteps, so the embedding becomes
+a table with one row per timestep, holding this network's embedding at that time. The scheduler
+holds the model's schedule as float32 products of 1 - beta. On a grid of T timesteps, diffusers
+samples as pdfast does at every number of steps that divides T.
 
-`pdfast.json`, which diffusers does not read, is the model's own configuration: the import gives
+`pdfast.json`, which diffusers ignores, is the model's own configuration. With it, an import gives
 back the model that was exported.
 """
 
@@ -35,23 +35,34 @@ from pdfast.models.unet import Attention, Downsample, ResBlock, Upsample
 from pdfast.version import __version__
 
 MIN_GRID = 1024  # timesteps
-PLAIN_BLOCKS = {  # without attention, by model.resample
+PLAIN_BLOCKS = {  # diffusers' blocks without attention, by model.resample
     "resnet": ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D"),
     "conv": ("DownBlock2D", "UpBlock2D"),
 }
-ALPHAS = 2**24  # 1 - beta, computed in float32, is a multiple of 1 / this
+ALPHAS = 2**24  # 1 - beta in float32 is a multiple of 1 / ALPHAS
 OWN = "pdfast.json"
 PREDICTS = {"x": "sample", "eps": "epsilon", "v": "v_prediction"}
 
 
 def prepare(model: Model) -> Prepared:
-    """Build and check the pipeline. Raises UsageError if diffusers cannot express the model."""
+    """Build the pipeline and compare its network with the model.
+
+    Args:
+        model: The model, float32 on the CPU.
+
+    Returns:
+        The export, ready to be written.
+
+    Raises:
+        UsageError: diffusers cannot express the model.
+        PdfastError: diffusers' network or timesteps differ from the model's.
+    """
     diffusers = importlib.import_module("diffusers")
     check_expressible(model.cfg)
     grid = grid_of(model)
     phi = angles(model, grid)
     scheduler = diffusers.DDIMScheduler(**scheduler_arguments(model, phi))
-    if not scheduler.alphas_cumprod[0] < 1:  # its first timestep then divides by sigma = 0
+    if not scheduler.alphas_cumprod[0] < 1:  # the first timestep would divide by sigma = 0
         raise UsageError(
             f"the grid of {grid} timesteps that {model.steps} steps and model.logsnr_max "
             f"{model.cfg.logsnr_max:g} need is finer than the float32 of diffusers' schedule: "
@@ -78,7 +89,7 @@ def prepare(model: Model) -> Prepared:
 
 
 def check_expressible(cfg: NetConfig) -> None:
-    """Raise UsageError, naming the field, for what the two classes of diffusers cannot say."""
+    """Raise UsageError, naming the field, for a network that diffusers' classes cannot express."""
     if cfg.edm != EDMNetConfig() or cfg.schedule == "edm":
         reason = (
             "model.schedule edm, and model.edm: diffusers' UNet2DModel and DDIMScheduler have not "
@@ -105,22 +116,23 @@ def check_expressible(cfg: NetConfig) -> None:
 
 
 def attended(cfg: NetConfig) -> set[int]:
-    """The widths at which there is attention: chosen levels', and the last, in the middle."""
+    """Return the widths with attention: of the chosen levels, and of the last, in the middle."""
     levels = [cfg.ch * mult for mult in cfg.ch_mult]
     return {w for n, w in enumerate(levels) if attends(cfg, n)} | {levels[-1]}
 
 
 def attends(cfg: NetConfig, level: int) -> bool:
-    """Whether a level has attention after its residual blocks."""
+    """Return whether a level has attention after its residual blocks."""
     return cfg.image_size >> level in cfg.attn_resolutions
 
 
 def grid_of(model: Model) -> int:
-    """The number of timesteps T: the least from 1024 up that the model's own steps and 64 divide.
+    """Return the number of timesteps T, at least 1024, that the model's own steps and 64 divide.
 
-    A shorter one would sample as well. But a call with other numbers of steps (50 by default) is
-    off by up to one timestep in each step, which 1024 keep small. A schedule by betas keeps its own
-    timesteps where the model's steps divide them.
+    T is the least common multiple of both, doubled until it is 1024 or more. At its own steps the
+    model samples equally well on a shorter grid; but at numbers of steps that do not divide T, such
+    as diffusers' default of 50, each step is off by up to one timestep, and a long grid keeps that
+    small. A schedule by betas keeps its own timesteps where the model's steps divide them.
     """
     if model.cfg.timesteps and model.cfg.timesteps % (model.steps or 1) == 0:
         return model.cfg.timesteps
@@ -131,12 +143,12 @@ def grid_of(model: Model) -> int:
 
 
 def suggested_steps(model: Model, grid: int) -> int:
-    """The sampling steps of the card's call: the model's own, or of a teacher 64 at most."""
+    """Return the sampling steps of the card's call: the model's own; for a teacher, at most 64."""
     return model.steps or max(n for n in divisors(grid) if n <= 64)
 
 
 def check_timesteps(scheduler: Any, steps: int) -> None:
-    """Raise PdfastError unless diffusers samples `steps` equal steps down to timestep T / N - 1."""
+    """Raise PdfastError unless diffusers makes N = `steps` equal steps, down to T / N - 1."""
     scheduler.set_timesteps(steps)
     grid, found = scheduler.config.num_train_timesteps, scheduler.timesteps.tolist()
     if found != [grid * k // steps - 1 for k in range(steps, 0, -1)]:
@@ -148,20 +160,23 @@ def check_timesteps(scheduler: Any, steps: int) -> None:
 
 
 def class_rows(cfg: NetConfig) -> int:
-    """Rows of the table of classes: theirs, then one for no class if the network knows that."""
+    """Return the rows of the class table: one per class, and one for no class where it is known."""
     return cfg.num_classes + bool(cfg.label_dropout)
 
 
 def angles(model: Model, grid: int) -> Tensor:
-    """phi of every timestep k, at u = (k + 1) / T: float64 (T,)."""
+    """Return the angle phi of every timestep k, at u = (k + 1) / T, as float64 (T,)."""
     return model.schedule.phi(torch.arange(1, grid + 1, dtype=torch.float64) / grid)
 
 
 def compensated_betas(phi: Tensor) -> list[float]:
-    """float32 betas whose products of 1 - beta are, rounded to float32, cos(phi)^2.
+    """Return float32 betas whose cumulative products of 1 - beta, in float32, are cos(phi)^2.
 
-    Each makes up for the rounding of those before it, so that errors do not add up. torch.cumprod
-    multiplies in float64 and rounds every product once.
+    Each beta compensates the rounding of all betas before it, so that errors do not accumulate.
+    torch.cumprod multiplies in float64 and rounds every product once.
+
+    Args:
+        phi: Angles of the timesteps, float64 (T,), in radians.
     """
     product, betas = 1.0, []
     for alpha_bar in phi.cos().square().tolist():
@@ -175,12 +190,12 @@ def compensated_betas(phi: Tensor) -> list[float]:
 
 
 def schedule_error(alpha_bar: Tensor, phi: Tensor) -> float:
-    """The largest error of diffusers' float32 alpha-bar (T,)."""
+    """Return the largest error of diffusers' float32 alpha-bar (T,) against cos(phi)^2."""
     return float((alpha_bar.double() - phi.cos().square()).abs().max())
 
 
 def scheduler_arguments(model: Model, phi: Tensor) -> dict[str, Any]:
-    """What makes a `DDIMScheduler` the model's schedule and sampler."""
+    """Return the arguments of a `DDIMScheduler` with the model's schedule and sampler."""
     return {
         "num_train_timesteps": len(phi),
         "trained_betas": compensated_betas(phi),
@@ -193,7 +208,7 @@ def scheduler_arguments(model: Model, phi: Tensor) -> dict[str, Any]:
 
 
 def arguments(cfg: NetConfig, grid: int) -> dict[str, Any]:
-    """What makes a `UNet2DModel` this network."""
+    """Return the arguments of a `UNet2DModel` with the model's architecture."""
     plain = PLAIN_BLOCKS[cfg.resample]
     levels = range(len(cfg.ch_mult))
     down = ["AttnDownBlock2D" if attends(cfg, n) else plain[0] for n in levels]
@@ -216,7 +231,7 @@ def arguments(cfg: NetConfig, grid: int) -> dict[str, Any]:
         "resnet_time_scale_shift": "scale_shift" if cfg.film else "default",
         "norm_eps": cfg.norm_eps,
         "norm_num_groups": cfg.groups,
-        "attn_norm_num_groups": cfg.groups,  # without it the middle's attention has no norm
+        "attn_norm_num_groups": cfg.groups,  # if omitted, the middle's attention has no norm
         "attention_head_dim": None if cfg.num_heads == 1 else head_dim,  # None: one head
         "num_class_embeds": class_rows(cfg) or None,
     }
@@ -227,12 +242,12 @@ def arguments(cfg: NetConfig, grid: int) -> dict[str, Any]:
 
 
 def weights(model: Model, phi: Tensor) -> dict[str, Tensor]:
-    """The state of the `UNet2DModel`, float32."""
+    """Return the state_dict of the `UNet2DModel`, in float32."""
     net = model.net
     state = {"time_proj.weight": net.embedding(logsnr_of(phi))}
-    if net.emb_class is not None:  # a one-hot input's dense layer is a table, its bias in each row
+    if net.emb_class is not None:  # a dense layer of one-hot input is a table, the bias in each row
         rows = net.emb_class.weight.t() + net.emb_class.bias
-        none = net.emb_class.bias[None]  # what is added where the class is not told
+        none = net.emb_class.bias[None]  # the embedding of no class
         state["class_embedding.weight"] = torch.cat([rows, none])[: class_rows(model.cfg)]
     for name, module in module_names(model):
         for leaf, value in module.state_dict().items():
@@ -241,12 +256,12 @@ def weights(model: Model, phi: Tensor) -> dict[str, Tensor]:
 
 
 def module_names(model: Model) -> Iterator[tuple[str, nn.Module]]:
-    """diffusers' name of every layer, and our layer."""
+    """Yield diffusers' name of every layer, with the model's layer."""
     net, blocks = model.net, model.cfg.num_res_blocks
     yield from (("conv_in", net.conv_in), ("conv_norm_out", net.norm_out))
     yield from (("conv_out", net.conv_out),)
     yield from (("time_embedding.linear_1", net.emb0), ("time_embedding.linear_2", net.emb1))
-    for n, stage in enumerate(net.down):  # of `blocks` stages and one that halves the size
+    for n, stage in enumerate(net.down):  # per level: `blocks` stages, and one that halves the size
         level, block = divmod(n, blocks + 1)
         yield from _stage(stage, f"down_blocks.{level}", block, "downsamplers")
     yield from _stage(net.mid[:2], "mid_block", 0, "")
@@ -259,7 +274,7 @@ def module_names(model: Model) -> Iterator[tuple[str, nn.Module]]:
 def _stage(
     stage: nn.Module, prefix: str, block: int, resampler: str
 ) -> Iterator[tuple[str, nn.Module]]:
-    """The layers of one of our stages: a residual block, attention, what resamples."""
+    """Yield the layers of a stage: a residual block, attention, a resampling layer."""
     for layer in stage.children():
         if isinstance(layer, Attention):
             yield from _attention(layer, f"{prefix}.attentions.{block}")
@@ -285,7 +300,10 @@ def _attention(layer: Attention, prefix: str) -> Iterator[tuple[str, nn.Module]]
 
 @torch.no_grad()
 def network_difference(model: Model, unet: Any, phi: Tensor) -> float:
-    """Of the two networks' outputs, at both ends of the grid and between; see `agreed`."""
+    """Return the difference of the two networks' outputs at both ends of the grid and its middle.
+
+    It is relative, and an error above the tolerance; see `agreed`.
+    """
     timesteps = torch.tensor([0, len(phi) // 2, len(phi) - 1])
     inputs = probe(model, logsnr_of(phi[timesteps]))
     labels = inputs.label

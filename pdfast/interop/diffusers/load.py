@@ -1,7 +1,7 @@
 """Import of diffusers' pipelines: a `UNet2DModel` with a DDPM or DDIM scheduler.
 
-The published network (as `pdfast export` writes it) and DDPM's, with the scheduler's own betas as
-the model's schedule. Layers are named by the export, read backwards.
+The network may be the published one (as `pdfast export` writes it) or DDPM's. The scheduler's betas
+become the model's schedule. The names of the layers come from the export's table.
 """
 
 import contextlib
@@ -40,20 +40,20 @@ from pdfast.storage import files
 TABLE, CLASSES = "time_proj.weight", "class_embedding.weight"
 OLD = re.compile(r"(.*attentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)")
 NEW = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-ALPHA_BAR = 1e-6  # largest difference of two schedules that are one
-NULL_SHARE = 0.1  # label_dropout of an import with a class for none: it may be left out at all
-SINUSOID = 1e-3  # and of two tables of sinusoids, whose angles reach 1000 and are float32
+ALPHA_BAR = 1e-6  # largest difference of alpha-bar between equal schedules
+NULL_SHARE = 0.1  # label_dropout of an import with a label for no class; the true one is not known
+SINUSOID = 1e-3  # the same of tables of sinusoids, whose float32 angles reach 1000
 
 
 class Imported(NamedTuple):
-    """A model and what is known of it."""
+    """An imported model, with what its files say about it."""
 
     model: Model
     pipeline: Pipeline
     clips: bool
     """Whether the pipeline's own sampler clips x-hat."""
     dtypes: frozenset[torch.dtype]
-    """Dtypes of the weights as they are stored."""
+    """Dtypes of the stored weights."""
 
 
 @kept()
@@ -67,14 +67,27 @@ def import_diffusers(
     null_class: int | None = None,
     force: bool = False,
 ) -> Model:
-    """Write the model directory `out` from a pipeline, or a network alone; returns the model.
+    """Import a diffusers pipeline, or a network alone, as a model directory.
 
-    `source` is a folder, or an id on the hub; `steps` is what the model was distilled to, 0 for a
-    teacher, which it is unless it is our own export of a student. `variant`: diffusers' word in the
-    names of the weights. `scheduler`: of a network alone, the file or folder of its scheduler.
-    `null_class`: the label by which the network is told no class. Beside `out` goes a config to
-    distil it by, `out`.toml. `force`: replace both where pdfast wrote them. Raises UsageError for
-    what cannot be represented, naming the file and the field, PdfastError for a damaged file.
+    A config to distil the model with is written beside it, as `out`.toml.
+
+    Args:
+        source: A folder, or an id on the hub.
+        out: The model directory to write.
+        steps: Sampling steps that the model was distilled to; 0 for a teacher. By default 0, or the
+            model's own where pdfast exported it.
+        variant: diffusers' word in the names of the weights' files, such as "fp16".
+        scheduler: For a network alone, its scheduler_config.json or the folder that holds it.
+        null_class: Label that stands for no class, where the network was trained with one.
+        force: Replace `out` and `out`.toml if pdfast wrote them and nothing was changed since.
+
+    Returns:
+        The model, on the CPU, in float32 and evaluation mode.
+
+    Raises:
+        UsageError: An argument is wrong, or pdfast cannot represent the model; the message names
+            the file and the field.
+        PdfastError: A file is damaged, or the download failed.
     """
     screen = Screen()
     config = out.parent / f"{out.name}.toml"
@@ -131,7 +144,10 @@ def load_diffusers(
     scheduler: Path | None = None,
     null_class: int | None = None,
 ) -> Imported:
-    """Read a pipeline as a Model on the CPU, in float32 and evaluation mode; see above."""
+    """Read a pipeline as a Model on the CPU, in float32 and evaluation mode.
+
+    Args and errors are those of `import_diffusers`.
+    """
     if steps is not None and not 0 <= steps <= MAX_STEPS:
         raise UsageError(f"--steps must be in 0 .. {MAX_STEPS}, 0 for a teacher")
     pipeline = parts.read(parts.find(source, variant), variant, scheduler)
@@ -160,10 +176,10 @@ def load_diffusers(
 
 
 def _without(pipeline: Pipeline, null_class: int, rows: int) -> dict[str, Any]:
-    """The fields of NetConfig of a table of classes of which one row is no class."""
+    """Return the fields of NetConfig for a class table with one row for no class."""
     if pipeline.own is not None:
         raise UsageError(
-            f"{pipeline.own.file} tells which label is no class: leave --null-class out"
+            f"{pipeline.own.file} says which label is no class: leave --null-class out"
         )
     if not 0 <= null_class < rows or rows < 2:
         has = f"labels 0 .. {rows - 1}" if rows > 1 else "no label beside it"
@@ -175,7 +191,7 @@ def _without(pipeline: Pipeline, null_class: int, rows: int) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _names(pipeline: Pipeline) -> Iterator[None]:
-    """What is wrong with the config that a pipeline makes, by the names of its files."""
+    """Name the pipeline's files in a `UsageError` about the config made of them."""
     try:
         yield
     except UsageError as error:
@@ -188,7 +204,7 @@ def _names(pipeline: Pipeline) -> Iterator[None]:
 
 
 def _own(pipeline: Pipeline, found: NetConfig, table: Tensor | None) -> checkpoint.Described:
-    """The configuration that our export left, once the pipeline is known to be that export."""
+    """Return the configuration in pdfast.json, once the pipeline is known to match it."""
     assert pipeline.own is not None
     file, values = pipeline.own.file, dict(pipeline.own.values)
     try:
@@ -216,9 +232,10 @@ def _own(pipeline: Pipeline, found: NetConfig, table: Tensor | None) -> checkpoi
 
 
 def _embedded(pipeline: Pipeline, found: NetConfig, table: Tensor | None) -> NetConfig:
-    """The config of a learned table, which must be what this network embeds.
+    """Return the config of a learned table, which must be this network's own embedding.
 
-    Of the cosine schedule, if the scheduler's betas are that, so that what was exported comes back.
+    The schedule is the cosine schedule if the scheduler's betas match it, so that an export is
+    imported as it was.
     """
     cosine = dataclasses.replace(found, schedule="cosine", timesteps=0, betas=())
     for cfg in (cosine, found):
@@ -228,18 +245,18 @@ def _embedded(pipeline: Pipeline, found: NetConfig, table: Tensor | None) -> Net
         pipeline.unet,
         "time_embedding_type",
         "learned",
-        f"and the rows of {TABLE} are not what pdfast's network is given at the scheduler's logSNR",
+        f"and the rows of {TABLE} are not pdfast's embedding of the scheduler's logSNR",
     )
 
 
 def _is_schedule(cfg: NetConfig, found: NetConfig) -> bool:
-    """Whether a config's schedule has the alpha-bar of the scheduler, whose fields `found` has."""
+    """Return whether a config's schedule has the alpha-bar of the scheduler's fields, `found`."""
     exact = _angles(cfg, found).cos().square()
     return bool((betas.alpha_bar(found).double() - exact).abs().max() <= ALPHA_BAR)
 
 
 def _is_table(cfg: NetConfig, found: NetConfig, table: Tensor | None) -> bool:
-    """Whether a learned table has what a config's network embeds at the scheduler's timesteps."""
+    """Return whether a learned table is a config's embedding at the scheduler's timesteps."""
     if table is None or table.shape != (found.timesteps, cfg.ch):
         return False
     with torch.device("meta"):
@@ -249,7 +266,7 @@ def _is_table(cfg: NetConfig, found: NetConfig, table: Tensor | None) -> bool:
 
 
 def _angles(cfg: NetConfig, found: NetConfig) -> Tensor:
-    """A config's angles at the scheduler's timesteps."""
+    """Return a config's angles at the scheduler's timesteps, float64 (T,)."""
     u = torch.arange(1, found.timesteps + 1, dtype=torch.float64) / found.timesteps
     return betas.schedule_of(cfg).phi(u)
 
@@ -261,9 +278,14 @@ def _filled(
     flipped: bool,
     null_class: int | None,
 ) -> Model:
-    """The model with the file's weights, once they are known to fit.
+    """Return the model with the file's weights, once they are known to fit.
 
-    `null_class`: the row of the table of classes that is no class, the last if left out.
+    Args:
+        pipeline: The pipeline.
+        cfg: The network's config.
+        given: The file's tensors by name.
+        flipped: Whether cosines come first in the file's time embedding.
+        null_class: Row of the class table that stands for no class; by default the last.
     """
     with torch.device("meta"):
         model = Model(cfg)
@@ -280,9 +302,9 @@ def _filled(
     for name in sorted(weights.keys() | shapes.keys()):
         wrong = ""
         if name not in shapes:
-            wrong = "which the network has not"
+            wrong = "which the network does not have"
         elif name not in weights:
-            wrong = "which is not there"
+            wrong = "which is missing"
         elif weights[name].shape != shapes[name]:
             wrong = f"of shape {tuple(weights[name].shape)}, not {tuple(shapes[name])}"
         elif not weights[name].is_floating_point() or not weights[name].float().isfinite().all():
@@ -297,7 +319,7 @@ def _filled(
     with torch.no_grad():
         for name, target in _named(model):
             target.copy_(weights[name])
-        if flipped:  # their cosines come first: the columns change places
+        if flipped:  # cosines come first there, sines here: swap the halves of the columns
             net.emb0.weight.copy_(net.emb0.weight.roll(cfg.ch // 2, 1))
         if net.emb_class is not None:
             rows = weights[CLASSES].double()
@@ -312,7 +334,7 @@ def _filled(
 
 
 def _named(model: Model) -> Iterator[tuple[str, Tensor]]:
-    """diffusers' name of every parameter, and a view of ours."""
+    """Yield diffusers' name of every parameter, with the model's own tensor."""
     for name, module in module_names(model):
         for leaf, value in module.state_dict().items():
             yield f"{name}.{leaf}", value

@@ -1,8 +1,8 @@
-"""The files of a diffusers pipeline: found in a folder or on the hub, read without diffusers.
+"""The files of a diffusers pipeline, found in a folder or on the hub, and read without diffusers.
 
-A pipeline is a folder with `model_index.json`. A network alone, a `UNet2DModel` or the averages of
-diffusers' `EMAModel`, is read with a scheduler from elsewhere. Only JSON and safetensors are read,
-both bounded; nothing in them is trusted.
+A pipeline is a folder with `model_index.json`. A network alone, a `UNet2DModel` or the averaged
+weights of an `EMAModel`, needs a scheduler from elsewhere. Only JSON and safetensors are read, with
+bounds on their sizes, and nothing in them is trusted.
 """
 
 import importlib
@@ -25,33 +25,40 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
 class Table(NamedTuple):
-    """A JSON object and where it is from, for messages."""
+    """A JSON object and its file, for messages."""
 
     file: Path
     values: dict[str, Any]
 
 
 class Pipeline(NamedTuple):
-    """What a pipeline is made of."""
+    """The parts of a pipeline."""
 
     name: str
-    """Its class; of a network alone the network's."""
+    """Class of the pipeline; for a network alone, the network's class."""
     unet: Table
     scheduler: Table
     weights: Weights
     own: Table | None
-    """The configuration that our export leaves beside it."""
+    """Content of pdfast.json, which pdfast's export writes; None if it is absent."""
 
 
 def find(source: str, variant: str | None = None) -> Path:
-    """The folder of a pipeline or a network: `source` itself or, by its id NAME/NAME, a copy from
-    the hub, of the weights of this variant.
+    """Return the folder of a pipeline or network, after a download if `source` is an id on the hub.
+
+    Args:
+        source: A folder, or an id NAME/NAME on the hub.
+        variant: diffusers' word for the variant of the weights; None for no variant.
+
+    Raises:
+        UsageError: `source` is neither a folder nor an id.
+        PdfastError: The download failed, or huggingface_hub is missing.
     """
     folder = Path(source)
     if folder.is_dir():
         return folder
     if folder.exists() or not HUB_ID.fullmatch(source):
-        what = "is a file" if folder.exists() else "is not there"
+        what = "is a file" if folder.exists() else "does not exist"
         raise UsageError(f"{source} {what}: name a pipeline's folder, or its id on the hub")
     try:
         hub = importlib.import_module("huggingface_hub")
@@ -65,21 +72,26 @@ def find(source: str, variant: str | None = None) -> Path:
     wanted += [*inside, *(f"unet/{name}" for name in inside)]
     try:
         return Path(hub.snapshot_download(source, allow_patterns=wanted))
-    except Exception as error:  # of whatever type: it has many, of several libraries
+    except Exception as error:  # errors of several libraries pass through the hub's client
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise PdfastError(
             f"there is no folder {source}, and it could not be downloaded from the hub "
-            f"({why[:200]}): where there is a network, download the pipeline's folder, and name "
-            "that"
+            f"({why[:200]}): download the pipeline's folder on a machine with internet access, "
+            "and name that folder"
         ) from None
 
 
 def read(folder: Path, variant: str | None = None, scheduler: Path | None = None) -> Pipeline:
-    """Read a folder as diffusers lays it out: parts in sub-folders, or all in the root.
+    """Read a pipeline's folder, whose parts are in sub-folders or all in the root.
 
-    A folder of a network alone is read with `scheduler`, a scheduler_config.json or the folder that
-    holds it. Raises UsageError for what is no U-Net with a DDPM or DDIM scheduler, PdfastError for
-    a damaged file.
+    Args:
+        folder: The folder of a pipeline, or of a network alone.
+        variant: diffusers' word for the variant of the weights; None for no variant.
+        scheduler: For a network alone, a scheduler_config.json or the folder that holds it.
+
+    Raises:
+        UsageError: The folder is not a U-Net with a DDPM or DDIM scheduler.
+        PdfastError: A file is damaged.
     """
     index = folder / INDEX
     if not index.is_file():
@@ -104,7 +116,7 @@ def read(folder: Path, variant: str | None = None, scheduler: Path | None = None
 
 
 def _part(folder: Path, part: str, name: str, known: tuple[str, ...]) -> Table:
-    """The configuration of one part."""
+    """Read the configuration of one part, whose class must be known."""
     place = folder / part if (folder / part).is_dir() else folder
     file = place / name
     if not file.is_file():
@@ -115,7 +127,7 @@ def _part(folder: Path, part: str, name: str, known: tuple[str, ...]) -> Table:
 
 
 def _alone(folder: Path, variant: str | None, scheduler: Path | None) -> Pipeline:
-    """A folder that `UNet2DModel` or `EMAModel` wrote, and a scheduler from elsewhere."""
+    """Read a folder that `UNet2DModel` or `EMAModel` wrote, with a scheduler from elsewhere."""
     if not (folder / UNET).is_file():
         inside = sorted(file.parent.name for file in folder.glob(f"*/{UNET}"))
         hint = f" (networks in it: {', '.join(inside)}: name one, and --scheduler)"
@@ -147,7 +159,7 @@ def _alone(folder: Path, variant: str | None, scheduler: Path | None) -> Pipelin
 
 
 def one_of(table: Table, key: str, known: tuple[Any, ...], default: Any = None) -> Any:
-    """The value of a key, one of `known`; UsageError names the file, the key and the value."""
+    """Return the value of a key, or raise a UsageError that names it unless it is in `known`."""
     value = table.values.get(key, default)
     if not any(value == k and isinstance(value, bool) == isinstance(k, bool) for k in known):
         raise refusal(table, key, value, f"where pdfast has {either(known)}")
@@ -155,17 +167,17 @@ def one_of(table: Table, key: str, known: tuple[Any, ...], default: Any = None) 
 
 
 def refusal(table: Table, key: str, value: Any, why: str) -> UsageError:
-    """The error for a field that cannot be taken over."""
+    """Return the error for a field that pdfast cannot represent."""
     return UsageError(f"{table.file}: {key} is {shown(value)}, {why}")
 
 
 def either(known: tuple[Any, ...]) -> str:
-    """`a, b or c`."""
+    """Return the values joined as "a, b or c"."""
     words = [k if isinstance(k, str) else shown(k) for k in known]
     return " or ".join([", ".join(words[:-1]), words[-1]] if words[1:] else words)
 
 
 def shown(value: Any) -> str:
-    """A value as JSON has it, cut short."""
+    """Return a value as JSON, shortened to about 80 characters."""
     text = json.dumps(value)
     return text if len(text) <= 80 else f"{text[:60]} ... {text[-15:]}"

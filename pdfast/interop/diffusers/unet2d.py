@@ -1,8 +1,7 @@
-"""diffusers' `UNet2DModel` and its scheduler as the [model] of a config, field by field.
+"""diffusers' `UNet2DModel` and scheduler as the [model] of a config, field by field.
 
-Every field that says something is either taken over or must have the one value that pdfast's
-network has; what is left out has diffusers' default. A field that neither class of diffusers has
-is refused, since it may mean anything.
+Every field that matters is either converted or must have a value that pdfast's network implements.
+Omitted fields have diffusers' defaults. An unknown field is refused, since it may mean anything.
 """
 
 from typing import Any
@@ -22,7 +21,7 @@ from pdfast.interop.diffusers.pipeline import (
     shown,
 )
 
-# diffusers' defaults of what is taken over.
+# Converted fields, with diffusers' defaults.
 UNET: dict[str, Any] = {
     "sample_size": None,
     "in_channels": 3,
@@ -59,7 +58,7 @@ SCHEDULER: dict[str, Any] = {
     "clip_sample_range": 1.0,
     "rescale_betas_zero_snr": False,
 }
-# What must be so, the default first.
+# Fields that must have one of these values; the first is diffusers' default.
 UNET_IS: dict[str, tuple[Any, ...]] = {
     "center_input_sample": (False,),
     "mid_block_type": ("UNetMidBlock2D",),
@@ -72,8 +71,8 @@ SCHEDULER_IS: dict[str, tuple[Any, ...]] = {
     "thresholding": (False,),
     "variance_type": ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
 }
-# How diffusers' own samplers choose timesteps and end, which pdfast's does not follow; a note of
-# old versions about array types.
+# Ignored: how diffusers' samplers choose timesteps and end, which pdfast's do otherwise, and an
+# array type that old versions noted.
 SAMPLING = {
     "timestep_spacing",
     "steps_offset",
@@ -82,7 +81,7 @@ SAMPLING = {
     "sample_max_value",
     "tensor_format",
 }
-# What EMAModel writes into the configuration of the averages.
+# What EMAModel adds to the configuration of averaged weights; only optimization_step is used.
 EMA = {
     "decay",
     "min_decay",
@@ -96,7 +95,7 @@ PARAMETERIZATIONS = {predicts: parameterization for parameterization, predicts i
 
 
 class Fields:
-    """A table's values, diffusers' defaults in place of those left out."""
+    """The values of a table, with diffusers' defaults for omitted fields."""
 
     def __init__(self, table: Table, taken: dict[str, Any], fixed: dict[str, Any]) -> None:
         self.table = table
@@ -109,26 +108,26 @@ class Fields:
             one_of(table, key, allowed, default=allowed[0])
 
     def refuse(self, key: str, why: str) -> UsageError:
-        """The error for a field's value."""
+        """Return the error for a field's value."""
         return refusal(self.table, key, self.values[key], why)
 
     def one(self, key: str, known: tuple[Any, ...]) -> Any:
-        """One of some values."""
+        """Return a value that must be one of `known`."""
         return one_of(self.table, key, known, self.values[key])
 
     def whole(self, key: str, null: int | None = None) -> int:
-        """A whole number above 0; `null` for a null, if one is allowed."""
+        """Return a whole number above 0; for a JSON null, `null` if that is given."""
         value = self.values[key]
         if value is None and null is not None:
             return null
         return self._checked(key, value, (int,), 2**30)  # type: ignore[return-value]
 
     def number(self, key: str, most: float = 1.0) -> float:
-        """A number from 0 to `most`."""
+        """Return a number from 0 to `most`."""
         return float(self._checked(key, self.values[key], (int, float), most, least=0))
 
     def all(self, key: str, kinds: tuple[type, ...], most: float) -> list[Any]:
-        """A list of numbers."""
+        """Return a list of 1 to 8192 numbers of the given types, from 0 to `most`."""
         value = self.values[key]
         if not isinstance(value, list) or not 1 <= len(value) <= MAX_TIMESTEPS:
             raise self.refuse(key, f"not a list of 1 to {MAX_TIMESTEPS} numbers")
@@ -144,7 +143,11 @@ class Fields:
 
 
 def network(pipeline: Pipeline) -> dict[str, Any]:
-    """The fields of NetConfig that the network's configuration gives, but the embedding."""
+    """Return the fields of NetConfig from the network's configuration, without the embedding.
+
+    Raises:
+        UsageError: pdfast's network does not have what a field asks for.
+    """
     fields = Fields(pipeline.unet, UNET, UNET_IS)
     size, channels = _size(fields), fields.whole("in_channels")
     if fields.whole("out_channels") != channels:
@@ -182,7 +185,7 @@ def network(pipeline: Pipeline) -> dict[str, Any]:
 
 
 def _size(fields: Fields) -> int:
-    """The one side of the images."""
+    """Return the height and width of the images, which must be equal."""
     value = fields.values["sample_size"]
     if isinstance(value, list) and len(value) == 2 and value[0] == value[1]:
         value = value[0]
@@ -192,7 +195,7 @@ def _size(fields: Fields) -> int:
 
 
 def _blocks(fields: Fields, levels: int) -> tuple[list[int], str]:
-    """The levels with attention, and how all of them resample."""
+    """Return the levels with attention, and the one way in which all levels resample."""
     attended, ways = [], set()
     for way, key in enumerate(("down_block_types", "up_block_types")):
         names = fields.values[key]
@@ -205,7 +208,7 @@ def _blocks(fields: Fields, levels: int) -> tuple[list[int], str]:
             raise fields.refuse(key, f"where pdfast has {either(known)}")
         by_level = names if way == 0 else names[::-1]
         attended.append([n for n, name in enumerate(by_level) if name == attention])
-        # The last level on the way down, the first on the way up: they keep the size.
+        # The last level on the way down and the first on the way up keep the size.
         resampling = by_level[:-1] if way == 0 else by_level[1:]
         asked = fields.one(("downsample_type", "upsample_type")[way], tuple(PLAIN_BLOCKS))
         ways |= {kinds.get(name, asked) for name in resampling}
@@ -221,9 +224,9 @@ def _blocks(fields: Fields, levels: int) -> tuple[list[int], str]:
 
 
 def embedding(pipeline: Pipeline) -> tuple[dict[str, Any], bool]:
-    """The fields of NetConfig for the embedding of time, and whether cosines come first in it.
+    """Return the fields of NetConfig for the time embedding, and whether cosines come first in it.
 
-    Of a learned table nothing is known here: it is compared with what this network would embed.
+    A learned table gives no fields: the caller compares it with this network's embedding.
     """
     fields = Fields(pipeline.unet, UNET, UNET_IS)
     if fields.one("time_embedding_type", ("positional", "learned")) == "learned":
@@ -234,15 +237,15 @@ def embedding(pipeline: Pipeline) -> tuple[dict[str, Any], bool]:
 
 
 def averaged_over(pipeline: Pipeline) -> int | None:
-    """The updates that the weights are averages over, as diffusers' EMAModel says; None if not."""
+    """Return how many updates diffusers' EMAModel averaged the weights over; None if not known."""
     updates = pipeline.unet.values.get("optimization_step")
     return updates if type(updates) is int else None
 
 
 def _predicts(fields: Fields) -> str:
-    """`prediction_type`, or what its forerunner `predict_epsilon` says.
+    """Return `prediction_type`, or the value that its predecessor `predict_epsilon` stands for.
 
-    Today's diffusers ignores the old key, and takes a network of x for one of eps.
+    Today's diffusers ignores the old key, and takes a network that predicts x for one of eps.
     """
     given = fields.table.values
     old = fields.one("predict_epsilon", (None, True, False))
@@ -259,7 +262,11 @@ def _predicts(fields: Fields) -> str:
 
 
 def schedule(pipeline: Pipeline) -> tuple[dict[str, Any], bool]:
-    """The fields of NetConfig that the scheduler gives, and whether its own sampler clips."""
+    """Return the fields of NetConfig from the scheduler, and whether its own sampler clips.
+
+    Raises:
+        UsageError: pdfast does not have what a field asks for.
+    """
     fields = Fields(pipeline.scheduler, SCHEDULER, SCHEDULER_IS)
     parameterization = PARAMETERIZATIONS[_predicts(fields)]
     clips = fields.one("clip_sample", (True, False))
@@ -282,8 +289,7 @@ def schedule(pipeline: Pipeline) -> tuple[dict[str, Any], bool]:
     if parameterization == "eps" and (rescales or found["betas"][-1:] == (1.0,)):
         raise fields.refuse(
             "rescale_betas_zero_snr" if rescales else "trained_betas",
-            "and prediction_type epsilon: of eps alone no image can be told where nothing of it is "
-            "left in z",
+            "and prediction_type epsilon: eps does not determine the image where alpha is 0",
         )
     if rescales:
         whole = betas.rescaled(betas.betas(from_table(NetConfig, found, "model.")))

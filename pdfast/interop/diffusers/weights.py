@@ -1,7 +1,7 @@
-"""The weights of a diffusers network: one safetensors file, several with an index, or a variant.
+"""The weights of a diffusers network: one safetensors file, or several with an index.
 
-`save_pretrained(folder, variant="fp16")` puts a word in the names; `max_shard_size` makes several
-files, and an index that says which tensor is in which. Pickled weights are never read.
+`save_pretrained(folder, variant="fp16")` puts a word into the file names. `max_shard_size` makes
+several files, and an index that maps each tensor to its file. Pickled weights are never read.
 """
 
 import re
@@ -18,21 +18,21 @@ STEM = "diffusion_pytorch_model"
 WEIGHTS, INDEX = f"{STEM}.safetensors", f"{STEM}.safetensors.index.json"
 VARIANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,30}")
 SHARD = re.compile(rf"{STEM}[A-Za-z0-9_.-]{{1,100}}\.safetensors")
-IN_NAME = re.compile(rf"{STEM}\.([^.]+?)(-\d+-of-\d+)?\.safetensors")  # the variant of a file
+IN_NAME = re.compile(rf"{STEM}\.([^.]+?)(-\d+-of-\d+)?\.safetensors")  # 1: a file's variant
 MAX_SHARDS = 1000
 AGAIN = "load the pipeline in diffusers and write it by save_pretrained(NEW_FOLDER"
 
 
 class Weights(NamedTuple):
-    """Files that hold one network's weights."""
+    """The files of one network's weights."""
 
     file: Path
     """The only file, or the index of several."""
     holders: dict[str, Path] | None = None
-    """The file of each tensor, where the weights are in several."""
+    """File of each tensor, where the weights are in several files."""
 
     def facts(self) -> dict[str, object]:
-        """Names and SHA-256, for the manifest of what they are imported as."""
+        """Return the files' names and SHA-256 digests, for the imported model's manifest."""
         found: dict[str, object] = {"file": self.file.name, "sha256": files.sha256(self.file)}
         if self.holders is not None:
             shards = sorted(set(self.holders.values()))
@@ -40,9 +40,10 @@ class Weights(NamedTuple):
         return found
 
     def read(self) -> dict[str, Tensor]:
-        """All tensors by name, on the CPU, in the files' dtypes.
+        """Read all tensors, by name, on the CPU, in the files' dtypes.
 
-        Raises PdfastError for a damaged file, and for files that do not hold what their index says.
+        Raises:
+            PdfastError: A file is damaged, or its tensors are not those that the index lists.
         """
         if self.holders is None:
             return files.read_tensors(self.file)
@@ -61,15 +62,19 @@ class Weights(NamedTuple):
 
 
 def names(variant: str | None) -> tuple[str, ...]:
-    """The names that weights may have: of the only file, then of an index.
+    """Return the file names that weights may have: of a single file, then of an index.
 
-    `variant` is diffusers' word, such as "fp16". Raises UsageError for what is no such word.
+    Args:
+        variant: diffusers' word for the variant, such as "fp16"; None for no variant.
+
+    Raises:
+        UsageError: `variant` is not such a word.
     """
     if variant is None:
         return WEIGHTS, INDEX
     if not VARIANT.fullmatch(variant):
         raise UsageError(f"--variant {variant[:40]!r} is no word such as fp16")
-    # The last is how diffusers once wrote it.
+    # Earlier versions of diffusers used the last form.
     return (
         f"{STEM}.{variant}.safetensors",
         f"{WEIGHTS}.index.{variant}.json",
@@ -78,17 +83,22 @@ def names(variant: str | None) -> tuple[str, ...]:
 
 
 def on_hub(variant: str | None) -> list[str]:
-    """Patterns of the files to ask the hub for, in the network's own folder there."""
+    """Return patterns of the weights' file names, to download from the hub."""
     word, shards = "" if variant is None else f".{variant}", "-?????-of-?????"
     patterns = [*names(variant), f"{STEM}{word}{shards}.safetensors"]
     return [*patterns, f"{STEM}{shards}{word}.safetensors"] if word else patterns
 
 
 def find(folder: Path, variant: str | None = None) -> Weights:
-    """The weights in a network's folder.
+    """Find the weights in a network's folder.
 
-    Raises UsageError where they are not there, or there twice, or pickled, PdfastError for a
-    damaged index.
+    Args:
+        folder: The folder.
+        variant: diffusers' word for the variant, such as "fp16"; None for no variant.
+
+    Raises:
+        UsageError: The weights are missing, pickled, or there both as a file and with an index.
+        PdfastError: The index is damaged.
     """
     found = [folder / name for name in names(variant) if (folder / name).is_file()]
     if len(found) > 1:
@@ -104,7 +114,7 @@ def find(folder: Path, variant: str | None = None) -> Weights:
 
 
 def _holders(index: Path) -> dict[str, Path]:
-    """Which file each tensor is in, by the index of several."""
+    """Return the file of each tensor, from the index."""
     listed = files.read_json(index).get("weight_map")
     if not isinstance(listed, dict) or not listed:
         raise Damaged(index, "has no weight_map, the file of each tensor")
@@ -120,7 +130,7 @@ def _holders(index: Path) -> dict[str, Path]:
 
 
 def _missing(folder: Path, variant: str | None) -> str:
-    """Why there are no weights to read, and what to do."""
+    """Return one sentence on why a folder has no weights to read, and the fix."""
     others = sorted(p.name for p in folder.glob(f"{STEM}*"))
     wanted = names(variant)[0]
     variants = sorted({match[1] for match in map(IN_NAME.fullmatch, others) if match})

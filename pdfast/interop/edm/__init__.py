@@ -1,5 +1,6 @@
-"""Network pickles of NVlabs/edm: `load.py`, what is in them, and a reader that runs nothing.
+"""Import of NVlabs/edm's network pickles, by a reader that runs no code in them.
 
-- `pickled.py`: the pickle as plain data and records; `storages.py`: the tensors' bytes
-- `network.py`: the config that a record describes; `weights.py`: its tensors, by our layers
+- `load.py`: the import
+- `pickled.py`: the pickle as plain data and records; `storages.py`: the bytes of its tensors
+- `network.py`: the config that a record describes; `weights.py`: its tensors, by pdfast's layers
 """

@@ -1,8 +1,9 @@
-"""Import of network pickles of NVlabs/edm: DDPM++, NCSN++ and ADM with any of its preconditionings.
+"""Import of NVlabs/edm's network pickles: DDPM++, NCSN++ and ADM, with any preconditioning.
 
-The networks become pdfast's own, with [model.edm] in their config: norms, precision and graphs are
-as for any other. The schedule is EDM's sigma, within what the network was made for. No code in a
-file is run, and none of NVlabs/edm's is needed: see `pickled.py`.
+A network becomes one of pdfast's own, with [model.edm] in its config, so that kernels, precision
+and CUDA graphs apply to it as to any other. The schedule has EDM's noise levels, within the range
+that the network was made for. No code in a file is run, and none of NVlabs/edm's is needed; see
+`pickled.py`.
 """
 
 from pathlib import Path
@@ -29,13 +30,25 @@ def import_edm(
     steps: int | None = None,
     force: bool = False,
 ) -> Model:
-    """Write the model directory `out` from a network-snapshot; returns the model.
+    """Import a network-snapshot of NVlabs/edm as a model directory.
 
-    `parameterization`, v or x, is what the model predicts where the preconditioning is EDM's; of
-    the others it is eps. `steps` is what the model was distilled to, 0 for a teacher. Beside `out`
-    goes a config to distil it by, `out`.toml. `force`: replace both where pdfast wrote them. Raises
-    UsageError for another network, PdfastError for a damaged file and for a pickle that asks for
-    anything but tensors and plain data.
+    A config to distil the model with is written beside it, as `out`.toml.
+
+    Args:
+        source: The network-snapshot-*.pkl.
+        out: The model directory to write.
+        parameterization: "v" or "x", for a network with EDM's preconditioning. Networks with any
+            other preconditioning predict eps.
+        steps: Sampling steps that the model was distilled to; 0 or None for a teacher.
+        force: Replace `out` and `out`.toml if pdfast wrote them and nothing was changed since.
+
+    Returns:
+        The model, on the CPU, in float32 and evaluation mode.
+
+    Raises:
+        UsageError: An argument is wrong, or the file holds a network that pdfast does not have.
+        PdfastError: The file is damaged, or its pickle asks for anything but tensors and plain
+            data.
     """
     screen = Screen()
     config = out.parent / f"{out.name}.toml"
@@ -70,7 +83,7 @@ def load_edm(
 ) -> Model:
     """Read a network-snapshot as a Model on the CPU, in float32 and evaluation mode.
 
-    Arguments and errors as of `import_edm`.
+    Args and errors are those of `import_edm`.
     """
     return _loaded(path, parameterization, steps)[0]
 
@@ -82,7 +95,7 @@ def _loaded(
         raise UsageError(f"--steps must be in 0 .. {MAX_STEPS}, 0 for a teacher")
     if parameterization not in ("v", "x"):
         raise UsageError(
-            f"--model.parameterization {parameterization}: of a network of NVlabs/edm it is v or x"
+            f"--model.parameterization {parameterization}: a network of NVlabs/edm takes v or x"
         )
     if not path.is_file():
         kind = "is a folder, not a file" if path.is_dir() else "does not exist"

@@ -1,8 +1,8 @@
-"""The network that a persistent object of NVlabs/edm describes, as a config's [model].
+"""The network of an NVlabs/edm pickle, as the [model] of a config.
 
-The architecture is in the arguments that the network was made with, which its record keeps; what
-was left out has the default of the published constructor. The preconditioning's constants are
-attributes.
+The architecture follows from the arguments of the network's constructor, which its record keeps.
+Omitted arguments have the published constructor's defaults. The preconditioning's constants are
+attributes of its record.
 """
 
 import math
@@ -18,10 +18,10 @@ from pdfast.interop.edm.pickled import Record
 
 PRECONDITIONINGS = {"VPPrecond": "vp", "VEPrecond": "ve", "iDDPMPrecond": "iddpm"}
 PRECONDITIONINGS |= {"EDMPrecond": "edm"}
-SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 80.0, 7.0  # of EDM's sampler, unless the network has less
+SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 80.0, 7.0  # EDM's sampler; the network's range may be smaller
 MISSING = object()
 
-BOTH: dict[str, Any] = {  # in the constructors' order
+BOTH: dict[str, Any] = {  # defaults of both networks, in the constructors' order
     "img_resolution": MISSING,
     "in_channels": MISSING,
     "out_channels": MISSING,
@@ -48,22 +48,22 @@ ADM: dict[str, Any] = BOTH | {
     "num_blocks": 3,
     "attn_resolutions": [32, 16, 8],
 }
-HEAD_DIM = 64  # of ADM
-GROUPS, GROUP_CH = 32, 4  # of every norm: at most, and the least channels of one
+HEAD_DIM = 64  # of ADM's attention
+GROUPS, GROUP_CH = 32, 4  # of every GroupNorm: most groups, and least channels of a group
 
 
 class Described(NamedTuple):
-    """A network of a pickle."""
+    """The network of a pickle."""
 
     cfg: NetConfig
     record: Record
-    """The network inside the preconditioning."""
+    """Network inside the preconditioning."""
     own: Record
-    """The preconditioning around it."""
+    """Preconditioning around the network."""
 
 
 class Arguments:
-    """The arguments of a constructor, with its defaults for those that were left out."""
+    """The arguments that a network was made with, with the constructor's defaults."""
 
     def __init__(self, path: Path, record: Record, defaults: Mapping[str, Any]) -> None:
         self.what = f"{path}: {record.class_name[:100]}"
@@ -78,29 +78,29 @@ class Arguments:
         self.values: dict[str, Any] = {**defaults, **positional, **named}
 
     def refusal(self, key: str, why: str) -> UsageError:
-        """The error for an argument's value."""
+        """Return the error for an argument's value."""
         return UsageError(f"{self.what} has {key} {shown(self.values[key])}: {why}")
 
     def whole(self, key: str, least: int = 1) -> int:
-        """A whole number."""
+        """Return a whole number, from `least` to 2^20."""
         return self._whole(key, self.values[key], least)
 
     def all(self, key: str, least: int = 1) -> tuple[int, ...]:
-        """A list of whole numbers."""
+        """Return a list of whole numbers, each from `least` to 2^20."""
         value = self.values[key]
         if type(value) not in (list, tuple) or len(value) > 64:
             raise self.refusal(key, "a list of whole numbers is expected")
         return tuple(self._whole(key, item, least) for item in value)
 
     def share(self, key: str) -> float:
-        """A number from 0 to below 1."""
+        """Return a number in [0, 1)."""
         value = self.values[key]
         if type(value) not in (int, float) or not 0 <= value < 1:
             raise self.refusal(key, "a number from 0 to below 1 is expected")
         return float(value)
 
     def one(self, key: str, known: tuple[str, ...]) -> str:
-        """One of some words."""
+        """Return a string that must be one of `known`."""
         value = self.values[key]
         if type(value) is not str or value not in known:
             raise self.refusal(key, f"pdfast's network has {' or '.join(known)}")
@@ -113,7 +113,7 @@ class Arguments:
 
 
 def shown(value: Any) -> str:
-    """A foreign value for a message, cut short."""
+    """Return a foreign value for a message, shortened."""
     if value is MISSING:
         return "(missing)"
     plain = isinstance(value, str | int | float) or value is None
@@ -122,11 +122,17 @@ def shown(value: Any) -> str:
 
 
 def described(path: Path, found: Any, parameterization: Parameterization) -> Described:
-    """The network under `ema` of what a pickle holds.
+    """Describe the network under the key `ema` of a pickle.
 
-    `parameterization` is what the model is to predict where the preconditioning is EDM's, v or x;
-    the networks of all others predict eps. Raises UsageError for what pdfast's network does not
-    have.
+    Args:
+        path: The file, for messages.
+        found: Content of the pickle.
+        parameterization: "v" or "x", for a network with EDM's preconditioning. Networks with any
+            other preconditioning predict eps.
+
+    Raises:
+        UsageError: The pickle holds no such network, or one that pdfast does not have.
+        PdfastError: The network's record lacks its arguments or constants.
     """
     own = found.get("ema") if type(found) is dict else None
     if type(own) is not Record:
@@ -148,15 +154,15 @@ def described(path: Path, found: Any, parameterization: Parameterization) -> Des
         )
     arguments = Arguments(path, record, SONG if record.class_name == "SongUNet" else ADM)
     fields, edm = makers[record.class_name](arguments)
-    channels = fields["channels"] * (2 if kind == "iddpm" else 1)  # with the variances
+    channels = fields["channels"] * (2 if kind == "iddpm" else 1)  # iddpm's include variances
     if arguments.whole("out_channels") != channels:
         raise arguments.refusal("out_channels", f"with {own.class_name} {channels} are expected")
     numbers = tuple(_number(path, own, name) for name in CONSTANTS[kind])
     least, most = (_number(path, own, name) for name in ("sigma_min", "sigma_max"))
     if kind != "edm" and parameterization == "x":
         raise UsageError(
-            f"{path}: a network with {own.class_name} predicts eps, and is first fitted to v by "
-            "its students: leave --model.parameterization away"
+            f"{path}: a network with {own.class_name} predicts eps, and its first student is "
+            "fitted to predict v: omit --model.parameterization"
         )
     try:
         cfg = NetConfig(
@@ -175,7 +181,7 @@ def described(path: Path, found: Any, parameterization: Parameterization) -> Des
 
 
 def _number(path: Path, record: Record, name: str) -> float:
-    """A number that a preconditioning has."""
+    """Return a number among a preconditioning's attributes."""
     value = record.state.get(name)
     if not isinstance(value, int | float) or math.isnan(value):
         raise PdfastError(f"{path}: {record.class_name} has no number {name}")
@@ -183,7 +189,7 @@ def _number(path: Path, record: Record, name: str) -> float:
 
 
 def _shared(arguments: Arguments) -> dict[str, Any]:
-    """The fields of NetConfig that both networks give alike."""
+    """Return the fields of NetConfig that SongUNet and DhariwalUNet share."""
     classes = arguments.whole("label_dim", least=0)
     arguments.whole("augment_dim", least=0)
     return {
@@ -200,7 +206,7 @@ def _shared(arguments: Arguments) -> dict[str, Any]:
 
 
 def _song(arguments: Arguments) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Fields of [model] and of [model.edm] of a SongUNet: DDPM++, NCSN++."""
+    """Return the fields of [model] and [model.edm] of a SongUNet: DDPM++ or NCSN++."""
     embedding = arguments.one("embedding_type", ("positional", "fourier"))
     encoder = arguments.one("encoder_type", ("standard", "residual"))
     arguments.one("decoder_type", ("standard",))
@@ -225,7 +231,7 @@ def _song(arguments: Arguments) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _adm(arguments: Arguments) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Fields of [model] and of [model.edm] of a DhariwalUNet: ADM."""
+    """Return the fields of [model] and [model.edm] of a DhariwalUNet: ADM."""
     ch, multiples = arguments.whole("model_channels"), arguments.all("channel_mult")
     first = multiples[0] if multiples else 1
     if any(multiple % first for multiple in multiples):

@@ -1,12 +1,12 @@
-"""A reader of the pickles that NVlabs/edm writes, which knows what is in them and nothing else.
+"""A reader of NVlabs/edm's pickles that runs no code in them.
 
-Their networks are persistent objects: each is a record of its class's name, its state, and the
-source of its module, which the usual loader runs. Here the pickle's opcodes are followed by this
-module alone, over a stack of plain data. No name is ever looked up and nothing is called: the few
-names that such files have stand for the few things below, and any other is refused. The source is
-dropped unread.
+The networks are persistent objects: each is a record of its class's name, its state, and the source
+of its module, which NVlabs/edm's loader runs. This module interprets the pickle's opcodes itself,
+over a stack of plain data. It imports no name and calls nothing: the few names that such files
+contain have a fixed meaning here, any other is refused, and the source is dropped unread.
 
-Bounded are the opcodes, the memo by them, and what torch.load is given; keys are texts or numbers.
+The number of opcodes is bounded, and with it the memo, as is the input of torch.load. Keys are
+strings or integers.
 """
 
 import pickletools
@@ -26,7 +26,7 @@ MOST_OPCODES = 2**20  # published files have some 10^5
 MOST_DIMS = 8
 VERSION = 6  # of the persistence records
 FIELDS = {"type", "version", "module_src", "class_name", "state"}
-NAMES = {  # what a pickle of theirs asks for, and what it stands for here
+NAMES = {  # the names in NVlabs/edm's pickles, and their meaning here
     "torch_utils.persistence._reconstruct_persistent_obj": "record",
     "collections.OrderedDict": "dict",
     "dnnlib.util.EasyDict": "dict",
@@ -42,7 +42,7 @@ NAMES = {  # what a pickle of theirs asks for, and what it stands for here
     "numpy._core.multiarray.scalar": "scalar",
 }
 SCALARS = {"f8": "<d", "f4": "<f", "i8": "<q", "i4": "<i"}
-FOREIGN = {  # what else files of weights begin with
+FOREIGN = {  # first bytes of other files of weights
     b"PK\3\4": "a zip archive, as torch.save writes, where NVlabs/edm's networks are plain pickles",
     b"\x1f\x8b": "gzipped: unpack it first",
     b"\x89HDF": "an HDF5 file",
@@ -50,21 +50,21 @@ FOREIGN = {  # what else files of weights begin with
 
 
 class Record:
-    """A persistent object, or one of PyTorch's own containers: nothing but its state."""
+    """The class name and state of a persistent object or of one of PyTorch's containers."""
 
     def __init__(self, class_name: str, state: dict[Any, Any]) -> None:
         self.class_name, self.state = class_name, state
 
 
 class _Name(NamedTuple):
-    """The meaning of a name in the pickle."""
+    """A name in the pickle, with its meaning."""
 
     kind: str
     name: str
 
 
 class _Bytes:
-    """Bytes of the pickle, let go once a storage is made of them."""
+    """Bytes of the pickle, released once a storage is made of them."""
 
     def __init__(self, content: bytes) -> None:
         self.content: bytes | None = content
@@ -81,12 +81,12 @@ class _Dtype(NamedTuple):
     code: str
 
 
-class Asked(ValueError):  # noqa: N818  # it says what for
+class Asked(ValueError):  # noqa: N818  # the message is what was asked for
     """A pickle asks for something that is neither a tensor nor plain data."""
 
 
 class _Bounded:
-    """A file that is asked for no more bytes than it has: pickletools asks for what it is told."""
+    """A file whose reads end at its size, since pickletools reads as much as a pickle declares."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file, self._size = file, size
@@ -96,13 +96,14 @@ class _Bounded:
         return self._file.read(max(0, min(size, self._size - self._file.tell())))
 
     def readline(self) -> bytes:
-        return self._file.readline(4096)  # of a name; longer ones end in no newline
+        return self._file.readline(4096)  # a name; a longer one lacks its newline and is refused
 
 
 def read(path: Path) -> Any:
-    """What a pickle holds: plain data, tensors (on the CPU) and Records.
+    """Read a pickle as plain data, tensors on the CPU, and `Record`s.
 
-    Raises PdfastError for a damaged file and for one that asks for anything else, naming it.
+    Raises:
+        PdfastError: The file is damaged, or asks for anything else, which the message names.
     """
     try:
         with path.open("rb") as file:
@@ -114,7 +115,7 @@ def read(path: Path) -> Any:
             file.seek(0)
             machine = _Machine()
             with warnings.catch_warnings():
-                # pickletools decodes backslashes in names, and warns of those that escape nothing.
+                # pickletools decodes backslashes in names, and warns about invalid escapes.
                 warnings.simplefilter("ignore", DeprecationWarning)
                 for opcode, argument, _ in pickletools.genops(_Bounded(file, size)):  # type: ignore[arg-type]
                     machine.step(opcode.name, argument)
@@ -129,7 +130,7 @@ def read(path: Path) -> Any:
     except OSError as error:
         raise PdfastError(f"{path} cannot be read: {error.strerror}") from None
     except MemoryError:
-        raise PdfastError(f"{path} takes more memory than there is") from None
+        raise PdfastError(f"{path} takes more memory than is available") from None
     except (ValueError, IndexError, OverflowError, struct.error) as error:
         text = " ".join(str(error).split()) or type(error).__name__
         raise PdfastError(
@@ -138,7 +139,7 @@ def read(path: Path) -> Any:
 
 
 class _Machine:
-    """The stack and the memo of a pickle, opcode by opcode."""
+    """The stack and the memo of a pickle, updated opcode by opcode."""
 
     def __init__(self) -> None:
         self.result: Any = None
@@ -148,7 +149,17 @@ class _Machine:
         self._opcodes = 0
 
     def step(self, name: str, argument: Any) -> None:
-        """Follow one opcode. Raises Asked, ValueError or IndexError for what is not of theirs."""
+        """Interpret one opcode.
+
+        Args:
+            name: Its name in pickletools.
+            argument: Its decoded argument; None where it has none.
+
+        Raises:
+            Asked: It asks for a name that NVlabs/edm's pickles do not have.
+            ValueError: It is used in a way in which NVlabs/edm's pickles do not use it.
+            IndexError: It takes more from the stack than was put there.
+        """
         self._opcodes += 1
         if self._opcodes > MOST_OPCODES:
             raise ValueError(f"it has more than {MOST_OPCODES} opcodes")
@@ -181,7 +192,7 @@ class _Machine:
         return self._stack.pop()
 
     def _items(self) -> list[Any]:
-        """What is above the last mark."""
+        """Pop the items above the last mark."""
         start = self._marks.pop()
         items = self._stack[start:]
         del self._stack[start:]
@@ -272,7 +283,7 @@ class _Machine:
 
 
 def _made(name: _Name, args: tuple[Any, ...]) -> Any:
-    """What a call of one of their names stands for."""
+    """Return the object that a call of a known name stands for."""
     kind = name.kind
     if kind == "dict" and not args:
         return {}
@@ -315,7 +326,7 @@ def _storage(given: _Bytes) -> _Storage:
 
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any) -> Tensor:
-    """A view of a storage that lies within it, each element of its own."""
+    """Return a view of a storage, with no more elements than it holds and all of them within it."""
     if type(storage) is not _Storage or type(offset) is not int or offset < 0:
         raise ValueError("it holds a tensor without a storage")
     for sizes in (size, stride):

@@ -1,11 +1,11 @@
-"""The numbers of a tensor in a plain pickle: the bytes that torch.save made of its storage.
+"""Tensor storages in a plain pickle: the bytes that torch.save made of each.
 
 Such a pickle asks for `torch.storage._load_from_bytes`, which would unpickle anything. It is never
-called: the bytes are looked through, and then given to torch.load with weights_only.
+called. The bytes are checked first, and then given to torch.load with weights_only.
 
-They are of the format that torch.save had before zip archives: five small pickles (a magic number,
-a version, what the machine was like, the storage's type, key, place and length, and the list of
-keys), then the length again, and the numbers.
+The bytes have the format that torch.save used before zip archives: five small pickles (a magic
+number, a version, the machine's properties, the storage's type, key, place and length, and the list
+of keys), then the length again, and the numbers.
 """
 
 import io
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-HEADER = 4096  # bytes that the five pickles take at most; about 300 are usual
+HEADER = 4096  # most bytes of the five pickles; about 300 are usual
 MOST_OPCODES = 200
 PICKLES = 5
 DTYPES = {
@@ -32,7 +32,7 @@ DTYPES = {
     "torch ByteStorage": torch.uint8,
     "torch BoolStorage": torch.bool,
 }
-# What torch.save writes of these five with protocol 2, and no more.
+# All that torch.save uses in these five pickles, with protocol 2.
 OPCODES = {
     *("PROTO", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "GLOBAL", "BINPERSID"),
     *("BININT", "BININT1", "BININT2", "LONG1", "BINUNICODE", "EMPTY_DICT", "SETITEM", "SETITEMS"),
@@ -42,13 +42,20 @@ OPCODES = {
 
 
 def numbers(content: bytes) -> Tensor:
-    """The numbers of one storage: (N,), on the CPU. Raises ValueError for what is no storage."""
+    """Return the numbers of one storage, (N,), on the CPU.
+
+    Args:
+        content: Bytes that torch.save wrote before zip archives.
+
+    Raises:
+        ValueError: The bytes are not one whole storage.
+    """
     dtype, length = _looked_through(content)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of storages with a type, which are old
+        warnings.simplefilter("ignore")  # typed storages are deprecated
         try:
             loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        except Exception as error:  # of a pickle anything may come
+        except Exception as error:  # a pickle can cause any error
             text = " ".join(str(error).split())
             raise ValueError(f"a storage that torch.load does not read ({text[:200]})") from None
         if not isinstance(loaded, torch.storage.TypedStorage) or loaded.dtype != dtype:
@@ -60,10 +67,10 @@ def numbers(content: bytes) -> Tensor:
 
 
 def _looked_through(content: bytes) -> tuple[torch.dtype, int]:
-    """A storage's dtype and length, once its bytes are known to be such a file and no more.
+    """Return a storage's dtype and length, once its bytes are known to be one whole storage.
 
-    What is declared is compared with the bytes that there are, so that nothing is made room for
-    that is not there.
+    The declared length must match the bytes that follow, so that no memory is allocated for numbers
+    that are missing.
     """
     if not content.startswith(MAGIC):
         raise ValueError("a storage that torch.save did not write")
@@ -74,7 +81,7 @@ def _looked_through(content: bytes) -> tuple[torch.dtype, int]:
             raise ValueError(f"a storage whose header uses {opcode}")
         if opcode == "GLOBAL":
             names.append(str(argument))
-        whole = isinstance(argument, int) and number > 2  # after what tells the version
+        whole = isinstance(argument, int) and number > 2  # the first pickles hold large constants
         if whole and not 0 <= argument <= len(content):
             raise ValueError(f"a storage whose header holds {argument}")
     if len(names) != 1 or names[0] not in DTYPES:
@@ -88,7 +95,7 @@ def _looked_through(content: bytes) -> tuple[torch.dtype, int]:
 
 
 def _header(head: BinaryIO) -> Iterator[tuple[int, str, Any]]:
-    """The number of the pickle, the name and the argument of every opcode of the header."""
+    """Yield (index of the pickle, name, argument) of every opcode of the header."""
     for number in range(PICKLES):
         try:
             for opcode, argument, _ in pickletools.genops(head):

@@ -1,8 +1,12 @@
-"""The tensors of NVlabs/edm's networks by the layers of pdfast's.
+"""The tensors of NVlabs/edm's networks, converted for the layers of pdfast's network.
 
-What is folded into the weights: of DDPM++ and NCSN++ the factor sqrt(1/2) of every residual sum,
-where a layer's output enters it, and the class's layer before the first one of the embedding; of
-ve the sign of what it predicts; of iddpm its variances are cut off.
+Folded into the weights are:
+
+- DDPM++ and NCSN++: the factor sqrt(1/2) of every residual sum, into the layer whose output enters
+  it, and the class layer, which precedes the first layer of the embedding there;
+- preconditioning ve: the sign of the prediction, which is -eps there.
+
+The variances that iddpm predicts are dropped.
 """
 
 import itertools
@@ -25,25 +29,33 @@ from pdfast.models.unet import Attention, Conv, ResBlock
 
 MOST_TENSORS = 100_000
 MOST_DEPTH = 8
-SAME = 1e-4  # relative: of noise levels computed in float32 one after the other
-UNUSED = ("map_augment.weight",)  # its labels are 0, and it has no bias
+SAME = 1e-4  # relative tolerance of noise levels from a float32 recursion
+UNUSED = ("map_augment.weight",)  # it has no effect: its input is 0 at sampling, and it has no bias
 BUFFER = ".resample_filter"
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A tensor of the file, and what of ours it fills."""
+    """A tensor of the file, and the parameter that it fills."""
 
     shape: tuple[int, ...]
+    """Shape in the file."""
     target: Tensor
+    """Parameter of pdfast's network."""
     change: Callable[[Tensor], Tensor] = lambda given: given
-    """From the file's, in float64, to one that has the target's shape after `reshape`."""
+    """Conversion of the file's tensor, in float64, up to a `reshape` to the target's shape."""
 
 
 def filled(path: Path, found: Described) -> Model:
-    """The model with the file's weights, on the CPU, in evaluation mode.
+    """Return the model with the file's weights, on the CPU, in evaluation mode.
 
-    Raises PdfastError where a tensor is missing, of another shape, not finite or unknown.
+    Args:
+        path: The file, for messages.
+        found: The network that the file describes.
+
+    Raises:
+        PdfastError: A tensor is missing, unknown, not finite or of another shape, or the file
+            contradicts the arguments that its network was made with.
     """
     given = dict(_tensors(path, found.record, itertools.count()))
     _check_blocks(path, found)
@@ -52,7 +64,7 @@ def filled(path: Path, found: Described) -> Model:
         given.pop(name, None)
     with torch.device("meta"):
         model = Model(found.cfg)
-    _check_shapes(path, given, dict(_layers(model, found)))  # before room is made for any
+    _check_shapes(path, given, dict(_layers(model, found)))  # before memory is allocated
     net = model.net
     state = {name: torch.zeros(t.shape, dtype=t.dtype) for name, t in net.state_dict().items()}
     net.load_state_dict(state, assign=True)
@@ -69,13 +81,13 @@ def filled(path: Path, found: Described) -> Model:
 
 
 def _check_shapes(path: Path, given: dict[str, Tensor], layers: dict[str, Layer]) -> None:
-    """Raise PdfastError unless the file has just the network's tensors, finite ones."""
+    """Raise PdfastError unless the file has exactly the network's tensors, all finite."""
     for name in sorted(layers.keys() | given.keys()):
         wrong = ""
         if name not in layers:
-            wrong = "which the network has not"
+            wrong = "which the network does not have"
         elif name not in given:
-            wrong = "which is not there"
+            wrong = "which is missing"
         elif tuple(given[name].shape) != layers[name].shape:
             wrong = f"of shape {tuple(given[name].shape)}, not {layers[name].shape}"
         elif not given[name].is_floating_point() or not given[name].float().isfinite().all():
@@ -89,7 +101,10 @@ def _check_shapes(path: Path, given: dict[str, Tensor], layers: dict[str, Layer]
 def _tensors(
     path: Path, record: Record, count: Iterator[int], name: str = "", depth: int = 0
 ) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a record and of those in it, by their dotted names; `count` is over all."""
+    """Yield the tensors of a record and of its inner records, by dotted names.
+
+    `count` numbers the tensors and modules of the whole file.
+    """
     if depth > MOST_DEPTH:
         raise PdfastError(f"{path} is nested more than {MOST_DEPTH} deep at {name[:200]}")
     for kind in ("_parameters", "_buffers", "_modules"):
@@ -110,7 +125,7 @@ def _tensors(
 
 
 def _layers(model: Model, found: Described) -> Iterator[tuple[str, Layer]]:
-    """The file's tensors by name, in the network's order."""
+    """Yield the layer for each of the file's tensors, by name, in the network's order."""
     cfg, net, song = found.cfg, model.net, found.record.class_name == "SongUNet"
     scale, size = cfg.edm.residual_scale, cfg.image_size
     half = net.emb0.in_features // 2
@@ -119,12 +134,12 @@ def _layers(model: Model, found: Described) -> Iterator[tuple[str, Layer]]:
         yield "map_noise.freqs", Layer((half,), freqs)
     for name, layer in (("map_layer0", net.emb0), ("map_layer1", net.emb1)):
         yield from _dense(name, layer)
-    if not song:  # whose cosines come first: the columns change places
+    if not song:  # cosines come first there, sines here: swap the halves of the columns
         weight = net.emb0.weight
         yield "map_layer0.weight", Layer(tuple(weight.shape), weight, lambda w: w.roll(half, 1))
     if net.emb_class is not None:
         target = net.emb_class.weight
-        if song:  # folded into ours once both are there
+        if song:  # folded into one layer by _fold_class, once both layers are known
             shape = net.emb0.in_features, cfg.num_classes
             device = target.device
             yield "map_label.weight", Layer(shape, torch.empty(shape, device=device))
@@ -165,20 +180,20 @@ def _layers(model: Model, found: Described) -> Iterator[tuple[str, Layer]]:
 
 
 def _dense(name: str, layer: nn.Module, scale: float = 1.0) -> Iterator[tuple[str, Layer]]:
-    """A layer whose tensors have the same shapes there."""
+    """Yield the tensors of a layer that has the same shapes in the file."""
     for leaf, target in layer.state_dict(keep_vars=True).items():
         yield f"{name}.{leaf}", Layer(tuple(target.shape), target, lambda given: given * scale)
 
 
 def _conv(name: str, layer: nn.Module, scale: float = 1.0) -> Iterator[tuple[str, Layer]]:
-    """A convolution, which a dense layer of ours may be."""
+    """Yield the tensors of a convolution, for which pdfast may have a dense layer."""
     for leaf, layer_ in _dense(name, layer, scale):
         shape = layer_.shape + (1, 1) * (leaf.endswith("weight") and len(layer_.shape) == 2)
         yield leaf, Layer(shape, layer_.target, layer_.change)
 
 
 def _block(name: str, layers: list[nn.Module], scale: float) -> Iterator[tuple[str, Layer]]:
-    """A residual block, and the attention that is inside theirs."""
+    """Yield the tensors of a residual block and its attention, which is inside the block there."""
     block, *rest = layers
     assert isinstance(block, ResBlock)
     yield from _dense(f"{name}.norm0", block.norm1)
@@ -196,14 +211,14 @@ def _block(name: str, layers: list[nn.Module], scale: float) -> Iterator[tuple[s
             heads = attention.num_heads
 
             def by_kind(given: Tensor, heads: int = heads) -> Tensor:
-                """Their rows are (head, channel, q k v), ours (q k v, head, channel)."""
+                """Reorder rows from the file's (head, channel, qkv) to (qkv, head, channel)."""
                 return given.reshape(heads, -1, 3, *given.shape[1:]).movedim(2, 0)
 
             yield leaf, Layer(layer.shape, layer.target, by_kind)
 
 
 def _last(name: str, layer: Conv, cfg: NetConfig) -> Iterator[tuple[str, Layer]]:
-    """The last convolution: of iddpm with variances, which are left, of ve of -eps."""
+    """Yield the last convolution: without iddpm's variances, and with ve's -eps negated."""
     sign = -1.0 if cfg.edm.preconditioning == "ve" else 1.0
     channels = cfg.out_channels
     for leaf, target in layer.state_dict(keep_vars=True).items():
@@ -213,9 +228,9 @@ def _last(name: str, layer: Conv, cfg: NetConfig) -> Iterator[tuple[str, Layer]]
 
 
 def _fold_class(first: nn.Linear, layer: nn.Linear, given: dict[str, Tensor]) -> None:
-    """Put the label's layer, whose output goes into the first one's, behind that one.
+    """Fold the class layer, whose output enters the first layer there, into one added after it.
 
-    Their one-hot labels are sqrt(number of classes) where ours are 1.
+    One-hot labels are sqrt(number of classes) there, and 1 here.
     """
     weight, bias = (given[f"map_label.{leaf}"].double() for leaf in ("weight", "bias"))
     into = given["map_layer0.weight"].double()
@@ -224,11 +239,11 @@ def _fold_class(first: nn.Linear, layer: nn.Linear, given: dict[str, Tensor]) ->
 
 
 # ------------------------------------------------------------------------------------------
-# What a file says twice
+# Consistency of what the file stores twice
 
 
 def _check_blocks(path: Path, found: Described) -> None:
-    """Raise PdfastError where a block's numbers are not those that its network's class gives."""
+    """Raise PdfastError where a block's attributes differ from its network's arguments."""
     cfg = found.cfg
     block = {"skip_scale": cfg.edm.residual_scale, "adaptive_scale": cfg.film}
     for name, record in _records(found.record):
@@ -255,7 +270,7 @@ def _check_blocks(path: Path, found: Described) -> None:
 
 
 def _records(record: Record, name: str = "") -> Iterator[tuple[str, Record]]:
-    """The records below one, by their dotted names; `_tensors` has looked at their tables."""
+    """Yield the records below one, by dotted names; `_tensors` has checked their tables."""
     for key, value in record.state.get("_modules", {}).items():
         if type(value) is Record:
             yield f"{name}{key}", value
@@ -263,7 +278,7 @@ def _records(record: Record, name: str = "") -> Iterator[tuple[str, Record]]:
 
 
 def _check_filters(path: Path, cfg: NetConfig, filters: dict[str, Tensor]) -> None:
-    """Raise PdfastError for a resampling filter that is not the arguments'."""
+    """Raise PdfastError for a resampling filter that differs from the network's arguments."""
     wanted = Filter(cfg.edm.filter).weight(torch.empty(1, 1, dtype=torch.float64))
     for name, tensor in filters.items():
         if tensor.shape != wanted.shape or not torch.allclose(tensor.double(), wanted, atol=1e-6):
@@ -273,7 +288,7 @@ def _check_filters(path: Path, cfg: NetConfig, filters: dict[str, Tensor]) -> No
 
 
 def _check_levels(path: Path, found: Described) -> None:
-    """Raise PdfastError where iddpm's table of noise levels is not that of its constants."""
+    """Raise PdfastError where iddpm's table of noise levels does not follow from its constants."""
     if found.cfg.edm.preconditioning != "iddpm":
         return
     buffers = found.own.state.get("_buffers")

@@ -1,1 +1,5 @@
-"""Checkpoints of the authors' released code: `load.py`, their names, and flax's msgpack."""
+"""Import of checkpoints of the authors' released code, which flax wrote.
+
+- `load.py`: the import
+- `flax.py`: the file format; `published.py`: the names and layouts of the parameters
+"""

@@ -1,8 +1,8 @@
-"""Reads the files that flax writes: msgpack, nested maps of arrays, one array at a time.
+"""A reader of flax's files, nested maps of arrays in msgpack, one array at a time.
 
-An array is msgpack's ext type 1, a scalar type 3; both hold msgpack again, (shape, name of the
-dtype, bytes in row-major order). An array of more than a gigabyte is a map of its chunks. Nothing
-in a file is trusted: there is no pickle, no dtype but the few named here, and names, nesting,
+An array is msgpack's ext type 1, a scalar ext type 3. Both hold msgpack again: (shape, name of the
+dtype, bytes in row-major order). An array of more than a gigabyte is a map of chunks. Nothing in a
+file is trusted: nothing is unpickled, only the dtypes named here are accepted, and names, nesting,
 counts and sizes are bounded. flax itself is not needed.
 """
 
@@ -25,7 +25,7 @@ ARRAY, SCALAR = 1, 3  # ext types
 MAX_DEPTH = 8
 MAX_LEAVES = 100_000
 MAX_DIMS = 32
-HEADER = 4096  # bytes around an array's own
+HEADER = 4096  # bytes of msgpack around an array's numbers
 DTYPES = {
     name: cast(torch.dtype, getattr(torch, name))
     for name in (
@@ -33,7 +33,7 @@ DTYPES = {
         *("float16", "bfloat16", "float32", "float64"),
     )
 }
-FOREIGN = {  # what else files of weights begin with
+FOREIGN = {  # first bytes of other files of weights
     b"PK\3\4": "a zip archive, as .npz files and PyTorch's pickled weights are",
     **{bytes([0x80, version]): "a pickle, which is never loaded" for version in (2, 3, 4, 5)},
     b"\x1f\x8b": "gzipped: unpack it first",
@@ -42,21 +42,28 @@ FOREIGN = {  # what else files of weights begin with
 
 
 class FlaxFile:
-    """The leaves of a file under some of its top-level `keys`; what is under others is skipped.
+    """The leaves of a file under some of its top-level keys; other keys are skipped.
 
-    `most` is the largest number of bytes that an array may have.
+    Args:
+        path: The file.
+        keys: Top-level keys to read.
+        most: Most bytes of one array.
     """
 
     def __init__(self, path: Path, keys: Collection[str], most: int) -> None:
         self.path, self._wanted, self._most = path, keys, most
         self.keys: list[str] = []
-        """The top-level keys met so far."""
+        """Top-level keys read or skipped so far."""
         self._at = ""  # the name being read, for messages
 
     def leaves(self) -> Iterator[tuple[str, Any]]:
-        """(path, leaf) in the file's order: "a/b/c" and a Tensor on the CPU, or a plain value.
+        """Yield (path, leaf) in the file's order.
 
-        Raises UsageError if there is no such file, PdfastError if it is damaged or foreign.
+        A path is "a/b/c"; a leaf is a Tensor on the CPU, or a plain value.
+
+        Raises:
+            UsageError: The file does not exist, or msgpack is not installed.
+            PdfastError: The file is damaged, or not one of flax's.
         """
         try:
             import msgpack
@@ -82,7 +89,7 @@ class FlaxFile:
                         raise self._error(f"has more than {MAX_LEAVES} leaves")
                     yield leaf
                 if size > unpacker.tell():
-                    raise self._error(f"goes on for {size - unpacker.tell()} bytes after its end")
+                    raise self._error(f"has {size - unpacker.tell()} more bytes after its end")
         except OSError as error:
             raise PdfastError(f"{self.path} cannot be read: {error.strerror}") from None
         except msgpack.OutOfData:
@@ -112,7 +119,7 @@ class FlaxFile:
     def _value(
         self, unpacker: Any, file: BinaryIO, name: str, depth: int
     ) -> Iterator[tuple[str, Any]]:
-        """A leaf, or those of a map."""
+        """Yield one leaf, or the leaves of a map."""
         self._at = name
         if not _is_map(os.pread(file.fileno(), 1, unpacker.tell())):
             yield name, self._leaf(unpacker.unpack())
@@ -127,7 +134,7 @@ class FlaxFile:
             yield from self._value(unpacker, file, f"{name}/{key}", depth + 1)
 
     def _chunked(self, unpacker: Any) -> Tensor:
-        """The rest of such a map: True, then "shape" and "chunks", with keys "0", "1", ..."""
+        """Read the rest of a chunked array: True, "shape", "chunks" with keys "0", "1", ..."""
         unpacker.unpack()
         if unpacker.unpack() != "shape":
             raise ValueError("a chunked array without a shape")
@@ -148,7 +155,7 @@ class FlaxFile:
         return torch.cat([part.reshape(-1) for part in flat]).reshape(shape)
 
     def _leaf(self, value: Any) -> Any:
-        """Of an ext type its array, or the scalar in it; anything else as it is."""
+        """Return the array or scalar of an ext type; any other value unchanged."""
         import msgpack
 
         if not isinstance(value, msgpack.ExtType):
@@ -195,12 +202,12 @@ class FlaxFile:
 
 
 def _is_map(head: bytes) -> bool:
-    """Whether msgpack's next object is a map, by its first byte."""
+    """Return whether msgpack's next object is a map, by its first byte."""
     return bool(head) and (0x80 <= head[0] <= 0x8F or head[0] in (0xDE, 0xDF))
 
 
 def _listed(table: Any) -> list[Any]:
-    """The values of {"0": ..., "1": ...}."""
+    """Return the values of {"0": ..., "1": ...} as a list."""
     if not isinstance(table, dict) or list(table) != [str(n) for n in range(len(table))]:
         raise ValueError("a shape that is not numbered 0, 1, ...")
     return list(table.values())

@@ -1,8 +1,8 @@
-"""Import of checkpoints of the authors' released code: flax's msgpack of a training state.
+"""Import of checkpoints of the authors' released code: a training state in flax's msgpack.
 
-The state has `step`, `optimizer`, `ema_params` and `num_sample_steps`; the weights taken are
-`ema_params`, as the published code does for teachers and for sampling. The network's configuration
-is not in the file: the config's [model] gives it.
+The state has `step`, `optimizer`, `ema_params` and `num_sample_steps`. The imported weights are
+`ema_params`, which the published code too uses for teachers and for sampling. The file does not
+hold the network's configuration, so a config's [model] must give it.
 """
 
 import dataclasses
@@ -27,21 +27,21 @@ from pdfast.models.model import Model
 from pdfast.storage import files
 
 PARAMS = "ema_params"
-LEAST_LIMIT = 2**28  # bytes of an array that are read even if no array of the config's has so many
+LEAST_LIMIT = 2**28  # bytes; the limit on one array is at least this, whatever the config
 
 
 class Imported(NamedTuple):
-    """A model and what is known of it."""
+    """An imported model, with what its file says about it."""
 
     model: Model
     what: str
-    """A teacher or a student, and how that was told."""
+    """Whether it is a teacher or a student, and the reason."""
     step: int | None
-    """Updates that its training had counted, if the file says."""
+    """Number of training updates; None if the file does not say."""
     num_sample_steps: int | None
-    """As the file says, if it does."""
+    """The file's `num_sample_steps`; None if it has none."""
     reshaped: list[str]
-    """The parameters whose shape was another one with as many elements, and which."""
+    """Parameters that were reshaped, each with its shape in the file and here."""
 
 
 @kept()
@@ -52,12 +52,22 @@ def import_google(
     steps: int | None = None,
     force: bool = False,
 ) -> Model:
-    """Write the model directory `out` from a training state; returns the model.
+    """Import a training state of the authors' code as a model directory.
 
-    `config.model` gives the network, `config.distill.start_steps` tells a teacher from a student
-    unless `steps` does (see `load_google`). `force`: replace `out` where pdfast wrote it. Raises
-    UsageError for a file of another network or an `out` that is there, PdfastError for a damaged
-    file.
+    Args:
+        source: The checkpoint.
+        out: The model directory to write.
+        config: A config of the network, `config.model`. Its `distill.start_steps` distinguishes a
+            teacher from a student where `steps` is None; see `load_google`.
+        steps: Sampling steps that the model was distilled to; 0 for a teacher.
+        force: Replace `out` if pdfast wrote it and nothing was changed since.
+
+    Returns:
+        The model, on the CPU, in float32 and evaluation mode.
+
+    Raises:
+        UsageError: An argument is wrong, the file is of another network, or `out` exists.
+        PdfastError: The file is damaged.
     """
     screen = Screen()
     files.check_new(out, force)
@@ -87,8 +97,19 @@ def import_google(
 def load_google(path: Path, config: Config, steps: int | None = None) -> Imported:
     """Read a training state as a Model on the CPU, in float32 and evaluation mode.
 
-    `steps` is what the model was distilled to, 0 for a teacher; left out, it is the file's
-    `num_sample_steps`, but 0 where that is absent, 0 or the config's `distill.start_steps`.
+    Args:
+        path: The checkpoint.
+        config: A config of the network, as in `import_google`.
+        steps: Sampling steps that the model was distilled to; 0 for a teacher. By default the
+            file's `num_sample_steps`, or 0 where that is absent, 0 or the config's
+            `distill.start_steps`.
+
+    Returns:
+        The model, and what the file says about it.
+
+    Raises:
+        UsageError: The file does not exist, or is of another network.
+        PdfastError: The file is damaged.
     """
     if str(path).startswith("gs:/"):
         raise UsageError(f"{path} is not on this machine: copy it here first, with gsutil cp")
@@ -106,19 +127,19 @@ def load_google(path: Path, config: Config, steps: int | None = None) -> Importe
         if not view.isfinite().all():
             raise PdfastError(
                 f"{path} holds numbers that are not finite, or not in float32: parameter {name}; "
-                "nothing can be sampled from or learned of it"
+                "the model cannot be used: import another checkpoint"
             )
     model.steps, what = _steps(path, numbers["num_sample_steps"], config, steps)
-    if model.steps:  # distilled without
+    if model.steps:  # students are distilled without dropout
         model.cfg = dataclasses.replace(model.cfg, dropout=0.0)
     model.net.load_state_dict(state, assign=True)
     return Imported(model.eval(), what, numbers["step"], numbers["num_sample_steps"], reshaped)
 
 
 def _read(path: Path, views: dict[str, Tensor]) -> tuple[dict[str, int | None], dict[str, Shape]]:
-    """Fill the views that have as many elements as the file's parameters of their names.
+    """Fill each view from the file's parameter of its name, if that has as many elements.
 
-    Returns the whole numbers of the state, and the shapes of all its parameters.
+    Returns the integers of the state, and the shapes of all its parameters.
     """
     numbers: dict[str, int | None] = {"step": None, "num_sample_steps": None}
     shapes: dict[str, Shape] = {}
@@ -152,7 +173,7 @@ def _read(path: Path, views: dict[str, Tensor]) -> tuple[dict[str, int | None], 
 def _reconcile(
     path: Path, cfg: NetConfig, views: dict[str, Tensor], shapes: dict[str, Shape]
 ) -> list[str]:
-    """Raise UsageError unless the shapes fit, naming the fields that differ; what was reshaped."""
+    """Return the reshaped parameters, or raise a UsageError that names the differing fields."""
     expected = {name: tuple(view.shape) for name, view in views.items()}
     differing = published.differing(cfg, shapes)
     same_heads = not {"num_heads", "head_dim"} & differing.keys()
@@ -168,7 +189,7 @@ def _reconcile(
             reshaped.append(f"{name} from {found} to {shape}")
     surplus = [name for name in shapes if name not in expected]
     if surplus:
-        wrong = wrong or f"it has a parameter {surplus[0]}, which the config's network has not"
+        wrong = wrong or f"it has a parameter {surplus[0]}, which the config's network lacks"
     if not wrong:
         return reshaped
     flags = " ".join(_flag(key, value) for key, value in differing.items())
@@ -181,16 +202,17 @@ def _reconcile(
 
 
 def _flag(key: str, value: object) -> str:
-    """A field of [model] as it is given on the command line."""
+    """Return a field of [model] as a flag of the command line."""
     values = value if isinstance(value, tuple) else (value,)
     return " ".join([f"--model.{key.replace('_', '-')}", *map(str, values)])
 
 
 def _steps(path: Path, found: int | None, config: Config, asked: int | None) -> tuple[int, str]:
-    """Steps that the model was distilled to, 0 for a teacher, and how that is known.
+    """Return the steps that the model was distilled to, 0 for a teacher, and the reason in words.
 
-    The published code writes 0 for a network trained in continuous time, the first number of steps
-    when it takes that as the first teacher, and each student's own in the rounds.
+    The published code writes 0 for a network trained in continuous time, the number of steps that
+    distillation starts from when such a network becomes the first teacher, and in the rounds each
+    student's own number.
     """
     start = config.distill.start_steps
     if asked is not None:

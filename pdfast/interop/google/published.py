@@ -1,7 +1,7 @@
-"""The published network's parameters: their names and layouts, and what they tell of its config.
+"""The published network's parameters: names, layouts, and the config that their shapes imply.
 
 Names and layouts are those of the authors' flax code: convolution kernels (height, width, in,
-out), dense ones (in, out), attention's (in, heads, head_dim) and (heads, head_dim, out).
+out), dense kernels (in, out), attention kernels (in, heads, head_dim) and (heads, head_dim, out).
 """
 
 import math
@@ -17,9 +17,16 @@ Shape = tuple[int, ...]
 
 
 def views(cfg: NetConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Views of tensors, named as in the network's state_dict, by the published names and layouts.
+    """Return views of a network's tensors, by the published names and in the published layouts.
 
-    Writing into a view writes into the tensor. The order is the network's, from its input on.
+    Writing into a view writes into its tensor.
+
+    Args:
+        cfg: Config of the network.
+        tensors: Tensors by their names in the network's state_dict.
+
+    Returns:
+        The views, in the order of the network from its input on.
     """
     found: dict[str, Tensor] = {}
 
@@ -28,7 +35,7 @@ def views(cfg: NetConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         found[f"{path}/bias"] = tensors[f"{name}.bias"]
 
     def dense(path: str, name: str) -> None:
-        weight = tensors[f"{name}.weight"]  # of a 1x1 convolution here, or not
+        weight = tensors[f"{name}.weight"]  # pdfast may have a 1x1 convolution
         found[f"{path}/kernel"] = (weight[..., 0, 0] if weight.ndim == 4 else weight).t()
         found[f"{path}/bias"] = tensors[f"{name}.bias"]
 
@@ -58,7 +65,7 @@ def views(cfg: NetConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         found[f"{path}/proj_out/bias"] = tensors[f"{name}.proj.bias"]
 
     def stage(level: str, number: int, name: str) -> int:
-        """A block, and the attention behind it; returns how many layers that makes."""
+        """Add a block and the attention after it; return the number of layers, 1 or 2."""
         block(f"{level}.block_{number}", f"{name}.0")
         if f"{name}.1.qkv.weight" not in tensors:
             return 1
@@ -94,14 +101,18 @@ def views(cfg: NetConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 # ------------------------------------------------------------------------------------------
-# What a file's shapes tell
+# The config that a file's shapes imply
 
 
 def differing(cfg: NetConfig, shapes: Mapping[str, Shape]) -> dict[str, Any]:
-    """Fields of `cfg` that parameters of these shapes contradict, and what they say instead.
+    """Return the values implied by parameters of these shapes, for fields of `cfg` that differ.
 
-    By numbers of elements, since the shapes vary between versions of flax. They do not tell the
-    image's size, the groups of norms, dropout, or which of x, eps and v is predicted.
+    The numbers of elements decide, since shapes vary between versions of flax. Image size, groups
+    of norms, dropout, and which of x, eps and v is predicted, do not follow from them.
+
+    Args:
+        cfg: The assumed config.
+        shapes: Shapes of the file's parameters, by their published names.
     """
     told = dict(_told(cfg, shapes))
     return {
@@ -138,7 +149,7 @@ def _told(cfg: NetConfig, shapes: Mapping[str, Shape]) -> Iterator[tuple[str, An
 
 
 def _told_heads(cfg: NetConfig, shapes: Mapping[str, Shape]) -> Iterator[tuple[str, Any]]:
-    """Of kernels laid out as (in, heads, head_dim), if all are."""
+    """Yield the heads that attention kernels imply, if all are (in, heads, head_dim)."""
     heads = set()
     for path, shape in shapes.items():
         match = re.fullmatch(r"(.*attn_\d{1,3})/(q|k|v|proj_out)/kernel", path)
@@ -159,7 +170,7 @@ def _told_heads(cfg: NetConfig, shapes: Mapping[str, Shape]) -> Iterator[tuple[s
 
 
 def _sane(value: Any) -> bool:
-    """Whether a config may have it: a file may say anything."""
+    """Return whether a value is possible in a config; a file's shapes may be anything."""
     if isinstance(value, tuple):
         return len(value) <= 16 and all(1 <= n <= 2**16 for n in value)
     return isinstance(value, str) or 0 <= value <= 2**16
