@@ -40,7 +40,7 @@ def guided(model: Model, weight: float) -> Model:
         return model
     if not model.label_dropout:
         raise UsageError(
-            "this model cannot be guided, since it always was told the class: train a "
+            "this model cannot be guided, since it was always given the class: train a "
             "class-conditional teacher with model.label_dropout 0.1"
             if model.num_classes
             else "this model is unconditional, and cannot be guided: leave guidance out"

@@ -178,7 +178,7 @@ def test_refusals(tiny, straight, eps_teacher, tmp_path):
             teacher=eps_teacher, out=out)  # fmt: skip
     refused("distill.fit_updates is for students that cannot start as their teacher, and this",
             changed(tiny, distill={"fit_updates": 5}), out=out)  # fmt: skip
-    refused("teacher is of the config's own network: leave it 0",
+    refused("teacher has the config's own network: leave it at 0",
             changed(tiny, distill={"fit_updates": 5}), teacher=teacher, out=out)  # fmt: skip
     refused("whose first round fits v to it", changed(tiny, model={"parameterization": "eps"}),
             teacher=eps_teacher, out=out)  # fmt: skip

@@ -256,7 +256,7 @@ def test_what_cannot_be_guided(tiny, classes, guides):
     always = changed(classes, model={"label_dropout": 0.0})
     for config, weight, message in (
         (tiny, 1.0, "this model is unconditional, and cannot be guided"),
-        (always, 1.0, "always was told the class: train a class-conditional teacher with"),
+        (always, 1.0, "was always given the class: train a class-conditional teacher with"),
         (classes, -1.0, r"guidance must be in 0 \.\. 100, not -1.0"),
         (classes, float("nan"), "guidance must be in"),
         (guides, 5.0, r"guidance 5 is outside 0 \.\. 4, which this student learned"),
@@ -266,7 +266,7 @@ def test_what_cannot_be_guided(tiny, classes, guides):
     with pytest.raises(UsageError, match="is a guided student: pass --guidance"):
         random_model(guides.model, 0, torch.float32).sample(1, 1)
     network = pdfast.Network(torch.nn.Linear(3, 3), (3,), num_classes=2)
-    with pytest.raises(UsageError, match="always was told the class"):
+    with pytest.raises(UsageError, match="was always given the class"):
         guided(network, 1.0)
 
 
