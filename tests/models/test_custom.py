@@ -257,7 +257,7 @@ def test_another_teacher_in_the_same_folder(finished, module, message):
 
 def test_without_the_module(finished, capsys, tmp_path):
     model = finished[0] / "round-02-steps-0002"
-    call = f'in Python, pdfast.load("{model}", network=module) gives a copy of it these weights'
+    call = f'in Python, pdfast.load("{model}", network=module) loads its weights into a copy'
     for command in (
         ["sample", model, "--num", "1", "--out", tmp_path / "a.png"],
         ["export", model, "--to", "onnx", "--out", tmp_path / "onnx"],
@@ -269,8 +269,8 @@ def test_without_the_module(finished, capsys, tmp_path):
         assert call in error
         assert error.count("\n") == 1
     assert main(["eval", str(finished[0])]) == 2
-    assert "the call of pdfast.distill that made it" in capsys.readouterr().err
-    with pytest.raises(UsageError, match="only your code can make"):
+    assert "the call of pdfast.distill that made the run" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="only your code can create"):
         pdfast.load(model)
     with pytest.raises(UsageError, match="a network of your own"):
         pdfast.export(finished[1], tmp_path / "out", to="diffusers")
@@ -284,7 +284,7 @@ def test_a_run_without_a_model(finished, capsys, tmp_path):
         for path in run.glob(models):
             shutil.rmtree(path)
         assert main(["eval", str(run)]) == 2
-        assert f"{run} is a run of a network of your own" in capsys.readouterr().err
+        assert f"{run} is a run of a custom network" in capsys.readouterr().err
 
 
 def test_what_a_directory_says(finished, tmp_path):

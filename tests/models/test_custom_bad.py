@@ -68,7 +68,7 @@ def test_buffers_may_hold_a_mask_or_share_memory(tmp_path):
         (lambda: Dense().requires_grad_(False), "no parameter that requires a gradient"),
         (lambda: nn.Identity(), "failed on z .*TypeError"),
         (not_copied, "the module cannot be copied .TypeError: "),
-        (lambda: nn.LazyLinear(12), "parameter weight holds no numbers yet"),
+        (lambda: nn.LazyLinear(12), "parameter weight holds no values yet"),
         (lambda: with_buffer(torch.zeros(1).expand(12)), "failed loading its own state_dict: Runt"),
         (lambda: pdfast.Network(Dense(), ()), r"shape must be that of one sample, such as"),
         (lambda: pdfast.Network(Dense(), (1, 0)), r"shape must be .* not \(1, 0\)"),
@@ -156,7 +156,7 @@ def test_wrong_calls(config, given, message, tmp_path):
 def test_more_wrong_calls(tiny, tmp_path):
     volume = pdfast.Network(Dense((1, 2, 2, 2)), (1, 2, 2, 2))
     with pytest.raises(
-        UsageError, match=r"no pictures that pdfast reads: pass data=, a tensor \(M,"
+        UsageError, match=r"not pictures that pdfast reads: pass data=, a tensor \(M,"
     ):
         pdfast.distill(CONFIG, teacher=volume, out=tmp_path / "run")
     model = random_model(tiny.model, 0, torch.float32)

@@ -55,8 +55,8 @@ def one_hot(count):
     return function
 
 
-OTHER = "the module's output for a sample is another among 4 samples than among 3: have it make"
-RANDOM = "output is another each time for the same input: have it draw no random numbers and keep"
+OTHER = "the module's output for a sample differs between batches of 4 and 3: compute each output"
+RANDOM = "output differs between calls with the same input: in evaluation mode it must draw no"
 
 
 @pytest.mark.parametrize(

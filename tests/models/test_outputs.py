@@ -64,7 +64,7 @@ def test_samples_that_are_no_pictures():
     array = network.sample(3, 2, output="np")
     assert (array.dtype, array.shape) == (np.float32, (3, 2, 5))
     assert np.array_equal(array, samples.numpy())
-    said = r"samples of shape \(2, 5\) are no pictures, .* use output='np'"
+    said = r"samples of shape \(2, 5\) are not pictures, .* use output='np'"
     with pytest.raises(UsageError, match=said):
         network.sample(3, 2, output="pil")
     with pytest.raises(UsageError, match="output must be 'pt', 'np' or 'pil', not 'PIL'"):
