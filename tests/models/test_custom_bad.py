@@ -1,4 +1,4 @@
-"""Networks of one's own that cannot be used, their data and calls: one sentence each."""
+"""Custom networks, data and calls that are refused, each with one sentence."""
 
 import math
 
@@ -31,7 +31,7 @@ def own_error(call, **options):
 
 def not_copied():
     module = Dense()
-    module.kept = (line for line in "ab")  # no generator can be copied
+    module.kept = (line for line in "ab")  # a generator cannot be copied
     return module
 
 
