@@ -43,7 +43,7 @@ class Against:
     gaussian: Gaussian
     facts: SetFacts
     images: Reference | None
-    """Images for precision and recall; None if there are none."""
+    """Images for precision and recall, or None."""
     floor: tuple[float, float] | None = None
     """Mean and standard deviation of the distance of as many resampled images as there are samples;
     None for statistics."""

@@ -62,7 +62,7 @@ def save(model: Model, path: str | Path, *, half: bool = False, **facts: Any) ->
         **facts: Further fields of the manifest, with values that JSON can hold.
 
     Raises:
-        UsageError: `path` is none of these, a fact has a name that the manifest itself uses or a
+        UsageError: `path` is anything else, a fact has a name that the manifest itself uses or a
             value that JSON cannot hold, or float16 cannot hold the weights.
         PdfastError: The directory cannot be written.
     """

@@ -85,7 +85,8 @@ def test_a_teacher_from_elsewhere_is_guided(guides, classes, tiny, tmp_path):
     ends = [m for m in metrics(out) if "fixed_batch_loss_end" in m]
     assert ends[0]["fixed_batch_loss_end"] < ends[0]["fixed_batch_loss_start"]
     for name, message in {
-        "told": "cannot be guided, since it was always given the class: train one with model.",
+        "told": "cannot be guided, since it was always given the class: train one with "
+        "model.label_",
         "eps": "cannot be guided, since it predicts eps: train one of x, v or x_eps, or leave mod",
     }.items():
         with pytest.raises(UsageError, match=message):

@@ -153,7 +153,10 @@ def test_what_cannot_be_compared_is_refused(straight, tmp_path):
         ([straight, bare], f"{bare} has no report yet: pdfast eval {bare} writes it"),
         ([straight, empty], f"{empty} is neither a run directory"),
         ([straight, straight / "teacher"], "teacher is neither a run directory"),
-        ([straight, odd], "report.json is damaged, or not a report that this version reads"),
+        (
+            [straight, odd],
+            "report.json is damaged, or not a report that this version reads: pdfast e",
+        ),
     ):
         with pytest.raises(UsageError, match=said.replace(".", r"\.")):
             pdfast.compare(runs, tmp_path / "out", quiet=True)

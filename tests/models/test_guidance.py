@@ -255,7 +255,7 @@ def test_kept_samples_are_of_one_weight(classes, guides, parameterization):
 def test_what_cannot_be_guided(tiny, classes, guides):
     always = changed(classes, model={"label_dropout": 0.0})
     for config, weight, message in (
-        (tiny, 1.0, "this model is unconditional, and cannot be guided"),
+        (tiny, 1.0, "this model is unconditional and cannot be guided"),
         (always, 1.0, "was always given the class: train a class-conditional teacher with"),
         (classes, -1.0, r"guidance must be in 0 \.\. 100, not -1.0"),
         (classes, float("nan"), "guidance must be in"),

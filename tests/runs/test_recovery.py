@@ -437,7 +437,7 @@ def test_a_teacher_that_is_gone_is_missed(config, straight, copied, capsys):
 def test_strict_does_not_train_a_teacher_again(config, straight, copied):
     run = copied(straight)
     shutil.rmtree(run / "teacher")
-    with pytest.raises(PdfastError, match="the teacher of the existing rounds, is missing"):
+    with pytest.raises(PdfastError, match="the teacher of the rounds that are there, is gone"):
         start(run, config, "strict")
     assert not (run / "teacher").exists()
 

@@ -74,7 +74,7 @@ class Detector:
     """A warning for its users; "" for none."""
 
     def check_number(self, what: str, there: int, fix: str) -> None:
-        """Check that there are enough images or samples for the distance.
+        """Check that images or samples are enough for the distance.
 
         Args:
             what: "images" or "samples".
