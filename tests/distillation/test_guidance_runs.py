@@ -87,7 +87,7 @@ def test_a_teacher_from_elsewhere_is_guided(guides, classes, tiny, tmp_path):
     for name, message in {
         "told": "cannot be guided, since it was always given the class: train one with "
         "model.label_",
-        "eps": "cannot be guided, since it predicts eps: train one of x, v or x_eps, or leave mod",
+        "eps": "cannot be guided, since it predicts eps: train one of x, v or x_eps, or omit mod",
     }.items():
         with pytest.raises(UsageError, match=message):
             pdfast.distill(guides, teacher=teachers[name], out=tmp_path / "no", quiet=True)

@@ -235,7 +235,7 @@ def test_a_student_at_one_weight_is_an_ordinary_model(guides, tmp_path):
 
 
 def test_a_guided_teacher_is_no_model_to_be_saved(classes, tmp_path):
-    with pytest.raises(UsageError, match="save the model that was guided"):
+    with pytest.raises(UsageError, match="save the model that it was made of"):
         pdfast.save(guided(teacher_of(classes), 1.0), tmp_path / "model")
     assert not (tmp_path / "model").exists()
 
