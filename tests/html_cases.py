@@ -1,10 +1,10 @@
-"""What the tests of pages share."""
+"""Shared by tests of HTML pages."""
 
 from html.parser import HTMLParser
 
 
 class Checked(HTMLParser):
-    """Collects the elements, and sees that they are closed in order."""
+    """Collects the elements, and checks that they are closed in order."""
 
     ALONE = frozenset({"meta", "img", "input"})
 

@@ -11,7 +11,7 @@ MEANS, STD = torch.tensor([[-1.5, 0.5], [1.0, 1.0], [0.2, -2.0]]).double(), 0.4
 
 
 def posterior_mean(y, r):
-    """E[x | x + r eps = y] for an even mixture of Gaussians of standard deviation STD."""
+    """Return E[x | x + r eps = y] for an even mixture of Gaussians of standard deviation STD."""
     r = r.double().reshape(-1, 1, 1)
     variance = STD**2 + r**2
     distance = (y[:, None] - MEANS).square().sum(2, keepdim=True)
@@ -26,14 +26,14 @@ class Denoiser(nn.Module):
 
 class Velocity(nn.Module):
     def forward(self, z_fm, t, label):
-        """eps - x, from z_fm = (1 - t) x + t eps."""
-        t, rest = t[:, None], (1 - t[:, None]).clamp(min=1e-12)  # at t = 1 any x explains z
+        """Return eps - x at z_fm = (1 - t) x + t eps."""
+        t, rest = t[:, None], (1 - t[:, None]).clamp(min=1e-12)  # at t = 1 any x will do
         x = posterior_mean(z_fm / rest, t / rest)
         return (z_fm - (1 - t) * x) / t - x
 
 
 class OfTime(nn.Module):
-    """Variance-preserving, with the time of DDPM's stochastic differential equation."""
+    """A variance-preserving network with the time of DDPM's SDE."""
 
     def __init__(self, parameterization, beta_min=0.1, beta_max=20.0):
         super().__init__()
@@ -50,7 +50,7 @@ class OfTime(nn.Module):
         ]
 
 
-WIDE = LinearVP(0.1, 1000.0)  # whose times reach all noise levels of the other schedules
+WIDE = LinearVP(0.1, 1000.0)  # its times reach all noise levels of the other schedules
 
 
 def of_time(parameterization):
@@ -58,7 +58,7 @@ def of_time(parameterization):
 
 
 class Affine(nn.Module):
-    """v-hat affine in z, for each of the four levels of a schedule: all that Gaussians need."""
+    """v-hat affine in z at each of a schedule's four levels, which suffices for Gaussians."""
 
     def __init__(self, schedule):
         super().__init__()

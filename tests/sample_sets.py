@@ -1,4 +1,4 @@
-"""Sets of small pictures as other tools leave them, and statistics of their pixels."""
+"""Sets of small pictures in the formats of other tools, and statistics of their pixels."""
 
 import io
 import json
@@ -16,7 +16,7 @@ def pictures(num, size=4, channels=1, seed=0, low=0, high=256):
 
 
 def features(images):
-    """As FD-pixel has them, of images of at most 32 pixels."""
+    """Return FD-pixel's features of images of at most 32x32 pixels."""
     return images.reshape(len(images), -1) / 127.5 - 1.0
 
 
@@ -46,11 +46,11 @@ def as_npz(images, path, **more):
 
 
 def statistics(images):
-    """As pytorch-fid and EDM keep them."""
+    """Return statistics as pytorch-fid and EDM store them."""
     x = features(images)
     return {"mu": x.mean(0), "sigma": np.cov(x, rowvar=False).reshape(x.shape[1], -1)}
 
 
 def about(**changes):
-    """What pdfast stats says of such statistics, of four features, with some of it changed."""
+    """Return the `about` of pdfast stats for four features, with some values changed."""
     return {"about": np.array(json.dumps(ABOUT | changes))}

@@ -7,7 +7,7 @@ import numpy as np
 from mutations import TEXTS, changed
 from sealed_files import archived, npy
 
-ABOUT = {  # of statistics, as pdfast stats writes it
+ABOUT = {  # as pdfast stats writes it
     "format": 1,
     "pdfast": "0.2.0",
     "torch": "2.13.0",
@@ -30,7 +30,7 @@ ABOUT = {  # of statistics, as pdfast stats writes it
 
 
 def sealed_statistics(rng):
-    """The mean, the covariance, its numbers, or what is said of them; then the list of members."""
+    """Mutate the mean, the covariance, one of its numbers or `about`; then the list of members."""
     what = rng.choice(["mean", "covariance", "number", "about", "about", "images", "nothing"])
     mean, sigma, text = np.arange(4.0), np.eye(4) + 0.5, json.dumps(ABOUT)
     if what == "number":
@@ -57,7 +57,7 @@ def sealed_statistics(rng):
 
 
 def saved(array):
-    """An .npy member as it should be."""
+    """Return an array as a valid .npy member."""
     out = io.BytesIO()
     np.save(out, array, allow_pickle=False)
     return out.getvalue()

@@ -1,4 +1,4 @@
-"""The numbers that the commands of .ci/run, from `make demo` on, must leave behind."""
+"""The results that the commands of .ci/run, starting with `make demo`, must produce."""
 
 import json
 from pathlib import Path
@@ -34,14 +34,14 @@ def test_two_and_one_step_after_thirteen_rounds(report):
 
 def test_a_student_of_half_the_width(report):
     half = json.loads((RUN.parent / "digits_half" / "report.json").read_text())
-    # But for rounding, where the numbers of threads differ.
+    # Equal up to rounding, as the numbers of threads may differ.
     assert half["teacher"]["4"] == pytest.approx(report["teacher"]["4"], rel=1e-4)
     assert half["student"]["4"] <= 0.5 * report["teacher"]["4"]
 
 
 @pytest.fixture(scope="module")
 def read_as_asked():
-    """Share of samples of each digit, 50 a class, that a classifier of the real digits reads so."""
+    """Return the fraction of 50 samples per digit that a classifier of real digits recognises."""
     import torch
     from sklearn.datasets import load_digits
     from sklearn.svm import SVC
@@ -69,7 +69,7 @@ def test_four_steps_show_the_class_that_was_asked_for(read_as_asked):
 
 
 def test_a_guided_student_has_its_teachers_figure_at_half_the_calls(read_as_asked):
-    teacher = read_as_asked("teacher", 1.0, 4)  # of 8 calls
+    teacher = read_as_asked("teacher", 1.0, 4)  # 4 guided steps are 8 calls
     assert abs(read_as_asked(STUDENT, 1.0, 4) - teacher) <= 0.02
 
 

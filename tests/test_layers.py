@@ -1,4 +1,4 @@
-"""The order of the packages, which import-linter holds (pyproject.toml), kernels/ included."""
+"""The order of the packages, including kernels/, which import-linter checks (pyproject.toml)."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def copy(tmp_path):
-    """The packages and their contract, with the links that a checkout has."""
+    """Copy the packages and their contract, with the links of a checkout."""
     ignored = shutil.ignore_patterns("__pycache__", "*.so")
     for name in ("pdfast", "kernels", "configs"):
         shutil.copytree(ROOT / name, tmp_path / name, symlinks=True, ignore=ignored)
@@ -22,7 +22,7 @@ def copy(tmp_path):
 
 
 def lint(folder):
-    """(exit status, output) of import-linter on a copy."""
+    """Run import-linter on a copy; return (exit status, output)."""
     program = "from importlinter.cli import lint_imports_command as lint; lint()"
     done = subprocess.run(
         [sys.executable, "-c", program, "--no-cache"],
@@ -45,7 +45,7 @@ def test_the_order_is_kept(copy):
     ("file", "planted"),
     [
         ("pdfast/config/names.py", "pdfast.storage.lock"),
-        ("pdfast/runs/run.py", "pdfast.data.dataset"),  # beside each other
+        ("pdfast/runs/run.py", "pdfast.data.dataset"),  # packages on one level
         ("pdfast/models/unet.py", "pdfast.training.loop"),
         ("kernels/philox.py", "pdfast.models.unet"),
     ],
@@ -70,7 +70,7 @@ def test_a_cycle_within_a_package_is_found(copy):
 
 FIRST = """
 import importlib, os, pkgutil, sys
-import matplotlib.figure, numpy, torch, tyro  # which take long, and know nothing of pdfast
+import matplotlib.figure, numpy, torch, tyro  # slow imports, independent of pdfast
 import pdfast
 
 failed = []

@@ -1,4 +1,4 @@
-"""Whole updates timed in a process of their own: what fails is told, and stops nothing else."""
+"""Whole updates timed in a separate process: a failure is reported, and stops nothing else."""
 
 import json
 
@@ -29,7 +29,7 @@ def job(tiny_toml):
 
 
 def test_what_cannot_run_leaves_the_others_to_be_timed(job, tmp_path, monkeypatch):
-    monkeypatch.setattr(one_update, "matmul_rate", lambda device: 1e9)  # seconds of products
+    monkeypatch.setattr(one_update, "matmul_rate", lambda device: 1e9)  # seconds for the products
     written, tables = [], {"ours": str(tmp_path / "kernels.tsv")}
     job = Job(**json.loads(json.dumps(job._replace(kernels=tables)._asdict())))
     running = Running(job, torch.device("cpu"), lambda o: written.append(json.dumps(o)))
@@ -44,7 +44,7 @@ def test_what_cannot_run_leaves_the_others_to_be_timed(job, tmp_path, monkeypatc
         assert row["memory"] > 0
         assert row["matmul"] == 1e9
     assert Outcome(*json.loads(written[-1])) == outcome
-    assert Outcome(*json.loads(written[0])) == Outcome({}, outcome.failed)  # as it came
+    assert Outcome(*json.loads(written[0])) == Outcome({}, outcome.failed)  # unchanged
     lines = (tmp_path / "kernels.tsv").read_text().splitlines()
     assert lines[0].startswith(f"# {job.case}, train: what one update ran")
     assert lines[1] == "ms\tlaunches\tkernel"
@@ -54,7 +54,7 @@ def test_what_cannot_run_leaves_the_others_to_be_timed(job, tmp_path, monkeypatc
 def test_what_dies_in_between_is_not_called_measured(job):
     running = Running(job, torch.device("cpu"), lambda outcome: None)
     running.each(running.begin)
-    running.made["ours"].update = None  # as a replay that faults
+    running.made["ours"].update = None  # fails as a broken replay would
     running.each(running.once)
     assert set(running.outcome.failed) == {"broken", "ours"}
     assert len(running.outcome.measured["theirs"]["times"]) == 1

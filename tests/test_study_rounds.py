@@ -1,4 +1,4 @@
-"""The study of rounds: its rows, the price that it counts, the table and the page it writes."""
+"""The study of rounds: its rows, its counted evaluations, and the table and page it writes."""
 
 import json
 import subprocess
@@ -16,7 +16,7 @@ from pdfast.config.schema import dump_config, load_config
 
 
 def settings(flags):
-    """The config of a row."""
+    """Return the config of a row."""
     arguments = ["distill", "--config", "fashion_mnist16", *NO_REPORT, *flags.split()]
     return parse(arguments).fields
 
@@ -48,7 +48,7 @@ def test_the_budgets_are_those_that_are_said():
 @pytest.mark.parametrize(
     ("flags", "count"),
     [
-        # Rounds to 4, 2, 1 steps of 3, 5, 7 updates of 2 images: to 2 steps 8 updates.
+        # Rounds to 4, 2 and 1 steps have 3, 5 and 7 updates of 2 images: 8 updates to 2 steps.
         ("", 2 * 8 * (2 + 1 + 2)),  # the teacher twice; the student forward and backward
         ("--distill.second student", 2 * 8 * (1 + 1 + 1 + 2)),
         ("--distill.first data", 2 * 8 * (0 + 1 + 1 + 2)),
@@ -73,12 +73,12 @@ def test_the_choice_among_averages_is_not_guessed():
 
 
 def line(row, steps, fd, spent, seed=0, flags="--rounds 13"):
-    """One of the table."""
+    """Return a line of the table."""
     return Line(row, seed, flags, steps, fd, fd / 4, 0.384, 0.05, spent, 12.5, "abc1234")
 
 
 def table(*lines):
-    """The text of a table."""
+    """Return the text of a table."""
     return HEADER + "# a machine\n" + "".join(found.text() for found in lines)
 
 
@@ -126,7 +126,7 @@ def test_distances_are_those_of_the_report(tiny_toml, tmp_path, monkeypatch):
 
 @pytest.fixture
 def commands(monkeypatch):
-    """Stands in for the subprocesses, leaving what they leave; returns the arguments of each."""
+    """Stand in for the subprocesses, with the files they write; return the arguments of each."""
     calls = []
 
     def distil(arguments):

@@ -1,16 +1,16 @@
-"""Progressive distillation in angles: what one update computes around the networks.
+"""Progressive distillation in angles: the arithmetic of an update outside the networks.
 
 With alpha = cos(phi) and sigma = sin(phi), v = alpha eps - sigma x, and a DDIM step from phi to
 phi' is the rotation z' = cos(phi - phi') z - sin(phi - phi') v. Every quantity of Algorithm 2
-(Salimans & Ho 2022) is then a linear combination of z_t and of network outputs, with one
-coefficient per image; no step subtracts nearly equal numbers, as the published x-space formulas
-do. The coefficients are computed in float64, the combinations in z_t's dtype.
+(Salimans & Ho 2022) is then a linear combination of z_t and network outputs, with one coefficient
+per image. The published formulas in x-space subtract nearly equal numbers; these do not. The
+coefficients are computed in float64, the combinations in z_t's dtype.
 
-A network predicts y: x-hat, eps-hat or v-hat; the two outputs of x_eps give y = v = alpha eps-hat -
-sigma x-hat. Losses and targets live in the space of y, where no output is divided by a small
-number. `reference.py` states the same as published.
+A network predicts y: x-hat, eps-hat or v-hat; from the two outputs of x_eps, y = v = alpha eps-hat
+- sigma x-hat. Losses and targets are computed in the space of y, where no output is divided by a
+small number. `reference.py` has the formulas as published.
 
-An update is four fused ops, each with its reference beside it in kernels/: `add_noise`,
+An update consists of four fused ops, each beside its PyTorch reference in kernels/: `add_noise`,
 `ddim_step`, then `distill_loss` (`data_loss` in training on data), and the optimizer's `adamw`.
 
 Shapes: phi (B,), images (B, C, H, W), raw outputs (B, C or 2C, H, W).
@@ -60,10 +60,29 @@ __all__ = [
 
 
 def prediction(out: Tensor, phi: Tensor, parameterization: Parameterization) -> Tensor:
-    """y of a network's raw output: x-hat, eps-hat, or v-hat (v and x_eps)."""
+    """Return the prediction y of a raw output: x-hat, eps-hat, or v-hat (for v and x_eps).
+
+    Args:
+        out: Raw network output (B, C or 2C, H, W).
+        phi: Angles in radians (B,).
+        parameterization: What the network predicts.
+
+    Returns:
+        y (B, C, H, W).
+    """
     return PREDICTIONS[parameterization].of(out, phi)
 
 
 def predict_x(z: Tensor, out: Tensor, phi: Tensor, parameterization: Parameterization) -> Tensor:
-    """x-hat of a network's raw output at z, unclipped (section 4)."""
+    """Return the x-hat of a raw output at z, unclipped (Salimans & Ho 2022, section 4).
+
+    Args:
+        z: Noisy images (B, C, H, W).
+        out: Raw network output (B, C or 2C, H, W).
+        phi: Angles in radians (B,).
+        parameterization: What the network predicts.
+
+    Returns:
+        x-hat (B, C, H, W).
+    """
     return PREDICTIONS[parameterization].x(z, prediction(out, phi, parameterization), phi)

@@ -1,8 +1,8 @@
-"""Noise schedules by betas, as diffusers' schedulers compute them, and the schedule of a config.
+"""Noise schedules defined by betas, computed as in diffusers, and the schedule of a config.
 
 A scheduler's alpha-bar at timestep t = 0 .. T-1 is the product of 1 - beta up to t, in float32.
-Here timestep t is the time u = (t + 1) / T, and what is kept is logSNR = ln(alpha-bar / (1 -
-alpha-bar)) in float64, of those float32 numbers: the network was trained on them.
+Here timestep t is the time u = (t + 1) / T. The table holds logSNR = ln(alpha-bar / (1 -
+alpha-bar)) in float64, computed from these float32 values because the network was trained on them.
 """
 
 import math
@@ -15,12 +15,12 @@ from pdfast.diffusion.schedules import CosineSchedule, Schedule, TableSchedule
 from pdfast.diffusion.wrappers import EDM
 from pdfast.errors import UsageError
 
-LEAST_LOGSNR = -20.0  # of a schedule whose last alpha-bar is 0: the cosine schedule's end
-MAX_BETA = 0.999  # of squaredcos_cap_v2, the cap in its name
+LEAST_LOGSNR = -20.0  # where the last alpha-bar is 0; the cosine schedule ends there too
+MAX_BETA = 0.999  # the cap of squaredcos_cap_v2
 
 
 def betas(cfg: NetConfig) -> Tensor:
-    """The T betas of a schedule by betas: float32, on the CPU."""
+    """Return the betas (T,) of a config's schedule, float32, on the CPU."""
     steps, cpu = cfg.timesteps, torch.device("cpu")
     if cfg.schedule == "trained_betas":
         return torch.tensor(cfg.betas, dtype=torch.float32, device=cpu)
@@ -40,15 +40,19 @@ def betas(cfg: NetConfig) -> Tensor:
 
 
 def alpha_bar(cfg: NetConfig) -> Tensor:
-    """alpha-bar (T,) of a schedule by betas, at u = 1/T .. 1: float32, on the CPU."""
+    """Return alpha-bar (T,) at u = 1/T .. 1 for a schedule of betas, float32, on the CPU."""
     return torch.cumprod(1.0 - betas(cfg), dim=0)
 
 
 def schedule_of(cfg: NetConfig) -> Schedule:
-    """The noise schedule of a model.
+    """Return the noise schedule of a model.
 
-    Raises UsageError for betas whose float32 alpha-bar is 1 at first, does not fall at every
-    timestep or, but at the last, is less than the cosine schedule's least.
+    Args:
+        cfg: The model's config.
+
+    Raises:
+        UsageError: The betas give a float32 alpha-bar that starts at 1, does not fall at every
+            timestep, or falls below the cosine schedule's least value before the last timestep.
     """
     if cfg.schedule == "cosine":
         return CosineSchedule(cfg.logsnr_min, cfg.logsnr_max)
@@ -59,16 +63,23 @@ def schedule_of(cfg: NetConfig) -> Schedule:
     logsnr[-1].clamp_(min=LEAST_LOGSNR)
     if not logsnr.isfinite().all() or not (logsnr.diff() < 0).all():
         raise UsageError(
-            f"model.schedule {cfg.schedule}, with {cfg.timesteps} timesteps, is none: in float32 "
-            "its alpha-bar must be below 1 and above 2e-9, and fall at every timestep but the last"
+            f"model.schedule {cfg.schedule} is not valid with {cfg.timesteps} timesteps: in "
+            "float32 its alpha-bar must be below 1 and above 2e-9, and fall at every timestep "
+            "except the last"
         )
     return TableSchedule(logsnr)
 
 
 def rescaled(given: Tensor) -> Tensor:
-    """Betas (T,) rescaled so that the last alpha-bar is 0, as diffusers does: float32.
+    """Rescale betas so that the last alpha-bar is 0, as diffusers does.
 
-    Lin et al. 2023, algorithm 1: sqrt(alpha-bar) is shifted and scaled, its first value kept.
+    Lin et al. 2023, algorithm 1: sqrt(alpha-bar) is shifted and scaled; its first value is kept.
+
+    Args:
+        given: Betas (T,), float32.
+
+    Returns:
+        Rescaled betas (T,), float32.
     """
     root = torch.cumprod(1.0 - given, dim=0).sqrt()
     first, last = root[0].clone(), root[-1].clone()

@@ -1,7 +1,8 @@
-"""Conditioning: what a network is told beside z and its noise level, as one object.
+"""Conditioning: all inputs of a network beside z and its noise level, in one object.
 
-A batch makes it, an objective passes it on, and the network reads from it what it takes. From
-outside, a model is called with a label, (z, logsnr, label), and so is a custom network.
+A batch creates it, an objective passes it through, and the network reads the inputs it uses.
+Callers outside the package pass only a label, model(z, logsnr, label); a custom network gets the
+same arguments.
 """
 
 from collections.abc import Sequence
@@ -11,46 +12,46 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-NO_CLASS = -1  # the label of an image whose class the network is not told
+NO_CLASS = -1  # label of an image whose class is withheld from the network
 
 
 class DropoutRng(NamedTuple):
-    """The counters that the dropout masks of a batch are drawn by; see kernels/dropout.py."""
+    """Counters from which the dropout masks of a batch are drawn; see kernels/dropout.py."""
 
     seed: int
     round_: int
     update: Tensor
-    """int64, one element, on the device."""
+    """Number of the update: int64, one element, on the device."""
     first: int
     """Position of the first image in the global batch."""
 
 
-@dataclass(frozen=True, eq=False)  # tensors have no one truth of being equal
+@dataclass(frozen=True, eq=False)  # == of tensors is elementwise
 class Conditioning:
-    """What a network is told of a batch of B images; None where it is told nothing."""
+    """Network inputs for a batch of B images; None for each input that is not given."""
 
     label: Tensor | None = None
-    """int64 (B,); NO_CLASS where the class is not told."""
+    """Classes, int64 (B,); NO_CLASS where the class is withheld."""
     guidance: Tensor | None = None
-    """Guidance weights (B,), floating, of a guided student."""
+    """Guidance weights of a guided student, floating-point (B,)."""
     dropout_rng: DropoutRng | None = None
-    """With dropout, by these draws; None: without."""
+    """Counters of the dropout masks; None for no dropout."""
     films: Tensor | None = None
-    """FiLM parameters of all residual blocks, of `UNet.films`, in place of those that the noise
-    level, the label and the guidance weight give: rows of a table."""
+    """FiLM parameters of all residual blocks, from `UNet.films`: rows of a table. They replace the
+    parameters computed from the noise level, the label and the guidance weight."""
 
     def tensors(self) -> list[Tensor]:
-        """The label and the guidance weights, as far as they are told."""
+        """Return the given ones of label and guidance weights, in this order."""
         return [tensor for tensor in (self.label, self.guidance) if tensor is not None]
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> "Conditioning":
-        """The same with other tensors in place of those that `tensors` gives."""
+        """Return a copy with `tensors`, ordered as in `tensors()`, in place of the old ones."""
         left = iter(tensors)
         label = None if self.label is None else next(left)
         return replace(self, label=label, guidance=None if self.guidance is None else next(left))
 
     def joined(self, other: "Conditioning") -> "Conditioning":
-        """Labels and guidance weights of both batches, one after the other."""
+        """Concatenate the labels and guidance weights of two batches."""
         pairs = zip(self.tensors(), other.tensors(), strict=True)
         return self.with_tensors([torch.cat(pair) for pair in pairs])
 

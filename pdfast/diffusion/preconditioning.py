@@ -1,7 +1,7 @@
 """Preconditioning of Karras et al. 2022, table 1: inputs and outputs of their networks.
 
-s = sigma / alpha = exp(-logSNR / 2) is their sigma: they noise without scaling, z_edm = x + s eps,
-and pdfast's z is alpha z_edm with alpha = 1 / sqrt(1 + s^2). A network F has its denoiser from
+s = sigma / alpha = exp(-logSNR / 2) is their sigma: they add noise without scaling, z_edm = x +
+s eps, and pdfast's z is alpha z_edm with alpha = 1 / sqrt(1 + s^2). A network F gives the denoiser
 
     D(z_edm, s) = c_skip z_edm + c_out F(c_in z_edm, c_noise).
 
@@ -12,9 +12,8 @@ and pdfast's z is alpha z_edm with alpha = 1 / sqrt(1 + s^2). A network F has it
 | iddpm | 1 | -s | z | M - 1 - j, u_j the nearest of M + 1 noise levels to s |
 | edm | d^2 / (s^2 + d^2) | s d / sqrt(s^2 + d^2) | z / (alpha sqrt(s^2 + d^2)) | ln(s) / 4 |
 
-where d is sigma_data. So F is eps-hat for vp and iddpm, -eps-hat for ve, and is taken as that. Of
-edm D is x-hat, and v-hat = (alpha z - D) / sigma, in which nothing divides by sigma once it is
-written out:
+where d is sigma_data. So F is eps-hat for vp and iddpm, and -eps-hat for ve, and is used as such.
+For edm, D is x-hat and v-hat = (alpha z - D) / sigma. Expanded, this has no division by sigma:
 
     v-hat = s (1 - d^2) / (s^2 + d^2) z - d sqrt((1 + s^2) / (s^2 + d^2)) F.
 """
@@ -30,7 +29,7 @@ from pdfast.diffusion.angles import per_image
 
 
 class Preconditioner:
-    """The preconditioning of a network's config, in float32, or float64 where z is."""
+    """The preconditioning of a network's config, in float32, or in float64 if z is."""
 
     def __init__(self, cfg: NetConfig) -> None:
         self.kind = cfg.edm.preconditioning
@@ -39,11 +38,12 @@ class Preconditioner:
         self._levels: dict[torch.device, Tensor] = {}
 
     def noise(self, logsnr: Tensor) -> Tensor:
-        """c_noise at logsnr (B,): float32 (B,).
+        """Return c_noise (B,) at logsnr (B,), float32.
 
-        In float32 whatever the network computes in, in the order of operations of the published
-        code: ln(1 + s^2) of a small s has few digits there, and c_noise of vp, up to 999, is an
-        angle. Another rounding is another input than the one that was trained with.
+        It is float32 for every dtype of the network, with the order of operations of the published
+        code. In float32, ln(1 + s^2) has few digits for a small s, and the c_noise of vp, up to
+        999, is the argument of sines: with other rounding the network would get other inputs than
+        in training.
         """
         sigma = torch.exp(-0.5 * logsnr.double()).float()
         if self.kind == "vp":
@@ -58,7 +58,7 @@ class Preconditioner:
         return sigma.log() / 4
 
     def scaled(self, z: Tensor, logsnr: Tensor) -> Tensor:
-        """The network's input at z (B, C, H, W) and logsnr (B,), in z's dtype."""
+        """Return the network's input c_in z_edm (B, C, H, W), of z's dtype, at logsnr (B,)."""
         if self.kind in ("vp", "iddpm"):
             return z
         s2 = torch.exp(-logsnr.double())
@@ -68,7 +68,16 @@ class Preconditioner:
         return (z.to(_wide(z)) * per_image(scale, z).to(_wide(z))).to(z.dtype)
 
     def output(self, z: Tensor, out: Tensor, logsnr: Tensor) -> Tensor:
-        """The network's output `out` at z as what the parameterization says, in out's dtype."""
+        """Convert a raw output F to the network's parameterization.
+
+        Args:
+            z: Noisy images (B, C, H, W).
+            out: Raw output F (B, C, H, W), at `scaled(z, logsnr)`.
+            logsnr: Noise levels (B,).
+
+        Returns:
+            The prediction (B, C, H, W), of out's dtype: x-hat or v-hat for edm, otherwise `out`.
+        """
         if self.kind != "edm":
             return out
         s2, data = torch.exp(-logsnr.double()), self.constants[0]
@@ -82,18 +91,28 @@ class Preconditioner:
         return (a * z.to(wide) + b * out.to(wide)).to(out.dtype)
 
     def _table(self, device: torch.device) -> Tensor:
-        """The noise levels of iddpm on a device, kept: the capture of a CUDA graph allows no copy
-        to it."""
+        """Return the noise levels of iddpm on a device.
+
+        They are cached, because no copy to the device is allowed while a CUDA graph is captured.
+        """
         if device not in self._levels:
             self._levels[device] = iddpm_levels(*self.constants).float().to(device)
         return self._levels[device]
 
 
 def iddpm_levels(c_1: float, c_2: float, times: float) -> Tensor:
-    """u_0 > u_1 > ... > u_M = 0 of Karras et al. 2022, table 1: float64 (M + 1,), on the CPU.
+    """Return the noise levels u_0 > u_1 > ... > u_M = 0 of iDDPM (Karras et al. 2022, table 1).
 
     u_(j-1)^2 + 1 = (u_j^2 + 1) / max(alpha-bar_(j-1) / alpha-bar_j, C_1), with alpha-bar_j =
     sin^2(pi/2 j / (M (C_2 + 1))).
+
+    Args:
+        c_1: C_1, the least ratio of successive alpha-bar.
+        c_2: C_2, the offset of alpha-bar.
+        times: M, the number of noise levels above 0.
+
+    Returns:
+        The levels (M + 1,), float64, on the CPU.
     """
     bars = [math.sin(0.5 * math.pi * j / times / (c_2 + 1)) ** 2 for j in range(int(times) + 1)]
     levels = [0.0]
@@ -104,10 +123,10 @@ def iddpm_levels(c_1: float, c_2: float, times: float) -> Tensor:
 
 
 def preconditioner_of(cfg: NetConfig) -> Preconditioner | None:
-    """The preconditioning of a config; None where it has none."""
+    """Return the preconditioner of a config, or None if the config has none."""
     return None if cfg.edm.preconditioning == "none" else Preconditioner(cfg)
 
 
 def _wide(t: Tensor) -> torch.dtype:
-    """float64 where t is, else float32."""
+    """Return float64 if t is float64, otherwise float32."""
     return torch.float64 if t.dtype == torch.float64 else torch.float32

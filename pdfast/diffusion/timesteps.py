@@ -1,32 +1,36 @@
-"""Numbers of sampling steps that fit a teacher's T timesteps.
+"""Numbers of sampling steps that suit a teacher trained on T timesteps.
 
-N steps are at u = k / N, and timestep t is u = (t + 1) / T: all of them are timesteps where N
-divides T. Otherwise some lie between two, where logSNR is interpolated.
+N sampling steps are at u = k / N, and timestep t is at u = (t + 1) / T. If N divides T, every step
+is one of the timesteps; otherwise some lie between two timesteps, where logSNR is interpolated.
 """
 
 from pdfast.config.loops import halvings
 from pdfast.config.schema import MAX_STEPS
 from pdfast.console.messages import counted
 
-LARGEST = 8192  # steps that a teacher is distilled from by default
-FEW = 4  # that halvings should end at, or below
+LARGEST = 8192  # most steps that distillation starts from by default
+FEW = 4  # halving should end at this many steps or fewer
 
 
 def divisors(timesteps: int) -> list[int]:
-    """The numbers of steps, rising, at which every step is one of T timesteps."""
+    """Return the divisors of T, rising: with so many steps, every step is one of T timesteps."""
     return [n for n in range(1, timesteps + 1) if timesteps % n == 0]
 
 
 def fits_in(most: int) -> int:
-    """The largest power of 2 that is not above `most`."""
+    """Return the largest power of 2 that is at most `most`."""
     return 1 << (most.bit_length() - 1)
 
 
 def start_for(timesteps: int) -> int:
-    """The steps to distil a teacher of T timesteps from; T = MAX_STEPS: of continuous time.
+    """Return the number of steps to start distillation from.
 
-    The largest even divisor of T, 8192 at most, that halves to 4 steps or fewer, if it is not less
-    than half the largest power of 2 in T; else that power.
+    It is the largest even divisor of T, at most 8192, that halves to 4 steps or fewer and is at
+    least half the largest power of 2 up to T; if there is no such divisor, it is that power (at
+    most 8192).
+
+    Args:
+        timesteps: T, the teacher's timesteps; MAX_STEPS for a teacher of continuous time.
     """
     start = fits_in(min(timesteps, LARGEST))
     if timesteps >= MAX_STEPS:
@@ -37,9 +41,14 @@ def start_for(timesteps: int) -> int:
 
 
 def between(start: int, timesteps: int) -> str:
-    """A sentence on a start that does not divide T, naming the nearest that does; "" if it does.
+    """Return a message that `start` does not divide T, naming the nearest divisor.
 
-    Of continuous time, T = MAX_STEPS, there is nothing to say.
+    Args:
+        start: Number of steps to start distillation from.
+        timesteps: T, the teacher's timesteps; MAX_STEPS for a teacher of continuous time.
+
+    Returns:
+        The message, or "" if `start` divides T or time is continuous.
     """
     if timesteps >= MAX_STEPS or timesteps % start == 0:
         return ""

@@ -1,12 +1,12 @@
-"""Networks of other conventions as pdfast takes them: (z, logsnr, label) -> raw output.
+"""Adapters of networks with other conventions to pdfast's (z, logsnr, label) -> raw output.
 
-pdfast's z = alpha x + sigma eps has alpha^2 + sigma^2 = 1, and the noise level is told as
-logSNR = ln(alpha^2 / sigma^2), so that alpha^2 = sigmoid(logSNR), sigma^2 = sigmoid(-logSNR). Any
-other Gaussian noising s (x + r eps) of the same ratio r = sigma / alpha holds the same image and
-the same noise, scaled: what a network makes of one is exact for the other.
+pdfast's z = alpha x + sigma eps has alpha^2 + sigma^2 = 1, and the noise level is given as logSNR =
+ln(alpha^2 / sigma^2), so that alpha^2 = sigmoid(logSNR) and sigma^2 = sigmoid(-logSNR). Every other
+Gaussian noising s (x + r eps) with the same ratio r = sigma / alpha is the same image and noise,
+scaled. So the conversion between conventions is exact.
 
-The schedules here say which noise levels N sampling steps visit. A network is distilled on any of
-them, whatever it was trained on; the one it was sampled on is the natural choice.
+The schedules here define the noise levels that N sampling steps visit. A network can be distilled
+on any of them, whatever it was trained on; the natural choice is the schedule it was sampled with.
 
     teacher = pdfast.Network(
         wrappers.from_flow(velocity), shape=(1, 64), schedule=wrappers.FlowMatching()
@@ -34,7 +34,7 @@ from pdfast.errors import UsageError
 
 @dataclass(frozen=True)
 class LinearVP(FormulaSchedule):
-    """The variance-preserving SDE of a noise rate that rises linearly (Song et al. 2021, eq. 32).
+    """The variance-preserving SDE with a linear noise rate (Song et al. 2021, eq. 32).
 
     alpha^2 = exp(-B) with B(u) = beta_min u + (beta_max - beta_min) u^2 / 2, so that
     sigma^2 / alpha^2 = e^B - 1. DDPM's linear betas are its discretisation.
@@ -50,19 +50,19 @@ class LinearVP(FormulaSchedule):
         )
 
     def phi(self, u: Tensor) -> Tensor:
-        """u of any shape -> angle in radians, float64."""
+        """Return the angles at times u of any shape: radians, float64."""
         u = u.double()
         b = self.beta_min * u + (self.beta_max - self.beta_min) * u.square() / 2
         return torch.atan(torch.expm1(b).sqrt())
 
     def u(self, logsnr: Tensor) -> Tensor:
-        """logSNR of any shape -> u, float64: the root of B(u) = ln(1 + 1/SNR)."""
+        """Return the times u, float64, at logSNR of any shape: the root of B(u) = ln(1 + 1/SNR)."""
         b = nn.functional.softplus(-logsnr.double())
         root = (self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * b).sqrt()
-        return 2 * b / (self.beta_min + root)  # of the two forms, the one without a difference
+        return 2 * b / (self.beta_min + root)  # the form of the root that has no cancellation
 
     def describe(self) -> dict[str, Any]:
-        """What defines it, for JSON."""
+        """Return the schedule's `kind` and its numbers, for JSON."""
         return {"kind": "linear_vp", **dataclasses.asdict(self)}
 
 
@@ -71,7 +71,7 @@ class EDM(FormulaSchedule):
     """The noise levels of Karras et al. 2022, eq. 5, in continuous time.
 
     sigma_edm(u) = (sigma_min^(1/rho) + u (sigma_max^(1/rho) - sigma_min^(1/rho)))^rho is the ratio
-    sigma / alpha. N steps visit u = 1, ..., 1/N, and then end at x-hat.
+    sigma / alpha. N steps visit u = 1, ..., 1/N; the last one returns x-hat.
     """
 
     sigma_min: float = 0.002
@@ -88,17 +88,17 @@ class EDM(FormulaSchedule):
         return self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
 
     def phi(self, u: Tensor) -> Tensor:
-        """u of any shape -> angle in radians, float64."""
+        """Return the angles at times u of any shape: radians, float64."""
         low, high = self._ends()
         return torch.atan((low + u.double() * (high - low)) ** self.rho)
 
     def u(self, logsnr: Tensor) -> Tensor:
-        """logSNR of any shape -> u, float64."""
+        """Return the times u, float64, at logSNR of any shape."""
         low, high = self._ends()
         return (torch.exp(-0.5 * logsnr.double() / self.rho) - low) / (high - low)
 
     def describe(self) -> dict[str, Any]:
-        """What defines it, for JSON."""
+        """Return the schedule's `kind` and its numbers, for JSON."""
         return {"kind": "edm", **dataclasses.asdict(self)}
 
 
@@ -106,20 +106,20 @@ class EDM(FormulaSchedule):
 class FlowMatching(FormulaSchedule):
     """The straight path (1 - t) x + t eps of flow matching (Lipman et al. 2023), with t = u.
 
-    Its ratio of noise to data, t / (1 - t), is what counts here.
+    Only its ratio of noise to data, sigma / alpha = t / (1 - t), matters here.
     """
 
     def phi(self, u: Tensor) -> Tensor:
-        """u of any shape -> angle in radians, float64."""
+        """Return the angles at times u of any shape: radians, float64."""
         u = u.double()
         return torch.atan2(u, 1 - u)
 
     def u(self, logsnr: Tensor) -> Tensor:
-        """logSNR of any shape -> u, float64: r / (1 + r) with r = exp(-logSNR / 2)."""
+        """Return the times u = r / (1 + r), float64, with r = exp(-logSNR / 2), of any shape."""
         return torch.sigmoid(-0.5 * logsnr.double())
 
     def describe(self) -> dict[str, Any]:
-        """What defines it, for JSON."""
+        """Return the schedule's `kind` and its numbers, for JSON."""
         return {"kind": "flow_matching"}
 
 
@@ -131,7 +131,11 @@ FORMULAS: dict[str, type[LinearVP] | type[EDM] | type[FlowMatching]] = {
 
 
 def schedule_from(table: dict[str, Any]) -> Schedule:
-    """The schedule that `describe` gave as JSON. Raises UsageError for what is none."""
+    """Return the schedule of a table written by `Schedule.describe`.
+
+    Raises:
+        UsageError: The table describes no schedule.
+    """
     kind, numbers = table.get("kind"), {k: v for k, v in table.items() if k != "kind"}
     if kind == "cosine":
         ends = {key: numbers.get(key) for key in ("logsnr_min", "logsnr_max")}
@@ -152,22 +156,25 @@ def schedule_from(table: dict[str, Any]) -> Schedule:
 
 
 class Adapter(nn.Module):
-    """A network of another convention, which takes every noise level unless it says otherwise."""
+    """A network of another convention, wrapped for pdfast.
+
+    Subclasses whose networks do not take every noise level override `fault` and `fix`.
+    """
 
     def fault(self, logsnr: float) -> str:
-        """Return why the network cannot take a noise level; empty if it can."""
+        """Return why the network cannot take noise level `logsnr`; "" if it can."""
         return ""
 
     def fix(self) -> str:
-        """Return what keeps a schedule within the network's noise levels; empty if any does."""
+        """Return advice on a schedule whose noise levels the network takes; "" if it takes all."""
         return ""
 
 
-SLACK = 1e-6  # in logSNR: a schedule's end is not outside itself
+SLACK = 1e-6  # in logSNR: rounding must not put a schedule's end outside its own range
 
 
 class FromEDM(Adapter):
-    """See `from_edm`."""
+    """The network of `from_edm`."""
 
     def __init__(self, denoiser: nn.Module, sigma_min: float, sigma_max: float) -> None:
         super().__init__()
@@ -179,22 +186,22 @@ class FromEDM(Adapter):
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
 
     def fault(self, logsnr: float) -> str:
-        """Return why the network cannot take a noise level; empty if it can."""
+        """Return why the network cannot take noise level `logsnr`; "" if it can."""
         sigma = math.exp(-0.5 * logsnr)
         if self.sigma_min * (1 - SLACK) <= sigma <= self.sigma_max * (1 + SLACK):
             return ""
         return f"sigma {sigma:.4g}, outside {self.sigma_min:g} .. {self.sigma_max:g} of from_edm"
 
     def fix(self) -> str:
-        """Return what keeps a schedule within the network's noise levels."""
+        """Return advice on a schedule whose noise levels the network takes."""
         ends = f"sigma_min={self.sigma_min:g}, sigma_max={self.sigma_max:g}"
         return (
-            f"schedule=EDM({ends}) to pdfast.Network, or, where the network was trained for more, "
-            "say so to from_edm"
+            f"schedule=EDM({ends}) to pdfast.Network, or, if the network was trained for more, "
+            "sigma_min and sigma_max to from_edm"
         )
 
     def forward(self, z: Tensor, logsnr: Tensor, label: Tensor | None = None) -> Tensor:
-        """z (B, ...), logsnr (B,) -> x-hat like z."""
+        """Return x-hat, like z (B, ...), at logsnr (B,)."""
         sigma = torch.exp(-0.5 * logsnr.double())
         z_edm = z * per_image((1 + sigma.square()).sqrt(), z)
         x_hat: Tensor = self.denoiser(z_edm, sigma.to(z), label)
@@ -202,14 +209,14 @@ class FromEDM(Adapter):
 
 
 class FromFlow(Adapter):
-    """See `from_flow`."""
+    """The network of `from_flow`."""
 
     def __init__(self, velocity: nn.Module) -> None:
         super().__init__()
         self.velocity = velocity
 
     def forward(self, z: Tensor, logsnr: Tensor, label: Tensor | None = None) -> Tensor:
-        """z (B, ...), logsnr (B,) -> v-hat like z."""
+        """Return v-hat, like z (B, ...), at logsnr (B,)."""
         phi = phi_of(logsnr)
         alpha, sigma = phi.cos(), phi.sin()
         total = alpha + sigma
@@ -219,14 +226,14 @@ class FromFlow(Adapter):
 
 
 class FromTime(Adapter):
-    """See `from_time`."""
+    """The network of `from_time`."""
 
     def __init__(self, network: nn.Module, schedule: Schedule) -> None:
         super().__init__()
         self.network, self.schedule = network, schedule
 
     def fault(self, logsnr: float) -> str:
-        """Return why the network cannot take a noise level; empty if it can."""
+        """Return why the network cannot take noise level `logsnr`; "" if it can."""
         most, least = (level_at(self.schedule, u) for u in (0.0, 1.0))
         if least - SLACK <= logsnr <= most + SLACK:
             return ""
@@ -236,49 +243,63 @@ class FromTime(Adapter):
         )
 
     def fix(self) -> str:
-        """Return what keeps a schedule within the network's noise levels."""
+        """Return advice on a schedule whose noise levels the network takes."""
         return f"schedule={self.schedule} to pdfast.Network, as to from_time"
 
     def forward(self, z: Tensor, logsnr: Tensor, label: Tensor | None = None) -> Tensor:
-        """z (B, ...), logsnr (B,) -> the network's output."""
+        """Return the network's output at z (B, ...) and logsnr (B,)."""
         out: Tensor = self.network(z, self.schedule.u(logsnr).to(z), label)
         return out
 
 
 def level_at(schedule: Schedule, u: float) -> float:
-    """The logSNR of a schedule at a time; inf where there is no noise."""
+    """Return the logSNR of a schedule at time u; inf where there is no noise."""
     return float(logsnr_of(schedule.phi(torch.tensor(u, dtype=torch.float64))))
 
 
 def from_edm(denoiser: nn.Module, sigma_min: float = 0.002, sigma_max: float = 80.0) -> nn.Module:
-    """EDM's denoiser D(x + sigma_edm eps, sigma_edm, label) -> x-hat, as a network that predicts x.
+    """Wrap EDM's denoiser D(x + sigma_edm eps, sigma_edm, label) as a network that predicts x.
 
-    Karras et al. 2022 noise without scaling, z_edm = x + sigma_edm eps. Since alpha = 1 / sqrt(1 +
-    sigma_edm^2) where sigma_edm = sigma / alpha = exp(-logSNR / 2), z = alpha z_edm; so
-    z_edm = z sqrt(1 + sigma_edm^2), and x-hat is what it is. `sigma_min` and `sigma_max` are the
-    least and the largest sigma_edm that it was trained for: a schedule that leaves them, as the
-    cosine schedule does, is refused.
+    Karras et al. 2022 add noise without scaling, z_edm = x + sigma_edm eps. With sigma_edm =
+    sigma / alpha = exp(-logSNR / 2), alpha = 1 / sqrt(1 + sigma_edm^2) and z = alpha z_edm; so
+    z_edm = z sqrt(1 + sigma_edm^2), and x-hat needs no conversion.
+
+    Args:
+        denoiser: D, called with z_edm (B, ...), sigma_edm (B,) and the label; returns x-hat.
+        sigma_min: Least sigma_edm that the denoiser was trained for.
+        sigma_max: Largest sigma_edm that the denoiser was trained for. A schedule that leaves this
+            range, as the cosine schedule does, is refused.
+
+    Raises:
+        UsageError: Not 0 <= sigma_min < sigma_max.
     """
     return FromEDM(denoiser, sigma_min, sigma_max)
 
 
 def from_flow(velocity: nn.Module) -> nn.Module:
-    """A velocity w((1 - t) x + t eps, t, label) -> eps - x, as a network that predicts v.
+    """Wrap a velocity w((1 - t) x + t eps, t, label) -> eps - x as a network that predicts v.
 
     With t = sigma / (alpha + sigma), the path's point is z / (alpha + sigma). From z = alpha x +
     sigma eps and w = eps - x, eps = (z + alpha w) / (alpha + sigma) and x = (z - sigma w) /
-    (alpha + sigma), hence v = alpha eps - sigma x = ((alpha - sigma) z + w) / (alpha + sigma). The
-    time runs from data, t = 0, to noise, t = 1 (Liu et al. 2023 and Lipman et al. 2023 run it the
-    other way: pass 1 - t and negate w).
+    (alpha + sigma), hence v = alpha eps - sigma x = ((alpha - sigma) z + w) / (alpha + sigma).
+
+    Args:
+        velocity: w, called with the path's point (B, ...), t (B,) and the label. Time runs from
+            data at t = 0 to noise at t = 1. Liu et al. 2023 and Lipman et al. 2023 run it the other
+            way: pass a module that calls theirs with 1 - t and negates its output.
     """
     return FromFlow(velocity)
 
 
 def from_time(network: nn.Module, schedule: Schedule) -> nn.Module:
-    """A variance-preserving network f(z, t, label) of a continuous time t in (0, 1], 1 being noise.
+    """Wrap a variance-preserving network f(z, t, label) of continuous time t in (0, 1].
 
-    t is the `schedule`'s u of the logSNR; of any parameterization. A network of T
-    timesteps takes t T - 1 (Ho et al. 2020, Song et al. 2021). Where it is to be sampled at levels
-    that the `schedule` does not have, at which t would leave that interval, it is refused.
+    It may have any parameterization. A network of T timesteps takes t T - 1 (Ho et al. 2020, Song
+    et al. 2021).
+
+    Args:
+        network: f, called with z (B, ...), t (B,) in (0, 1], where 1 is noise, and the label.
+        schedule: The schedule of the training; t is its u at a logSNR. Sampling at noise levels
+            that it does not have, for which t would leave (0, 1], is refused.
     """
     return FromTime(network, schedule)

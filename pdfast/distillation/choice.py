@@ -1,13 +1,13 @@
 """Choose a round's student among its raw weights and their averages.
 
-It is the one whose samples are nearest to the teacher's from the same noise. Teacher and candidate
-go down as many of the student's steps, J of its N, from the same z on the round's grid: the teacher
-by its own r J steps, or by fewer that divide them where these are more than 256, unclipped DDIM as
-in learning. The distance is the mean square of the difference of where they end, over 128 images
-that are the same for all candidates, so that the noise cancels in every comparison.
+The chosen candidate is the one whose samples are nearest to the teacher's from the same noise. Both
+start from the same z on the round's grid and cover J of the student's N steps with unclipped DDIM,
+as in training. The teacher takes its own r J steps, or a divisor of them if they are more than 256.
+The distance is the mean squared difference of the end points over 128 images. All candidates get
+the same images and noise, so that the noise cancels in the comparison.
 
-A student of at most 8 steps goes all the way, from pure noise, as a sampler does. One of more steps
-is compared over 8 of them, which begin at images diffused to times spread evenly over its grid.
+A student of at most 8 steps is sampled in full, from pure noise. A student of more steps is
+compared over 8 of them, which start from images diffused to times spread evenly over its grid.
 """
 
 import dataclasses
@@ -35,26 +35,26 @@ from pdfast.training.batch import open_batch
 from pdfast.training.optimizer import Optimizer
 
 IMAGES, PARTS = 128, 2  # 64 images at a time
-MOST_STEPS = 8  # of the student, that are compared
-MOST_OF_TEACHER = 256  # steps in the place of these: more lead to nearly the same end
+MOST_STEPS = 8  # most steps of the student to compare
+MOST_OF_TEACHER = 256  # most steps of the teacher over them: more end at nearly the same point
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A round's candidates, and how far each is from the teacher."""
+    """The distance of each of a round's candidates from the teacher."""
 
     distances: dict[float, float]
-    """By the decay of an average; the raw weights' is 0."""
+    """Distance by the decay of the average; 0 stands for the raw weights."""
     evaluations: int
-    """Of a network for one image, that finding them took."""
+    """Network evaluations, of one image each, that the comparison took."""
 
     @property
     def chosen(self) -> float:
-        """The decay of the nearest, 0 for the raw weights; of equals the first."""
+        """Decay of the nearest candidate, 0 for the raw weights; the first one in a tie."""
         return min(self.distances, key=lambda decay: _finite_first(self.distances[decay]))
 
     def as_metrics(self) -> dict[str, float]:
-        """What the line of metrics that ends a round says of it."""
+        """Return the fields of the choice in the metrics line that ends a round."""
         known = {k: value for k, value in self.distances.items() if math.isfinite(value)}
         return {
             "chosen": self.chosen,
@@ -63,13 +63,13 @@ class Choice:
         }
 
     def text(self) -> str:
-        """The choice in words."""
+        """Return a message on the choice."""
         said = (f"{name_of(k)} {value:.5g}" for k, value in self.distances.items())
         return f"{name_of(self.chosen)} chosen by distance from the teacher ({', '.join(said)})"
 
 
 def name_of(decay: float) -> str:
-    """What a candidate is called."""
+    """Return the name of a candidate."""
     return f"EMA {decay:g}" if decay else "raw"
 
 
@@ -78,22 +78,33 @@ def _finite_first(distance: float) -> float:
 
 
 def steps_compared(num_steps: int) -> int:
-    """How many steps of a student of so many are compared with its teacher's."""
+    """Return how many of a student's `num_steps` steps are compared with its teacher."""
     return min(num_steps, MOST_STEPS)
 
 
 def teachers_steps(compared: int, merged: int) -> int:
-    """How many steps the teacher takes for each of the `compared` ones, of the `merged` it has."""
+    """Return how many steps the teacher takes for each compared step of the student.
+
+    Args:
+        compared: Number of the student's steps that are compared.
+        merged: Number of the teacher's steps that one of them stands for.
+
+    Returns:
+        The largest divisor of `merged` for which the teacher takes at most 256 steps.
+    """
     most = max(1, MOST_OF_TEACHER // compared)
     return max(n for n in range(1, min(merged, most) + 1) if merged % n == 0)
 
 
 def choice_evaluations(num_steps: int, merged: int, averages: int, calls: int = 1) -> int:
-    """Evaluations, of one image each, that the choice after a round takes.
+    """Return the network evaluations, of one image each, that the choice after a round takes.
 
-    The student has `num_steps`, each of which stands for `merged` of its teacher's; its candidates
-    are so many averages and the raw weights. Without averages there is no choice. `calls`: of the
-    teacher in a step of its own, two where it is guided.
+    Args:
+        num_steps: Sampling steps of the student.
+        merged: Steps of its teacher that one of them stands for.
+        averages: Number of averages; the raw weights are one more candidate. Without averages
+            there is no choice.
+        calls: Network calls in one step of the teacher; 2 if it is guided.
     """
     compared = steps_compared(num_steps)
     each = teachers_steps(compared, merged) * calls + 1 + averages
@@ -108,13 +119,26 @@ def choose(
     config: Config,
     round_: int,
 ) -> Choice:
-    """Give the student of a finished round the best of its optimizer's candidates.
+    """Load the best of the optimizer's candidates into the student of a finished round.
 
-    `teacher` is the round's, in the networks' precision; that of the student is the optimizer's.
-    The first process chooses for all. Raises PdfastError if no candidate's samples are finite.
+    The first process chooses for all.
+
+    Args:
+        optimizer: The round's optimizer, which holds the candidates.
+        student: The round's student, whose weights are replaced; of the optimizer's precision.
+        teacher: The round's teacher, in the networks' precision.
+        data: The training data.
+        config: The run's config.
+        round_: Number of the round.
+
+    Returns:
+        The choice, with all distances.
+
+    Raises:
+        PdfastError: No candidate has finite samples.
     """
     steps, distill, candidates = student.steps, config.distill, optimizer.candidates()
-    merged = 1 if steps == distill.start_steps else distill.merged(steps)  # 1: of a first fit
+    merged = 1 if steps == distill.start_steps else distill.merged(steps)  # 1: a first fit
 
     def by_the_first() -> list[float]:
         student.eval()
@@ -142,17 +166,17 @@ def choose(
 
 
 class Start(NamedTuple):
-    """Images that a comparison begins at."""
+    """Images that a comparison starts from."""
 
     z: Tensor
-    """(B, C, H, W), in the dtype of the student."""
+    """Noisy images (B, C, H, W), of the student's dtype."""
     step: Tensor
-    """int64 (B,): k of u = k / N, at which each is."""
+    """k of each image's time u = k / N, int64 (B,)."""
     conditioning: Conditioning
 
 
 def _starts(student: Model, data: Dataset, config: Config, round_: int) -> Iterator[Start]:
-    """The fixed batch's images, noise and classes, at times of the student's grid."""
+    """Yield the images, noise and classes of the fixed batch, at times of the student's grid."""
     fixed = dataclasses.replace(config.distill, batch=IMAGES, accumulate=1)
     batch, source = open_batch(config, fixed, data, student, round_, fixed=True)
     steps, device = student.steps, student.device
@@ -174,16 +198,24 @@ def _starts(student: Model, data: Dataset, config: Config, round_: int) -> Itera
 
 @torch.no_grad()
 def ends(model: Model, start: Start, num_steps: int, merged: int = 1) -> Tensor:
-    """Where a model's DDIM steps lead, in place of those of a student of `num_steps`.
+    """Return the end points of a model's DDIM steps over the compared steps of a student.
 
-    The model takes `merged` for each of the student's. Like a sampler's, the step to u = 0 gives
-    x-hat itself.
+    As in a sampler, the step to u = 0 returns x-hat itself.
+
+    Args:
+        model: The model to step with, the student or its teacher.
+        start: Images and the steps they start from.
+        num_steps: Sampling steps N of the student.
+        merged: Steps of the model for each of the student's.
+
+    Returns:
+        Images (B, C, H, W), of the dtype of `start.z`.
     """
     z, fine = start.z, num_steps * merged
     z_in, place = z, start.step * merged
     for left in reversed(range(steps_compared(num_steps) * merged)):
         phi, following = model.schedule.phi(divide(place.double(), fine)), place - 1
-        is_last = following == 0  # of the sampler; where the next angle is of no use
+        is_last = following == 0  # the sampler's last step, where phi_next is not used
         phi_next = model.schedule.phi(divide(torch.where(is_last, place, following).double(), fine))
         out = _output(model, z_in, phi, start.conditioning)
         step = ddim_step(z, out, phi, phi_next, model.parameterization, model.net_dtype)
@@ -195,7 +227,7 @@ def ends(model: Model, start: Start, num_steps: int, merged: int = 1) -> Tensor:
 
 
 def _output(model: Model, z: Tensor, phi: Tensor, conditioning: Conditioning) -> Tensor:
-    """A model's raw output, guided where the student is told a weight and the model takes none."""
+    """Return the raw output, guided if a weight is given that the model does not take as input."""
     told_both = conditioning.label is not None and conditioning.guidance is not None
     if told_both and not model.guidance:
         return guided_out(model, z, phi, conditioning)

@@ -1,4 +1,4 @@
-"""Runs of a network of one's own: what a call of `pdfast.distill` or `pdfast.train` asks for."""
+"""Runs of a custom network: the arguments of `pdfast.distill` and `pdfast.train`, checked."""
 
 import dataclasses
 import hashlib
@@ -28,16 +28,25 @@ DEFAULT = Config(
     name="network",
     distill=DistillConfig(start_steps=1024, rounds=8, updates=10_000),
 )
-"""Without a config: the paper's rounds from 1024 steps, shorter ones."""
+"""The config of a call that passes none: the paper's rounds, but shorter and from 1024 steps."""
 
 
 def as_network(module: nn.Module, data: Any) -> Network:
-    """The module as it is meant: a Network, or one that predicts v in the data's shape."""
+    """Return the module as a Network: itself, or one that predicts v in the data's shape.
+
+    Args:
+        module: A `Network`, or any module.
+        data: The call's samples (M, *shape), or (samples, labels), or None.
+
+    Raises:
+        UsageError: The module is a model of pdfast's own network, or the data do not give the
+            shape or the number of classes.
+    """
     if isinstance(module, Network):
         return module
     check(
         not isinstance(module, Model),
-        "the model is of pdfast's own network: pass its directory as teacher",
+        "the model is one of pdfast's own network: pass its directory as teacher",
     )
     samples, labels = data if isinstance(data, tuple) and len(data) == 2 else (data, None)
     shape = tuple(getattr(samples, "shape", ()))[1:]
@@ -51,14 +60,21 @@ def as_network(module: nn.Module, data: Any) -> Network:
         found = as_tensor("the labels of data", labels)
         check(
             found.numel() > 0 and not found.is_floating_point(),
-            "the labels of data must be whole numbers, one to each sample",
+            "the labels of data must be whole numbers, one for each sample",
         )
         classes = int(found.max()) + 1
     return Network(module, shape, num_classes=classes)
 
 
 def as_student(module: nn.Module, teacher: Model) -> Network:
-    """A student of this teacher, with which it must share all but the module itself."""
+    """Return the module as a student of this teacher.
+
+    Everything except the module itself must be as the teacher's; from a teacher that predicts eps,
+    the student predicts v.
+
+    Raises:
+        UsageError: The module is a Network that differs, or a model of pdfast's own network.
+    """
     parameterization = "v" if teacher.parameterization == "eps" else teacher.parameterization
     check(
         isinstance(module, Network) or not isinstance(module, Model),
@@ -90,25 +106,35 @@ def as_student(module: nn.Module, teacher: Model) -> Network:
 def asked_to_distill(
     config: Config, teacher: object, student: nn.Module | None, data: Any
 ) -> tuple[Config, Networks]:
-    """What a call of `pdfast.distill` comes to."""
+    """Return the config and the networks of a call of `pdfast.distill`.
+
+    Args:
+        config: The config that was passed, or `DEFAULT`.
+        teacher: The network to distill.
+        student: The network to fit and distill into; None to start from the teacher.
+        data: The call's samples, or (samples, labels), or None for the config's data.
+
+    Raises:
+        UsageError: An argument is wrong, or conflicts with the config.
+    """
     if not isinstance(teacher, nn.Module):
         raise UsageError(
-            "student and data go with a network of your own as teacher: pass "
+            "student and data need a custom network as teacher: pass "
             "teacher=pdfast.Network(module, shape=...)"
         )
     check(
         not config.distill.teacher,
-        "teacher is a network, and the config names another, distill.teacher: leave that away",
+        "teacher is a network, but the config names another in distill.teacher: omit that",
     )
     network, fit = as_network(teacher, data), config.distill.fit_updates
     if student is None and network.parameterization != "eps":
         check(
             not fit,
-            "distill.fit_updates is for students that cannot start as their teacher: leave it 0, "
-            "or pass student",
+            "distill.fit_updates is for students that cannot start as their teacher: leave it at "
+            "0, or pass student",
         )
         networks = Networks(network, network)
-    else:  # where eps is predicted, the teacher's own weights may begin to learn v
+    else:  # a student of a teacher of eps may start from its weights, and learns v
         module = network.net if student is None else student
         networks = Networks(network, as_student(module, network))
         config = dataclasses.replace(config, distill=config.distill.with_fit())
@@ -122,20 +148,38 @@ def asked_to_distill(
 
 
 def asked_to_train(config: Config, network: nn.Module | None, data: Any) -> tuple[Config, Network]:
-    """What a call of `pdfast.train` comes to."""
+    """Return the config and the network of a call of `pdfast.train`.
+
+    Args:
+        config: The config that was passed, or `DEFAULT`.
+        network: The network to train.
+        data: The call's samples, or (samples, labels), or None for the config's data.
+
+    Raises:
+        UsageError: An argument is wrong, or conflicts with the config.
+    """
     if network is None:
-        raise UsageError("data goes with a network of your own: pass network")
+        raise UsageError("data needs a custom network: pass network")
     mine = as_network(network, data)
     check(
         isinstance(mine.schedule, CosineSchedule),
-        "a network is trained in continuous time on the cosine schedule: give it no other one",
+        "a network is trained in continuous time on the cosine schedule: give it no other schedule",
     )
     mine.check_levels(0.0)
     return settled(config, data), mine
 
 
 def tried(networks: Networks, device: torch.device, learns: bool = False) -> Networks:
-    """Copies on the device, each tried out."""
+    """Copy the networks to the device and try each out.
+
+    Args:
+        networks: The networks of a call, with a teacher.
+        device: Where the copies go.
+        learns: Whether the teacher is trained, so that its gradients are tried too.
+
+    Raises:
+        UsageError: A network fails; see `try_out`.
+    """
     assert networks.teacher is not None
     teacher, same = networks.teacher.copy().to(device), networks.teacher is networks.student
     try_out(teacher, learns or same)
@@ -147,9 +191,14 @@ def tried(networks: Networks, device: torch.device, learns: bool = False) -> Net
 
 
 def settled(config: Config, data: Any) -> Config:
-    """The config as it holds for such a network; UsageError for what it would pass over.
+    """Return the config with the data and precision of a custom network's run.
 
-    `data` are those of the call, or None.
+    Args:
+        config: The config of the call.
+        data: The call's samples, or (samples, labels), or None for the config's data.
+
+    Raises:
+        UsageError: The config sets an option that custom networks or the call's data ignore.
     """
     loop = config.distill
     refused = {
@@ -163,12 +212,12 @@ def settled(config: Config, data: Any) -> Config:
     for name, asked in refused.items():
         check(
             not asked,
-            f"{name} is for pdfast's own network: leave it away, and let your module do so itself",
+            f"{name} is for pdfast's own network: omit it, and let your module do so itself",
         )
     if data is not None:
         check(
             not config.data.horizontal_flip,
-            "data.horizontal_flip is for pictures that pdfast reads: with data=, leave it off",
+            "data.horizontal_flip is for pictures that pdfast reads: with data=, turn it off",
         )
         given = DataConfig(source=fingerprint(data), holdout=config.data.holdout)
         config = dataclasses.replace(config, data=given)
@@ -177,7 +226,10 @@ def settled(config: Config, data: Any) -> Config:
 
 
 def fingerprint(data: Any) -> str:
-    """What config.toml says of a call's data, so that no run goes on with others."""
+    """Return the data.source that config.toml records for a call's data.
+
+    It has the SHA-256 of the values, so that a run cannot be resumed with other data.
+    """
     digest = hashlib.sha256()
     for part in data if isinstance(data, tuple) else (data,):
         tensor = as_tensor("data", part).detach().contiguous()
@@ -187,7 +239,17 @@ def fingerprint(data: Any) -> str:
 
 
 def dataset(config: Config, network: Model, data: Any, screen: Screen | None = None) -> Dataset:
-    """The call's data, or, for images, the config's, all within the network's clip."""
+    """Return the data of the call, or, for pictures, of the config.
+
+    Args:
+        config: The run's config.
+        network: The network that learns the data.
+        data: The call's samples, or (samples, labels), or None for the config's data.
+        screen: Where reading reports its progress.
+
+    Raises:
+        UsageError: The data do not fit the network, or leave its clip.
+    """
     found = _dataset(config, network, data, screen)
     if network.clip is not None:
         _check_clip(found, *network.clip)
@@ -195,10 +257,10 @@ def dataset(config: Config, network: Model, data: Any, screen: Screen | None = N
 
 
 def _check_clip(data: Dataset, low: float, high: float) -> None:
-    """Raise UsageError for data that samplers would cut."""
+    """Raise UsageError for data outside the interval that samplers clip to."""
     least, most = float(data.images.min()), float(data.images.max())
     if not data.images.is_floating_point():
-        least, most = least / 127.5 - 1, most / 127.5 - 1  # as pictures are learned
+        least, most = least / 127.5 - 1, most / 127.5 - 1  # pictures are learned in this range
     slack = 1e-5 * (high - low)
     check(
         low - slack <= least and most <= high + slack,
@@ -214,10 +276,10 @@ def _dataset(config: Config, network: Model, data: Any, screen: Screen | None) -
     channels, height, width = network.image_shape
     if len(network.shape) != 3 or channels not in (1, 3) or height != width:
         raise UsageError(
-            f"samples of shape {network.shape} are no pictures that pdfast reads: pass data=, a "
+            f"samples of shape {network.shape} are not pictures that pdfast reads: pass data=, a "
             f"tensor (M, {', '.join(map(str, network.shape))})"
         )
-    # What readers ask of [model]; the rest is of a network that is not made.
+    # Readers use only the shape and classes of [model]; no network is made of the rest.
     pictures = NetConfig(
         image_size=height,
         channels=channels,
@@ -229,17 +291,17 @@ def _dataset(config: Config, network: Model, data: Any, screen: Screen | None) -
 
 
 def refuse_run(path: Path) -> None:
-    """Raise UsageError if `path` is a run of a network of one's own, which no command can make."""
+    """Raise UsageError if `path` is a run of a custom network, which no command can create."""
     models = (file.parent for file in path.glob(f"*/{CONFIG}"))
     if any(map(checkpoint.is_own, models)) or _source(path).startswith(GIVEN):
         raise UsageError(
-            f"{path} is a run of a network of your own, which only your code can make: the call of "
-            "pdfast.distill that made it writes its report again"
+            f"{path} is a run of a custom network, which only your code can create: the call of "
+            "pdfast.distill that made the run writes its report again"
         )
 
 
 def _source(path: Path) -> str:
-    """The data.source of a run's config; "" where that cannot be read."""
+    """Return the data.source of a run's config, or "" if that cannot be read."""
     try:
         return load_config(path / "config.toml").data.source
     except UsageError:

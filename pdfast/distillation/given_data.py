@@ -1,4 +1,4 @@
-"""Data that come with a call, as tensors or arrays, for custom networks."""
+"""Data passed to a call as tensors or arrays, for custom networks."""
 
 from typing import Any
 
@@ -14,9 +14,16 @@ from pdfast.models.images import to_floats
 def from_numbers(
     data: Any, shape: tuple[int, ...], image_shape: tuple[int, int, int], num_classes: int
 ) -> Dataset:
-    """A set of samples (M, *shape), floats, or (samples, labels) where there are classes.
+    """Return a call's samples as a data set, unscaled, in float32.
 
-    Tensors or arrays; they are taken as they are, in float32. Raises UsageError for what is wrong.
+    Args:
+        data: Samples (M, *shape), a tensor or array of floats; with classes (samples, labels).
+        shape: Shape of a sample.
+        image_shape: The same as (C, H, W), in which the set holds it.
+        num_classes: Number of classes; 0 for none.
+
+    Raises:
+        UsageError: The type, shape, number or values of samples or labels are wrong.
     """
     pair = isinstance(data, tuple)
     x, labels = data if pair and len(data) == 2 else (data, None)
@@ -25,12 +32,12 @@ def from_numbers(
     if not samples.is_floating_point():
         raise UsageError(
             f"data holds {str(samples.dtype).removeprefix('torch.')}, where floats are needed, of "
-            "about the noise's scale (pictures: from -1 to 1)"
+            "about the scale of the noise (pictures: from -1 to 1)"
         )
     if samples.ndim != len(wanted) or samples.shape[1:] != shape:
         raise UsageError(f"data has shape {tuple(samples.shape)}, where {wanted_text} is needed")
     if len(samples) < MIN_SAMPLES:
-        raise UsageError(f"data has {len(samples)} samples, where {MIN_SAMPLES} are the least")
+        raise UsageError(f"data has {len(samples)} samples, fewer than the least, {MIN_SAMPLES}")
     samples = samples.detach().float()
     if not samples.isfinite().all():
         bad = (~samples.flatten(1).isfinite().all(1)).nonzero()
@@ -59,7 +66,15 @@ def from_numbers(
 
 
 def as_tensor(name: str, value: Any) -> Tensor:
-    """A tensor or an array as a tensor on the CPU. Raises UsageError for what is neither."""
+    """Return a tensor or an array as a tensor on the CPU.
+
+    Args:
+        name: What the value is, for messages.
+        value: A dense tensor or an array.
+
+    Raises:
+        UsageError: `value` is neither, or of a dtype that torch does not have.
+    """
     if isinstance(value, Tensor):
         if value.layout != torch.strided:
             raise UsageError(f"{name} is a sparse tensor: call .to_dense() on it")
@@ -67,6 +82,6 @@ def as_tensor(name: str, value: Any) -> Tensor:
     try:
         if isinstance(value, np.ndarray):
             return torch.from_numpy(np.ascontiguousarray(value))
-    except (TypeError, ValueError):  # such as texts, and numbers of the other byte order
-        raise UsageError(f"{name} holds {value.dtype}, which torch has no type for") from None
+    except (TypeError, ValueError):  # such as strings, and numbers of the other byte order
+        raise UsageError(f"{name} holds {value.dtype}, a type that torch does not have") from None
     raise UsageError(f"{name} must be a tensor or an array, not {type(value).__name__}")

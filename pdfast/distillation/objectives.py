@@ -1,36 +1,39 @@
-"""The objectives: Algorithm 1 of the teacher, the rounds', and the fit before them.
+"""Objectives: Algorithm 1 for the teacher, Algorithm 2 for the rounds, and the fit before them.
 
-Each is called with the model in training and a batch, of which it makes the noised images, and
-gives the model's raw output with its loss. The arithmetic is in diffusion/angles.py.
+An objective is called with the model in training and a batch. It draws noisy images from the batch
+and returns the model's raw output with its loss. The arithmetic is in diffusion/angles.py.
 
-A round merges r steps of the student that it starts from in one (r = 2: Algorithm 2). The target
-is where two steps lead from t: one to m by y1, one on to the end s of the student's step by y2.
+A round merges r steps of its teacher into one step of the student, from t to s (r = 2: Algorithm 2
+of Salimans & Ho 2022). The target of that step is where two DDIM steps end: from t to m with the
+prediction y1 of `first`, then from m to s with the prediction y2 of `second`.
 
-    first    second   m                      r    is
+    first    second   m                      r    method
     teacher  teacher  halfway                2    progressive distillation (Salimans & Ho 2022)
     teacher  student  one fine step below t  any  TRACT (Berthelot et al. 2023), multistep
                                                   consistency distillation (Heek et al. 2024)
     data     student  one fine step below t  any  (multistep) consistency training
                                                   (Song et al. 2023)
 
-With the student, t is any of the teacher's times, and the student learns to jump from each to the
-end of its segment. Where m is that end already, y1 alone is the target. A round to one step, s = 0,
-is consistency distillation. y1 of the data is that of the image and the noise that z_t was made of.
+If the student takes the second step, t is any of the teacher's times, and the student learns to
+jump from each to the end of its segment. Where m already is that end, y1 alone is the target. A
+round to one step, s = 0, is consistency distillation. If `first` is the data, y1 is computed from
+the image and the noise of z_t.
 
-The fit is a first round, N -> N, of a student that cannot start as its teacher. A student of
-another architecture is fitted to the teacher's output y, at the same z_t. So is one that predicts v
-where the teacher predicts eps, whose low-SNR end cannot be distilled: there x-hat, and with it
-v-hat = (eps-hat - sigma z_t) / alpha, divides by alpha, which a linear schedule of 1000 steps
-brings down to 0.006. The target of v needs no division if the data's own x is put in,
+The fit is a first round, N -> N, for a student that cannot start as its teacher. A student of
+another architecture is fitted to the teacher's output y at the same z_t. A student that predicts v
+is fitted to a teacher that predicts eps, since the low-SNR end of that teacher cannot be distilled:
+there x-hat, and so v-hat = (eps-hat - sigma z_t) / alpha, divides by alpha, which is down to 0.006
+for a linear schedule of 1000 steps. The target of v needs no division if it uses the x of the data,
 
-    v* = alpha eps-hat - sigma x,
+    v* = alpha eps-hat - sigma x.
 
-whose mean given z_t is alpha eps-hat - sigma E[x | z_t]: the teacher's prediction where it is good,
-at high SNR, and the data's posterior mean, as in Algorithm 1, where it is not. The error of eps-hat
-comes in times alpha <= 1.
+Its mean given z_t is alpha eps-hat - sigma E[x | z_t]: the teacher's prediction at high SNR, where
+that is good, and the data's posterior mean, as in Algorithm 1, at low SNR. The error of eps-hat is
+scaled by alpha <= 1.
 
-A guided student (Meng et al. 2022, stage 1) is fitted to what its teacher predicts under
-classifier-free guidance, of a weight drawn for each image, which is an input of the student's.
+A guided student (Meng et al. 2022, stage 1) is fitted to its teacher's prediction under
+classifier-free guidance. The guidance weight is drawn for each image and is an input of the
+student.
 """
 
 import dataclasses
@@ -60,13 +63,13 @@ from pdfast.models.model import Model
 from pdfast.training.batch import Batch
 from pdfast.training.update import ObjectiveOutput
 
-MOST_TABULATED = 1024  # steps of a teacher whose FiLM parameters are kept in a table
-# By the parameterization of a network, that of its prediction y.
+MOST_TABULATED = 1024  # most steps of a teacher whose FiLM parameters are kept in a table
+# The parameterization of the prediction y, by that of the network.
 Y_OF: dict[Parameterization, Parameterization] = {"x": "x", "eps": "eps", "v": "v", "x_eps": "v"}
 
 
 class DataObjective:
-    """Predict the clean image from z_t = alpha x + sigma eps (Algorithm 1)."""
+    """Training on data: predict x from z_t = alpha x + sigma eps (Algorithm 1)."""
 
     num_steps = merged = 0
     ahead = 0
@@ -78,10 +81,10 @@ class DataObjective:
         self.weight = weight
 
     def begin(self, batch: Batch) -> None:
-        """Nothing is carried from update to update."""
+        """Do nothing, as no tensors are carried from one update to the next."""
 
     def __call__(self, model: Model, batch: Batch) -> ObjectiveOutput:
-        """Algorithm 1, from the draw of u ~ U(0, 1) to the loss."""
+        """Return the output and loss of Algorithm 1, with u ~ U(0, 1)."""
         times = model.schedule.grid(0, model.device)
         draw, conditioning = batch.noised(times, 0, model.parameterization)
         assert draw.y is not None
@@ -94,7 +97,7 @@ class DataObjective:
 
 
 class Rollout:
-    """The objective of one round: predict in one step where two steps lead; see above."""
+    """The objective of a round: match two steps with one (Algorithm 2; see the module)."""
 
     ahead = 0
     carried: Sequence[Tensor] = ()
@@ -111,10 +114,20 @@ class Rollout:
         merged: int = 2,
         huber_c: float = 0.0,
     ) -> None:
-        """`num_steps` is N, the student's; the teacher has N `merged`.
+        """Set up the round to `num_steps` steps.
 
-        `huber_c` above 0: c of the pseudo-Huber loss. Raises ValueError where the teacher would
-        have to take the second of other than two steps.
+        Args:
+            teacher: The round's teacher, frozen; it has `num_steps` times `merged` steps.
+            num_steps: N, the student's sampling steps.
+            weight: Name of the loss weight.
+            engine: Options of execution, which do not change the objective.
+            first: What predicts y1.
+            second: What predicts y2.
+            merged: r, the teacher's steps in one of the student's.
+            huber_c: c of the pseudo-Huber loss; 0 for the squared error.
+
+        Raises:
+            ValueError: The teacher takes the second step, and `merged` is not 2.
         """
         if second == "teacher" and merged != 2:
             raise ValueError(f"the teacher takes the second of two steps, not of {merged}")
@@ -133,7 +146,7 @@ class Rollout:
 
     @property
     def merged(self) -> int:
-        """r where the student takes the second step, otherwise 0; see `NoiseOptions.merged`."""
+        """Return r if the student takes the second step, else 0; see `NoiseOptions.merged`."""
         return self._merged if self._second == "student" else 0
 
     def _times(self) -> Grid:
@@ -141,13 +154,17 @@ class Rollout:
 
     @property
     def serves_later_rounds(self) -> bool:
-        """Whether `rearm` can take it to a round of fewer steps: not with tables, of N's size."""
+        """Whether `rearm` works: not with a table of FiLM parameters, whose size is fixed."""
         return not self._tabulates
 
     def rearm(self, num_steps: int, merged: int) -> None:
-        """Take the round to `num_steps`, fewer than before, in the tensors that are there.
+        """Reuse the objective and its tensors for a later round.
 
-        The teacher's weights are for the caller to replace, in place too.
+        The caller replaces the teacher's weights, also in place.
+
+        Args:
+            num_steps: The student's sampling steps, fewer than before.
+            merged: r of the round.
         """
         assert self.serves_later_rounds
         self.num_steps, self._merged = num_steps, merged
@@ -155,13 +172,13 @@ class Rollout:
             grid = self._times()
             assert isinstance(grid, Tensor)
             self._grid[: len(grid)].copy_(grid)
-            self._grid[len(grid) :].fill_(torch.inf)  # which is searched as a whole
+            self._grid[len(grid) :].fill_(torch.inf)  # keeps it sorted: all of it is searched
 
     def begin(self, batch: Batch) -> None:
-        """Nothing is carried from update to update."""
+        """Do nothing, as no tensors are carried from one update to the next."""
 
     def __call__(self, student: Model, batch: Batch) -> ObjectiveOutput:
-        """The loss of one step against two, from the draw of t on; see diffusion/angles.py."""
+        """Return the student's output and its loss against two steps, from newly drawn times."""
         draw, conditioning = self._noised(batch)
         z_t, phi_t, phi_mid = draw.z_t, draw.phi_t, draw.phi_mid
         with self._beside(), torch.no_grad():  # two DDIM steps, unclipped
@@ -180,7 +197,7 @@ class Rollout:
         return ObjectiveOutput(out, self._loss(out, *steps, draw.phi_next))
 
     def _noised(self, batch: Batch) -> tuple[Noised, Conditioning]:
-        """The batch at the round's times."""
+        """Return the noisy batch at times of the round, and its conditioning."""
         grid = self._grid
         if isinstance(grid, Tensor) and batch.phase is None:
             grid = grid[: self._merged * self.num_steps + 1]
@@ -198,9 +215,9 @@ class Rollout:
         is_last_step: Tensor,
         phi_next: Tensor | None,
     ) -> Loss:
-        """The student's loss against two steps, the second of which ends at `phi_next`.
+        """Return the student's loss against two steps, the second of which ends at `phi_next`.
 
-        None: half a step of the student's grid below phi_mid.
+        `phi_next` None stands for the angle half a step of the student below `phi_mid`.
         """
         if phi_next is None:
             phi_next = next_angle(self._grid, phi_t)
@@ -212,7 +229,7 @@ class Rollout:
     # -- options of the engine -------------------------------------------------------------
 
     def _teacher_at(self, z: Tensor, phi: Tensor, conditioning: Conditioning) -> Tensor:
-        """The teacher's raw output, its FiLM parameters from the table where there is one."""
+        """Return the teacher's raw output, with FiLM parameters from the table if it exists."""
         if self._films is not None:
             u = self.teacher.schedule.u(logsnr_of(phi))
             row = (u * (self._merged * self.num_steps)).round().long() - 1
@@ -221,14 +238,14 @@ class Rollout:
 
     @torch.no_grad()
     def _tabulate(self) -> Tensor:
-        """FiLM parameters of all blocks at each of the teacher's times: a row each."""
+        """Return a table with the FiLM parameters of all blocks, a row for each teacher's time."""
         steps, teacher = self._merged * self.num_steps, self.teacher
         k = torch.arange(1, steps + 1, dtype=torch.float64, device=teacher.device)
         return teacher.films_at_angle(teacher.schedule.phi(divide(k, steps)))
 
     @contextmanager
     def _beside(self) -> Iterator[None]:
-        """The block's work on the teacher's stream, beside what follows, up to `_join`."""
+        """Run the block on the teacher's stream, concurrently with later work until `_join`."""
         if self._stream is None:
             yield
             return
@@ -237,13 +254,13 @@ class Rollout:
             yield
 
     def _join(self) -> None:
-        """What follows comes after the teacher's stream."""
+        """Make later work wait for the teacher's stream."""
         if self._stream is not None:
             torch.cuda.current_stream().wait_stream(self._stream)
 
 
 class Fit:
-    """Predict what the teacher predicts, at the times of a sampler of N steps."""
+    """The objective of a first fit: match the teacher's prediction at the times of N steps."""
 
     ahead = 0
     carried: Sequence[Tensor] = ()
@@ -259,16 +276,25 @@ class Fit:
         *,
         guides: bool = False,
     ) -> None:
-        """`guides`: the teacher is evaluated with the class and without, for a guided student."""
+        """Set up the fit.
+
+        Args:
+            teacher: The teacher, frozen.
+            num_steps: N, the sampling steps of teacher and student.
+            weight: Name of the loss weight.
+            huber_c: c of the pseudo-Huber loss; 0 for the squared error.
+            guides: Whether the teacher is evaluated with and without the class, for a guided
+                student.
+        """
         self.teacher, self.num_steps, self.weight = teacher, num_steps, weight
         self._huber_c, self.evaluations = huber_c, 2 if guides else 1
         self._grid = teacher.schedule.grid(num_steps, teacher.device)
 
     def begin(self, batch: Batch) -> None:
-        """Nothing is carried from update to update."""
+        """Do nothing, as no tensors are carried from one update to the next."""
 
     def __call__(self, student: Model, batch: Batch) -> ObjectiveOutput:
-        """The loss of `train` with the teacher in the data's place."""
+        """Return the loss of Algorithm 1, with the teacher's prediction in place of the data."""
         moved = self.teacher.parameterization != student.parameterization  # from eps to v
         draw, conditioning = batch.noised(self._grid, self.num_steps, "x" if moved else None)
         phi = draw.phi_t

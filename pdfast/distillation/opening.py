@@ -1,4 +1,4 @@
-"""A run as a call finds it: the config to go on with, its teacher, and its data."""
+"""Opening a run for a call: the config to use or resume with, the teacher, and the data."""
 
 import contextlib
 import dataclasses
@@ -34,21 +34,33 @@ from pdfast.version import __version__
 
 
 def as_begun(config: Config, out: str | Path | None, screen: Screen, resume: Resume) -> Config:
-    """The config, as it holds for a run that an older version began; see `Run.as_begun`."""
+    """Return the config, adapted to a run that an older version began; see `Run.as_begun`."""
     if resume == "never":
         return config
     return Run(run_dir(config, out), config, screen).as_begun()
 
 
 def has_teacher(config: Config, out: str | Path | None) -> bool:
-    """Whether the run has its teacher already, so that [train] is not used."""
+    """Whether the run already has its teacher, so that [train] is not used."""
     return collectives.from_first((run_dir(config, out) / "teacher").is_dir)
 
 
 def teacher_for(
     config: Config, out: str | Path | None, where: torch.device
 ) -> tuple[Config, Model | None]:
-    """The teacher from elsewhere, if there is one to be taken, and the config with its fit."""
+    """Load the teacher that the config names, if the run has none, and add a first fit.
+
+    Args:
+        config: The config of the call.
+        out: The run directory; None for the default.
+        where: Device of the teacher.
+
+    Returns:
+        The config, with a first fit if the students need one, and the teacher or None.
+
+    Raises:
+        UsageError: The teacher does not suit the config.
+    """
     given, had = None, has_teacher(config, out)
     if config.distill.teacher and not had:
         given = collectives.together(lambda: load_teacher(config, where))
@@ -63,14 +75,14 @@ def teacher_for(
         if had:
             check_network(config, network, run_dir(config, out) / "teacher")
         config = with_fit(config, network, begun=begun)
-    elif begun:  # a damaged teacher is made again, and the run is what it was
+    elif begun:  # a damaged teacher is trained again, with the fit that the run began with
         config = dataclasses.replace(config, distill=config.distill.with_fit(begun))
     collectives.check_batch(config, "distill", *(["train"] if trains else []))
     return config, given
 
 
 def _fit_of(config: Config, out: str | Path | None) -> int:
-    """The updates of the first fit of the run that is there; 0 if there is none."""
+    """Return the updates of an existing run's first fit; 0 without a run or a fit."""
     try:
         return load_config(run_dir(config, out) / "config.toml").distill.fit_updates
     except UsageError:
@@ -78,7 +90,7 @@ def _fit_of(config: Config, out: str | Path | None) -> int:
 
 
 def _network_in(config: Config, out: str | Path | None) -> NetConfig | None:
-    """The network of the run's teacher, if it has one."""
+    """Return the network of the run's teacher, or None."""
 
     def found() -> dict[str, Any] | None:
         network = network_of(run_dir(config, out) / "teacher")
@@ -99,14 +111,30 @@ def opened_run(
     data: Any = None,
     given: Model | None = None,
 ) -> Iterator[tuple[ModelRun, Dataset]]:
-    """The run directory, ours for the block, and the data, read before anything is written.
+    """Open the run directory for the block, locked, after reading the data.
 
-    `data` come with the call, for networks of one's own. `given` is the teacher from elsewhere.
+    Nothing is written before the data are read and the settings checked.
+
+    Args:
+        config: The run's config.
+        out: The run directory; None for the default.
+        screen: Where progress is reported.
+        resume: Whether to resume a run in the directory.
+        device: Where the networks run.
+        networks: Custom networks of the call, or `BUILT_IN`.
+        data: The call's data, for custom networks.
+        given: The teacher that the config names, loaded, if the run has none.
+
+    Yields:
+        The run, and the data on the device.
+
+    Raises:
+        UsageError: `resume`, the config, the data or the directory is not usable.
     """
     if resume not in get_args(Resume):
         raise UsageError(f"resume must be auto, strict or never, not {resume!r}")
     precision = set_precision(config.precision, device, config.deterministic)
-    config = dataclasses.replace(config, precision=precision)  # what "auto" means here
+    config = dataclasses.replace(config, precision=precision)  # "auto" is resolved
     check(config, device)
     own_network = networks.teacher
 
@@ -120,7 +148,7 @@ def opened_run(
     placed = place(digest.known(read_by_all(config.data.source, read)), config, device)
     Evaluator.of(
         placed, config, device
-    )  # which the report will need, refused before anything is made
+    )  # the report needs it: fail now rather than after the training
     threads = f" ({torch.get_num_threads()} threads)" if device.type == "cpu" else ""
     processes = collectives.size()
     on = f"{processes} processes, each on {device.type}" if processes > 1 else f"on {device}"

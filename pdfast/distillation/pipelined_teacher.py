@@ -1,4 +1,4 @@
-"""Algorithm 2 with one call of the teacher an update, and which form of it a config asks for."""
+"""Algorithm 2 with one call of the teacher per update, and the choice of a round's objective."""
 
 import torch
 from torch import Tensor
@@ -13,16 +13,16 @@ from pdfast.training.update import ObjectiveOutput
 
 
 class Pipelined(Rollout):
-    """The same objective with one call of the teacher: at t_mid of a batch and t of the next.
+    """Rollout with one call of the teacher per update: at t_mid of a batch and at t of the next.
 
-    The teacher is frozen, so its first step of a batch needs nothing of the update before. What is
-    carried are the next batch's draws and the teacher's output at them.
+    The teacher is frozen, so its first step for a batch does not depend on earlier updates. The
+    next batch's draws and the teacher's output at them are carried from one update to the next.
     """
 
     ahead = 1
 
     def begin(self, batch: Batch) -> None:
-        """The teacher's first step of the first batch."""
+        """Carry the teacher's first step for the first batch."""
         draw, conditioning = self._noised(batch)
         out = self._both(draw.z_in, draw.phi_t, conditioning, draw, conditioning)[1]
         new = self._carry(draw, conditioning, out)
@@ -32,7 +32,7 @@ class Pipelined(Rollout):
             kept.copy_(tensor)
 
     def __call__(self, student: Model, batch: Batch) -> ObjectiveOutput:
-        """As in Rollout, the teacher's two steps taken in different calls."""
+        """Return what Rollout does, with the teacher's two steps taken in different updates."""
         if batch.fixed:
             return super().__call__(student, batch)
         predicted = self.teacher.parameterization
@@ -58,20 +58,20 @@ class Pipelined(Rollout):
         ahead: Noised,
         told_ahead: Conditioning,
     ) -> tuple[Tensor, Tensor]:
-        """The teacher's raw outputs at t_mid of one batch and at t of the one ahead."""
+        """Return the teacher's raw outputs at t_mid of one batch and at t of the next."""
         z, phi = torch.cat([z_mid, ahead.z_in]), torch.cat([phi_mid, ahead.phi_t])
         out = self._teacher_at(z, phi, conditioning.joined(told_ahead))
         return out[: len(z_mid)], out[len(z_mid) :]
 
     @staticmethod
     def _carry(draw: Noised, conditioning: Conditioning, out: Tensor) -> list[Tensor]:
-        """What the next update needs of a batch."""
+        """Return the tensors of a batch that the next update needs."""
         kept = [draw.z_t, draw.z_in, draw.phi_t, draw.phi_mid, draw.is_last_step, out]
         return [*kept, *conditioning.tensors()]
 
 
 def rollout(teacher: Model, num_steps: int, cfg: DistillConfig, engine: EngineConfig) -> Rollout:
-    """The objective of the round to `num_steps`, as the config would have it run."""
+    """Return the objective of the round to `num_steps` steps that the config asks for."""
     kind = Pipelined if engine.pipeline_teacher else Rollout
     return kind(
         teacher,

@@ -1,4 +1,7 @@
-"""Rounds that merge sampling steps; those that halve them are progressive distillation."""
+"""The rounds of a distillation, each of which merges sampling steps of the last student.
+
+Rounds that halve the steps are progressive distillation (Salimans & Ho 2022).
+"""
 
 import copy
 import dataclasses
@@ -37,19 +40,30 @@ from pdfast.training.optimizer import Optimizer
 from pdfast.training.precision import cast_to_precision, precision_of, recast
 from pdfast.training.update import Objective
 
-MONITOR_STEPS, MONITOR_IMAGES = 16, 256  # of the cheap distance after each round
-MEASURED_IMAGES = 64  # at most, for a round's signal and rounding
-# Of [model]: what a student of another network has in common with its teacher.
+MONITOR_STEPS, MONITOR_IMAGES = 16, 256  # most of the quick distance after each round
+MEASURED_IMAGES = 64  # most images for a round's signal and rounding
+# Fields of [model] that even a student with another network shares with its teacher.
 KEPT = {"image_size", "channels", "num_classes", "parameterization"}
 KEPT |= {"schedule", "logsnr_min", "logsnr_max", "timesteps", "betas", "sigmas"}
-SAMPLED_AS = ("guidance", "class_shares")  # of the metrics beside such a distance
-MONITOR_JUMP = 1.5  # a distance this many times the last round's is a jump
+SAMPLED_AS = ("guidance", "class_shares")  # metrics that describe the samples of a distance
+MONITOR_JUMP = 1.5  # warn of a distance this many times the last round's
 
 
 def distill_rounds(run: ModelRun, data: Dataset, device: torch.device) -> Model:
-    """All rounds of the run's config; finished ones are loaded. Returns the last student.
+    """Run all rounds of the run's config, loading those that are finished.
 
-    The run's teacher is trained first, unless it is there.
+    The run's teacher is trained first if it does not exist.
+
+    Args:
+        run: The run.
+        data: The training data.
+        device: Where the networks are trained.
+
+    Returns:
+        The last student.
+
+    Raises:
+        UsageError: The teacher does not have the steps that the config asks for.
     """
     config = run.config
     student = train_teacher(run, data, device)
@@ -61,8 +75,8 @@ def distill_rounds(run: ModelRun, data: Dataset, device: torch.device) -> Model:
     if student.parameterization != run.student_parameterization:
         alpha = float(student.schedule.phi(torch.ones(())).cos())
         run.screen.say(
-            "the teacher predicts eps, and where SNR is low its x-hat divides by alpha, "
-            f"{alpha:.1e} at u = 1, so that it cannot be distilled as it is: round 1 moves it to "
+            "the teacher predicts eps, and at low SNR its x-hat divides by alpha, "
+            f"{alpha:.1e} at u = 1, so it cannot be distilled as it is: round 1 moves it to "
             f"{run.student_parameterization} at the same {start} steps"
         )
     made = _rounds_made(run, evaluator, drawable(student))
@@ -71,7 +85,7 @@ def distill_rounds(run: ModelRun, data: Dataset, device: torch.device) -> Model:
     if made == config.distill.num_rounds:
         return backends.select(run.load(run.round_dir(made), device), config.backends)
     precision = precision_of(config.precision, device)
-    low = cast_to_precision(student, precision)  # cast once a round
+    low = cast_to_precision(student, precision)  # cast once per round
     guidance = config.eval.guidance
     if drawable(low):
         teacher_row = sample_row(
@@ -100,7 +114,7 @@ def distill_rounds(run: ModelRun, data: Dataset, device: torch.device) -> Model:
             if distance > MONITOR_JUMP * before:
                 run.screen.warn(
                     f"round {round_}: the distance jumped from {before:.3g} to {distance:.3g}; to "
-                    f"do it again with more updates, remove {path} and later rounds, and raise "
+                    f"repeat it with more updates, remove {path} and later rounds, and raise "
                     f"distill.round_updates for {steps} steps"
                 )
             before = distance
@@ -108,7 +122,7 @@ def distill_rounds(run: ModelRun, data: Dataset, device: torch.device) -> Model:
 
 
 def _next_teacher(student: Model, precision: Precision, kept: Kept) -> Model:
-    """The student in the networks' precision: written over the last teacher where that is kept."""
+    """Return the student in the networks' precision, in the last teacher's memory if kept."""
     engine = kept.engine
     if engine is None or engine.model is not student or engine.objective.teacher is None:
         kept.close()
@@ -117,16 +131,16 @@ def _next_teacher(student: Model, precision: Precision, kept: Kept) -> Model:
 
 
 def _monitor(data: Dataset, config: Config, teacher: Model) -> Evaluator:
-    """Evaluator of each round: pixels of few samples."""
+    """Return the evaluator of the quick distance after each round: pixels of few samples."""
     num, detector = min(MONITOR_IMAGES, len(data)), without_network(data)
     shares = config.eval.classes
     return Evaluator(data, num, config.seed, detector, model=teacher, shares=shares)
 
 
 def _rounds_made(run: ModelRun, evaluator: Evaluator, drawn: bool) -> int:
-    """The rounds, from the first on, of which nothing is left to be done.
+    """Return how many rounds, counted from the first, are complete.
 
-    `drawn`: a picture belongs to each.
+    `drawn` says that a complete round has a picture.
     """
     made = 0
     while made < run.config.distill.num_rounds and _logged(run, made, evaluator) is not None:
@@ -147,10 +161,11 @@ def _distill_round(
     steps: int,
     kept: Kept,
 ) -> Model:
-    """One round: the student starts as the teacher and learns to take its steps in fewer.
+    """Run one round: the student starts as the teacher and learns to take fewer steps.
 
-    `low` is the teacher in the networks' precision. A first fit has the teacher's steps. `kept` is
-    what the last round left for this one, which leaves it for the next if that can take it.
+    A first fit has as many steps as the teacher. `low` is the teacher in the networks' precision.
+    `kept` holds what the last round left for reuse; this round leaves its own for the next one if
+    that can reuse it.
     """
     config = run.config
     cfg = config.distill.loop_of(steps)
@@ -184,7 +199,7 @@ def _distill_round(
         spent = result.evaluations + choice.evaluations
         result = dataclasses.replace(result, evaluations=spent)
     facts = {} if average == config.distill.ema_decay else {"average": average}
-    # Logged before the model is there: a run cut off in between does the round's end again.
+    # Logged before the model is saved: a run killed in between repeats the end of the round.
     run.log(round=round_, steps=steps, **result.as_metrics(), **signal, **chosen)
     path = run.round_dir(round_)
     run.save_model(student, path, round=round_, seed=config.seed, **facts)
@@ -199,7 +214,7 @@ def _distill_round(
 def _rollout(
     low: Model, steps: int, cfg: DistillConfig, engine: EngineConfig, kept: Kept
 ) -> Rollout:
-    """The round's objective: that of the last round where it and its teacher are kept."""
+    """Return the round's objective: the last round's, rearmed, if it and its teacher are kept."""
     last = kept.engine.objective if kept.engine else None
     if isinstance(last, Rollout) and last.teacher is low:
         last.rearm(steps, cfg.merged(steps))
@@ -208,8 +223,10 @@ def _rollout(
 
 
 def of_one_network(student: Model, teacher: Model) -> bool:
-    """Whether both are of pdfast's own network and one config, so that the student's weights can be
-    written over the teacher's; a module of one's own may hold what no copy of its tensors shows.
+    """Whether the student's weights can be written over the teacher's.
+
+    They can if both are of pdfast's own network and of one config. A custom network may have state
+    outside its tensors.
     """
     own = all(type(model.net) is UNet for model in (student, teacher))
     return own and student.net.cfg == teacher.net.cfg
@@ -218,7 +235,7 @@ def of_one_network(student: Model, teacher: Model) -> bool:
 def _signal(
     run: ModelRun, teacher: Model, low: Model, data: Dataset, round_: int, steps: int
 ) -> dict[str, float | None]:
-    """Signal and rounding of a round, for the metrics; warns where rounding is the larger."""
+    """Return a round's signal and rounding as metrics; warn if the rounding is larger."""
     config = run.config
     few = dataclasses.replace(
         config.distill, batch=min(MEASURED_IMAGES, config.distill.batch), accumulate=1
@@ -236,7 +253,7 @@ def _signal(
         finer = {"bf16": "tf32 or fp32", "tf32": "fp32"}.get(precision)
         better = f", or distil the first rounds with --precision {finer}" if finer else ""
         run.screen.warn(
-            f"round {round_}: what there is to learn, {found.signal:.2g} in v, is less than the "
+            f"round {round_}: the signal to learn, {found.signal:.2g} in v, is less than the "
             f"rounding of {precision} networks, {found.rounding:.2g}: start from fewer steps "
             "(--distill.start-steps)" + better
         )
@@ -244,7 +261,7 @@ def _signal(
 
 
 def _distance(run: ModelRun, round_: int, model: Model, steps: int, evaluator: Evaluator) -> float:
-    """A cheap distance to watch the rounds by: few images, at most 16 steps; computed once."""
+    """Return the quick distance after a round: few images, at most 16 steps, computed once."""
     found = _logged(run, round_, evaluator)
     if found is not None:
         return found
@@ -254,7 +271,7 @@ def _distance(run: ModelRun, round_: int, model: Model, steps: int, evaluator: E
 
 
 def _logged(run: ModelRun, round_: int, evaluator: Evaluator) -> float | None:
-    """The distance after a round, if it was found for samples of this guidance and these shares."""
+    """Return a round's logged distance, if its samples had this guidance and these class shares."""
     asked = _sampled_as(run, evaluator)
     for m in reversed(run.metrics()):
         same = {key: m[key] for key in SAMPLED_AS if key in m} == asked
@@ -264,14 +281,19 @@ def _logged(run: ModelRun, round_: int, evaluator: Evaluator) -> float | None:
 
 
 def _sampled_as(run: ModelRun, evaluator: Evaluator) -> dict[str, Any]:
-    """What a line of metrics says of the samples; nothing of those of no guidance, drawn evenly."""
+    """Return the metrics that describe the samples; none for no guidance and even classes."""
     weight, draw = run.config.eval.guidance, evaluator.draw
     said: dict[str, Any] = {"guidance": weight} if weight else {}
     return said | ({"class_shares": 1} if draw is not None and draw.how == "data" else {})
 
 
 def load_teacher(config: Config, device: torch.device) -> Model:
-    """The config's teacher from elsewhere, once it is known to fit."""
+    """Load the teacher that `distill.teacher` names, and check that it suits the config.
+
+    Raises:
+        UsageError: There is no such model, or it does not suit the config.
+        PdfastError: The model directory is damaged.
+    """
     path = Path(config.distill.teacher)
     model = checkpoint.load_model(path, device)
     check_network(config, model.cfg, path)
@@ -280,13 +302,22 @@ def load_teacher(config: Config, device: torch.device) -> Model:
 
 
 def check_network(config: Config, teacher: NetConfig, path: Path) -> None:
-    """Refuse a teacher that the config's students can neither start as nor be fitted to."""
+    """Check that the config's students can start as the teacher, or be fitted to it.
+
+    Args:
+        config: The run's config.
+        teacher: The teacher's network.
+        path: The teacher's model directory, for messages.
+
+    Raises:
+        UsageError: They can do neither.
+    """
     asked, found = (to_table(net.without_dropout()) for net in (config.model, teacher))
     same = asked == found
     if same and config.distill.fit_updates:
         raise UsageError(
             f"distill.fit_updates is for students that cannot start as their teacher, but {path} "
-            "is of the config's own network: leave it 0"
+            "has the config's own network: leave it at 0"
         )
     guides = bool(config.model.guidance) and not teacher.guidance
     if guides and (not teacher.label_dropout or teacher.parameterization == "eps"):
@@ -295,9 +326,9 @@ def check_network(config: Config, teacher: NetConfig, path: Path) -> None:
             + (
                 "it predicts eps: train one of x, v or x_eps"
                 if teacher.label_dropout
-                else "it always was told the class: train one with model.label_dropout 0.1"
+                else "it was always given the class: train one with model.label_dropout 0.1"
             )
-            + ", or leave model.guidance out"
+            + ", or omit model.guidance"
         )
     for key in asked:
         moved = key == "parameterization" and (found[key], asked[key]) == ("eps", "v")
@@ -318,10 +349,15 @@ def check_network(config: Config, teacher: NetConfig, path: Path) -> None:
 
 
 def with_fit(config: Config, teacher: NetConfig, begun: int = 0) -> Config:
-    """The config, with a first fit where the teacher predicts eps and the students v, or where
-    they take a guidance weight.
+    """Return the config, with a first fit if the students cannot start as the teacher.
 
-    `begun`: the updates of the fit that the run began with, if it did.
+    That is if the teacher predicts eps and the students v, or if only the students take a guidance
+    weight.
+
+    Args:
+        config: The run's config.
+        teacher: The teacher's network.
+        begun: Updates of the first fit that the run began with; 0 for a run without one.
     """
     asked = config.model
     if teacher.parameterization == asked.parameterization and bool(teacher.guidance) == bool(
@@ -332,7 +368,7 @@ def with_fit(config: Config, teacher: NetConfig, begun: int = 0) -> Config:
 
 
 def first_student(run: ModelRun, teacher: Model) -> Model:
-    """What a first fit starts from: the teacher's weights where they fit, otherwise new ones."""
+    """Return the student of a first fit, with the teacher's weights if they fit, or new ones."""
     if run.networks.student is not None:
         return run.networks.student.copy().to(teacher.device)
     student = remove_dropout(new_model(run.config, teacher.device))
@@ -343,13 +379,17 @@ def first_student(run: ModelRun, teacher: Model) -> Model:
         )
         == student.cfg
     ):
-        mine = student.net.state_dict()  # of which the teacher may lack the weight's input
+        mine = student.net.state_dict()  # the teacher may lack the guidance weight's embedding
         student.net.load_state_dict(mine | teacher.net.state_dict())
     return backends.select(student, run.config.backends)
 
 
 def check_start(model: Model, config: Config) -> None:
-    """Refuse a teacher that does not have the steps to start from."""
+    """Check that the teacher has the steps that the config starts from and evaluates at.
+
+    Raises:
+        UsageError: It does not.
+    """
     start, most = config.distill.start_steps, model.schedule.most_steps
     if start > most:
         fits = start_for(most)
@@ -373,15 +413,21 @@ def check_start(model: Model, config: Config) -> None:
 
 
 def adopt_teacher(run: ModelRun, given: Model | None) -> None:
-    """Copy the teacher from elsewhere, if one is given, into the run that has none yet.
+    """Copy a teacher that was given into the run, if the run has none.
 
-    Raises UsageError if the run has one, or something made by one, and another is meant.
+    Args:
+        run: The run.
+        given: The loaded teacher, or None.
+
+    Raises:
+        UsageError: The run already has another teacher, or has rounds or saved states without
+            their teacher.
     """
     named, own = run.config.distill.teacher, run.networks.teacher is not None
     path = Path(named)
     if given is not None and not run.has(run.teacher_dir):
         if run.students() or run.begun():
-            leave = "" if own else "leave --teacher away, having "
+            leave = "" if own else "omit --teacher and "
             raise UsageError(
                 f"{run.path} has rounds or saved states, but not of "
                 f"{'the teacher given' if own else path}: {leave}put back {run.teacher_dir} if it "
@@ -394,11 +440,11 @@ def adopt_teacher(run: ModelRun, given: Model | None) -> None:
         if given is not None and own:
             return not same_weights(run.load(run.teacher_dir, given.device), given)
         if not named or not (path / files.MANIFEST).is_file():
-            return False  # the run's own copy is what counts
+            return False  # the run uses its own copy
         if model_dir.fingerprint(run.teacher_dir) == model_dir.fingerprint(path):
             return False
         kept, other = run.load(run.teacher_dir, torch.device("cpu")), checkpoint.load_model(path)
-        # The same weights in another dtype have another fingerprint.
+        # The fingerprint depends on the dtype of the weights, which may be equal all the same.
         return kept.cfg != other.cfg or not same_weights(kept, other)
 
     if run.has(run.teacher_dir) and collectives.from_first(differs):
@@ -406,12 +452,12 @@ def adopt_teacher(run: ModelRun, given: Model | None) -> None:
 
 
 def same_weights(a: Model, b: Model) -> bool:
-    """Of two models of one network."""
+    """Whether two models of the same network have equal weights."""
     others = b.weights()
     return all(torch.equal(tensor, others[name]) for name, tensor in a.weights().items())
 
 
 def remove_dropout(model: Model) -> Model:
-    """The model itself, its config changed for distillation, which uses no dropout."""
+    """Remove dropout from a model, in place, as distillation uses none; return the model."""
     model.remove_dropout()
     return model

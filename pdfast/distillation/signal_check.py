@@ -1,7 +1,7 @@
-"""What a round has to learn, beside the rounding of the networks that teach it.
+"""The signal that a round has to learn, compared with the rounding of its networks.
 
-A student of many steps starts almost where its teacher would take it. Where the difference is
-smaller than the rounding of the networks' outputs, a round at that precision teaches noise.
+A student of many steps starts out almost equal to its target. If the difference is smaller than the
+rounding of the networks' outputs, a round at that precision learns noise.
 """
 
 import copy
@@ -18,14 +18,16 @@ from pdfast.training.batch import Batch
 
 
 class Signal(NamedTuple):
-    """What the first update of a round sees, in v: medians over a fixed batch's images of the root
-    mean square over pixels. (A mean would be that of the rare image at i = 0.)
+    """Signal and rounding of a round's first update, in v.
+
+    Both are medians over the images of a fixed batch of the root mean square over pixels. (A mean
+    would be dominated by the rare image at i = 0.)
     """
 
     signal: float
-    """Of v_target - v_student, evaluated exactly enough."""
+    """Size of v_target - v_student, evaluated in a finer precision."""
     rounding: float | None
-    """Of what the networks' precision changes in that difference; None where it is not known."""
+    """Size of the error of that difference in the networks' precision; None if unknown."""
 
     @property
     def ratio(self) -> float:
@@ -35,17 +37,23 @@ class Signal(NamedTuple):
 
 @torch.no_grad()
 def measure(teacher: Model, low: Model, num_steps: int, batch: Batch) -> Signal:
-    """The signal of the round to N = `num_steps`, whose student starts as its teacher.
+    """Measure the signal of the round to N = `num_steps`, whose student starts as its teacher.
 
-    `low` is the teacher in the networks' precision. It is compared with the teacher in float32
-    where that is bfloat16 or TF32, and in float64 where it is float32, if it computes in that.
+    `low` is compared with the teacher in float32 if its precision is bfloat16 or TF32, and in
+    float64 if it is float32 and the network can compute in float64.
+
+    Args:
+        teacher: The round's teacher.
+        low: The same in the networks' precision.
+        num_steps: N, the student's sampling steps.
+        batch: The fixed batch.
     """
     grid = teacher.schedule.grid(num_steps, teacher.device)
     draw, conditioning = batch.noised(grid, num_steps)
     phi_next = next_angle(grid, draw.phi_t)
 
     def difference(model: Model) -> Tensor:
-        """v_target - v_student of every pixel."""
+        """Return v_target - v_student for every pixel."""
         parameterization, dtype, z_t = (
             model.parameterization,
             model.net_dtype,
@@ -71,5 +79,5 @@ def measure(teacher: Model, low: Model, num_steps: int, batch: Batch) -> Signal:
 
 
 def _typical(difference: Tensor) -> float:
-    """Median over images of the root mean square."""
+    """Return the median over images of the root mean square over pixels."""
     return float(difference.double().square().flatten(1).mean(1).sqrt().median())

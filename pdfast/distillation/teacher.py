@@ -1,4 +1,4 @@
-"""The training of a teacher, by Algorithm 1 in continuous time, u ~ U(0, 1)."""
+"""Training of the teacher: Algorithm 1 in continuous time, u ~ U(0, 1)."""
 
 import dataclasses
 
@@ -17,14 +17,20 @@ ROUND = 0  # the teacher's number in the metrics and in the draws
 
 
 def new_model(config: Config, device: torch.device) -> Model:
-    """A model with the initial weights of the config's seed."""
+    """Return a new model, its weights initialised from the config's seed."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(Draws(config.seed, Stream.INIT).torch_seed(0))
         return Model(config.model).to(device)
 
 
 def train_teacher(run: ModelRun, data: Dataset, device: torch.device) -> Model:
-    """The run's teacher: loaded if it is finished, else trained (or resumed) and saved."""
+    """Return the run's teacher, loaded if it is finished, otherwise trained (or resumed) and saved.
+
+    Args:
+        run: The run.
+        data: The training data.
+        device: Where the teacher is trained.
+    """
     if run.has(run.teacher_dir):
         run.clear_states(ROUND)
         return backends.select(run.load(run.teacher_dir, device), run.config.backends)
@@ -35,7 +41,7 @@ def train_teacher(run: ModelRun, data: Dataset, device: torch.device) -> Model:
         model = backends.select(new_model(config, device), run.config.backends)
     if run.students():
         run.screen.warn(
-            f"{run.teacher_dir}, the teacher of the rounds that are there, is gone: it is trained "
+            f"{run.teacher_dir}, the teacher of the existing rounds, is missing: it is trained "
             "again; stop here to put it back"
         )
     num_params = sum(p.numel() for p in model.parameters())
@@ -46,7 +52,7 @@ def train_teacher(run: ModelRun, data: Dataset, device: torch.device) -> Model:
     cfg = run.config.train
     objective = DataObjective(cfg.loss_weight)
     result = fit(model, objective, cfg, data, run, ROUND, "teacher")
-    # Logged before the model is there: a run cut off in between does the phase's end again.
+    # Logged before the model is saved: a run killed in between repeats the end of the phase.
     run.log(round=ROUND, **result.as_metrics())
     run.save_model(model, run.teacher_dir, seed=run.config.seed)
     run.clear_states(ROUND)

@@ -1,4 +1,4 @@
-"""The reference of samples of other tools: a data set, or statistics of one."""
+"""The reference side of `pdfast eval --against`: a data set, or statistics of one."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -24,11 +24,11 @@ from pdfast.storage.digests import SHOWN
 from pdfast.training.image_stream import is_streamed
 
 DEFAULT = "pixel"
-SEED = 0  # of the resamples that give the floor
+SEED = 0  # seed of the resamples that give the floor
 
 
 class Reading(NamedTuple):
-    """How sets are read; see `own_size.read`."""
+    """Options of reading a set; see `own_size.read`."""
 
     size: int
     method: Resize
@@ -37,22 +37,33 @@ class Reading(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Against:
-    """The side that samples are compared with."""
+    """The reference that samples are compared with."""
 
     detector: Detector
     gaussian: Gaussian
     facts: SetFacts
     images: Reference | None
-    """For precision and recall; None where there are no images."""
+    """Images for precision and recall, or None."""
     floor: tuple[float, float] | None = None
-    """Mean and deviation of the distance of as many resampled images; None of statistics."""
+    """Mean and standard deviation of the distance of as many resampled images as there are samples;
+    None for statistics."""
     statistics_sha256: str = ""
-    """SHA-256 of a file of statistics; "" of a data set."""
+    """SHA-256 of the statistics file; "" for a data set."""
     warnings: tuple[str, ...] = ()
 
 
 def read_set(source: str, how: Reading, where: torch.device, screen: Screen) -> SetRead:
-    """A set, on the device unless it is large there. Raises UsageError as `own_size.read`."""
+    """Read a set, and move it to the device unless it is too large for that.
+
+    Args:
+        source: The set, as `data.source` names it.
+        how: Options of reading.
+        where: The device.
+        screen: Where progress is reported.
+
+    Raises:
+        UsageError: The set cannot be read; see `own_size.read`.
+    """
     read = own_size.read(source, *how, screen)
     streamed = is_streamed("auto", read.data.images.nbytes, where)
     return read if streamed else read._replace(data=read.data.to(where))
@@ -66,9 +77,19 @@ def open_against(
     where: torch.device,
     screen: Screen,
 ) -> Against:
-    """Read what `source` names, and see it by a detector; without one by that of statistics.
+    """Read the reference and extract its features.
 
-    Raises UsageError for what cannot be compared with the samples.
+    Args:
+        source: A data set, as `data.source` names it, or an .npz of statistics.
+        detector: The detector, as `eval.detector` names it; None for the detector that the
+            statistics name, or for "pixel" with a data set.
+        samples: The samples to compare with it.
+        how: Options of reading.
+        where: Device of the features.
+        screen: Where progress is reported.
+
+    Raises:
+        UsageError: The reference cannot be compared with the samples.
     """
     path = Path(source)
     found = statistics_file.read(path) if statistics_file.is_one(path) else None
@@ -79,26 +100,26 @@ def open_against(
     against = _data_set(source, looks, samples, how, where, screen)
     if found is None:
         return against
-    more = f"{source} has statistics of {found.width:,} features, which {looks.name} does not see"
-    return dataclasses.replace(against, warnings=(f"{more}: its images are taken alone",))
+    more = f"{source} has statistics of {found.width:,} features, which are not of {looks.name}"
+    return dataclasses.replace(against, warnings=(f"{more}: only its images are used",))
 
 
 def _chosen(asked: str | None, source: str, found: Statistics | None) -> str:
-    """The detector's name, as `eval.detector` has it."""
+    """Return the name of the detector, as in `eval.detector`."""
     if asked is not None:
         return asked
     if found is None:
         return DEFAULT
     if found.made is None:
         raise UsageError(
-            f"{source} holds statistics of {found.width:,} features and does not say by which "
-            "detector: name it, by --detector inception:PATH for those of FID (2,048 features)"
+            f"{source} holds statistics of {found.width:,} features and does not say of which "
+            "detector: name it, with --detector inception:PATH for FID's (2,048 features)"
         )
     return found.made.detector
 
 
 def _images_instead(found: Statistics, detector: Detector, samples: Dataset) -> bool:
-    """Whether to use the images in a file of statistics, whose features are another detector's."""
+    """Whether a statistics file is of another detector, but has images to use instead."""
     if found.made is not None or not found.has_images:
         return False
     return detector.features(samples.images) != found.width
@@ -118,9 +139,9 @@ def _data_set(
     counts = [detector.features(data.images) for data in (samples.data, read.data)]
     if counts[0] != counts[1]:
         raise UsageError(
-            f"the samples are {ours} and {source} {facts.size}, of which {detector.metric} has "
-            f"{counts[0]:,} and {counts[1]:,} features: give both one size by --size, and one "
-            "number of channels"
+            f"the samples are {ours} and {source} {facts.size}, for which {detector.metric} has "
+            f"{counts[0]:,} and {counts[1]:,} features: give both the same size by --size, and "
+            "the same number of channels"
         )
     reference = Reference(read.data, detector, screen)
     return Against(
@@ -150,7 +171,7 @@ def _statistics(
     if count != found.width:
         raise UsageError(
             f"{path} holds statistics of {found.width:,} features, and {detector.metric} of these "
-            f"samples has {count:,}: name the detector that they are of by --detector, and the "
+            f"samples has {count:,}: name the detector of the statistics by --detector, and the "
             "images' size by --size, or name the data set itself"
         )
     facts, reference = statistics_file.facts_of(path, found), None
@@ -176,24 +197,24 @@ def _statistics(
 
 
 def _doubts(path: Path, found: Statistics, detector: Detector) -> list[str]:
-    """Reasons why statistics may be of other features than the samples'."""
+    """Return reasons why statistics may be of other features than the samples'."""
     made = found.made
     if made is None:
         return [
-            f"{path} does not say of how many images its statistics are, of which size and resize, "
-            f"and by which network: the distance is {detector.metric} where that is "
-            f"{detector.name}, on images resized as the samples are"
+            f"{path} does not record the number, size and resize of its images, nor the network: "
+            f"the distance is {detector.metric} only if that was {detector.name}, on images "
+            "resized as the samples are"
         ]
     doubts = []
     if made.detector_sha256 != detector.weights:
         doubts.append(
             f"{path} is of {made.detector} with other weights (SHA-256 "
-            f"{made.detector_sha256[:SHOWN]}) than these ({detector.weights[:SHOWN]}): the "
+            f"{made.detector_sha256[:SHOWN]}) than the ones here ({detector.weights[:SHOWN]}): the "
             "distance is between features of two networks"
         )
     if made.detector_resize != detector.resize:
         doubts.append(
             f"{path} was made with another resize before the detector ({made.detector_resize}) "
-            f"than this version has ({detector.resize})"
+            f"than this version uses ({detector.resize})"
         )
     return doubts

@@ -1,7 +1,7 @@
-"""The classes of the samples that are judged and shown, drawn by counter.
+"""The classes of samples in evaluations and pictures, from counter-based draws.
 
-That of image k depends on the seed and k alone, so that every model, and any number of processes,
-draws the same ones.
+The class of image k depends on the seed and k alone, so that it is the same for every model and any
+number of processes.
 """
 
 import hashlib
@@ -18,17 +18,17 @@ from pdfast.diffusion.rng import Draws, Stream, index_below
 
 @dataclass(frozen=True)
 class ClassDraw:
-    """How the classes of samples are drawn."""
+    """The distribution that classes of samples are drawn from."""
 
     how: ClassShares
     weights: tuple[int, ...]
-    """Weight of each class, by number; a class of weight 2 is drawn twice as often as one of 1."""
+    """Weight of each class, by number; weight 2 is drawn twice as often as weight 1."""
     key: str
-    """Key of the draw, on which kept samples depend; "" for the even draw among all classes."""
+    """Key of the draw in the fingerprint of saved samples; "" for an even draw of all classes."""
 
     @classmethod
     def of(cls, classes: Classes, how: ClassShares) -> "ClassDraw":
-        """Draw by the class shares of the set, or evenly among the classes that it has."""
+        """Return a draw by the set's class shares ("data"), or even among its classes ("even")."""
         counts = classes.counts
         weights = counts if how == "data" else tuple(int(count > 0) for count in counts)
         if how == "even" and not classes.absent:
@@ -37,9 +37,9 @@ class ClassDraw:
         return cls(how, weights, f"{how} {found}")
 
     def labels(self, seed: int, num: int, first: int = 0) -> Tensor:
-        """Classes, int64 (num,) on the CPU, of the images first .. first + num - 1.
+        """Return the classes of images first .. first + num - 1, int64 (num,), on the CPU.
 
-        They are exact: each class has its share of the 2^32 words, to one word.
+        Each class has its exact share of the 2^32 words, to within one word.
         """
         words = Draws(seed, Stream.SAMPLE).class_words(first, num)
         ends = torch.tensor(self.weights).cumsum(0)
@@ -47,5 +47,5 @@ class ClassDraw:
 
 
 def evenly(num_classes: int) -> ClassDraw:
-    """All classes of a model alike, as the model itself draws them."""
+    """Return an even draw of all classes of a model, as the model itself draws them."""
     return ClassDraw("even", (1,) * num_classes, "")

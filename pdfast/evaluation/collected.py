@@ -1,4 +1,4 @@
-"""The features of a set of samples, taken up a batch at a time, and what comes of all of them."""
+"""Features of a set of samples, added a batch at a time, and the figures of all of them."""
 
 from collections.abc import Callable
 
@@ -9,17 +9,17 @@ from pdfast.evaluation.scores import InceptionScore, Manifold, Neighbourhood, pr
 
 
 class Collected:
-    """Moments of all features; of a network also features, at most 50,000, and all logits."""
+    """Moments of all features; for a network also up to 50,000 features, and all logits."""
 
     def __init__(self, num: int, detector: Detector) -> None:
-        """Make room for the features of at most `num` samples."""
+        """Allocate room for the features of at most `num` samples."""
         self.num = 0
         """Samples so far."""
         self._moments, self._network = Moments(), bool(detector.weights)
         self._points, self._logits = Rows(min(num, scores.MOST)), Rows(num)
 
     def add(self, found: Features) -> None:
-        """Take up those of some more samples."""
+        """Add the features of more samples."""
         self._moments.add(found.values)
         if self._network:
             self._points.add(found.values[: max(0, scores.MOST - self.num)].float())
@@ -28,13 +28,17 @@ class Collected:
         self.num += len(found.values)
 
     def gaussian(self) -> Gaussian:
-        """Mean and covariance of all features so far, of at least 2 samples."""
+        """Return mean and covariance of all features so far, of at least 2 samples."""
         return self._moments.gaussian()
 
     def inception_score(self) -> InceptionScore | None:
-        """The Inception score; None of a detector that does not classify."""
+        """Return the Inception score; None for a detector that does not classify."""
         return scores.inception_score(self._logits.all()) if len(self._logits) else None
 
     def manifold(self, near: Callable[[], Neighbourhood]) -> Manifold | None:
-        """Precision and recall beside images, of a network; `near` is called for no other."""
+        """Return precision and recall against images; None for a detector without a network.
+
+        Args:
+            near: Returns the neighbourhood of the images; not called without a network.
+        """
         return precision_recall(self._points.all(), near()) if len(self._points) else None

@@ -39,6 +39,21 @@ def evaluate_path(
     screen: Screen,
     other_data: bool,
 ) -> None:
+    """Evaluate a run directory, or one model, and write its report.
+
+    Args:
+        model: The run directory, or a model directory.
+        config: The config with the data to compare with; None for the config of the run.
+        asked: Settings that replace those of the config.
+        out: Folder of the report of one model; None for eval-<model> beside it. A run's report goes
+            into the run.
+        where: The device.
+        screen: Where progress is reported.
+        other_data: Whether the data may differ from those that the run was trained on.
+
+    Raises:
+        UsageError: `model` is neither, or a setting or the data do not suit it.
+    """
     path = Path(model).resolve()
     is_file, is_dir, is_run, lies_in_run = collectives.from_first(
         lambda: [
@@ -50,14 +65,14 @@ def evaluate_path(
     )
     if is_file:
         raise UsageError(
-            f"{model} is no directory of a model or run: if it holds samples, name what they are "
-            "compared with, by --against"
+            f"{model} is not a model or run directory: if it holds samples, name the set to "
+            "compare them with by --against"
         )
     if not is_dir:
         raise UsageError(f"there is no model or run directory {model}")
     if config is None and not (is_run or lies_in_run):
         raise UsageError(
-            f"{model} lies in no run directory: name the data to compare with, by --config, or, "
+            f"{model} is not in a run directory: name the data to compare with by --config, or, "
             "if it holds samples, by --against"
         )
     begun, resolved = collectives.together(lambda: _asked_of(path, is_run, config, asked))
@@ -65,7 +80,7 @@ def evaluate_path(
     source = resolved.data.source
 
     def placed(read: Dataset) -> Dataset:
-        """The set on the device, once it is known to be the one that is meant."""
+        """Return the set on the device, after checking that it is the run's."""
         data = digest.known(read)
         if begun is not None and not other_data:
             collectives.from_first(lambda: _check_data(path, begun, data.digest, screen))
@@ -78,7 +93,7 @@ def evaluate_path(
 
     if is_run:
         if out is not None:
-            raise UsageError(f"{model} is a run, whose report goes into it: leave --out away")
+            raise UsageError(f"{model} is a run, whose report goes into it: omit --out")
         data = placed(
             read_by_all(source, lambda: load_dataset(resolved.data, resolved.model, screen))
         )
@@ -105,7 +120,7 @@ def evaluate_path(
 def _asked_of(
     path: Path, is_run: bool, config: Config | str | Path | None, asked: dict[str, Any]
 ) -> tuple[Record | None, Config]:
-    """What is known of the run whose data are to be compared with, if there is one; the config."""
+    """Return the record of the run whose data are used, if there is one, and the config."""
     saved, begun = None, None
     if is_run:
         saved, begun = record.read(path / "config.toml")
@@ -125,13 +140,13 @@ def _check_data(path: Path, begun: Record, data: Digest, screen: Screen) -> None
         )
     elif begun.data.differ(data):
         raise UsageError(
-            f"{path} is of a run of other data ({begun.data}) than these ({data}): put those of "
-            "the run back, or pass --other-data (in Python other_data=True) if these are meant"
+            f"{path} is of a run of other data ({begun.data}) than these ({data}): put back the "
+            "run's data, or pass --other-data (in Python other_data=True) to use these"
         )
 
 
 def _seen_by(model: Model, config: Config, screen: Screen) -> Dataset:
-    """The data as a model sees them, with labels if it has classes and they are there."""
+    """Load the data as a model sees them, with labels if model and data have classes."""
     if model.num_classes:
         try:
             return load_dataset(config.data, model.cfg, screen)

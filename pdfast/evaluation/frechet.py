@@ -1,6 +1,6 @@
-"""Frechet distance between sets of features, each taken for a Gaussian.
+"""Frechet distance between sets of features, with a Gaussian fitted to each.
 
-Named FD-<detector>; FID where the features are Inception's, and nowhere else (pdfast/detectors).
+It is named FD-<detector>; only with Inception's features it is called FID (see detectors/).
 """
 
 import math
@@ -22,21 +22,21 @@ class Gaussian:
 
     @cached_property
     def root(self) -> Tensor:
-        """Symmetric square root of the covariance; eigenvalues rounded below zero are cut off."""
+        """Symmetric square root of the covariance; eigenvalues rounded below zero count as 0."""
         values, vectors = torch.linalg.eigh(self.cov)
         root: Tensor = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
         return root
 
 
 class Moments:
-    """Mean and covariance of features that come in chunks, merged by Chan et al. 1979."""
+    """Running mean and covariance of features added in chunks (Chan et al. 1979)."""
 
     def __init__(self) -> None:
         self.count = 0
         self._mean, self._scatter = torch.zeros(()), torch.zeros(())
 
     def add(self, features: Tensor) -> None:
-        """Count these features in, float64 (N, D), N >= 0."""
+        """Add features (N, D), float64, N >= 0."""
         n = len(features)
         if n == 0:
             return
@@ -51,25 +51,35 @@ class Moments:
         self.count, self._mean = total, self._mean + delta * (n / total)
 
     def gaussian(self) -> Gaussian:
-        """Of at least 2; the covariance is unbiased."""
+        """Return mean and unbiased covariance of at least 2 features."""
         return Gaussian(self._mean, self._scatter / (self.count - 1))
 
 
 def frechet_distance(p: Gaussian, q: Gaussian) -> float:
-    """||mu_p - mu_q||^2 + tr(C_p + C_q - 2 (C_p^1/2 C_q C_p^1/2)^1/2) (Dowson & Landau 1982).
+    """Return the squared Frechet distance of two Gaussians (Dowson & Landau 1982).
 
-    The symmetric square root keeps every eigenvalue real. p's is computed once and kept. It is at
-    least 0: what rounding takes below is 0. Raises PdfastError where it is lower than that.
+    ||mu_p - mu_q||^2 + tr(C_p + C_q - 2 (C_p^1/2 C_q C_p^1/2)^1/2). The symmetric square root keeps
+    every eigenvalue real. The root of C_p is computed once and cached in `p`.
+
+    Args:
+        p: The Gaussian of the reference.
+        q: The Gaussian of the samples, of the same width.
+
+    Returns:
+        The distance, at least 0; negative values due to rounding become 0.
+
+    Raises:
+        PdfastError: The distance is more negative than rounding explains.
     """
     eigenvalues = torch.linalg.eigvalsh(p.root @ q.cov @ p.root).clamp(min=0)
     cross = eigenvalues.sqrt().sum()
     apart, p_trace, q_trace = (p.mean - q.mean).square().sum(), p.cov.trace(), q.cov.trace()
-    # In this order, so that figures keep their bits from version to version.
+    # The order of the sum is kept, so that figures have the same bits in every version.
     distance = float(apart + p_trace + q_trace - 2 * cross)
     if distance >= 0 or math.isnan(distance):
         return distance
-    # Each eigenvalue is known to within `error`, about a few units in the last place of the
-    # product's norm, of which the square root makes much where it should be 0.
+    # Each eigenvalue has an error of up to `error`, a few units in the last place of the product's
+    # norm. The square root magnifies it where the eigenvalue should be 0.
     eps, width = torch.finfo(eigenvalues.dtype).eps, len(eigenvalues)
     error = 10 * math.sqrt(width) * eps * p.cov.norm() * q.cov.norm()
     too_much = (eigenvalues.sqrt() - (eigenvalues - error).clamp(min=0).sqrt()).sum()
@@ -78,7 +88,7 @@ def frechet_distance(p: Gaussian, q: Gaussian) -> float:
         raise PdfastError(
             f"a Frechet distance came out as {distance:.3g}, where rounding explains "
             f"{-rounding:.1g}: the covariances' eigenvalues are wrong, by PyTorch "
-            f"{torch.__version__} on {eigenvalues.device}; evaluate with --device cpu, or by "
+            f"{torch.__version__} on {eigenvalues.device}; evaluate with --device cpu, or with "
             "another version of PyTorch"
         )
     return 0.0

@@ -1,7 +1,7 @@
-"""`pdfast eval SAMPLES --against`: samples of any tool beside a set or statistics of one.
+"""`pdfast eval SAMPLES --against`: samples of any tool compared with a data set or statistics.
 
-The same figures as of a model's samples, by the same detectors; eval.json and eval.md say of what
-each is made, and warn of what makes the two sides differ besides their content.
+Figures and detectors are the same as for a model's samples. eval.json and eval.md record how they
+were measured, and warn if the two sides differ in more than their content.
 """
 
 import contextlib
@@ -35,13 +35,13 @@ from pdfast.training.precision import set_precision
 from pdfast.version import __version__
 
 TABLE, TEXT = "eval.json", "eval.md"
-KEYS = {"metric", "distance", "facts", "warnings"}  # of TABLE
-OF_MODELS = ("config.toml", "model.safetensors")  # in run and model directories
+KEYS = {"metric", "distance", "facts", "warnings"}  # some keys of TABLE
+OF_MODELS = ("config.toml", "model.safetensors")  # files of run and model directories
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Judged:
-    """The figures of samples, and of what they are."""
+    """The figures of samples, and how they were measured."""
 
     samples: SetFacts
     against: Against
@@ -49,7 +49,7 @@ class Judged:
     warnings: tuple[str, ...]
 
     def figures(self) -> list[tuple[str, float]]:
-        """(name, value) of each."""
+        """Return (name, value) of each figure."""
         detector, floor = self.against.detector, self.against.floor
         found = [(detector.metric, self.figure.distance)]
         if floor is not None:
@@ -58,7 +58,7 @@ class Judged:
         return found + names
 
     def rows(self) -> list[tuple[str, str]]:
-        """(what, value) of how they were measured, for a table to read."""
+        """Return (what, value) of how the figures were measured, for a table."""
         detector = self.against.detector
         by = f"{detector.name}, {len(self.against.gaussian.mean):,} features"
         if detector.weights:
@@ -74,7 +74,7 @@ class Judged:
         ]
 
     def table(self) -> dict[str, Any]:
-        """The table of eval.json."""
+        """Return the contents of eval.json."""
         against, detector = self.against, self.against.detector
         floor, floor_std = against.floor or (None, None)
         return {
@@ -98,7 +98,7 @@ class Judged:
         }
 
     def text(self) -> str:
-        """The text of eval.md."""
+        """Return the text of eval.md."""
         figures = [[name, f"{value:.4f}"] for name, value in self.figures()]
         parts = [
             f"# {self.samples.source}: {self.against.detector.metric}",
@@ -123,10 +123,19 @@ def judge(
 ) -> Judged:
     """Compare samples with a set or statistics; print the figures, and write them to `out`.
 
-    Both are sources as `data.source` names them, and `against` may be an .npz of statistics.
-    `detector` as `eval.detector`; left out it is that of statistics of pdfast, else pixel. `out`
-    is a folder, eval-<samples> beside them if left out. Raises PdfastError with a sentence that
-    names the fix.
+    Args:
+        samples: The samples, named as in `data.source`.
+        against: The reference, named in the same way, or an .npz of statistics.
+        how: Options of reading both.
+        detector: The detector, as in `eval.detector`; None for the one that pdfast's statistics
+            name, otherwise "pixel".
+        out: Folder of the results; None for eval-<samples> beside the samples.
+        device: The device, or "auto".
+        threads: CPU threads; 0 for PyTorch's default.
+        quiet: Print warnings only.
+
+    Raises:
+        PdfastError: Samples, reference or `out` are not usable. The message names the fix.
     """
     screen = Screen(quiet)
     folder = _folder(samples, out)
@@ -170,13 +179,13 @@ def _warnings(samples: SetFacts, against: Against) -> list[str]:
     if least <= width:
         found.append(
             f"{least:,} images are too few for a covariance of {width:,} features to have full "
-            f"rank, which takes {width + 1:,}: compare only distances of as many"
+            f"rank, which takes {width + 1:,}: compare only distances of as many images"
         )
     return found
 
 
 def _refuse_models(samples: str) -> None:
-    """Raise UsageError for a run or a model, whose samples pdfast makes itself."""
+    """Raise UsageError for a run or a model, which pdfast samples by itself."""
     for name in OF_MODELS:
         if (Path(samples) / name).is_file():
             raise UsageError(
@@ -195,7 +204,7 @@ def _folder(samples: str, out: Path | None) -> Path:
 
 
 def check_out(folder: Path) -> None:
-    """Raise UsageError where `judge` would replace what no earlier call of it wrote."""
+    """Raise UsageError if `judge` would replace files that it did not write."""
     earlier = False
     if (folder / TABLE).is_file():
         with contextlib.suppress(files.Damaged):

@@ -1,4 +1,4 @@
-"""`pdfast stats`: mean and covariance of a set's features in a file that other tools read."""
+"""`pdfast stats`: mean and covariance of a set's features, in a file that other tools read."""
 
 from pathlib import Path
 
@@ -32,10 +32,23 @@ def make_statistics(
     force: bool = False,
     quiet: bool = False,
 ) -> Made:
-    """Write the statistics of any source, as `data.source` names it, to the new .npz `out`.
+    """Write the statistics of a set to an .npz file.
 
-    `detector` as `eval.detector`; `force`: replace what pdfast wrote there. Returns what the file
-    says of itself. Raises PdfastError with a sentence that names the fix.
+    Args:
+        source: The set, named as in `data.source`.
+        out: The new .npz file.
+        how: Options of reading.
+        detector: The detector, as in `eval.detector`.
+        device: The device, or "auto".
+        threads: CPU threads; 0 for PyTorch's default.
+        force: Replace a file that pdfast wrote.
+        quiet: Print warnings only.
+
+    Returns:
+        The `about` of the file.
+
+    Raises:
+        PdfastError: The set or `out` is not usable. The message names the fix.
     """
     screen = Screen(quiet)
     if out.suffix != ".npz":

@@ -1,4 +1,4 @@
-"""What stands beside every figure, so that it can be had again, and compared with others."""
+"""The facts beside every figure, by which it can be reproduced and compared with others."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ from pdfast.models.model import Model
 from pdfast.storage import files
 from pdfast.training.precision import PRECISION_NAMES, precision_of
 
-SHOWN = 16  # digits of a SHA-256, where all of them would not be read
+SHOWN = 16  # digits of a SHA-256 to show
 DRAWN = {"data": "drawn by the class shares", "even": "drawn evenly among the classes"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """How figures were measured; report.json and eval.json hold it as it is."""
+    """How figures were measured; part of report.json and eval.json."""
 
     metric: str
     samples: int
@@ -28,37 +28,37 @@ class Facts:
     sampler: str
     reference: str
     reference_images: int
-    """All of the set's, those held out of training too."""
+    """Number of images of the set, including those held out of training."""
     reference_held_out: int
-    """How many of them the config holds out of training."""
+    """Number of images that the config holds out of training."""
     reference_sha256: str
-    """Of the tensor of images, as the model sees them."""
+    """SHA-256 of the tensor of images, as the model sees them."""
     reading: str
-    """What was done to images to give them the model's size."""
+    """How images were resized to the model's size."""
     detector: str
     detector_resize: str
     detector_sha256: str
-    """Of the file of its weights; "" where it has none."""
+    """SHA-256 of the detector's weights file; "" without a network."""
     features: int
     classes: str
-    """How the classes of samples are drawn: "data" or "even", as eval.classes; "" without any."""
+    """How the samples' classes are drawn, "data" or "even" (eval.classes); "" without classes."""
     data_classes: list[dict[str, Any]]
-    """Of the set, by number: name, count and share of the images; [] where it has none."""
+    """Name, count and share of each class of the set, by number; [] without classes."""
     class_shares: str
-    """The same in words."""
+    """`data_classes` in words."""
     weights: dict[str, str]
-    """Of each model: averaged over updates or raw."""
+    """Weights of each model: averaged over updates or raw."""
     precision: str
     torch: str
 
     def table(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Return the facts as JSON has them."""
         table = dataclasses.asdict(self)
         del table["class_shares"]
         return table
 
     def rows(self) -> list[tuple[str, str]]:
-        """(what, value) for a table to read."""
+        """Return (what, value) of each fact, for a table."""
         averaged = "; ".join(f"{name}: {value}" for name, value in self.weights.items())
         by = f"{self.detector}, {self.features} features"
         if self.detector_sha256:
@@ -90,24 +90,31 @@ class Facts:
         ]
 
     def text(self) -> str:
-        """All of it, a line each."""
+        """Return all facts, one per line."""
         return "\n".join(f"{what}: {value}" for what, value in self.rows())
 
     @property
     def rank_note(self) -> str:
-        """What to say where there are too few samples; empty where there are not."""
+        """A note that samples or images are too few for the covariance, or ""."""
         least = min(self.samples, self.reference_images)
         if least > self.features:
             return ""
         return (
             f" {least:,} are too few for a covariance of {self.features:,} features to have full "
-            f"rank, which takes {self.features + 1:,}: such distances are for comparing models at "
-            "this number of samples only."
+            f"rank, which takes {self.features + 1:,}: such distances are only for comparing "
+            "models at this number of samples."
         )
 
 
 def facts_of(evaluator: Evaluator, config: Config, model: Model, weights: dict[str, str]) -> Facts:
-    """Facts about an evaluator's figures; for the first process. `weights` as in `Facts`."""
+    """Return the facts of an evaluator's figures; for the first process.
+
+    Args:
+        evaluator: The evaluator.
+        config: The config of the evaluation.
+        model: The model that was sampled, or the teacher of a run.
+        weights: As in `Facts`.
+    """
     data, precision = evaluator.data, precision_of(config.precision, model.device)
     height, width, channels = data.images.shape[1:]
     classes = evaluator.set_classes
@@ -147,12 +154,18 @@ def facts_of(evaluator: Evaluator, config: Config, model: Model, weights: dict[s
 
 
 def averaging(model_dir: Path, config: Config, student: bool) -> str:
-    """What the weights of a run's model are."""
+    """Return how a run's model was averaged, in words.
+
+    Args:
+        model_dir: The model directory.
+        config: The run's config.
+        student: Whether the model is a student, not the teacher.
+    """
     manifest = files.read_manifest(model_dir)
-    if "source" in manifest:  # adopted, see distillation.adopt_teacher
+    if "source" in manifest:  # a copied teacher, see distillation.adopt_teacher
         return "as they were given"
     cfg = config.distill if student else config.train
-    # Of a student: its round's own, or what was chosen.
+    # A student's manifest has the decay that its round chose or set.
     decay = manifest["average"] if type(manifest.get("average")) is float else cfg.ema_decay
     warmed_up = ", warmed up" if cfg.ema_warmup else ""
     return f"EMA {decay:g}{warmed_up}" if decay else "raw"

@@ -1,7 +1,7 @@
-"""Whether a model and a set mean the same classes by the same numbers, by the names of the classes.
+"""Check that a model and a set number their classes alike, by the names of the classes.
 
-A teacher whose class 0 is a cat, distilled on data whose class 0 is a dog, would learn wrong labels
-without a word. Where one side has no names there is nothing to compare.
+A teacher whose class 0 is a cat, distilled on data whose class 0 is a dog, would silently learn
+wrong labels. If one side has no names, nothing is compared.
 """
 
 from pathlib import Path
@@ -17,22 +17,31 @@ from pdfast.models.model import Model
 
 
 def check_run(path: Path, given: Model | None, name: str, data: Dataset) -> tuple[str, ...]:
-    """Raise UsageError if the data name classes otherwise than the teacher of a run.
+    """Check the data's class names against a run's teacher. Reached by all processes.
 
-    `given`: the teacher from elsewhere, which lies at `name`, "" where it is none of a directory.
-    Gives the teacher's names. Reached by all processes.
+    Args:
+        path: The run directory.
+        given: A teacher to be copied into the run, or None.
+        name: Path of that teacher; "" for one without a directory.
+        data: The training data.
+
+    Returns:
+        The teacher's class names.
+
+    Raises:
+        UsageError: The data's class names differ.
     """
     names = () if given is None else given.class_names
     what = f"the teacher {name}" if name else "the network given"
     if differ := difference(what, names, data.names):
         raise UsageError(
-            f"{differ}: number the data's classes as the teacher has them, or, where they are the "
+            f"{differ}: number the data's classes as the teacher has them, or, if they are the "
             "same classes under other names, give it no names (in Python: class_names = ())"
         )
     kept = collectives.from_first(lambda: list(class_names_of(path / "teacher")))
     if differ := difference(str(path / "teacher"), kept, data.names):
         raise UsageError(
-            f"{differ}: give the data's classes the names of before, or choose another --out"
+            f"{differ}: give the data's classes their earlier names, or choose another --out"
         )
     return names or tuple(kept)
 
@@ -40,22 +49,30 @@ def check_run(path: Path, given: Model | None, name: str, data: Dataset) -> tupl
 def check_judged(
     what: Path, names: tuple[str, ...], data: Dataset, other_data: bool, screen: Screen
 ) -> None:
-    """Raise UsageError if the data that a model is compared with name its classes otherwise.
+    """Check the class names of data that a model is compared with.
 
-    `other_data`: they are meant, which a warning then says.
+    Args:
+        what: The model or run, for messages.
+        names: The model's class names.
+        data: The data.
+        other_data: Only warn of other names.
+        screen: Where the warning goes.
+
+    Raises:
+        UsageError: The data's class names differ, and `other_data` is false.
     """
     differ = difference(str(what), names, data.names)
     if differ and other_data:
-        screen.warn(f"{differ}: figures compare classes of one number")
+        screen.warn(f"{differ}: figures compare classes of the same number")
     elif differ:
         raise UsageError(
             f"{differ}: number the data's classes as the model has them, or pass --other-data (in "
-            "Python other_data=True) if these are meant"
+            "Python other_data=True) to use these"
         )
 
 
 def missing(data: Dataset, num_classes: int, names: tuple[str, ...] = ()) -> list[str]:
-    """A line of the classes of a model that the data have no images of, if there are any."""
+    """Return a line on the model's classes without images in the data, if there are any."""
     found = Classes.of(data, num_classes, names)
     if found is None or not found.absent:
         return []
@@ -63,6 +80,6 @@ def missing(data: Dataset, num_classes: int, names: tuple[str, ...] = ()) -> lis
 
 
 def described(data: Dataset, num_classes: int, names: tuple[str, ...]) -> list[str]:
-    """Lines of all classes of the data, with what a model calls those without a name."""
+    """Return lines on all classes of the data; those without a name get the model's name."""
     found = Classes.of(data, num_classes, names)
     return [] if found is None else [*found.lines(), *missing(data, num_classes, names)]

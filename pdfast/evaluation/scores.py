@@ -1,7 +1,7 @@
-"""Scores of features beside the distance: Inception score, and precision and recall.
+"""Scores of features beside the distance: Inception score, precision and recall.
 
-Definitions are torch-fidelity's, whose own functions need torchvision and cannot be asked for
-lite0's features where it is missing; `tests/evaluation/test_fidelity.py` compares the numbers.
+The definitions are torch-fidelity's. Its functions need torchvision, which may be missing when
+lite0's features are scored; `tests/evaluation/test_fidelity.py` compares the numbers.
 """
 
 from collections.abc import Iterator
@@ -17,28 +17,32 @@ from pdfast.distributed.signals import poll
 SPLITS = 10
 SHUFFLE_SEED = 2020  # torch-fidelity's
 NEIGHBOURS = 3
-MOST = 50_000  # images, and samples, that precision and recall look at: what is usual
-BLOCK_BYTES = 2**28  # of distances in memory at a time
+MOST = 50_000  # most images and samples for precision and recall, the usual number
+BLOCK_BYTES = 2**28  # bytes of distances in memory at a time
 
 
 class InceptionScore(NamedTuple):
-    """Of the splits."""
+    """Mean and standard deviation of the Inception score over the splits."""
 
     mean: float
     std: float
 
 
 class Manifold(NamedTuple):
-    """Precision and recall, in 0 .. 1."""
+    """Precision and recall, each in 0 .. 1."""
 
     precision: float
     recall: float
 
 
 def inception_score(logits: Tensor) -> InceptionScore:
-    """exp E KL(p(y|x) || p(y)) of logits, float64 (N, classes), N >= 10 (Salimans et al. 2016).
+    """Return the Inception score exp E KL(p(y|x) || p(y)) (Salimans et al. 2016).
 
-    Mean and standard deviation over 10 splits of the shuffled samples.
+    Args:
+        logits: Logits of the samples, float64 (N, classes), N >= 10.
+
+    Returns:
+        Mean and standard deviation over 10 splits of the shuffled samples.
     """
     num = len(logits)
     order = np.random.RandomState(SHUFFLE_SEED).permutation(num)
@@ -54,32 +58,40 @@ def inception_score(logits: Tensor) -> InceptionScore:
 
 @dataclass(frozen=True)
 class Neighbourhood:
-    """Points (N, D), N > 3, each with a ball around it, as far as its third neighbour."""
+    """Points (N, D), N > 3, each with a ball that reaches to its third nearest neighbour."""
 
     points: Tensor
     radii: Tensor
-    """float64 (N,)."""
+    """Radii of the balls, float64 (N,)."""
 
     @classmethod
     def of(cls, points: Tensor) -> "Neighbourhood":
-        """Of features, at most 50,000 being meant."""
-        # Not kthvalue, which has no deterministic form on a GPU before torch 2.10.
+        """Return the neighbourhood of features (N, D), usually at most 50,000."""
+        # Not kthvalue, which is not deterministic on a GPU before torch 2.10.
         nearest = [d.topk(NEIGHBOURS + 1, largest=False).values for d in _distances(points, points)]
         return cls(points, torch.cat(nearest).amax(1))
 
     def share(self, points: Tensor) -> float:
-        """How many of some points lie in any of the balls."""
+        """Return the fraction of points (M, D) that lie in any of the balls."""
         inside = sum(int((d <= self.radii).any(1).sum()) for d in _distances(points, self.points))
         return inside / len(points)
 
 
 def precision_recall(samples: Tensor, images: Neighbourhood) -> Manifold:
-    """How many samples, (N, D), lie near images, and the reverse (Kynkaanniemi et al. 2019)."""
+    """Return precision and recall (Kynkaanniemi et al. 2019).
+
+    Args:
+        samples: Features of the samples (N, D).
+        images: Neighbourhood of the images' features.
+
+    Returns:
+        The fraction of samples in the images' neighbourhood, and of images in the samples'.
+    """
     return Manifold(images.share(samples), Neighbourhood.of(samples).share(images.points))
 
 
 def _distances(a: Tensor, b: Tensor) -> Iterator[Tensor]:
-    """Distances, float64 (rows, M), from some rows of `a` at a time to all of `b`."""
+    """Yield distances, float64 (rows, M), from some rows of `a` at a time to all of `b`."""
     b = b.double()
     for part in torch.split(a, max(1, BLOCK_BYTES // (8 * len(b)))):
         poll()

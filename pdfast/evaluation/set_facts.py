@@ -1,4 +1,4 @@
-"""Facts of the two sets behind a distance, and warnings where these may mislead."""
+"""Facts of the two sets behind a distance, and warnings where they make it misleading."""
 
 from dataclasses import dataclass
 
@@ -12,27 +12,27 @@ UNKNOWN = "not known"
 
 @dataclass(frozen=True, kw_only=True)
 class SetFacts:
-    """One side of a comparison; JSON files hold it as it is."""
+    """Facts of one side of a comparison; part of JSON files."""
 
     source: str
     images: int
-    """0: not known."""
+    """Number of images; 0 if not known."""
     size: str
-    """Height, width and channels of the images that the detector was given; "" where not known."""
+    """Height, width and channels of the detector's input images; "" if not known."""
     own_size: str
-    """Height and width in the files; "" where not known."""
+    """Height and width in the files; "" if not known."""
     reading: str
-    """How they were brought to that size, in words, or "none"; "" where not known."""
+    """How they were resized, in words, or "none"; "" if not known."""
     images_sha256: str
-    """SHA-256 of the tensor of images as they were read; "" where not known."""
+    """SHA-256 of the tensor of images as read; "" if not known."""
     files_sha256: str
-    """SHA-256 of the file, or of several as `own_size.files_digest`; "" without files."""
+    """SHA-256 of the file, or of several files by `own_size.files_digest`; "" without files."""
     left_out: str = ""
     """Images that were left out, and why."""
 
     @classmethod
     def of(cls, source: str, read: SetRead) -> "SetFacts":
-        """The facts of a set that was read."""
+        """Return the facts of a set that was read."""
         return cls(
             source=printable(source),
             images=len(read.data),
@@ -45,7 +45,7 @@ class SetFacts:
         )
 
     def rows(self, name: str) -> list[tuple[str, str]]:
-        """(what, value) for a table to read; `name` is what the set is."""
+        """Return (what, value) of each fact, for a table that calls the set `name`."""
         num = f"{self.images:,} images" if self.images else f"number of images {UNKNOWN}"
         sums = (("images", self.images_sha256), ("files", self.files_sha256))
         hashes = ", ".join(f"{what} {found[:SHOWN]}" for what, found in sums if found)
@@ -61,7 +61,7 @@ class SetFacts:
 
 
 def differences(samples: SetFacts, reference: SetFacts, detector: Detector) -> list[str]:
-    """Sentences on what makes two sets differ besides their content, where both are known."""
+    """Return warnings on known differences of two sets besides their content."""
     found = []
     if reference.size and samples.size != reference.size:
         found.append(
@@ -71,6 +71,6 @@ def differences(samples: SetFacts, reference: SetFacts, detector: Detector) -> l
     if reference.reading and samples.reading != reference.reading:
         found.append(
             f"the samples were resized by: {samples.reading}; the reference by: "
-            f"{reference.reading}: the distance is of that difference, too"
+            f"{reference.reading}: the distance includes that difference"
         )
     return found

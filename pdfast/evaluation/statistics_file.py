@@ -1,9 +1,10 @@
 """Reference statistics: mean and covariance of a detector's features of a set, in an .npz.
 
-`mu` (D,) and `sigma` (D, D), as pytorch-fid, clean-fid and EDM name them, and ADM's reference
-batches, which also hold images. What pdfast writes has the same two and `about`, a JSON text that
-says of what they are; of others' files nobody knows. Nothing pickled is opened, sizes are checked
-before memory is taken, and what cannot be a mean and a covariance is refused.
+The arrays are `mu` (D,) and `sigma` (D, D), the names of pytorch-fid, clean-fid and EDM, and of
+ADM's reference batches, which also hold images. pdfast's own files add `about`, a JSON text with
+the origin of the statistics, which other programs' files do not have. Pickles are never opened,
+sizes are checked before memory is allocated, and arrays that cannot be a mean and a covariance are
+refused.
 """
 
 import contextlib
@@ -29,13 +30,13 @@ from pdfast.evaluation.set_facts import SetFacts
 from pdfast.storage import files
 from pdfast.storage.marked import save_npz
 
-FORMAT = 1  # of `about`
+FORMAT = 1  # version of `about`
 MEAN, COVARIANCE, ABOUT = "mu", "sigma", "about"
-MAX_FEATURES = 2**13  # a covariance of so many takes 0.5 GB
+MAX_FEATURES = 2**13  # a covariance of so many features takes 0.5 GB
 MAX_ABOUT = 2**16  # characters
-# Of float32, in which some programs sum up: far above its rounding, far below what is wrong.
+# Relative. Some programs sum in float32: this is far above that rounding, and far below an error.
 ROUNDING = 1e-4
-LARGEST = 1e30  # of numbers whose squares' sums stay finite
+LARGEST = 1e30  # the sums of squares of such numbers stay finite
 KIND = "file of statistics (.npz)"
 
 T = TypeVar("T", bound="Made | SetFacts")
@@ -43,14 +44,14 @@ T = TypeVar("T", bound="Made | SetFacts")
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """`about`: of what statistics are that pdfast wrote."""
+    """The `about` of statistics that pdfast wrote: their origin."""
 
     format: int
     pdfast: str
     torch: str
     metric: str
     detector: str
-    """As `Detector.name`."""
+    """Name of the detector, as `Detector.name`."""
     detector_resize: str
     detector_sha256: str
     features: int
@@ -58,38 +59,45 @@ class Made:
 
 
 class Statistics(NamedTuple):
-    """The content of a file of statistics."""
+    """The contents of a statistics file."""
 
     gaussian: Gaussian
-    """float64, on the CPU."""
+    """Mean and covariance, float64, on the CPU."""
     made: Made | None
-    """None of a file that another program wrote."""
+    """The file's `about`; None if another program wrote it."""
     has_images: bool
     """Whether the file also has images of the set."""
     unused: tuple[str, ...]
-    """Other arrays in it."""
+    """Names of other arrays in the file."""
     sha256: str
     """SHA-256 of the file."""
 
     @property
     def width(self) -> int:
-        """Features."""
+        """Number of features."""
         return len(self.gaussian.mean)
 
 
 def is_one(path: Path) -> bool:
-    """Whether a file holds statistics, by the names in it; one that cannot be read does not."""
+    """Whether a file holds statistics, by the names in it; false if it cannot be read."""
     try:
         if path.suffix.lower() != ".npz" or not path.is_file():
             return False
         with open_zip(path, KIND, npz.MAX_LIST) as archive:
             return not {f"{MEAN}.npy", f"{COVARIANCE}.npy"}.isdisjoint(archive.namelist())
-    except (UsageError, OSError):  # reading it says what is wrong
+    except (UsageError, OSError):  # a later read reports the error
         return False
 
 
 def read(path: Path) -> Statistics:
-    """The statistics in a file. Raises UsageError that names it and what is wrong."""
+    """Read a statistics file.
+
+    Args:
+        path: The .npz file.
+
+    Raises:
+        UsageError: The file cannot be read, or holds no valid statistics.
+    """
     with open_zip(path, KIND, npz.MAX_LIST) as archive:
         names = [name.removesuffix(".npy") for name in archive.namelist()]
         for name in (MEAN, COVARIANCE):
@@ -102,7 +110,7 @@ def read(path: Path) -> Statistics:
             if width > MAX_FEATURES:
                 raise UsageError(
                     f"{path}: `{MEAN}` has {width:,} features, more than the {MAX_FEATURES:,} that "
-                    "are read: take a detector of fewer"
+                    "can be read: use a detector of fewer features"
                 )
             mu = _finite(path, MEAN, npz.read_array(mean, f"{path}: `{MEAN}`"))
         covariance = npz.open_array(archive, COVARIANCE)
@@ -114,7 +122,7 @@ def read(path: Path) -> Statistics:
     gaussian = Gaussian(torch.from_numpy(mu), _symmetric(path, torch.from_numpy(sigma)))
     if made is not None and made.features != width:
         raise UsageError(
-            f"{path} says that it is of {made.features:,} features, and holds {width:,}: make it "
+            f"{path} says that it is of {made.features:,} features, but holds {width:,}: make it "
             "again with pdfast stats"
         )
     images = [name for name in names if name in npz.NAMES]
@@ -123,9 +131,17 @@ def read(path: Path) -> Statistics:
 
 
 def write(path: Path, gaussian: Gaussian, made: Made) -> None:
-    """Write statistics, whole or not at all; what is at `path` is replaced.
+    """Write a statistics file atomically, replacing any file at `path`.
 
-    `np.load` reads them without pickles. Raises PdfastError where the file cannot be written.
+    `np.load` reads it without pickles.
+
+    Args:
+        path: The .npz file.
+        gaussian: Mean and covariance.
+        made: The `about` of the file.
+
+    Raises:
+        PdfastError: The file cannot be written.
     """
     arrays: dict[str, Any] = {
         MEAN: gaussian.mean.double().cpu().numpy(),
@@ -150,14 +166,14 @@ def _finite(path: Path, name: str, array: NDArray[Any]) -> NDArray[np.float64]:
         )
     if float(np.abs(array).max()) > LARGEST:
         raise UsageError(
-            f"{path}: `{name}` holds numbers above {LARGEST:g}, which are of no features: make the "
+            f"{path}: `{name}` holds numbers above {LARGEST:g}, too large for features: make the "
             "statistics again"
         )
     return np.asarray(array, np.float64)
 
 
 def _symmetric(path: Path, sigma: torch.Tensor) -> torch.Tensor:
-    """The covariance without the rounding that keeps it from being symmetric."""
+    """Return the covariance, symmetrised; raise UsageError if more than rounding is wrong."""
     most = float(sigma.abs().max())
     if float((sigma - sigma.T).abs().max()) > ROUNDING * most:
         what = "is not symmetric"
@@ -167,13 +183,13 @@ def _symmetric(path: Path, sigma: torch.Tensor) -> torch.Tensor:
             return sigma
         what = "has negative eigenvalues"
     raise UsageError(
-        f"{path}: `{COVARIANCE}` {what}, and so is no covariance of features: make the statistics "
-        "again"
+        f"{path}: `{COVARIANCE}` {what}, so it is not a covariance of features: make the "
+        "statistics again"
     )
 
 
 def _made(path: Path, archive: zipfile.ZipFile) -> Made:
-    """Read `about`, as pdfast wrote it. Raises UsageError for anything else under that name."""
+    """Read an `about` that pdfast wrote; raise UsageError for any other array of that name."""
     table = _table(path, archive)
     format_ = table.get("format")
     if type(format_) is int and format_ > FORMAT:
@@ -181,18 +197,18 @@ def _made(path: Path, archive: zipfile.ZipFile) -> Made:
             f"{path} was written by a newer version of pdfast, in format {format_}: this one reads "
             f"up to {FORMAT}"
         )
-    with contextlib.suppress(UsageError, TypeError):  # a key too many, of another type, or too few
+    with contextlib.suppress(UsageError, TypeError):  # unknown or missing keys, wrong types
         made = _printable(from_table(Made, table))
         if made.detector in detectors.NAMES:
             return made
     raise UsageError(
-        f"{path}: `{ABOUT}` is not what pdfast stats writes: make it again, or, of another "
+        f"{path}: `{ABOUT}` was not written by pdfast stats: make it again, or, in another "
         "program's file, remove that array"
     )
 
 
 def _table(path: Path, archive: zipfile.ZipFile) -> dict[str, Any]:
-    """The JSON object in `about`; {} for anything else."""
+    """Return the JSON object in `about`; {} for anything else."""
     member = npz.open_array(archive, ABOUT)
     with member.file:
         of_text = member.shape == () and member.dtype.kind == "U"
@@ -207,7 +223,7 @@ def _table(path: Path, archive: zipfile.ZipFile) -> dict[str, Any]:
 
 
 def _printable(value: T) -> T:
-    """A dataclass whose texts, which come from a file, do nothing to a terminal."""
+    """Return a dataclass with its strings, which come from a file, made safe for a terminal."""
     changes: dict[str, Any] = {}
     for field in dataclasses.fields(value):
         found = getattr(value, field.name)
@@ -219,7 +235,7 @@ def _printable(value: T) -> T:
 
 
 def facts_of(path: Path, found: Statistics) -> SetFacts:
-    """Known facts of the set behind statistics."""
+    """Return the known facts of the set behind statistics."""
     if found.made is not None:
         of = found.made.set
         return dataclasses.replace(of, source=f"{path} (of {of.source})")

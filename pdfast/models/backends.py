@@ -1,8 +1,8 @@
-"""Other libraries' kernels in place of pdfast's own: chosen under [backends], where installed.
+"""Other libraries' kernels in place of pdfast's own, if installed and chosen under [backends].
 
-NVIDIA's apex (contrib.group_norm and FusedAdam's kernel; the `apex` of the package index is
-another project) and xformers' attention. None is needed: pdfast's own ops do more in one pass,
-and these are what to compare them with.
+They are NVIDIA's apex (contrib.group_norm and FusedAdam's kernel; the `apex` of the package index
+is another project) and xformers' attention. They are optional, as a baseline for comparisons:
+pdfast's own ops do more in one pass.
 """
 
 import importlib
@@ -21,11 +21,11 @@ from pdfast.models.unet import Attention, GroupNormSiLU
 APEX_GROUPS = (16, 32)
 APEX_CHANNELS = {128, 256, 320, 448, 512, 640, 768, 896, 960, 1024, 1280, 1344, 1536, 1792, 1920}
 APEX_CHANNELS |= {2048, 2240, 2560, 2688, 3072, 3136, 3584, 4096}
-APEX_ONE_PASS = 1024  # pixels up to which its one-pass kernel is meant for sm_80 and up
+APEX_ONE_PASS = 1024  # most pixels for which its one-pass kernel is meant, on sm_80 and up
 
 
 def find(name: str) -> Any:
-    """A module of a peer, or None where it is not installed whole."""
+    """Import a module of another library; return None if it is not fully installed."""
     try:
         return importlib.import_module(name)
     except (ImportError, AttributeError, RuntimeError):  # the other `apex` raises any of these
@@ -33,14 +33,18 @@ def find(name: str) -> Any:
 
 
 def apex_group_norm() -> Any:
-    """apex.contrib.group_norm with its CUDA extension, or None."""
+    """Return apex.contrib.group_norm, or None if it or its CUDA extension is not installed."""
     return find("apex.contrib.group_norm.group_norm") if find("group_norm_cuda") else None
 
 
 def why_not(name: str) -> str:
-    """Why a peer cannot be used here: what is not installed; empty where it can.
+    """Return which package a backend lacks here.
 
-    `name` is "group_norm", "optimizer" or "attention".
+    Args:
+        name: "group_norm", "optimizer" or "attention".
+
+    Returns:
+        A clause on what is not installed, or "" if the backend can be used.
     """
     if name == "group_norm" and apex_group_norm() is None:
         return "NVIDIA's apex with its group_norm extension (APEX_GROUP_NORM=1) is not installed"
@@ -52,7 +56,7 @@ def why_not(name: str) -> str:
 
 
 def check(config: Config, device: torch.device) -> None:
-    """Raise UsageError if the config asks for a peer that cannot be used."""
+    """Raise UsageError if the config chooses a backend that cannot be used on the device."""
     for name, own in (("group_norm", "pdfast"), ("optimizer", "pdfast"), ("attention", "torch")):
         chosen = getattr(config.backends, name)
         if chosen == own:
@@ -69,7 +73,7 @@ def check(config: Config, device: torch.device) -> None:
 
 
 def select(model: Model, chosen: BackendsConfig) -> Model:
-    """The same model, its norms and attention running as chosen."""
+    """Switch a model's norms and attention to the chosen backends, in place; return the model."""
     for module in model.modules():
         if isinstance(module, GroupNormSiLU) and chosen.group_norm == "apex":
             module.op = apex_group_norm_silu
@@ -88,7 +92,22 @@ def apex_group_norm_silu(
     eps: float,
     silu: bool,
 ) -> Tensor:
-    """As `group_norm_silu`: apex fuses the norm and SiLU; FiLM comes between them in PyTorch."""
+    """Compute `group_norm_silu` with apex, which fuses the norm and SiLU.
+
+    FiLM lies between the two: with it, FiLM and SiLU are computed by PyTorch.
+
+    Args:
+        x: Feature map (B, C, H, W).
+        weight: Scale of the norm (C,).
+        bias: Shift of the norm (C,).
+        film: FiLM's scale and shift (B, 2C), or None.
+        groups: Number of groups, one that apex has.
+        eps: Added to the variance.
+        silu: Whether SiLU follows.
+
+    Returns:
+        The result (B, C, H, W), channels-last.
+    """
     x = x.contiguous(memory_format=torch.channels_last)
     passes = 1 if x.shape[2] * x.shape[3] <= APEX_ONE_PASS else 2
     act = "silu" if silu and film is None else ""
@@ -102,7 +121,16 @@ def apex_group_norm_silu(
 
 
 def xformers_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention over (B, heads, tokens, width), as scaled_dot_product_attention."""
+    """Compute scaled_dot_product_attention with xformers.
+
+    Args:
+        q: Queries (B, heads, tokens, width).
+        k: Keys, of the same shape.
+        v: Values, of the same shape.
+
+    Returns:
+        Attended values, of the same shape.
+    """
     attend = find("xformers.ops").memory_efficient_attention
     out: Tensor = attend(*(t.transpose(1, 2).contiguous() for t in (q, k, v)))
     return out.transpose(1, 2)
@@ -122,9 +150,11 @@ def apex_adamw(
     hyperparameters: AdamWHyperparameters,
     earlier: Tensor | None = None,
 ) -> Tensor:
-    """As `adamw`: FusedAdam's kernel on the flat buffers; the rest in PyTorch; grads are scaled.
+    """Compute `adamw` with FusedAdam's kernel on the flat buffers, and the rest in PyTorch.
 
-    The kernel is the one that reads its numbers on the device, so that a CUDA graph can hold it.
+    Arguments and result are those of `adamw`, but clipping scales `grads` in place. The kernel is
+    the "capturable" one, which reads its hyperparameters on the device, so that it can be part of a
+    CUDA graph.
     """
     h = hyperparameters
     norm: Tensor = torch.linalg.vector_norm(grads)

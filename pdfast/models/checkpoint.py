@@ -25,8 +25,8 @@ from pdfast.storage import files
 from pdfast.storage.files import MANIFEST
 from pdfast.storage.model_dir import CONFIG, WEIGHTS, check_listed
 
-KEYS = ("model", "steps", "classes")  # of config.json
-HALF = "float16"  # config.json's dtype, which it has only where weights are stored in it
+KEYS = ("model", "steps", "classes")  # fields of config.json
+HALF = "float16"  # config.json's dtype; absent if the weights are not stored as float16
 
 
 # Keys of a manifest that pdfast itself writes and reads.
@@ -45,20 +45,26 @@ class Described(NamedTuple):
     """Whether the weights are stored as float16, to be loaded as float32."""
 
     def model(self) -> Model:
-        """Such a model, whose weights are yet to come."""
+        """Return a model of this description, without its weights."""
         made = Model(self.cfg, self.steps)
         made.class_names = self.class_names
         return made
 
 
 def save(model: Model, path: str | Path, *, half: bool = False, **facts: Any) -> None:
-    """Write a model directory, to be read by `pdfast.load`.
+    """Write a model directory, which `pdfast.load` reads.
 
-    `facts` go into its manifest: names and what JSON can hold. `path` is a new folder, an empty
-    one, or a model directory as it was written, which is replaced; nothing that pdfast did not
-    write is ever deleted. `half` stores the weights as float16, in half the space; they are loaded
-    as float32. Raises UsageError for any other `path`, for a fact of a name that the manifest
-    itself has, and for weights that float16 cannot hold; PdfastError if it cannot be written.
+    Args:
+        model: The model.
+        path: A new or empty folder, or an unchanged model directory, which is replaced. Nothing
+            that pdfast did not write is ever deleted.
+        half: Store the weights as float16, in half the space. They are loaded as float32.
+        **facts: Further fields of the manifest, with values that JSON can hold.
+
+    Raises:
+        UsageError: `path` is anything else, a fact has a name that the manifest itself uses or a
+            value that JSON cannot hold, or float16 cannot hold the weights.
+        PdfastError: The directory cannot be written.
     """
     if taken := sorted(RESERVED & facts.keys()):
         raise UsageError(f"the manifest has its own {taken[0]}: give that fact another name")
@@ -73,15 +79,15 @@ def save(model: Model, path: str | Path, *, half: bool = False, **facts: Any) ->
 
 
 def save_model(model: Model, path: str | Path, *, half: bool = False, **facts: Any) -> None:
-    """Write a model directory, with any `facts` in its manifest; otherwise as `save`."""
+    """Write a model directory as `save` does, without checking the facts."""
     if not str(path):
         raise UsageError("path is empty: name a folder")
     path = Path(os.path.abspath(path))
-    files.check_replaceable(path)  # before anything is made
+    files.check_replaceable(path)  # before anything is written
     if model.calls > 1:
         raise UsageError(
-            "a guided teacher is no network of its own: save the model that was guided, and call "
-            "pdfast.guided when it is loaded"
+            "a guided teacher has no weights of its own: save the model that it was made of, and "
+            "call pdfast.guided after loading"
         )
     checked(model.class_names, model.num_classes)
     weights, table = model.weights(), model.describe()
@@ -97,7 +103,7 @@ def save_model(model: Model, path: str | Path, *, half: bool = False, **facts: A
 
 
 def _halved(model: Model, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights as float16; refused where they are not all finite then."""
+    """Return the weights as float16; raise UsageError if that does not keep them finite."""
     if isinstance(model, Network):
         raise UsageError(
             "half is for models of pdfast's own network: save a custom network without it"
@@ -121,11 +127,18 @@ def load_model(
 ) -> Model:
     """Load a model directory, verified against its manifest, in evaluation mode.
 
-    `path` may also be the name of a model that comes with pdfast, "digits": its student of `steps`
-    sampling steps, or the teacher where there is none of so many. `network` is for the model of a
-    custom network: the module, or a `Network` of it; a copy is given the weights. Raises UsageError
-    if `path` is no model directory, or of another network, PdfastError if it is damaged, or holds
-    numbers that are not finite, or if a version of pdfast wrote it that this one cannot read.
+    Args:
+        path: A model directory, or the name of a model that comes with pdfast, "digits".
+        device: Where the model is loaded.
+        network: For a custom network, the module, or a `Network` of it. It stays unchanged; a copy
+            gets the weights.
+        steps: With a name, the sampling steps of the student to load; without such a student the
+            teacher is loaded.
+
+    Raises:
+        UsageError: `path` is not a model directory, or is of another network.
+        PdfastError: The directory is damaged, holds numbers that are not finite, or was written by
+            a version of pdfast that this one cannot read.
     """
     pretrained.check_steps(path, steps)
     path = pretrained.find(path, steps)
@@ -170,13 +183,13 @@ def _load_own(
     by: Written,
     given: nn.Module | None,
 ) -> Network:
-    """A copy of the network that is `given`, with these weights."""
+    """Return a copy of the `given` network with these weights."""
     if table.get("network") != OWN:
-        raise UsageError(f"{path} is a model of pdfast's own network: leave the network away")
+        raise UsageError(f"{path} is a model of pdfast's own network: omit the network")
     if given is None:
         raise UsageError(
-            f"{path} is a model of a network of your own, which only your code can make: in "
-            f'Python, pdfast.load("{path}", network=module) gives a copy of it these weights'
+            f"{path} is a model of a custom network, which only your code can create: in "
+            f'Python, pdfast.load("{path}", network=module) loads its weights into a copy'
         )
     module = given.net if isinstance(given, Network) else given
     kind_of(module)
@@ -192,7 +205,7 @@ def _load_own(
         check_same(path, asked, given)
     model = asked.copy()
     model.steps = steps
-    if isinstance(given, Network):  # whose names a model that was saved without takes over
+    if isinstance(given, Network):  # a model saved without class names takes over its names
         model.class_names = merged(model.class_names, given.class_names, model.num_classes)
     expected = model.weights()
     for name in sorted(weights.keys() | expected.keys()):
@@ -208,7 +221,7 @@ def _load_own(
 
 
 def check_same(path: Path, kept: Network, given: Network) -> None:
-    """Raise UsageError unless both have the same shape, schedule, classes and what else counts."""
+    """Raise UsageError unless both networks are described alike, except for their steps."""
     theirs = given.describe()
     said = difference(str(path), kept.class_names, given.class_names, "the network given")
     check(not said, said)
@@ -240,16 +253,22 @@ def _check_finite(path: Path, weights: dict[str, Tensor]) -> None:
     for name, tensor in weights.items():
         if not tensor.isfinite().all():
             raise PdfastError(
-                f"{path / WEIGHTS} holds numbers that are not finite: tensor {name}; nothing can "
-                "be sampled from or learned of it"
+                f"{path / WEIGHTS} holds numbers that are not finite: tensor {name}; it cannot be "
+                "sampled or trained"
             )
 
 
 def parse_config(file: Path, table: Any, by: Written) -> Described:
-    """Read the table of a config.json: network, steps and class names.
+    """Parse the contents of a config.json.
 
-    `by`: who wrote it. Raises OtherVersion for what this version does not know, PdfastError, naming
-    `file`, for any other JSON.
+    Args:
+        file: The file, for messages.
+        table: Its JSON.
+        by: The version of pdfast that wrote it.
+
+    Raises:
+        OtherVersion: It has fields that this version does not know.
+        PdfastError: It is not a model's configuration.
     """
     try:
         stored = {key: value for key, value in table.items() if key != "dtype"}
@@ -265,7 +284,17 @@ def parse_config(file: Path, table: Any, by: Written) -> Described:
 
 
 def network_of(path: Path) -> NetConfig | None:
-    """The network of a model directory that is not verified yet; None where that cannot be read."""
+    """Return the network of a model directory, without verifying it.
+
+    Args:
+        path: The model directory.
+
+    Returns:
+        The network, or None if it cannot be read.
+
+    Raises:
+        OtherVersion: Another version of pdfast wrote it, with fields that this one does not know.
+    """
     try:
         by = files.written(path, files.read_manifest(path))
         return parse_config(path / CONFIG, files.read_json(path / CONFIG), by).cfg
@@ -276,7 +305,7 @@ def network_of(path: Path) -> NetConfig | None:
 
 
 def class_names_of(path: Path) -> list[str]:
-    """The class names of a model directory that is not verified yet; [] where it has none."""
+    """Return the class names of a model directory, without verifying it; [] if it has none."""
     try:
         names = files.read_json(path / CONFIG).get("classes", [])
         return list(checked(names, MAX_CLASSES))
@@ -285,7 +314,7 @@ def class_names_of(path: Path) -> list[str]:
 
 
 def is_own(path: Path) -> bool:
-    """Whether a model directory, not verified yet, is of a network of one's own."""
+    """Whether a model directory is of a custom network, without verifying it."""
     try:
         table = json.loads((path / CONFIG).read_text("utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -1,14 +1,14 @@
-"""A network of one's own: any nn.Module, and what its numbers mean.
+"""Custom networks: any nn.Module, with its sample shape, parameterization and schedule.
 
     network = pdfast.Network(module, shape=(1, 64))
     student = pdfast.distill(teacher=network, data=signals, rounds=8)
     signals = student.sample(16, steps=4)  # (16, 1, 64)
 
 The module maps (z, logsnr, label) to a raw output: z (B, *shape) and logsnr (B,) of its own dtype,
-label int64 (B,), or None where there are no classes; it is given contiguous tensors. It is
-always run in evaluation mode, in learning too: without dropout, batch norms by their running
-statistics. The engine and the kernels see every sample as an image, (C, H, W): the axes between
-the first and the last are one there, and numbers without further axes are (D, 1, 1).
+label int64 (B,), or None without classes. All are contiguous. The module always runs in evaluation
+mode, also in training: dropout is off, and batch norms use their running statistics. The engine and
+the kernels see every sample as an image (C, H, W): they merge the axes between the first and the
+last, and treat D numbers without further axes as (D, 1, 1).
 """
 
 import copy
@@ -33,23 +33,24 @@ from pdfast.models.images import to_floats
 from pdfast.models.model import Model
 from pdfast.storage.files import reason
 
-OWN = "own"  # what config.json says of such a network
+OWN = "own"  # `network` in the config.json of a custom network
 MAX_CLASSES = 2**20
-LEAST = -2 * math.log(2**24)  # logSNR: at lower ones z holds nothing of alpha x in float32
+LEAST = -2 * math.log(2**24)  # logSNR: at lower ones, alpha x is lost in z's float32 rounding
 
 
-class OutOfRange(UsageError):  # noqa: N818  # it says what is so
+class OutOfRange(UsageError):  # noqa: N818  # named for the condition
     """A schedule has noise levels that a network was not made for."""
 
 
 @formerly(head="parameterization")
 class Network(Model):
-    """A module with its sample shape, parameterization and schedule.
+    """A custom network: a module with its sample shape, parameterization and schedule.
 
-    A model like any other: `sample`, `predict_x`; `pdfast.distill` leaves it unchanged.
+    It has the methods of every model, such as `sample` and `predict_x`. `pdfast.distill` leaves it
+    unchanged.
     """
 
-    in_double = False  # it may cast to float32 inside
+    in_double = False  # the module may cast to float32 inside
     KEYS = (
         "network",
         "shape",
@@ -60,7 +61,7 @@ class Network(Model):
         "steps",
         "classes",
     )
-    """Of `describe`."""
+    """Keys of `describe`."""
 
     def __init__(
         self,
@@ -74,14 +75,25 @@ class Network(Model):
         steps: int = 0,
         class_names: Sequence[str] = (),
     ) -> None:
-        """`shape` is that of one sample; its first axis holds channels, or, alone, D numbers.
+        """Wrap a module as a model.
 
-        The output has z's shape, for x_eps with twice the first axis: x-hat, then eps-hat.
-        `schedule`: the noise levels that it is sampled at; the cosine schedule if left out, others
-        in `pdfast.wrappers`. With `clip`, samplers cut x-hat to (low, high), outside of which no
-        data may lie. `steps`: what it was distilled to, 0 for a teacher.
-        `class_names`: of its classes, by number.
-        Raises UsageError for what is wrong, such as noise levels that the module was not made for.
+        Args:
+            module: Maps z (B, *shape), logsnr (B,) and label to a raw output of z's shape; for
+                x_eps the first axis has twice the size: x-hat, then eps-hat.
+            shape: Shape of one sample. The first axis holds channels; a single axis holds D
+                numbers.
+            parameterization: What the module predicts.
+            schedule: The noise levels to sample at; None for the cosine schedule. Others are in
+                `pdfast.wrappers`.
+            num_classes: Number of classes; 0 for none.
+            clip: Samplers clip x-hat to (low, high), which must contain all data; None for no
+                clipping.
+            steps: Sampling steps that the network was distilled to; 0 for a teacher.
+            class_names: Names of the classes, by number.
+
+        Raises:
+            UsageError: An argument is wrong, or the schedule has noise levels that the module was
+                not made for.
         """
         nn.Module.__init__(self)
         kind = kind_of(module)
@@ -107,12 +119,18 @@ class Network(Model):
         self.clip = None if clip is None else _interval(clip)
         self.steps = steps
         self.check_levels()
-        # A module may have no parameters, but has a device and a dtype all the same.
+        # Keeps device and dtype even of a module without parameters.
         self.register_buffer("_place", torch.empty(0, **kind), persistent=False)
 
     @classmethod
     def from_table(cls, module: nn.Module, table: dict[str, Any]) -> "Network":
-        """What `describe` gave, of this module. Raises KeyError, TypeError or UsageError."""
+        """Return the network of a module and a table written by `describe`.
+
+        Raises:
+            KeyError: The table lacks a key.
+            TypeError: A value has a wrong type.
+            UsageError: A value is wrong.
+        """
         clip = table["clip"]
         return cls(
             module,
@@ -125,7 +143,7 @@ class Network(Model):
         )
 
     def check_levels(self, u: float = 1.0) -> None:
-        """Raise OutOfRange for noise levels, from time 1 down to u, that it cannot be asked for."""
+        """Raise OutOfRange for noise levels at times u .. 1 that the network does not support."""
         name = repr(self.schedule)
         noisiest = level_at(self.schedule, 1.0)
         if self.parameterization == "eps" and noisiest < LEAST:
@@ -151,9 +169,10 @@ class Network(Model):
         self.check_levels(1 / steps)
 
     def copy(self) -> "Network":
-        """One that shares nothing with this, in evaluation mode.
+        """Return a deep copy, in evaluation mode.
 
-        Raises UsageError if the module cannot be copied.
+        Raises:
+            UsageError: The module cannot be copied.
         """
         try:
             return copy.deepcopy(self).eval()
@@ -171,43 +190,43 @@ class Network(Model):
 
     @property
     def num_classes(self) -> int:
-        """Number of classes; 0: unconditional."""
+        """Number of classes; 0 if unconditional."""
         return self._num_classes
 
     @property
     def label_dropout(self) -> float:
-        """None: the module is always told the class."""
+        """0, since the module is always given the class."""
         return 0.0
 
     @property
     def guidance(self) -> tuple[float, ...]:
-        """None: the module has no such input."""
+        """An empty range, since the module takes no guidance weight."""
         return ()
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one sample, as the module has it."""
+        """Shape of one sample, as the module takes it."""
         return self._shape
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of a sample in the engine."""
+        """Shape (C, H, W) of a sample in the engine."""
         first, *rest = self.shape
         return first, math.prod(rest[:-1]), rest[-1] if rest else 1
 
     @property
     def device(self) -> torch.device:
-        """Where the module is."""
+        """Device of the module."""
         return self._buffers["_place"].device  # type: ignore[union-attr]
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of samples and parameters: float32 or float64."""
+        """Dtype of samples and parameters, float32 or float64."""
         return self._buffers["_place"].dtype  # type: ignore[union-attr]
 
     @property
     def net_dtype(self) -> torch.dtype:
-        """The same: what is computed in less, the module casts itself."""
+        """The same as `dtype`, since a module that computes in lower precision casts by itself."""
         return self.dtype
 
     def forward(
@@ -219,36 +238,44 @@ class Network(Model):
         *,
         conditioning: Conditioning | None = None,
     ) -> Tensor:
-        """Raw output at z, logsnr (B,), label int64 (B,).
+        """Return the module's raw output.
 
-        z is (B, *shape) or the engine's (B, C, H, W), and so is the output. The module is told
-        the label alone of a `conditioning`; the rest is for pdfast's own networks.
+        Args:
+            z: Noisy samples (B, *shape), or the engine's (B, C, H, W).
+            logsnr: Noise levels (B,).
+            label: Classes, int64 (B,).
+            guidance: Not used.
+            conditioning: If given, its label replaces `label`. The rest of it is for pdfast's own
+                networks.
+
+        Returns:
+            Raw output, of z's shape; for x_eps with twice the channels.
         """
         label = label if conditioning is None else conditioning.label
-        if self.net.training:  # only as it was given: copies are not
+        if self.net.training:  # a module as passed by the caller; copies are in evaluation mode
             self.net.eval()
         z = z.to(self.dtype)
-        # Its own, in the common order: modules take views of their input, and write into it.
+        # A contiguous copy, as modules take views of their input and write into it.
         inside = z.reshape(len(z), *self.shape).clone(memory_format=torch.contiguous_format)
         out: Tensor = self.net(inside, logsnr.to(z), label)
         return out.reshape(len(z), -1, *z.shape[2:])
 
     def to_stored(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, H, W, C), in float32."""
+        """Return samples (N, C, H, W) as (N, H, W, C), float32."""
         return to_floats(images)
 
     def films_at_angle(self, phi: Tensor) -> Tensor:
-        """Not of these networks."""
+        """Raise NotImplementedError, since custom networks have no FiLM table."""
         raise NotImplementedError
 
     def remove_dropout(self) -> None:
-        """There is none: the module is in evaluation mode."""
+        """Do nothing, since the module runs in evaluation mode."""
 
     def set_checkpoint(self, on: bool) -> None:
-        """Not of these networks: the module does so itself, or not."""
+        """Do nothing, since checkpointing is up to the module."""
 
     def describe(self) -> dict[str, Any]:
-        """What config.json holds."""
+        """Return the contents of config.json."""
         return {
             "network": OWN,
             "shape": list(self.shape),
@@ -261,14 +288,18 @@ class Network(Model):
         }
 
     def weights(self) -> dict[str, Tensor]:
-        """The module's state_dict, tied tensors under each of their names."""
+        """Return the module's state_dict; tied tensors are copied, one for each of their names.
+
+        Raises:
+            UsageError: The state_dict holds something other than tensors.
+        """
         seen: set[int] = set()
         found = {}
         for name, tensor in self.net.state_dict().items():
             check(
                 isinstance(tensor, Tensor),
-                f"the module's state_dict holds {name}, which is no tensor, and cannot be saved: "
-                "make it a buffer",
+                f"the module's state_dict holds {name}, which is not a tensor and cannot be "
+                "saved: make it a buffer",
             )
             place = tensor.untyped_storage().data_ptr()
             found[name] = tensor.clone() if place in seen and tensor.numel() else tensor
@@ -277,7 +308,7 @@ class Network(Model):
 
 
 def _shape(shape: Sequence[int]) -> tuple[int, ...]:
-    """A sample's shape as a tuple of whole numbers."""
+    """Return a sample's shape as a tuple of ints."""
     sizes = tuple(shape) if isinstance(shape, Sequence) else ()
     check(
         bool(sizes) and all(type(size) is int and size >= 1 for size in sizes),
@@ -299,30 +330,39 @@ def _interval(clip: tuple[float, float]) -> tuple[float, float]:
 
 
 def kind_of(module: object) -> dict[str, Any]:
-    """Device and dtype of a module; UsageError for what is none, or has a dtype not learned in."""
+    """Return the device and dtype of a module, as keyword arguments.
+
+    Args:
+        module: The module of a custom network.
+
+    Raises:
+        UsageError: `module` is not a plain nn.Module, a parameter has no values yet, or the
+            parameters are not all float32 or all float64.
+    """
     if not isinstance(module, nn.Module) or isinstance(module, Model):
-        raise UsageError(f"a network of your own is an nn.Module, not {type(module).__name__}")
+        raise UsageError(f"a custom network is an nn.Module, not {type(module).__name__}")
     params = dict(module.named_parameters())
     floats = [t for t in (*params.values(), *module.buffers()) if t.is_floating_point()]
     first = floats[0] if floats else torch.empty(0)
     for name, p in params.items():
         check(
             not p.is_meta and not is_lazy(p),
-            f"the module's parameter {name} holds no numbers yet: give the module its weights "
-            "(a lazy layer by calling it once)",
+            f"the module's parameter {name} holds no values yet: initialise the module (a lazy "
+            "layer by calling it once)",
         )
         check(
             p.dtype in (torch.float32, torch.float64),
             f"the module's parameter {name} is {name_of(p.dtype)}: keep parameters in float32, and "
-            "let the module cast what it computes in less",
+            "let the module cast where it computes in lower precision",
         )
         check(
             p.dtype == first.dtype,
             f"the module's parameter {name} is {name_of(p.dtype)}, others {name_of(first.dtype)}: "
-            "make them one",
+            "give all parameters one dtype",
         )
     return {"dtype": first.dtype, "device": first.device}
 
 
 def name_of(dtype: torch.dtype) -> str:
+    """Return the name of a dtype without "torch."."""
     return str(dtype).removeprefix("torch.")

@@ -1,10 +1,9 @@
 """Classifier-free guidance (Ho & Salimans 2022), at sampling and in a distilled student.
 
-The guided prediction is y(class) + w (y(class) - y(no class)): what the network makes of the class
-counts 1 + w times, w = 0 being no guidance. (Where 1 + w is called the guidance scale, as in
-diffusers, that is what is meant.) It is the same in x-hat, eps-hat and v-hat, which are linear in
-the network's raw output, and takes two evaluations a step. A student that was distilled with the
-weight as an input (Meng et al. 2022) takes one.
+The guided prediction is y(class) + w (y(class) - y(no class)), with w = 0 for no guidance. (The
+guidance scale of diffusers is 1 + w.) It is the same in x-hat, eps-hat and v-hat, which are linear
+in the network's raw output, and takes two evaluations per step. A student distilled with the
+guidance weight as an input (Meng et al. 2022) takes one.
 """
 
 import copy
@@ -22,10 +21,18 @@ from pdfast.models.model import Model
 
 
 def guided(model: Model, weight: float) -> Model:
-    """The model with classifier-free guidance of a weight; it shares the model's parameters.
+    """Return the model with classifier-free guidance of a weight.
 
-    A guided student becomes one of that weight alone, an ordinary class-conditional model. Raises
-    UsageError where the model cannot be guided, or not by this weight.
+    Args:
+        model: A teacher trained with label dropout, or a guided student.
+        weight: w, at least 0.
+
+    Returns:
+        For a teacher, a model that shares its parameters. For a guided student, an ordinary
+        class-conditional copy with the weight fixed.
+
+    Raises:
+        UsageError: The model cannot be guided, or not with this weight.
     """
     if not 0 <= weight <= MAX_WEIGHT:
         raise UsageError(f"guidance must be in 0 .. {MAX_WEIGHT}, not {weight}")
@@ -40,16 +47,16 @@ def guided(model: Model, weight: float) -> Model:
         return model
     if not model.label_dropout:
         raise UsageError(
-            "this model cannot be guided, since it always was told the class: train a "
+            "this model cannot be guided, since it was always given the class: train a "
             "class-conditional teacher with model.label_dropout 0.1"
             if model.num_classes
-            else "this model is unconditional, and cannot be guided: leave guidance out"
+            else "this model is unconditional and cannot be guided: omit guidance"
         )
     return Guided(model, weight)
 
 
 def _fixed(student: Model, weight: float) -> Model:
-    """What the weight adds to the embedding is one vector: it goes into that layer's bias."""
+    """Return a copy of a guided student with the weight's embedding folded into a bias."""
     model = copy.deepcopy(student)
     net = model.net
     with torch.no_grad():
@@ -62,7 +69,7 @@ def _fixed(student: Model, weight: float) -> Model:
 
 
 class Guided(Model):
-    """A teacher that is evaluated with the class and without at each step."""
+    """A teacher that is evaluated with and without the class at each step."""
 
     calls = 2
 
@@ -82,7 +89,7 @@ class Guided(Model):
         *,
         conditioning: Conditioning | None = None,
     ) -> Tensor:
-        """Guided raw output, in the dtype of images; arguments as of other models."""
+        """Return the guided raw output, of the images' dtype; see `Model.forward`."""
         label = label if conditioning is None else conditioning.label
         assert label is not None
         both = super().forward(*_twice(z, logsnr, label))
@@ -90,9 +97,16 @@ class Guided(Model):
 
 
 def guided_out(teacher: Model, z: Tensor, phi: Tensor, conditioning: Conditioning) -> Tensor:
-    """The teacher's raw output at z (B, C, H, W) and phi (B,), guided by each image's own weight.
+    """Return the teacher's raw output, guided by a weight for each image.
 
-    It is float32, or float64 where the teacher is.
+    Args:
+        teacher: A class-conditional teacher trained with label dropout.
+        z: Noisy images (B, C, H, W).
+        phi: Angles in radians (B,).
+        conditioning: Classes and guidance weights of the images.
+
+    Returns:
+        Raw output (B, C or 2C, H, W), float32, or float64 if the teacher is float64.
     """
     assert conditioning.label is not None
     assert conditioning.guidance is not None
@@ -101,7 +115,7 @@ def guided_out(teacher: Model, z: Tensor, phi: Tensor, conditioning: Conditionin
 
 
 def _twice(z: Tensor, logsnr: Tensor, label: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A batch with its classes, then without."""
+    """Return a batch with its classes followed by the same batch without them."""
     labels = torch.cat([label, torch.full_like(label, NO_CLASS)])
     return torch.cat([z, z]), torch.cat([logsnr, logsnr]), labels
 

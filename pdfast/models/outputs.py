@@ -1,4 +1,4 @@
-"""What `Model.sample` returns and reports: tensors, arrays, pictures, and each step's x-hat."""
+"""Outputs of `Model.sample`: tensors, arrays or pictures, and x-hat of each step."""
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypedDict
@@ -16,23 +16,23 @@ OUTPUTS = ("pt", "np", "pil")
 
 
 class SamplingStep(NamedTuple):
-    """A sampling step of a batch, as it is reported when it is done."""
+    """A finished sampling step of a batch, as passed to a callback."""
 
     done: int
     """Steps done, of all batches."""
     total: int
     """Steps to do, of all batches."""
     first: int
-    """Number of the batch's first sample; `x_hat` holds those from there on."""
+    """Number of the batch's first sample, which is the first in `x_hat`."""
     u: float
-    """Time of the step, 1 for the first, 1 / steps for the last."""
+    """Time of the step: 1 for the first, 1 / steps for the last."""
     x_hat: Tensor
-    """Its prediction of the samples, (B, *shape), clipped as the sampler goes on with it; a copy.
-    The last step's is the result."""
+    """Prediction of the samples (B, *shape), clipped if the sampler clips; a copy. The last step's
+    is the result."""
 
 
 class SampleArguments(TypedDict, total=False):
-    """Arguments of `Model.sample` by name; see there."""
+    """Keyword arguments of `Model.sample`."""
 
     seed: int
     label: Tensor | None
@@ -44,26 +44,35 @@ class SampleArguments(TypedDict, total=False):
 
 
 def check(output: str, pictures: bool, shape: tuple[int, ...]) -> None:
-    """Raise UsageError for an output that there is not, or not of these samples."""
+    """Check the `output` argument of `Model.sample`.
+
+    Args:
+        output: The argument.
+        pictures: Whether the samples are pictures.
+        shape: Shape of a sample.
+
+    Raises:
+        UsageError: It is not one of `OUTPUTS`, or "pil" and the samples are not pictures.
+    """
     if output not in OUTPUTS:
         raise UsageError(f"output must be 'pt', 'np' or 'pil', not {output!r}")
     if output == "pil" and not pictures:
         raise UsageError(
-            f"samples of shape {shape} are no pictures, which have 1 or 3 channels and "
+            f"samples of shape {shape} are not pictures, which have 1 or 3 channels and "
             "clip=(-1, 1): use output='np'"
         )
 
 
 def to_array(samples: Tensor, pictures: bool) -> NDArray[Any]:
-    """Samples (N, *shape) as an array: of pictures uint8 (N, H, W, C), of others as they are."""
+    """Convert samples (N, *shape) to an array: uint8 (N, H, W, C) for pictures, else as is."""
     return (to_uint8(samples) if pictures else samples).cpu().numpy()
 
 
 def to_pictures(samples: Tensor) -> list[Image.Image]:
-    """Pictures (N, C, H, W) in [-1, 1], grey or in colour."""
+    """Convert samples (N, C, H, W) in [-1, 1] to pictures, grey or in colour."""
     return [picture(image) for image in to_array(samples, True)]
 
 
 def picture(image: NDArray[Any]) -> Image.Image:
-    """One picture of uint8 (H, W, C), C being 1 or 3."""
+    """Convert uint8 (H, W, C), with C of 1 or 3, to a picture."""
     return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)

@@ -1,7 +1,7 @@
 """Models that come with pdfast: a teacher and its students, by name.
 
-They lie in pdfast/pretrained as model directories, NAME-teacher and NAME-STEPS, with the report of
-the run that made them, NAME.md; `python -m pdfast.pretrained` put them there.
+They are the model directories NAME-teacher and NAME-STEPS in pdfast/pretrained, beside NAME.md, the
+report of the run that made them. `python -m pdfast.pretrained` creates all of these.
 """
 
 from pathlib import Path
@@ -12,22 +12,23 @@ FOLDER = Path(__file__).parents[1] / "pretrained"
 
 
 def names() -> list[str]:
-    """Names of the models that come with pdfast, sorted."""
+    """Return the names of the models that come with pdfast, sorted."""
     return sorted(path.name.removesuffix("-teacher") for path in FOLDER.glob("*-teacher"))
 
 
 def students(name: str) -> list[int]:
-    """Sampling steps of a name's students, most first."""
+    """Return the sampling steps of a name's students, most first."""
     found = (path.name.removeprefix(f"{name}-") for path in FOLDER.glob(f"{name}-*"))
     return sorted((int(steps) for steps in found if steps.isdecimal()), reverse=True)
 
 
 def find(model: str | Path, steps: int = 0) -> Path:
-    """Return the model directory that `model` means.
+    """Return the model directory of a path or a name.
 
-    A path that is there is meant itself. Otherwise a name of `names` means its student of `steps`
-    sampling steps, or, where there is no such student, its teacher. Anything else is returned as
-    the path that it is.
+    Args:
+        model: A path, or one of `names`. An existing path of that name takes precedence.
+        steps: With a name, the sampling steps of the student; without such a student the teacher's
+            directory is returned.
     """
     path = Path(model)
     if is_name(model):
@@ -37,15 +38,15 @@ def find(model: str | Path, steps: int = 0) -> Path:
 
 
 def is_name(model: str | Path) -> bool:
-    """Whether `model` is the name of a model that comes with pdfast, and no path that is there."""
+    """Whether `model` is the name of a model that comes with pdfast, and not an existing path."""
     return not Path(model).exists() and str(model) in names()
 
 
 def check_steps(model: str | Path, steps: int) -> None:
-    """Raise UsageError for a number of steps that would choose among the models of a path."""
+    """Raise UsageError if `steps` is given with a path, which is a single model."""
     if steps and not is_name(model):
         known = ", ".join(names())
         raise UsageError(
             f"steps choose a student of a model that comes with pdfast ({known}), and {model} is a "
-            "path: leave steps out, and pass them to sample"
+            "path: omit steps here, and pass them to sample"
         )

@@ -1,8 +1,8 @@
-"""How feature maps change size inside a network: means of 2x2 pixels, doubling, or by a filter.
+"""Resizing of feature maps inside a network: 2x2 average pooling, nearest upsampling, or a filter.
 
-A filter is separable: the outer product of its taps with themselves, over their sum squared. It
-halves by every second value of the filtered map, and doubles by the transpose of that, times four
-(Zhang 2019, Karras et al. 2019; NCSN++ of Song et al. 2021 has the taps 1, 3, 3, 1).
+A filter is separable: the outer product of its taps with themselves, divided by their sum squared.
+Halving takes every second value of the filtered map; doubling is the transpose of halving, times
+four (Zhang 2019, Karras et al. 2019; NCSN++ of Song et al. 2021 has the taps 1, 3, 3, 1).
 
 Shape letters: B batch, C channels, H height, W width.
 """
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pdfast.kernels.resample import avg_pool2x2, upsample2x
 
-PLAIN = (1, 1)  # the taps that pooling and doubling have
+PLAIN = (1, 1)  # taps that are the same as average pooling and nearest upsampling
 
 
 class Filter:
@@ -24,13 +24,16 @@ class Filter:
     def __init__(self, taps: Sequence[int] = PLAIN) -> None:
         self.taps = tuple(taps)
         self.padding = (len(self.taps) - 1) // 2
-        """Zeros at each border that keep a map twice the size of its half."""
+        """Zeros at each border with which halving a map gives exactly half its size."""
         self._on: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     def resampled(self, x: Tensor, how: str, defer: bool) -> Tensor:
-        """x (B, C, H, W), doubled ("up") or halved ("down"), else itself.
+        """Resize a feature map.
 
-        `defer`: plain resampling by pdfast's own kernels.
+        Args:
+            x: Feature map (B, C, H, W).
+            how: "up" doubles, "down" halves, "none" returns `x` itself.
+            defer: Use pdfast's own kernels for plain taps.
         """
         if how == "none":
             return x
@@ -47,11 +50,14 @@ class Filter:
         return F.conv_transpose2d(x, weight, stride=2, padding=self.padding, groups=channels)
 
     def halved(self, x: Tensor, padding: int) -> Tensor:
-        """Every second value of the filtered x (B, C, H, W), with so many zeros at each border."""
+        """Filter x (B, C, H, W), padded with zeros, and return every second value."""
         return F.conv2d(x, self.weight(x), stride=2, padding=padding, groups=x.shape[1])
 
     def weight(self, x: Tensor) -> Tensor:
-        """(C, 1, K, K) like x; kept, since the capture of a CUDA graph allows no copy to it."""
+        """Return the filter (C, 1, K, K), like x.
+
+        It is cached, because no copy to the device is allowed while a CUDA graph is captured.
+        """
         key = x.device, x.dtype
         if key not in self._on:
             taps = torch.tensor(self.taps, dtype=torch.float64, device="cpu")
@@ -61,9 +67,10 @@ class Filter:
 
 
 class Pyramid(nn.Module):
-    """One level of NCSN++'s input pyramid: a 3x3 convolution of the level above, halved, added.
+    """One level of NCSN++'s input pyramid: a 3x3 convolution of the level above, halved and added.
 
-    The filter goes over the convolution's output, whose border of zeros it sees too.
+    The filter runs over the convolution's output including its border, which is computed from
+    zero padding.
     """
 
     def __init__(self, conv: nn.Conv2d, taps: Sequence[int], scale: float) -> None:
@@ -72,7 +79,7 @@ class Pyramid(nn.Module):
         self.filter, self.scale = Filter(taps), scale
 
     def forward(self, above: Tensor, h: Tensor) -> Tensor:
-        """above (B, C, 2 H, 2 W) and h (B, C', H, W) -> their sum at this level, like h."""
+        """Return the sum, like h (B, C', H, W), with the level above (B, C, 2 H, 2 W)."""
         assert self.conv.bias is not None
         wide = F.conv2d(above, self.conv.weight, padding=1 + self.filter.padding)
         halved = self.filter.halved(wide, 0) + self.conv.bias[:, None, None]

@@ -1,4 +1,4 @@
-"""One trial of a network of one's own, before anything is made with it."""
+"""The trial of a custom network before a run."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,17 +15,22 @@ from pdfast.storage.files import reason
 
 Inputs = tuple[Tensor, Tensor, Tensor | None]  # z, logsnr and label
 NUM = 4  # samples
-FEWER = 3  # of them, again: no number but 1 divides both
-ALIKE = 0.02  # relative: more than rounding, of bfloat16 too
-NOTHING = 1e-3  # of z: what an output of zeros is compared with
+FEWER = 3  # samples of the second call; has no common divisor with NUM
+ALIKE = 0.02  # relative difference above that of rounding, also in bfloat16
+NOTHING = 1e-3  # times z: the scale of the comparison for an output of zeros
 
 
 def try_out(network: Network, learns: bool) -> None:
-    """Forward, on two numbers of samples, and backward where it `learns`.
+    """Run the network forward on two numbers of samples, and backward if it is to be trained.
 
-    UsageError says what is wrong, and where.
+    Args:
+        network: The network.
+        learns: Whether it is to be trained.
+
+    Raises:
+        UsageError: A call fails or gives a wrong result. The message says which.
     """
-    own = network.weights()  # that it can be saved, and loaded
+    own = network.weights()  # tries saving, and then loading
     _called("loading", "its own state_dict", lambda: network.copy().net.load_state_dict(own))
     inputs = _inputs(network)
     out = _output(network, inputs)
@@ -35,14 +40,14 @@ def try_out(network: Network, learns: bool) -> None:
 
 
 def _output(network: Network, inputs: Inputs) -> Tensor:
-    """The module's output, checked: its shape, its dtype, and that it is finite."""
+    """Return the module's output after checking its shape, its dtype and that it is finite."""
     z, logsnr, label = inputs
     num, shape, parameterization = len(z), network.shape, network.parameterization
     labels = "None" if label is None else f"({num},)"
     out = _called(
         "on",
         f"z {tuple(z.shape)}, logsnr ({num},) and label {labels}",
-        lambda: network.net(z.clone(), logsnr.clone(), label),  # which it may write into
+        lambda: network.net(z.clone(), logsnr.clone(), label),  # copies, as it may write into them
         "; it must take any number B of samples: z (B, {}), logsnr (B,) and label {}".format(
             ", ".join(map(str, shape)),
             "None"
@@ -76,18 +81,18 @@ def _output(network: Network, inputs: Inputs) -> Tensor:
 
 @torch.no_grad()
 def _try_fewer(network: Network, inputs: Inputs, out: Tensor) -> None:
-    """Refuse a module that makes something else of a sample where others are beside it."""
+    """Refuse a module whose output for a sample depends on the other samples of the batch."""
     z, logsnr, label = inputs
     few = _output(network, (z[:FEWER], logsnr[:FEWER], None if label is None else label[:FEWER]))
     if _differs(few, out[:FEWER], z[:FEWER]):
         check(
             not _differs(_output(network, inputs), out, z),
-            "the module's output is another each time for the same input: have it draw no random "
-            "numbers and keep nothing between calls, in evaluation mode",
+            "the module's output differs between calls with the same input: in evaluation mode it "
+            "must draw no random numbers and keep no state",
         )
         raise UsageError(
-            f"the module's output for a sample is another among {NUM} samples than among {FEWER}: "
-            "have it make each from its own z, logsnr and label alone, with no mean, norm or "
+            f"the module's output for a sample differs between batches of {NUM} and {FEWER}: "
+            "compute each output from its own z, logsnr and label alone, with no mean, norm or "
             "attention over the first axis"
         )
 
@@ -98,7 +103,7 @@ def _differs(a: Tensor, b: Tensor, z: Tensor) -> bool:
 
 
 def _inputs(network: Network) -> Inputs:
-    """Noise at four levels of the schedule, pure noise among them, and classes."""
+    """Return noise at four noise levels of the schedule, including pure noise, and classes."""
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(NUM, *network.shape, generator=generator)
     z = noise.to(network.device, network.dtype)
@@ -112,12 +117,12 @@ def _try_backward(network: Network, out: Tensor) -> None:
     named = {name: p for name, p in network.net.named_parameters() if p.requires_grad}
     check(
         bool(named),
-        "the module has no parameter that requires a gradient, so that nothing can learn: call "
+        "the module has no parameter that requires a gradient, so it cannot be trained: call "
         "requires_grad_(True) on it, or pass another one as student",
     )
     check(
         out.requires_grad,
-        "the module's output has no gradient: do not detach it, nor compute it under no_grad",
+        "the module's output has no gradient: do not detach it or compute it under no_grad",
     )
 
     def backward() -> tuple[Tensor | None, ...]:
@@ -136,7 +141,7 @@ def _try_backward(network: Network, out: Tensor) -> None:
 
 
 def _called(how: str, given: str, call: Callable[[], Any], fix: str = "") -> Any:
-    """What a call of the user's code gives; its error as one sentence, the original behind it."""
+    """Call the user's code; turn its error into one sentence, chained to the original."""
     try:
         return call()
     except Exception as error:

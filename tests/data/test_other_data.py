@@ -173,7 +173,7 @@ def test_an_evaluation_is_of_the_runs_data(ended, model, tmp_path, capsys):
         pdfast.evaluate(path, quiet=True)
     said = str(error.value)
     assert said.startswith(f"{path} is of a run of other data (70 images, SHA-256 ")
-    assert "or pass --other-data (in Python other_data=True) if these are meant" in said
+    assert "or pass --other-data (in Python other_data=True) to use these" in said
     assert contents(ended) == before
     assert main(["eval", str(path)]) == 2
     assert capsys.readouterr().err == f"pdfast: {said}\n"

@@ -58,7 +58,7 @@ def check(parameterization, weight, log2_steps, odd, where, logsnr_max, draw):
     y_target = angles.target(z_t, out_t, out_mid, phi_t, phi_mid, i == 0, parameterization)
     plain = "v" if parameterization == "x_eps" else parameterization
     # The published target divides by alpha_s - (sigma_s / sigma_t) alpha_t, 1e-4 at N = 8192, and
-    # its eps by sigma_t: what is compared is known to 1e-16 / 1e-4 / sigma at best.
+    # its eps by sigma_t, so it is exact to 1e-16 / 1e-4 / sigma at best.
     ours = angles.predict_x(z_t, y_target, phi_t, plain)
     assert torch.allclose(ours, x_target, rtol=1e-8, atol=1e-9 * float(x_target.abs().max()))
     fast = angles.loss_and_grad(

@@ -15,14 +15,14 @@ SCHEDULE = CosineSchedule()
 
 
 def exact_x(z, phi):
-    """E[x | z] of x ~ N(MEAN, STD^2)."""
+    """Return E[x | z] for x ~ N(MEAN, STD^2)."""
     alpha, sigma = angles.per_image(phi.cos(), z), angles.per_image(phi.sin(), z)
     gain = alpha * STD**2 / (alpha**2 * STD**2 + sigma**2)
     return MEAN + gain * (z - alpha * MEAN)
 
 
 def exact_table(num_steps, parameterization):
-    """The exact denoiser at u = (i + 1) / N as out = slope z + offset: float64 (N, 2)."""
+    """Return the exact denoiser at u = (i + 1) / N as out = slope z + offset: float64 (N, 2)."""
     phi = SCHEDULE.phi(torch.arange(1, num_steps + 1) / num_steps)
     z = torch.tensor([0.0, 1.0], dtype=torch.float64).expand(num_steps, 1, 1, 2)
     x_hat = exact_x(z, phi)
@@ -44,7 +44,7 @@ def affine(table, z):
 
 
 def exact_round(table, parameterization, dtype):
-    """The student that fits its teacher exactly, as a table of half the length."""
+    """Return the student that matches its teacher exactly, as a table of half the length."""
     num_steps = len(table) // 2
     i = torch.arange(num_steps)
     phi_t, phi_mid = SCHEDULE.phi((i + 1) / num_steps), SCHEDULE.phi((i + 0.5) / num_steps)
@@ -103,13 +103,13 @@ def test_ancestral_sampler_against_the_published_loop():
 
 
 def test_ddim_of_gaussian_data_keeps_the_distribution():
-    """The sampler's map is z -> MEAN + STD z but for the discretisation and the ends' sigma."""
+    """The sampler's map is z -> MEAN + STD z, up to discretisation and sigma at both ends."""
     z = torch.linspace(-3, 3, 7, dtype=torch.float64).view(1, 1, 1, 7)
     assert torch.allclose(sample(Exact(), z, 8192, clip=None), MEAN + STD * z, atol=2e-3)
 
 
 def probe(phi, phi_next, variance):
-    """Coefficients of z, x-hat and noise in one ancestral step."""
+    """Return the coefficients of z, x-hat and noise in one ancestral step."""
     one, zero = (torch.full((1, 1, 1, 1), v, dtype=torch.float64) for v in (1.0, 0.0))
     args = ((one, zero, zero), (zero, one, zero), (zero, zero, one))
     return [ancestral_to(*a, phi, phi_next, variance).item() for a in args]

@@ -1,4 +1,4 @@
-"""What a network is told travels whole: joined, carried from update to update, and put back."""
+"""Conditioning objects: joined, carried between updates, and restored from tensors."""
 
 import dataclasses
 

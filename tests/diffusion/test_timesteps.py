@@ -1,4 +1,4 @@
-"""Numbers of steps that fit a teacher's timesteps."""
+"""Numbers of steps that suit a teacher's timesteps."""
 
 import pytest
 
@@ -9,13 +9,13 @@ from pdfast.diffusion.timesteps import between, divisors, start_for
 @pytest.mark.parametrize(
     ("timesteps", "start"),
     [
-        (MAX_STEPS, 8192),  # of continuous time
+        (MAX_STEPS, 8192),  # continuous time
         (8192, 8192),
         (4096, 4096),
         (1024, 1024),
         (1000, 512),  # 500 and 1000 halve to 125 alone
         (100, 64),
-        (768, 768),  # 3 * 2^8, to 3
+        (768, 768),  # 3 * 2^8 halves to 3
         (1280, 1024),  # its 256 is less than half of 1024
         (1001, 512),
         (2, 2),

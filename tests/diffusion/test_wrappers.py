@@ -1,4 +1,4 @@
-"""Schedules by formula, and one exact denoiser told in every convention."""
+"""Schedules by formula, and one exact denoiser in every convention."""
 
 import json
 import math
@@ -32,7 +32,7 @@ from pdfast.errors import UsageError
 
 
 def exact(kind, schedule=None):
-    """The denoiser as a Network, by way of one convention."""
+    """Return the denoiser as a Network, through one convention."""
     if kind in OUTPUTS:
         module, parameterization = of_time(kind), kind
     elif kind == "edm":
@@ -76,7 +76,7 @@ def test_a_schedule_is_its_inverse_and_its_description(schedule):
     u = torch.linspace(0.01, 1, 200, dtype=torch.float64)
     phi = schedule.phi(u)
     assert (phi.diff() > 0).all()
-    assert phi[-1] > 1.45  # almost noise alone
+    assert phi[-1] > 1.45  # almost pure noise
     torch.testing.assert_close(schedule.u(logsnr_of(phi)), u, rtol=1e-9, atol=1e-9)
     again = wrappers.schedule_from(json.loads(json.dumps(schedule.describe())))
     assert torch.equal(again.phi(u), phi)
@@ -87,7 +87,7 @@ def test_a_schedule_is_its_inverse_and_its_description(schedule):
 
 
 def test_formulas():
-    """As written in the papers, at a few times."""
+    """The papers' formulas at a few times."""
     u = torch.tensor([0.25, 0.5, 1.0], dtype=torch.float64)
     snr = {name: logsnr_of(s.phi(u)).exp() for name, s in
            {"vp": LinearVP(), "edm": EDM(), "flow": FlowMatching()}.items()}  # fmt: skip
@@ -128,7 +128,7 @@ def test_bad_schedules(make, message):
 
 
 def test_the_exact_teacher_of_a_gaussian_is_distilled_right(tmp_path):
-    """One step of the student, an affine map, is the teacher's four."""
+    """One step of the student, an affine map, equals four of the teacher."""
     schedule = FlowMatching()
     module = wrappers.from_flow(OneGaussian())
     teacher = pdfast.Network(module, (2,), schedule=schedule).double()
@@ -152,7 +152,7 @@ def test_the_ends_of_the_cosine_schedule(ends):
 
 
 class TwoStepsInOne(nn.Module):
-    """The student that goes, in one step of N, exactly where the teacher's two lead."""
+    """A student whose single step of N ends exactly where two of the teacher end."""
 
     def __init__(self, teacher, num_steps):
         super().__init__()
@@ -189,7 +189,7 @@ class TwoStepsInOne(nn.Module):
 @pytest.mark.parametrize("parameterization", ["x", "v"])
 @pytest.mark.parametrize("schedule", [*SCHEDULES, TableSchedule(torch.tensor([3.0, 1, 0.5, -4]))])
 def test_the_target_is_where_two_steps_lead(schedule, parameterization, pipelined):
-    """On every schedule, whose two steps differ in angle; the teacher itself is not there."""
+    """On every schedule, also if the two steps differ in angle; the teacher itself has a loss."""
     teacher = pdfast.Network(
         of_time(parameterization), (2,), parameterization=parameterization, schedule=schedule
     ).double()

@@ -1,4 +1,4 @@
-"""Which of a round's averages becomes its student."""
+"""The choice of a round's student among its averages."""
 
 import copy
 import dataclasses
@@ -32,7 +32,7 @@ DECAYS = (0.5, 0.9, 0.99)
 
 
 class Scale(nn.Module):
-    """x-hat is z, scaled; so that the composition of a teacher's steps from u = 1 is such a one."""
+    """Predicts x-hat = scale z; a teacher's steps from u = 1 compose to the same form."""
 
     def __init__(self, by):
         super().__init__()
@@ -58,7 +58,7 @@ def config_of(start, rounds, **options):
 
 
 def composition(by, steps):
-    """The scale by which `steps` DDIM steps of the scaling network from u = 1 end, in float64."""
+    """Return the scale of `steps` DDIM steps of the scaling network from u = 1, in float64."""
     schedule, product = scaled(by).schedule, torch.ones((), dtype=torch.float64)
     for k in range(steps, 1, -1):
         phi, phi_next = (
@@ -69,7 +69,7 @@ def composition(by, steps):
 
 
 def chosen_of(student, teacher, config, averages, data=None):
-    """The choice among the student's weights and such averages, set by hand."""
+    """Choose among the student's weights and averages set by hand."""
     optimizer = Optimizer(student, config.distill)
     for row, value in zip(optimizer.ema, averages, strict=True):
         row.fill_(value)
@@ -95,7 +95,7 @@ def test_the_exact_student_is_chosen_wherever_it_is(place, steps_of_the_teacher)
     assert found.distances[found.chosen] < 1e-28
     others = {0.0: raw, **dict(zip(DECAYS, averages, strict=True))}
     noise = Draws(SEED, Stream.FIXED_NOISE, ROUND).normal(0, 0, 128, (1, 1, 12)).double()
-    for decay, by in others.items():  # linear, so that the distance is known
+    for decay, by in others.items():  # linear, so that the distances are known
         expected = float(((by - exact) * noise).square().mean())
         assert found.distances[decay] == pytest.approx(expected, rel=1e-9, abs=1e-28)
     assert torch.equal(student.net.by, torch.full(SHAPE, exact, dtype=torch.float64))
@@ -130,7 +130,7 @@ def test_candidates_that_are_all_broken_are_refused():
 
 
 def started(student, config, data):
-    """The starts of all 128 images."""
+    """Return the starts of all 128 images."""
     parts = list(choice._starts(student, data, config, ROUND))
     z, step = (torch.cat([part[n] for part in parts]) for n in (0, 1))
     return parts, z, step
@@ -154,7 +154,7 @@ def test_up_to_eight_steps_end_as_the_sampler_does(tiny, parameterization, steps
 
 @pytest.mark.parametrize("merged", [1, 2, 4])
 def test_more_steps_begin_at_times_spread_over_the_grid(merged):
-    """The last eight steps of the first image are the sampler's; others stop on the way."""
+    """The last eight steps of the first image are the sampler's; other images stop earlier."""
     steps, by = 64, 0.4
     student = scaled(by, steps)
     config, data = config_of(256, "256,64"), samples()
@@ -168,7 +168,7 @@ def test_more_steps_begin_at_times_spread_over_the_grid(merged):
     x = (z - phi.sin()[:, None, None, None] * noise) / phi.cos()[:, None, None, None]
     images = data.images.permute(0, 3, 1, 2).double()
     apart = (x[:60, None] - images[None]).abs().amax((2, 3, 4)).amin(1)
-    assert (apart < 1e-5).all()  # each is of some image
+    assert (apart < 1e-5).all()  # each start is a noisy image of the data
     factor = torch.ones(128, dtype=torch.float64)
     place = step * merged
     for _ in range(8 * merged):
@@ -182,7 +182,7 @@ def test_more_steps_begin_at_times_spread_over_the_grid(merged):
 
 
 def test_a_candidate_is_judged_in_the_precision_that_it_is_sampled_in(tiny):
-    """Under bf16 as the rounded copy."""
+    """With bf16, in the rounded copy."""
     cfg = dataclasses.replace(tiny.model, parameterization="v")
     student, teacher = (random_model(cfg, seed, torch.float32) for seed in (0, 1))
     plain, config = copy.deepcopy(student), config_of(8, 1, ema_decays=(0.9,))
@@ -203,7 +203,7 @@ def test_a_candidate_is_judged_in_the_precision_that_it_is_sampled_in(tiny):
 
 
 def test_a_first_fit_is_compared_with_the_guided_teacher(guides):
-    """Whose class each image is told, with a weight of its own; two evaluations a step."""
+    """Each image has its own class and weight; two evaluations per step."""
     cfg = dataclasses.replace(guides.model, guidance=())
     teacher, student = random_model(cfg, 0, torch.float64), Model(guides.model).double()
     student.steps = 8
@@ -259,7 +259,7 @@ def test_refused_averages(options, message):
 
 
 def test_two_processes_choose_as_the_first_alone_does(tmp_path):
-    """Even where the other one, whose numbers are others, would choose another."""
+    """Even if the other one has other distances and would choose another candidate."""
     exact = composition(0.4, 2)
     averages = [exact + 0.5, exact, exact - 0.5]
 
@@ -287,7 +287,7 @@ def last_lines(run):
 
 
 def test_two_processes_run_rounds_that_keep_moments(tiny, tmp_path):
-    """Each begins the second with the first's, and both samples and choices are one process's."""
+    """Each begins round 2 with round 1's choice; samples and choices are those of one process."""
     kept = {"ema_decays": (0.3, 0.99), "keep_moments": True, "ema_warmup": False}
     kept |= {"second": "student", "loss": "huber", "huber_c": 0.1}
     config = changed(tiny, distill=kept, eval={"steps": (2,), "baseline_steps": 2, "num": 2})
@@ -314,12 +314,12 @@ def test_two_processes_run_rounds_that_keep_moments(tiny, tmp_path):
 
 
 def test_a_run_says_what_each_round_chose(tiny, tmp_path, monkeypatch):
-    """In metrics, report and provenance; the choice is the round's model and the next teacher."""
+    """In metrics, report and manifest; the choice is the round's model and the next teacher."""
     config = changed(tiny, distill={"ema_decays": (0.5, 0.9)}, eval={"steps": (2,)})
     wanted, seen, real = iter([0.9, 0.0]), [], choice.choose
 
     def other(optimizer, student, teacher, *rest):
-        """The real choice, and then another one, so that more than one kind is made."""
+        """Return the real choice first, then another one, so that both kinds occur."""
         found = real(optimizer, student, teacher, *rest)
         distances = dict.fromkeys(found.distances, 2.0) | {next(wanted): 1.0}
         return seen_of(optimizer, teacher, Choice(distances, found.evaluations))
@@ -349,7 +349,7 @@ def test_a_run_says_what_each_round_chose(tiny, tmp_path, monkeypatch):
 
 
 def test_a_teacher_of_very_many_steps_takes_fewer():
-    """Those that divide its own, at most 256 in all; no more evaluations than these make."""
+    """They divide its own, and are at most 256 in all; the evaluations are counted to match."""
     assert [choice.teachers_steps(8, n) for n in (1, 2, 32, 64, 96)] == [1, 2, 32, 32, 32]
     assert choice.teachers_steps(1, 8192) == 256
     assert choice.teachers_steps(3, 7 * 31) == 31

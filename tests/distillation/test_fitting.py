@@ -28,7 +28,7 @@ STEPS = 8
 
 @pytest.fixture
 def tiny(tiny):
-    """With a short evaluation."""
+    """Return a config with a short evaluation."""
     return changed(tiny, eval={"steps": (2,), "baseline_steps": 2})
 
 
@@ -39,7 +39,7 @@ def batch_of(config, model, size=64):
 
 
 def with_head(model, parameterization):
-    """The same weights under another meaning."""
+    """Return a model of the same weights with another parameterization."""
     other = Model(
         dataclasses.replace(model.cfg, parameterization=parameterization), model.steps
     ).to(model.dtype)
@@ -75,7 +75,7 @@ def test_v_of_an_eps_teacher_is_what_the_head_file_says(tiny):
 
 
 class Gaussian(nn.Module):
-    """The exact prediction of a parameterization for numbers x ~ N(0, scale^2)."""
+    """Return the exact prediction of a parameterization for x ~ N(0, scale^2)."""
 
     def __init__(self, parameterization, scale):
         super().__init__()
@@ -90,7 +90,7 @@ class Gaussian(nn.Module):
 
 
 def test_the_exact_v_is_best_for_an_exact_eps_teacher():
-    """The gradient of the loss, summed over many draws, is 0 there, and not at another v."""
+    """The gradient of the loss, summed over many draws, is 0 at it, and not at another v."""
     scale, num = 0.5, 200_000
     teacher = pdfast.Network(Gaussian("eps", scale), (1,), parameterization="eps").double()
     x = scale * torch.randn(num, 1, 1, 1, generator=torch.Generator().manual_seed(0))
@@ -98,7 +98,7 @@ def test_the_exact_v_is_best_for_an_exact_eps_teacher():
     fit = Fit(teacher, STEPS, "v_mse")
 
     def slope(size):
-        """Of the mean loss, along z, at the v of another scale; and its standard error."""
+        """Return the gradient of the mean loss along z at a scale's v, and its standard error."""
         student = pdfast.Network(Gaussian("v", size), (1,)).double()
         loss = fit(student, batch).loss.grad_out.flatten() * num
         along = loss * batch.noised(fit._grid, STEPS)[0].z_t.flatten()
@@ -127,7 +127,7 @@ def eps_teacher(tiny, tmp_path):
 def test_an_eps_teacher_gets_a_first_round_of_the_same_steps(
     tiny, eps_teacher, tmp_path, capsys, monkeypatch
 ):
-    """Said, kept in the config, resumed to the bit in that round and after it, and gone on with."""
+    """It is announced, kept in the config, resumed to the bit in and after it, and continued."""
     plain, out = tmp_path / "plain", tmp_path / "run"
     student = pdfast.distill(tiny, teacher=eps_teacher, out=plain)
     assert "cannot be distilled as it is: round 1 moves it to v" in capsys.readouterr().out
@@ -178,7 +178,7 @@ def test_refusals(tiny, straight, eps_teacher, tmp_path):
             teacher=eps_teacher, out=out)  # fmt: skip
     refused("distill.fit_updates is for students that cannot start as their teacher, and this",
             changed(tiny, distill={"fit_updates": 5}), out=out)  # fmt: skip
-    refused("teacher is of the config's own network: leave it 0",
+    refused("teacher has the config's own network: leave it at 0",
             changed(tiny, distill={"fit_updates": 5}), teacher=teacher, out=out)  # fmt: skip
     refused("whose first round fits v to it", changed(tiny, model={"parameterization": "eps"}),
             teacher=eps_teacher, out=out)  # fmt: skip
@@ -186,7 +186,7 @@ def test_refusals(tiny, straight, eps_teacher, tmp_path):
 
 
 def test_a_run_that_has_another_networks_teacher_needs_the_fit(tiny, straight, tmp_path):
-    """Also once the teacher is the run's own."""
+    """Also after the teacher was copied into the run."""
     half = changed(tiny, model={"ch": 4})
     checkpoint.save_model(checkpoint.load_model(straight / "teacher"), tmp_path / "run" / "teacher")
     (tmp_path / "run" / "config.toml").write_text(dump_config(half))
@@ -245,7 +245,7 @@ def test_a_teacher_has_no_more_steps_than_its_schedule(tiny):
 
 
 def test_a_round_on_a_table_that_is_the_cosine_schedule(tiny):
-    """The same loss as on the cosine schedule, whatever way the angles come."""
+    """The loss is that of the cosine schedule, also with angles from a table."""
     config = set_of(tiny, "distill")
     teacher = random_model(config.model, 0, torch.float64)
     cosine = teacher.schedule

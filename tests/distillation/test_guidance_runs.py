@@ -1,4 +1,4 @@
-"""Whole runs with guided teachers and guided students; what of it is refused."""
+"""Whole runs with guided teachers and guided students, and refused ones."""
 
 import json
 
@@ -19,7 +19,7 @@ from pdfast.models.guidance import guided
 
 
 def test_a_run_with_guided_students(guides, tmp_path, capsys, monkeypatch):
-    """Teacher, fit, rounds; resumed to the bit in each; sampled, exported, gone on with."""
+    """Teacher, fit and rounds; resumed to the bit in each; sampled, exported and continued."""
     guides = changed(guides, distill={"fit_updates": 7})
     plain, out = tmp_path / "plain", tmp_path / "run"
     student = pdfast.distill(guides, out=plain, quiet=True)
@@ -28,8 +28,8 @@ def test_a_run_with_guided_students(guides, tmp_path, capsys, monkeypatch):
     assert (teacher.guidance, teacher.label_dropout) == ((), 0.25)
     ends = [m for m in metrics(plain) if "fixed_batch_loss_end" in m]
     assert [m.get("steps", 0) for m in ends] == [0, 8, 4, 2]
-    # The fit evaluates its teacher with the class and without: 2 + 3, as the rounds.
-    passes = [12 * 3, 7 * 5, 6 * 5, 12 * 5]  # of each image of a batch
+    # The fit evaluates its teacher with and without the class: 2 + 3, as in the rounds.
+    passes = [12 * 3, 7 * 5, 6 * 5, 12 * 5]  # evaluations for each image of a batch
     assert [m["evaluations"] for m in ends] == [4 * n for n in passes]
     for stop in (5, 10, 7):  # in the training, the fit and the second halving
         with monkeypatch.context() as patch:
@@ -59,7 +59,7 @@ def test_a_run_with_guided_students(guides, tmp_path, capsys, monkeypatch):
     pdfast.train(guides, out=plain)
     assert capsys.readouterr().out.count("model.guidance is for students: the teacher") == 1
 
-    # Halved further as a teacher from elsewhere, which is itself a guided student.
+    # Halved further in another run, whose teacher is then a guided student.
     more = changed(guides, distill={"start_steps": 2, "rounds": 1, "fit_updates": 0})
     further = pdfast.distill(more, teacher=last, out=tmp_path / "more", quiet=True)
     assert (further.steps, further.guidance) == (1, RANGE)
@@ -85,8 +85,9 @@ def test_a_teacher_from_elsewhere_is_guided(guides, classes, tiny, tmp_path):
     ends = [m for m in metrics(out) if "fixed_batch_loss_end" in m]
     assert ends[0]["fixed_batch_loss_end"] < ends[0]["fixed_batch_loss_start"]
     for name, message in {
-        "told": "cannot be guided, since it always was told the class: train one with model.label_",
-        "eps": "cannot be guided, since it predicts eps: train one of x, v or x_eps, or leave mod",
+        "told": "cannot be guided, since it was always given the class: train one with "
+        "model.label_",
+        "eps": "cannot be guided, since it predicts eps: train one of x, v or x_eps, or omit mod",
     }.items():
         with pytest.raises(UsageError, match=message):
             pdfast.distill(guides, teacher=teachers[name], out=tmp_path / "no", quiet=True)
@@ -95,7 +96,7 @@ def test_a_teacher_from_elsewhere_is_guided(guides, classes, tiny, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_that_changes_the_weight_it_is_judged_at(guides, tmp_path):
-    """Quick distances and pictures are found again, models are not made again."""
+    """Quick distances and pictures are made again, models are not."""
     run, fresh = tmp_path / "run", tmp_path / "fresh"
     other = changed(guides, eval={"guidance": 3.0})
     pdfast.distill(guides, out=run, quiet=True)
@@ -113,7 +114,7 @@ def test_a_run_that_changes_the_weight_it_is_judged_at(guides, tmp_path):
 
 
 def test_a_guided_student_as_teacher_keeps_its_weights(guides, tmp_path):
-    """Fitted to by a student of another network, asked at the same weights; never unguided."""
+    """A student of another network is fitted to it at the same weights, never unguided."""
     teacher = tmp_path / "teacher"
     model = random_model(guides.model, 0, torch.float32)
     model.remove_dropout()
@@ -130,7 +131,7 @@ def test_a_guided_student_as_teacher_keeps_its_weights(guides, tmp_path):
 
 
 def test_a_guided_teacher_alone_is_reported_as_such(classes, tmp_path):
-    """`train` with eval.guidance judges guided samples; `distill` wants guided students then."""
+    """`train` with eval.guidance evaluates guided samples; `distill` then needs guided students."""
     guided_only = changed(classes, eval={"guidance": 2.0})
     pdfast.train(guided_only, out=tmp_path / "run", quiet=True)
     found = json.loads((tmp_path / "run" / "report.json").read_text())["teacher"]

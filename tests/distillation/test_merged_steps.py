@@ -1,4 +1,4 @@
-"""Rounds that merge any number of steps: the general target, and what it converges to."""
+"""Rounds that merge any number of steps: the general target, and its optimum."""
 
 import dataclasses
 
@@ -52,7 +52,7 @@ def test_loss_and_gradient_are_the_references(tiny, parameterization, first, num
 
 
 class StepsInOne(nn.Module):
-    """The student that jumps, from each of a teacher's times, to the end of its segment."""
+    """A student that jumps from each of a teacher's times to the end of its segment."""
 
     def __init__(self, teacher, num_steps, merged):
         super().__init__()
@@ -61,7 +61,7 @@ class StepsInOne(nn.Module):
     def forward(self, z, logsnr, label):
         schedule = self.teacher.schedule
         k = (self.fine * schedule.u(logsnr)).round() - 1
-        first = k // self.merged * self.merged  # of the segment
+        first = k // self.merged * self.merged  # first step of the segment
         phi, z_now, phi_now = phi_of(logsnr), z, phi_of(logsnr)
         x = self.x_hat(z, phi)
         for step in range(self.merged):
@@ -110,8 +110,8 @@ def test_the_composition_of_the_teachers_steps_has_no_loss(
 
 @pytest.mark.parametrize("parameterization", ["x", "v"])
 def test_of_the_data_the_exact_student_has_no_expected_gradient(parameterization):
-    """Of Gaussian data, whose posterior given z_t is known: the target is linear in x, so that its
-    mean is over the two points that lie a standard deviation beside the posterior's mean.
+    """For Gaussian data, whose posterior given z_t is known. The target is linear in x, so its mean
+    is that over the two points one standard deviation from the posterior's mean.
     """
     spread, n, r = 0.6, 2, 4
     schedule = CosineSchedule()
@@ -127,7 +127,7 @@ def test_of_the_data_the_exact_student_has_no_expected_gradient(parameterization
         return {"x": x, "eps": eps, "v": phi.cos() * eps - phi.sin() * x}[parameterization]
 
     def exact(phi, phi_end, to_zero):
-        """x of the jump that DDIM's steps of the ideal teacher, k of them, make from z = 1."""
+        """Return x-hat of the jump equal to k DDIM steps of the ideal teacher from z = 1."""
         z, x = torch.ones_like(phi), None
         k = round(float((phi - schedule.b) / schedule.a) * n * r)
         end = round(float((phi_end - schedule.b) / schedule.a) * n * r)
@@ -157,7 +157,7 @@ def test_of_the_data_the_exact_student_has_no_expected_gradient(parameterization
             grads.append(distill_loss(out, *steps, parameterization, "v_mse", batch[2]).grad_out)
             sizes.append(grads[-1].abs().max())
         assert (grads[0] + grads[1]).abs().max() < 1e-12 * max(1.0, *map(float, sizes))
-        assert max(sizes) > 1e-6  # each alone pulls
+        assert max(sizes) > 1e-6  # each of the two alone is not 0
 
 
 @pytest.mark.parametrize(

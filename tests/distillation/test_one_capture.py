@@ -1,4 +1,4 @@
-"""One capture serves all rounds of a distillation, and no round that it does not hold for."""
+"""One capture serves all rounds of a distillation, and no round that it is not valid for."""
 
 import contextlib
 import copy
@@ -31,7 +31,7 @@ ROUNDS = 3
 
 
 class Places(TorchDispatchMode):
-    """Notes where the tensors lie that are read and were not made inside."""
+    """Records the addresses of tensors that are read but were not created inside."""
 
     def __init__(self):
         super().__init__()
@@ -39,7 +39,7 @@ class Places(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        constant = func.overloadpacket.__name__.startswith("lift_fresh")  # made of Python's numbers
+        constant = func.overloadpacket.__name__.startswith("lift_fresh")  # of Python's numbers
         for tensor in self._tensors((args, kwargs)):
             place = tensor.untyped_storage().data_ptr()
             if constant:
@@ -56,10 +56,10 @@ class Places(TorchDispatchMode):
 
 
 class Graph:
-    """A stand-in for a captured update: each replay has Python's numbers of the capture.
+    """A stand-in for a captured update: each replay uses Python's numbers of the capture.
 
-    It fails where the first replay of a later phase would read another tensor than that of the
-    first one did.
+    It fails if the first replay of a later phase would read other tensors than the first replay of
+    all did.
     """
 
     captured = 0
@@ -95,7 +95,7 @@ class Graph:
 
 @pytest.fixture
 def captures(monkeypatch):
-    """Updates are captured, and rounds are not judged."""
+    """Capture updates, and do not evaluate rounds."""
     graph = type("Counted", (Graph,), {})
     monkeypatch.setattr(loop, "Replay", graph)
     monkeypatch.setattr(rounds, "_distance", lambda *_: 0.0)
@@ -104,7 +104,7 @@ def captures(monkeypatch):
 
 
 def distilled(config, path, teacher=None, data=None):
-    """The files of the students of all rounds."""
+    """Return the files of all rounds' students."""
     with ModelRun(path, config, Screen(quiet=True)).start() as run:
         run.save_model(teacher or random_model(config.model, 0, torch.float32), run.teacher_dir)
         rounds.distill_rounds(run, data or digits(), CPU)
@@ -148,7 +148,7 @@ def case_of(tiny, **tables):
 
 
 def labelled(config):
-    """Digits, with classes where the network is told them."""
+    """Return digits, with classes if the network is conditional."""
     given = torch.arange(50) % 10 if config.model.num_classes else None
     return Dataset(digits().images, given)
 
@@ -177,7 +177,7 @@ def test_too_little_memory_gives_the_capture_up(tiny, captures, tmp_path, monkey
 
 
 # ------------------------------------------------------------------------------------------
-# What no capture of another round is taken for
+# Rounds that need another capture
 
 
 def test_tables_of_another_size_are_captured_anew(tiny, captures, tmp_path):
@@ -198,7 +198,7 @@ def test_networks_of_one_s_own_are_captured_anew(captures, tmp_path):
 
 
 def test_a_round_that_is_there_takes_the_place_of_what_is_kept(tiny, captures, tmp_path):
-    """Round 2 of another run: the student of round 3 starts as that one."""
+    """Round 2 of another run: the student of round 3 starts from its student."""
     config = case_of(tiny)
     expected = distilled(config, tmp_path / "a")
     with ModelRun(tmp_path / "b", config, Screen(quiet=True)).start() as run:
@@ -222,7 +222,7 @@ def test_another_choice_of_compiling_is_captured_anew(tiny, captures, tmp_path, 
 
 @pytest.fixture
 def engine(tiny):
-    """One that has made a round, and what it was made of."""
+    """An engine that has run a round."""
     student = random_model(tiny.model, 0, torch.float32)
     objective = Rollout(copy.deepcopy(student), STEPS, "snr_trunc")
     made = Engine(student, objective, tiny.distill, digits(), tiny, 1)
@@ -241,7 +241,7 @@ def test_what_an_engine_serves(engine, tiny):
     def settings(**values):
         return with_(2, dataclasses.replace(tiny.distill, **values))
 
-    assert settings(lr=1e-5, updates=7)  # the host's
+    assert settings(lr=1e-5, updates=7)  # settings of the host
     others = {"batch": 8, "accumulate": 2, "loss_weight": "v_mse", "grad_clip": 2.0}
     others |= {"ema_decays": (0.5,), "keep_moments": True}
     others |= {"ema_decay": 0.5, "weight_decay": 0.1, "checkpoint": True, "max_skipped": 7}
@@ -268,7 +268,7 @@ def test_a_teacher_in_another_place_is_captured_anew(engine, tiny):
 
 
 # ------------------------------------------------------------------------------------------
-# What is written in place
+# Tensors written in place
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -282,7 +282,7 @@ def test_an_optimizer_restarts_as_a_new_one(tiny, dtype, averages):
     optimizer = Optimizer(model, cfg, dtype)
     optimizer.rate.fill_(1e-2)
     for _ in range(3):
-        for view in optimizer._views(optimizer.grads).values():  # without what lies between them
+        for view in optimizer._views(optimizer.grads).values():  # without the gaps between them
             view.normal_()
         optimizer.loss.fill_(1.0)
         optimizer.step()
@@ -305,7 +305,7 @@ def test_an_optimizer_restarts_as_a_new_one(tiny, dtype, averages):
 
 
 def of_students(teacher, num_steps, *rest):
-    """A round whose second steps are the student's; fewer steps are merged where N is smaller."""
+    """A round whose second steps are the student's; fewer steps are merged for smaller N."""
     merged = 4 if num_steps == STEPS else 3
     return Rollout(teacher, num_steps, *rest, second="student", merged=merged)
 
@@ -313,7 +313,7 @@ def of_students(teacher, num_steps, *rest):
 @pytest.mark.parametrize("kind", [Rollout, Pipelined, of_students])
 @pytest.mark.parametrize("net", [{}, BETAS])
 def test_an_objective_goes_on_as_a_new_one(tiny, kind, net):
-    """Also on a fixed batch, which has its numbers from the host."""
+    """Also on a fixed batch, whose numbers are on the host."""
     config = changed(tiny, model=net)
     teacher, student = (random_model(config.model, seed, torch.float32) for seed in (0, 1))
     went_on, begun = (kind(teacher, n, "snr_trunc", EngineConfig()) for n in (STEPS, STEPS // 4))
@@ -356,5 +356,5 @@ def test_what_is_of_one_network(tiny):
     model, wider = Model(tiny.model), Model(dataclasses.replace(tiny.model, ch=16))
     assert rounds.of_one_network(model, copy.deepcopy(model))
     assert not rounds.of_one_network(model, wider)
-    model.net = torch.nn.Sequential(model.net)  # a module of one's own
+    model.net = torch.nn.Sequential(model.net)  # a custom network
     assert not rounds.of_one_network(model, model)

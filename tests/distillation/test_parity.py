@@ -67,7 +67,7 @@ def test_v_space_loss(case, weight):
 
 
 def check_gradients(case, weight, root, grad=None):
-    """Norm of the whole gradient, and the parameters that the golden file holds."""
+    """Return the norm of the whole gradient, and the parameters in the golden file."""
     case.student.zero_grad()
     root.backward(grad)
     grads = {name: p.grad for name, p in case.student.net.named_parameters()}
@@ -121,7 +121,7 @@ def test_continuous_time_loss(parameterization, weight):
 @pytest.mark.parametrize("num_steps", [8192, 64, 1])
 @pytest.mark.parametrize("parameterization", golden.PARAMETERIZATIONS)
 def test_first_and_last_i_against_reference(parameterization, num_steps):
-    """i = 0 and i = N - 1, which the golden file holds only in part."""
+    """i = 0 and i = N - 1, which are only partly in the golden file."""
     teacher, student = (
         golden.model("teacher", parameterization),
         golden.model("student", parameterization),

@@ -1,4 +1,4 @@
-"""Runs by a plan: rounds of any ratio, resumed, and a plan that is not the one begun with."""
+"""Plans: rounds of any ratio, resumed runs, and a plan that differs from the run's."""
 
 import dataclasses
 
@@ -26,7 +26,7 @@ def run(config, out):
 
 @pytest.mark.parametrize("name", PLANS)
 def test_a_plan_is_run_and_extended_to_the_same_bits(tiny, tmp_path, name):
-    """One round fewer first, then the whole plan."""
+    """Run one round fewer first, then the whole plan."""
     config = changed(tiny, distill=PLANS[name])
     student = run(config, tmp_path / "whole")
     steps = list(config.distill.plan)
@@ -105,7 +105,7 @@ def test_a_run_goes_on_by_its_own_plan_alone(tiny, tmp_path, then, now, message)
 
 
 def test_the_second_step_is_the_students_own(tiny, tmp_path):
-    """Of two rounds that halve, by the teacher's or the student's second step."""
+    """Two rounds that halve, with the teacher's or the student's second step."""
     found = []
     for second in ("teacher", "student"):
         config = changed(tiny, distill={"rounds": 1, "second": second})

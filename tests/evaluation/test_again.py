@@ -1,4 +1,4 @@
-"""A finished run that is started again: nothing is done, or what has to be and no more."""
+"""A finished run started again: nothing is repeated that need not be."""
 
 import json
 import shutil
@@ -19,14 +19,14 @@ from pdfast.models.model import SAMPLE_BATCH
 from pdfast.models.unet import UNet
 from pdfast.storage import files
 
-CALLS = 2 + 4 + 8  # of the teacher at each number of steps, of one batch
+CALLS = 2 + 4 + 8  # the teacher's calls for one batch at each number of steps
 OF_STUDENTS = 2 + 4
 assert TINY["eval"]["num"] <= SAMPLE_BATCH
 
 
 @pytest.fixture
 def work(monkeypatch):
-    """What was done since it was last cleared: network calls, and plots."""
+    """Records network calls and plots until it is cleared."""
     done, forward, plot = [], UNet.forward, write.plot_distances
 
     def called(*args, **options):
@@ -50,7 +50,7 @@ def run(straight, tmp_path):
 
 
 def times(run):
-    """When each file but the log was last written, and what is in it."""
+    """Return the modification time and content of every file except the log."""
     found = {path for path in run.rglob("*") if path.is_file() and path.name != LOG}
     return {str(p.relative_to(run)): (p.stat().st_mtime_ns, p.read_bytes()) for p in found}
 
@@ -92,7 +92,7 @@ def test_nor_a_training(tiny, tmp_path, work):
 @pytest.mark.parametrize("name", ["report.json", "report.md", "report.png", "report.html", "both"])
 @pytest.mark.parametrize("harm", ["missing", "altered"])
 def test_what_is_missing_or_altered_is_made_again_without_sampling(tiny, run, work, name, harm):
-    """From the figures that are kept; a network is called once for each model, to know it."""
+    """From saved figures; each model is called once, for its fingerprint."""
     before = times(run)
     path = run / ("samples/compare.png" if name == "both" else name)
     path.unlink() if harm == "missing" else path.write_bytes(path.read_bytes()[:-1])
@@ -107,7 +107,7 @@ def test_what_is_missing_or_altered_is_made_again_without_sampling(tiny, run, wo
 
 
 def resaved(run):
-    """Another student of the last round."""
+    """Replace the student of the last round."""
     path = run / "round-02-steps-0002"
     manifest, model = files.read_manifest(path), pdfast.load(path)
     with torch.no_grad():
@@ -146,13 +146,13 @@ CHANGES = {
 
 @pytest.mark.parametrize("what", CHANGES)
 def test_a_report_is_made_again_when_what_it_is_of_changes(tiny, run, work, monkeypatch, what):
-    """With the network calls that this takes: one to know each model, and those of new samples."""
+    """The network calls are one for each model's fingerprint, and those for new samples."""
     before = (run / "report.html").stat().st_mtime_ns
     change, calls = CHANGES[what]
     config = changed(tiny, eval=change(run, monkeypatch) or {})
 
     def again():
-        if what == "the data":  # of which no run goes on
+        if what == "the data":  # a run is not resumed with other data
             return pdfast.evaluate(run, quiet=True, other_data=True)
         return pdfast.distill(config, out=run, quiet=True)
 
@@ -187,17 +187,17 @@ def test_more_rounds_sample_what_is_new(tiny, run, work):
     shutil.rmtree(run / "eval-state")
     (run / "report.json").unlink()
     pdfast.distill(tiny, rounds=3, out=run, quiet=True)
-    again = work.count("call")  # of all evaluations, and nothing else
+    again = work.count("call")  # the calls of all evaluations
     assert again == 4 + 1 + CALLS + OF_STUDENTS + 1
     assert json.loads((run / "report.json").read_text()) == found
     assert evaluated > 4 + 1 + 1
 
 
 def test_a_report_that_is_cut_short_is_not_taken_for_whole(tiny, run, work, monkeypatch):
-    """Killed between its files and the record of what they are of."""
+    """Killed after writing the report's files, before their record."""
 
     class Killed(BaseException):
-        """No error that anything catches."""
+        """An error that nothing catches."""
 
     def killed(*args):
         raise Killed

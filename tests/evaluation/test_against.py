@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def judged(capsys, *args):
-    """(eval.json, what was said) of a call that must succeed."""
+    """Run a command that must succeed; return eval.json and its output."""
     code, output, errors = run(capsys, "eval", *args)
     assert code == 0, errors
     folder = output.split("report: ")[1].split("eval.json")[0]
@@ -61,7 +61,7 @@ def test_the_distance_is_torch_fidelity_s_whatever_holds_the_samples(capsys, tmp
 
 
 def test_statistics_of_one_feature_have_the_closed_form(capsys, tmp_path):
-    """Of one pixel: (difference of the means)^2 + (difference of the deviations)^2."""
+    """For one pixel: (difference of means)^2 + (difference of standard deviations)^2."""
     samples, data = pictures(50, size=1), pictures(40, size=1, seed=1, low=100)
     a, b = features(samples), features(data)
     expected = (a.mean() - b.mean()) ** 2 + (a.std(ddof=1) - b.std(ddof=1)) ** 2
@@ -74,7 +74,7 @@ def test_statistics_of_one_feature_have_the_closed_form(capsys, tmp_path):
     assert table["facts"]["reference"]["images"] == 0
     assert table["facts"]["statistics_sha256"] == hashlib.sha256(theirs.read_bytes()).hexdigest()
     assert len(table["warnings"]) == 1
-    assert "does not say of how many images its statistics are" in table["warnings"][0]
+    assert "does not record the number, size and resize of its images" in table["warnings"][0]
     assert "number of images not known" in output
 
 
@@ -120,7 +120,7 @@ WIDTH = 6
 
 @pytest.fixture
 def network(monkeypatch):
-    """In InceptionV3's place: six means of pixels, and logits."""
+    """A stand-in for InceptionV3: six means of pixels, and logits."""
 
     def extract(images):
         x = images.double().flatten(1) / 255
@@ -146,7 +146,7 @@ def seen(network, images):
 
 
 def test_a_reference_batch_of_adm(capsys, tmp_path, network):
-    """Distance from its statistics, of other images than those of precision and recall."""
+    """Distance from its statistics, precision and recall from its images, which are others."""
     samples, some, data = (pictures(40, seed=k, low=9 * k) for k in range(3))
     x = seen(network, data).double().numpy()
     batch = as_npz(
@@ -182,7 +182,7 @@ def test_a_reference_batch_of_adm(capsys, tmp_path, network):
     table, _ = judged(capsys, path, "--against", batch, "--detector", "pixel")
     alone = as_npz(some, tmp_path / "alone")
     assert table["distance"] == judged(capsys, path, "--against", alone)[0]["distance"]
-    assert "its images are taken alone" in table["warnings"][0]
+    assert "only its images are used" in table["warnings"][0]
 
 
 def test_statistics_of_other_weights_are_warned_of(capsys, tmp_path, network):
@@ -213,7 +213,7 @@ def test_the_commands_of_the_docs(capsys, tmp_path, monkeypatch, network, page):
         )
     ]
     assert len(commands) == 3
-    for command in sorted(commands, key=lambda words: words[0] != "stats"):  # which writes one
+    for command in sorted(commands, key=lambda words: words[0] != "stats"):  # writes a file
         code, output, errors = run(capsys, *command)
         assert code == 0, errors
         assert "40 images" in output
@@ -224,7 +224,7 @@ def test_the_commands_of_the_docs(capsys, tmp_path, monkeypatch, network, page):
 
 
 def test_sizes_and_resizes_that_differ_are_warned_of(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(plain, "PIXELS", 4)  # to which larger images are averaged down
+    monkeypatch.setattr(plain, "PIXELS", 4)  # larger images are averaged down to this
     large = as_npz(pictures(30, size=8), tmp_path / "large")
     small = as_npz(pictures(30, size=4, seed=1), tmp_path / "small")
     table, _ = judged(capsys, large, "--against", small)
@@ -272,8 +272,8 @@ def test_what_cannot_be_compared_is_refused(capsys, tmp_path):
     np.savez(tmp_path / "lite.npz", **statistics(pictures(30, size=2)) | about(detector="lite0"))
     wide, lite = tmp_path / "wide.npz", tmp_path / "lite.npz"
     for args, message in (
-        ([path, "--against", other], "has 16 and 25 features: give both one size by --size"),
-        ([path, "--against", wide], "does not say by which detector: name it, by --detector"),
+        ([path, "--against", other], "has 16 and 25 features: give both the same size by --size"),
+        ([path, "--against", wide], "does not say of which detector: name it, with --detector"),
         ([path, "--against", wide, "--detector", "pixel"], "20 features, and FD-pixel of these"),
         ([path, "--against", lite, "--detector", "pixel"], "pass --detector lite0, or name"),
         ([path, "--against", tmp_path / "no.npz"], "no.npz does not exist"),
@@ -283,7 +283,7 @@ def test_what_cannot_be_compared_is_refused(capsys, tmp_path):
         ([a_run, "--size", "4"], "--size is for samples: name their reference with --against"),
         ([a_run, "--against", other], "is a run or model directory"),
         (["digits", "--against", other], "digits has no folder to write beside: pass --out"),
-        ([path], "is no directory of a model or run: if it holds samples, name what they are"),
+        ([path], "is not a model or run directory: if it holds samples, name the set"),
     ):
         code, _, errors = run(capsys, "eval", *args)
         assert code == 2, args
@@ -303,7 +303,7 @@ def test_a_report_of_somebody_else_s_is_not_replaced(capsys, tmp_path):
     assert (out / "eval.md").read_text() == "mine"
     (out / "eval.md").unlink()
     assert run(capsys, *args)[0] == 0
-    assert run(capsys, *args)[0] == 0  # one's own is
+    assert run(capsys, *args)[0] == 0  # an earlier report of pdfast is replaced
     code, _, errors = run(capsys, "compare", out, tmp_path)
     assert code == 2
     assert "which have no sampling steps to compare by" in errors

@@ -13,7 +13,7 @@ from pdfast.errors import UsageError
 
 
 def altered(run, copy, report=None, facts=None, config=None, evaluations=True):
-    """A copy of a run with other values in its report, and texts replaced in its config."""
+    """Copy a run with other values in its report, and with replaced texts in its config."""
     shutil.copytree(run, copy)
     table = json.loads((copy / "report.json").read_text())
     table |= report or {}
@@ -37,7 +37,7 @@ def tree(folder):
 
 
 def compared(tmp_path, *runs):
-    """compare.json, .md and .html of runs."""
+    """Compare runs; return the contents of compare.json, .md and .html."""
     out = pdfast.compare(runs, tmp_path / "out", quiet=True)
     texts = [(out / f"compare.{kind}").read_text() for kind in ("json", "md", "html")]
     Checked(texts[2])
@@ -69,7 +69,7 @@ def test_two_runs_side_by_side(straight, tmp_path, capsys):
     ]  # fmt: skip
     assert students["4"][1] == students["4"][3] == ""
     assert students["1"][1] == "3.500"
-    assert students["1"][3] == "\u2013"  # its round is in no line of the metrics
+    assert students["1"][3] == "\u2013"  # the metrics have no line of its round
     teachers = rows(text, "Teachers")
     assert teachers["8"] == [f"{report['teacher']['8']:.3f}"] * 2
     assert teachers["evaluations"] == [str(report["evaluations"]["teacher"]["8"])] * 2
@@ -151,9 +151,12 @@ def test_what_cannot_be_compared_is_refused(straight, tmp_path):
         ([straight, straight], "is named twice"),
         ([straight, tmp_path / "absent"], "there is no run directory"),
         ([straight, bare], f"{bare} has no report yet: pdfast eval {bare} writes it"),
-        ([straight, empty], f"{empty} is no run directory"),
-        ([straight, straight / "teacher"], "teacher is no run directory"),
-        ([straight, odd], "report.json is damaged, or no report that this version reads: pdfast e"),
+        ([straight, empty], f"{empty} is neither a run directory"),
+        ([straight, straight / "teacher"], "teacher is neither a run directory"),
+        (
+            [straight, odd],
+            "report.json is damaged, or not a report that this version reads: pdfast e",
+        ),
     ):
         with pytest.raises(UsageError, match=said.replace(".", r"\.")):
             pdfast.compare(runs, tmp_path / "out", quiet=True)
@@ -167,7 +170,7 @@ def test_nothing_of_others_is_replaced(straight, tmp_path):
     copy, out = tmp_path / "copy", tmp_path / "out"
     shutil.copytree(straight, copy)
     runs = [straight, copy]
-    for place, said in ((copy, "holds"), (copy / "inside", "lies in"), ("", "is no path")):
+    for place, said in ((copy, "holds"), (copy / "inside", "lies in"), ("", "is not a path")):
         with pytest.raises(UsageError, match=said):
             pdfast.compare(runs, place, quiet=True)
     pdfast.compare(runs, out, quiet=True)

@@ -1,4 +1,4 @@
-"""Detectors with a network: what they compute, and one sentence for all that may be wrong."""
+"""Detectors with a network: their features, and one-sentence errors."""
 
 import dataclasses
 import io
@@ -78,7 +78,7 @@ def _own_cache(tmp_path, monkeypatch):
 def test_fid_of_a_model_by_the_command_line(
     capsys, straight, module, net, weights, pictures, tmp_path, monkeypatch
 ):
-    """Few images, small and of few features, of random weights; then the distance by hand."""
+    """A few small images, random weights and few features; then the distance by hand."""
     monkeypatch.setattr(inception, "NEEDED", 2)
     monkeypatch.setattr(network, "BATCH", 5)
     monkeypatch.setattr(inception, "_module", lambda: module)
@@ -123,14 +123,14 @@ def test_features_do_not_depend_on_what_else_is_in_the_batch(weights, pictures, 
 
 
 def test_fd_lite0_grows_with_noise(monkeypatch):
-    """By the real weights, which the package carries."""
+    """With the real weights, which the package includes."""
     monkeypatch.setattr(lite0, "NEEDED", 2)
     monkeypatch.setattr(network, "BATCH", 24)
     digits = load_dataset(DataConfig(), NetConfig(image_size=8, channels=1)).images
     data = Dataset(digits[:24], None)
     evaluator = Evaluator(data, 24, 0, open_detector("lite0", data, CPU))
     assert evaluator.metric == "FD-Lite0"
-    assert evaluator.detector.weights.startswith("57934424")  # as its file is named
+    assert evaluator.detector.weights.startswith("57934424")  # as in its file name
     assert evaluator.distance(data.images) == pytest.approx(0, abs=1e-4)
     torch.manual_seed(0)
     distances = []
@@ -186,8 +186,8 @@ class _Harmful:
     [
         (b"", "cannot be read as weights"),
         (b"no weights at all" * 100, "cannot be read as weights"),
-        ([torch.ones(2)], "holds no state dict"),
-        ({"a": 3}, "holds no state dict"),
+        ([torch.ones(2)], "is not a state dict"),
+        ({"a": 3}, "is not a state dict"),
         (_Harmful(), "cannot be read as weights"),
         ({"weight": torch.ones(2, 2)}, "another network than torch-fidelity's InceptionV3: its "
          r"Conv2d_1a_3x3.bn.bias is missing, not \(32,\)"),
@@ -225,7 +225,7 @@ def test_files_that_are_no_weights(net, weights, straight, tmp_path, monkeypatch
     [("inception:w.pth", "torch_fidelity", "fid"), ("lite0", "efficientnet_lite_pytorch", "lite0")],
 )
 def test_a_missing_package_names_its_extra(straight, monkeypatch, detector, package, extra):
-    monkeypatch.setitem(sys.modules, package, None)  # as where it is not installed
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
     with pytest.raises(PdfastError, match=rf"pip install 'pdfast\[{extra}\]'") as refused:
         pdfast.evaluate(straight, detector=detector, quiet=True)
     assert package.replace("_", "-") in str(refused.value)
@@ -235,14 +235,14 @@ def test_a_missing_package_names_its_extra(straight, monkeypatch, detector, pack
     ("detector", "metric", "needed"), [("inception", "FID", 2049), ("lite0", "FD-Lite0", 1281)]
 )
 def test_too_few_images_for_the_covariance(straight, weights, detector, metric, needed):
-    """The digits are 1,797, the samples of the run 64; nothing is sampled or made."""
+    """The run has 1,797 digits and 64 samples; nothing is sampled or written."""
     path = f":{weights}" if detector == "inception" else ""
-    message = f"{metric} needs at least {needed:,} samples, .* and here are 64: set eval.num "
+    message = f"{metric} needs at least {needed:,} samples, .*, not 64: set eval.num "
     with pytest.raises(UsageError, match=message):
         pdfast.evaluate(straight, detector=detector + path, quiet=True)
     data = Dataset(torch.zeros(needed - 1, 8, 8, 1, dtype=torch.uint8), None)
     opened = open_detector(detector + path, data, CPU)
-    with pytest.raises(UsageError, match=f"needs at least {needed:,} images, .* here are"):
+    with pytest.raises(UsageError, match=f"needs at least {needed:,} images, .*, not "):
         Evaluator(data, needed, 0, opened)
 
 
@@ -259,7 +259,7 @@ def test_too_few_images_are_refused_before_anything_is_trained(tiny_toml, tmp_pa
 
 def test_samples_that_are_no_pictures(weights):
     for images in (torch.zeros(3, 2, 2, 2, dtype=torch.uint8), torch.zeros(3, 8, 8, 1)):
-        with pytest.raises(UsageError, match="looks at pictures of 1 or 3 channels"):
+        with pytest.raises(UsageError, match="is for pictures of 1 or 3 channels"):
             open_detector("lite0", Dataset(images, None), CPU)
 
 

@@ -16,7 +16,7 @@ def theirs():
 
 
 def features(num, width, spread, seed, shift=0.0):
-    """float64 (num, width), correlated, their deviations from 1 down to 10^-spread."""
+    """Return correlated float64 (num, width), with deviations from 1 down to 10^-spread."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(num, width, generator=generator, dtype=torch.float64)
     mix = torch.linalg.qr(torch.randn(width, width, generator=generator, dtype=torch.float64))[0]
@@ -57,7 +57,7 @@ def test_the_inception_score_is_torch_fidelity_s(theirs, num, sharp):
 @pytest.mark.parametrize(("num", "shift"), [((300, 300), 0.0), ((300, 201), 0.3), ((90, 301), 0.5)])
 @pytest.mark.parametrize("block", [2**28, 40_000])
 def test_precision_and_recall_are_torch_fidelity_s(theirs, monkeypatch, num, shift, block):
-    """Of float64 features, and of float32 ones, whose distances theirs rounds and ours does not."""
+    """For float64 features, and float32 ones, whose distances only torch-fidelity rounds."""
     monkeypatch.setattr("pdfast.evaluation.scores.BLOCK_BYTES", block)
     prc = theirs[2]
     samples = 0.8 * features(num[0], 16, 1, 0)

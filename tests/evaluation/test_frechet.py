@@ -1,4 +1,4 @@
-"""The Frechet distance: closed forms, the digits' floor, and what it is sensitive to."""
+"""The Frechet distance: closed forms, the digits' floor, and its sensitivity."""
 
 import math
 
@@ -32,7 +32,7 @@ def test_covariances_that_do_not_commute_or_are_singular():
     torch.manual_seed(0)
     a, b = torch.randn(5, 5).double(), torch.randn(5, 3).double()
     p, q = Gaussian(torch.zeros(5).double(), a @ a.T), Gaussian(torch.zeros(5).double(), b @ b.T)
-    # tr (C_p C_q)^1/2 by the eigenvalues of the product, another route to the same number
+    # tr (C_p C_q)^1/2 by the eigenvalues of the product, another way to the same number
     eigenvalues = torch.linalg.eigvals(p.cov @ q.cov).real.clamp(min=0)
     expected = p.cov.trace() + q.cov.trace() - 2 * eigenvalues.sqrt().sum()
     assert frechet_distance(p, q) == pytest.approx(float(expected), rel=1e-6)
@@ -40,7 +40,7 @@ def test_covariances_that_do_not_commute_or_are_singular():
 
 @pytest.mark.parametrize("num", [2, 10, 500])
 def test_a_set_is_at_distance_0_of_itself_not_below(digits, num):
-    """Its pixels' covariance is singular; rounding alone takes the formula below 0."""
+    """The pixels' covariance is singular; rounding alone makes the formula negative."""
     evaluator = Evaluator(Dataset(digits.images[:num], None), 0, 0, PIXEL)
     p = evaluator.reference.gaussian
     cross = torch.linalg.eigvalsh(p.root @ p.cov @ p.root).clamp(min=0).sqrt().sum()

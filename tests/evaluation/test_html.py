@@ -1,4 +1,4 @@
-"""report.html: one file, its pictures the samples that were judged, its texts escaped."""
+"""report.html: one file, with the evaluated samples as pictures, and escaped texts."""
 
 import base64
 import io
@@ -19,7 +19,7 @@ LINKS = ("src", "href", "action", "data")
 
 
 def views_of(text):
-    """What the slider moves through."""
+    """Return the views of the slider."""
     return json.loads(re.search(r"^const views = (.*);$", text, re.MULTILINE)[1])
 
 

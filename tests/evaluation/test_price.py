@@ -1,4 +1,4 @@
-"""What a row of the report took: network evaluations and seconds, and the plot against them."""
+"""Evaluations and seconds of the report's rows, and the plot against them."""
 
 import dataclasses
 import json
@@ -32,7 +32,7 @@ SECOND = 2 * FIRST  # the round to 2 steps has twice the updates
 
 @pytest.fixture
 def passes(monkeypatch):
-    """Images whose forward pass was done: (without, with) a gradient."""
+    """Count images with a forward pass: (without, with) a gradient."""
     found, forward = [0, 0], UNet.forward
 
     def counted(net, z, *args, **options):
@@ -114,9 +114,9 @@ def test_what_an_older_run_did_not_record_is_not_guessed(straight, tmp_path):
     shutil.copytree(straight, run)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
-        if line["round"] == 1:  # a version without the count made it; the next round has it
+        if line["round"] == 1:  # as from a version without the count; the next round has one
             line.pop("evaluations", None)
-    kept = [line for line in lines if line["round"]]  # the teacher is from elsewhere
+    kept = [line for line in lines if line["round"]]  # as with a copied teacher
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
     pdfast.evaluate(run, quiet=True)
     found = json.loads((run / "report.json").read_text())
@@ -125,7 +125,7 @@ def test_what_an_older_run_did_not_record_is_not_guessed(straight, tmp_path):
     }  # fmt: skip
     text = (run / "report.md").read_text()
     row = next(line for line in text.splitlines() if line.startswith("| 4 |"))
-    # The teacher's evaluations, the student's, the teacher's seconds; the student's are there.
+    # Missing are the evaluations of both and the teacher's seconds, not the student's.
     assert [cell.strip() for cell in row.split("|")[6:9]] == ["\u2013"] * 3
     assert row.split("|")[9].strip() != "\u2013"
     assert "\u2013: not recorded" in text
@@ -152,7 +152,7 @@ def test_rounds_add_up_and_one_made_again_counts_once():
 
 
 def labels(figure: Figure):
-    """Of each panel: its labels, their bounding boxes and the axes'."""
+    """Return each panel's labels, their bounding boxes and that of the axes."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     renderer = canvas.get_renderer()
@@ -167,8 +167,8 @@ def labels(figure: Figure):
 
 
 def test_every_point_is_labelled_with_its_steps():
-    """Inside the axes, and of two lines whose points are one, each beside its own."""
-    # Six rounds of 40 updates, as of the digits, which lie side by side, and longer ones.
+    """Inside the axes; labels of two lines with the same points are on opposite sides."""
+    # Six rounds of 40 updates, as for the digits, whose points are close, and longer ones.
     rounds = [(12_800 * k, 0.6, 8192 >> k) for k in range(1, 7)]
     rounds += [(100_000 * k, 0.6 - 0.1 * k, 128 >> k) for k in range(1, 4)]
     quick, final = Line("quick", rounds), Line("report", rounds[-2:], joined=False)

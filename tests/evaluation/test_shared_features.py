@@ -1,4 +1,4 @@
-"""Features that take a network are shared by the processes of an evaluation, to the same bits."""
+"""The processes of an evaluation share a network's features, with the same bits."""
 
 import itertools
 import json
@@ -25,8 +25,8 @@ from pdfast.evaluation.sweep import StepSweep
 from pdfast.models.model import Model
 from pdfast.training.model_run import ModelRun
 
-# A detector that passes for one with a network, and notes what it looks at; fewer features are
-# kept than there are images.
+# A detector that claims to have a network and records its images; it keeps fewer features than
+# images.
 DETECTOR = """
 import os, torch
 from pdfast.evaluation import evaluator, scores
@@ -50,17 +50,17 @@ from pdfast.__main__ import main
 for run in sys.argv[1:]:
     assert main(["eval", run, "--threads=1"]) == 0
 """
-IMAGES, SAMPLES, SETS = 1797, 300, 3  # the digits; of the teacher in 2 and 4 steps, of the student
+IMAGES, SAMPLES, SETS = 1797, 300, 3  # digits; sets: the teacher at 2 and 4 steps, the student
 
 
 def batches(of, rank):
-    """How many of 7 images a process of two looks at."""
+    """Return how many of 7 images one of two processes looks at."""
     return len(range(rank, -(-of // 7), 2))
 
 
 @pytest.fixture
 def begun(tmp_path):
-    """A run without a report, of a conditional teacher and student as they were born."""
+    """A run without a report, with an untrained conditional teacher and student."""
     table = dict(TINY, model=TINY["model"] | {"num_classes": 10})
     table |= {"eval": {"steps": [4], "baseline_steps": 2, "num": SAMPLES}}
     table["distill"] = dict(TINY["distill"], rounds=1)
@@ -73,12 +73,12 @@ def begun(tmp_path):
 
 
 def test_figures_are_the_same(begun, tmp_path, monkeypatch):
-    """Also where an evaluation that was killed has left the first samples of each set."""
+    """Also after a killed evaluation that saved the first samples of each set."""
     (tmp_path / "detector.py").write_text(DETECTOR)
     (tmp_path / "evaluate.py").write_text(EVALUATE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    for name in ("evaluator.open_detector", "scores.MOST"):  # which are as they were after the test
+    for name in ("evaluator.open_detector", "scores.MOST"):  # to be restored after the test
         monkeypatch.setattr(f"pdfast.evaluation.{name}", None)
     __import__("detector")
     del sys.modules["detector"]
@@ -110,7 +110,7 @@ def test_figures_are_the_same(begun, tmp_path, monkeypatch):
 
 
 def judged():
-    """All figures of one model, each evaluator asked in another order."""
+    """All figures of one model, with each evaluator asked in another order."""
     draw = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (6000, 2, 2, 1), generator=draw, dtype=torch.uint8)
     data = Dataset(images, torch.randint(0, 2, (6000,), generator=draw))
@@ -132,7 +132,7 @@ def asked(evaluator, model, what):
 
 
 def test_processes_agree_in_whatever_order_figures_are_asked_for(tmp_path):
-    """What the first one has looked at before, and the others have not, changes no collective."""
+    """Features that only the first process has cached change no collective."""
 
     def member(rank):
         with collectives.session("cpu", 1):

@@ -1,4 +1,4 @@
-"""Reference statistics as files hold them: what is read, and what is refused."""
+"""Statistics files: reading them, and refusing invalid ones."""
 
 import numpy as np
 import pytest
@@ -31,13 +31,15 @@ def wrong(name, change):
         wrong(
             "of shape (4, 4), not float64 of shape (4, 3)", lambda s: {"sigma": s["sigma"][:, 1:]}
         ),
-        wrong("more than the 8,192 that are read", lambda s: {"mu": np.zeros(8193)}),
-        wrong("`about` is not what pdfast stats writes", lambda s: {"about": np.arange(3)}),
-        wrong("not what pdfast stats writes: make it", lambda s: {"about": np.array("[" * 9000)}),
-        wrong("is not what pdfast stats writes", lambda s: about(detector="x")),
-        wrong("pdfast stats writes", lambda s: about(features=None)),
+        wrong("more than the 8,192 that can be read", lambda s: {"mu": np.zeros(8193)}),
+        wrong("`about` was not written by pdfast stats", lambda s: {"about": np.arange(3)}),
+        wrong(
+            "was not written by pdfast stats: make it", lambda s: {"about": np.array("[" * 9000)}
+        ),
+        wrong("was not written by pdfast stats", lambda s: about(detector="x")),
+        wrong("was not written by pdfast stats", lambda s: about(features=None)),
         wrong("by a newer version of pdfast, in format 2", lambda s: about(format=2, more=1)),
-        wrong("says that it is of 5 features, and holds 4", lambda s: about(features=5)),
+        wrong("says that it is of 5 features, but holds 4", lambda s: about(features=5)),
     ],
 )
 def test_statistics_that_are_none_are_refused(tmp_path, arrays, message):

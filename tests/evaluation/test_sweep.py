@@ -1,4 +1,4 @@
-"""Evaluations: by class, with what is kept of the data, and gone on with after a kill."""
+"""Evaluations: by class, with saved features of the data, and resumed after a kill."""
 
 import dataclasses
 import json
@@ -38,7 +38,7 @@ def images(num, seed=0):
 
 
 class Sayings(Screen):
-    """What is said, and what is warned of."""
+    """Collects messages and warnings."""
 
     def __init__(self):
         super().__init__(quiet=True)
@@ -52,7 +52,7 @@ class Sayings(Screen):
 
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory):
-    """A conditional model, and a set of 100 images of each of 4 classes but the last, of 9."""
+    """Return a conditional model, and a set of 4 classes with 100, 100, 100 and 9 images."""
     folder = tmp_path_factory.mktemp("labelled")
     labels = torch.arange(309) // 100
     np.savez(folder / "set.npz", images=images(309).numpy(), labels=labels.numpy())
@@ -86,7 +86,7 @@ def test_distances_by_class(labelled, monkeypatch, capsys):
     )
     model = pdfast.load("model")
     numbers = index_below(Draws(0, Stream.SAMPLE).class_words(0, 309), 309)
-    labels = (torch.arange(309) // 100)[numbers]  # those of images that are drawn of the set
+    labels = (torch.arange(309) // 100)[numbers]  # of the images drawn from the set
     samples = model.sample_images(309, 2, label=labels)
     for label in range(3):
         part = Dataset(images(309)[100 * label : 100 * (label + 1)], None)
@@ -107,11 +107,11 @@ def test_labels_that_are_not_there_are_no_obstacle(labelled, monkeypatch, capsys
 
 
 # ------------------------------------------------------------------------------------------
-# What is kept of the data
+# Saved features of the data
 
 
 class Counted:
-    """A detector that passes for one with a network, and counts what it looks at."""
+    """Return a detector that claims to have a network, and counts its images."""
 
     def __init__(self):
         self.seen = 0
@@ -147,12 +147,12 @@ def test_features_of_the_data_are_computed_once(cache, monkeypatch):
     assert names == ["floor-40-0.safetensors", "statistics.safetensors"]
     counted = Counted()
     evaluator = Evaluator(data, 30, 0, counted.detector)
-    assert evaluator.floor() != figures[0][0]  # of another number of samples; from what is kept
+    assert evaluator.floor() != figures[0][0]  # another number of samples, from the saved features
     assert counted.seen == 0
     changed = Evaluator(Dataset(images(50, seed=2), None), 30, 0, counted.detector)
     assert changed.floor() != evaluator.floor()
     assert counted.seen == 50
-    # Of a set larger than what is kept, the floor is of that, against all.
+    # For a set larger than the saved features, the floor compares those with the whole set.
     monkeypatch.setattr("pdfast.evaluation.scores.MOST", 20)
     shutil.rmtree(cache)
     counted = Counted()
@@ -233,11 +233,11 @@ def test_kept_tensors_are_whole_and_of_what_was_asked(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------
-# Killed, and gone on with
+# Killed and resumed
 
 
 def test_parts_of_samples(tmp_path):
-    """Read up to the first that is missing or damaged, as whole batches unless they are all."""
+    """Files are read up to the first missing or damaged one, in whole batches unless complete."""
     state = EvalState(tmp_path / "s", ["model"], 4, 0)
     assert list(state.parts(10)) == []
     x = images(300)
@@ -268,7 +268,7 @@ EVAL = ("eval", "run", "--threads", 1)
 
 @pytest.fixture(scope="module")
 def evaluated(server, tmp_path_factory):
-    """A finished run, and what its evaluation alone counts."""
+    """A finished run, and the events of its evaluation alone."""
     folder = tmp_path_factory.mktemp("evaluated")
     np.savez(folder / "set.npz", images=images(600).numpy(), labels=np.arange(600) % 4)
     table = EVALUATED | {"data": {"source": str(folder / "set.npz")}}
@@ -282,7 +282,7 @@ def evaluated(server, tmp_path_factory):
 
 
 def gone_on(server, evaluated, tmp_path, signum, kinds, number):
-    """An evaluation with a signal, and another one after it; the latter's events."""
+    """Interrupt an evaluation with a signal, run another, and return the latter's events."""
     folder, straight = evaluated
     run = tmp_path / "run"
     shutil.copytree(folder / "run", run, ignore=shutil.ignore_patterns("report.json", "eval-state"))
@@ -321,8 +321,8 @@ def test_an_evaluation_by_class_is_in_the_report(evaluated):
 
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_evaluation_goes_on(server, evaluated, tmp_path, signum):
-    """In the second of the parts of the student; neither its first, of 4 batches, nor the teacher
-    is sampled again.
+    """Killed in the second part of the student: neither its first part, of 4 batches, nor the
+    teacher is sampled again.
     """
     polls = evaluated[1]["poll"]
     events = gone_on(server, evaluated, tmp_path, signum, ["poll"], polls - 6)

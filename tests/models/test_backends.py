@@ -1,4 +1,4 @@
-"""Optional peers: refused with a reason where absent, wired rightly, and right where installed."""
+"""Optional backends: refused with a reason if missing, called correctly, and right if installed."""
 
 import dataclasses
 import sys
@@ -46,7 +46,7 @@ def test_a_peer_needs_a_gpu_and_fitting_widths(name, value, monkeypatch):
 
 
 def stand_ins(monkeypatch):
-    """Modules with the peers' signatures, computing in PyTorch: they show what is passed."""
+    """Modules with the backends' signatures that compute in PyTorch and record arguments."""
 
     def norm(x, groups, weight, bias, eps, act, passes):
         assert x.is_contiguous(memory_format=torch.channels_last)
@@ -118,7 +118,7 @@ def optimizer_case(device="cpu"):
 
 
 def same_updates(device, ema_warmup):
-    """Five updates, of which the first, the third (its gradient) and the last are skipped."""
+    """Five updates; the first, the third (for its gradient) and the last are skipped."""
     options = AdamWHyperparameters(
         max_norm=1.0,
         max_skipped=9,

@@ -164,7 +164,7 @@ def test_a_manifest_that_leaves_a_file_out_is_refused(saved, name):
 
 
 def test_a_full_disk_leaves_the_old_model(saved):
-    """The operating system refuses the write midway, as it does on a full disk."""
+    """The operating system refuses the write midway, as on a full disk."""
     model, path = saved
     done = subprocess.run(
         [sys.executable, "-c", WRITE, str(path)], capture_output=True, text=True, check=False

@@ -1,4 +1,4 @@
-"""Networks of one's own: any shape, the built-in path's bits, resumed, refused in a sentence."""
+"""Custom networks: any shape, the built-in path's bits, resumed runs, one-sentence errors."""
 
 import copy
 import dataclasses
@@ -26,7 +26,7 @@ from pdfast.models import checkpoint
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A finished run of the default network; to be looked at."""
+    """A finished run of the default network, for reading only."""
     path = tmp_path_factory.mktemp("own") / "run"
     student = distill(path)
     return path, student
@@ -77,8 +77,8 @@ def test_shapes(shape, parameterization, classes, tmp_path):
 
 
 def test_the_built_in_path_bit_for_bit(tiny, tmp_path):
-    """pdfast's own U-Net as a module, on the same pictures, in float64: the noise level is rounded
-    to the module's dtype.
+    """pdfast's own U-Net as a module, on the same pictures. In float64, as the noise level is
+    rounded to the module's dtype.
     """
     loop = dataclasses.replace(tiny.distill, start_steps=4, rounds=1)
     few = EvalConfig(steps=(2,), baseline_steps=2, num=16)
@@ -103,7 +103,7 @@ def test_the_built_in_path_bit_for_bit(tiny, tmp_path):
 
 
 def test_its_input_is_its_own():
-    """Plain row-major memory, to be written into."""
+    """A module gets contiguous copies of its input, which it may write into."""
     seen = []
 
     class Writes(Dense):
@@ -127,7 +127,7 @@ def test_a_module_alone_takes_shape_and_classes_from_the_data(tmp_path):
 
 
 class Odd(nn.Module):
-    """Tied, frozen, normalised and dropped out."""
+    """With tied and frozen parameters, batch norm and dropout."""
 
     def __init__(self):
         super().__init__()
@@ -157,7 +157,7 @@ def test_frozen_stays_frozen_and_tied_tied(tmp_path):
 
 
 def test_trained_and_distilled_in_one_folder(tmp_path):
-    """The trained teacher is the run's own; another one is refused there."""
+    """The trained teacher is in the run, which refuses another one."""
     config = dataclasses.replace(CONFIG, train=TrainConfig(updates=8, batch=4, lr=1e-2, warmup=0))
     start, x = Dense(), numbers()
     teacher = pdfast.train(config, network=start, data=x, out=tmp_path / "run", quiet=True)
@@ -174,7 +174,7 @@ def test_trained_and_distilled_in_one_folder(tmp_path):
 
 
 def test_a_smaller_student_and_an_interruption(tmp_path, monkeypatch):
-    """Stopped in the fit, and in the round after it: the same bits."""
+    """Stopped in the fit and in the round after it, with the same bits."""
     config = dataclasses.replace(CONFIG, distill=dataclasses.replace(LOOP, fit_updates=12))
     small = Dense(width=4, seed=3)
     plain, run = tmp_path / "plain", tmp_path / "run"
@@ -257,7 +257,7 @@ def test_another_teacher_in_the_same_folder(finished, module, message):
 
 def test_without_the_module(finished, capsys, tmp_path):
     model = finished[0] / "round-02-steps-0002"
-    call = f'in Python, pdfast.load("{model}", network=module) gives a copy of it these weights'
+    call = f'in Python, pdfast.load("{model}", network=module) loads its weights into a copy'
     for command in (
         ["sample", model, "--num", "1", "--out", tmp_path / "a.png"],
         ["export", model, "--to", "onnx", "--out", tmp_path / "onnx"],
@@ -269,22 +269,22 @@ def test_without_the_module(finished, capsys, tmp_path):
         assert call in error
         assert error.count("\n") == 1
     assert main(["eval", str(finished[0])]) == 2
-    assert "the call of pdfast.distill that made it" in capsys.readouterr().err
-    with pytest.raises(UsageError, match="only your code can make"):
+    assert "the call of pdfast.distill that made the run" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="only your code can create"):
         pdfast.load(model)
     with pytest.raises(UsageError, match="a custom network, which pdfast cannot export"):
         pdfast.export(finished[1], tmp_path / "out", to="diffusers")
 
 
 def test_a_run_without_a_model(finished, capsys, tmp_path):
-    """One that lost its teacher, and one that was stopped before it had any."""
+    """A run that lost its models, and one that was stopped before it had any."""
     run = tmp_path / "run"
     shutil.copytree(finished[0], run)
     for models in ("teacher", "round-*"):
         for path in run.glob(models):
             shutil.rmtree(path)
         assert main(["eval", str(run)]) == 2
-        assert f"{run} is a run of a network of your own" in capsys.readouterr().err
+        assert f"{run} is a run of a custom network" in capsys.readouterr().err
 
 
 def test_what_a_directory_says(finished, tmp_path):
@@ -331,7 +331,7 @@ def test_a_config_that_is_none(finished, key, value, tmp_path):
 
 
 def test_distances_of_numbers():
-    """At most 1024 features: means of neighbours, channels last of all."""
+    """At most 1024 features: means of neighbours, over channels only in the end."""
     generator = torch.Generator().manual_seed(0)
     for shape, means in (((2, 16, 16, 16), (2, 8, 8, 8)), ((1, 3000), (1, 750)), ((3000,), (750,))):
         x = torch.rand(5, *shape, generator=generator)

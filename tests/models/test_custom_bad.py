@@ -1,4 +1,4 @@
-"""Networks of one's own that cannot be used, their data and calls: one sentence each."""
+"""Custom networks, data and calls that are refused, each with one sentence."""
 
 import math
 
@@ -31,7 +31,7 @@ def own_error(call, **options):
 
 def not_copied():
     module = Dense()
-    module.kept = (line for line in "ab")  # no generator can be copied
+    module.kept = (line for line in "ab")  # a generator cannot be copied
     return module
 
 
@@ -68,7 +68,7 @@ def test_buffers_may_hold_a_mask_or_share_memory(tmp_path):
         (lambda: Dense().requires_grad_(False), "no parameter that requires a gradient"),
         (lambda: nn.Identity(), "failed on z .*TypeError"),
         (not_copied, "the module cannot be copied .TypeError: "),
-        (lambda: nn.LazyLinear(12), "parameter weight holds no numbers yet"),
+        (lambda: nn.LazyLinear(12), "parameter weight holds no values yet"),
         (lambda: with_buffer(torch.zeros(1).expand(12)), "failed loading its own state_dict: Runt"),
         (lambda: pdfast.Network(Dense(), ()), r"shape must be that of one sample, such as"),
         (lambda: pdfast.Network(Dense(), (1, 0)), r"shape must be .* not \(1, 0\)"),
@@ -92,12 +92,12 @@ def test_wrong_modules(make, message, tmp_path):
     [
         (numbers((1, 13)), r"data has shape \(40, 1, 13\), where \(M, 1, 12\) is needed"),
         (numbers((12,)), r"data has shape \(40, 12\), where \(M, 1, 12\) is needed"),
-        (numbers(num=1), "data has 1 samples, where 2 are the least"),
+        (numbers(num=1), "data has 1 samples, fewer than the least, 2"),
         (numbers() / 0, "not finite in float32, in sample 0"),
         (numbers().double() * 1e300, "not finite in float32, in sample 0"),
         (numbers().byte(), "data holds uint8, where floats are needed"),
-        (np.array([["a"]]), "data holds <U1, which torch has no type for"),
-        (numbers().numpy().astype(">f4"), "data holds >f4, which torch has no type for"),
+        (np.array([["a"]]), "data holds <U1, a type that torch does not have"),
+        (numbers().numpy().astype(">f4"), "data holds >f4, a type that torch does not have"),
         (numbers().to_sparse(), "data is a sparse tensor"),
         ([1.0, 2.0], "data must be a tensor or an array, not list"),
         ((numbers(), torch.zeros(40).long()), "data has labels, but the network has no classes"),
@@ -131,9 +131,9 @@ def test_wrong_labels(data, message, tmp_path):
         (changed(distill={"checkpoint": True}), {}, "distill.checkpoint is for pdfast's own"),
         (changed(engine={"tabulate_film": True}), {}, "engine.tabulate_film is for pdfast's own"),
         (changed(backends={"group_norm": "apex"}), {}, "backends.group_norm apex is for pdfast's"),
-        (changed(data={"horizontal_flip": True}), {}, "with data=, leave it off"),
-        (changed(distill={"teacher": "there"}), {}, "the config names another, distill.teacher"),
-        (changed(distill={"fit_updates": 5}), {}, "leave it 0, or pass student"),
+        (changed(data={"horizontal_flip": True}), {}, "with data=, turn it off"),
+        (changed(distill={"teacher": "there"}), {}, "the config names another in distill.teacher"),
+        (changed(distill={"fit_updates": 5}), {}, "leave it at 0, or pass student"),
         (CONFIG, {"student": Dense((1, 13))}, r"failed on z \(4, 1, 12\)"),
         (CONFIG, {"student": pdfast.Network(Dense((1, 13)), (1, 13))},
          r"the student has shape \(1, 13\), where \(1, 12\) is needed"),
@@ -142,7 +142,7 @@ def test_wrong_labels(data, message, tmp_path):
         (CONFIG, {"student": Dense().double()}, "has dtype torch.float64, where torch.float32"),
         (None, {"rounds": 11}, "11 rounds cannot halve 1024 steps exactly: use at most 10"),
         (CONFIG, {"data": ()}, "shape of a sample is not known"),
-        (CONFIG, {"teacher": "runs/there"}, "student and data go with a network of your own"),
+        (CONFIG, {"teacher": "runs/there"}, "student and data need a custom network as teacher"),
         (CONFIG, {"teacher": pdfast.Network(Dense(), SIGNAL, steps=4)}, "distilled to 4 steps"),
     ],
 )  # fmt: skip
@@ -156,13 +156,13 @@ def test_wrong_calls(config, given, message, tmp_path):
 def test_more_wrong_calls(tiny, tmp_path):
     volume = pdfast.Network(Dense((1, 2, 2, 2)), (1, 2, 2, 2))
     with pytest.raises(
-        UsageError, match=r"no pictures that pdfast reads: pass data=, a tensor \(M,"
+        UsageError, match=r"not pictures that pdfast reads: pass data=, a tensor \(M,"
     ):
         pdfast.distill(CONFIG, teacher=volume, out=tmp_path / "run")
     model = random_model(tiny.model, 0, torch.float32)
     with pytest.raises(UsageError, match="of pdfast's own network: pass its directory"):
         pdfast.distill(CONFIG, teacher=model, data=numbers(), out=tmp_path / "run")
-    with pytest.raises(UsageError, match="data goes with a network of your own: pass network"):
+    with pytest.raises(UsageError, match="data needs a custom network: pass network"):
         pdfast.train(CONFIG, data=numbers(), out=tmp_path / "run")
     flow = pdfast.Network(Dense(), SIGNAL, schedule=pdfast.wrappers.FlowMatching())
     with pytest.raises(UsageError, match="continuous time on the cosine schedule"):

@@ -1,4 +1,4 @@
-"""Networks of one's own beyond what they were made for: noise levels, data, numbers of samples."""
+"""Custom networks outside their range of noise levels, data or numbers of samples."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ from pdfast.models import checkpoint
 
 
 class Of(Dense):
-    """What a function makes of a good output."""
+    """Applies a function to a valid output."""
 
     def __init__(self, function, **options):
         super().__init__(**options)
@@ -47,7 +47,7 @@ def among_all(module, out, label):
 
 
 def one_hot(count):
-    """Labels as many denoisers take them, (B, classes), made of whatever comes."""
+    """Return a function that reads labels as (B, classes), as many denoisers do."""
 
     def function(module, out, label):
         return out + label.float().reshape(-1, count)[:, :1, None]
@@ -55,8 +55,8 @@ def one_hot(count):
     return function
 
 
-OTHER = "the module's output for a sample is another among 4 samples than among 3: have it make"
-RANDOM = "output is another each time for the same input: have it draw no random numbers and keep"
+OTHER = "the module's output for a sample differs between batches of 4 and 3: compute each output"
+RANDOM = "output differs between calls with the same input: in evaluation mode it must draw no"
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_what_is_as_it_should_be(function, tmp_path):
 
 
 def spread(low, high):
-    """Signals whose numbers go from one to the other."""
+    """Return signals whose numbers range from `low` to `high`."""
     return torch.linspace(low, high, 40 * math.prod(SIGNAL)).reshape(40, *SIGNAL)
 
 
@@ -131,7 +131,7 @@ def test_data_outside_the_clip(data, clip, message, tmp_path):
 
 
 def test_pictures_outside_the_clip(tmp_path):
-    """They are read as -1 to 1."""
+    """They are read as numbers from -1 to 1."""
     network = pdfast.Network(Dense((1, 8, 8)), (1, 8, 8), clip=(0, 1))
     with pytest.raises(
         UsageError, match=r"the data go from -1 to 1, outside the network's clip \(0"
@@ -140,7 +140,7 @@ def test_pictures_outside_the_clip(tmp_path):
 
 
 def test_data_at_the_ends_of_the_clip(tmp_path):
-    """And beyond by a rounding."""
+    """Also beyond it by a rounding error."""
     data = numbers().clamp(-1, 1 + 2e-7)
     assert data.max() > 1
     config = changed(distill={"updates": 1, "rounds": 1}, eval={"num": 2})
@@ -153,7 +153,7 @@ def test_data_at_the_ends_of_the_clip(tmp_path):
 
 
 class Asked(nn.Module):
-    """A network of (z, time, label) that notes what times it is asked for."""
+    """A network of (z, time, label) that records the times of its calls."""
 
     def __init__(self):
         super().__init__()
@@ -191,7 +191,7 @@ VP = "LinearVP(beta_min=0.1, beta_max=20.0)"
          f"the schedule {VP} asks, at u = 1, for logSNR -10.05, outside -8.764 (t = 1) .. 12.43"),
         (lambda net: wrappers.from_edm(net), None,
          f"{COSINE}sigma 2.203e+04, outside 0.002 .. 80 of from_edm: pass schedule=EDM(sigma_min="
-         "0.002, sigma_max=80) to pdfast.Network, or, where the network was trained for more, say"),
+         "0.002, sigma_max=80) to pdfast.Network, or, if the network was trained for more, sigma"),
         (lambda net: wrappers.from_edm(net), FlowMatching(), "at u = 1, for sigma 1.633e+16, out"),
         (lambda net: wrappers.from_edm(net, 0.01, 50.0), EDM(), "sigma 80, outside 0.01 .. 50 of "),
     ],
@@ -215,7 +215,7 @@ def test_a_schedule_that_leaves_a_wrappers_range(adapt, schedule, message):
     ],
 )
 def test_a_schedule_within_it(adapt, schedule, least, most):
-    """The network is asked for times of its range alone, to a rounding of float32."""
+    """The network is called at times of its range only, up to rounding in float32."""
     module = Asked()
     network = network_of(adapt(module), schedule, parameterization="v")
     for steps in (1, 64, 1024):
@@ -225,7 +225,7 @@ def test_a_schedule_within_it(adapt, schedule, least, most):
 
 
 def test_more_steps_than_the_range_allows(tmp_path):
-    """The lowest level is that of u = 1/N: refused where N is known."""
+    """The lowest noise level is at u = 1/N: refused as soon as N is known."""
     schedule = CosineSchedule(-8.0, 20.0)
     module = Asked()
     network = network_of(wrappers.from_edm(module), schedule)
@@ -286,7 +286,7 @@ def test_an_eps_head_where_nothing_is_left_of_the_data():
 
 
 def test_a_model_that_was_saved_out_of_range(tmp_path):
-    """As before there were ranges: refused for what it is, and loaded where the range is said."""
+    """As written before ranges existed: refused with the reason, and loaded with a range given."""
     module = wrappers.from_edm(Asked(), 0.0, math.inf)
     checkpoint.save_model(network_of(module), tmp_path / "model")
     with pytest.raises(UsageError, match=r"model: the schedule CosineSchedule.* for sigma 2\.203e"):
@@ -311,7 +311,7 @@ def test_a_range_that_is_none(ends):
     [((2, 6), "v"), ((3,), "x"), ((1, 2, 4), "eps"), ((4,), "x_eps")],
 )
 def test_reference_takes_them(shape, parameterization, clip):
-    """The same samples as the network's own, and the losses of the bare function."""
+    """Samples equal those of the network itself, and losses those of the bare function."""
     module = Dense(shape, copies=OUTPUTS[parameterization].copies).double()
     schedule = CosineSchedule(-12.0, 15.0)
     network = pdfast.Network(

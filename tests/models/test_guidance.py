@@ -43,7 +43,7 @@ def test_no_class_is_the_zero_embedding_and_classes_are_as_ever(classes):
     with torch.no_grad():
         always.net.emb_class.weight.zero_()
     assert torch.equal(none, always.forward_at_angle(z, phi, Conditioning(label)))
-    with pytest.raises((IndexError, RuntimeError)):  # which an index of -1 must not be taken for
+    with pytest.raises((IndexError, RuntimeError)):  # NO_CLASS must not act as index -1
         always.forward_at_angle(z, phi, Conditioning(torch.full_like(label, NO_CLASS)))
 
 
@@ -82,7 +82,7 @@ def test_a_guided_student_begins_as_its_teacher_and_then_listens(guides):
     assert not torch.allclose(
         found, student.forward_at_angle(z, phi, Conditioning(label, w.flip(0)))
     )
-    # By hand: the weight's vector is added to what the first layer makes of the noise level.
+    # By hand: the weight's vector is added to the first layer's output for the noise level.
     net = student.net
     logsnr = -2 * torch.log(torch.tan(phi))
     first = net.emb0(net.embedding(logsnr)) + net.emb_guidance(guidance_embedding(w, 8, *RANGE))
@@ -95,7 +95,7 @@ def test_a_guided_student_begins_as_its_teacher_and_then_listens(guides):
 
 
 def test_a_runs_first_student_has_its_teachers_weights(guides, tmp_path):
-    """All of them, whatever dropout the teacher was trained with."""
+    """All labels, whatever label dropout the teacher was trained with."""
     cfg = dataclasses.replace(guides.model.unguided(), dropout=0.1)
     teacher = random_model(cfg, 0, torch.float32)
     student = first_student(ModelRun(tmp_path, guides, Screen(quiet=True)), teacher)
@@ -108,7 +108,7 @@ def test_a_runs_first_student_has_its_teachers_weights(guides, tmp_path):
 
 
 # ------------------------------------------------------------------------------------------
-# Ways to say it
+# Ways to pass label and weight
 
 
 def test_the_face_of_a_model_and_its_inside_are_told_the_same(classes, guides):
@@ -205,7 +205,7 @@ def test_samples_of_a_guided_model_are_by_position_and_class(classes):
 
 
 def model_of(model):
-    """What a guided model is of."""
+    """Return a plain model with the config and weights of a guided one."""
     plain = Model(model.cfg)
     plain.net.load_state_dict(model.net.state_dict())
     return plain.eval()
@@ -235,14 +235,14 @@ def test_a_student_at_one_weight_is_an_ordinary_model(guides, tmp_path):
 
 
 def test_a_guided_teacher_is_no_model_to_be_saved(classes, tmp_path):
-    with pytest.raises(UsageError, match="save the model that was guided"):
+    with pytest.raises(UsageError, match="save the model that it was made of"):
         pdfast.save(guided(teacher_of(classes), 1.0), tmp_path / "model")
     assert not (tmp_path / "model").exists()
 
 
 @pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
 def test_kept_samples_are_of_one_weight(classes, guides, parameterization):
-    """Models of two weights, however near, have two fingerprints, so that none is taken for it."""
+    """Models of two weights, however close, have different fingerprints."""
     teacher = teacher_of(classes, parameterization, torch.float32)
     student = random_model(
         dataclasses.replace(guides.model, parameterization=parameterization), 0, torch.float32
@@ -255,8 +255,8 @@ def test_kept_samples_are_of_one_weight(classes, guides, parameterization):
 def test_what_cannot_be_guided(tiny, classes, guides):
     always = changed(classes, model={"label_dropout": 0.0})
     for config, weight, message in (
-        (tiny, 1.0, "this model is unconditional, and cannot be guided"),
-        (always, 1.0, "always was told the class: train a class-conditional teacher with"),
+        (tiny, 1.0, "this model is unconditional and cannot be guided"),
+        (always, 1.0, "was always given the class: train a class-conditional teacher with"),
         (classes, -1.0, r"guidance must be in 0 \.\. 100, not -1.0"),
         (classes, float("nan"), "guidance must be in"),
         (guides, 5.0, r"guidance 5 is outside 0 \.\. 4, which this student learned"),
@@ -266,7 +266,7 @@ def test_what_cannot_be_guided(tiny, classes, guides):
     with pytest.raises(UsageError, match="is a guided student: pass --guidance"):
         random_model(guides.model, 0, torch.float32).sample(1, 1)
     network = pdfast.Network(torch.nn.Linear(3, 3), (3,), num_classes=2)
-    with pytest.raises(UsageError, match="always was told the class"):
+    with pytest.raises(UsageError, match="was always given the class"):
         guided(network, 1.0)
 
 
@@ -276,7 +276,7 @@ def test_what_cannot_be_guided(tiny, classes, guides):
 
 @pytest.mark.parametrize("parameterization", DISTILLED)
 def test_the_first_fit_is_to_the_guided_teacher(guides, parameterization):
-    """y = y(class) + w (y(class) - y(no class)), w of each image's own."""
+    """y = y(class) + w (y(class) - y(no class)), with a weight w for each image."""
     teacher = teacher_of(guides, parameterization)
     student = random_model(
         dataclasses.replace(guides.model, parameterization=parameterization), 1, torch.float64
@@ -300,13 +300,13 @@ def test_the_first_fit_is_to_the_guided_teacher(guides, parameterization):
 
 
 def predict_x(student, draw, label, w):
-    """x-hat of a guided student, each image at its own weight."""
+    """x-hat of a guided student, with a weight for each image."""
     out = student.forward_at_angle(draw.z_in, draw.phi_t, Conditioning(label, w))
     return angle_ops.predict_x(draw.z_t, out, draw.phi_t, student.parameterization)
 
 
 def test_a_halving_asks_teacher_and_student_at_the_same_weight(guides):
-    """A student whose outputs do not depend on w where the teacher's do has a loss by w."""
+    """A student that ignores w has a loss that depends on w, since its teacher does."""
     teacher = random_model(guides.model, 0, torch.float64)
     teacher.remove_dropout()
     drawn = batch(guides, teacher)

@@ -1,4 +1,4 @@
-"""What the import of pdfast.models takes with it."""
+"""Packages that importing pdfast.models loads."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ print(*{name.split(".")[1] for name in sys.modules if name.startswith("pdfast.")
 
 @pytest.fixture(scope="module")
 def loaded():
-    """Packages that the modules of pdfast.models load, all of them together."""
+    """Return the packages that all modules of pdfast.models together load."""
     done = subprocess.run([sys.executable, "-c", ALL], capture_output=True, text=True, check=True)
     return set(done.stdout.split())
 

@@ -1,4 +1,4 @@
-"""What `sample` returns and reports: tensors, arrays, pictures, each step's x-hat."""
+"""Outputs of `sample`: tensors, arrays, pictures, and x-hat of each step."""
 
 import itertools
 import math
@@ -57,19 +57,19 @@ def test_the_outputs_hold_the_same_images(channels, mode):
 
 
 def test_samples_that_are_no_pictures():
-    """Their array is as they are, float, of the shape that the network has."""
+    """Their array holds the floats unchanged, in the network's shape."""
     network = Network(Half(), shape=(2, 5))
     assert not network.pictures
     samples = network.sample(3, 2)
     array = network.sample(3, 2, output="np")
     assert (array.dtype, array.shape) == (np.float32, (3, 2, 5))
     assert np.array_equal(array, samples.numpy())
-    said = r"samples of shape \(2, 5\) are no pictures, .* use output='np'"
+    said = r"samples of shape \(2, 5\) are not pictures, .* use output='np'"
     with pytest.raises(UsageError, match=said):
         network.sample(3, 2, output="pil")
     with pytest.raises(UsageError, match="output must be 'pt', 'np' or 'pil', not 'PIL'"):
         network.sample(3, 2, output="PIL")
-    # One's own network of pictures, and one of three channels whose range is not known.
+    # A custom network of pictures, and one of three channels of unknown range.
     own = Network(Half(), shape=(3, 4, 4), clip=(-1, 1))
     assert own.sample(2, 2, output="pil")[1].size == (4, 4)
     assert own.sample(2, 2, output="np").dtype == np.uint8
@@ -87,7 +87,7 @@ def test_pictures_of_a_model_that_has_diverged():
 
 
 def test_the_callback_is_told_every_step():
-    """Six samples are two batches of four, the second filled up: x-hats are of the two alone."""
+    """Six samples are two batches of four, the second padded; its x-hats are of two samples."""
     model, told = make(), []
     expected = model.sample(6, 3, seed=1)
     assert torch.equal(model.sample(6, 3, seed=1, callback=told.append), expected)

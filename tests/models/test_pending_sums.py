@@ -1,4 +1,4 @@
-"""Sums and concatenations left to their readers, as on a GPU: the same network, here on a CPU."""
+"""Sums and concatenations deferred to their readers, as on a GPU, tested on a CPU."""
 
 import dataclasses
 
@@ -51,7 +51,7 @@ NETS = {
 
 
 def made(name, dtype=torch.float64, **options):
-    """A network without a weight at zero."""
+    """Return a network without zero weights."""
     torch.manual_seed(0)
     net = UNet(dataclasses.replace(BASE, **{**NETS[name], **options}))
     for p in net.parameters():
@@ -71,7 +71,7 @@ def inputs(net, dtype=torch.float64):
 
 
 def run(net, defer, dtype=torch.float64, checkpoint=False):
-    """The output and every gradient, that of the input first."""
+    """Return the output and every gradient, the input's first."""
     net.defer, net.checkpoint = defer, checkpoint
     z, logsnr, told = inputs(net, dtype)
     z.requires_grad_()
@@ -83,7 +83,7 @@ def run(net, defer, dtype=torch.float64, checkpoint=False):
 
 
 def distance(found, exact):
-    """The largest relative L2 distance of any tensor from that of the other list."""
+    """Return the largest relative L2 distance between two lists' tensors."""
     pairs = zip(found, exact, strict=True)
     return max(float((a.double() - b).norm() / (b.norm() + 1e-30)) for a, b in pairs)
 
@@ -94,7 +94,7 @@ def test_the_same_network_in_float64(name, checkpoint):
     net = made(name)
     ours = run(net, True, checkpoint=checkpoint)
     theirs = run(net, False, checkpoint=checkpoint)
-    assert min(float(t.norm()) for t in theirs) > 1e-6  # each counts
+    assert min(float(t.norm()) for t in theirs) > 1e-6  # none is zero
     assert distance(ours, theirs) < 1e-12
 
 
@@ -108,12 +108,12 @@ def test_the_same_network_in_float32_but_for_rounding(name):
 
 
 def test_bfloat16_is_no_less_accurate():
-    """A sum is rounded once where it was rounded with each addition."""
+    """A deferred sum is rounded once, not at each addition."""
     net = made("film", torch.bfloat16)
     for module in net.precise():
         module.float()
     exact_net = made("film")
-    with torch.no_grad():  # of the rounded weights
+    with torch.no_grad():  # the reference has the rounded weights
         for p, q in zip(exact_net.parameters(), net.parameters(), strict=True):
             p.copy_(q)
     z, logsnr, _ = inputs(net, torch.bfloat16)
@@ -130,7 +130,7 @@ def test_bfloat16_is_no_less_accurate():
 @pytest.mark.parametrize("norm", ["eager", "reference"])
 @pytest.mark.parametrize("name", ["film", "groups straddle x and skip", "ddpm"])
 def test_other_norms_are_given_the_written_sum(name, norm, monkeypatch):
-    """A backend's, or PyTorch's own where nothing is compiled."""
+    """A backend's op, or PyTorch's where nothing is compiled."""
     expected = run(made(name), False)
     net = made(name)
     if norm == "reference":
@@ -173,7 +173,7 @@ def test_where_sums_are_left_to_their_readers():
 
 
 class Ops(TorchDispatchMode):
-    """The calls of ops on images, or on their pixels as rows, and how many add up such tensors."""
+    """Records the calls of ops on images, or on their pixels as rows, and counts additions."""
 
     def __init__(self):
         super().__init__()
@@ -196,7 +196,7 @@ class Ops(TorchDispatchMode):
 
 @pytest.mark.parametrize("defer", [True, False, None])
 def test_what_is_left_of_the_passes(defer):
-    """No bias of a convolution, no residual sum and no concatenation but in a norm."""
+    """Biases of convolutions, residual sums and concatenations are all computed in norms."""
     net = made("film", torch.float32)
     net.defer = defer
     z, logsnr, told = inputs(net, torch.float32)
@@ -214,7 +214,7 @@ def test_what_is_left_of_the_passes(defer):
         blocks = sum(isinstance(m, ResBlock | Attention) for m in modules)
         assert len(forward.on_images("add", "add_")) == blocks
         return
-    assert len(biased) == len(reduced) == 2  # of conv_in and conv_out
+    assert len(biased) == len(reduced) == 2  # conv_in's and conv_out's
     assert not forward.on_images("cat", "add", "add_")
     assert len(forward.of("addmm_")) == ups
     calls = forward.of("group_norm_silu")
@@ -225,15 +225,15 @@ def test_what_is_left_of_the_passes(defer):
     assert sum(t is not None for t in residual) == len(calls) - first_reader - blocks
     assert sum(t is not None for t in skip) == ups
     assert all(t.is_contiguous(memory_format=torch.channels_last) for t in x)
-    # A skip connection's gradients are added up: of a norm and a product on the way up, and of the
-    # residual on the way down. That of the norm beside it is not, but for conv_in's output, which
-    # no norm writes.
+    # A skip connection adds gradients of a norm and a product on the way up, and of the residual on
+    # the way down. The gradient of the norm beside it is added only for conv_in's output, which no
+    # norm writes.
     assert len(backward.on_images("add", "add_")) == 2 * ups + 1
     assert not backward.on_images("cat", "sum")
 
 
 def test_what_a_norm_keeps_is_what_the_skip_connections_hold():
-    """No concatenation is kept, and nothing that was not, but the weights of all FiLM at once."""
+    """No concatenation is kept; the only new tensor is the joined weights of all FiLM layers."""
     kept = {}
     for defer in (True, False):
         net = made("film", torch.float32)
@@ -268,7 +268,7 @@ def test_a_pending_sum_is_written_as_pytorch_adds():
 
 
 def test_names_of_parameters_stay():
-    """An older state dict has them all, and loads."""
+    """An older state dict has all of them, and loads."""
     model = Model(BASE)
     names = set(model.state_dict())
     assert {"net.conv_in.bias", "net.down.0.0.conv1.bias", "net.up.0.0.shortcut.bias"} <= names

@@ -40,7 +40,7 @@ def test_half_takes_half_the_space_and_is_loaded_as_float32(model, tmp_path):
     pdfast.save(model, tmp_path / "half", half=True, note="small")
     pdfast.save(model, tmp_path / "full")
     sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("half", "full")]
-    assert sizes[0] < 0.62 * sizes[1]  # a header of names is in both
+    assert sizes[0] < 0.62 * sizes[1]  # both have a header of names
     loaded = pdfast.load(tmp_path / "half")
     assert (loaded.cfg, loaded.steps, loaded.dtype) == (model.cfg, 4, torch.float32)
     for name, tensor in loaded.weights().items():
@@ -139,8 +139,8 @@ def test_they_are_small_whole_and_say_what_made_them():
     assert "FD-pixel" in (pretrained.FOLDER / "digits.md").read_text()
 
 
-# Distances that the float32 models have in their run's report, which another machine reaches but
-# for rounding; float16 may move them by 0.005.
+# The float32 models' distances in their run's report, which other machines reach up to rounding;
+# float16 may change them by 0.005.
 @pytest.mark.parametrize(
     "steps", [pytest.param(64, marks=pytest.mark.slow), 8, 4, 2, 1], ids=lambda n: f"{n} steps"
 )

@@ -1,4 +1,4 @@
-"""Pooling and doubling in the U-Net, where Triton does not run and where a compiler traces."""
+"""Pooling and upsampling in the U-Net without Triton, and under torch.compile."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ PAIRS = {
 
 @pytest.fixture
 def on_cpu(monkeypatch):
-    """As where Triton does not run, also in a process that interprets its kernels."""
+    """As without Triton, also in a process that interprets its kernels."""
     monkeypatch.setattr(runtime, "uses_triton", lambda device, *dtypes: False)
 
 
@@ -24,7 +24,7 @@ def on_cpu(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("name", PAIRS)
 def test_a_cpu_runs_pytorch_s_own(on_cpu, name, dtype, layout):
-    """The same bits, also of the gradient, and no op of Python's between; channels-last."""
+    """The same bits, also of the gradient, without custom ops in Python; channels-last."""
     ours, theirs = PAIRS[name]
     x = torch.randn(2, 24, 4, 6).to(dtype).contiguous(memory_format=layout).requires_grad_()
     out, expected = ours(x), theirs(x)
@@ -44,7 +44,7 @@ def test_odd_sizes_are_refused_on_a_cpu_too(on_cpu):
 
 
 def traced(function, *args):
-    """The names of the ops in the graph that torch.compile traces, and what it gives."""
+    """Return the names of the ops that torch.compile traces, and the result."""
     names = []
 
     def backend(graph, _):
@@ -55,7 +55,7 @@ def traced(function, *args):
 
 
 def test_a_compiler_is_given_pytorch_s_own():
-    """It fuses them with their neighbours; pdfast's it could not."""
+    """It can fuse these with their neighbours, unlike pdfast's ops."""
     x = torch.randn(2, 8, 4, 4).contiguous(memory_format=torch.channels_last)
     names, out = traced(lambda x: upsample2x(avg_pool2x2(x)), x)
     assert torch.equal(out, PAIRS["upsample2x"][1](PAIRS["avg_pool2x2"][1](x)))

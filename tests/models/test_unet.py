@@ -45,7 +45,7 @@ SMALL |= {"num_res_blocks": 1, "attn_resolutions": (4,)}
 
 
 def randomised(model):
-    """No weight left at zero, so that every path counts."""
+    """Give a model random weights, none zero, so that every path matters."""
     torch.manual_seed(0)
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.1)
@@ -81,7 +81,7 @@ def test_class_labels():
     z, logsnr = torch.randn(1, 1, 8, 8).double().expand(3, -1, -1, -1), torch.zeros(3)
     out = model(z, logsnr, torch.arange(3))
     assert (out[0] - out[1]).abs().max() > 1e-3
-    # The published form, a dense layer on one-hot labels, put in through the time embedding.
+    # The published form: a dense layer on one-hot labels, added to the time embedding.
     expected = model.net.emb_class(torch.eye(3).double())
     handle = model.net.emb1.register_forward_hook(lambda m, i, o: o + expected)
     emb_class, model.net.emb_class = model.net.emb_class, None
@@ -106,7 +106,7 @@ class Calls(TorchDispatchMode):
 
 @pytest.mark.parametrize("film", [True, False])
 def test_the_films_of_all_blocks_are_one_product(film):
-    """Forward and backward, with the numbers and gradients of a product for each block."""
+    """Forward and backward equal a product for each block, in values and gradients."""
     net = randomised(Model(NetConfig(**SMALL, film=film)).double()).net
     net.defer = True  # as on a GPU
     blocks = [m for m in net.modules() if isinstance(m, ResBlock)]
@@ -114,11 +114,11 @@ def test_the_films_of_all_blocks_are_one_product(film):
     with Calls() as seen:
         films = net.films(logsnr)
     assert len(blocks) == 10
-    assert seen.calls["addmm"] == 3  # of them two layers that embed the time
+    assert seen.calls["addmm"] == 3  # two of them embed the time
     loss = films.square().sum()
     with Calls() as seen:
         grads = torch.autograd.grad(loss, net.parameters(), allow_unused=True)
-    assert seen.calls["mm"] == 5  # for the first layer's weight alone, where the others have two
+    assert seen.calls["mm"] == 5  # the first layer has one product, the others two
     assert seen.calls["sum"] == 3
 
     hook = net.emb1.register_forward_hook(lambda module, args, out: inputs.append(out))

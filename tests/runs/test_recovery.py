@@ -430,7 +430,7 @@ def test_a_teacher_that_is_gone_is_missed(config, straight, copied, capsys):
     run = copied(straight)
     shutil.rmtree(run / "teacher")
     pdfast.distill(config, out=run)
-    assert "the teacher of the rounds that are there, is gone: it is trained again" in (
+    assert "the teacher of the existing rounds, is missing: it is trained again" in (
         capsys.readouterr().out
     )
     assert_same_tensors(straight / "teacher", run / "teacher")

@@ -380,7 +380,7 @@ def test_the_types_of_arguments_are_checked_before_anything_is_made(tiny, straig
 def test_a_teacher_does_not_come_into_a_run_that_another_one_began(
     tiny, straight, tmp_path, monkeypatch
 ):
-    message = "has rounds or saved states, but not of .*: leave --teacher away"
+    message = "has rounds or saved states, but not of .*: omit --teacher and put back"
     begun = tmp_path / "begun"
     with monkeypatch.context() as patch:
         stop_after(patch, 5)

@@ -1,4 +1,4 @@
-"""What is compared: the reports and metrics of runs, and what `pdfast eval` wrote of one model."""
+"""Reading what `pdfast compare` compares: reports and metrics of runs, and reports of models."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ from pdfast.storage import files
 SETTINGS = ("distill", "model")  # tables of the config that are compared
 OF_RUN, OF_MODEL = "report.json", "eval.json"
 NEEDED = {"metric": str, "floor": float, "facts": dict}
-# Facts without which figures cannot be compared, and what they are called.
+# Facts that must be equal for figures to be comparable, with their names.
 ALIKE = {
     "metric": "figure",
     "samples": "number of samples",
@@ -34,7 +34,7 @@ Distances = dict[int, float]  # by sampling steps
 
 @dataclass(frozen=True, kw_only=True)
 class Compared:
-    """A run, or one model."""
+    """A run, or one model, with its figures."""
 
     path: Path
     name: str
@@ -43,19 +43,23 @@ class Compared:
     facts: dict[str, Any]
     teacher: Distances
     student: Distances
-    """Of the students, each at its own steps; of one model at all that it was sampled at."""
+    """Distances of the students, each at its own steps; of one model, at all its sampling steps."""
     teacher_spent: Spent = UNKNOWN
     student_spent: dict[int, Spent] = field(default_factory=dict)
     settings: dict[str, Any] | None = None
-    """[distill] and [model], as "distill.lr"; None of one model."""
+    """Settings of [distill] and [model] by names such as "distill.lr"; None for one model."""
     samples: Path | None = None
-    """A picture."""
+    """Picture of samples, or None."""
 
 
 def read(paths: Sequence[str | Path]) -> list[Compared]:
-    """What lies in folders, each a run with a report or what `pdfast eval` wrote of a model.
+    """Read run directories with a report, and folders that `pdfast eval` wrote for a model.
 
-    Raises UsageError for any other folder, and for one that is named twice.
+    Args:
+        paths: The folders, at least two.
+
+    Raises:
+        UsageError: A folder is neither, or is named twice.
     """
     places = [Path(os.path.abspath(path)) for path in paths]
     if len(places) < 2:
@@ -67,7 +71,7 @@ def read(paths: Sequence[str | Path]) -> list[Compared]:
 
 
 def _names(places: Sequence[Path]) -> list[str]:
-    """The last parts of each path: as many as tell them apart."""
+    """Return names for the paths: as many of their last parts as tell them apart."""
     count = 1
     while True:
         names = ["/".join(place.parts[-count:]).lstrip("/") for place in places]
@@ -94,12 +98,12 @@ def _read(place: Path, name: str) -> Compared:
             student=_by_steps(table["model"]),
         )
     raise UsageError(
-        f"{place} is no run directory, and not what pdfast eval --out wrote of a model either"
+        f"{place} is neither a run directory nor a folder that pdfast eval wrote for a model"
     )
 
 
 def _refuse_samples(path: Path) -> None:
-    """Refuse a report on samples, which has one distance and no numbers of steps."""
+    """Refuse a report on samples, which has a single distance without sampling steps."""
     with contextlib.suppress(files.Damaged):
         if "distance" in files.read_json(path):
             raise UsageError(
@@ -132,7 +136,7 @@ def _of_run(place: Path, name: str) -> Compared:
 
 
 def _table(path: Path, curves: Sequence[str]) -> dict[str, Any]:
-    """A report's JSON."""
+    """Read a report's JSON, with the required keys and curves."""
     kinds = NEEDED | dict.fromkeys(curves, dict)
     with contextlib.suppress(files.Damaged):
         table = files.read_json(path)
@@ -140,7 +144,7 @@ def _table(path: Path, curves: Sequence[str]) -> dict[str, Any]:
         if whole and all(_is_curve(table[key]) for key in curves):
             return table
     raise UsageError(
-        f"{path} is damaged, or no report that this version reads: pdfast eval writes it again"
+        f"{path} is damaged, or not a report that this version reads: pdfast eval writes it again"
     )
 
 
@@ -153,7 +157,7 @@ def _by_steps(table: dict[str, float]) -> Distances:
 
 
 def unlike(runs: Sequence[Compared]) -> dict[str, list[Any]]:
-    """What keeps the figures from being compared, by its name: that of each run."""
+    """Return the facts that keep figures from being comparable: name -> value for each run."""
     found = {}
     for key, name in ALIKE.items():
         values = [run.metric if key == "metric" else run.facts.get(key) for run in runs]
@@ -163,7 +167,7 @@ def unlike(runs: Sequence[Compared]) -> dict[str, list[Any]]:
 
 
 def differing(runs: Sequence[Compared]) -> dict[str, list[Any]]:
-    """Settings in which the runs differ: the value of each, None of a single model."""
+    """Return the settings that differ: name -> value for each run, None for a single model."""
     known = [run.settings for run in runs if run.settings is not None]
     keys = dict.fromkeys(key for settings in known for key in settings)
     return {

@@ -12,11 +12,11 @@ from pdfast.evaluation.report.price import Line, Panel
 from pdfast.evaluation.report.tables import NOT_RECORDED, spent_cells
 from pdfast.runs.spent import UNKNOWN
 
-SHOWN = 16  # digits of a SHA-256
+SHOWN = 16  # digits of a SHA-256 to show
 
 
 def students(runs: Sequence[Compared]) -> Table:
-    """Distance of the students, and what they took, at each number of steps."""
+    """Return the students' distance, evaluations and seconds at each number of steps."""
 
     def cells(run: Compared, k: int) -> tuple[str, str, str]:
         if k not in run.student:
@@ -33,7 +33,7 @@ def students(runs: Sequence[Compared]) -> Table:
 
 
 def teachers(runs: Sequence[Compared]) -> Table | None:
-    """Distance of the runs' teachers, and what their training took."""
+    """Return the teachers' distances, evaluations and seconds; None without teachers."""
     shown = [run for run in runs if run.teacher]
     if not shown:
         return None
@@ -47,13 +47,13 @@ def teachers(runs: Sequence[Compared]) -> Table | None:
 
 
 def settings(runs: Sequence[Compared]) -> Table | None:
-    """Settings of [distill] and [model] in which the runs differ; None where they do not."""
+    """Return the settings of [distill] and [model] that differ; None if none do."""
     rows = [[key, *map(_value, values)] for key, values in differing(runs).items()]
     return (["what", *(run.name for run in runs)], rows) if rows else None
 
 
 def facts(runs: Sequence[Compared]) -> Table:
-    """What the figures are of."""
+    """Return a table of how the figures were measured."""
     told: dict[str, Callable[[Compared], Any]] = {
         "folder": lambda run: printable(str(run.path)),
         "figure": lambda run: run.metric,
@@ -70,7 +70,7 @@ def facts(runs: Sequence[Compared]) -> Table:
 
 
 def warning(runs: Sequence[Compared]) -> str:
-    """What to say where figures cannot be compared; empty where they can."""
+    """Return a warning that figures are not comparable; "" if they are."""
     parts = []
     for what, values in unlike(runs).items():
         said = (f"{run.name} {_fact(value)}" for run, value in zip(runs, values, strict=True))
@@ -79,7 +79,7 @@ def warning(runs: Sequence[Compared]) -> str:
 
 
 def panels(runs: Sequence[Compared]) -> list[Panel]:
-    """For the plot: a line a run, a panel a figure; empty where no evaluations were recorded."""
+    """Return the plot's panels: one per metric, with a line per run that has evaluations."""
     found = []
     for metric in dict.fromkeys(run.metric for run in runs):
         alike = [run for run in runs if run.metric == metric]
@@ -101,7 +101,7 @@ def _line(run: Compared) -> Line:
 
 
 def as_json(runs: Sequence[Compared]) -> dict[str, Any]:
-    """What compare.json holds; see docs/formats.md."""
+    """Return the contents of compare.json; see docs/formats.md."""
     return {
         "runs": [
             {
@@ -127,13 +127,13 @@ def _texts(distances: dict[int, float]) -> dict[str, float]:
 
 
 def _fact(value: Any) -> str:
-    """A fact in a sentence; digests are cut short."""
+    """Return a fact for a sentence; digests are shortened."""
     text = "none" if value in (None, "") else str(value)
     return text[:SHOWN] if len(text) == 64 else text
 
 
 def _value(value: Any) -> str:
-    """A setting, to read."""
+    """Return a setting for a table."""
     if value is None:
         return NOT_RECORDED
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""The pages of a comparison: compare.html, compare.md and compare.json in a folder of their own."""
+"""`pdfast compare`: writes compare.html, compare.md and compare.json into a folder."""
 
 import io
 import json
@@ -27,20 +27,28 @@ POINTS = (
 def compare(
     runs: Sequence[str | Path], out: str | Path = "compare", *, quiet: bool = False
 ) -> Path:
-    """Put runs side by side: distances, evaluations, seconds, settings, a plot and samples.
+    """Compare runs side by side: distances, evaluations, seconds, settings, a plot and samples.
 
-    `runs` are two or more run directories with a report, or folders that `evaluate` wrote of one
-    model; nothing is written into them. `out` gets compare.html, compare.md, compare.json and the
-    pictures; it may hold an earlier comparison, which is replaced. Returns it. Raises UsageError
-    for what is no such folder, and where `out` holds anything else.
+    Args:
+        runs: Two or more run directories with a report, or folders that `evaluate` wrote for one
+            model. They stay unchanged.
+        out: The folder for compare.html, compare.md, compare.json and the pictures. An earlier
+            comparison in it is replaced.
+        quiet: Print warnings only.
+
+    Returns:
+        The path of `out`.
+
+    Raises:
+        UsageError: A folder of `runs` is neither, or `out` holds anything else.
     """
     if not isinstance(out, str | Path) or out == "" or "\0" in str(out):
-        raise UsageError(f"out {out!r} is no path: name a folder, or leave it away")
+        raise UsageError(f"out {out!r} is not a path: name a folder, or omit it")
     screen, folder = Screen(quiet), Path(out)
     found = read(runs)
     for run in found:
         if run.path.resolve() in folder.resolve().parents:
-            raise UsageError(f"{folder} lies in {run.path}, which is left as it is: choose another")
+            raise UsageError(f"{folder} lies in {run.path}, which must not change: choose another")
     files.check_replaceable(folder)
     if warning := tables.warning(found):
         screen.warn(warning[0].lower() + warning[1:])
@@ -110,7 +118,7 @@ def _settings(runs: Sequence[Compared]) -> Section:
 
 
 def _pictures(pictures: Sequence[Figure]) -> str:
-    """Pictures beside each other, as a Markdown table."""
+    """Return pictures side by side, as a Markdown table."""
     names = [figure.caption.replace("|", "\\|") for figure in pictures]
     shown = [f"![samples]({figure.picture.file})" for figure in pictures]
     rows = [names, ["---"] * len(names), shown]

@@ -1,4 +1,4 @@
-"""What a detector is."""
+"""The interface of detectors."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,31 +9,31 @@ from torch import Tensor
 
 from pdfast.errors import UsageError
 
-CHUNK = 4096  # images whose features are in memory at a time
+CHUNK = 4096  # most images per call of a detector
 
 
 class Features(NamedTuple):
-    """What a detector finds in N images."""
+    """A detector's output for N images."""
 
     values: Tensor
-    """float64 (N, D); of a network float32 until they are used."""
+    """Features (N, D), float64; of a network float32, until they are used."""
     logits: Tensor | None = None
-    """The same, (N, classes) of a classifier, without its bias; None: it is none."""
+    """Logits (N, classes) of a classifier, without its bias; None for other networks."""
 
 
 class Rows:
-    """Rows that come in parts, in one tensor.
+    """One preallocated tensor whose rows are added in parts.
 
-    Kept as they come, between the larger tensors of a network and a covariance, they would leave
-    the memory of a CPU in pieces too small for those: of 60,000 images some 10 GB.
+    Separate tensors for the parts would fragment a CPU's memory between the larger tensors of a
+    network and a covariance, and waste some 10 GB for 60,000 images.
     """
 
     def __init__(self, most: int) -> None:
-        """`most`: rows that there is room for."""
+        """Allow for at most `most` rows."""
         self._most, self._rows, self._count = most, torch.empty(0), 0
 
     def add(self, rows: Tensor) -> None:
-        """Some more, of one type and on one device with the first; room is made when any come."""
+        """Add rows, of the first ones' dtype and device; the first call allocates the tensor."""
         if not len(rows):
             return
         if not self._count:
@@ -45,42 +45,51 @@ class Rows:
         return self._count
 
     def all(self) -> Tensor:
-        """Those that came."""
+        """Return all rows added so far."""
         return self._rows[: self._count]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Detector:
-    """A map from images to features, and what is to be said of it beside every figure."""
+    """A map from images to features, with the facts to show beside every figure."""
 
     name: str
-    """As in `eval.detector`, without a path; "raw" for samples that are no pictures."""
+    """Name as in `eval.detector`, without a path; "raw" for samples that are not pictures."""
     metric: str
-    """The name of its distance."""
+    """Name of its distance."""
     extract: Callable[[Tensor], Features]
-    """Of at most `batch` images (N, H, W, C) as stored."""
+    """Extracts the features of at most `batch` images (N, H, W, C), as stored."""
     resize: str = "none"
-    """What it does to the images' size."""
+    """How it resizes images, in words."""
     batch: int = CHUNK
     weights: str = ""
-    """SHA-256 of its network's weights file; "": there is no network."""
+    """SHA-256 of its network's weights file; "" without a network."""
     needed: int = 2
-    """Images, and samples, that the distance takes at least."""
+    """Fewest images, and fewest samples, for the distance."""
     width: int = 0
-    """Features of its network; 0 where there is none, and the images' size decides."""
+    """Number of features of its network; 0 without one, where it depends on the images' size."""
     device: torch.device | None = None
-    """Where its features are; None: where the images are."""
+    """Device of its features; None for the device of the images."""
     warning: str = ""
-    """What to tell who uses it."""
+    """A warning for its users; "" for none."""
 
     def check_number(self, what: str, there: int, fix: str) -> None:
-        """Raise UsageError for fewer images or samples, `what`, than the distance takes."""
+        """Check that images or samples are enough for the distance.
+
+        Args:
+            what: "images" or "samples".
+            there: Their number.
+            fix: What to do if they are too few.
+
+        Raises:
+            UsageError: They are too few.
+        """
         if there < self.needed:
             raise UsageError(
                 f"{self.metric} needs at least {self.needed:,} {what}, for a covariance of "
-                f"full rank (50,000 are usual), and here are {there:,}: {fix}"
+                f"full rank (50,000 are usual), not {there:,}: {fix}"
             )
 
     def features(self, images: Tensor) -> int:
-        """How many features each of some images has, (N, H, W, C), N >= 1."""
+        """Return the number of features of each of the images (N, H, W, C), N >= 1."""
         return self.width or self.extract(images[:1]).values.shape[1]

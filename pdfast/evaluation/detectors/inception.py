@@ -1,7 +1,7 @@
-"""FID's detector: the InceptionV3 of Heusel et al. 2017, as torch-fidelity has it.
+"""FID's detector: the InceptionV3 of Heusel et al. 2017, in torch-fidelity's implementation.
 
-The network is torch-fidelity's own class (Apache-2.0), and its weights are a file of 95 MB that
-neither package carries. What is measured with any other network is never called FID.
+The network is torch-fidelity's own class (Apache-2.0). Its weights are a file of 95 MB that neither
+package includes. Distances with any other network are never called FID.
 """
 
 import importlib
@@ -23,11 +23,20 @@ from pdfast.storage import files
 PACKAGE = "torch_fidelity"
 WIDTH = 2048
 NEEDED = WIDTH + 1  # a covariance of 2048 features has full rank from 2049 images on
-USUAL = "6726825d"  # how the SHA-256 of the weights begins that published FIDs are computed with
+USUAL = "6726825d"  # first digits of the SHA-256 of the weights behind published FIDs
 
 
 def open_inception(path: str, device: torch.device) -> Detector:
-    """The detector; `path` "": its weights are downloaded, once. Reached by all processes."""
+    """Open the detector. Reached by all processes.
+
+    Args:
+        path: The weights file; "" to download it, once.
+        device: Where the network runs.
+
+    Raises:
+        PdfastError: torch-fidelity is missing, or the download fails.
+        UsageError: The file does not hold the network's weights.
+    """
     module = collectives.together(_module)
     if not path:
         path = collectives.from_first(lambda: str(_downloaded(module.URL_INCEPTION_V3)))
@@ -39,10 +48,10 @@ def _opened(module: Any, file: Path, device: torch.device) -> Detector:
     state = network.read_weights(file)
 
     class Unfilled(module.FeatureExtractorInceptionV3):  # type: ignore[misc]
-        """The network before it has weights.
+        """The network without its weights.
 
-        Its constructor would unpickle the file, and with it any code in there; so it is handed an
-        empty one, and the weights, read without their code, come after.
+        Its constructor would unpickle the file and run any code in it. So it gets an empty file
+        here, and the weights, read without running code, are loaded later.
         """
 
         def load_state_dict(self, *_: object) -> None:
@@ -78,11 +87,11 @@ def _call(net: Any, x: Tensor) -> Features:
 
 
 def _module() -> Any:
-    """torch-fidelity's module of the network, without the rest of the package.
+    """Import torch-fidelity's module of the network without the rest of the package.
 
-    The package imports torchvision for other detectors as soon as any part of it is imported. This
-    part needs torch alone, so its package is entered as an empty one for as long as it is imported,
-    and pdfast does the same whether torchvision is there or not.
+    Importing any part of the package imports torchvision, for other detectors. This module needs
+    torch alone, so an empty package stands in for torch_fidelity during the import. That way pdfast
+    behaves the same with and without torchvision.
     """
     name = f"{PACKAGE}.feature_extractor_inceptionv3"
     spec = importlib.util.find_spec(PACKAGE)
@@ -97,24 +106,24 @@ def _module() -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise network.missing("inception", "torch-fidelity", "fid", error) from None
-    finally:  # who imports the package itself is to find it whole
+    finally:  # a later import of the package must get the real one
         for left in set(sys.modules) - before:
             if left.split(".")[0] == PACKAGE:
                 del sys.modules[left]
 
 
 def _downloaded(url: str) -> Path:
-    """The weights in torch.hub's cache, downloaded if they are not there."""
+    """Return the weights file in torch.hub's cache, after downloading it if it is missing."""
     file = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
     if file.is_file():
         return file
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(file), hash_prefix=USUAL, progress=False)
-    except (OSError, RuntimeError) as error:  # no network, a proxy's page, another content
+    except (OSError, RuntimeError) as error:  # no network, a proxy's page, other contents
         raise PdfastError(
             f"eval.detector inception: its weights could not be downloaded from {url} "
-            f"({files.reason(error)}): get that file elsewhere, which is also known as "
+            f"({files.reason(error)}): get that file elsewhere, also known as "
             f"pt_inception-2015-12-05-{USUAL}.pth, and pass inception:PATH"
         ) from None
     return file

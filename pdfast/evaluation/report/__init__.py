@@ -1,1 +1,1 @@
-"""The report of a run or a model: tables, plots, and the page."""
+"""The report of a run or a model: tables, plots and the HTML page."""

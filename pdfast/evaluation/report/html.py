@@ -1,7 +1,7 @@
-"""report.html: a run's report as one page that needs nothing beside it, not even a network.
+"""report.html: a run's report as one self-contained page, which also works offline.
 
-Grids of samples from the same noises, teacher and student side by side, that a slider moves through
-the numbers of sampling steps; the curve, the tables, the config and the versions.
+It shows grids of samples of teacher and student from the same noise, with a slider for the number
+of sampling steps, and the curve, the tables, the config and the versions.
 """
 
 import base64
@@ -18,33 +18,33 @@ Table = tuple[Sequence[str], Sequence[Sequence[str]]]  # a header, and rows of c
 
 
 class View(NamedTuple):
-    """What the slider shows at one number of steps."""
+    """The pictures that the slider shows at one number of steps."""
 
     steps: int
     teacher: Image.Image | None
     student: Image.Image | None
     captions: tuple[str, str]
-    """What to say of each."""
+    """Captions of teacher and student."""
 
 
 class Picture(NamedTuple):
-    """A plot beside the text."""
+    """A plot between texts."""
 
     file: str
-    """Its name in the folder of the report."""
+    """File name in the report's folder."""
     alt: str
     png: bytes
 
 
 class Figure(NamedTuple):
-    """A picture beside others."""
+    """A picture with a caption, in a row of others."""
 
     caption: str
     picture: Picture
 
 
 class Section(NamedTuple):
-    """A table or a plot, and a note, under a heading."""
+    """A heading with a table or a plot, and a note."""
 
     heading: str
     table: Table | None
@@ -159,10 +159,21 @@ def page(
     config: str,
     legend: str = "",
 ) -> str:
-    """The page; `first` is the number of steps that it opens at, `curve` a PNG. Texts are escaped.
+    """Return the HTML of a run's report. Texts are escaped.
 
-    The first cell of each row of `distances` is its number of steps; `legend` says what its columns
-    are.
+    Args:
+        title: Title of the page.
+        summary: First paragraph.
+        views: Samples at each number of steps; may be empty.
+        first: Number of steps that the slider starts at.
+        distances: Table whose rows begin with the number of steps.
+        curve: Plot of the distances, a PNG.
+        more: Sections between the distances and the rounds.
+        rounds: Table of the rounds.
+        note: Explanation of the columns of `rounds`.
+        versions: Versions of programs, by name.
+        config: The resolved config.
+        legend: Explanation of the columns of `distances`.
     """
     shown = [v for v in views if v.teacher or v.student]
     return PAGE.substitute(
@@ -188,7 +199,15 @@ def plain_page(
     pictures: Sequence[Figure],
     last: Sequence[Section],
 ) -> str:
-    """A page without a script: sections, pictures beside each other, and sections below them."""
+    """Return the HTML of a page without a script.
+
+    Args:
+        title: Title of the page.
+        warning: A warning at the top, or "".
+        sections: Sections above the pictures.
+        pictures: Pictures, side by side.
+        last: Sections below the pictures.
+    """
     parts = [f"<p><strong>{html.escape(warning)}</strong></p>"] if warning else []
     parts += map(section_of, sections)
     if pictures:
@@ -203,7 +222,7 @@ def plain_page(
 
 
 def section_of(section: Section) -> str:
-    """A section of a page."""
+    """Return the HTML of a section."""
     parts = [f"<h2>{html.escape(section.heading)}</h2>"]
     if section.table:
         parts.append(f'<div class="scroll">{_table(section.table)}</div>')
@@ -214,7 +233,7 @@ def section_of(section: Section) -> str:
 
 
 def note_of(text: str) -> str:
-    """A note under a table; empty for none."""
+    """Return the HTML of a note under a table; "" for none."""
     return f'<p class="note">{html.escape(text)}</p>' if text else ""
 
 
@@ -233,12 +252,12 @@ def _samples(views: Sequence[View], first: int) -> str:
         last=len(views) - 1,
         first=counts.index(first) if first in counts else 0,
         ticks="".join(f'<option value="{k}" label="{n}"></option>' for k, n in enumerate(counts)),
-        views=json.dumps(table).replace("<", "\\u003c"),  # so that no text ends the script
+        views=json.dumps(table).replace("<", "\\u003c"),  # keeps a text from closing the script
     )
 
 
 def _png(picture: Image.Image | None) -> str:
-    """A picture as an address that holds it; empty for none."""
+    """Return a picture as a data URL; "" for None."""
     if picture is None:
         return ""
     file = io.BytesIO()
@@ -247,7 +266,7 @@ def _png(picture: Image.Image | None) -> str:
 
 
 def address(png: bytes) -> str:
-    """A PNG as an address that holds it."""
+    """Return a PNG as a data URL."""
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 

@@ -1,7 +1,7 @@
-"""What a run's report was made of, so that the same one is not made again: eval-state/report.json.
+"""The inputs of a run's report, so that an unchanged one is not repeated: eval-state/report.json.
 
-A JSON object of facts and of the SHA-256 of the files that were made of them. Losing it costs the
-time to make them again, nothing else.
+It is a JSON object of facts, and of the SHA-256 of the files made from them. If it is lost, the
+report is made again.
 """
 
 import hashlib
@@ -18,15 +18,20 @@ from pdfast.storage import files
 
 NAME = "report.json"
 ALWAYS = {"report.html", "report.json", "report.md", "report.png"}
-# Of samples that can be drawn, and of students whose evaluations are known.
+# With drawable samples, and with students whose evaluations are known.
 MAYBE = {"samples/compare.png", PRICE}
 
 
 class Record:
-    """The facts of the report of a run; for the first process alone."""
+    """The record of a run's report; for the first process alone."""
 
     def __init__(self, run: Run, facts: Callable[[], dict[str, str]]) -> None:
-        """`facts` gives all that decides what the files hold, as texts."""
+        """Create the record of a run.
+
+        Args:
+            run: The run.
+            facts: Returns everything that the report's files depend on, as strings.
+        """
         self._run, self._path, self._told = run, run.path / FOLDER / NAME, facts
 
     @cached_property
@@ -34,10 +39,10 @@ class Record:
         return self._told()
 
     def holds(self) -> bool:
-        """Whether all files are there, as they were made, of these facts."""
+        """Whether all files of the report exist, unchanged, and were made from the same facts."""
         try:
             table = files.read_json(self._path)
-        except PdfastError:  # damaged, or not there
+        except PdfastError:  # damaged or missing
             return False
         made = table.get("files")
         return (
@@ -48,11 +53,15 @@ class Record:
         )
 
     def forget(self) -> None:
-        """Before the files are written: until all are, they are of nothing."""
+        """Remove the record, before the report's files are written."""
         self._path.unlink(missing_ok=True)
 
     def keep(self, names: Iterable[str]) -> None:
-        """The files are whole."""
+        """Write the record, after the report's files are written.
+
+        Args:
+            names: The files, relative to the run directory.
+        """
         made = {name: digest_of(self._run.path / name) for name in names}
         table = {"made_of": self._facts, "files": made}
         files.make_folder(self._path.parent)
@@ -60,10 +69,10 @@ class Record:
 
 
 def digest(content: bytes | str) -> str:
-    """SHA-256, in hexadecimal."""
+    """Return the SHA-256 of bytes or a string, in hexadecimal."""
     return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
 
 
 def digest_of(path: Path) -> str:
-    """Of a file; empty where there is none."""
+    """Return the SHA-256 of a file, or "" if it does not exist."""
     return files.sha256(path) if path.is_file() else ""

@@ -4,7 +4,7 @@ from pdfast.evaluation.report.html import Section, Table
 
 
 def lines(table: Table) -> str:
-    """A table."""
+    """Return a table as Markdown."""
     header, rows = table
     escaped = [[cell.replace("|", "\\|").replace("<", "&lt;") for cell in row] for row in rows]
     all_rows = [header, ["--:"] * len(header), *escaped]
@@ -12,7 +12,7 @@ def lines(table: Table) -> str:
 
 
 def section_lines(section: Section) -> list[str]:
-    """The parts of a section."""
+    """Return the paragraphs of a section as Markdown."""
     parts = [f"## {section.heading}"]
     if section.table:
         parts.append(lines(section.table))

@@ -1,4 +1,4 @@
-"""Pictures of samples, and the report's plot."""
+"""Pictures of samples, and the report's plot of distances."""
 
 from collections.abc import Sequence
 
@@ -19,19 +19,26 @@ from pdfast.models.images import as_stored
 from pdfast.models.model import Model
 
 NUM_SHOWN = 16
-CURVES = 5  # signals in a row of a square of them
-COLORS = ["tab:blue", "tab:orange", "tab:green", "tab:red"]  # of a signal's channels
+CURVES = 5  # signals per row of a gallery
+COLORS = ["tab:blue", "tab:orange", "tab:green", "tab:red"]  # for the channels of a signal
 
 
 def drawable(model: Model) -> bool:
-    """Whether `picture` can show the model's samples: images of 1 or 3 channels, and signals."""
+    """Whether `picture` can show a model's samples, which are images (C = 1 or 3) or signals."""
     return len(model.shape) == 2 or (len(model.shape) == 3 and model.shape[0] in (1, 3))
 
 
 def sample_row(model: Model, steps: int, seed: int, draw: ClassDraw | None = None) -> Row:
-    """The first samples of a model: every row of one seed starts from the same noise.
+    """Sample a row of pictures; every row of the same seed starts from the same noise.
 
-    `draw`: how their classes are drawn; None as the model does.
+    Args:
+        model: The model.
+        steps: Number of sampling steps.
+        seed: Seed of noise and classes.
+        draw: The distribution of the classes; None for the model's own.
+
+    Returns:
+        A caption, and samples on the CPU.
     """
     name = "student" if model.steps else "teacher"
     labels = None if draw is None else draw.labels(seed, NUM_SHOWN)
@@ -40,8 +47,13 @@ def sample_row(model: Model, steps: int, seed: int, draw: ClassDraw | None = Non
 
 
 def picture(model: Model, named: Sequence[Row]) -> Image.Image:
-    """Rows of samples of the model's kind, which is `drawable`; floats by the range of its clip,
-    or of the first row.
+    """Draw rows of samples.
+
+    Floats are scaled by the range of the model's clip, or of the first row.
+
+    Args:
+        model: A `drawable` model, for the kind of its samples.
+        named: Captions and samples.
     """
     low, high = _range(model, named[0][1])
     if len(model.shape) == 2:
@@ -50,8 +62,14 @@ def picture(model: Model, named: Sequence[Row]) -> Image.Image:
 
 
 def gallery(model: Model, samples: Tensor, data: Tensor) -> Image.Image:
-    """Samples of the model's kind, which is `drawable`, as a square of them; floats by the range of
-    its clip, or of the data.
+    """Draw samples in a square.
+
+    Floats are scaled by the range of the model's clip, or of the data.
+
+    Args:
+        model: A `drawable` model, for the kind of its samples.
+        samples: The samples.
+        data: Some of the data.
     """
     low, high = _range(model, data)
     if len(model.shape) == 2:
@@ -61,19 +79,26 @@ def gallery(model: Model, samples: Tensor, data: Tensor) -> Image.Image:
 
 
 def _range(model: Model, samples: Tensor) -> tuple[float, float]:
-    """What is shown as the lowest and the highest number."""
+    """Return the numbers that are shown as the lowest and the highest."""
     return model.clip or (float(samples.min()), float(samples.max()))
 
 
 def _visible(images: Tensor, low: float, high: float) -> Tensor:
-    """Images as uint8."""
+    """Return images as uint8."""
     if not images.is_floating_point():
         return images
     return as_stored((images - low) * (2 / max(high - low, 1e-9)) - 1, torch.uint8)
 
 
 def curves(named: Sequence[Row], low: float, high: float, columns: int = NUM_SHOWN) -> Image.Image:
-    """Signals (N, 1, L, C) side by side, a strip per row, its caption above; a line a channel."""
+    """Draw signals side by side, with a line for each channel.
+
+    Args:
+        named: Rows: a caption, and signals (N, 1, L, C).
+        low: The lowest number shown.
+        high: The highest number shown.
+        columns: Signals per row.
+    """
     figure = Figure(figsize=(max(8, 0.875 * columns), 1.2 * len(named)), dpi=100)
     axes, canvas = figure.add_axes((0.01, 0, 0.98, 1)), FigureCanvasAgg(figure)
     lines, colors = [], []
@@ -97,7 +122,13 @@ def curves(named: Sequence[Row], low: float, high: float, columns: int = NUM_SHO
 def plot_distances(
     metric: str, floor: float, curves: Sequence[tuple[str, dict[int, float]]]
 ) -> Figure:
-    """Distance against sampling steps, one curve per (name, {steps: distance})."""
+    """Plot distance against sampling steps.
+
+    Args:
+        metric: Name of the distance.
+        floor: Distance of resampled data.
+        curves: (name, {steps: distance}) of each curve.
+    """
     figure = Figure(figsize=(6, 4), layout="constrained", dpi=150)
     axes = figure.subplots()
     for (name, points), marker in zip(curves, "os^", strict=False):

@@ -1,4 +1,4 @@
-"""The plot of distance against what was spent: a point a student, labelled with its steps."""
+"""The plot of distance against evaluations, with a point for each student."""
 
 import math
 from collections.abc import Sequence
@@ -15,35 +15,35 @@ PRICE_NOTE = (
     "to its own. The quick distance after each round is of few images in at most 16 steps, so it "
     "compares rounds only."
 )
-NEAR = 1.1  # points of two lines whose evaluations differ by less have their labels on two sides
-NARROW = 4  # a range of distances below this ratio has ticks closer together
+NEAR = 1.1  # two lines' points with a lower ratio of evaluations get labels on opposite sides
+NARROW = 4  # a range of distances below this ratio gets finer ticks
 COARSE, FINE = (1, 2, 5), (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
-HEADROOM = 0.13  # for the labels, of the height of what is drawn
-DIGIT = 0.015  # width of a label's digit, over that of all points
-RAISED = 9  # points by which a label is farther off than the one beside it
+HEADROOM = 0.13  # margin for the labels, as a fraction of the height
+DIGIT = 0.015  # width of a label's digit, as a fraction of the width of all points
+RAISED = 9  # points by which a label moves away to avoid the one before it
 
 
 class Line(NamedTuple):
-    """Students of one kind."""
+    """The students of one curve."""
 
     name: str
     points: Sequence[tuple[int, float, int]]
-    """(evaluations, distance, sampling steps) of each."""
+    """(evaluations, distance, sampling steps) of each student."""
     joined: bool = True
-    """Whether a line is drawn through the points."""
+    """Whether to draw a line through the points."""
 
 
 class Panel(NamedTuple):
-    """Distances that can be compared."""
+    """One plot of comparable distances."""
 
     metric: str
     lines: Sequence[Line]
     levels: Sequence[tuple[str, float]] = ()
-    """Distances without evaluations of their own."""
+    """Names and distances of horizontal lines."""
 
 
 def plot_price(panels: Sequence[Panel]) -> Figure:
-    """Distance against evaluations, the panels below each other."""
+    """Plot distance against evaluations, with the panels stacked."""
     figure = Figure(figsize=(6, 4 if len(panels) == 1 else 3 * len(panels)), dpi=150)
     figure.set_layout_engine("constrained")
     found = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
@@ -61,7 +61,7 @@ def _draw(axes: Axes, panel: Panel) -> None:
         style = "-" if line.joined else "none"
         color = f"C{number % 10}"
         axes.plot(x, y, marker=marker, linestyle=style, color=color, label=line.name)
-        last, raised = 0.0, False  # where the label before this one ends
+        last, raised = 0.0, False  # end of the label before this one
         for at, distance, steps in line.points:
             below, half = _is_below(number, at, distance, shown), DIGIT * (len(str(steps)) + 1) / 2
             place = math.log(at) / spread
@@ -96,14 +96,15 @@ def _draw(axes: Axes, panel: Panel) -> None:
 
 
 def _spread(shown: Sequence[Line]) -> float:
-    """The logarithm of the ratio of the largest evaluations to the smallest."""
+    """Return the logarithm of the ratio of the largest to the smallest evaluations."""
     found = [at for line in shown for at, _, _ in line.points]
     return math.log(max(found) / min(found)) or 1.0
 
 
 def _is_below(number: int, at: int, distance: float, shown: Sequence[Line]) -> bool:
-    """Whether another line has a point near this one's evaluations, and above it; of two that are
-    one, whether this is the later line's.
+    """Whether a point's label goes below it, as another line has a point close by and above.
+
+    Of two equal points, the later line's label goes below.
     """
     return any(
         other != number and max(x, at) < NEAR * min(x, at) and (y, number) > (distance, other)

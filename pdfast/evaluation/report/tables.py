@@ -1,4 +1,4 @@
-"""What a report shows of a run: its tables, pictures and texts."""
+"""The contents of a run's report: tables, pictures and texts."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,18 +25,18 @@ from pdfast.runs.watched_loss import MEANING, WORDS
 
 QUICK = (
     "Round 0 is the teacher's training; the distance is a quick one, 256 images in at most 16 "
-    "steps, for comparing rounds only. {loss} Signal / rounding: how far the target is from the "
-    "student when a round begins, in v, over what the networks' rounding changes in that (medians "
-    "over a fixed batch of training images). A round where it is not well above 1 teaches little "
-    "at this precision."
+    "steps, for comparing rounds only. {loss} Signal / rounding: the difference of target and "
+    "student at the start of a round, in v, over its error from the networks' rounding (medians "
+    "over a fixed batch of training images). If it is not well above 1, a round learns little at "
+    "this precision."
 )
 
 EVALUATIONS = (
-    "Evaluations: forward passes of a network, each of one image, that the training has taken so "
-    "far; a backward pass counts two more, and where the forward "
-    "pass is done again for it (checkpoint) that counts too. The teacher's are those of its own "
-    "training; a student's those of all rounds up to its own, its teachers' passes and the choice "
-    "among its averages included, without the first teacher's training. Seconds likewise."
+    "Evaluations: forward passes of a network, each for one image, that the training has taken so "
+    "far; a backward pass counts as two more, and repeating the forward "
+    "pass for it (checkpoint) counts too. The teacher's are of its own training; "
+    "a student's are of all rounds up to its own, including its teachers' passes and the choice "
+    "among its averages, without the first teacher's training. Seconds are counted alike."
 )
 NOT_RECORDED = "\u2013"
 
@@ -44,10 +44,15 @@ Curve = dict[int, Measured]  # by steps
 
 
 def as_json(sweep: StepSweep, facts: Facts, curves: dict[str, Curve]) -> dict[str, Any]:
-    """What report.json and eval.json hold: metric, floor, facts, and {steps: distance} by name.
+    """Return the contents of report.json or eval.json.
 
-    Of detectors with a network also "scores", of conditional models "classes", each by name and
-    steps as well.
+    They are metric, floor, facts, and {steps: distance} by name; "scores" with a detector's
+    network, and "classes" of conditional models, also by name and steps.
+
+    Args:
+        sweep: The sweep, with its evaluator.
+        facts: How the figures were measured.
+        curves: The measured curves, by name.
     """
 
     def by_steps(value: Callable[[Measured], Any]) -> dict[str, Any]:
@@ -76,7 +81,7 @@ def as_json(sweep: StepSweep, facts: Facts, curves: dict[str, Curve]) -> dict[st
 
 
 def scores_of(figure: SampleMetrics) -> dict[str, float]:
-    """Everything but the distances, by name."""
+    """Return all figures except the distances, by name."""
     found: dict[str, float] = {}
     if figure.inception_score is not None:
         score = figure.inception_score
@@ -88,30 +93,30 @@ def scores_of(figure: SampleMetrics) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Report:
-    """What was measured of a run."""
+    """The measurements of a run."""
 
     run: Run
     sweep: StepSweep
     model: Model
-    """The teacher, for the kind of its samples."""
+    """The teacher, which gives the kind of the samples."""
     data: Tensor
-    """The first of the set."""
+    """The first images of the set."""
     facts: Facts
     teacher: Curve
     student: Curve = field(default_factory=dict)
-    """Each at its own number of steps."""
+    """The students, each at its own number of steps."""
 
     @property
     def curves(self) -> dict[str, Curve]:
-        """By name."""
+        """The curves of teacher and students, by name."""
         return {"teacher": self.teacher, "student": self.student}
 
     def account(self) -> Account:
-        """What the run's phases have spent."""
+        """Return the evaluations and seconds of the run's phases."""
         return Account(self.run.metrics())
 
     def evaluations(self) -> dict[str, dict[str, int | None]]:
-        """For report.json: network evaluations of each row, by name and steps."""
+        """Return the network evaluations of each row, by name and steps, for report.json."""
         account = self.account()
         return {
             "teacher": {str(k): account.teacher.evaluations for k in self.teacher},
@@ -120,12 +125,12 @@ class Report:
 
     @property
     def title(self) -> str:
-        """Of the page."""
+        """Title of the page."""
         return f"{self.run.config.name}: {self.sweep.evaluator.metric} against sampling steps"
 
     @property
     def summary(self) -> str:
-        """What the distances are of."""
+        """First paragraph of the page, on how the distances were measured."""
         sweep, evaluator = self.sweep, self.sweep.evaluator
         of = "the data" if evaluator.metric == "FD-raw" else "all images"
         clipped = "clipped " if self.model.clip else ""
@@ -138,19 +143,19 @@ class Report:
 
     @property
     def _guidance_note(self) -> str:
-        """What guidance costs; empty where there is none."""
+        """Note on the cost of guidance; "" without guidance."""
         if self.model.calls == 1:
             return ""
         weight = self.run.config.eval.guidance
         return (
-            f" Guidance has weight {weight:g}: the teacher is evaluated twice a step, with the "
-            "class and without, the students once."
+            f" Guidance has weight {weight:g}: the teacher is evaluated twice per step, with and "
+            "without the class, the students once."
         )
 
     # -- tables ----------------------------------------------------------------------------
 
     def distances(self) -> Table:
-        """Distance and cost at each number of steps."""
+        """Return the table of distance and cost at each number of steps."""
         steps = "steps = network calls" if self.model.calls == 1 else "steps"
         header = [steps, "teacher", "student", "ms/image, teacher", "student"]
         header += ["evaluations, teacher", "student", "seconds, teacher", "student"]
@@ -173,11 +178,11 @@ class Report:
 
     @property
     def distances_note(self) -> str:
-        """What the columns of the distances are."""
+        """Explanation of the columns of `distances`."""
         return evaluations_note(self.distances())
 
     def price(self) -> list[Panel] | None:
-        """Distance against evaluations, of all rounds and of the report; None: not recorded."""
+        """Return the plot of distance against evaluations; None if none were recorded."""
         account, evaluator = self.account(), self.sweep.evaluator
         quick = {m["round"]: m for m in self.run.metrics() if "distance" in m}
 
@@ -200,7 +205,7 @@ class Report:
         return [Panel(of_rounds, [rounds], of_teacher), Panel(metric, [final], levels)]
 
     def scores(self) -> Table | None:
-        """Inception score, precision and recall; of a detector with a network."""
+        """Return Inception score, precision and recall; None without a detector's network."""
         names = list(scores_of(next(iter(self.teacher.values())).figure))
         if not names:
             return None
@@ -216,7 +221,7 @@ class Report:
         return header, lines
 
     def classes(self) -> Table | None:
-        """Distance by class, of a conditional model, at each number of steps."""
+        """Return the table of distance by class; None for an unconditional model."""
         evaluator = self.sweep.evaluator
         if not evaluator.classes:
             return None
@@ -235,27 +240,27 @@ class Report:
 
     @property
     def classes_note(self) -> str:
-        """What the table by class lacks; empty for unconditional models."""
+        """Note on classes left out of `classes`; "" if none are."""
         evaluator = self.sweep.evaluator
         if not evaluator.num_left_out:
             return ""
         return (
             f"Left out: {evaluator.num_left_out} of the classes, each of which has fewer "
-            f"images or samples than the {evaluator.width + 1:,} that {evaluator.metric} takes."
+            f"images or samples than the {evaluator.width + 1:,} that {evaluator.metric} needs."
         )
 
     def measured(self) -> Table:
-        """What stands beside every figure."""
+        """Return the table of how the figures were measured."""
         return ["what", "value"], self.facts.rows()
 
     def rounds(self) -> Table:
-        """What each phase took and did, by the metrics."""
+        """Return the table of the rounds, from the metrics."""
         logged, config = self.run.metrics(), self.run.config
         quick = {m["round"]: m["distance"] for m in logged if "distance" in m}
         name = watched_loss.logged(logged)
         header = ["round", "steps", "updates", f"{WORDS[name]}, start", "end", "distance"]
         header += ["updates/s", "signal / rounding"]
-        chosen = any("chosen" in m for m in logged)  # of averages and the raw weights
+        chosen = any("chosen" in m for m in logged)  # among averages and raw weights
         header += ["student"] if chosen else []
         lines = []
         for m in logged:
@@ -273,11 +278,11 @@ class Report:
 
     @property
     def rounds_note(self) -> str:
-        """What the columns of the rounds are."""
+        """Explanation of the columns of `rounds`."""
         return QUICK.format(loss=MEANING[watched_loss.logged(self.run.metrics())])
 
     def rows(self) -> list[Row]:
-        """For samples/compare.png: the data, the teacher's best, and each student below it."""
+        """Return the rows of samples/compare.png: data, teacher at the baseline, students."""
         shown = [("data", self.data), self._row(self.run.config.eval.baseline_steps)]
         for k in self.student:
             shown += [self._row(k), self._row(k, student=True)]
@@ -288,7 +293,7 @@ class Report:
         return f"{name}, {counted(k)}", found[k].samples
 
     def views(self) -> list[View]:
-        """For the page: teacher and student at each number of steps."""
+        """Return the pictures of teacher and student at each number of steps, for the page."""
         metric, found = self.sweep.evaluator.metric, []
         for k, of_teacher in self.teacher.items():
             pictures, captions = [], []
@@ -304,7 +309,7 @@ class Report:
 
 
 def spent_cells(spent: Spent) -> tuple[str, str]:
-    """Evaluations and seconds, to read."""
+    """Return evaluations and seconds as cells of a table."""
     evaluations, seconds = spent.evaluations, spent.seconds
     return (
         NOT_RECORDED if evaluations is None else f"{evaluations:,}",
@@ -313,20 +318,20 @@ def spent_cells(spent: Spent) -> tuple[str, str]:
 
 
 def evaluations_note(table: Table) -> str:
-    """What the evaluations of a table are."""
+    """Return an explanation of a table's evaluations."""
     unknown = any(NOT_RECORDED in row for row in table[1])
     return EVALUATIONS + (f" {NOT_RECORDED}: not recorded." if unknown else "")
 
 
 def _chosen(m: dict[str, Any]) -> str:
-    """What became a round's student, where it was chosen."""
+    """Return the candidate that was chosen as a round's student, or ""."""
     if "chosen" not in m:
         return ""
     return f"EMA {m['chosen']:g}" if m["chosen"] else "raw"
 
 
 def _learnable(m: dict[str, Any]) -> str:
-    """A round's signal, its rounding, and their ratio."""
+    """Return a round's signal, its rounding and their ratio, or ""."""
     if "signal" not in m:
         return ""
     if m["rounding"] is None:

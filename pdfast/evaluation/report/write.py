@@ -1,4 +1,4 @@
-"""The report of a run or of one model: distances against sampling steps, tables, plot and page."""
+"""Evaluating a run or a model, and writing its report."""
 
 import contextlib
 import io
@@ -34,23 +34,29 @@ from pdfast.training.model_run import ModelRun
 from pdfast.training.precision import cast_to_precision, precision_of
 from pdfast.version import __version__
 
-TABLE, PICTURE = "eval.json", "eval.png"  # of one model
-FORMAT = "3"  # of the report's files; one of another format is made again
+TABLE, PICTURE = "eval.json", "eval.png"  # the report of one model
+FORMAT = "3"  # of the report's files; a report of another format is made again
 NO_PICTURES = "no pictures: the samples are neither images of 1 or 3 channels nor signals"
 
 
 class SampledAt(NamedTuple):
-    """Numbers of steps that a report samples at."""
+    """Numbers of steps that a report samples teacher and students at."""
 
     teacher: set[int]
     student: set[int]
-    """Of the students that have these as their own."""
+    """Steps of the students, each of which is sampled at its own."""
 
 
 def sampled_at(steps: Iterable[int], baseline: int, students: Iterable[int]) -> SampledAt:
-    """Where a report has samples: `students` are the own steps of those that are there.
+    """Return the numbers of steps that a report samples at.
 
-    At `steps` and the baseline's; and at the last student's, if they are not more than those.
+    The teacher is sampled at `steps`, at the baseline's steps, and at the last student's steps if
+    they are not more than the baseline's. Each student among these steps is sampled too.
+
+    Args:
+        steps: The numbers of steps asked for.
+        baseline: The teacher's number of steps for comparison.
+        students: Steps of the existing students.
     """
     wanted, own = set(steps), set(students)
     wanted |= {newest for newest in own if newest == min(own) and newest <= baseline}
@@ -60,10 +66,15 @@ def sampled_at(steps: Iterable[int], baseline: int, students: Iterable[int]) -> 
 def report_run(run: ModelRun, data: Dataset, steps: Sequence[int], device: torch.device) -> None:
     """Evaluate a run's saved models; write report.json, .md, .png and .html, and pictures.
 
-    The teacher is sampled at each of `steps` and at the baseline's, each student whose own step
-    count is among `steps`, and the last student, at that count. The numbers depend on the saved
-    models, the data and the config alone. A killed evaluation goes on where it was. Nothing is done
-    where the report is there, and of the same models, data, metrics, config, device and versions.
+    See `sampled_at` for the models and steps. The figures depend on the saved models, the data and
+    the config alone. A killed evaluation resumes where it stopped. Nothing is done if the report
+    exists and was made from the same models, data, metrics, config, device and versions.
+
+    Args:
+        run: The run.
+        data: The data to compare with.
+        steps: Numbers of sampling steps.
+        device: Where the models are sampled.
     """
     config, students = run.config, run.students()
     if students:
@@ -73,7 +84,7 @@ def report_run(run: ModelRun, data: Dataset, steps: Sequence[int], device: torch
     if newest not in wanted.student and newest:
         run.screen.say(
             f"the student of {newest} steps is not sampled at its own steps, which takes long: "
-            f"pdfast eval {run.path} --steps {newest} does it"
+            f"run pdfast eval {run.path} --steps {newest} for that"
         )
     precision = precision_of(config.precision, device)
 
@@ -130,7 +141,7 @@ def report_run(run: ModelRun, data: Dataset, steps: Sequence[int], device: torch
 
 
 def check_out(folder: Path) -> None:
-    """Raise UsageError where `report_model` would replace what no earlier evaluation wrote."""
+    """Raise UsageError if `report_model` would replace files that no evaluation wrote."""
     table, picture, state = (folder / name for name in (TABLE, PICTURE, resume.FOLDER))
     earlier = False
     if table.is_file():
@@ -151,9 +162,9 @@ def _made_of(
     steps: set[int],
     device: torch.device,
 ) -> dict[str, str]:
-    """All that a run's report depends on; for the first process.
+    """Return everything that a run's report depends on; for the first process.
 
-    `computed`: fingerprints of networks of one's own, whose code is in no file of the run.
+    `computed` are fingerprints of custom networks, whose code is in no file of the run.
     """
     manifests = {path.name: files.read_manifest(path)["manifest_sha256"] for path in models}
     return evaluator.key() | {
@@ -170,9 +181,14 @@ def _made_of(
 def report_model(
     name: str, model: Model, out: Run, evaluator: Evaluator, averaged: dict[str, str]
 ) -> None:
-    """Evaluate one model at the config's `eval.steps`: eval.json and eval.png in `out`.
+    """Evaluate one model at the config's `eval.steps`; write eval.json and eval.png.
 
-    `averaged` says under "model" what its weights are; see `Facts`.
+    Args:
+        name: The curve's name in the plot.
+        model: The model.
+        out: The folder of the report.
+        evaluator: The evaluator, with the data to compare with.
+        averaged: How the weights of "model" were averaged; see `Facts.weights`.
     """
     sweep = StepSweep(evaluator, out)
     found = sweep(name, model, out.config.eval.steps)
@@ -196,7 +212,7 @@ def _distances(found: Curve) -> dict[int, float]:
 
 
 def _write(report: Report) -> list[str]:
-    """All files, report.json last: where it is, the others are. Gives their names."""
+    """Write all files of a report, report.json last to mark it whole; return their names."""
     run, metric = report.run, report.sweep.evaluator.metric
     curves = [
         ("teacher", _distances(report.teacher)),
@@ -215,7 +231,7 @@ def _write(report: Report) -> list[str]:
     run.write("report.png", lambda stage: stage.write_bytes(curve))
     if price:
         run.write(PRICE, lambda stage: stage.write_bytes(price))
-    else:  # one that an earlier report had would be of other rounds
+    else:  # an earlier report's plot would be of other rounds
         (run.path / PRICE).unlink(missing_ok=True)
     text = page(
         title=report.title,
@@ -240,7 +256,7 @@ def _write(report: Report) -> list[str]:
 
 
 def _price(report: Report) -> bytes:
-    """The plot of distance against evaluations, a PNG; empty where none are known."""
+    """Return the plot of distance against evaluations, a PNG; b"" if none are known."""
     panels = report.price()
     if panels is None:
         return b""
@@ -250,7 +266,7 @@ def _price(report: Report) -> bytes:
 
 
 def _versions(device: torch.device) -> dict[str, str]:
-    """What the report was written with."""
+    """Return the versions and the device that a report was made with."""
     on = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
         "pdfast": __version__,
@@ -262,7 +278,7 @@ def _versions(device: torch.device) -> dict[str, str]:
 
 
 def _more(report: Report, price: bytes) -> list[Section]:
-    """What stands between the distances and the rounds; `price` is a PNG, or empty."""
+    """Return the sections between the distances and the rounds; `price` is a PNG or b""."""
     picture = Picture(PRICE, "distance against evaluations", price) if price else None
     tables = [
         Section("Distance against evaluations", None, PRICE_NOTE if price else "", picture),
@@ -274,7 +290,7 @@ def _more(report: Report, price: bytes) -> list[Section]:
 
 
 def _markdown(report: Report, more: Sequence[Section]) -> str:
-    """report.md: the tables of the page, its curve and pictures."""
+    """Return the text of report.md, with the tables, curve and pictures of the page."""
     samples = f"There are {NO_PICTURES}."
     if drawable(report.model):
         samples = "![samples](samples/compare.png)"
