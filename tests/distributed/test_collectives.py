@@ -370,7 +370,7 @@ def test_what_must_be_alike_is_compared(tmp_path):
 
     with Pair(tmp_path, member) as pair:
         assert pair.codes() == [2, 2], pair.said()
-        message = "process 1 has numbers 1 2 3 4, where process 0 has 1 2 3: give all the same"
+        message = "process 1 has numbers 1 2 3 4, but process 0 has 1 2 3: give all the same"
         assert [pair.raised(rank) for rank in range(2)] == [message] * 2
 
 

@@ -21,9 +21,9 @@ from pdfast.storage import files
 def silent(rank, timeout):
     """What is said of a process of two."""
     return (
-        f"process {rank} of 2 does not answer within --timeout {timeout} s: it or its machine has "
-        "stopped, or the network between; the last saved state is whole, and the same command goes "
-        "on from there"
+        f"process {rank} of 2 does not answer within --timeout {timeout} s: the process, its "
+        "machine or the network has stopped; the last saved state is whole, and the same command "
+        "resumes from there"
     )
 
 
@@ -63,7 +63,7 @@ def test_a_timeout_that_is_none(timeout):
 def test_one_that_does_not_start(monkeypatch):
     one_of(monkeypatch, 4)
     store = dist.HashStore()
-    message = r"processes 0, 2, 3 of 4 did not start within 0.1 s: see what the start"
+    message = r"processes 0, 2, 3 of 4 did not start within 0.1 s: find out what delays"
     with pytest.raises(ProcessLost, match=message):
         joining._meet(store, 1, 4, lambda: None, 0.1)
     with pytest.raises(ProcessLost, match="another process of this run has ended"):
@@ -240,5 +240,5 @@ def test_a_run_that_is_stopped_goes_on_from_its_last_state(tiny_toml, tmp_path):
             files.read(states / name)
     again, straight = (train(out, "none") for out in ("run", "straight"))
     assert again.codes == straight.codes == {}, (again.errors, straight.errors)
-    assert "going on from update 10\n" in again.output
+    assert "resuming from update 10\n" in again.output
     assert_same_run(tmp_path / "straight", tmp_path / "run")

@@ -122,7 +122,7 @@ def test_in_an_evaluation(straight, tmp_path, monkeypatch, signum, kind):
 
     with monkeypatch.context() as patch:
         patch.setattr(sweep.EvalState, "keep", keep)
-        with pytest.raises(kind, match="finished models are whole; the same command goes on"):
+        with pytest.raises(kind, match="finished models are whole; the same command resumes"):
             pdfast.evaluate(run, quiet=True)
     assert len(list(run.glob("eval-state/*/samples-*"))) == 1
     assert (run / "report.json").read_text() == before
@@ -247,7 +247,7 @@ def test_stop_from_another_thread(straight, tiny, tmp_path, monkeypatch, handler
     monkeypatch.setattr(signals, "_requested", 0)
     assert type(stopped) is pdfast.Stopped
     assert str(stopped) == (
-        "stopped as stop() asked; teacher is saved at update 7; run it again to go on"
+        "stopped as stop() asked; teacher is saved at update 7; run it again to resume"
     )
     assert (stopped.signum, stopped.exit_code) == (0, 1)
     assert update_saved(run) == "round-00-update-000000007"
@@ -285,6 +285,6 @@ def test_stop_is_asked_at_every_update_and_at_every_step(tiny, straight, tmp_pat
 def test_an_error_of_stop_is_the_callers(tiny, tmp_path):
     with pytest.raises(ZeroDivisionError):
         pdfast.train(tiny, out=tmp_path / "run", quiet=True, stop=lambda: 1 / 0)
-    with pytest.raises(UsageError, match="stop must be a function without arguments that says"):
+    with pytest.raises(UsageError, match="stop must be a function without arguments that returns"):
         pdfast.train(tiny, out=tmp_path / "run", quiet=True, stop=True)
     assert not (tmp_path / "run").exists()

@@ -228,7 +228,7 @@ def test_so_many_stop_the_run(tiny, straight, tmp_path, monkeypatch, case, where
     dump = path / f"not-finite-{STATE}"
     message = (
         f"{phase}: after update {FIRST} the loss or the gradient was not finite {LIMIT} times in a "
-        f"row; {dump} has what repeats it; start again with a lower learning rate and another "
+        f"row; {dump} holds what repeats it; start again with a lower learning rate and another "
         "--out (finished models and saved states are whole)"
     )
 
@@ -401,7 +401,7 @@ def test_a_start_that_is_not_finite_is_an_error(tiny, tmp_path):
         next(teacher.parameters())[0] = NAN
     config = config_of(tiny, "distill")
     objective = objective_of("distill", config.distill, teacher)
-    with pytest.raises(PdfastError, match="distill: the loss is not finite before the first up"):
+    with pytest.raises(PdfastError, match="distill: the loss of the initial model is not finite"):
         run_engine(config, "distill", objective, copy.deepcopy(teacher), digits(), tmp_path)
 
 
