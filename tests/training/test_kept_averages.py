@@ -80,10 +80,10 @@ def test_each_average_is_that_of_an_optimizer_of_its_own(tiny):
 @pytest.mark.parametrize(
     ("of", "message"),
     [
-        ({"ema_decays": (0.3, 0.99)}, "has .* in ema_0.9.safetensors, which this run does not keep"),
+        ({"ema_decays": (0.3, 0.99)}, "has .* in ema_0.9.safetensors, which this run does not"),
         ({"ema_decays": (0.3, 0.99, 0.8)}, "has no .* in ema_0.8.safetensors"),
         ({"ema_decays": (), "ema_decay": 0.9}, "has no .* in ema.safetensors"),
-        ({"keep_moments": False}, "has earlier in moments.safetensors, which this run does not keep"),
+        ({"keep_moments": False}, "has earlier in moments.safetensors, which this run does not"),
     ],
 )
 def test_a_state_of_other_averages_or_moments_is_refused(tiny, of, message):
