@@ -48,14 +48,14 @@ FAIR = 4  # ulps of error that eager PyTorch may have and still be a standard
 
 
 def assert_accepted(ours, eager, exact, terms=None, parts=None):
-    """Check that the relative L2 error is at most twice eager PyTorch's in its dtype, plus one ulp.
+    """Check that the relative L2 error is at most twice eager PyTorch's, plus one ulp.
 
     Where numbers are sums that may cancel, `terms` are the magnitudes of each number's terms, and
     the float32 ulp is one of these: below it, PyTorch's own error is a matter of luck.
 
     At most FAIR ulps of PyTorch's error count (and the underflow of 16-bit dtypes): if it lost its
-    digits, twice its error would allow anything. These too are ulps of the terms, or of `parts`: the
-    same magnitudes, for callers whose other ulps are not of the terms.
+    digits, twice its error would allow anything. These too are ulps of the terms, or of `parts`:
+    the same magnitudes, for callers whose other ulps are not of the terms.
 
     The interpreter truncates to bfloat16 instead of rounding, which may cost that ulp. float16 may
     overflow, but then as in eager PyTorch.

@@ -189,7 +189,7 @@ def _sums() -> Any:
 
 
 def _has_begun() -> bool:
-    """Return whether CUDA is in use, so that there is a current device."""
+    """Return whether CUDA is in use and has a current device."""
     return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 
 

@@ -217,7 +217,7 @@ def fit(
         run: The run, for its config, states, metrics and screen.
         round_: Round of the distillation; 0 for the teacher's training.
         title: Name of the phase, for the screen.
-        kept: Holder of the engine that the phase before left; None: there is none.
+        kept: Holder of the engine that the phase before left; None: an empty one.
         keep: Whether to leave this phase's engine in `kept`, where memory allows.
         choose: Sets the model's final weights, from the raw weights and the averages.
 

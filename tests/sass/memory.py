@@ -98,7 +98,7 @@ def lds(m, ins):
 
 
 def split(m, addresses):
-    """Split generic addresses: positions of those in the cluster's shared memory, and of the rest."""
+    """Split generic addresses: positions in the cluster's shared memory, and the rest."""
     shared = addresses >> U64(32) == m.shared.window
     return np.flatnonzero(shared), np.flatnonzero(~shared)
 
