@@ -115,7 +115,7 @@ class Exact(NamedTuple):
       output there are about eight roundings: the difference, mean and rstd, a coefficient, its
       product, the offset, and two or three of the sigmoid or of the last products. Each changes the
       output by at most a roundoff, 0.3 to 0.6 of one in root mean square, and they are independent:
-      together below 2 roundoffs in L2. Twice that is allowed. Pixels are summed in blocks, and their
+      together below 2 roundoffs in L2. Twice that is allowed. Pixels are summed in blocks, whose
       roundings average out.
     - one rounding of the output itself, to a 16-bit dtype, including subnormal numbers.
 
