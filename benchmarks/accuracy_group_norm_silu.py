@@ -2,10 +2,10 @@
 
     python benchmarks/accuracy_group_norm_silu.py
 
-The norm with SiLU of an 8 x 256 x 32 x 32 tensor in 32 groups, whose values have spread 1 about
-a common mean. Each implementation computes y and the gradients of <y, dy> in the given type; the
-errors are relative, in L2, against float64 on the same, already rounded inputs. Prints Markdown.
-Runs on a GPU where there is one.
+The op is the norm with SiLU of an 8 x 256 x 32 x 32 tensor in 32 groups, whose values have spread 1
+about a common mean. Each implementation computes y and the gradients of <y, dy> in the given dtype.
+Errors are relative, in L2, against float64 on the same, already rounded inputs. Prints Markdown,
+and runs on a GPU if there is one.
 """
 
 import torch
@@ -19,7 +19,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def contiguous(x: Tensor, *parameters: Tensor, groups: int) -> Tensor:
-    """PyTorch's own ops on x in the default layout."""
+    """Run PyTorch's own ops on x in the default layout."""
     return eager(x.contiguous(), *parameters, groups=groups)
 
 
@@ -33,7 +33,7 @@ WHAT = {"y": "The output", "dx": "Its gradient for x", "dweight": "Its gradient 
 
 
 def inputs(mean: float, dtype: torch.dtype) -> list[Tensor]:
-    """x, weight, bias and dy, drawn in float64 and rounded; images channels-last."""
+    """Draw x, weight, bias and dy in float64, and round them; images are channels-last."""
     generator = torch.Generator().manual_seed(0)
     x, dy = (torch.randn(SHAPE, generator=generator, dtype=torch.float64) for _ in range(2))
     weight, bias = torch.randn(2, SHAPE[1], generator=generator, dtype=torch.float64)
@@ -43,7 +43,7 @@ def inputs(mean: float, dtype: torch.dtype) -> list[Tensor]:
 
 
 def outputs(function, tensors: list[Tensor]) -> dict[str, Tensor]:
-    """y, dx and dweight."""
+    """Return y, dx and dweight."""
     x, weight, bias, dy = tensors
     x, weight = x.clone().requires_grad_(), weight.clone().requires_grad_()
     y = function(x, weight, bias, groups=GROUPS)
@@ -52,7 +52,7 @@ def outputs(function, tensors: list[Tensor]) -> dict[str, Tensor]:
 
 
 def errors(mean: float, dtype: torch.dtype) -> dict[str, list[str]]:
-    """For y and each gradient, the relative L2 error of each implementation."""
+    """Return each implementation's relative L2 error, for y and each gradient."""
     tensors = inputs(mean, dtype)
     exact = outputs(reference, [t.double() for t in tensors])
     found = [outputs(function, tensors) for function in WHO.values()]
@@ -60,7 +60,7 @@ def errors(mean: float, dtype: torch.dtype) -> dict[str, list[str]]:
 
 
 def relative(found: Tensor, exact: Tensor) -> str:
-    """The relative L2 error, where there is one."""
+    """Format the relative L2 error, if it is finite."""
     size = float(exact.norm())
     return f"{float((found.double() - exact).norm()) / size:.1e}" if size else "-"
 

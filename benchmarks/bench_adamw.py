@@ -15,7 +15,7 @@ CASES = ["cifar10", "digits"] if torch.cuda.is_available() else ["digits"]
 @pytest.mark.parametrize("averages", [1, 3])
 @pytest.mark.parametrize("who", ["pdfast", "eager", "torch fused", "apex", COPY])
 def test_adamw(case, who, averages, measure, device):
-    """All parameters of a config's net, with averaged weights; eager: AdamW(foreach=True)."""
+    """Time all parameters of a config's network, with averages; eager is AdamW(foreach=True)."""
     absent = backends.why_not("optimizer") if who == "apex" else ""
     with torch.device("meta"):
         shapes = [p.shape for p in UNet(load_config(case).model).parameters()]

@@ -13,7 +13,7 @@ NET = torch.bfloat16 if ON_GPU else torch.float32
 
 
 class Case(NamedTuple):
-    """Images of one batch."""
+    """The images of one batch."""
 
     n: int
     channels: int
@@ -28,7 +28,7 @@ CASES = [Case(256, 3, 64), Case(128, 3, 32), Case(64, 1, 8)]
 
 @pytest.mark.parametrize("who", ["pdfast", "reference", "eager", "torch.compile", COPY])
 def test_add_noise(case, who, measure, device):
-    """eager draws by torch.randn: other numbers, the same work."""
+    """Time one batch; eager draws other numbers, by torch.randn, with the same work."""
     n, c, s = case
     data = torch.randint(0, 256, (2000, s, s, c), dtype=torch.uint8, device=device)
     images, update = data.permute(0, 3, 1, 2), torch.zeros(1, dtype=torch.int64, device=device)

@@ -1,4 +1,4 @@
-"""Attention at the shapes of the paper's CIFAR-10 net: PyTorch's, which pdfast uses; xformers'."""
+"""Attention at the shapes of the paper's CIFAR-10 network: PyTorch's, used by pdfast; xformers'."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ DTYPE = torch.bfloat16 if ON_GPU else torch.float32
 
 
 class Case(NamedTuple):
-    """Images, tokens and width of one head."""
+    """Images, tokens, and width of the one head."""
 
     n: int
     tokens: int
@@ -28,7 +28,7 @@ CASES = [Case(128, 256), Case(128, 64)] if ON_GPU else [Case(8, 256), Case(8, 64
 
 @pytest.mark.parametrize("who", ["pdfast", "xformers", COPY])
 def test_attention(case, who, measure, device):
-    """Forward, one head."""
+    """Time the forward pass of one head."""
     absent = backends.why_not("attention") if who == "xformers" else ""
     absent = absent or ("xformers needs a GPU" if who == "xformers" and not ON_GPU else "")
     q, k, v = torch.randn(3, case.n, 1, case.tokens, case.width, device=device, dtype=DTYPE)

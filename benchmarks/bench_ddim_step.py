@@ -1,4 +1,4 @@
-"""ddim_step: the teacher's output at z_t to z_mid and the network's next input."""
+"""ddim_step: from the teacher's output at z_t to z_mid and the network's next input."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from pdfast.kernels.ddim_step import ddim_step, ddim_step_reference
 
 @pytest.mark.parametrize("who", ["pdfast", "eager", "torch.compile", COPY])
 def test_ddim_step(case, who, measure, device):
-    """The v parameterization."""
+    """Time a step of the v parameterization."""
     n, c, s = case
     z = torch.randn(n, c, s, s, device=device).contiguous(memory_format=torch.channels_last)
     out = torch.randn_like(z).to(NET)

@@ -11,7 +11,7 @@ from pdfast.kernels.distill_loss import distill_loss, loss_and_grad, target
 
 @pytest.mark.parametrize("who", ["pdfast", "eager", "torch.compile", COPY])
 def test_distill_loss(case, who, measure, device):
-    """The v parameterization, truncated SNR."""
+    """Time the v parameterization, with the weight snr_trunc."""
     n, c, s = case
     z_t = torch.randn(n, c, s, s, device=device).contiguous(memory_format=torch.channels_last)
     out_t, out_mid, out = (torch.randn_like(z_t).to(NET) for _ in range(3))

@@ -1,4 +1,4 @@
-"""dropout of activations, at the shapes of the paper's CIFAR-10 net, and of small ones on a CPU."""
+"""dropout of activations at the shapes of the paper's CIFAR-10 network; small ones on a CPU."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ PASSES = {"forward": 2, "forward+backward": 4}  # tensors of x's size that must 
 @pytest.mark.parametrize("who", ["pdfast", "eager", "torch.compile", COPY])
 @pytest.mark.parametrize("passes", PASSES)
 def test_dropout(case, passes, who, measure, device):
-    """The others draw by torch's generator: other masks, the same work."""
+    """Time a pass; the others draw other masks, by torch's generator, with the same work."""
     n, c, s = case
     x = torch.randn(n, c, s, s, device=device, dtype=NET).contiguous(
         memory_format=torch.channels_last

@@ -1,4 +1,4 @@
-"""group_norm_silu at the shapes of the paper's CIFAR-10 net, and of small ones on a CPU."""
+"""group_norm_silu at the shapes of the paper's CIFAR-10 network; small ones on a CPU."""
 
 from typing import NamedTuple
 
@@ -58,7 +58,7 @@ PASSES = {"forward": 2, "forward+backward": 5}  # tensors of x's size that must 
 @pytest.mark.parametrize("who", WHO)
 @pytest.mark.parametrize("passes", PASSES)
 def test_group_norm_silu(case, passes, who, measure, device):
-    """One norm; eager is channels-last too."""
+    """Time one norm; eager is channels-last too."""
     absent = backends.why_not("group_norm") if who == "apex" else ""
     c = case.channels
     x = torch.randn(case.n, c, case.size, case.size, device=device, dtype=DTYPE)
@@ -88,7 +88,7 @@ def test_group_norm_silu(case, passes, who, measure, device):
 
 
 def run_of(who, passes, forward, both, leaves, moved, device):
-    """The function to time: a pass, or a copy that moves as many bytes."""
+    """Return the function to time: a pass, or a copy that moves as many bytes."""
     if who == COPY:
         source = torch.empty(moved // 2, dtype=torch.uint8, device=device).random_()
         target = torch.empty_like(source)

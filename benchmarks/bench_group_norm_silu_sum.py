@@ -1,4 +1,4 @@
-"""group_norm_silu of a residual sum, at shapes of the paper's CIFAR-10 net; smaller on a CPU."""
+"""group_norm_silu of a residual sum at shapes of the paper's CIFAR-10 network; small on a CPU."""
 
 import functools
 
@@ -12,14 +12,14 @@ from pdfast.kernels.group_norm_silu import eager, sum_group_norm_silu
 
 GPU_CASES = [Case(128, 256, 32), Case(128, 256, 16), Case(128, 256, 8)]
 CASES = GPU_CASES if ON_GPU else [Case(8, 256, 32), Case(128, 32, 8, groups=8)]
-# Tensors of x's size that must be moved: x, residual, sum, y; and dy, sum, its own gradient, dx.
+# Tensors of x's size to move: x, residual, sum, y; and dy, sum, the sum's own gradient, dx.
 PASSES = {"forward": 4, "forward+backward": 8}
 
 
 @pytest.mark.parametrize("who", ["pdfast", "eager", COPY])
 @pytest.mark.parametrize("passes", PASSES)
 def test_residual_sum(case, passes, who, measure, device):
-    """The norm of a residual sum, which is written out, and whose gradient others reach too."""
+    """Time the norm of a residual sum that is written out, and has another gradient of its own."""
     c = case.channels
     x = torch.randn(case.n, c, case.size, case.size, device=device, dtype=DTYPE)
     x = x.contiguous(memory_format=torch.channels_last)

@@ -1,8 +1,8 @@
-"""What each option of the engine does to a distillation update, beside none of them.
+"""The effect of each engine option on a distillation update.
 
-Whole updates, captured on a GPU: those with the option and without it in one process, which is no
-other option's, their repeats interleaved. The speed-up is the ratio of medians, above 1 where the
-option pays.
+Updates are whole, and captured on a GPU. Each option has a process of its own, in which repeats
+with and without the option alternate. The speed-up is the ratio of medians; above 1 the option
+pays.
 """
 
 import statistics
@@ -15,7 +15,7 @@ from one_update import LIMIT, Job, config_of, in_a_process
 GPU = torch.cuda.is_available()
 CASES = ["cifar10", "digits"] if GPU else ["digits"]
 REPEATS, UPDATES = 11, 4
-STEPS = 64  # of the student
+STEPS = 64  # sampling steps of the student
 OPTIONS = {
     "pipeline_teacher": {"pipeline_teacher": True},
     "tabulate_film": {"tabulate_film": True},
@@ -30,15 +30,15 @@ OPTIONS = {
     "bf16": {"precision": "bf16"},
 }
 ON_GPU = {"teacher_stream", "pipeline_teacher, teacher_stream", "tf32"}
-SLOW = {"compile"}  # to begin: with --compile alone
-QUICK = {"pipeline_teacher, tabulate_film", "accumulate 2", "bf16"}  # all that --quick times
+SLOW = {"compile"}  # options that take long to begin: only with --compile
+QUICK = {"pipeline_teacher, tabulate_film", "accumulate 2", "bf16"}  # options that --quick times
 BASE = "without"
 
 
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.timeout(LIMIT + 60)
 def test_option(case, option, benchmark, request):
-    """Medians of interleaved repeats of a few updates each, with the option and without."""
+    """Time alternating repeats of a few updates each, with the option and without; take medians."""
     quick = request.config.getoption("--quick")
     row = {"op": "options of a distillation update", "who": option, "seconds": None, "bytes": 0}
     row |= {"shape": f"{case}, batch {config_of(case).distill.batch}", "kind": "options"}

@@ -1,4 +1,4 @@
-"""avg_pool2x2 and upsample2x, at the shapes of the paper's CIFAR-10 net; small ones on a CPU."""
+"""avg_pool2x2 and upsample2x at the shapes of the paper's CIFAR-10 network; small on a CPU."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from harness import COPY
 
 from pdfast.kernels.resample import avg_pool2x2, upsample2x
 
-# Of the larger tensor.
+# Shapes of the larger tensor.
 GPU_CASES = [Case(128, 256, 32), Case(128, 256, 16)]
 CASES = GPU_CASES if ON_GPU else [Case(8, 256, 32), Case(64, 32, 8)]
 PASSES = {"forward": 1, "forward+backward": 2}
@@ -16,12 +16,12 @@ FUNCTIONS = {"avg_pool2x2": avg_pool2x2, "upsample2x": upsample2x}
 
 
 def eager_pool(x):
-    """PyTorch's."""
+    """Average 2x2 pixels by PyTorch."""
     return F.avg_pool2d(x, 2)
 
 
 def eager_upsample(x):
-    """PyTorch's."""
+    """Double height and width by PyTorch."""
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
@@ -29,7 +29,7 @@ def eager_upsample(x):
 @pytest.mark.parametrize("passes", PASSES)
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_resample(case, name, passes, who, measure, device):
-    """A pass reads one of the tensors and writes the other, which has a quarter, or four times."""
+    """Time a pass: it reads one tensor and writes another of a quarter, or four times, its size."""
     n, c, s = case
     large = torch.randn(n, c, s, s, device=device, dtype=NET)
     large = large.contiguous(memory_format=torch.channels_last)

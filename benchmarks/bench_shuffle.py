@@ -1,4 +1,4 @@
-"""shuffle: what drawing without replacement adds to add_noise, and a table of the order instead."""
+"""shuffle: the cost of drawing without replacement in add_noise, and of a table of the order."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ IMAGES = 2000
 
 @pytest.mark.parametrize("who", ["add_noise, shuffled", "add_noise", "reference", "eager"])
 def test_shuffle(case, who, measure, device):
-    """reference: the draws alone, by PyTorch's ops; eager: the order of an epoch by randperm."""
+    """reference: only the draws, by PyTorch's ops; eager: the order of an epoch, by randperm."""
     n, c, s = case
     data = torch.randint(0, 256, (IMAGES, s, s, c), dtype=torch.uint8, device=device)
     images, update = data.permute(0, 3, 1, 2), torch.zeros(1, dtype=torch.int64, device=device)

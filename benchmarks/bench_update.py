@@ -1,12 +1,12 @@
-"""Whole updates of training and distillation: pdfast beside the published algorithm, several ways.
+"""Whole updates of training and distillation: pdfast and the published algorithm, several ways.
 
-(a) the published algorithm in eager PyTorch, float32 (TF32 allowed), default layout; (b) the same
-under bf16 autocast, channels-last; (c) and (d) the same as (b), on a CPU as (a), compiled;
-(e) pdfast; (f) pdfast with engine.compile; (g) pdfast with PyTorch's norms. Same network, batch and
-config. (b) is left out on a CPU; --compile times (c), (d) and (f).
+(a) is the published algorithm in eager PyTorch, float32 (TF32 allowed), default layout; (b) is the
+same under bf16 autocast, channels-last; (c) and (d) are (b) compiled, or (a) on a CPU; (e) is
+pdfast; (f) is pdfast with engine.compile; (g) is pdfast with PyTorch's norms. Network, batch and
+config are the same. A CPU skips (b); --compile adds (c), (d) and (f).
 
-All that compiles or captures has a process of its own, in which its repeats and those of (a) take
-turns: a fault hides nothing else, and what is compared was measured together.
+Each that compiles or captures has a process of its own, in which its repeats alternate with those
+of (a). So a fault affects no other, and the compared times were measured together.
 """
 
 import functools
@@ -23,7 +23,7 @@ from pdfast.cost.counting import count_update
 
 GPU = torch.cuda.is_available()
 CASES = ["cifar10", "medium", "digits"] if GPU else ["digits"]
-REPEATS, STEPS = 11, 512  # STEPS: of the student
+REPEATS, STEPS = 11, 512  # STEPS: sampling steps of the student
 EAGER, AUTOCAST = "(a) eager", "(b) bf16 autocast"
 REDUCED, TUNED = "(c) compiled, reduce-overhead", "(d) compiled, max-autotune"
 OURS, OURS_COMPILED, OWN_NORMS = "(e) pdfast", "(f) pdfast, compiled", "(g) pdfast, PyTorch's norms"
@@ -37,7 +37,7 @@ VARIANTS = {
     OURS_COMPILED: {"who": "pdfast", "compiled": True},
     OWN_NORMS: {"who": "pdfast", "torch_norms": True},
 }
-# What runs in one process, by the name of its test; (a) in each is what links them.
+# Variants that share a process, by the name of its test; each process has (a), as the link.
 PROCESSES = {
     "plain": [EAGER, AUTOCAST],
     "pdfast": [EAGER, OURS],
@@ -49,9 +49,9 @@ PROCESSES = {
 
 
 def absent(who: str, quick: bool, compiling: bool) -> str:
-    """Why it is not timed; empty where it is."""
+    """Return why a variant is not timed; empty if it is."""
     if who == AUTOCAST and not GPU:
-        return "left out on a CPU, which few have bf16 units for"
+        return "left out on a CPU: few have bf16 units"
     if who == TUNED and not GPU:
         return "left out on a CPU, where it takes longest"
     if VARIANTS[who].get("compiled") and not compiling:
@@ -60,7 +60,7 @@ def absent(who: str, quick: bool, compiling: bool) -> str:
 
 
 def record(row: dict, outcome: Outcome) -> None:
-    """Into a row what was measured, (a)'s times beside it, or why nothing was."""
+    """Add to a row the measurement with the times of (a), or the reason why it is missing."""
     if row["who"] in outcome.failed:
         row["absent"] = f"failed: {outcome.failed[row['who']]}"
         return
@@ -73,7 +73,7 @@ def record(row: dict, outcome: Outcome) -> None:
 
 @functools.cache
 def flops_of(case: str, phase: str) -> float:
-    """Floating-point operations of an update."""
+    """Return the floating-point operations of an update."""
     return count_update(config_of(case), phase, "cpu", kernels=True).total.flops
 
 
@@ -81,7 +81,7 @@ def flops_of(case: str, phase: str) -> float:
 @pytest.mark.parametrize("process", PROCESSES)
 @pytest.mark.timeout(LIMIT + 60)
 def test_update(case, process, phase, benchmark, request):
-    """Medians of interleaved repeats of a few updates each; pytest-benchmark's is the process's."""
+    """Time alternating repeats of a few updates; pytest-benchmark's time is the whole process's."""
     option = request.config.getoption
     quick, batch = option("--quick"), getattr(config_of(case), phase).batch
     base = {"op": f"update, {phase}", "shape": f"{case}, batch {batch}", "bytes": 0}
@@ -115,13 +115,13 @@ def test_update(case, process, phase, benchmark, request):
     for who in timed:
         record(rows[who], outcome)
         if case == "cifar10" and phase == "distill":
-            rows[who]["config"] = case  # whose price the table gives
+            rows[who]["config"] = case  # the table gives its price
     assert not outcome.failed
 
 
 @pytest.mark.skipif(GPU, reason="measured there")
 def test_counted(benchmark, request):
-    """Without a GPU: the counts of the paper's CIFAR-10 update."""
+    """Count the paper's CIFAR-10 update, without a GPU."""
     count = benchmark.pedantic(
         lambda: count_update(load_config("cifar10"), "distill", kernels=True, precision="bf16"),
         rounds=1,

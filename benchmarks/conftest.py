@@ -1,8 +1,8 @@
-"""How the benchmarks measure, and the table that they end with.
+"""The measurements of the benchmarks, and the table at their end.
 
-Each test times one implementation of an op on one shape and reports it with `measure`. On a GPU a
-call is captured in a CUDA graph and replayed, as training does, so that launch overhead in Python
-does not count. GB/s are those of the bytes that the op must move, whatever an implementation does.
+Each test times one implementation of an op on one shape, and reports it with `measure`. On a GPU a
+call is captured in a CUDA graph and replayed, as in training, so that Python's launch overhead does
+not count. GB/s count the bytes that the op must move, whatever an implementation moves.
 """
 
 import json
@@ -29,7 +29,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """`case`: of the module's CASES, or with --quick the last, its smallest."""
+    """Parametrise `case` by the module's CASES; with --quick only by the last, its smallest."""
     if "case" in metafunc.fixturenames:
         cases = metafunc.module.CASES
         cases = cases[-1:] if metafunc.config.getoption("--quick") else cases
@@ -38,7 +38,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session")
 def device() -> torch.device:
-    """The GPU, if there is one."""
+    """The GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -46,7 +46,7 @@ def device() -> torch.device:
 def measure(benchmark: Any, device: torch.device, request: pytest.FixtureRequest) -> Callable:
     """measure(function, op=, shape=, who=, moved=): time a call that moves `moved` bytes.
 
-    Where the implementation is not installed, `absent` is the reason, which the table shows.
+    `absent` is the reason why an implementation cannot run; the table then shows it.
     """
     quick = request.config.getoption("--quick")
 
@@ -64,7 +64,7 @@ def measure(benchmark: Any, device: torch.device, request: pytest.FixtureRequest
         if absent:
             row["absent"] = absent
             pytest.skip(absent)
-        torch.compiler.reset()  # Dynamo compiles a function for 8 shapes, then runs it eagerly
+        torch.compiler.reset()  # after 8 shapes Dynamo would run the function eagerly
         benchmark.group = f"{op} {shape}"
         calls, target = 1, function
         if device.type == "cuda":
@@ -90,7 +90,7 @@ def measure(benchmark: Any, device: torch.device, request: pytest.FixtureRequest
 
 
 def pytest_runtest_teardown(item: pytest.Item) -> None:
-    """The rows so far, for a run that is cut off."""
+    """Write the rows so far, in case the run is killed."""
     if path := item.config.getoption("--rows"):
         path.write_text(json.dumps(item.config.stash[ROWS], indent=1) + "\n")
 

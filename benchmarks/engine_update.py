@@ -1,4 +1,4 @@
-"""pdfast's own update, made as `training.loop.fit` makes it, for the benchmarks of updates."""
+"""pdfast's own update, made as in `training.loop.fit`, for the benchmarks of updates."""
 
 import copy
 import dataclasses
@@ -27,7 +27,7 @@ from pdfast.training.update import update
 
 
 def compile_net(model: Model) -> None:
-    """Compile a model's network as a run does whose engine.compile is on."""
+    """Compile a model's network as a run with engine.compile does."""
     model.net.compile(dynamic=False)
 
 
@@ -44,10 +44,10 @@ class Engine:
         norm: Callable[..., Tensor] | None = None,
         compiled: bool = False,
     ) -> None:
-        """`images` uint8 (N, H, W, C), on the device that all runs on; unlabelled.
+        """`images` are unlabelled, uint8 (N, H, W, C), on the device of all the work.
 
-        `num_steps`: the student's, in distillation. `norm` replaces group_norm_silu. `compiled`:
-        compile the networks, whatever the config says of it.
+        `num_steps` are the student's sampling steps, in distillation. `norm` replaces
+        group_norm_silu. `compiled`: compile the networks, whatever the config says.
         """
         cfg, device = getattr(config, phase), images.device
         on_gpu = device.type == "cuda"
@@ -74,10 +74,10 @@ class Engine:
         state = [*self.optimizer.tensors(), *objective.carried]
         self.repeat = Replay(work, state, device)
         if on_gpu:
-            self.peak = torch.cuda.max_memory_allocated(device) - before  # of the capture
+            self.peak = torch.cuda.max_memory_allocated(device) - before  # during the capture
 
     def update(self) -> Tensor:
-        """One update; returns the mean loss."""
+        """Make one update; return the mean loss."""
         self.optimizer.rate.fill_(self.optimizer.cfg.lr)
         self.repeat()
         return self.optimizer.loss
@@ -88,14 +88,14 @@ class Engine:
 
 
 def use_norm(model: Model, norm: Callable[..., Tensor] | None) -> None:
-    """Have the model's norms run as `norm`, where one is given."""
+    """Make the model's norms run as `norm`, if it is given."""
     for module in model.modules():
         if isinstance(module, GroupNormSiLU) and norm is not None:
             module.op = norm
 
 
 def name_for_the_profiler(optimizer: Optimizer) -> None:
-    """Put the optimizer's step under its part's name."""
+    """Show the optimizer's step under its part's name in the profiler."""
     step = optimizer.step
 
     def named() -> None:
@@ -106,7 +106,7 @@ def name_for_the_profiler(optimizer: Optimizer) -> None:
 
 
 def with_options(config: Config, phase: Phase, options: Mapping[str, object]) -> Config:
-    """The config with options of [engine], of the phase's table or of its own set."""
+    """Return the config with options of [engine], of the phase's table or of the top level."""
     own = {name: value for name, value in options.items() if name == "precision"}
     names = {field.name for field in dataclasses.fields(EngineConfig)}
     of_engine = {name: value for name, value in options.items() if name in names}

@@ -1,17 +1,17 @@
 """Everything that needs a GPU, in parts: build, check, test, time; sized for 15 minutes of one GPU.
 
-    python benchmarks/gpu_suite.py --out DIR                 all parts, what matters most first
-    python benchmarks/gpu_suite.py --out DIR --parts first   those up to fashion: 10 minutes at most
-    python benchmarks/gpu_suite.py --out DIR --parts rest    the others, on the build that is there
+    python benchmarks/gpu_suite.py --out DIR                 all parts, the most important first
+    python benchmarks/gpu_suite.py --out DIR --parts first   parts up to fashion: 10 minutes at most
+    python benchmarks/gpu_suite.py --out DIR --parts rest    the other parts, on the existing build
     python benchmarks/gpu_suite.py --out DIR --parts update,norm --fashion fashion_mnist16.npz
     python benchmarks/gpu_suite.py --out DIR --dry-run       on a CPU: that every part would run
 
-Every part has a time limit and leaves its results even when it fails or runs out of time. After
-each part they are written: gpu_suite.json, gpu_suite.md, logs.tar.gz, kernels-*.tsv of the updates.
-Where compute-sanitizer, a peer or the data of `fashion` is not there, the report says so.
+Every part has a time limit, and leaves its results even when it fails or runs out of time. After
+each part the suite writes gpu_suite.json, gpu_suite.md, logs.tar.gz, and kernels-*.tsv of the
+updates. The report names what is missing: compute-sanitizer, a peer, or the data of `fashion`.
 
 The Python that runs this needs torch, triton, ninja, setuptools, pytest with its plugins benchmark,
-timeout and xdist, hypothesis, and what pdfast requires: nothing is installed, and the build stays
+timeout and xdist, hypothesis, and pdfast's requirements: nothing is installed, and the build stays
 in the working tree.
 """
 
@@ -34,16 +34,16 @@ import torch
 from harness import table
 
 ROOT = Path(__file__).parents[1]
-# Seconds, in the order that the parts run in; `first` and `rest` are their names together.
+# Time limits in seconds, in the order of the parts; `first` and `rest` are their names together.
 FIRST = {"build": 50, "launch": 45, "gpu": 110, "soak": 60, "nccl": 35}
 FIRST |= {"update": 125, "norm": 55, "fashion": 120}
 REST = {"options": 100, "kernels": 65, "sanitize": 75, "compiled": 260}
 LIMITS = FIRST | REST
 DRY_LIMIT = 300
-WORKERS = 8  # of tests, most of whose time goes into compiling
+WORKERS = 8  # for tests that spend most of their time in compilers
 LAUNCHES, SOAK = "tests/gpu/test_launches.py", "tests/gpu/test_soak.py"
 NORM = "benchmarks/bench_group_norm_silu.py"
-WHOLE = ("bench_update", "bench_options")  # updates; the others time single ops
+WHOLE = ("bench_update", "bench_options")  # these time updates; the others time single ops
 OPTIONS = ("pipeline_teacher", "teacher_stream", "pipeline_teacher, teacher_stream")
 OPTIONS += ("tabulate_film", "checkpoint", "accumulate 2")
 SANITIZER, CHECKS = "compute-sanitizer", ("memcheck", "racecheck")
@@ -54,13 +54,13 @@ class Work(NamedTuple):
 
     out: Path
     folder: Path
-    """For logs, rows and runs."""
+    """Folder for logs, rows and runs."""
     dry: bool
     fashion: Path | None
-    """fashion_mnist16.npz, if it is there."""
+    """Path of fashion_mnist16.npz, or None."""
 
     def rows(self, part: str) -> Path:
-        """Where a part's benchmarks write what they measured."""
+        """Return the file for the measurements of a part's benchmarks."""
         return self.folder / f"{part}.rows.json"
 
 
@@ -124,7 +124,7 @@ def commands(work: Work) -> dict[str, list[str]]:
 
 
 def fashion(work: Work, device: str) -> list[str]:
-    """The whole run of configs/fashion_mnist16.toml; dry, a few updates of noise."""
+    """Return the command for the whole run of configs/fashion_mnist16.toml, or a short dry run."""
     command = [sys.executable, "-m", "pdfast", "distill", "--config", "fashion_mnist16"]
     command += ["--data.source", str(work.fashion), "--out", str(work.folder / "fashion")]
     command += ["--precision", "bf16", "--device", device]
@@ -135,7 +135,7 @@ def fashion(work: Work, device: str) -> list[str]:
 
 
 def why_not(part: str, work: Work) -> str:
-    """Why a part cannot run here; empty where it can."""
+    """Return why a part cannot run here; empty if it can."""
     if part == "sanitize" and shutil.which(SANITIZER) is None:
         return f"left out: {SANITIZER} is not installed"
     if part == "fashion" and work.fashion is None:
@@ -144,14 +144,14 @@ def why_not(part: str, work: Work) -> str:
 
 
 def run(part: str, work: Work) -> dict[str, object]:
-    """One part under its limit: how it ended, seconds, the log's end, and what was measured."""
+    """Run one part under its limit; return how it ended, seconds, the log's end and the rows."""
     log, rows = work.folder / f"{part}.log", work.rows(part)
     report = {"status": why_not(part, work), "well": True, "seconds": 0.0, "tail": [], "rows": []}
     if report["status"]:
         print(f"{part}: {report['status']}", flush=True)
         return report
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    # GOMP_SPINCOUNT is what the command line sets for itself; see pdfast/cli/main.py.
+    # The command line sets GOMP_SPINCOUNT for itself; see pdfast/cli/main.py.
     environment = {"GOMP_SPINCOUNT": "1000", **os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     if work.dry and part in ("gpu", "kernels"):  # Triton's ops
         environment["TRITON_INTERPRET"] = "1"
@@ -183,7 +183,7 @@ def run(part: str, work: Work) -> dict[str, object]:
 
 
 def output_of(*words: str) -> str:
-    """What a program prints, or why it could not run."""
+    """Return what a program prints, or why it could not run."""
     try:
         done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
         return done.stdout.strip() or done.stderr.strip()
@@ -192,7 +192,7 @@ def output_of(*words: str) -> str:
 
 
 def facts() -> dict[str, str]:
-    """Where this ran."""
+    """Describe the machine and the software."""
     try:
         import triton
 
@@ -214,7 +214,7 @@ def facts() -> dict[str, str]:
 
 
 def markdown(report: dict[str, dict]) -> str:
-    """The report for people."""
+    """Format the report for people."""
     lines = ["# GPU suite", ""] + [f"- {key}: {value}" for key, value in report["facts"].items()]
     lines += ["", "| part | result | seconds |", "|---|---|---:|"]
     parts = report["parts"]
@@ -230,7 +230,7 @@ def markdown(report: dict[str, dict]) -> str:
 
 
 def write(report: dict[str, dict], work: Work) -> None:
-    """All that there is so far."""
+    """Write all results so far."""
     (work.out / "gpu_suite.json").write_text(json.dumps(report, indent=1) + "\n")
     (work.out / "gpu_suite.md").write_text(markdown(report))
     with tarfile.open(work.out / "logs.tar.gz", "w:gz") as tar:
@@ -239,7 +239,7 @@ def write(report: dict[str, dict], work: Work) -> None:
 
 
 def chosen(names: str) -> list[str]:
-    """The parts of a choice, in their order. Raises ValueError for a name that is none."""
+    """Return the chosen parts, in their order; raise ValueError for an unknown name."""
     sets = {"all": LIMITS, "first": FIRST, "rest": REST}
     asked = {part for name in names.split(",") for part in sets.get(name, [name])}
     if unknown := asked - set(LIMITS):
@@ -264,7 +264,7 @@ def why_not_built(dry: bool) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the chosen parts; 0 if all that could run ended well."""
+    """Run the chosen parts; return 0 if every part that could run succeeded."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder without a report yet")
     names = ", ".join(LIMITS)
@@ -294,7 +294,7 @@ def main(arguments: list[str] | None = None) -> int:
         if "build" not in parts and (reason := why_not_built(args.dry_run)):
             parser.error(reason)
         work.out.mkdir(parents=True, exist_ok=True)
-        if args.dry_run and given is None:  # noise in the place of clothes
+        if args.dry_run and given is None:  # noise instead of clothes
             given = work.folder / "noise.npz"
             noise = np.random.default_rng(0).integers(0, 256, (64, 16, 16, 1), np.uint8)
             np.savez(given, images=noise)

@@ -1,4 +1,4 @@
-"""What the benchmarks share: how a call is timed on a GPU, and the tables of results."""
+"""Shared parts of the benchmarks: timing a call on a GPU, and the tables of results."""
 
 import statistics
 from collections.abc import Callable
@@ -13,12 +13,12 @@ from pdfast.training.cuda_launches import NOT_COUNTED
 from pdfast.training.op_counter import PARTS, Amount
 
 PER_GRAPH = 20  # calls captured in one graph
-ROWS = pytest.StashKey[list]()  # what was measured, for the table
+ROWS = pytest.StashKey[list]()  # measurements, for the table
 COPY = "copy of the same bytes"
 
 
 def capture(function: Callable[[], object]) -> torch.cuda.CUDAGraph:
-    """PER_GRAPH calls in one graph, after warming up."""
+    """Capture PER_GRAPH calls in one graph, after warming up."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -34,7 +34,7 @@ def capture(function: Callable[[], object]) -> torch.cuda.CUDAGraph:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: per op and shape, each implementation's time, rate, and ratios; then updates."""
+    """Format rows as Markdown: times, rates and ratios per op and shape; then the updates."""
     kinds = {"update": update_tables, "count": count_tables, "options": options_tables}
     others = [row for row in rows if row.get("kind") in kinds]
     rows = [row for row in rows if row not in others]
@@ -64,7 +64,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def update_tables(rows: list[dict[str, Any]]) -> list[str]:
-    """Per update, each implementation's time, ratios, utilisation, memory; then time by part."""
+    """Format each update's times, ratios, utilisation and memory; then its time by part."""
     lines: list[str] = []
     for op, shape in dict.fromkeys((row["op"], row["shape"]) for row in rows):
         group = [row for row in rows if (row["op"], row["shape"]) == (op, shape)]
@@ -117,14 +117,14 @@ def update_tables(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def ratio(others: list[float] | None, times: list[float]) -> float | None:
-    """How many times as fast: the median over repeats, in each of which both ran."""
+    """Return the speed-up: the median of the ratios over repeats in which both ran."""
     if others is None:
         return None
     return statistics.median(a / b for a, b in zip(others, times, strict=True))
 
 
 def count_tables(rows: list[dict[str, Any]]) -> list[str]:
-    """What an update takes by count, and the floors that an H100's datasheet puts under that."""
+    """Format an update's counts, and the least times that follow from an H100's datasheet."""
     lines: list[str] = []
     for row in rows:
         lines += [f"### {row['shape']}: a count, not a measurement", ""]
@@ -156,7 +156,7 @@ def count_tables(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def options_tables(rows: list[dict[str, Any]]) -> list[str]:
-    """Each option's time beside that of the config without it, measured in turns."""
+    """Format each option's time beside that of the config without it, measured alternately."""
     lines: list[str] = []
     for op, shape in dict.fromkeys((row["op"], row["shape"]) for row in rows):
         lines += [f"### {op}: {shape}", ""]

@@ -1,10 +1,10 @@
-"""Kernels of one captured update on an H200, by kind, beside what pdfast counts for it.
+"""Kernels of one captured update on an H200, by kind, beside pdfast's own count of it.
 
     python benchmarks/kernel_kinds.py [distill|train] [saved]
 
-The kernels are those of results/h200-2026-11-28-kernels-*.tsv: by name, under the profiler, of a
-network that wrote every sum out. `saved`: instead, the counts without and with what is left to be
-added by whatever reads it.
+The kernels are those of results/h200-2026-11-28-kernels-*.tsv: by name, under the profiler, for a
+network that wrote every sum out. `saved` shows other counts instead: with every sum written out,
+and with sums left to the ops that read them.
 """
 
 import re
@@ -34,12 +34,12 @@ from pdfast.kernels.registry import registered
 from pdfast.training.op_counter import Amount
 
 RESULTS = Path(__file__).parent / "results"
-# Measured in the same run: a bf16 product 8192 wide (742 to 768 TFLOP/s), a copy of device memory.
+# Measured in the same run: bf16 products 8192 wide (742 to 768 TFLOP/s), copies of device memory.
 FLOP_RATE, BYTE_RATE = 755e12, 4.2e12
 
-INSIDE = "inside cuDNN and cuBLAS, memory sets"  # which are not counted
+INSIDE = "inside cuDNN and cuBLAS, memory sets"  # these are not counted
 OWN = {name: op.kind for op in registered().values() for name in op.kernel_names}
-# By the names of other kernels, and of those in csrc/; the first match counts.
+# Patterns of the names of other kernels, and of those in csrc/; the first match counts.
 PATTERNS = {
     INSIDE: r"^memset|splitkreduce|reducesplitk|split_k_kernel|init_device_workspace|addpadding"
     r"|compute_dot_do_o|convert_dq|epilogue::impl|^void scal_kernel",
@@ -62,14 +62,14 @@ Phase = Literal["distill", "train"]
 
 
 class Measured(NamedTuple):
-    """Kernels of one kind, in one update."""
+    """The measured kernels of one kind in one update."""
 
     launches: int
     ms: float
 
 
 def kind_of(name: str) -> str:
-    """The kind of a kernel's name, or INSIDE; ValueError for a name of no kind."""
+    """Return the kind of a kernel's name, or INSIDE; raise ValueError for an unknown name."""
     if name in OWN:
         return OWN[name]
     for kind, pattern in PATTERNS.items():
@@ -79,7 +79,7 @@ def kind_of(name: str) -> str:
 
 
 def measured(phase: Phase) -> dict[str, Measured]:
-    """The launches and milliseconds of the committed table, by kind."""
+    """Read the launches and milliseconds of the committed table, by kind."""
     found: dict[str, Measured] = {}
     lines = (RESULTS / f"h200-2026-11-28-kernels-{phase}.tsv").read_text().splitlines()
     rows = [line.split("\t") for line in lines if not line.startswith("#")]
@@ -96,7 +96,7 @@ def counted(phase: Phase, defer: bool) -> Mapping[str, Amount]:
 
 
 def saved(phase: Phase) -> str:
-    """Markdown: per kind the kernels and bytes without and with sums left to their readers."""
+    """Format, per kind, the kernels and bytes with sums written out, and left to their readers."""
     both = [counted(phase, defer) for defer in (False, True)]
     rows = {kind: [kinds[kind] for kinds in both] for kind in KINDS}
     rows["together"] = [sum(kinds.values(), Amount()) for kinds in both]
@@ -109,8 +109,8 @@ def saved(phase: Phase) -> str:
 
 
 def table(phase: Phase) -> str:
-    """Markdown: per kind what is counted, the least time that takes, and what was measured."""
-    kinds = counted(phase, defer=False)  # as the measured update was
+    """Format, per kind, the count, the least time that it takes, and the measurement."""
+    kinds = counted(phase, defer=False)  # like the measured update
     seen = measured(phase)
     lines = ["| kernels | counted | measured | GB moved | ms at those rates | ms measured |"]
     lines.append("|---|--:|--:|--:|--:|--:|")

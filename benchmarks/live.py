@@ -1,8 +1,8 @@
-"""Live numbers: networks whose weights and gradients are no zeros when they are timed.
+"""Live numbers: networks whose weights and gradients are not zero when they are timed.
 
-The published network begins with its last layers at zero: those of every residual block, of
-attention and of the whole. Its output, its loss and nearly all its gradients are then zero too, and
-a GPU multiplies zeros faster than data, since they take less power.
+The published network begins with zeros in its last layers: those of every residual block, of
+attention and of the whole network. Its output, its loss and nearly all its gradients are then zero
+too, and a GPU multiplies zeros faster than data, since they take less power.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 STD = 0.02
-LEAST = 1e-6  # of the largest gradient's norm
+LEAST = 1e-6  # relative to the norm of the largest gradient
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -28,15 +28,15 @@ def enliven(model: M, seed: int = 0) -> M:
 
 
 def check(gradients: Mapping[str, Tensor]) -> None:
-    """Raise ValueError, which names them, if parameters have next to no gradient.
+    """Raise ValueError, with their names, if some parameters have next to no gradient.
 
-    Every parameter counts: the one gradient that is zero by mathematics, that of attention's key
-    bias, which shifts all scores of a query alike, is a third of `qkv.bias`; and the bias of a
-    convolution before a norm is seen by it, since a group has several channels.
+    Every parameter counts. One gradient is zero by mathematics, that of attention's key bias, which
+    shifts all scores of a query alike; but it is only a third of `qkv.bias`. The bias of a
+    convolution before a norm does matter, since a group has several channels.
     """
     norms = {name: float(gradient.float().norm()) for name, gradient in gradients.items()}
     least = LEAST * max(norms.values())
-    dead = [name for name, norm in norms.items() if not norm > least]  # NaN is dead
+    dead = [name for name, norm in norms.items() if not norm > least]  # NaN counts as dead
     if dead:
         raise ValueError(
             f"{len(dead)} of {len(norms)} parameters have a gradient below {LEAST:g} of the "

@@ -1,10 +1,10 @@
-"""Whole updates timed in turns, in a process of their own: a fault of theirs is no one else's.
+"""Whole updates timed alternately, in a process of their own, so that faults do not spread.
 
     python benchmarks/one_update.py JOB.json RESULT.json
 
-A job names a config, a phase, and by name what to time: "published" or "pdfast", with options. The
-result holds, by name, what was measured, or why it failed; it is written anew after each step, so
-that a process that dies leaves what it had.
+A job names a config, a phase, and the trainers to time: "published" or "pdfast", with options. The
+result holds each trainer's measurements, or the reason of its failure, by name. It is rewritten
+after each step, so that a process that dies leaves its results so far.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ Trainer = Published | Engine
 
 
 class Job(NamedTuple):
-    """The updates that one process times, in the form of its JSON file."""
+    """The updates that one process times, as in its JSON file."""
 
     case: str
     """A named config, or "medium"."""
@@ -56,11 +56,11 @@ class Job(NamedTuple):
     updates: int
     """Updates in each repeat."""
     engine_defaults: bool = False
-    """Leave the config's [engine] out."""
+    """Whether to omit the config's [engine]."""
     look: bool = True
-    """Measure parts of the time and memory too."""
+    """Whether to measure the time by part, and memory, too."""
     kernels: dict[str, str] = {}  # noqa: RUF012  # never changed
-    """Files for the tables of the kernels that one update ran, by name of the trainer."""
+    """Files for the tables of the kernels of one update, by name of the trainer."""
 
 
 class Outcome(NamedTuple):
@@ -72,12 +72,12 @@ class Outcome(NamedTuple):
 
 
 def config_of(case: str) -> Config:
-    """A named config, or "medium"."""
+    """Load a named config, or "medium"."""
     return from_table(Config, {"model": MEDIUM}) if case == "medium" else load_config(case)
 
 
 def maker(job: Job, options: Options, images: torch.Tensor) -> Callable[[], Trainer]:
-    """How to make what is timed."""
+    """Return the function that makes a trainer."""
     config, options = config_of(job.case), dict(options)
     if job.engine_defaults:
         config = dataclasses.replace(config, engine=EngineConfig())
@@ -90,13 +90,13 @@ def maker(job: Job, options: Options, images: torch.Tensor) -> Callable[[], Trai
 
 
 def wait(device: torch.device) -> None:
-    """Until the device has done all."""
+    """Wait until the device is idle."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def seconds_per_update(one: Trainer, updates: int, device: torch.device) -> float:
-    """Wall time of each of a few updates."""
+    """Return the mean wall time of an update, over a few."""
     wait(device)
     start = time.perf_counter()
     for _ in range(updates):
@@ -106,7 +106,7 @@ def seconds_per_update(one: Trainer, updates: int, device: torch.device) -> floa
 
 
 def own_bytes(make: Callable[[], Trainer], device: torch.device) -> tuple[Trainer, int]:
-    """(what `make` makes, after its first updates; bytes that it holds between updates)."""
+    """Make a trainer and its first updates; return it and the bytes that it holds between them."""
     before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
     one = make()
     for _ in range(2):
@@ -116,7 +116,7 @@ def own_bytes(make: Callable[[], Trainer], device: torch.device) -> tuple[Traine
 
 
 def gpu_peak(one: Trainer, held: int, device: torch.device) -> int:
-    """The most bytes that an update takes, what is held between updates included."""
+    """Return the most bytes during an update, including those held between updates."""
     before = torch.cuda.memory_allocated(device) - held
     torch.cuda.reset_peak_memory_stats(device)
     one.update()
@@ -126,7 +126,7 @@ def gpu_peak(one: Trainer, held: int, device: torch.device) -> int:
 
 
 class Running:
-    """A job at work, and what has come of it so far."""
+    """A job in progress, and its results so far."""
 
     def __init__(self, job: Job, device: torch.device, write: Callable[[Outcome], None]) -> None:
         self.job, self.device, self.write = job, device, write
@@ -139,32 +139,32 @@ class Running:
         self.held: dict[str, int] = {}
 
     def each(self, step: Callable[[str], None]) -> None:
-        """Do a step for each that has not failed."""
+        """Run a step for each trainer that has not failed."""
         for who in self.make:
             if who not in self.outcome.failed:
                 try:
                     step(who)
-                except Exception as error:  # a compiler that fails, memory that does not do
+                except Exception as error:  # a compiler fails, memory runs out
                     text = " ".join(str(error).split())[:200]
                     self.outcome.failed[who] = f"{type(error).__name__}: {text}"
                     self.made.pop(who, None)
                 self.write(self.outcome)
 
     def begin(self, who: str) -> None:
-        """Make it, and see that its numbers are live."""
+        """Make a trainer, and check that its numbers are live."""
         self.made[who], self.held[who] = own_bytes(self.make[who], self.device)
         live.check(self.made[who].gradients())
         self.outcome.measured[who] = {"times": []}
 
     def once(self, who: str) -> None:
-        """One repeat."""
+        """Time one repeat."""
         seconds = seconds_per_update(self.made[who], self.job.updates, self.device)
         self.outcome.measured[who]["times"].append(seconds)
 
     def look(self, who: str) -> None:
-        """Where time and memory go."""
+        """Measure time by part, and memory."""
         one, row = self.made[who], self.outcome.measured[who]
-        live.check(one.gradients())  # still, and finite
+        live.check(one.gradients())  # still live, and finite
         if not self.job.look:
             return
         row |= {"datasheet": peak_rate(self.device), "matmul": matmul_rate(self.device)}
@@ -181,12 +181,12 @@ class Running:
             write_kernels(Path(self.job.kernels[who]), what, found.kernels)
 
     def cpu_memory(self, who: str) -> None:
-        """Peak of a CPU's update, made anew; a compiled one is not, which takes long."""
+        """Measure the peak of an update on a CPU, with a new trainer; not of a compiled one."""
         if not self.job.variants[who].get("compiled"):
             self.outcome.measured[who]["memory"] = cpu_peak(self.make[who])
 
     def run(self) -> Outcome:
-        """All of it; the first of several repeats is not counted."""
+        """Run the job; the first of several repeats does not count."""
         self.each(self.begin)
         for _ in range(self.job.repeats + (self.job.repeats > 1)):
             self.each(self.once)
@@ -201,18 +201,18 @@ class Running:
 
 
 def name_of(device: torch.device) -> str:
-    """The device and PyTorch's version."""
+    """Return the names of the device and of PyTorch's version."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     return f"{name}, PyTorch {torch.__version__}"
 
 
 def in_a_process(job: Job) -> Outcome:
-    """Time a job in a fresh interpreter; whatever ends that is the reason of what failed."""
+    """Time a job in a new interpreter; if that dies, its end is the reason of what failed."""
     with tempfile.TemporaryDirectory() as folder:
         asked, told = Path(folder, "job.json"), Path(folder, "result.json")
         asked.write_text(json.dumps(job._asdict()))
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        # What the command line sets for itself; see pdfast/cli/main.py.
+        # The command line sets it for itself; see pdfast/cli/main.py.
         environment = {"GOMP_SPINCOUNT": "1000", **os.environ, "PYTHONPATH": os.pathsep.join(paths)}
         command = [sys.executable, __file__, str(asked), str(told)]
         try:
@@ -234,7 +234,7 @@ def in_a_process(job: Job) -> Outcome:
 
 
 def main() -> None:
-    """The process itself."""
+    """Run a job in this process."""
     memory.keep_freed()  # as the command line does
     asked, told = map(Path, sys.argv[1:])
     job = Job(**json.loads(asked.read_text()))

@@ -1,4 +1,4 @@
-"""Where an update's time goes, by kernel and by part (training/op_counter.py); rates and price."""
+"""The time of an update by kernel and by part (training/op_counter.py); rates and price."""
 
 import functools
 import re
@@ -22,13 +22,13 @@ DATASHEET = {"H100 80GB HBM3": 989e12, "H200": 989e12, "A100": 312e12}
 
 
 def own(kind: str) -> str:
-    """A pattern of the names of pdfast's ops of a kind, and of their kernels."""
+    """Return a pattern of the names of pdfast's ops of a kind, and of their kernels."""
     ops = [op for op in registered().values() if op.kind == kind]
     return "|".join(name for op in ops for name in (op.name, *op.kernel_names))
 
 
 # Names of ops and kernels, of PyTorch, cuDNN, cuBLAS, Inductor and pdfast; the first match counts.
-# Inductor names a fused pointwise kernel after all that is in it: that is no convolution.
+# Inductor names a fused pointwise kernel after everything in it: such a name is not a convolution.
 PATTERNS = {
     OPTIMIZER: rf"^optimizer$|{own(OPTIMIZER)}|multi_tensor|lpnorm",
     STEPS: own(STEPS),
@@ -40,7 +40,7 @@ PATTERNS = {
 
 
 def part_of(name: str) -> str | None:
-    """The part that an op or a kernel of this name belongs to, or None."""
+    """Return the part that an op or a kernel of this name belongs to, or None."""
     for part, pattern in PATTERNS.items():
         if re.search(pattern, name, re.IGNORECASE):
             return part
@@ -48,7 +48,7 @@ def part_of(name: str) -> str | None:
 
 
 class Kernel(NamedTuple):
-    """What ran under one name in one update: a kernel, on a CPU an op by itself."""
+    """Time under one name in one update: of a kernel, or on a CPU of an op by itself."""
 
     seconds: float
     launches: float
@@ -56,16 +56,16 @@ class Kernel(NamedTuple):
 
 
 class Profiled(NamedTuple):
-    """Where an update's time goes."""
+    """Time of an update, by part and by kernel."""
 
     parts: dict[str, float]
-    """Seconds by part, and the gaps."""
+    """Seconds by part, with the gaps."""
     kernels: list[Kernel]
-    """The longest first."""
+    """Kernels, the longest first."""
 
 
 def profiled(update: Callable[[], object], times: int, device: torch.device) -> Profiled:
-    """An update under torch.profiler, the mean of a few."""
+    """Profile an update by torch.profiler; the mean of a few."""
     on_gpu = device.type == "cuda"
     kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with profile(activities=kinds) as done:
@@ -86,7 +86,7 @@ def profiled(update: Callable[[], object], times: int, device: torch.device) -> 
 
 
 def kernels_of(done: profile) -> Iterator[tuple[str, str, float]]:
-    """(name, part, seconds) of every kernel that the GPU ran."""
+    """Yield (name, part, seconds) of every kernel that the GPU ran."""
     events = done.profiler.kineto_results.events()
     ranges = {e.name() for e in events if e.device_type() == DeviceType.CPU}  # shown on both
     for event in events:
@@ -95,7 +95,7 @@ def kernels_of(done: profile) -> Iterator[tuple[str, str, float]]:
 
 
 def ops_of(done: profile) -> Iterator[tuple[str, str, float]]:
-    """(name, part, seconds) of every op of a CPU: its own time, of its nearest caller's part."""
+    """Yield (name, part, seconds) of every op on a CPU: its own time, its nearest caller's part."""
     for event in done.events():
         part, caller = part_of(event.name), event.cpu_parent
         while part is None and caller is not None:
@@ -104,23 +104,23 @@ def ops_of(done: profile) -> Iterator[tuple[str, str, float]]:
 
 
 def write_kernels(path: Path, title: str, kernels: Iterable[Kernel]) -> None:
-    """A table of what one update ran, by name: columns by tab, the longest first."""
+    """Write a table of the kernels of one update, separated by tabs, the longest first."""
     lines = [f"# {title}", "ms\tlaunches\tkernel"]
     for kernel in kernels:
-        name = " ".join(kernel.name.split())  # without a tab or a line's end
+        name = " ".join(kernel.name.split())  # without tabs and line ends
         lines.append(f"{kernel.seconds * 1e3:.4f}\t{kernel.launches:g}\t{name}")
     path.write_text("\n".join(lines) + "\n")
 
 
 def peak_rate(device: torch.device) -> float:
-    """Dense bf16 FLOP/s of a known GPU's datasheet, else 0."""
+    """Return the dense bf16 FLOP/s of a known GPU's datasheet, else 0."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     return next((rate for known, rate in DATASHEET.items() if known in name), 0.0)
 
 
 @functools.cache
 def matmul_rate(device: torch.device) -> float:
-    """FLOP/s measured of a matrix product: bf16, 8192 wide, on a GPU; float32, 1024, on a CPU."""
+    """Measure a matrix product's FLOP/s: bf16, 8192 wide, on a GPU; float32, 1024, on a CPU."""
     n, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (1024, torch.float32)
     a, b = (torch.randn(n, n, dtype=dtype, device=device) for _ in range(2))
     times = []
@@ -135,7 +135,7 @@ def matmul_rate(device: torch.device) -> float:
 
 
 def cpu_peak(make: Callable) -> int:
-    """The most bytes of tensors alive at once while `make` makes a trainer and it updates once."""
+    """Return the most bytes of live tensors while `make` makes a trainer and it updates once."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as done:
         make().update()
     events = done.profiler.kineto_results.events()
@@ -147,7 +147,7 @@ def cpu_peak(make: Callable) -> int:
 
 
 def gpu_hours(case: str, seconds: float) -> float:
-    """GPU-hours of a config's whole distillation at so many seconds per update, sampling apart."""
+    """Return the GPU-hours of a config's whole distillation, without sampling."""
     cfg = load_config(case).distill
     rounds = range(1, cfg.rounds + 1)
     return sum(cfg.updates_of(cfg.steps_after(r)) for r in rounds) * seconds / 3600

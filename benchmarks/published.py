@@ -1,4 +1,4 @@
-"""The published algorithm in plain PyTorch, as a competent user writes it: an update's peer.
+"""The published algorithm in plain PyTorch, as a competent user writes it: the update's peer.
 
 The network is pdfast's, module by module and weight by weight, with its fused ops taken out:
 nn.GroupNorm, FiLM and SiLU are PyTorch's own. The losses are the published ones in x space
@@ -36,7 +36,7 @@ def norm_film_silu(
     eps: float,
     silu: bool,
 ) -> Tensor:
-    """What group_norm_silu fuses, in as many ops as PyTorch has for it, in the layout of x."""
+    """Compute group_norm_silu by separate PyTorch ops, in the layout of x."""
     h = F.group_norm(x, groups, weight, bias, eps)
     if film is not None:
         scale, shift = film[:, :, None, None].chunk(2, dim=1)
@@ -45,21 +45,21 @@ def norm_film_silu(
 
 
 def plain(model: Model, channels_last: bool) -> Model:
-    """The model itself, its norms PyTorch's; in the default layout unless `channels_last`."""
-    model.net.defer = False  # sums and concatenations where they are written
+    """Give the model PyTorch's norms, and the default layout unless `channels_last`; return it."""
+    model.net.defer = False  # compute sums and concatenations at once
     for module in model.modules():
         if isinstance(module, GroupNormSiLU):
             module.op = norm_film_silu
     if not channels_last:
         model.to(memory_format=torch.contiguous_format)
-        # The U-Net puts its input into channels-last order, and the rest would follow.
+        # The U-Net makes its input channels-last, and everything after it would be so too.
         model.net.conv_in.register_forward_pre_hook(lambda _, args: (args[0].contiguous(),))
     return model
 
 
 @contextlib.contextmanager
 def settings(tf32: bool) -> Iterator[None]:
-    """cuDNN picks its fastest algorithms; float32 products may be TF32 or not. Restored after."""
+    """Let cuDNN pick its fastest algorithms, and allow TF32 or not; restore both after it."""
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
     cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = True, tf32, tf32
@@ -82,11 +82,11 @@ class Published:
         autocast: bool = False,
         compiled: str | None = None,
     ) -> None:
-        """`images` uint8 (N, H, W, C), on the device that all runs on; unlabelled.
+        """`images` are unlabelled, uint8 (N, H, W, C), on the device of all the work.
 
-        `num_steps`: the student's, in distillation. `autocast`: bf16, and channels-last layout;
-        without it float32 (TF32 allowed), default layout. `compiled`: a mode of torch.compile for
-        the networks.
+        `num_steps` are the student's sampling steps, in distillation. `autocast` means bf16 and the
+        channels-last layout; without it float32 (TF32 allowed) and the default layout. `compiled`
+        is a mode of torch.compile for the networks.
         """
         self.config, self.phase, self.images = config, phase, images
         self.num_steps, self.autocast = num_steps, autocast
@@ -106,7 +106,7 @@ class Published:
         self.optimizer = torch.optim.AdamW(self.params, **options, **kind)
 
     def update(self) -> Tensor:
-        """Draw a batch, and one step of the optimizer; returns the mean loss."""
+        """Draw a batch, and make one step of the optimizer; return the mean loss."""
         with settings(tf32=True):
             if self.images.device.type == "cuda":
                 torch.compiler.cudagraph_mark_step_begin()
@@ -125,7 +125,7 @@ class Published:
         return {n: torch.zeros(()) if p.grad is None else p.grad for n, p in self.named.items()}
 
     def draw(self) -> Tensor:
-        """A batch of images, (B, C, H, W) in [-1, 1], mirrored at random where the config says."""
+        """Draw images (B, C, H, W) in [-1, 1], mirrored at random if the config says so."""
         images, batch = self.images, self.cfg.batch
         chosen = images[torch.randint(len(images), (batch,), device=images.device)]
         x = chosen.permute(0, 3, 1, 2).float() / 127.5 - 1.0
@@ -136,7 +136,7 @@ class Published:
         return x
 
     def loss(self, x: Tensor, eps: Tensor) -> Tensor:
-        """Algorithm 1 or 2: loss per image."""
+        """Return the loss per image, by Algorithm 1 or 2."""
         weight, device = self.cfg.loss_weight, x.device
         if self.phase == "train":
             u = torch.rand(len(x), device=device)
@@ -146,7 +146,7 @@ class Published:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Clip, AdamW, averaged weights."""
+        """Clip, make a step of AdamW, and update the averaged weights."""
         if self.cfg.grad_clip:
             nn.utils.clip_grad_norm_(self.params, self.cfg.grad_clip)
         self.optimizer.step()

@@ -1,9 +1,9 @@
-"""Judge students for study_rounds.py: distances by all detectors, of the same samples.
+"""Judge students for study_rounds.py: distances of the same samples by all detectors.
 
     python benchmarks/study_judge.py CONFIG OUT.json STEPS=MODEL ...
 
-`pdfast eval --detector lite0` finds the same distances, but also precision and recall, for which it
-looks for the neighbours of 50,000 images every time: minutes on a CPU, more than a row's rounds.
+`pdfast eval --detector lite0` finds the same distances, but also precision and recall. For those it
+finds the neighbours of 50,000 images every time: minutes on a CPU, more than the rounds of a row.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ DETECTORS = ("pixel", "lite0")
 
 
 def judge(config: Config, models: dict[int, Path], detectors: tuple[str, ...] = DETECTORS) -> dict:
-    """By detector: distance by steps, as texts, and "floor"."""
+    """Return, by detector, the distances by steps, as texts, and "floor"."""
     device = choose_device()
     set_precision(config.precision, device)
     data = digest.known(load_dataset(config.data, config.model))
@@ -43,7 +43,7 @@ def judge(config: Config, models: dict[int, Path], detectors: tuple[str, ...] = 
 
 
 def main(args: list[str]) -> None:
-    """Write what is found of the models to a file."""
+    """Judge the models, and write the distances to a file."""
     memory.keep_freed()  # as the command line does
     config, out, *pairs = args
     models = {int(steps): Path(path) for steps, _, path in (pair.partition("=") for pair in pairs)}

@@ -1,15 +1,15 @@
-"""What rounds cost and give: rows of settings, all from one teacher, on Fashion-MNIST at 16x16.
+"""The cost and quality of rounds: rows of settings, all from one teacher, on Fashion-MNIST 16x16.
 
     pdfast data /usr/share/datasets/fashion-mnist --size 16 --out fashion_mnist16.npz
     pdfast train --config fashion_mnist16 --out teacher
     python benchmarks/study_rounds.py --teacher teacher/teacher --rows base start-64
 
 Run it in the folder of fashion_mnist16.npz. Each row of study_rows.py is a `pdfast distill`, which
-leaves its students under study/; study_judge.py then judges them, all with one noise, 2,000 samples
-each, against all images. What was found goes into results/study_rounds.tsv, a line for each row,
-seed and number of steps, and from there into results/study_rounds.md. A row that has its lines is
-left out; one that was cut off goes on where it was. `--rows all` takes every row; without `--rows`
-only the page is written again.
+leaves its students under study/. study_judge.py then judges them, all with one noise, 2,000 samples
+each, against all images. The results go into results/study_rounds.tsv, a line for each row, seed
+and number of steps, and from there into results/study_rounds.md. A row that has its lines is
+skipped; one that was interrupted resumes. `--rows all` takes every row; without `--rows` only the
+page is written again.
 """
 
 import argparse
@@ -35,28 +35,28 @@ RESULTS = ROOT / "benchmarks" / "results"
 TABLE, PAGE = "study_rounds.tsv", "study_rounds.md"
 CONFIG = "fashion_mnist16"
 TEACHER_STEPS = 64
-# Of the run's own report, which would sample the teacher in every row.
+# For the run's own report, which would otherwise sample the teacher in every row.
 NO_REPORT = ["--eval.steps", "1", "--eval.baseline-steps", "1", "--eval.num", "2"]
 
 FORWARD, BACKWARD = 1, 2  # network evaluations of an image
 
 
 class Spent(NamedTuple):
-    """What a student took, with all rounds before it."""
+    """The cost of a student, including all rounds before it."""
 
     evaluations: int
     seconds: float
-    """Of the updates alone."""
+    """Seconds of the updates."""
 
 
 def evaluations(distill: DistillConfig, steps: int) -> int:
-    """Network evaluations of all rounds up to the student with so many steps, by the config.
+    """Return the network evaluations, each of one image, up to the student with so many steps.
 
-    Of one image each. The quick distances that rounds are watched by are not counted.
+    They follow from the config. The quick distances that rounds are watched by do not count.
     """
     if distill.ema_decays:
         raise ValueError("what the choice among averages takes is in no config")
-    first = FORWARD if distill.first == "teacher" else 0  # data take a step without a network
+    first = FORWARD if distill.first == "teacher" else 0  # the data's first step needs no network
     second, student = FORWARD, FORWARD + BACKWARD
     rounds = distill.plan[: distill.plan.index(steps) + 1]
     updates = sum(distill.updates_of(made) for made in rounds)
@@ -64,7 +64,7 @@ def evaluations(distill: DistillConfig, steps: int) -> int:
 
 
 def spent(config: Config, metrics: Iterable[Mapping[str, Any]], steps: int) -> Spent:
-    """By the lines of a run's metrics.jsonl; evaluations by the config where no line has them."""
+    """Add up a run's metrics.jsonl; evaluations follow from the config if no line has them."""
     ends = {line["steps"]: line for line in metrics if line["round"] and "seconds" in line}
     rounds = [ends[made] for made in config.distill.plan if made >= steps]
     seconds = sum(line["seconds"] for line in rounds)
@@ -74,18 +74,18 @@ def spent(config: Config, metrics: Iterable[Mapping[str, Any]], steps: int) -> S
 
 
 class Study:
-    """Runs rows, and keeps what they give."""
+    """Runs rows, and keeps their results."""
 
     def __init__(self, teacher: Path, folder: Path, results: Path, names: Iterable[str]) -> None:
         """`folder` holds the runs, `results` the table and the page.
 
-        Raises ValueError for a row whose lines are of other flags than it has now.
+        Raises ValueError if the lines of a row were made with other flags than it has now.
         """
         self.teacher, self.folder = teacher.resolve(), folder
         self.table, self.page = results / TABLE, results / PAGE
         self.machine, self.commit = machine(), commit()
         self.left: list[tuple[str, int]] = []
-        """(row, seed) of what has no lines yet."""
+        """(row, seed) of rows that have no lines yet."""
         lines = read(self.text())
         self.teacher_left = not any(line.row == TEACHER for line in lines)
         for name in names:
@@ -97,13 +97,13 @@ class Study:
                     raise ValueError(f"{self.table} has row {name} of other flags: {flags}")
 
     def text(self) -> str:
-        """The table as it is, or an empty one."""
+        """Return the present table, or an empty one."""
         return self.table.read_text() if self.table.is_file() else HEADER
 
     def lines(self, name: str, seed: int) -> list[Line]:
-        """Run a row, and judge its students. Of the teacher, whose training is no row's: judge it.
+        """Run a row, and judge its students. The teacher has no row to run: it is only judged.
 
-        Raises CalledProcessError for a command that failed, whose words are in the row's log.
+        Raises CalledProcessError if a command fails; its output is in the row's log.
         """
         run = f"{name}-{seed}"
         if name == TEACHER:
@@ -126,7 +126,7 @@ class Study:
         ]
 
     def _judged(self, models: Mapping[int, Path], run: str) -> dict[int, list[float]]:
-        """By steps, the distance by each detector, then each one's floor."""
+        """Return, by steps, the distance by each detector; then each detector's floor."""
         out = self.folder / f"{run}.json"
         pairs = [f"{steps}={path}" for steps, path in models.items()]
         self._python([str(ROOT / "benchmarks" / "study_judge.py"), CONFIG, str(out), *pairs], run)
@@ -135,7 +135,7 @@ class Study:
         return {k: [*(found[name][str(k)] for name in DETECTORS), *floors] for k in models}
 
     def _python(self, arguments: list[str], run: str) -> None:
-        """This Python on one thread; what it says goes into the row's log."""
+        """Run this Python on one thread, with its output in the row's log."""
         with (self.folder / f"{run}.log").open("a") as log:
             subprocess.check_call(
                 [sys.executable, *arguments],
@@ -145,7 +145,7 @@ class Study:
             )
 
     def keep(self, lines: Iterable[Line]) -> None:
-        """Add a row's lines, under the machine where that is another than before."""
+        """Add a row's lines, below the machine's name if it is another one than before."""
         before = self.text()
         if machines(before)[-1:] != [self.machine]:
             before += f"# {self.machine}\n"
@@ -153,12 +153,12 @@ class Study:
         self.write_page()
 
     def write_page(self) -> None:
-        """Write the page of all lines that there are."""
+        """Write the page of all lines."""
         self.page.write_text(page(self.text()))
 
 
 def commit() -> str:
-    """Of the working tree; with a + where its code was changed since."""
+    """Return the commit of the working tree, with a + if its code has changed since."""
     git = ["git", "-C", str(ROOT)]
     head = subprocess.check_output([*git, "rev-parse", "--short", "HEAD"], text=True).strip()
     code = ("pdfast", "kernels", "csrc", "configs")
@@ -166,7 +166,7 @@ def commit() -> str:
 
 
 def machine() -> str:
-    """Processor, system and versions."""
+    """Return the processor, the system and the versions."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -176,10 +176,10 @@ def machine() -> str:
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run the rows that were named; returns the exit code."""
+    """Run the named rows; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--teacher", type=Path, help="model directory that all rows start from")
-    parser.add_argument("--rows", nargs="*", default=[], help=f"all, or of: {', '.join(ROWS)}")
+    parser.add_argument("--rows", nargs="*", default=[], help=f"all, or some of: {', '.join(ROWS)}")
     parser.add_argument("--jobs", type=int, default=2, help="rows at once, of one thread each")
     parser.add_argument("--folder", type=Path, default=Path("study"), help="where the runs go")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where the table goes")
@@ -191,7 +191,7 @@ def main(args: list[str] | None = None) -> int:
         parser.error("--rows needs --teacher")
     study = Study(asked.teacher or Path(), asked.folder, asked.results, names)
     study.folder.mkdir(parents=True, exist_ok=True)
-    if names and study.teacher_left:  # alone: the features of all images are kept for the others
+    if names and study.teacher_left:  # first, alone: the others reuse the features of all images
         study.keep(study.lines(TEACHER, 0))
     failed = False
     with ThreadPoolExecutor(asked.jobs) as pool:

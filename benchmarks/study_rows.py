@@ -1,9 +1,9 @@
-"""The rows of study_rounds.py: settings that are tried on the config fashion_mnist16.
+"""The rows of study_rounds.py: settings to try on the config fashion_mnist16.
 
 `base` has batches of 32 and makes 940, 1440, 1940 and 2440 updates until 8, 4, 2 and 1 steps. The
-other rows have batches of 16 and, where nothing else is said, as many updates: half of the
+other rows have batches of 16 and, unless they say otherwise, as many updates: half of the
 evaluations. Most of them end at 4 steps. Where the data take the first step of a target, an update
-takes 4 network evaluations of an image in place of 5, and there are 1.25 times as many updates.
+takes 4 network evaluations of an image instead of 5, and there are 1.25 times as many updates.
 """
 
 from typing import NamedTuple
@@ -12,16 +12,16 @@ BASE, TEACHER = "base", "teacher"
 
 
 class Row(NamedTuple):
-    """Settings that are tried."""
+    """Settings to try."""
 
     flags: str
-    """Flags of `pdfast distill`, beside --config."""
+    """Flags of `pdfast distill`, besides --config."""
     seeds: tuple[int, ...] = (0,)
 
 
 def plan(steps: str, updates: str) -> str:
-    """Flags of a plan of rounds: "64 8 1" steps, of which the first is the teacher's, in so many
-    updates each.
+    """Return the flags of a plan of rounds: the steps ("64 8 1"), the first of them the teacher's,
+    and the updates of each round.
     """
     start, *made = steps.split()
     pairs = [f"{k} {n}" for k, n in zip(made, updates.split(), strict=True)]
@@ -37,7 +37,7 @@ HALVED = "64 32 16 8 4"
 FEW = "128 160 64 240 32 336 16 560 8 960 4 1200 2 1200 1 1200"
 MANY = "128 260 64 400 32 560 16 930 8 1600 4 2000 2 2000 1 2000"
 FROM_256 = "--distill.start-steps 256 --rounds 256,128,64,32,16,8,4,2,1"
-# Rates of the early rounds, whose student starts next to its target: a larger one leads it away.
+# Rates of the early rounds, whose student starts near its target: larger ones drive it away.
 SLOW = (
     "--distill.round-lr 4096 5e-6 2048 5e-6 1024 1e-5 512 1e-5 256 2e-5 128 5e-5 64 1e-4 32 2e-4 "
     "16 3e-4"
@@ -45,7 +45,7 @@ SLOW = (
 SHARES = "--distill.round-updates 64 100 32 150 16 250 8 385 4 600 2 600 1 600"
 AVERAGES = "--distill.ema-decays 0.9 0.99 0.999"
 FLAT = "--distill.anneal none"
-# A live student's second step cannot be evaluated ahead; nor is there a teacher's to join with.
+# A live student's second step cannot be evaluated ahead, and there is no teacher's to join it with.
 LIVE = f"{HALF} --engine.no-pipeline-teacher --distill.second student"
 DATA = f"{HALF} --engine.no-pipeline-teacher --distill.first data"
 
@@ -104,4 +104,4 @@ ROWS = {
     "data-4": Row(f"{plan('64 4', '1800')} {DATA} --distill.second student"),
     "data-halvings": Row(f"{plan(HALVED, '175 375 625 625')} {DATA}"),
 }
-"""By name; `--rows` of study_rounds.py takes them."""
+"""Rows by name, for `--rows` of study_rounds.py."""

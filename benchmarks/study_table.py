@@ -1,4 +1,4 @@
-"""The table of study_rounds.py: its lines, and the page that is made of them."""
+"""The table of study_rounds.py: its lines, and the page made from them."""
 
 import statistics
 from collections.abc import Callable, Iterable, Sequence
@@ -7,9 +7,9 @@ from typing import NamedTuple
 from study_rows import BASE, TEACHER
 
 STEPS = (8, 4, 2, 1)
-SPREADS = 2  # of the base's, by which another row must be better to say so
-CHEAPER = 0.6  # of the base's evaluations, for figures no worse
-BETTER = {4: 0.95, 2: 0.92, 1: 0.88}  # of the base's figures, for no more evaluations
+SPREADS = 2  # spreads of the base by which a row must be better to be marked so
+CHEAPER = 0.6  # share of the base's evaluations, for figures that are no worse
+BETTER = {4: 0.95, 2: 0.92, 1: 0.88}  # share of the base's figures, for no more evaluations
 
 SHARES, AT = (", ".join(map(str, values)) for values in (BETTER.values(), BETTER))
 INTRODUCTION = f"""\
@@ -41,7 +41,7 @@ benchmarks/study_table.py makes this page of study_rounds.tsv, which lies beside
 
 
 class Line(NamedTuple):
-    """What a row gave with one seed at one number of steps."""
+    """The result of a row with one seed at one number of steps."""
 
     row: str
     seed: int
@@ -52,13 +52,13 @@ class Line(NamedTuple):
     floor_pixel: float
     floor_lite0: float
     evaluations: int
-    """Of networks, of one image each, in all rounds so far; the teacher's training apart."""
+    """Network evaluations, each of one image, in all rounds so far; without the teacher's."""
     seconds: float
-    """Of the updates so far."""
+    """Seconds of the updates so far."""
     commit: str
 
     def text(self) -> str:
-        """The line of the table."""
+        """Return the line of the table."""
         return "\t".join(f"{x:.6g}" if isinstance(x, float) else str(x) for x in self) + "\n"
 
 
@@ -70,7 +70,7 @@ METRICS: dict[str, Callable[[Line], float]] = {
 
 
 def read(table: str) -> list[Line]:
-    """The lines of a table's text; those that begin with # name machines."""
+    """Read the lines of a table's text; lines that begin with # name machines."""
     lines = [line for line in table.splitlines() if not line.startswith("#")]
     if lines and lines[0] != HEADER.strip():
         raise ValueError(f"not a table of the study: {lines[0][:80]}")
@@ -83,7 +83,7 @@ def read(table: str) -> list[Line]:
 
 
 def machines(table: str) -> list[str]:
-    """What the lines were measured on."""
+    """Return the machines that the lines were measured on."""
     return [line.removeprefix("# ") for line in table.splitlines() if line.startswith("#")]
 
 
@@ -92,12 +92,12 @@ class Mean(NamedTuple):
 
     value: float
     spread: float | None
-    """Standard deviation between seeds, of the sample; None of one seed."""
+    """Standard deviation of the sample of seeds; None for one seed."""
     evaluations: float
 
 
 def mean(lines: Sequence[Line], value: Callable[[Line], float]) -> Mean:
-    """Of lines that differ in their seed."""
+    """Average lines that differ in their seed."""
     values = [value(line) for line in lines]
     spread = statistics.stdev(values) if len(values) > 1 else None
     spent = statistics.fmean(line.evaluations for line in lines)
@@ -105,7 +105,7 @@ def mean(lines: Sequence[Line], value: Callable[[Line], float]) -> Mean:
 
 
 def cell(found: Mean, base: Mean | None, steps: int) -> str:
-    """A figure, its ratio to the base's, its evaluations and their ratio; with marks."""
+    """Format a figure, its ratio to the base's, its evaluations and their ratio, with marks."""
     text = f"{found.value:.3f}"
     if found.spread is not None:
         text += f" \u00b1 {found.spread:.3f}"
@@ -121,7 +121,7 @@ def cell(found: Mean, base: Mean | None, steps: int) -> str:
 
 
 def figures(lines: Iterable[Line], value: Callable[[Line], float]) -> list[str]:
-    """The rows of one metric's table, without its head."""
+    """Return the rows of one metric's table, without its head."""
     by_row: dict[str, dict[int, list[Line]]] = {}
     for line in lines:
         by_row.setdefault(line.row, {}).setdefault(line.steps, []).append(line)
@@ -136,7 +136,7 @@ def figures(lines: Iterable[Line], value: Callable[[Line], float]) -> list[str]:
 
 
 def page(table: str) -> str:
-    """The page of a table's text, in Markdown."""
+    """Format the page of a table's text, in Markdown."""
     lines = read(table)
     of_teacher = [line for line in lines if line.row == TEACHER]
     of_rows = [line for line in lines if line.row != TEACHER]

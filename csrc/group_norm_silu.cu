@@ -1,23 +1,23 @@
 // group_norm_silu on CUDA: GroupNorm, FiLM and SiLU, forward and backward, channels-last.
 //
-// Fused: the residual sum, with what else is added to it; the two tensors of a skip connection, as
-// one; mean, variance, normalization, weight and bias, scale and shift, SiLU. Backward: SiLU
-// recomputed, both group sums, dx with what else reaches the sum, the sums behind dscale, dshift,
-// dweight, dbias and the addend's gradient.
-// Bytes, in tensors of x's size: eager PyTorch moves about 9 forward (statistics 1, apply 2, FiLM
-// 4, SiLU 2); this moves 2 forward (read x, write y) and 3 backward (read x and dy, write dx), and
-// one more for each of residual, sum and dsum; besides float32 statistics of 8 bytes a group.
-// Bound: memory. Where it loses: a slab that fits no cluster's shared memory is read twice; channels
-// that are no multiple of 16 bytes go one element at a time; for few small images the launch is the
-// cost.
+// Fused: the sum x + addend + residual; joining the two tensors of a skip connection; mean,
+// variance, normalization, weight and bias, scale and shift, SiLU. Backward: SiLU recomputed, both
+// group sums, dx with the sum's other gradient added, and the sums behind dscale, dshift, dweight,
+// dbias and the addend's gradient. Bytes, in tensors of x's size: eager PyTorch moves about 9
+// forward (statistics 1, apply 2, FiLM 4, SiLU 2). This op moves 2 forward (read x, write y) and 3
+// backward (read x and dy, write dx), one more for each of residual, sum and dsum, and float32
+// statistics of 8 bytes a group. Bound: memory. Loses: a slab that does not fit the shared memory
+// of a cluster is read twice; channels that are not a multiple of 16 bytes go one element at a
+// time; for a few small images the launch dominates.
 //
-// A cluster of blocks owns one image's slab of channels, then the next: there are no more blocks
-// than run at once, and each copies its next slab while it writes the one before. A block's part of
-// a slab stays in shared memory as an extension of its threads' registers: a thread reads there only
-// what it copied itself, so nothing waits for others but the statistics. These are one pass of sums
-// about a pivot near the mean (forward.cuh), merged by shuffles in a warp, then over the warps in
-// shared memory, then over the blocks of a cluster in each other's (distributed shared memory),
-// always in the same order: no atomics, and no result depends on what runs when.
+// A cluster of blocks owns one image's slab of channels, then the next slab. The grid has no more
+// blocks than run at once, and each block copies its next slab while it writes the current one. A
+// block's part of a slab stays in shared memory as an extension of its threads' registers: a thread
+// reads only what it copied itself, so only the statistics need barriers. These are computed in one
+// pass of sums about a pivot near the mean (forward.cuh). They are merged by shuffles in a warp,
+// then over the warps in shared memory, then over the blocks of a cluster through distributed
+// shared memory, always in the same order: there are no atomics, and results do not depend on
+// timing.
 
 #include "group_norm_silu_backward.cuh"
 #include "group_norm_silu_forward.cuh"
@@ -26,8 +26,9 @@
 namespace pdfast {
 namespace {
 
-// Resident slabs whose vectors lie in one group are compiled for each kind of sum where SiLU follows
-// in bfloat16, what GPUs train in; all else asks the call, to keep the kernels few.
+// Resident slabs whose vectors lie in one group are compiled for each kind of sum, for SiLU in
+// bfloat16, in which GPUs train. All other cases read these choices from the call at run time, to
+// keep the kernels few.
 template <template <class, int, bool, bool, int, int> class Body, class T, class Call>
 void run_typed(const Call& call, const Geometry& g, Where where) {
   constexpr int kVector = 16 / sizeof(T);
@@ -105,8 +106,8 @@ void backward_cuda(const Backward& call, void* stream) {
 
 #ifdef PDFAST_HOST
 
-// For ctypes. `order`: run each phase's threads from the last to the first. The limits' alignment
-// bit is taken together with the pointers' own. Returns the error, or null.
+// Entry points for ctypes. `order`: run each phase's threads from the last to the first. The
+// limits' alignment flag is combined with the pointers' own. They return an error message, or null.
 namespace {
 
 thread_local std::string error;
@@ -142,9 +143,9 @@ extern "C" const char* host_plan(const pdfast::Sizes* size, const pdfast::Types*
   });
 }
 
-// A launch as machine code takes it: its plan, and the kernel's second argument. Pass 0 is forward,
-// 1 backward, 2 the parameters' sums, and `call` a Forward or a Backward. `bytes`: the room at
-// `out`, then what was written there.
+// A launch as the machine code receives it: its plan, and the kernel's second argument. Pass 0 is
+// forward, 1 backward, 2 the sums of the parameters' gradients; `call` is a Forward or a Backward.
+// `bytes`: the size of the buffer at `out`, then the number of bytes written to it.
 extern "C" const char* host_launch(const void* call, int pass, pdfast::Limits limits,
                                    pdfast::Plan* plan, void* out, int64_t* bytes) {
   return guarded([&] {

@@ -1,13 +1,13 @@
-// group_norm_silu: a sum, its GroupNorm, then optional FiLM, then optional SiLU, over channels-last
+// group_norm_silu: GroupNorm of a sum, then optional FiLM, then optional SiLU, over channels-last
 // images.
 //
-//   s    = x + addend + residual                 either may be absent; beside it, skip's channels
+//   s    = x + addend + residual                 either may be absent; skip's channels follow s's
 //   xhat = (s - mean) * rstd                     mean, rstd over one image's group of channels
 //   u    = (xhat * weight + bias) * (1 + scale) + shift
 //   y    = silu ? u / (1 + exp(-u)) : u
 //
-// This header is the whole interface of the op's core. It and the files behind it include nothing
-// of PyTorch: a sanitizer driver and the host build of the CUDA kernels link them alone.
+// This header is the whole interface of the op's core. The core does not include PyTorch, so a
+// sanitizer driver and the host build of the CUDA kernels link it alone.
 
 #pragma once
 
@@ -22,24 +22,36 @@ struct Sizes {
   int64_t n, hw, c, groups;
 };
 
-// Types: the images are `x`; weight and bias (c) and their gradients are `param`; film and dfilm
-// (n, 2c), scale then shift, are `film`; addend and daddend are `addend`. Each of these is either
-// `x` or f32 (f64 goes with f64 only). The statistics, (n, groups), and the sums are f32 (f64 where
+// Types: `x` is of the images; `param` of weight and bias (c) and their gradients; `film` of film
+// and dfilm (n, 2c), scale then shift; `addend` of addend and daddend. The last three are each `x`
+// or f32 (with f64 images, only f64). The statistics, (n, groups), and the sums are f32 (f64 where
 // x is f64).
 struct Types {
   Dtype x, param, film, addend;
 };
 
-// Where the tensors lie. The first `first` of the c channels are x's, the others skip's, each of
-// them stored without gaps; first = c: no skip. The strides are in elements, from one image to the
-// next; addend's is 0 where one row, (first), is of all images.
+// Layout of the tensors. Of the c channels, the first `first` are x's and the others skip's, each
+// stored without gaps; first = c: no skip. The strides are in elements, from one image to the next;
+// addend's is 0 where all images share one row, (first).
 struct Layout {
   int64_t first, addend_stride, film_stride;
 };
 
-// Null where absent: skip, addend, residual, film, sum. With a residual or where `sum` is written
-// (n, hw, first), the sum is rounded to x's type before its statistics are taken; with an addend
-// alone it is not.
+// Arguments of the forward:
+//   size, type, at     see above
+//   x                  (n, hw, first)
+//   skip               (n, hw, c - first), or null
+//   addend             (n, first) or (first), or null
+//   residual           (n, hw, first), or null
+//   weight, bias       (c)
+//   film               (n, 2c), scale then shift, or null
+//   y                  output (n, hw, c)
+//   sum                output s (n, hw, first), or null
+//   mean, rstd         output (n, groups)
+//   eps                is added to the variance
+//   silu               whether to apply SiLU
+// With a residual or an output `sum`, s is rounded to x's type before its statistics are taken;
+// with an addend alone it is not.
 struct Forward {
   Sizes size;
   Types type;
@@ -50,17 +62,22 @@ struct Forward {
   int32_t silu;
 };
 
-// x and addend are such that x + addend is the sum: where the forward wrote it, x is the sum and
-// addend null. dsum, null or (n, hw, first): what else reaches the sum, and is added to dx.
+// Arguments of the backward; those of the forward mean the same. x + addend is the sum s: where the
+// forward wrote s, x is s and addend is null.
+//   dy                 gradient of y (n, hw, c)
+//   dsum               gradient of s from elsewhere, added to dx (n, hw, first), or null
+//   dx                 output gradient of s (n, hw, first)
+//   dskip              output (n, hw, c - first), or null
+//   dweight, dbias     output (c)
 struct Backward {
   Sizes size;
   Types type;
   Layout at;
   const void *dy, *dsum, *x, *skip, *addend, *mean, *rstd, *weight, *bias, *film;
   void *dx, *dskip, *dweight, *dbias;
-  void *dfilm, *daddend;  // null where not wanted; dfilm (n, 2c), daddend (n, first) or (first)
-  // Scratch, (n, 3, c): what each image adds to dbias, dweight and daddend, to be summed in their
-  // order.
+  void *dfilm, *daddend;  // outputs (n, 2c), and (n, first) or (first); null where not wanted
+  // Scratch, (n, 3, c): each image's terms of dbias, dweight and daddend, to be summed in the
+  // images' order.
   void* sums;
   int32_t daddend_rows;  // n, or 1: summed over the images
   int32_t silu;

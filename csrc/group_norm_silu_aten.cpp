@@ -1,5 +1,5 @@
-// pdfast::group_norm_silu and its backward on tensors: checks, allocation, threads, and what is
-// composed of PyTorch's ops where no kernel does it.
+// pdfast::group_norm_silu and its backward on tensors: checks, allocation, threads, and the cases
+// that are composed of PyTorch's ops because no kernel covers them.
 // Autograd and the registration are in group_norm_silu_autograd.cpp, the fake (shape-only)
 // implementations in kernels/group_norm_silu.py.
 
@@ -30,9 +30,9 @@ namespace {
 
 using at::Tensor;
 constexpr auto kChannelsLast = at::MemoryFormat::ChannelsLast;
-constexpr int64_t kVectorBytes = 16;  // that CUDA's kernels read at a time
+constexpr int64_t kVectorBytes = 16;  // that the CUDA kernels read at a time
 
-// ---- what the caller may pass
+// ---- checks of the arguments
 
 Dtype dtype_of(at::ScalarType type, const char* name) {
   switch (type) {
@@ -45,7 +45,7 @@ Dtype dtype_of(at::ScalarType type, const char* name) {
   }
 }
 
-// The type that x is computed in: of the statistics, and of a sum before it is rounded.
+// The type in which x is computed: that of the statistics, and of a sum before it is rounded.
 at::ScalarType wide_of(const Tensor& x) {
   return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
@@ -112,7 +112,7 @@ bool aligned(const Tensor& t) {
   return reinterpret_cast<uintptr_t>(t.const_data_ptr()) % kVectorBytes == 0;
 }
 
-// Images as the kernels read them; `vectors`: by vectors alone.
+// Images as the kernels read them, dense and channels-last; `vectors`: read only by whole vectors.
 Tensor laid_out(const Tensor& t, bool vectors = false) {
   const Tensor dense = t.contiguous(kChannelsLast);
   return vectors && !aligned(dense) ? dense.clone() : dense;
@@ -122,7 +122,7 @@ Optional laid_out(const Optional& t, bool vectors = false) {
   return t ? Optional(laid_out(*t, vectors)) : std::nullopt;
 }
 
-// (k) or (n, k): where it lies if its rows have no gaps and, on CUDA, are whole vectors.
+// A tensor (k) or (n, k), copied unless its rows have no gaps and, on CUDA, are whole vectors.
 Tensor rows(const Tensor& t) {
   bool usable = t.stride(-1) == 1;
   if (t.is_cuda() && t.dim() == 2) {
@@ -148,7 +148,7 @@ Tensor none(const Tensor& like) { return at::empty({0}, like.options()); }
 
 // ---- the kernels
 
-// What both passes read, with memory as they want it.
+// The inputs of both passes, laid out in memory as the kernels read them.
 struct Operands {
   Tensor x;
   Optional skip, addend;
@@ -242,7 +242,7 @@ Gradients run_backward(const Operands& in, const Tensor& dy_, const Optional& ds
   return {dx, dskip, dweight, dbias, dfilm, daddend};
 }
 
-// ---- what is composed: on a CPU, and on CUDA where a vector would straddle x and skip
+// ---- composed of PyTorch's ops: on a CPU, and on CUDA where a vector would straddle x and skip
 
 bool has_kernel(const Tensor& x, const Optional& addend, const Optional& residual,
                 const Optional& skip) {
@@ -251,7 +251,7 @@ bool has_kernel(const Tensor& x, const Optional& addend, const Optional& residua
   return !skip || (x.size(1) % vector == 0 && skip->size(1) % vector == 0);
 }
 
-// x + addend + residual, rounded to x's type at most once; x itself where there is nothing to add.
+// x + addend + residual, rounded to x's type at most once; x itself if both are absent.
 Tensor sum_of(const Tensor& x, const Optional& addend, const Optional& residual, bool rounded) {
   Tensor s = laid_out(x);
   if (!addend && !residual) return s;
@@ -262,8 +262,8 @@ Tensor sum_of(const Tensor& x, const Optional& addend, const Optional& residual,
   return laid_out(rounded ? s.to(x.scalar_type()) : s);
 }
 
-// The sum with skip's channels after its own, as one tensor, and the parameters in a type that goes
-// with it: where it was widened they have no 16 bits.
+// The sum and skip's channels as one tensor, and the parameters in a type that goes with it: if the
+// sum was widened, so are they.
 Operands joined(const Tensor& s, const Optional& skip, const Tensor& weight, const Tensor& bias,
                 const Optional& film, int64_t groups, bool widened) {
   const auto wide = [&](const Tensor& t) { return widened ? t.to(s.scalar_type()) : t; };
@@ -319,7 +319,7 @@ Gradients backward(const Tensor& dy, const Optional& dsum, const Tensor& x, cons
                         daddend_rows, type);
   }
   Tensor s = sum_of(x, addend, {}, false);
-  if (dsum || daddend_rows) s = s.to(wide_of(x));  // so that dx is rounded once, after the sum
+  if (dsum || daddend_rows) s = s.to(wide_of(x));  // round dx only once, after adding dsum
   const bool widened = s.scalar_type() != x.scalar_type();
   auto [dx, dskip, dweight, dbias, dfilm, daddend] =
       run_backward(joined(s, skip, weight, bias, film, groups, widened), dy.to(s.scalar_type()), {},

@@ -38,8 +38,8 @@ bool any_requires_grad(const Tensors&... tensors) {
   return at::GradMode::is_enabled() && (requires_grad(tensors) || ...);
 }
 
-// Kept for the backward are the sum where it is written, else x and the addend. It is written
-// wherever there is a residual, which so need not be kept.
+// Saved for the backward: the sum where it is written, else x and the addend. With a residual the
+// sum is always written, so the residual need not be saved.
 class Forward_ : public torch::autograd::Function<Forward_> {
  public:
   static variable_list forward(AutogradContext* ctx, const Tensor& x, const Optional& addend,
@@ -65,7 +65,7 @@ class Forward_ : public torch::autograd::Function<Forward_> {
       data["addend_type"] = addend->scalar_type();
     }
     ctx->mark_non_differentiable({mean, rstd});
-    ctx->set_materialize_grads(false);  // no zeros for those two, nor for a sum that is not used
+    ctx->set_materialize_grads(false);  // no zeros for mean, rstd, or an unused sum
     return {y, sum, mean, rstd};
   }
 
@@ -107,7 +107,7 @@ Outputs forward_autograd(const Tensor& x, const Optional& addend, const Optional
                            keep_sum);
 }
 
-// The backward's own backward is no part of training: refused when it is asked for, not before.
+// Training needs no second derivative: the backward refuses its own backward when that is called.
 class Backward_ : public torch::autograd::Function<Backward_> {
  public:
   static variable_list forward(AutogradContext*, const Tensor& dy, const Optional& dsum,

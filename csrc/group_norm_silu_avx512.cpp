@@ -1,5 +1,5 @@
-// The AVX512 build of group_norm_silu. Standard headers come before the target changes, so that
-// none of their inline functions is compiled for instructions that the machine may lack.
+// The AVX512 build of group_norm_silu. Standard headers are included before the target changes, so
+// that none of their inline functions is compiled for instructions that the machine may lack.
 
 #include "group_norm_silu_simd_head.h"
 

@@ -1,4 +1,4 @@
-// The backward kernels of group_norm_silu; group_norm_silu.cu says how they work.
+// The backward kernels of group_norm_silu; group_norm_silu.cu describes how they work.
 
 #pragma once
 
@@ -8,30 +8,30 @@
 
 namespace pdfast {
 
-// With s the sum, d = s - mean, u = d * slope + offset and du = dL/du, per channel S1 = sum du and
-// S2 = sum du * d; per group k1 = mean of slope * S1, k2 = rstd^2 * mean of slope * S2:
-// ds = slope * du - k1 - d * k2, to which what else reaches s is added.
+// With s the sum, d = s - mean, u = d * slope + offset and du = dL/du, the sums per channel are
+// S1 = sum du and S2 = sum du * d. Per group, k1 = mean of slope * S1 and
+// k2 = rstd^2 * mean of slope * S2. Then ds = slope * du - k1 - d * k2, plus dsum.
 template <class T, int V, bool Resident, bool Fold, int Silu, int Sum>
 struct BackwardBody {
-  static constexpr int kBlocksPerSm = Resident ? 4 : 3;  // at most 128 and 168 registers  // at most 80 and 128 registers
+  static constexpr int kBlocksPerSm = Resident ? 4 : 3;  // at most 128 and 168 registers
   static constexpr int kTogether = Resident ? 1 : 2;  // vectors of x and dy in registers at a time
   static constexpr int kUnrolled = Resident && Fold ? 2 : 1;
   static constexpr bool kResident = Resident;
   static constexpr int kStats = Fold ? 1 : V;
-  // Whether du may take dy's place on chip, so that SiLU is differentiated once. In bfloat16 this
-  // rounds it, as PyTorch's own ops do between SiLU and the norm; float16 has no room for small ones.
+  // Whether du may replace dy on chip, so that SiLU is differentiated once. In bfloat16 this rounds
+  // it, as PyTorch's own ops do between SiLU and the norm; float16 would lose small values.
   static constexpr bool kKeepsDu = Resident && !std::is_same_v<T, F16>;
   using Call = Backward;
   struct State {
     float mean[kStats], rstd[kStats], slope[V], offset[V], addend[V];
     float sums[2 * V];  // S1, then S2
-    float ds[V];        // its sums
+    float ds[V];        // sums of ds
   };
 
   struct Lines {
     Line<const T> x, dy, dsum;
     Line<T> dx;
-    bool others;  // whether anything else reaches this column's sum
+    bool others;  // whether dsum has this column
 
     PDFAST_DEVICE Lines(const Geometry& g, const Backward& b, const Walk& walk)
         : x(part(g, walk, static_cast<const T*>(b.x), static_cast<const T*>(b.skip))),
@@ -41,7 +41,7 @@ struct BackwardBody {
           others(in_register(b.dsum && !walk.second)) {}
   };
 
-  // Calls use(i, du, d) for all vectors of a walk; `first`: for the first time.
+  // Calls use(i, du, d) for all vectors of a walk; `first`: this is the first pass over them.
   template <class Use>
   PDFAST_DEVICE static void visit(const Geometry& g, const Thread& thread, Lines& lines, bool adds,
                                   bool act, bool first, const State& s, int count, Use use) {
@@ -135,7 +135,7 @@ struct BackwardBody {
 
     if (chunks == 1) prepare_chunk(0);
 
-    int turn = 0;  // others of a cluster may still read what the slab before left
+    int turn = 0;  // the other blocks of a cluster may still read the results of the slab before
     for (int index = cluster.index(); index < g.total; index += g.stride) {
       const int stats = g.stat + 2 * turn * g.slab_groups, totals = g.totals + 2 * turn * g.width;
       Position next = at;
@@ -265,7 +265,7 @@ struct BackwardBody {
                     if (sum == kRounded && lines.others) {
                       other = thread.held<Pack<T, V>>(2 * g.per_thread + i);
                     }
-                    // The slots are free now, and no other thread's.
+                    // The slots are free now; no other thread uses them.
                     if (more) copy(thread, ahead, i);
                     write(du, d, other);
                   });
@@ -313,8 +313,8 @@ struct BackwardBody {
   }
 };
 
-// dweight, dbias and daddend from the images' sums: 8 channels a block, the images split over its
-// rows.
+// dweight, dbias and daddend from the images' sums: a block has 8 channels and splits the images
+// over its rows.
 template <class T>
 struct ParamBody {
   static constexpr int kBlocksPerSm = 1;

@@ -1,4 +1,4 @@
-// CPU dispatch of group_norm_silu, the portable build, and what needs no vectors.
+// CPU dispatch of group_norm_silu, the portable build, and the code that needs no vectors.
 
 #include "group_norm_silu_cpu.h"
 
@@ -14,10 +14,10 @@ namespace {
 
 constexpr int64_t kSlabBytes = 1024 * 1024;  // stays in L2; whole pixels read faster than parts
 constexpr int64_t kRunBytes = 256;           // fewest contiguous bytes of a pixel worth a slab
-constexpr int64_t kTasks = 16;               // below so many, images are cut for the threads' sake
+constexpr int64_t kTasks = 16;               // with fewer, images are cut to occupy the threads
 constexpr int64_t kGrainElements = 16 * 1024;
 
-// Column sums of the images' terms, in double.
+// Writes dbias and dweight: column sums of the images' terms, in double.
 template <typename A>
 void reduce(const Backward& p, int64_t begin, int64_t end) {
   constexpr int64_t kColumns = 64;

@@ -1,4 +1,4 @@
-// The CPU side of group_norm_silu: what the op's registration and the sanitizer driver call.
+// The CPU side of group_norm_silu, as the op's registration and the sanitizer driver call it.
 
 #pragma once
 
@@ -9,8 +9,8 @@ namespace pdfast::cpu {
 // Instruction sets, each a build of the same source (group_norm_silu_simd.h).
 enum class Isa : int32_t { portable = 0, avx2 = 1, avx512 = 2 };
 
-// The work falls into tasks, one image's slab of whole groups each, that run in any order on any
-// threads and give the same bits. A slab is meant to stay in a core's L2 cache between passes.
+// The work is cut into tasks of one image's slab of whole groups. They may run in any order on any
+// threads, with the same bits. A slab should stay in a core's L2 cache between passes.
 struct Tasks {
   int64_t slab;      // channels of a task (the last of an image may have fewer)
   int64_t per_image;
@@ -29,10 +29,10 @@ Isa best_isa();                  // the widest supported
 const char* name_of(Isa isa);
 Kernels kernels_of(Isa isa);     // isa must be supported
 
-// dweight and dbias of channels begin .. end - 1 from the sums of all images, in their order.
+// Sums dweight and dbias of channels begin .. end - 1 over the images, in their order.
 void reduce_images(const Backward& p, int64_t begin, int64_t end);
 
-// The builds, null where the compiler's target has no such instruction set.
+// The builds; null where the compiler's target lacks the instruction set.
 const Kernels* portable_kernels();
 const Kernels* avx2_kernels();
 const Kernels* avx512_kernels();

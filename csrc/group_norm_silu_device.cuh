@@ -1,4 +1,4 @@
-// The machine under group_norm_silu.cu: CUDA's. group_norm_silu_host.h has the same names.
+// The machine under group_norm_silu.cu: CUDA. group_norm_silu_host.h defines the same names.
 
 #pragma once
 
@@ -36,9 +36,9 @@ PDFAST_DEVICE uint32_t join(float low, float high, F16) {
 PDFAST_DEVICE float float_of(uint32_t bits) { return __uint_as_float(bits); }
 PDFAST_DEVICE uint32_t bits_of(float x) { return __float_as_uint(x); }
 
-// For 16-bit types ex2.approx and rcp.approx: off by 2^-22 and 2^-23 at most (PTX ISA, "Floating
-// Point Instructions"), a thousandth of what rounding y costs. float32 takes expf (1 ulp) and an
-// exactly rounded reciprocal: half as many elements a byte, so there is time. The host build adds
+// 16-bit types use ex2.approx and rcp.approx: off by 2^-22 and 2^-23 at most (PTX ISA, "Floating
+// Point Instructions"), a thousandth of the rounding of y. float32 uses expf (1 ulp) and an exactly
+// rounded reciprocal: it has half as many elements a byte, so there is time. The host build adds
 // the documented bounds to every call, and the tests hold them to the acceptance rule.
 template <class T>
 PDFAST_DEVICE float sigmoid(float u) {
@@ -49,13 +49,13 @@ PDFAST_DEVICE float sigmoid(float u) {
   return s;
 }
 
-// Off by 2^-23 at most; of counts alone, so neither tiny nor huge.
+// a / b, off by 2^-23 at most. The arguments are counts, so neither tiny nor huge.
 PDFAST_DEVICE float quotient(float a, float b) {
   float inverse;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(b));
   return a * inverse;
 }
-// rsqrt.approx and one Newton step: off by an ulp.
+// 1 / sqrt(a) by rsqrt.approx and one Newton step: off by an ulp.
 PDFAST_DEVICE float inverse_root(float a) {
   float root;
   asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(root) : "f"(a));
@@ -75,7 +75,7 @@ PDFAST_DEVICE Pack<T, V> load(const T* from) {
 template <class T, int V>
 PDFAST_DEVICE void store(T* to, const Pack<T, V>& pack) {
   if constexpr (V > 1) {
-    // Said outright: nvcc 13.0 makes four stores of 4 bytes out of a uint4's.
+    // In assembly: nvcc 13.0 makes four stores of 4 bytes out of a uint4's.
     const uint32_t* w = pack.word;
     asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
                  "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3])
@@ -85,7 +85,7 @@ PDFAST_DEVICE void store(T* to, const Pack<T, V>& pack) {
   }
 }
 
-// A number that the compiler keeps, where it would make it again for each use.
+// A number that the compiler keeps in a register; otherwise it would compute it again for each use.
 PDFAST_DEVICE int in_register(int x) {
   asm volatile("" : "+r"(x));
   return x;
@@ -93,7 +93,7 @@ PDFAST_DEVICE int in_register(int x) {
 
 extern __shared__ __align__(16) unsigned char pdfast_shared[];
 
-// This thread's place in its block, the block's in the cluster, and their shared memory.
+// A thread's place in its block, its block's place in the cluster, and their shared memory.
 struct Thread : Place {
   PDFAST_DEVICE Thread(const Geometry& g)
       : Place(g, threadIdx.x, g.cluster > 1 ? blockIdx.x % g.cluster : 0),
@@ -102,13 +102,13 @@ struct Thread : Place {
   }
 
   PDFAST_DEVICE float& at(int index) const { return reinterpret_cast<float*>(floats_)[index]; }
-  // Four floats from `index` on, a multiple of four.
+  // Four floats from `index` on, which is a multiple of four.
   PDFAST_DEVICE Quad quad(int index) const { return *reinterpret_cast<const Quad*>(&at(index)); }
   PDFAST_DEVICE void put(int index, const Quad& quad) const {
     *reinterpret_cast<Quad*>(&at(index)) = quad;
   }
 
-  // The same float of block `other` of this cluster.
+  // The float at the same index in block `other` of this cluster.
   PDFAST_DEVICE float remote(int other, int index) const {
 #if __CUDA_ARCH__ >= 900
     float value;
@@ -143,8 +143,8 @@ struct Thread : Place {
 #endif
   }
 
-  // 16 resident bytes of this thread alone, kThreads apart in any block so that it takes no
-  // multiplication to find them: an address in shared memory.
+  // An address in shared memory: 16 resident bytes of this thread alone. They are kThreads apart in
+  // any block, so that finding them takes no multiplication.
   PDFAST_DEVICE uint32_t slot(int index) const { return resident_ + 16 * kThreads * index; }
   template <class P>
   PDFAST_DEVICE P held(int index) const {
@@ -165,7 +165,7 @@ struct Thread : Place {
   unsigned char* floats_;
 };
 
-// 16 bytes from global to shared memory, past the registers and L1.
+// Copies 16 bytes from global to shared memory, bypassing the registers and L1.
 PDFAST_DEVICE void copy_async(uint32_t to, const void* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
 }
@@ -181,7 +181,7 @@ struct Cluster {
 
   PDFAST_DEVICE Cluster(const Geometry& geometry) : g(geometry), thread(geometry) {}
 
-  // Which of the grid's clusters this is.
+  // The cluster's number in the grid.
   PDFAST_DEVICE int index() const {
     return g.cluster > 1 ? int(blockIdx.x) / g.cluster : int(blockIdx.x);
   }
@@ -191,7 +191,7 @@ struct Cluster {
     phase(thread, state);
   }
   // Calls take(thread, state, other) with the K floats at part(state) of the lane that is
-  // `distance` lanes further in the warp; with the lane's own beyond its end.
+  // `distance` lanes further in the warp, or of the lane itself where the warp ends before.
   template <int K, class Part, class Take>
   PDFAST_DEVICE void from_above(int distance, Part part, Take take) {
     float other[K];
@@ -199,7 +199,7 @@ struct Cluster {
     for (int k = 0; k < K; ++k) other[k] = __shfl_down_sync(0xffffffffu, mine[k], distance);
     take(thread, state, other);
   }
-  // Between phases where no thread reads what another wrote.
+  // Separates phases where no thread reads what another wrote.
   PDFAST_DEVICE void no_barrier() {}
   PDFAST_DEVICE void sync_block() { __syncthreads(); }
   PDFAST_DEVICE void sync_cluster() {

@@ -1,4 +1,4 @@
-// The forward kernel of group_norm_silu; group_norm_silu.cu says how it works.
+// The forward kernel of group_norm_silu; group_norm_silu.cu describes how it works.
 
 #pragma once
 
@@ -6,20 +6,21 @@
 
 namespace pdfast {
 
-// What is known of some values: their number, their mean, less a pivot, and their squared deviations
-// from it. The pivot is near the mean, so that no digits are lost where that is far from 0.
+// Moments of some values: their number, a pivot, their mean less the pivot, and their squared
+// deviations from the mean. The pivot is near the mean, so no digits are lost where that is far
+// from 0.
 struct Moments {
   float count, pivot, mean, square;
 };
 
-// Makes the pivot the mean, as well as a float can be it; what that leaves over is the mean now.
+// Moves the pivot to the mean, rounded to a float; `mean` becomes the rounding error.
 PDFAST_DEVICE void center(Moments& a) {
   const float mean = a.pivot + a.mean;
   a.mean = (a.pivot - mean) + a.mean;
   a.pivot = mean;
 }
 
-// Merges two sets' moments as in Chan, Golub and LeVeque, 1979. If `a` is of no values, so is `b`.
+// Merges two sets' moments as in Chan, Golub and LeVeque, 1979. If `a` is empty, so is `b`.
 PDFAST_DEVICE void merge(Moments& a, const Moments& b) {
   const float count = a.count + b.count, share = quotient(b.count, fmaxf(count, 1.0f));
   const float apart = (b.pivot - a.pivot) + (b.mean - a.mean);
@@ -34,8 +35,8 @@ PDFAST_DEVICE Moments moments_of(const Quad& q) {
 }
 PDFAST_DEVICE Quad quad_of(const Moments& m) { return {{m.count, m.pivot, m.mean, m.square}}; }
 
-// Fold: a vector lies in one group, so a thread's moments are of whole vectors; else of each of the
-// vector's channels. Silu and Sum may be kAsk.
+// Fold: a vector lies in one group, so a thread has moments of whole vectors; otherwise it has
+// moments of each of the vector's channels. Silu and Sum may be kAsk.
 template <class T, int V, bool Resident, bool Fold, int Silu, int Sum>
 struct ForwardBody {
   static constexpr int kBlocksPerSm = Resident ? 4 : 3;  // at most 128 and 168 registers
@@ -43,14 +44,14 @@ struct ForwardBody {
   static constexpr int kUnrolled = Resident && Fold ? 2 : 1;
   static constexpr bool kResident = Resident;
   static constexpr int kStats = Fold ? 1 : V;
-  static constexpr int kSums = Fold && V > 1 ? 2 : kStats;  // two short sums round less than a long
+  static constexpr int kSums = Fold && V > 1 ? 2 : kStats;  // two short sums round less than one
   using Call = Forward;
   struct State {
     Moments stats[kStats], group;
     float weight[V], bias[V], addend[V];
   };
 
-  // What a pass reads and writes, as one thread sees it.
+  // The memory that a pass reads and writes, as one thread sees it.
   struct Lines {
     Line<const T> x, residual;
     Line<T> sum;
@@ -64,8 +65,8 @@ struct ForwardBody {
           sums(in_register(f.sum && !walk.second)) {}
   };
 
-  // Calls use(i, value) for the vectors [begin, end) of a walk, from begin on where `lines` is;
-  // `first`: for the first time.
+  // Calls use(i, value) for the vectors [begin, end) of a walk; `lines` is at `begin`. `first`:
+  // this is the first pass over them.
   template <class Use>
   PDFAST_DEVICE static void visit(const Geometry& g, const Thread& thread, Lines& lines, int sum,
                                   bool first, const float (&addend)[V], int begin, int end,
@@ -114,9 +115,10 @@ struct ForwardBody {
   }
 
   // Merges the vectors [begin, end) of a walk into the thread's moments. Sums about a pivot lose
-  // digits where it is further from the mean than the spread is wide. The mean of all vectors before
-  // is a safe one, for its distance widens the spread of them all. For the first vectors it is one
-  // of them; where that lies too far off, another, and then their mean.
+  // digits where the pivot is further from the mean than the spread is wide. For later vectors the
+  // mean of all vectors before is a safe pivot: its distance widens the spread of them all. For the
+  // first vectors the pivot is one of them; if that is too far off, another one, and then their
+  // mean.
   PDFAST_DEVICE static void measure(const Geometry& g, const Thread& thread, Lines& lines,
                                     int sum, State& s, int begin, int end) {
     if (begin >= end) return;
@@ -274,7 +276,7 @@ struct ForwardBody {
         cluster.each([&](const Thread& thread, State&) { prepare(thread, next, 0); });
         cluster.no_barrier();
       }
-      // All groups at once, unless there are more than threads.
+      // All groups at once, unless they outnumber the threads.
 #pragma unroll 1
       for (int before = 0; before < g.slab_groups; before += g.at_once) {
         cluster.each([&](const Thread& thread, State& s) {
@@ -328,8 +330,8 @@ struct ForwardBody {
                 merge(m, moments_of(thread.remote_quad(rank, stats + 4 * group)));
               }
               rstd = inverse_root(m.square * g.inverse + float(f.eps));
-              // The mean is pivot + mean, rounded. What that leaves over (Knuth's exact sum) goes
-              // into the offset, so u = (s - mean) * slope + offset cancels in s - mean alone.
+              // The mean is pivot + mean, rounded. The rounding error (Knuth's exact sum) goes into
+              // the offset, so u = (s - mean) * slope + offset cancels only in s - mean.
               const float rounded = m.pivot + m.mean, part = rounded - m.pivot;
               rest = (m.pivot - (rounded - part)) + (m.mean - part);
               mean[v] = rounded;
@@ -355,7 +357,7 @@ struct ForwardBody {
             Line<const T> ahead = Lines(g, f, Walk(g, thread, next, V, 0)).x;
             visit(g, thread, lines, sum, false, s.addend, 0, walk.count,
                   [&](int i, const float(&value)[V]) {
-                    // The slot is free now, and no other thread's.
+                    // The slot is free now; no other thread uses it.
                     if (more) copy(thread, ahead, i);
                     apply(value);
                   });
@@ -366,7 +368,7 @@ struct ForwardBody {
         });
       }
       at = next;
-      stats = 2 * g.stat + 4 * g.slab_groups - stats;  // others of the cluster may still read these
+      stats = 2 * g.stat + 4 * g.slab_groups - stats;  // other blocks may still read these
       cluster.no_barrier();
     }
     cluster.leave();

@@ -1,9 +1,9 @@
 // The machine under group_norm_silu.cu as loops on the host, for machines without a GPU.
 //
 // The threads of a phase run one after another, forward or backward as the caller asks, so a race
-// within a phase changes results. Phases must be parted by barriers, and reads of other blocks
-// follow a barrier of the cluster: both are asserted. Shared memory is filled with NaN first and
-// every access to it checked. Results differ from the device's by rounding alone.
+// within a phase changes results. It asserts that barriers separate phases, and that a read of
+// another block follows a barrier of the cluster. Shared memory is first filled with NaN, and every
+// access to it is checked. Results differ from the device's only by rounding.
 
 #pragma once
 
@@ -33,7 +33,7 @@ inline float to_float(Bf16 x) { return float_of(uint32_t{x.bits} << 16); }
 inline float to_float(F16 x) {
   const uint32_t sign = (x.bits & 0x8000u) << 16, rest = x.bits & 0x7fffu;
   if (rest >= 0x7c00) return float_of(sign | 0x7f800000u | (rest & 0x3ff) << 13);
-  // As a float32 the same bits are 2^-112 of the value, subnormals included.
+  // Read as a float32, the same bits are 2^-112 of the value, also for subnormals.
   return float_of(sign | bits_of(float_of(rest << 13) * 0x1p112f));
 }
 
@@ -65,7 +65,7 @@ uint32_t join(float low, float high, T) {
   return uint32_t{two[0].bits} | uint32_t{two[1].bits} << 16;
 }
 
-// The device's approximations at the worst that their documentation allows.
+// The device's approximations, at the largest error that their documentation allows.
 template <class T>
 float sigmoid(float u) {
   if constexpr (sizeof(T) == 4) return 1.0f / (1.0f + std::exp(-u) * (1.0f + 0x1p-23f));
@@ -95,17 +95,17 @@ struct Shared {
   std::vector<float> floats;
 };
 
-// A thread's place in its block, the block's in the cluster, and their shared memory.
+// A thread's place in its block, its block's place in the cluster, and their shared memory.
 struct Thread : Place {
   const Geometry& g;
   std::vector<Shared>& blocks;  // of the cluster
-  bool met;  // all blocks of the cluster were at the barrier before this phase
+  bool met;  // whether all blocks of the cluster met at a barrier before this phase
 
   Thread(const Geometry& geometry, std::vector<Shared>& shared, int id, int block, bool together)
       : Place(geometry, id, block), g(geometry), blocks(shared), met(together) {}
 
   float& at(int index) const { return blocks[rank].floats.at(index); }
-  // Four floats from `index` on, a multiple of four.
+  // Four floats from `index` on, which is a multiple of four.
   Quad quad(int index) const { return quad_of(rank, index); }
   void put(int index, const Quad& quad) const {
     assert(index % 4 == 0);
@@ -156,7 +156,7 @@ inline int in_register(int x) { return x; }
 template <class State>
 struct Cluster {
   const Geometry& g;
-  int which;  // of the grid's clusters
+  int which;  // the cluster's number in the grid
   bool backwards;
   bool parted = true, met = false, left = false;
   std::vector<Shared> blocks;
@@ -183,7 +183,7 @@ struct Cluster {
     visit([&](const Thread& thread, int j) { phase(thread, states[j]); });
   }
   // Calls take(thread, state, other) with the K floats at part(state) of the lane that is
-  // `distance` lanes further in the warp; with the lane's own beyond its end.
+  // `distance` lanes further in the warp, or of the lane itself where the warp ends before.
   template <int K, class Part, class Take>
   void from_above(int distance, Part part, Take take) {
     std::vector<std::array<float, K>> all(states.size());
@@ -195,7 +195,7 @@ struct Cluster {
       take(thread, states[j], other);
     });
   }
-  // Between phases where no thread reads what another wrote.
+  // Separates phases where no thread reads what another wrote.
   void no_barrier() { parted = true; }
   void sync_block() { parted = true, met = false; }
   void sync_cluster() { parted = met = true; }

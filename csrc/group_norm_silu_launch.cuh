@@ -1,4 +1,4 @@
-// How a body of group_norm_silu gets onto its machine: launches on the device, loops on the host.
+// Runs a body of group_norm_silu: by launches on the device, by loops on the host.
 
 #pragma once
 
@@ -28,7 +28,8 @@ inline int current_device() {
   return device;
 }
 
-__global__ void group_norm_silu_built_for() {}  // asked what its code was compiled for, never run
+// Never run: its attributes tell what the code was compiled for.
+__global__ void group_norm_silu_built_for() {}
 
 inline Limits limits(bool aligned) {
   static std::once_flag known[kMaxDevices];
@@ -42,7 +43,7 @@ inline Limits limits(bool aligned) {
       check(cudaDeviceGetAttribute(&values[device][k], wanted[k], device),
             "cudaDeviceGetAttribute");
     }
-    // PTX for compute_80 runs on later devices too, but knows no clusters.
+    // PTX for compute_80 runs on later devices too, but has no clusters.
     cudaFuncAttributes code{};
     check(cudaFuncGetAttributes(&code, group_norm_silu_built_for), "cudaFuncGetAttributes");
     if (code.ptxVersion < 90) values[device][2] = 0;
@@ -51,6 +52,8 @@ inline Limits limits(bool aligned) {
   return {v[0], v[1], v[2] >= 9, aligned, 0};
 }
 
+// The kernel: `call` holds the tensors and numbers (group_norm_silu.h), `g` the work of each thread
+// (group_norm_silu_plan.h).
 template <class Body>
 __global__ void __launch_bounds__(kThreads, Body::kBlocksPerSm)
     group_norm_silu_kernel(const __grid_constant__ typename Body::Call call,
@@ -69,7 +72,8 @@ void run(const typename Body::Call& call, const Geometry& g, Where stream) {
   static std::once_flag granted[kMaxDevices];
   const int device = current_device();
   std::call_once(granted[device], [&] {
-    // Once to the most any plan asks for: the attribute is the kernel's, not the launch's.
+    // Set once, to the most that any plan asks for: the attribute is the kernel's, not the
+    // launch's.
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                limits(true).shared_limit),
           "raising the shared memory limit");

@@ -1,7 +1,7 @@
-// What forward and backward of group_norm_silu share. A kernel's body is a row of phases,
-// `cluster.each(...)`, run by every thread of a cluster of blocks (often of one), with barriers
-// between them. What a thread keeps across a barrier lies in its State: registers on the device, an
-// array on the host.
+// Shared parts of group_norm_silu's forward and backward. A kernel's body is a sequence of phases,
+// `cluster.each(...)`, run by every thread of a cluster of blocks (often a single block), with
+// barriers between them. What a thread keeps across a barrier is in its State: registers on the
+// device, an array on the host.
 
 #pragma once
 
@@ -13,10 +13,10 @@
 
 namespace pdfast {
 
-// What a body is compiled for. kAsk: the call is asked, to keep the kernels few.
+// Kinds of sum that a body is compiled for. kAsk: read it from the call, to keep the kernels few.
 constexpr int kAsk = -1;
 constexpr int kNone = 0;     // x alone
-constexpr int kAddend = 1;   // x + addend, which is nowhere written
+constexpr int kAddend = 1;   // x + addend, which is not written anywhere
 constexpr int kRounded = 2;  // forward: the sum is rounded to x's type; backward: x is that sum
 
 inline PDFAST_BOTH int sum_of(const Forward& f) {
@@ -53,7 +53,7 @@ PDFAST_DEVICE Pack<T, V> packed(const float (&in)[V]) {
   return pack;
 }
 
-// A parameter of the type T or float32.
+// A parameter, stored as T or float32.
 template <class T>
 PDFAST_DEVICE float load_param(const void* from, Dtype type, int64_t i) {
   if (type == Dtype::f32) return static_cast<const float*>(from)[i];
@@ -69,7 +69,7 @@ PDFAST_DEVICE void store_param(void* to, Dtype type, int64_t i, float value) {
   }
 }
 
-// The slab that a cluster works on. The next one is a cluster's stride further.
+// The slab that a cluster works on. The cluster's next slab is a stride further.
 struct Position {
   int image, slab;
 
@@ -81,8 +81,8 @@ struct Position {
   }
 };
 
-// The vectors that a thread visits in one chunk of a slab: `count` pixels of an image, g.rows apart,
-// from `pixel` on, at one channel of all, which is a channel of x or of skip.
+// The vectors that a thread visits in one chunk of a slab: `count` pixels of an image, g.rows
+// apart, from `pixel` on, at one of the c channels, which belongs to x or to skip.
 struct Walk {
   int image, pixel;
   int channel, own, pitch;  // own: the channel within its tensor; pitch: that tensor's channels
@@ -100,8 +100,8 @@ struct Walk {
   }
 };
 
-// The same vectors in a tensor, visited one after another. It starts a step before the first: an
-// address that is moved before it is used takes no copy of itself.
+// The same vectors in a tensor, visited one after another. It starts one step before the first: an
+// address that is moved before each use needs no second register.
 template <class T>
 struct Line {
   T* at;
@@ -111,13 +111,13 @@ struct Line {
   PDFAST_DEVICE T* next() { return at += step; }
   PDFAST_DEVICE T* ahead(int count) const { return at + (count + 1) * step; }
 };
-// In one of all channels: y and its gradient.
+// A line in a tensor of all c channels: y or its gradient.
 template <class T>
 PDFAST_DEVICE Line<T> whole(const Geometry& g, const Walk& walk, T* base) {
   const int64_t within = int64_t{walk.pixel} * g.c + walk.channel;
   return {base + walk.image * (g.hw * g.c) + within, int64_t{g.rows} * g.c};
 }
-// In x or skip, or tensors of their shapes.
+// A line in x or skip, or in tensors of their shapes.
 template <class T>
 PDFAST_DEVICE Line<T> part(const Geometry& g, const Walk& walk, T* first, T* second) {
   const int64_t within = int64_t{walk.pixel} * walk.pitch + walk.own;
@@ -125,8 +125,8 @@ PDFAST_DEVICE Line<T> part(const Geometry& g, const Walk& walk, T* first, T* sec
           int64_t{g.rows} * walk.pitch};
 }
 
-// What each channel is multiplied with and what is added to it: weight (1 + scale) and
-// bias (1 + scale) + shift; and the addend. Some threads read these for all, into shared memory.
+// A channel's coefficients: weight (1 + scale), bias (1 + scale) + shift, and the addend. Some
+// threads read them for all, into shared memory.
 struct Coefs {
   float weight, bias, addend;
 };
@@ -149,8 +149,8 @@ PDFAST_DEVICE Coefs coefs_of(const Call& call, int image, int channel) {
   return out;
 }
 
-// Calls use(e, channel) for the channels of a chunk, which threads share; the last threads first,
-// since the first have other work.
+// Calls use(e, channel) for the channels of a chunk, which the threads share. The last threads go
+// first, since the first have other work.
 template <class Use>
 PDFAST_DEVICE void each_channel(const Geometry& g, const Thread& thread, Position at, int chunk,
                                 Use use) {
@@ -161,7 +161,7 @@ PDFAST_DEVICE void each_channel(const Geometry& g, const Thread& thread, Positio
   }
 }
 
-// V floats from `index` on in shared memory.
+// Reads V floats from `index` on in shared memory.
 template <int V>
 PDFAST_DEVICE void load_floats(const Thread& thread, int index, float (&out)[V]) {
   if constexpr (V == 1) {
@@ -186,7 +186,7 @@ PDFAST_DEVICE void store_floats(const Thread& thread, int index, const float (&i
   }
 }
 
-// Groups of a thread's channels v = 0, 1, ..., one after another.
+// Groups of a thread's channels v = 0, 1, ..., in order.
 struct GroupOf {
   int group, channel;
 
@@ -197,12 +197,12 @@ struct GroupOf {
   }
 };
 
-// Values of a thread, summed over the rows of its warp into the first.
+// Sums the K values at part(state) over the rows of a warp, into the first row.
 template <int K, class State, class Part>
 PDFAST_DEVICE void sum_rows(Cluster<State>& cluster, Part part) {
   const Geometry& g = cluster.g;
-  // With a power of two of rows, what a row adds from beyond them is never used. With another number
-  // a row may be added later, and until then must not change.
+  // If the number of rows is a power of two, what a row adds from beyond them is never used.
+  // Otherwise a row may be added later, and must not change until then.
   const bool halves = (g.warp_rows & (g.warp_rows - 1)) == 0;
 #pragma unroll 1
   for (int d = g.tree; d > 0; d /= 2) {

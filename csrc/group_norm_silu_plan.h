@@ -1,4 +1,4 @@
-// Which thread of which block touches what: chosen on the host, read by the kernels.
+// Plans a call: which thread of which block touches what. The host chooses, the kernels read.
 
 #pragma once
 
@@ -17,14 +17,14 @@
 
 namespace pdfast {
 
-constexpr int kThreads = 128;   // of a full block; what the kernels are compiled for
+constexpr int kThreads = 128;   // of a full block, for which the kernels are compiled
 constexpr int kRegisters[] = {168, 128};  // of a thread: streaming, and resident
 constexpr int kWarp = 32;
-constexpr int kMany = 64;       // values of a group, below which backward rounds nothing on the way
+constexpr int kMany = 64;       // values of a group; with fewer, backward does not round du
 constexpr int kCoefs = 5;       // numbers of each channel that are read once for all threads
 constexpr int kMaxCols = 128;   // vectors side by side; bounds what streaming keeps on chip
 constexpr int kMaxCluster = 8;  // the largest portable cluster
-constexpr int kUnroll = 4;      // vectors a thread should have, at least
+constexpr int kUnroll = 4;      // fewest vectors that a thread should have
 
 struct Limits {
   int shared_limit, sms;
@@ -32,7 +32,7 @@ struct Limits {
   int cluster;  // 0: choose; else exactly this
 };
 
-// Division of numbers from 0 to 1,023 by one of them, of which a GPU has no instruction.
+// Division of numbers 0 .. 1,023 by one of them, for which a GPU has no instruction.
 struct Divisor {
   uint32_t factor;
 
@@ -40,10 +40,10 @@ struct Divisor {
 };
 inline Divisor divisor(int by) { return {((1u << 22) + by - 1) / by}; }
 
-// A block's threads form `rows` x `cols`: column q holds vector q of every pixel it visits, row r
-// visits the pixels r, r + rows, ... of the block's share. Where a warp is wider than a row it has
-// `warp_rows` whole rows, and lanes without work if they do not fill it. A slab wider than kMaxCols
-// vectors is one group and is walked in `chunks`. Blocks are no more than a GPU runs at once: a
+// A block's threads form `rows` x `cols`: column q holds vector q of every pixel that it visits,
+// and row r visits the pixels r, r + rows, ... of the block's share. A warp that is wider than a
+// row has `warp_rows` whole rows; lanes beyond them are idle. A slab wider than kMaxCols vectors is
+// one group and is walked in `chunks`. The grid has no more blocks than a GPU runs at once: a
 // cluster takes slab after slab.
 struct Geometry {
   int64_t groups;
@@ -56,16 +56,16 @@ struct Geometry {
   int width;               // channels side by side in one chunk: cols * vector
   int per_thread;          // vectors a thread holds
   int warp_rows, tree;     // tree: the first distance of a sum over warp_rows, in rows
-  int teams;               // rows of partial results that a block is left with after those sums
+  int teams;               // rows of partial results that are left in a block after those sums
   int entries, wide;       // partial statistics of a team, and how many of them are of one group
   int split, at_once;      // threads that share one group's partial statistics; groups at a time
   int slab_groups;
   Divisor by_split, by_cols, by_group;
   int stride, stride_images, stride_slabs;  // from one slab of a cluster to its next
   bool resident, fold;     // fold: statistics are of whole vectors, which lie in one group each
-  float inverse;           // 1 / values of a group
-  bool many;               // values of a group: so many that dx is not what few of them leave over
-  // Shared memory: the resident vectors, tensor by tensor, then arrays of float at these indices.
+  float inverse;           // 1 / (values of a group)
+  bool many;               // a group has kMany values or more; rounding spoils dx otherwise
+  // Shared memory: the resident vectors, tensor by tensor, then float arrays at these indices.
   int coef, partial, stat, share, totals, late, floats;
   int64_t resident_bytes;
 
@@ -90,11 +90,11 @@ inline int64_t slab_of(int64_t bytes, int64_t unit, int64_t c, int size, int vec
   return best;
 }
 
-// What a call keeps on chip: x alone, x and dy, or these and dsum.
+// The tensors that a call keeps on chip: x alone, x and dy, or these and dsum.
 struct Kept {
   bool backward;
   int tensors;
-  bool late;  // with the sums of dx
+  bool late;  // whether it also sums dx, for daddend
 };
 
 inline Geometry lay_out(const Sizes& s, int size, Kept kept, int64_t slab, int vector, int cluster,
@@ -115,7 +115,7 @@ inline Geometry lay_out(const Sizes& s, int size, Kept kept, int64_t slab, int v
   g.pixels = int((s.hw + cluster - 1) / cluster);
   g.total = s.n * g.slabs;
 
-  // Four vectors a thread, or more; a streaming block has enough of them to fill itself.
+  // At least four vectors a thread; a streaming block has enough of them for all threads.
   const int64_t vectors = int64_t{g.pixels} * g.cols;
   const int wanted = int(std::clamp<int64_t>(vectors / kUnroll, kWarp, kThreads));
   const int pixels = std::max(g.pixels, 1);
@@ -143,8 +143,8 @@ inline Geometry lay_out(const Sizes& s, int size, Kept kept, int64_t slab, int v
   g.at_once = g.threads / g.split;
   g.by_split = divisor(g.split), g.by_cols = divisor(g.cols), g.by_group = divisor(g.per_group);
 
-  // Statistics are four floats each and read as such. What other blocks of a cluster read there are
-  // two of, used in turn.
+  // Statistics are four floats each and read as such. The arrays that other blocks of a cluster
+  // read exist twice, used in turn.
   int at = 0;
   const auto take = [&at](int floats) { return at += (floats + 3) / 4 * 4, at - (floats + 3) / 4 * 4; };
   g.coef = take(kCoefs * g.width);
@@ -162,11 +162,12 @@ inline Geometry lay_out(const Sizes& s, int size, Kept kept, int64_t slab, int v
   return g;
 }
 
-// Two blocks on an SM: one's copies overlap the other's arithmetic. 1 KB of each is the system's.
+// Room for two blocks on an SM, so that one's copies overlap the other's arithmetic. The system
+// takes 1 KB for each block.
 inline int64_t half_of(int shared_limit) { return (int64_t{shared_limit} + 1024) / 2 - 1024; }
 
-// As many blocks as run at once: no wave of blocks is partly empty, and a block that has a next
-// slab copies it while it works on this one.
+// Limits the grid to the blocks that run at once: no wave of blocks is partly empty, and a block
+// copies its next slab while it works on the current one.
 inline Geometry spread(Geometry g, const Limits& l) {
   const int64_t by_memory = (int64_t{l.shared_limit} + 1024) / (g.shared_bytes() + 1024);
   const int64_t by_registers = 65536 / (kRegisters[g.resident] * g.threads);
@@ -194,7 +195,7 @@ inline Geometry choose(const Sizes& s, const Types& t, const Layout& at, Kept ke
   const int64_t per_group = s.c / s.groups;
   int vector = 16 / size;
   int64_t unit = std::lcm(per_group, int64_t{vector});
-  // A slab wider than a block is walked in chunks, which only a slab of one group may be.
+  // A slab wider than a block is walked in chunks, which works only for a slab of one group.
   const bool wide_mix = unit / vector > kMaxCols && unit != per_group;
   const bool whole = s.c % vector == 0 && at.first % vector == 0;
   if (!l.aligned || !whole || wide_mix) vector = 1, unit = per_group;
@@ -208,8 +209,8 @@ inline Geometry choose(const Sizes& s, const Types& t, const Layout& at, Kept ke
   };
   const auto clusters_of = [&](int64_t slab) { return s.n * (s.c / slab); };
 
-  // 64 bytes of every pixel are one access of the memory; 32 bytes are one sector: worth it where
-  // only that leaves room for two blocks on an SM. Resident slabs are for 16-byte copies alone.
+  // 64 bytes of every pixel are one memory access; 32 bytes are one sector, worth it only where
+  // they make room for two blocks on an SM. Resident slabs need 16-byte copies.
   if (vector > 1 && !wide) {
     for (int64_t room : {half_of(l.shared_limit), int64_t{l.shared_limit}}) {
       for (int64_t bytes : {64, 32}) {
@@ -225,7 +226,7 @@ inline Geometry choose(const Sizes& s, const Types& t, const Layout& at, Kept ke
             if (wider.shared_bytes() > room) break;
             slab = next, g = wider;
           }
-          // Small batches: more blocks an image, until every SM has one.
+          // Small batches: more blocks per image, until every SM has one.
           while (2 * cluster <= most && g.total * cluster < l.sms && s.hw / (2 * cluster) >= 32) {
             cluster *= 2, g = make(slab, cluster, true);
           }
@@ -234,7 +235,7 @@ inline Geometry choose(const Sizes& s, const Types& t, const Layout& at, Kept ke
       }
     }
   }
-  // Streaming: large clusters keep few images under way, so that a second read finds the L2.
+  // Streaming: large clusters have few images in progress, so that a second read hits the L2.
   int cluster = least;
   while (2 * cluster <= most && s.hw / (2 * cluster) >= 64) cluster *= 2;
   const int64_t slab = wide ? unit : slab_of(64, unit, s.c, size, vector);

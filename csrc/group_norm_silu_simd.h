@@ -1,12 +1,12 @@
-// The CPU kernels of group_norm_silu, once for every instruction set: each including file defines
-// PDFAST_ISA (a namespace) and PDFAST_VECTOR_BYTES. Vectors are the compiler's own extension, so
-// one source serves all; lanes are channels, which channels-last memory holds side by side, and
-// any number of channels per group works alike.
+// The CPU kernels of group_norm_silu, built once for every instruction set: each including file
+// defines PDFAST_ISA (a namespace) and PDFAST_VECTOR_BYTES. Vectors are the compiler's own
+// extension, so one source serves all. Lanes are channels, which are adjacent in channels-last
+// memory, so any number of channels per group works alike.
 //
-// Forward: two passes for exact statistics, one to apply them; x comes from memory once, later
-// passes find the slab in L2. Backward: one pass for du and its sums, one for dx. A pass sums 64
-// pixels in the working type, then in double, so that large images lose no digits. Nothing
-// depends on the number of threads.
+// Forward: two passes for exact statistics, and one to apply them; x comes from memory once, and
+// later passes find the slab in L2. Backward: one pass for du and its sums, one for dx. A pass sums
+// 64 pixels in the working type, then in double, so that large images lose no digits. Results do
+// not depend on the number of threads.
 
 #include "group_norm_silu_vectors.h"
 
@@ -39,7 +39,7 @@ class Scratch {
   std::unique_ptr<A[]> memory_;
 };
 
-// Calls body(first channel, lanes) for the vectors of one pixel; the last may be part of one.
+// Calls body(first channel, lanes) for the vectors of one pixel; the last vector may be partial.
 template <int L, typename F>
 inline void each_vector(int64_t channels, F body) {
   int64_t j = 0;
@@ -58,7 +58,7 @@ inline void sum_pixels(int64_t hw, int64_t channels, Scratch<double>& total, F t
   for (int64_t begin = 0; begin < hw; begin += kBlock) {
     const int64_t end = begin + kBlock < hw ? begin + kBlock : hw;
     each_vector<L>(channels, [&](int64_t j, int lanes) {
-      V s1[4] = {}, s2[4] = {};  // four chains, for an addition takes four cycles
+      V s1[4] = {}, s2[4] = {};  // four chains, because an addition takes four cycles
       int64_t p = begin;
       for (; p + 4 <= end; p += 4) {
         for (int k = 0; k < 4; ++k) term(p + k, j, lanes, s1[k], s2[k]);
@@ -72,7 +72,7 @@ inline void sum_pixels(int64_t hw, int64_t channels, Scratch<double>& total, F t
   }
 }
 
-// Channels c0 .. of a tensor whose type is known at run time only, in the working type.
+// Reads channels `begin` .. of a tensor into the working type. fill() takes the type at run time.
 template <typename T>
 inline void widen_row(Work<T>* out, const void* p, int64_t begin, int64_t channels) {
   constexpr int L = Lanes<Work<T>>::L;
@@ -132,7 +132,7 @@ inline double sum_of(F term, int64_t begin, int64_t count) {
 
 constexpr int kArrays = 9, kDoubles = 4;  // per-channel arrays of a task
 
-// flatten: all that a task calls becomes part of it, so that its loops stay in registers.
+// flatten: inlines all calls of a task, so that its loops stay in registers.
 template <typename T>
 __attribute__((flatten)) void forward_task(const Forward& p, const Slab& slab,
                                             Scratch<Work<T>>& work, Scratch<double>& total) {
@@ -200,7 +200,7 @@ __attribute__((flatten)) void backward_task(const Backward& p, const Slab& slab,
   using A = Work<T>;
   using V = typename Lanes<A>::V;
   constexpr int L = Lanes<A>::L;
-  // dx holds du between the passes where that loses no digits; elsewhere du is computed again.
+  // Where it loses no digits, dx holds du between the passes; elsewhere du is computed again.
   constexpr bool keep = std::is_same_v<T, A>;
   const int64_t hw = p.size.hw, c = p.size.c, per_group = c / p.size.groups;
   const int64_t first_group = slab.image * p.size.groups + slab.c0 / per_group;

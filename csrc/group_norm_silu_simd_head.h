@@ -1,4 +1,4 @@
-// What group_norm_silu_simd.h needs of other headers; see there.
+// The headers that group_norm_silu_simd.h needs; group_norm_silu_avx2.cpp explains why.
 
 #pragma once
 

@@ -1,4 +1,4 @@
-// Types that both machines under group_norm_silu.cu share.
+// Types shared by group_norm_silu's two machines: CUDA and its emulation on the host.
 
 #pragma once
 
@@ -16,8 +16,8 @@
 
 namespace pdfast {
 
-// bfloat16 and float16 as bits: the same source on the host, and no operator of cuda_bf16.h or
-// cuda_fp16.h, which PyTorch's build switches off.
+// bfloat16 and float16 as bits: the same source works on the host, and the operators of cuda_bf16.h
+// and cuda_fp16.h are not needed, which PyTorch's build switches off.
 struct Bf16 {
   uint16_t bits;
 };
@@ -28,10 +28,10 @@ struct F16 {
 // A thread's place among the rows and columns of its block.
 struct Place {
   int tid, rank, row, col;
-  int warp_row, team;  // the row within a warp's, and which of the partial results is the thread's
-  int first, count;    // the first pixel it visits, and how many
-  int group, channel;  // of its column's first channel in a chunk: the group, its place in there
-  int part, share;     // the thread's part in merging a group's partial statistics: which, and whose
+  int warp_row, team;  // the row within a warp's rows, and the partial result that the thread is in
+  int first, count;    // the first pixel that it visits, and their number
+  int group, channel;  // its column's first channel in a chunk: group, and place in the group
+  int part, share;     // in the merge of partial statistics: its part of group `share`'s
   bool active;
 
   PDFAST_DEVICE Place(const Geometry& g, int tid, int rank) : tid(tid), rank(rank), count(0) {
@@ -53,7 +53,7 @@ struct Place {
     if (active && row < pixels) count = unsigned(pixels - row + g.rows - 1) / unsigned(g.rows);
   }
 
-  // Whether it writes the results that its warp's rows have in common.
+  // Whether the thread writes the results that its warp's rows have in common.
   PDFAST_DEVICE bool leads() const { return active && warp_row == 0; }
 };
 

@@ -1,5 +1,5 @@
-// Vectors for group_norm_silu_simd.h, which says how it is included: types, loads and stores, 16-bit
-// conversions, and SiLU's exp. They are the compiler's own vector extension.
+// Vectors for group_norm_silu_simd.h, which describes how it is included: types, loads and stores,
+// 16-bit conversions, and SiLU's exp. They are the compiler's own vector extension.
 
 #include "group_norm_silu_simd_head.h"
 
@@ -69,7 +69,7 @@ inline UF narrow(VF x, f16) {
   return bits | ((u >> 16) & 0x8000);
 }
 
-// ---- loads and stores of the first `count` of L lanes; the others are zero, or not written.
+// ---- Loads and stores of the first `count` of L lanes; the others are zero, or not written.
 
 template <typename T>
 inline auto load(const T* p, int count) {
@@ -113,7 +113,7 @@ inline void store(T* p, typename Lanes<Work<T>>::V v, int count) {
   }
 }
 
-// ---- Arithmetic that the vector extension leaves to the instruction set.
+// ---- Arithmetic that the vector extension lacks, by the instruction set.
 
 template <typename V>
 inline V clamp(V x, V low, V high) {  // NaN stays NaN
@@ -125,10 +125,10 @@ inline V reciprocal(V x) {
   return 1 / x;
 }
 #if PDFAST_VECTOR_BYTES == 64
-inline VF clamp(VF x, VF low, VF high) {  // of two, these return the second if either is NaN
+inline VF clamp(VF x, VF low, VF high) {  // min and max return the second if either is NaN
   return (VF)_mm512_min_ps((__m512)high, _mm512_max_ps((__m512)low, (__m512)x));
 }
-// Newton's step squares the estimate's error of 2^-14; half of a division's time.
+// A Newton step squares the estimate's error of 2^-14, in half of a division's time.
 inline VF reciprocal(VF x) {
   const VF r = (VF)_mm512_rcp14_ps((__m512)x);
   return r + r * (1 - x * r);
@@ -190,7 +190,7 @@ inline typename Lanes<A>::V exp(typename Lanes<A>::V x) {
 template <typename A>
 inline typename Lanes<A>::V sigmoid(typename Lanes<A>::V u) {
   const typename Lanes<A>::V s = reciprocal(1 + exp<A>(-u));
-  return u < -ExpConstants<A>::limit ? typename Lanes<A>::V{} : s;  // where exp stops growing
+  return u < -ExpConstants<A>::limit ? typename Lanes<A>::V{} : s;  // exp is clamped there
 }
 
 }  // namespace PDFAST_ISA

@@ -1,4 +1,4 @@
-// The Python module pdfast._C. Importing it registers the ops; its functions tell how it was built.
+// The Python module pdfast._C. Its import registers the ops; its functions describe the build.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -23,8 +23,8 @@ using pdfast::cpu::Isa;
 #define PDFAST_TEXT_OF(x) #x
 #define PDFAST_TEXT(x) PDFAST_TEXT_OF(x)
 
-// Read from the file before it is loaded, by kernels/group_norm_silu.py: loading a module that was
-// built for another PyTorch may crash.
+// kernels/group_norm_silu.py reads this from the file before it loads the module: loading a module
+// that was built for another PyTorch may crash.
 [[gnu::used]] const char built_for[] = "pdfast is built for PyTorch " TORCH_VERSION;
 
 py::dict build_facts() {
@@ -98,12 +98,14 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled ops of pdfast: registers torch.ops.pdfast.group_norm_silu.";
   m.def("build_facts", build_facts, "PyTorch, compiler, CUDA version and architectures (None: no CUDA).");
   m.def("cpu_isas", cpu_isas, "Instruction sets that this machine can run, the widest last.");
-  m.def("cpu_isa", [] { return pdfast::cpu::name_of(pdfast::cpu_isa); }, "The one in use.");
-  m.def("use_cpu_isa", use_cpu_isa, "Choose one, for tests and benchmarks. ValueError if absent.");
-  m.def("cpu_plan", cpu_plan, "How float32 images [n][hw][c] are cut into tasks.", py::arg("n"),
-        py::arg("hw"), py::arg("c"), py::arg("groups"));
+  m.def("cpu_isa", [] { return pdfast::cpu::name_of(pdfast::cpu_isa); },
+        "The instruction set in use.");
+  m.def("use_cpu_isa", use_cpu_isa,
+        "Choose an instruction set, for tests and benchmarks. Raise ValueError if it is missing.");
+  m.def("cpu_plan", cpu_plan, "Return how float32 images [n][hw][c] are cut into tasks.",
+        py::arg("n"), py::arg("hw"), py::arg("c"), py::arg("groups"));
   m.def("cuda_plan", cuda_plan,
-        "How a GPU would be used; defaults: an H100. RuntimeError where no kernel takes the call.",
+        "Return how a GPU (default: H100) would be used. Raise RuntimeError if no kernel fits.",
         py::arg("n"), py::arg("hw"), py::arg("c"), py::arg("groups"),
         py::arg("sixteen_bit") = true, py::arg("backward") = false,
         py::arg("shared_limit") = 227 * 1024, py::arg("clusters") = true, py::arg("sms") = 132);

@@ -1,18 +1,19 @@
 """adamw: gradient norm, clipping, AdamW, averaged weights and their rounding, on flat buffers.
 
-Fused into two launches: `sum_of_squares_kernel` leaves ordered partial sums, and every program of
-`adamw_kernel` adds these up again, in the same order, before its share of the update; so the clip
-factor needs no host and no third launch. Bytes per parameter: 4 (gradient) in the first; in the
-second 16 read (weight, gradient, two moments) and 12 written, 8 more for each average, 2 for a copy
-in half precision: 32, 42 with one average and a copy, 66 with four. PyTorch (fused AdamW,
-clip_grad_norm_, foreach EMA, cast): 40, 58 and 94.
-Bound: memory. Loses: below about 10^5 parameters, to launch overhead, as everything does.
+Fused into two launches. `sum_of_squares_kernel` writes ordered partial sums; every program of
+`adamw_kernel` adds them up again, in the same order, before its share of the update. So the clip
+factor needs neither the host nor a third launch. Bytes per parameter: the first launch reads 4
+(gradient); the second reads 16 (weight, gradient, two moments) and writes 12, with 8 more for each
+average and 2 for a copy in half precision. That makes 32, 42 with one average and a copy, 66 with
+four averages and a copy. PyTorch (fused AdamW, clip_grad_norm_, foreach EMA, cast) moves 40, 58 and
+94. Bound: memory. Loses: below about 10^5 parameters, to launch overhead, as every kernel does.
 
-An update whose loss or gradient is not finite is left out: the second launch then reads the partial
-sums, the loss and the counters, writes the norm and the counters, and no host has to look.
+An update whose loss or gradient is not finite is skipped. The second launch decides it on the
+device, from the partial sums, the loss and the counters, and then writes only the norm and the
+counters; no host has to look.
 
 Every float stream goes in 16-byte accesses when the length divides by 16 (pad the buffers; zeros
-stay zeros); sums of squares are float64 lanes. Elements beyond 2^31 are reached.
+stay zeros); sums of squares are added up in float64. Buffers may have more than 2^31 elements.
 """
 
 import math
@@ -30,35 +31,36 @@ from pdfast.kernels.registry import Op, Stage, register
 from pdfast.kernels.runtime import tl, triton
 
 BLOCK = 1024
-PROGRAMS = 1024  # at most, of each launch; so many partial sums
+PROGRAMS = 1024  # at most, in each launch; also the most partial sums
 COPIES = (torch.bfloat16, torch.float16)
 MAX_AVERAGES = 4
-ASKED = ("cpu",)  # devices that the reference may ask for a number without waiting
+ASKED = ("cpu",)  # devices whose numbers the reference may read on the host without waiting
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdamWHyperparameters:
-    """The numbers of `adamw` that no update changes.
+    """The numbers of `adamw` that stay the same in every update.
 
-    Raises ValueError for one out of its range.
+    Raises:
+        ValueError: A number is out of its range.
     """
 
     max_norm: float
-    """Norm to clip the gradient to, as torch.nn.utils.clip_grad_norm_ does; 0: not clipped."""
+    """Norm to clip the gradient to, as torch.nn.utils.clip_grad_norm_ does; 0: no clipping."""
     beta1: float = 0.9
     """Decay of the first moment, between 0 and 1."""
     beta2: float = 0.999
     """Decay of the second moment, between 0 and 1."""
     eps: float = 1e-8
-    """Added to the denominator."""
+    """Number added to the denominator."""
     weight_decay: float = 0.0
-    """Decoupled: times the learning rate, it is the share of a weight that goes."""
+    """Decoupled weight decay: an update subtracts lr * weight_decay times the weight."""
     ema_decays: tuple[float, ...] = ()
-    """Decays of the averaged weights, one for each average that is kept; at most 4."""
+    """Decays of the averaged weights, one for each average, at most 4."""
     max_skipped: int
-    """Updates that may be skipped in a row, at least 1; after these all are."""
+    """Updates that may be skipped in a row, at least 1; all updates after these are skipped."""
     ema_warmup: bool = False
-    """After k earlier updates the averages decay by at most (1 + k) / (10 + k)."""
+    """Whether the averages decay by at most (1 + k) / (10 + k) after k earlier updates."""
 
     def __post_init__(self) -> None:
         for name in ("beta1", "beta2"):
@@ -93,23 +95,40 @@ def adamw(
     hyperparameters: AdamWHyperparameters,
     earlier: Tensor | None = None,
 ) -> Tensor:
-    """One update in place; returns the gradient's norm before clipping, of the params' dtype, 0-d.
+    """Make one AdamW update in place (Loshchilov & Hutter 2019), as torch.optim.AdamW does.
 
-    params, grads and the moments are contiguous float32 (or float64), (P,); `ema`, the averaged
-    weights of K `ema_decays`, is the same of shape (K, P), or None; `copy` takes the new weights in
-    bfloat16 or float16, or is None. lr and loss, floating, and step, int64, counting from 1, have
-    one element; loss may be 0-d. The gradient is clipped as by torch.nn.utils.clip_grad_norm_, and
-    the rest is as torch.optim.AdamW (Loshchilov & Hutter 2019). An average of decay d becomes
-    decay ema + (1 - decay) params, and params at first, where decay is d, or with `ema_warmup`,
-    after k earlier updates, min(d, (1 + k) / (10 + k)).
+    The gradient is first clipped as by torch.nn.utils.clip_grad_norm_. An average of decay d then
+    becomes decay ema + (1 - decay) params, where decay is d, or with `ema_warmup`, after k earlier
+    updates, min(d, (1 + k) / (10 + k)). The first update sets it to the params.
 
-    skipped, int64 (2,): how many updates were skipped, and how many of them last, in a row. One is
-    skipped, and changes nothing but these two, if its loss or its norm is not finite, or if
-    `max_skipped` before it were: where it ends does not depend on when a host looks.
-    A skipped update is no step of AdamW, whose bias correction counts step - skipped[0] + earlier:
-    `earlier`, int64, one element (None: 0), are the updates that the moments had before step 1; the
-    averages do not count them. All tensors lie on one device. Raises ValueError or TypeError for
-    other shapes, dtypes or devices.
+    An update is skipped if its loss or its gradient norm is not finite, or if the `max_skipped`
+    updates before it were skipped. So the device stops changing weights at the same update, however
+    late a host looks. A skipped update changes only `skipped`, and is not a step of AdamW: the bias
+    correction counts step - skipped[0] + earlier steps, the averages step - skipped[0].
+
+    All tensors lie on one device; the buffers (P, or K, P for K averages) are contiguous.
+
+    Args:
+        params: Weights (P,), float32 or float64.
+        grads: Their gradients (P,), of params' dtype.
+        exp_avg: First moment (P,), of params' dtype.
+        exp_avg_sq: Second moment (P,), of params' dtype.
+        ema: Averaged weights (K, P), of params' dtype, for K `ema_decays`; or None.
+        copy: Written with the new weights (P,), bfloat16 or float16; or None.
+        lr: Learning rate, float32 or float64 (1,).
+        step: Number of the update, counting from 1, int64 (1,).
+        loss: Loss of the update, float32 or float64, (1,) or 0-d.
+        skipped: int64 (2,): updates skipped so far, and those skipped in a row until now.
+        hyperparameters: The numbers that stay the same.
+        earlier: Updates that the moments had before step 1, int64 (1,); None: 0.
+
+    Returns:
+        Norm of the gradient before clipping, 0-d, of params' dtype.
+
+    Raises:
+        TypeError: A tensor has the wrong type or dtype.
+        ValueError: A tensor has the wrong shape or device or is not contiguous, or `ema` is given
+            without decays.
     """
     size = max(1, params.numel()) if isinstance(params, Tensor) else 1
     runtime.check_tensor("params", params, runtime.STATES, (size,))
@@ -155,10 +174,15 @@ def adamw_reference(
     hyperparameters: AdamWHyperparameters,
     earlier: Tensor | None = None,
 ) -> Tensor:
-    """`adamw` in plain PyTorch: a few operations on whole buffers, in place.
+    """Compute `adamw` in plain PyTorch, with a few operations on whole buffers, in place.
 
-    On a CPU it returns before them where it skips; elsewhere, where asking would wait for the
-    device and end a capture, it does them on what it then puts back from copies.
+    On a CPU it returns early where the update is skipped. On other devices, where reading the flag
+    would wait for the device and end a capture, it makes the update and then restores copies.
+
+    The arguments are those of `adamw`.
+
+    Returns:
+        Norm of the gradient before clipping, 0-d, of params' dtype.
     """
     h = hyperparameters
     norm: Tensor = torch.linalg.vector_norm(grads)
@@ -171,7 +195,7 @@ def adamw_reference(
         kept = [b for b in (params, exp_avg, exp_avg_sq, ema, copy) if b is not None]
         before = [(b, b.clone()) for b in kept]
     lr, count = lr.double().reshape(()), (step - skipped[0]).double().reshape(())
-    steps = count if earlier is None else count + earlier.reshape(())  # that the moments have had
+    steps = count if earlier is None else count + earlier.reshape(())  # updates of the moments
     if h.max_norm:
         grads = grads * (h.max_norm / (norm + 1e-6)).clamp(max=1.0)
     exp_avg.lerp_(grads, 1 - h.beta1)
@@ -191,9 +215,15 @@ def adamw_reference(
 
 
 def newest_share(count: Tensor, decay: float, warmup: bool) -> Tensor:
-    """The share of the newest weights in an average after `count` updates, all at first.
+    """Return the share of the newest weights in an average after `count` updates.
 
-    `count` is floating; the share has its dtype and shape.
+    Args:
+        count: Number of updates, floating-point of any shape; 1 has the share 1.
+        decay: Decay of the average.
+        warmup: Whether the decay is at most count / (count + 9).
+
+    Returns:
+        The share, of the dtype and shape of `count`.
     """
     share = torch.full_like(count, 1.0 - decay)
     if warmup:  # 1 - (1 + k) / (10 + k), where k = count - 1
@@ -202,8 +232,15 @@ def newest_share(count: Tensor, decay: float, warmup: bool) -> Tensor:
 
 
 def count_skipped(norm: Tensor, loss: Tensor, skipped: Tensor, max_skipped: int) -> Tensor:
-    """Whether an update is made, bool and 0-d; if not, counted in `skipped`, as `adamw` does."""
-    finite = norm - norm == (loss - loss).reshape(())  # 0 if so, NaN if not, which equals nothing
+    """Return whether an update is made, bool and 0-d; count it in `skipped` if it is not.
+
+    Args:
+        norm: Norm of the gradient, 0-d.
+        loss: Loss of the update, one element.
+        skipped: The counters of `adamw`, int64 (2,), changed in place.
+        max_skipped: Updates that may be skipped in a row.
+    """
+    finite = norm - norm == (loss - loss).reshape(())  # 0 if finite, else NaN; NaN != NaN
     in_a_row = skipped[1]
     made = finite & (in_a_row < max_skipped)
     left_out = ~made
@@ -234,7 +271,7 @@ def adamw_op(
     ema_warmup: bool = False,
     earlier: Tensor | None = None,
 ) -> Tensor:
-    """`adamw` of arguments known to be right."""
+    """Run `adamw` on checked arguments."""
     buffers = (params, grads, exp_avg, exp_avg_sq, ema, copy)
     if not runtime.uses_triton(params.device, params.dtype):
         hyperparameters = AdamWHyperparameters(
@@ -252,7 +289,7 @@ def adamw_op(
     programs = min(PROGRAMS, runtime.cdiv(size, BLOCK))
     partials = torch.empty(programs, dtype=torch.float64, device=params.device)
     norm = params.new_empty(())
-    # Known when compiled: a count known at run time stops Triton 3.6's interpreter.
+    # A compile-time constant: a loop to a run-time count stops Triton 3.6's interpreter.
     turns = runtime.cdiv(size, programs * BLOCK)
     loop: dict[str, Any] = {"turns": turns, "programs": programs, "block": BLOCK}
     first, second, third, fourth = (*ema_decays, *[0.0] * MAX_AVERAGES)[:MAX_AVERAGES]
@@ -302,9 +339,14 @@ def _norm_of(params: Tensor, *_: object) -> Tensor:
 
 @triton.jit
 def sum_of_squares_kernel(
-    grads, partials, size, turns: tl.constexpr, programs: tl.constexpr, block: tl.constexpr
+    grads,  # gradients (P,), float32
+    partials,  # output: sums of squares, float64 (programs,)
+    size,  # P
+    turns: tl.constexpr,  # blocks of a program
+    programs: tl.constexpr,  # number of programs
+    block: tl.constexpr,  # elements of a block
 ):
-    """Program p adds up the squares of blocks p, p + programs, ... and writes partial p."""
+    """Add up the squares of blocks p, p + programs, ... in program p, and write partial p."""
     total = tl.zeros([block], tl.float64)
     program = tl.program_id(0).to(tl.int64)
     for turn in range(turns):
@@ -316,63 +358,64 @@ def sum_of_squares_kernel(
 
 @triton.jit
 def _average(ema, place, mask, weight, count, ema_decay: tl.constexpr, ema_warmup: tl.constexpr):
-    """Take new weights into one of the averages, at its place among them."""
+    """Update one of the averages with new weights, at its `place` in `ema`."""
     decay, newest = ema_decay, 1.0 - ema_decay
     if ema_warmup:  # its decay after k = count - 1 updates is (1 + k) / (10 + k)
         decay = tl.minimum(count / (count + 9.0), ema_decay).to(tl.float32)
         newest = tl.maximum(9.0 / (count + 9.0), 1.0 - ema_decay).to(tl.float32)
     average = tl.load(ema + place, mask=mask, other=0.0)
-    if ema_decay < 0.5:  # exactly the weights at 0
+    if ema_decay < 0.5:  # this form is exactly the weights at decay 0
         average = weight - (weight - average) * decay
     else:
         average = average + (weight - average) * newest
-    average = tl.where(count == 1.0, weight, average)  # the first is the weights
+    average = tl.where(count == 1.0, weight, average)  # the first update sets the weights
     tl.store(ema + place, average, mask=mask)
 
 
 @triton.jit
 def adamw_kernel(
-    weights,
-    grads,
-    exp_avg,
-    exp_avg_sq,
-    ema,
-    copy,
-    lr,
-    step,
-    loss,
-    skipped,
-    earlier,
-    partials,
-    norm,
-    size,
-    max_norm: tl.constexpr,
-    max_skipped: tl.constexpr,
-    beta1: tl.constexpr,
-    beta2: tl.constexpr,
-    log_beta1: tl.constexpr,
-    log_beta2: tl.constexpr,
-    eps: tl.constexpr,
-    weight_decay: tl.constexpr,
-    averages: tl.constexpr,
-    first_decay: tl.constexpr,
-    second_decay: tl.constexpr,
-    third_decay: tl.constexpr,
-    fourth_decay: tl.constexpr,
-    ema_warmup: tl.constexpr,
-    turns: tl.constexpr,
-    programs: tl.constexpr,
-    most: tl.constexpr,
-    block: tl.constexpr,
+    weights,  # weights (P,), float32, changed
+    grads,  # gradients (P,), float32
+    exp_avg,  # first moment (P,), float32, changed
+    exp_avg_sq,  # second moment (P,), float32, changed
+    ema,  # averaged weights (averages, P), float32, changed; or None
+    copy,  # output: the weights in bfloat16 or float16 (P,); or None
+    lr,  # learning rate, floating-point (1,)
+    step,  # number of the update, from 1, int64 (1,)
+    loss,  # loss of the update, floating-point (1,)
+    skipped,  # updates skipped in all and in a row, int64 (2,), changed
+    earlier,  # updates of the moments before step 1, int64 (1,); or None
+    partials,  # sums of squares of the gradients, float64 (programs,)
+    norm,  # output: norm of the gradient before clipping, float32, 0-d
+    size,  # P
+    max_norm: tl.constexpr,  # norm to clip to; 0: no clipping
+    max_skipped: tl.constexpr,  # updates that may be skipped in a row
+    beta1: tl.constexpr,  # decay of the first moment
+    beta2: tl.constexpr,  # decay of the second moment
+    log_beta1: tl.constexpr,  # its logarithm, from the host's float64
+    log_beta2: tl.constexpr,  # likewise
+    eps: tl.constexpr,  # number added to the denominator
+    weight_decay: tl.constexpr,  # decoupled weight decay
+    averages: tl.constexpr,  # number of averages, 0 .. 4
+    first_decay: tl.constexpr,  # decay of the first average
+    second_decay: tl.constexpr,  # of the second
+    third_decay: tl.constexpr,  # of the third
+    fourth_decay: tl.constexpr,  # of the fourth
+    ema_warmup: tl.constexpr,  # whether early updates decay less
+    turns: tl.constexpr,  # blocks of a program
+    programs: tl.constexpr,  # number of programs, and of partial sums
+    most: tl.constexpr,  # upper bound of `programs`, a power of 2
+    block: tl.constexpr,  # elements of a block
 ):
-    """Program p updates blocks p, p + programs, ...; per launch each finds the same clip factor."""
+    """Update blocks p, p + programs, ... in program p; all programs find the same clip factor."""
     p = tl.arange(0, most)
     squares = tl.load(partials + p, mask=p < programs, other=0.0)
     length = tl.sqrt(tl.sum(squares)).to(tl.float32)
-    # The counters are read by every program while the first one writes them. Each finds the same
-    # whether it reads before or after: an update that is made sets the second to 0, which is below
-    # `max_skipped` as what was there, and leaves the first; one that is skipped for what is not
-    # finite needs neither; one that comes too late raises the second, which was at the limit.
+    # Every program reads the counters while the first one writes them. The outcome is the same
+    # whether it reads before or after the write. An update that is made leaves `total` and sets
+    # `in_a_row` to 0, which is below `max_skipped` like the old value. An update that is skipped
+    # because it is not finite depends on neither counter. An update skipped at the limit raises
+    # `in_a_row`, which was at the limit already.
     total, in_a_row = tl.load(skipped), tl.load(skipped + 1)
     finite = (tl.abs(length) < float("inf")) & (tl.abs(tl.load(loss)) < float("inf"))
     made = finite & (in_a_row < max_skipped)
@@ -383,7 +426,7 @@ def adamw_kernel(
     if not made:
         return
     count, rate = (tl.load(step) - total).to(tl.float64), tl.load(lr).to(tl.float64)
-    steps = count  # that the moments have had
+    steps = count  # updates of the moments
     if earlier is not None:
         steps = count + tl.load(earlier)
     keep = (1.0 - rate * weight_decay).to(tl.float32)
@@ -411,7 +454,7 @@ def adamw_kernel(
         tl.store(weights + element, weight, mask=mask)
         if averages > 0:
             _average(ema, element, mask, weight, count, first_decay, ema_warmup)
-        place = element  # 64 bits wide, as four times the size may need
+        place = element  # int64: up to four times `size` needs it
         if averages > 1:
             place += size
             _average(ema, place, mask, weight, count, second_decay, ema_warmup)
@@ -426,7 +469,7 @@ def adamw_kernel(
 
 
 def _launches(call: Call) -> list[Launch]:
-    """The clip factor is known when all gradients have been read, which are then read again."""
+    """Count two kernels: the clip factor needs all gradients, so they are read a second time."""
     return [Launch(OPTIMIZER, bytes_of(call["grads"])), Launch(OPTIMIZER, call.moved())]
 
 

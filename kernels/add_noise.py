@@ -1,19 +1,19 @@
 """add_noise: from the data set to z_t and the network's input, with every draw of a batch.
 
-Fused: the batch's Philox words (which image, mirrored or not, which time), the gather and its
+Fused: the batch's Philox words (which image, whether mirrored, which time), the gather and its
 scaling to [-1, 1], the noise (Philox, Box-Muller), z_t = alpha x + sigma eps, the rounding to the
 network's dtype, and the target of training on data. Bytes per element: 1 (uint8) + 4 (z_t) + s
-(z_in, unless s is 4) + 4 (y, in training alone); eager PyTorch moves 730, int64 words and
-float64 normals among them. Bound: float64 arithmetic, about 50 operations per normal: where a GPU
-has much of it (data centre) a few microseconds a batch, elsewhere tens. Loses: to noise drawn
-ahead by another stream, if such a launch were ever in the way.
+(z_in, unless s is 4) + 4 (y, only in training on data); eager PyTorch moves 730, int64 words and
+float64 normals among them. Bound: float64 arithmetic, about 50 operations per normal: a few
+microseconds a batch on GPUs with much of it (data centre), tens elsewhere. Loses: to noise drawn
+ahead on another stream, if this launch were ever the bottleneck.
 
 Float streams go in 16-byte accesses when H W C divides by 16. The data set's pixels, gathered and
-perhaps mirrored, are read one by one; 4 bytes each where they are float32. Where only some images
-of a set may be drawn, a table has their numbers, of which a program reads one. Which image comes
-is drawn independently, or without replacement, by shuffle.py. The round, the number of steps N and
-how many of the teacher's each merges may lie on the device, 24 bytes that each program reads: a
-captured launch then serves every round.
+perhaps mirrored, are read one by one, 4 bytes each where they are float32. Where only some images
+of a set may be drawn, a table has their numbers, and a program reads one of them. Images are drawn
+independently, or without replacement by shuffle.py. The round, the number of steps N and the number
+of teacher steps that each of them merges may lie on the device, as 24 bytes that each program
+reads: a captured launch then serves every round.
 """
 
 from dataclasses import dataclass
@@ -37,64 +37,72 @@ BLOCK = 1024
 
 
 class Noised(NamedTuple):
-    """Result of `add_noise`: a batch of B images, diffused."""
+    """A batch of B noisy images: the result of `add_noise`."""
 
     z_t: Tensor
-    """(B, C, H, W), float32, or float64 where the network is."""
+    """Noisy images (B, C, H, W), float32, or float64 where the network is float64."""
     z_in: Tensor
-    """The same as the network's input, in its dtype; the same tensor where the dtypes are one."""
+    """z_t in the network's dtype; the tensor `z_t` itself if the dtypes are the same."""
     phi_t: Tensor
-    """Angles of z_t, float64 (B,)."""
+    """Angles of z_t in radians, float64 (B,)."""
     phi_mid: Tensor
-    """Angles half a step earlier, or one of the merged steps earlier, float64 (B,); phi_t again
-    where that step reaches the end of the student's, and in continuous time."""
+    """Angles half a step earlier, or one merged step earlier, float64 (B,). Equal to phi_t where
+    that step reaches the end of the student's step, and in continuous time."""
     is_last_step: Tensor
-    """bool (B,): the student's step ends at s = 0, as the sampler's last does; false in continuous
-    time."""
+    """Whether the student's step ends at s = 0, as the sampler's last step does, bool (B,); false
+    in continuous time."""
     chosen: Tensor
-    """Which images, int64 (B,)."""
+    """Numbers of the drawn images in the set, int64 (B,)."""
     spare: Tensor
-    """One more uniform number in (0, 1) for each, float64 (B,), of bits that nothing else has."""
+    """One more uniform number in (0, 1) per image, float64 (B,), from bits not used elsewhere."""
     y: Tensor | None
-    """Target of training on the data, (B, C, H, W) of the dtype of z_t; or None."""
+    """Target of training on data, (B, C, H, W), of the dtype of z_t; or None."""
     phi_next: Tensor | None = None
-    """Angles where the student's steps end, float64 (B,), where steps are merged; or None."""
+    """Angles where the student's steps end, float64 (B,), if steps are merged; or None."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseOptions:
-    """Which draws `add_noise` makes, and of what; numbers on the host.
+    """The draws that `add_noise` makes, as numbers on the host.
 
-    Raises ValueError for one out of its range, TypeError for a dtype that is no float's.
+    Raises:
+        TypeError: `net_dtype` is not a floating-point dtype.
+        ValueError: A number is out of its range.
     """
 
     seed: int
+    """Seed of all draws, 0 .. 2^32 - 1."""
     round_: int
+    """Round of the distillation, 0 .. 2^24 - 1."""
     num: int
     """Images to draw, at positions first .. first + num - 1 of the global batch."""
     first: int = 0
+    """Position of the first image in the global batch."""
     num_steps: int = 0
-    """N of the times u = (i + 1) / N with i ~ U{0 .. N-1}; 0: u ~ U(0, 1)."""
+    """N of the times u = (i + 1) / N with i ~ U{0 .. N-1}; 0: continuous time, u ~ U(0, 1)."""
     merged: int = 0
-    """r, where times are those of the rN steps that N steps merge, u = (k + 1) / rN with
-    k ~ U{0 .. rN-1}: the middle time is then k / rN and the end floor(k / r) / N; 0: times and
-    ends of the N steps, and the time halfway."""
+    """Number r of teacher steps that each of the N steps merges; 0: no merging.
+
+    Times are then u = (k + 1) / rN with k ~ U{0 .. rN-1}; the middle time is k / rN, and the
+    student's step ends at floor(k / r) / N. Without merging, times and ends are those of the N
+    steps, and the middle time is halfway.
+    """
     flip: bool = False
-    """Mirror half of the images, by draw."""
+    """Whether to mirror half of the images, by draw."""
     parameterization: Parameterization | None = None
-    """Make the data's target for this parameterization too."""
+    """What the network predicts, to make the target of training on data; None: no target."""
     net_dtype: torch.dtype = torch.float32
-    """Type of the network's input; float64 makes everything float64."""
+    """Dtype of the network's input; float64 makes all results float64."""
     fixed: bool = False
-    """Draw from the streams of the fixed batch."""
+    """Whether to draw from the streams of the fixed batch."""
     population: int = 0
-    """Size of the set where it lies elsewhere, and the images given are those that `draw_indices`
-    draws from it, in order; otherwise 0. All results are as of the whole set."""
+    """Size of the set, if it lies elsewhere and the given images are those that `draw_indices`
+    draws from it, in order; otherwise 0. All results are as if the whole set were given."""
     shuffled_by: int = 0
-    """Size of the global batch where images are drawn without replacement; otherwise 0.
+    """Size of the global batch, to draw images without replacement; 0: independent draws.
 
     Position p in the batch of update k holds draw k * shuffled_by + p, below 2^62, of
-    `shuffle.shuffled`. Nothing but the choice of images depends on it.
+    `shuffle.shuffled`. It changes the choice of images and nothing else.
     """
 
     def __post_init__(self) -> None:
@@ -121,14 +129,24 @@ def add_noise(
 ) -> Noised:
     """Draw images and times as `options` say, and diffuse: z_t = alpha x + sigma eps (section 2).
 
-    images uint8 (M, C, H, W), scaled to [-1, 1], or float32, taken as they are. `schedule` is (a,
-    b) of phi = a u + b, or the angles at u = k / rN, float64 (rN + 1,), with r = 2 where no steps
-    are merged. The draws are those of
-    the batch of `update`, an int or an int64 tensor of one element on the device of the images.
-    `rows`, int64 (n,), are the numbers of the images to draw from, where those are not all.
-    `phase`, int64 (3,) on that device, holds the round, N and r, which are read there in place of
-    those of the options, in discrete time alone (r where the options' is not 0); angles after the
-    first rN + 1 are not read. Raises ValueError or TypeError for other arguments.
+    Args:
+        images: The set (M, C, H, W): uint8, scaled here to [-1, 1], or float32, taken as it is.
+        schedule: (a, b) of phi = a u + b; or the angles at u = k / rN, float64 (rN + 1,), with
+            r = 2 if no steps are merged.
+        update: Update whose batch is drawn; an int64 tensor (1,) must be on the device of `images`.
+        options: The draws to make.
+        rows: Numbers of the images that may be drawn, int64 (n,); None: all of them.
+        phase: Round, N and r on the device of `images`, int64 (3,), in place of those in `options`
+            (r only if the options' is not 0); only in discrete time. Angles after the first rN + 1
+            are then not read.
+
+    Returns:
+        The noisy images, their angles and the draws.
+
+    Raises:
+        TypeError: A tensor has the wrong type or dtype.
+        ValueError: A tensor has the wrong shape or device, `rows` is empty, or the options do not
+            fit the other arguments.
     """
     runtime.check_tensor("images", images, (torch.uint8, torch.float32))
     if isinstance(update, int):
@@ -136,7 +154,7 @@ def add_noise(
     runtime.check_tensor("update", update, (torch.int64,), (1,), images)
     a, b, angles = (0.0, 0.0, schedule) if isinstance(schedule, Tensor) else (*schedule, None)
     if angles is not None:
-        # How many a phase needs, the device alone knows.
+        # Only the device knows how many angles a phase needs.
         fine = (options.merged or 2) * options.num_steps
         size = (fine + 1,) if phase is None else (angles.numel(),)
         runtime.check_tensor("schedule", angles, (torch.float64,), size, images)
@@ -166,9 +184,16 @@ def add_noise(
 
 
 def draw_indices(options: NoiseOptions, update: int, rows: Tensor | None = None) -> Tensor:
-    """Which images of a set `add_noise` takes: int64 (num,) in 0 .. population - 1, on the CPU.
+    """Return the numbers of the images that `add_noise` draws from a set.
 
-    `rows`, int64 (n,) on the CPU, as for `add_noise`. Times and noise play no part.
+    Args:
+        options: The draws to make. Those of times and noise play no part.
+        update: Update whose batch is drawn.
+        rows: Numbers of the images that may be drawn, int64 (n,) on the CPU; None: all of the
+            `population`.
+
+    Returns:
+        Numbers in 0 .. population - 1, int64 (num,) on the CPU.
     """
     o = options
     key, _ = _keys(o.seed, o.round_, o.fixed)
@@ -185,17 +210,17 @@ def draw_indices(options: NoiseOptions, update: int, rows: Tensor | None = None)
 
 
 def to_float(images: Tensor) -> Tensor:
-    """uint8 -> float32 in [-1, 1]; float32 as it is."""
+    """Scale uint8 to float32 in [-1, 1]; return float32 images as they are."""
     return images if images.dtype == torch.float32 else divide(images.float(), 127.5) - 1.0
 
 
 def diffuse(x: Tensor, eps: Tensor, phi: Tensor) -> Tensor:
-    """z_t = alpha x + sigma eps (section 2)."""
+    """Return z_t = alpha x + sigma eps (section 2), for phi (B,) in radians."""
     return combine((phi.cos(), x), (phi.sin(), eps))
 
 
 def _keys(seed: int, round_: int, fixed: bool) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Keys of the batch's words and of its noise."""
+    """Return the keys of the batch's words and of its noise."""
     streams = (Stream.FIXED, Stream.FIXED_NOISE) if fixed else (Stream.BATCH, Stream.NOISE)
     return philox.key_of(seed, streams[0], round_), philox.key_of(seed, streams[1], round_)
 
@@ -203,7 +228,7 @@ def _keys(seed: int, round_: int, fixed: bool) -> tuple[tuple[int, int], tuple[i
 def _shuffled(
     update: Tensor, batch: int, first: int, num: int, of: int, key: tuple[int, int | Tensor]
 ) -> Tensor:
-    """Draws without replacement for positions first .. first + num - 1 of an update's batch."""
+    """Draw without replacement for positions first .. first + num - 1 of an update's batch."""
     positions = torch.arange(first, first + num, device=update.device)
     return shuffled(positions.add_(update.reshape(()), alpha=batch), of, key)
 
@@ -218,9 +243,15 @@ def add_noise_reference(
     *,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Compute in plain PyTorch what `Noised` holds but for z_in; z_t and y in `dtype`."""
+    """Compute the fields of `Noised`, without z_in, in plain PyTorch.
+
+    The arguments are those of `add_noise`; `update` is a tensor, and `dtype` is that of z_t and y.
+
+    Returns:
+        z_t, phi_t, phi_mid, is_last_step, chosen, spare, y and phi_next.
+    """
     o, shape = options, (images.shape[1], images.shape[2], images.shape[3])
-    block = torch.arange(-1, philox.blocks_of(shape), device=update.device)  # -1: of the batch
+    block = torch.arange(-1, philox.blocks_of(shape), device=update.device)  # -1: the batch's words
     num_steps: int | Tensor = o.num_steps
     merged: int | Tensor = o.merged
     batch_key: tuple[int, int | Tensor]
@@ -303,9 +334,7 @@ def add_noise_op(
     phase: Tensor | None = None,
     merged: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """`add_noise` of arguments known to be right; z_in, y and phi_next are empty where not asked
-    for.
-    """
+    """Run `add_noise` on checked arguments; outputs that were not asked for are empty."""
     outputs = _outputs(images, num, parameterization, net_dtype, merged)
     z_t, z_in, phi_t, phi_mid, is_last_step, chosen, spare, y, phi_next = outputs
     if not runtime.uses_triton(images.device, net_dtype):
@@ -439,43 +468,43 @@ DRAWN_BY = ["num_images", "num_steps", "merged", "first", "batch", "seed", "batc
 
 @triton.jit(do_not_specialize=DRAWN_BY)  # their values change, the code does not
 def add_noise_kernel(
-    images,
-    angles,
-    rows,
-    phase,
-    update,
-    z_t,
-    z_in,
-    y,
-    phi_t,
-    phi_mid,
-    is_last_step,
-    index,
-    spare,
-    phi_next,
-    size,
-    num_images,
-    num_steps,
-    merged,
-    first,
-    batch,
-    seed,
-    batch_key,
-    noise_key,
-    a: tl.constexpr,
-    b: tl.constexpr,
-    width: tl.constexpr,
-    channels: tl.constexpr,
-    gathered: tl.constexpr,
-    flip: tl.constexpr,
-    continuous: tl.constexpr,
-    merges: tl.constexpr,
-    parameterization: tl.constexpr,
-    writes_z_in: tl.constexpr,
-    rounds: tl.constexpr,
-    block: tl.constexpr,
+    images,  # the set (M, H, W, C), uint8 or float32; with `gathered` only the drawn images
+    angles,  # angles at u = k / rN, float64 (rN + 1,); None: phi = a u + b
+    rows,  # numbers of the images that may be drawn, int64 (num_images,); None: all
+    phase,  # round, N and r, int64 (3,); None: those of the arguments
+    update,  # update whose batch is drawn, int64 (1,)
+    z_t,  # output: noisy images (num, H, W, C), float32
+    z_in,  # output: z_t in the network's dtype; unused where `writes_z_in` is false
+    y,  # output: target of training on data (num, H, W, C), float32; unused without one
+    phi_t,  # output: angles of z_t, float64 (num,)
+    phi_mid,  # output: angles in the middle of the steps, float64 (num,)
+    is_last_step,  # output: whether the step ends at s = 0, uint8 (num,)
+    index,  # output: numbers of the drawn images, int64 (num,)
+    spare,  # output: one more uniform number per image, float64 (num,)
+    phi_next,  # output: angles where merged steps end, float64 (num,); unused without `merges`
+    size,  # elements of an image, H W C
+    num_images,  # number of images that may be drawn
+    num_steps,  # N
+    merged,  # r; 0: no merging
+    first,  # position of the first image in the global batch
+    batch,  # size of the global batch, where images are drawn without replacement
+    seed,  # first number of both keys
+    batch_key,  # second number of the key of the batch's words
+    noise_key,  # second number of the key of the noise
+    a: tl.constexpr,  # a of phi = a u + b
+    b: tl.constexpr,  # b of phi = a u + b
+    width: tl.constexpr,  # W
+    channels: tl.constexpr,  # C
+    gathered: tl.constexpr,  # whether `images` holds the drawn images, in order
+    flip: tl.constexpr,  # whether to mirror half of the images
+    continuous: tl.constexpr,  # whether u ~ U(0, 1)
+    merges: tl.constexpr,  # whether steps are merged
+    parameterization: tl.constexpr,  # prediction whose target is made, or "none"
+    writes_z_in: tl.constexpr,  # whether to write z_in
+    rounds: tl.constexpr,  # rounds of the shuffle; 0: independent draws
+    block: tl.constexpr,  # elements of a program
 ):
-    """Program (n, tile): `block` elements, in (H, W, C) order, of image n; see `add_noise`."""
+    """Diffuse `block` elements of image n, in (H, W, C) order, in program (n, tile)."""
     n, tile = tl.program_id(0), tl.program_id(1)
     number, position = tl.load(update), n + first
     if phase is not None:

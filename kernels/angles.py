@@ -1,8 +1,8 @@
-"""What the ops share: combinations of images with one coefficient per image, and its angles.
+"""Shared arithmetic of the ops: coefficients of images, and sine and cosine of their angles.
 
-alpha = cos(phi), sigma = sin(phi); coefficients are computed in float64 and rounded once to the
-dtype that they multiply. In the kernels each program computes those of its image: a few dozen
-float64 operations, without the slow path (and stack) of library trigonometry.
+alpha = cos(phi), sigma = sin(phi). Coefficients are computed in float64 and rounded once to the
+dtype that they multiply. In the kernels each program computes its image's coefficients: a few dozen
+float64 operations, without the slow path (and the stack) of library trigonometry.
 """
 
 import torch
@@ -15,12 +15,12 @@ from pdfast.kernels.runtime import tl, triton
 
 
 def per_image(coefficient: Tensor, like: Tensor) -> Tensor:
-    """(B,) -> (B, 1, 1, ...) in the dtype and on the device of `like`."""
+    """Reshape (B,) to (B, 1, 1, ...), in the dtype and on the device of `like`."""
     return coefficient.to(like).reshape(-1, *[1] * (like.ndim - 1))
 
 
 def combine(*terms: tuple[Tensor, Tensor]) -> Tensor:
-    """Sum of coefficient (B,) times image (B, ...) over the terms."""
+    """Return the sum over the terms of coefficient (B,) times image (B, ...)."""
     total = per_image(terms[0][0], terms[0][1]) * terms[0][1]
     for coefficient, image in terms[1:]:
         total = torch.addcmul(total, per_image(coefficient, image), image)
@@ -28,11 +28,14 @@ def combine(*terms: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def divide(a: Tensor, number: float | Tensor) -> Tensor:
-    """a / number, rounded once, so that it has the same bits on every device.
+    """Return a / number, rounded once, so that it has the same bits on every device.
 
-    a is floating-point, of any shape; a tensor to divide by is 0-d and on its device. On CUDA
-    PyTorch divides by a Python number, or by a 0-d CPU tensor, by multiplying with its reciprocal,
-    which may cost the last bit.
+    On CUDA, PyTorch divides by a Python number or by a 0-d CPU tensor by multiplying with the
+    reciprocal, which may cost the last bit.
+
+    Args:
+        a: Floating-point tensor of any shape.
+        number: Divisor; a tensor must be 0-d and on the device of `a`.
     """
     if isinstance(number, Tensor):
         return a / number.to(a.dtype)
@@ -50,9 +53,12 @@ QUARTERS_PER_RADIAN = tl.constexpr(0.6366197723675814)
 
 @triton.jit
 def sincos(angle):
-    """(sin, cos) of a float64 angle in radians, 0 <= angle < 100, to a few 1e-16 relative.
+    """Return (sin, cos) of a float64 angle, to a few 1e-16 relative.
 
-    Reduced to |r| <= pi/4, then Taylor polynomials of degrees 17 and 16.
+    The angle is reduced to |r| <= pi/4; Taylor polynomials of degrees 17 and 16 follow.
+
+    Args:
+        angle: Angles in radians, 0 <= angle < 100, float64 of any shape.
     """
     quarters = tl.floor(angle * QUARTERS_PER_RADIAN + 0.5)
     r = (angle - quarters * QUARTER_HIGH) - quarters * QUARTER_LOW

@@ -1,7 +1,7 @@
-"""An op's call and the kernels that it launches: what the counting rules are written in.
+"""Calls of ops and the kernels that they launch, from which launches and bytes are counted.
 
-An op of kernels/ registers its rule (registry.py); those of PyTorch's own ops are in
-training/cuda_launches.py.
+The ops of kernels/ register their counting rules (registry.py). The rules of PyTorch's own ops are
+in training/cuda_launches.py.
 """
 
 import math
@@ -35,16 +35,18 @@ KINDS = (PRODUCTS, ATTENTION, *NORM_KINDS, STEPS, OPTIMIZER, *MEMORY_KINDS)
 
 
 class Launch(NamedTuple):
-    """Kernels of one kind."""
+    """Kernels of one kind that a call launches."""
 
     kind: str
+    """Kind of the kernels, one of KINDS."""
     bytes: int
-    """Bytes that they read and write, once per tensor."""
+    """Bytes that the kernels read and write in all, each tensor once."""
     number: int = 1
+    """Number of kernels."""
 
 
 class Call:
-    """An op with its arguments by name, and what it returned."""
+    """A call of an op: its arguments by name (None where omitted), and its result."""
 
     def __init__(
         self, func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any
@@ -60,10 +62,12 @@ class Call:
         return self.values.get(name)
 
     def moved(self, *, gathers: bool = False, overwrites: bool = False) -> int:
-        """Bytes that it reads and writes, once per tensor, as one kernel would.
+        """Return the bytes that the call reads and writes, each tensor once, as one kernel would.
 
-        `gathers`: of its first tensor it reads only as many elements as its first output has.
-        `overwrites`: it does not read what was in the tensors that it changes.
+        Args:
+            gathers: Of the first tensor, the op reads only as many elements as its first output
+                has.
+            overwrites: The op does not read the tensors that it changes.
         """
         schema, read, taken = self.func._schema, list(self.inputs), 0
         changed = tensors_of([self[a.name] for a in schema.arguments if a.is_write])
@@ -80,12 +84,12 @@ Rule = Callable[[Call], list[Launch]]
 
 
 def tensors_of(tree: Any) -> list[Tensor]:
-    """All tensors in nested arguments."""
+    """Return all tensors in nested arguments."""
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def bytes_of(*tensors: Tensor) -> int:
-    """Bytes of the distinct elements: a broadcast one counts once."""
+    """Return the bytes of the distinct elements: a broadcast element counts once."""
     return sum(
         t.element_size() * math.prod(n for n, s in zip(t.shape, t.stride(), strict=True) if s)
         for t in tensors
@@ -93,10 +97,10 @@ def bytes_of(*tensors: Tensor) -> int:
 
 
 def copy_of(tensor: Tensor) -> Launch:
-    """A copy without gaps, in the same type."""
+    """Return the launch that copies a tensor to a dense one of the same dtype."""
     return Launch(COPIES, bytes_of(tensor) + tensor.element_size() * tensor.numel())
 
 
 def made_dense(layout: torch.memory_format, *tensors: Tensor) -> list[Launch]:
-    """Copies of those that do not lie in a layout without gaps."""
+    """Return the copies of the tensors that are not yet dense in `layout`."""
     return [copy_of(t) for t in tensors if not t.is_contiguous(memory_format=layout)]

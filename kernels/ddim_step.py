@@ -1,14 +1,14 @@
 """ddim_step: a DDIM step along a network's raw output, and the next network's input.
 
-Fused: the prediction, the rotation, the rounding to the network's dtype. For D elements per image,
-the bytes per element in one pass are 4 (z) + s (out; 2s for x_eps) + 4 (z_next) + s (z_in, unless s
-is 4), s being the size of the networks' dtype. The eager chain of v reads and writes 28 in float32
-(product 8, addcmul 12, casts of `out` and of z_next 2 s + 12) for the kernel's 12. Bound: memory,
-above a few hundred kB; below it, the launch. Coefficients, per image, are float64: on GPUs with
-little of it (consumer cards) they cost microseconds a launch. Loses: nothing known; one launch is
-the least that any version needs. Its inputs are constants: it serves a frozen teacher.
+Fused: the prediction, the rotation, the rounding to the network's dtype. For D elements per image
+and networks of s bytes per element, one pass moves 4 (z) + s (out; 2s for x_eps) + 4 (z_next) + s
+(z_in, unless s is 4) bytes per element. In float32 the eager chain of v moves 28 (product 8,
+addcmul 12, casts of `out` and of z_next 2 s + 12) and the kernel 12. Bound: memory, above a few
+hundred kB; below it, the launch. Coefficients, per image, are float64: on GPUs with little float64
+arithmetic (consumer cards) they cost microseconds a launch. Loses: no known case; every version
+needs at least one launch. Not differentiable: it steps along a frozen teacher.
 
-Float streams go in 16-byte accesses when H W C divides by 16, but for the raw output of x_eps.
+Float streams go in 16-byte accesses when H W C divides by 16, except the raw output of x_eps.
 """
 
 from typing import NamedTuple
@@ -32,9 +32,9 @@ class Step(NamedTuple):
     """Result of `ddim_step`."""
 
     z: Tensor
-    """The state at the next angle, (B, C, H, W), in the dtype of the state before."""
+    """State at the next angle, (B, C, H, W), of the dtype of the state before the step."""
     z_in: Tensor
-    """The same as a network's input, in its dtype; the same tensor where the dtypes are one."""
+    """The same state in the network's dtype; the tensor `z` itself if the dtypes are the same."""
 
 
 def ddim_step(
@@ -45,11 +45,20 @@ def ddim_step(
     parameterization: Parameterization,
     net_dtype: torch.dtype | None = None,
 ) -> Step:
-    """z at angle phi -> z at phi_next < phi along the network's prediction (DDIM, section 2).
+    """Take a DDIM step from angle `phi` to `phi_next` along the network's prediction (section 2).
 
-    z float32 (or float64), (B, C, H, W); out the raw output at z, any float, (B, C or 2C, H, W);
-    phi and phi_next float64 (B,), radians; net_dtype the next network's, by default that of z.
-    Raises ValueError or TypeError for other shapes, dtypes or devices.
+    Args:
+        z: State (B, C, H, W), float32 or float64.
+        out: Raw network output at z, (B, C, H, W) or for x_eps (B, 2C, H, W), of any floating
+            dtype.
+        phi: Angles of z in radians, float64 (B,).
+        phi_next: Angles where the step ends, float64 (B,), below `phi`.
+        parameterization: What the network predicts.
+        net_dtype: Dtype of the next network's input; None: the dtype of z.
+
+    Raises:
+        TypeError: An argument has the wrong type or dtype.
+        ValueError: A shape, a device or the parameterization is wrong.
     """
     runtime.check_choice("parameterization", parameterization, Parameterization)
     runtime.check_tensor("z", z, runtime.STATES)
@@ -66,7 +75,7 @@ def ddim_step(
 def ddim_step_reference(
     z: Tensor, out: Tensor, phi: Tensor, phi_next: Tensor, parameterization: Parameterization
 ) -> Tensor:
-    """The step in plain PyTorch, in the dtype of z; differentiable."""
+    """Compute the step in plain PyTorch, in the dtype of z; differentiable."""
     predicts = PREDICTIONS[parameterization]
     y = predicts.of(out.to(z.dtype), phi)
     c_z, c_y = predicts.step_coefficients(phi, phi_next)
@@ -82,7 +91,7 @@ def ddim_step_op(
     parameterization: str,
     net_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """`ddim_step` of arguments known to be right; z_in is empty where it would repeat z."""
+    """Run `ddim_step` on checked arguments; z_in is empty where it would repeat z."""
     z_next, z_in = _outputs(z, net_dtype)
     if not runtime.uses_triton(z.device, z.dtype, out.dtype, net_dtype):
         z_next.copy_(ddim_step_reference(z, out, phi, phi_next, parameterization))  # type: ignore[arg-type]
@@ -127,20 +136,20 @@ def _outputs(z: Tensor, net_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 @triton.jit
 def ddim_step_kernel(
-    z,
-    out,
-    phi,
-    phi_next,
-    z_next,
-    z_in,
-    size,
-    channels: tl.constexpr,
-    copies: tl.constexpr,
-    parameterization: tl.constexpr,
-    writes_z_in: tl.constexpr,
-    block: tl.constexpr,
+    z,  # states (B, H, W, C), float32
+    out,  # raw network output at z, (B, H, W, C or 2C), of any floating dtype
+    phi,  # angles of z, float64 (B,)
+    phi_next,  # angles where the step ends, float64 (B,)
+    z_next,  # output: states at phi_next (B, H, W, C), float32
+    z_in,  # output: z_next in the network's dtype; unused where `writes_z_in` is false
+    size,  # elements of an image's state, H W C
+    channels: tl.constexpr,  # C
+    copies: tl.constexpr,  # channels of `out` per channel of z: 2 for x_eps, else 1
+    parameterization: tl.constexpr,  # what the network predicts
+    writes_z_in: tl.constexpr,  # whether to write z_in
+    block: tl.constexpr,  # elements of a program
 ):
-    """Program (b, tile): `block` elements, in (H, W, C) order, of image b; see `ddim_step`."""
+    """Step `block` elements of image b, in (H, W, C) order, in program (b, tile)."""
     b = tl.program_id(0).to(tl.int64)
     angle, angle_next = tl.load(phi + b), tl.load(phi_next + b)
     sin, cos = sincos(angle)

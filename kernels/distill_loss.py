@@ -1,20 +1,21 @@
 """distill_loss: from the networks' raw outputs to the loss per image and the student's gradient.
 
 Fused: three predictions, the target of two steps, the weighted squared error, its mean per image
-(or the pseudo-Huber loss of that) and the closed-form gradient. One program per image loops over
-its elements and adds up the loss in a fixed order; each input is read once, each output written
-once. Bytes per element with networks of size s: 3 s (out_t, out_mid, out) + 4 (z_t, not read for x
-and eps, whose target does not need it) + s (gradient); x_eps doubles every s. That is 20 in float32
-for v; the eager chain moves 73 (tests/kernels/test_bytes.py counts both). The pseudo-Huber gradient
-needs the image's sum first: the loop then runs a second time, over inputs that the caches hold.
-Bound: memory; with one image per program it needs about as many images as the GPU has
-multiprocessors, and loses to a split over elements below that. float16 gradients of a mean over a
-batch underflow (a student in float16 wants a scaled loss, which nothing here does); bfloat16 ones
-do not.
+(or the pseudo-Huber loss of that mean) and the closed-form gradient. One program per image loops
+over its elements and adds up the loss in a fixed order; each input is read once, each output
+written once. Bytes per element with networks of size s: 3 s (out_t, out_mid, out) + 4 (z_t, not
+read for x and eps, whose target does not need it) + s (gradient); x_eps doubles every s. That is 20
+in float32 for v; the eager chain moves 73 (tests/kernels/test_bytes.py counts both). The
+pseudo-Huber gradient needs the image's sum first, so the loop runs a second time, over inputs that
+are then in the caches. Bound: memory. With one image per program, it needs about as many images as
+the GPU has multiprocessors. Loses: with fewer images, to a split over elements.
+
+float16 gradients of a mean over a batch underflow: a student in float16 would need a scaled loss,
+which pdfast does not have. bfloat16 gradients do not underflow.
 
 `data_loss` is the same kernel with the target given, for training on data.
 
-Float streams go in 16-byte accesses when H W C divides by 16, but for the raw outputs and the
+Float streams go in 16-byte accesses when H W C divides by 16, except the raw outputs and the
 gradient of x_eps.
 """
 
@@ -42,7 +43,7 @@ from pdfast.kernels.registry import Op, Stage, register
 from pdfast.kernels.runtime import tl, triton
 
 BLOCK = 2048
-# Few programs, so registers are there: left alone, the assembler spills to fit more programs.
+# There are few programs, so registers are plentiful; unasked, the assembler spills to fit more.
 OPTIONS = {"num_warps": 8, "maxnreg": 96}
 
 
@@ -50,7 +51,7 @@ class Loss(NamedTuple):
     """Result of `distill_loss`, `data_loss` and their references."""
 
     per_image: Tensor
-    """(B,), the weighted mean over pixels of each image."""
+    """Weighted mean over the elements of each image, (B,)."""
     grad_out: Tensor
     """Gradient of the batch mean with respect to the raw output, in its shape and dtype."""
 
@@ -68,15 +69,30 @@ def distill_loss(
     phi_next: Tensor | None = None,
     huber_c: float = 0.0,
 ) -> Loss:
-    """The student's loss and gradient against two steps; see `target`.
+    """Return the student's loss and gradient against the target of two steps; see `target`.
 
-    out, out_t and out_mid any float, (B, C or 2C, H, W), of the student and of what takes the first
-    and the second step, at phi_t and phi_mid; out_t may be y itself, (B, C, H, W). z_t float32 (or
-    float64), (B, C, H, W); phi_t and phi_mid float64 (B,), as is phi_next, where the second step
-    ends (None: as far from phi_mid as phi_t); is_last_step bool (B,). `huber_c` above 0 asks for
-    the pseudo-Huber loss, see `loss_and_grad`. The loss is float32 (float64 where z_t is), the
-    gradient of the dtype of out. Raises ValueError or TypeError for other shapes, dtypes or
-    devices.
+    Args:
+        out: The student's raw output, (B, C, H, W) or for x_eps (B, 2C, H, W), of any floating
+            dtype.
+        z_t: Noisy images (B, C, H, W), float32 or float64.
+        out_t: Raw output at phi_t of the network that takes the first step, like `out`; or its y
+            itself, (B, C, H, W).
+        out_mid: Raw output at phi_mid of the network that takes the second step, like `out`.
+        phi_t: Angles of z_t in radians, float64 (B,).
+        phi_mid: Angles where the first step ends, float64 (B,).
+        is_last_step: Whether the student's step ends at s = 0, bool (B,).
+        parameterization: What the networks predict.
+        weight: Name of the loss weight.
+        phi_next: Angles where the second step ends, float64 (B,); None: as far from phi_mid as
+            phi_t.
+        huber_c: c of the pseudo-Huber loss, see `loss_and_grad`; 0: squared error.
+
+    Returns:
+        The loss, float32 (float64 where z_t is float64), and the gradient, of the dtype of `out`.
+
+    Raises:
+        TypeError: An argument has the wrong type or dtype.
+        ValueError: A shape, a device, a name or `huber_c` is wrong.
     """
     check_huber_c(huber_c)
     runtime.check_choice("parameterization", parameterization, Parameterization)
@@ -118,11 +134,22 @@ def data_loss(
     weight: LossWeight,
     huber_c: float = 0.0,
 ) -> Loss:
-    """Loss and gradient of a raw output that should predict y.
+    """Return the loss and gradient of a raw output that should predict y.
 
-    out any float, (B, C or 2C, H, W); y float32 (or float64), (B, C, H, W); phi float64 (B,);
-    `huber_c` as in `distill_loss`. The loss is of the dtype of y, the gradient of that of out.
-    Raises ValueError or TypeError for other shapes, dtypes or devices.
+    Args:
+        out: Raw output, (B, C, H, W) or for x_eps (B, 2C, H, W), of any floating dtype.
+        y: Target (B, C, H, W), float32 or float64.
+        phi: Angles in radians, float64 (B,).
+        parameterization: What the network predicts.
+        weight: Name of the loss weight.
+        huber_c: c of the pseudo-Huber loss, see `loss_and_grad`; 0: squared error.
+
+    Returns:
+        The loss, of the dtype of y, and the gradient, of the dtype of `out`.
+
+    Raises:
+        TypeError: An argument has the wrong type or dtype.
+        ValueError: A shape, a device, a name or `huber_c` is wrong.
     """
     runtime.check_choice("parameterization", parameterization, Parameterization)
     runtime.check_choice("weight", weight, LossWeight)
@@ -136,7 +163,7 @@ def data_loss(
 
 
 def check_huber_c(huber_c: float) -> None:
-    """Raise ValueError for what is no c of the pseudo-Huber loss."""
+    """Raise ValueError unless `huber_c`, c of the pseudo-Huber loss, is finite and at least 0."""
     if not 0.0 <= huber_c < math.inf:
         raise ValueError(f"huber_c must be finite and at least 0, not {huber_c}")
 
@@ -155,15 +182,26 @@ def target(
     parameterization: Parameterization,
     phi_next: Tensor | None = None,
 ) -> Tensor:
-    """The y that takes a student from z_t, in one step, where two steps lead.
+    """Return the y that takes a student from z_t, in one step, to where two steps lead.
 
-    out_t and out_mid are the raw outputs that the steps are taken by, at (z_t, phi_t) and
-    (z_mid, phi_mid); out_t may be y itself, of z_t's shape. The steps are d = phi_t - phi_mid and
-    e = phi_mid - phi_next, by default (None) d again; the student's is d + e. `is_last_step`
-    (bool, (B,)) marks steps to s = 0, where the sampler returns x-hat: there the target is
-    y of the second step's x-hat. Where phi_mid is phi_t, the first step alone reaches s, and the
-    target is y1. With the teacher's two equal steps it is Algorithm 2's x-tilde; see reference.py
-    for its published form.
+    The steps are d = phi_t - phi_mid and e = phi_mid - phi_next; the student's step is d + e. With
+    the teacher's two equal steps this is Algorithm 2's x-tilde; reference.py has its published
+    form.
+
+    Args:
+        z_t: Noisy images (B, C, H, W).
+        out_t: Raw output of the first step, at (z_t, phi_t); or its y itself, of z_t's shape.
+        out_mid: Raw output of the second step, at (z_mid, phi_mid).
+        phi_t: Angles of z_t in radians, float64 (B,).
+        phi_mid: Angles where the first step ends, float64 (B,). Where they equal phi_t, the first
+            step alone reaches s, and the target is y1.
+        is_last_step: Whether the step ends at s = 0, bool (B,). The sampler returns x-hat there,
+            so the target is the y of the second step's x-hat.
+        parameterization: What the networks predict.
+        phi_next: Angles where the second step ends, float64 (B,); None: e = d.
+
+    Returns:
+        The target (B, C, H, W).
     """
     predicts = PREDICTIONS[parameterization]
     y1 = out_t if out_t.shape == z_t.shape else predicts.of(out_t, phi_t)
@@ -175,23 +213,23 @@ def target(
         e = phi_mid - phi_next
         share = e.sin() / (phi_t - phi_next).sin()
     c_1, c_2, c_z = predicts.target_coefficients(phi_t, phi_mid, e, share, is_last_step)
-    alone = phi_mid == phi_t  # by selection: the formula may divide 0 by 0 there
+    alone = phi_mid == phi_t  # select, do not multiply: the formula may divide 0 by 0 there
     c_1, c_2 = c_1.masked_fill(alone, 1.0), c_2.masked_fill(alone, 0.0)
     of_z_t = () if c_z is None else ((c_z.masked_fill(alone, 0.0), z_t),)
     return combine((c_1, y1), (c_2, y2), *of_z_t)
 
 
 def loss_weight(phi: Tensor, parameterization: Parameterization, weight: LossWeight) -> Tensor:
-    """Weight (B,) of ||y - y_target||^2 that equals the published weight of ||x - x_target||^2.
+    """Return the weight (B,) of ||y - y_target||^2 that equals the published weight of the x-loss.
 
-    LOSS_WEIGHTS has it as one of ||v - v_target||^2, which is ||x - x_target||^2 / sigma^2 and
-    ||eps - eps_target||^2 / alpha^2.
+    The published weights are of ||x - x_target||^2. LOSS_WEIGHTS expresses them as weights of
+    ||v - v_target||^2 = ||x - x_target||^2 / sigma^2 = ||eps - eps_target||^2 / alpha^2.
     """
     sigma2, alpha2 = phi.sin().square(), phi.cos().square()
     a, b, combined = LOSS_WEIGHTS[weight]
     if combined == "max":
         in_v = torch.maximum(a * alpha2, b * sigma2)
-    elif a == b:  # alpha^2 + sigma^2 is 1, without rounding
+    elif a == b:  # alpha^2 + sigma^2 = 1, without rounding
         in_v = torch.full_like(phi, a)
     else:
         in_v = a * alpha2 + b * sigma2
@@ -207,11 +245,22 @@ def loss_and_grad(
     weight: LossWeight,
     huber_c: float = 0.0,
 ) -> Loss:
-    """Loss of a raw output against y_target, per image, and its mean's gradient in closed form.
+    """Return the loss per image against y_target, and the gradient of its mean, in closed form.
 
-    The loss is e, the weighted mean squared error, or with huber_c = c > 0 the pseudo-Huber loss
+    The loss is e, the weighted mean squared error. With huber_c = c > 0 it is the pseudo-Huber loss
     sqrt(e + c^2) - c (Song & Dhariwal 2023, with e in place of the squared norm), whose gradient is
     that of e divided by 2 sqrt(e + c^2).
+
+    Args:
+        out: Raw output, (B, C, H, W) or for x_eps (B, 2C, H, W), of any floating dtype.
+        y_target: Target (B, C, H, W), float32 or float64.
+        phi: Angles in radians, float64 (B,).
+        parameterization: What the network predicts.
+        weight: Name of the loss weight.
+        huber_c: c of the pseudo-Huber loss; 0: squared error.
+
+    Returns:
+        The loss, of the dtype of y_target, and the gradient, of the dtype of `out`.
     """
     predicts, dtype = PREDICTIONS[parameterization], out.dtype
     error = predicts.of(out.to(y_target.dtype), phi) - y_target
@@ -221,7 +270,7 @@ def loss_and_grad(
     if huber_c:
         e = per_image_loss.double()
         root = (e + huber_c**2).sqrt()
-        per_image_loss = (e / (root + huber_c)).to(error)  # root - c, without its cancellation
+        per_image_loss = (e / (root + huber_c)).to(error)  # root - c, without cancellation
         c = c / (2 * root)
     return Loss(per_image_loss, predicts.gradient(error, phi, c).to(dtype))
 
@@ -244,7 +293,7 @@ def distill_loss_op(
     phi_next: Tensor | None = None,
     huber_c: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """`distill_loss` of arguments known to be right."""
+    """Run `distill_loss` on checked arguments."""
     if runtime.uses_triton(z_t.device, out.dtype, z_t.dtype, out_t.dtype, out_mid.dtype):
         steps = (z_t, out_t, out_mid)
         angles = (phi_t, phi_mid, phi_next, is_last_step)
@@ -263,7 +312,7 @@ def _distill_outputs(out: Tensor, z_t: Tensor, *_: object) -> tuple[Tensor, Tens
 def data_loss_op(
     out: Tensor, y: Tensor, phi: Tensor, parameterization: str, weight: str, huber_c: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """`data_loss` of arguments known to be right."""
+    """Run `data_loss` on checked arguments."""
     if runtime.uses_triton(y.device, out.dtype, y.dtype):
         angles = (phi, None, None, None)
         return _launch(out, (None, None, None), angles, y, parameterization, weight, huber_c)
@@ -288,7 +337,7 @@ def _reference(
 
 
 def block_of(parameterization: str) -> int:
-    """Elements per iteration: twice as many streams leave registers for half."""
+    """Return the elements per iteration: half where twice as many streams need registers."""
     return BLOCK // OUTPUTS[parameterization].copies  # type: ignore[index]
 
 
@@ -301,9 +350,9 @@ def _launch(
     weight: str,
     huber_c: float,
 ) -> tuple[Tensor, Tensor]:
-    """One launch; `steps` are (z_t, out_t, out_mid), or y is the target.
+    """Launch the kernel on `steps`, (z_t, out_t, out_mid), or on the target y.
 
-    `angles`: phi_t, phi_mid, phi_next and is_last_step.
+    `angles` are phi_t, phi_mid, phi_next and is_last_step.
     """
     phi_t, phi_mid, phi_next, is_last_step = angles
     terms = LOSS_WEIGHTS[weight]  # type: ignore[index]
@@ -346,9 +395,16 @@ def _launch(
 
 @triton.jit
 def weight_in_v(cos, sin, a: tl.constexpr, b: tl.constexpr, larger: tl.constexpr):
-    """float64 weight of the squared error in v; see `loss_weight`.
+    """Return the weight of the squared error in v, float64; see `loss_weight`.
 
-    A term whose coefficient is 0 makes no code.
+    A term whose coefficient is 0 compiles to nothing.
+
+    Args:
+        cos: Cosine of the image's angle, float64.
+        sin: Sine of the image's angle, float64.
+        a: Coefficient of alpha^2.
+        b: Coefficient of sigma^2.
+        larger: Whether the weight is the larger of the two terms, not their sum.
     """
     sigma2, alpha2 = sin * sin, cos * cos
     if larger:
@@ -366,28 +422,28 @@ def weight_in_v(cos, sin, a: tl.constexpr, b: tl.constexpr, larger: tl.constexpr
 
 @triton.jit
 def error_at(
-    out,
-    out_t,
-    out_mid,
-    y,
-    z_t,
-    image,
-    element,
-    mask,
-    cos,
-    sin,
-    cos_mid,
-    sin_mid,
-    c_1,
-    c_2,
-    c_z,
-    channels: tl.constexpr,
-    copies: tl.constexpr,
-    parameterization: tl.constexpr,
-    of_first: tl.constexpr,
-    y_given: tl.constexpr,
+    out,  # see `distill_loss_kernel`
+    out_t,  # likewise
+    out_mid,  # likewise
+    y,  # likewise
+    z_t,  # likewise
+    image,  # offset of the image in a tensor of one copy
+    element,  # elements of the image, in (H, W, C) order
+    mask,  # which of them exist
+    cos,  # cosine of phi_t, float32
+    sin,  # sine of phi_t, float32
+    cos_mid,  # cosine of phi_mid, float32
+    sin_mid,  # sine of phi_mid, float32
+    c_1,  # coefficient of y1 in the target, float32
+    c_2,  # coefficient of y2, float32
+    c_z,  # coefficient of z_t, float32
+    channels: tl.constexpr,  # C
+    copies: tl.constexpr,  # channels of `out` per channel of the images: 2 for x_eps, else 1
+    parameterization: tl.constexpr,  # what the networks predict
+    of_first: tl.constexpr,  # what out_t holds: the same, or "v" for y itself
+    y_given: tl.constexpr,  # whether y is the target
 ):
-    """Prediction minus target, float32, of elements of the image that begins at `image`."""
+    """Return prediction minus target, float32, at elements of the image."""
     raw = image * copies
     if y_given:
         goal = tl.load(y + image + element, mask=mask, other=0.0)
@@ -404,31 +460,31 @@ def error_at(
 
 @triton.jit
 def distill_loss_kernel(
-    out,
-    z_t,
-    out_t,
-    out_mid,
-    y,
-    phi_t,
-    phi_mid,
-    phi_next,
-    is_last_step,
-    loss,
-    grad,
-    size,
-    channels: tl.constexpr,
-    copies: tl.constexpr,
-    parameterization: tl.constexpr,
-    w_alpha2: tl.constexpr,
-    w_sigma2: tl.constexpr,
-    w_max: tl.constexpr,
-    y_given: tl.constexpr,
-    y1_given: tl.constexpr,
-    huber_c: tl.constexpr,
-    blocks: tl.constexpr,  # of an image; a count known at run time stops Triton 3.6's interpreter
-    block: tl.constexpr,
+    out,  # the student's raw output (B, H, W, C or 2C), of any floating dtype
+    z_t,  # noisy images (B, H, W, C), float32; None where y is given
+    out_t,  # raw output of the first step, like out, or its y (B, H, W, C); or None
+    out_mid,  # raw output of the second step, like out; or None
+    y,  # target (B, H, W, C), float32; None: the target of two steps
+    phi_t,  # angles of z_t, float64 (B,)
+    phi_mid,  # angles where the first step ends, float64 (B,); or None
+    phi_next,  # angles where the second step ends, float64 (B,); None: a step like the first
+    is_last_step,  # whether the student's step ends at s = 0, uint8 (B,); or None
+    loss,  # output: loss per image, float32 (B,)
+    grad,  # output: gradient of the mean loss, like out
+    size,  # elements of an image, H W C
+    channels: tl.constexpr,  # C
+    copies: tl.constexpr,  # channels of `out` per channel of the images: 2 for x_eps, else 1
+    parameterization: tl.constexpr,  # what the networks predict
+    w_alpha2: tl.constexpr,  # coefficient of alpha^2 in the weight of v
+    w_sigma2: tl.constexpr,  # coefficient of sigma^2
+    w_max: tl.constexpr,  # whether the weight is the larger of the two terms, not their sum
+    y_given: tl.constexpr,  # whether y is the target
+    y1_given: tl.constexpr,  # whether out_t is y itself, where its shape differs from out's
+    huber_c: tl.constexpr,  # c of the pseudo-Huber loss; 0: squared error
+    blocks: tl.constexpr,  # of an image; a loop to a run-time count stops Triton 3.6's interpreter
+    block: tl.constexpr,  # elements of an iteration
 ):
-    """Program b: image b, `size` elements in (H, W, C) order; see `distill_loss`."""
+    """Compute loss and gradient of image b, in (H, W, C) order, in program b."""
     b = tl.program_id(0).to(tl.int64)
     angle = tl.load(phi_t + b)
     sin_t, cos_t = sincos(angle)

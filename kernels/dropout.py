@@ -1,14 +1,14 @@
-"""dropout: inverted dropout whose mask is a function of the counter, with no generator.
+"""dropout: inverted dropout whose mask is a function of the counter, without a generator.
 
-Fused: the mask's draw (Philox), the choice, the scale. The mask depends on (seed, round, update,
-position in the global batch, layer, element) alone: a resumed run, a recomputed (checkpointed)
-activation, micro-batches and any number of processes draw the same, and a CUDA graph's replay reads
-the update where it lies. The backward draws it again, so nothing is kept but the update's tensor.
-Bytes per element of s bytes: 2 s forward, 2 s backward; PyTorch's CUDA op moves 2 s + 1 each way
-and keeps the byte. Bound: memory; one Philox call makes eight elements. Loses: on a CPU, where
-Philox is a hundred ops of PyTorch and takes twice as long as its generator, and so again in the
-backward (2 to 4 times PyTorch's both ways); on a GPU, to a compiler that fuses the dropout into its
-neighbours.
+Fused: the mask's draw (Philox), the choice, the scale. The mask depends only on (seed, round,
+update, position in the global batch, layer, element). So a resumed run, a recomputed (checkpointed)
+activation, micro-batches and any number of processes draw the same mask, and a CUDA graph's replay
+reads the update from its tensor. The backward draws the mask again, so nothing is kept but the
+update's tensor. Bytes per element of s bytes: 2 s forward, 2 s backward; PyTorch's CUDA op moves
+2 s + 1 each way and keeps the byte. Bound: memory; one Philox call makes eight elements. Loses: on
+a CPU, where Philox takes a hundred ops of PyTorch and twice the time of its generator, once more in
+the backward (2 to 4 times PyTorch's time in all); on a GPU, to a compiler that fuses the dropout
+into its neighbours.
 
 Float streams go in 16-byte accesses when H W C divides by 16.
 """
@@ -39,14 +39,27 @@ def dropout(
     layer: int,
     first: int = 0,
 ) -> Tensor:
-    """x / (1 - p) where a draw keeps the element, 0 elsewhere, also for NaN; channels-last.
+    """Return x / (1 - p) at the elements that are kept, and 0 elsewhere, even for NaN.
 
-    x (B, C, H, W), any float. p is rounded to a multiple of 1/65536, and the scale is that one's;
-    for 0 x itself is returned. The draws are those of positions first .. first + B - 1 in the
-    batch of `update`, an int or an int64 tensor of one element on the device of x; `layer`
-    0 .. 255 numbers the network's dropouts. Differentiable in x, at any order. The backward reads
-    `update` again, which must not change before it (PyTorch raises RuntimeError where it did).
-    Raises ValueError or TypeError for other arguments.
+    Differentiable in x, at any order. The backward reads `update` again, so it must not change
+    before then (PyTorch raises RuntimeError if it did).
+
+    Args:
+        x: Activations (B, C, H, W), of any floating dtype.
+        p: Probability of a 0, in [0, 1). It is rounded to a multiple of 1/65536, also for the
+            scale; for 0, x itself is returned.
+        seed: Seed of the draws, 0 .. 2^32 - 1.
+        round_: Round of the distillation, 0 .. 2^24 - 1.
+        update: Update whose batch x is of; an int64 tensor (1,) must be on the device of x.
+        layer: Number of the dropout in the network, 0 .. 255.
+        first: Position of the first image in the global batch, 0 .. 2^31 - 1.
+
+    Returns:
+        A tensor like x, channels-last.
+
+    Raises:
+        TypeError: A tensor has the wrong type or dtype.
+        ValueError: A shape, a device or a number is wrong.
     """
     runtime.check_tensor("x", x, runtime.FLOATS)
     if isinstance(update, int):
@@ -81,10 +94,19 @@ def keep_mask(
     layer: int,
     first: int,
 ) -> Tensor:
-    """Which elements stay, bool (B, C, H, W).
+    """Return which elements are kept, bool (B, C, H, W).
 
-    Element e of an image, counted in (H, W, C) order, stays if half e % 8 of the words of block
+    Element e of an image, counted in (H, W, C) order, is kept if half e % 8 of the words of block
     (layer, e // 8), low halves first, is at least `threshold`.
+
+    Args:
+        shape: (B, C, H, W).
+        update: See `dropout`; int64 (1,).
+        threshold: 65536 p.
+        seed: See `dropout`.
+        round_: See `dropout`.
+        layer: See `dropout`.
+        first: See `dropout`.
     """
     b, c, h, w = shape
     size = c * h * w
@@ -97,7 +119,7 @@ def keep_mask(
 def dropout_reference(
     x: Tensor, update: Tensor, threshold: int, seed: int, round_: int, layer: int, first: int
 ) -> Tensor:
-    """Dropout in plain PyTorch, in float32, or float64 where x is; differentiable."""
+    """Apply dropout in plain PyTorch, in float32, or float64 where x is float64; differentiable."""
     b, c, h, w = x.shape
     keep = keep_mask((b, c, h, w), update, threshold, seed, round_, layer, first)
     state = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -113,7 +135,7 @@ def dropout_reference(
 def dropout_op(
     x: Tensor, update: Tensor, threshold: int, seed: int, round_: int, layer: int, first: int
 ) -> Tensor:
-    """`dropout` of arguments known to be right, at p = threshold / 65536."""
+    """Run `dropout` on checked arguments, at p = threshold / 65536."""
     out = runtime.empty_images(x, x.dtype)
     if not runtime.uses_triton(x.device, x.dtype):
         return out.copy_(dropout_reference(x, update, threshold, seed, round_, layer, first))
@@ -149,7 +171,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """The same op on the gradient."""
+    """Apply the same op to the gradient."""
     (update,) = ctx.saved_tensors
     return dropout_op(grad, update, *ctx.draw), *[None] * 6
 
@@ -165,19 +187,19 @@ DRAWN_BY = ["first", "layer", "seed", "key"]
 
 @triton.jit(do_not_specialize=DRAWN_BY)  # their values change, the code does not
 def dropout_kernel(
-    x,
-    update,
-    out,
-    size,
-    first,
-    layer,
-    seed,
-    key,
-    threshold: tl.constexpr,
-    scale: tl.constexpr,
-    block: tl.constexpr,
+    x,  # activations (B, H, W, C), of any floating dtype
+    update,  # update whose batch x is of, int64 (1,)
+    out,  # output: like x
+    size,  # elements of an image, H W C
+    first,  # position of the first image in the global batch
+    layer,  # number of the dropout in the network
+    seed,  # first number of the key
+    key,  # second number of the key
+    threshold: tl.constexpr,  # 65536 p
+    scale: tl.constexpr,  # 1 / (1 - p)
+    block: tl.constexpr,  # elements of a program
 ):
-    """Each program: `block` elements, in (H, W, C) order, of an image; see `dropout`."""
+    """Drop out `block` elements of an image, in (H, W, C) order, in each program."""
     tiles = tl.cdiv(size, block)
     n, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
     eighth: tl.constexpr = block // 8

@@ -1,6 +1,6 @@
 """GroupNorm, FiLM and SiLU of a sum in PyTorch's own ops: the reference of group_norm_silu.
 
-It runs where nothing is compiled, and where another library's norm takes the op's place.
+It runs where nothing is compiled, and where another library's norm replaces the op.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import torch.nn.functional as F  # noqa: N812  # the name everyone knows
 from torch import Tensor
 
 Norm = Callable[..., Tensor]
-"""A norm of one tensor: its arguments are those of `eager`."""
+"""A norm of one tensor, with the arguments of `eager`."""
 
 
 def eager(
@@ -23,10 +23,10 @@ def eager(
     eps: float = 1e-6,
     silu: bool = True,
 ) -> Tensor:
-    """Compute `group_norm_silu` by PyTorch's own ops, which want one type; same arguments.
+    """Compute `group_norm_silu` with PyTorch's own ops, in x's dtype; same arguments.
 
-    What the benchmarks compare with, and what is exported. It loses digits where the mean is far
-    above the spread: on a CPU, PyTorch takes the variance of a channels-last tensor as
+    The benchmarks compare with it, and exported networks contain it. It loses digits where the mean
+    is far above the spread: on a CPU, PyTorch computes the variance of a channels-last tensor as
     mean(x^2) - mean(x)^2 in float32, and its affine map is a x + b in any layout.
     """
     h = torch.group_norm(x, groups, weight.to(x.dtype), bias.to(x.dtype), eps)
@@ -47,12 +47,12 @@ def reference(
     eps: float = 1e-6,
     silu: bool = True,
 ) -> Tensor:
-    """Compute `group_norm_silu` where nothing is compiled: PyTorch's ops on x less its means.
+    """Compute `group_norm_silu` where nothing is compiled, with PyTorch's ops on x less its means.
 
-    Arguments as for `group_norm_silu`. A group norm does not change when a constant is taken from
-    a group, and its backward neither, so the means need no gradient and no great accuracy. What is
-    left has a mean near 0, where PyTorch's ops lose no digits, forward or backward, in any layout.
-    16-bit types are computed in float32 and rounded once, as the compiled op does.
+    The arguments are those of `group_norm_silu`. Neither a group norm nor its backward changes when
+    a constant is subtracted from a group, so the means need no gradient and no great accuracy. The
+    remainder has a mean near 0, where PyTorch's ops lose no digits, forward or backward, in any
+    layout. 16-bit dtypes are computed in float32 and rounded once, as in the compiled op.
     """
     n, c = x.shape[:2]
     wide = torch.promote_types(x.dtype, torch.float32)
@@ -77,9 +77,10 @@ def composed(
     eps: float = 1e-6,
     silu: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
-    """Compute `sum_group_norm_silu` by separate ops for the sum and for joining the channels.
+    """Compute `sum_group_norm_silu` with separate ops for the sum and for joining the channels.
 
-    `norm` is `reference`, `eager`, or another with their arguments.
+    The arguments are those of `sum_group_norm_silu`, after `norm`: `reference`, `eager`, or another
+    function with their arguments.
     """
     s = sum_of(x, addend, residual, rounded=keep_sum or residual is not None)
     whole = s if skip is None else torch.cat([s, skip.to(s.dtype)], dim=1)
@@ -90,9 +91,13 @@ def composed(
 def sum_of(
     x: Tensor, addend: Tensor | None, residual: Tensor | None = None, *, rounded: bool = True
 ) -> Tensor:
-    """x (N, C, H, W) + addend (C,) or (N, C) + residual, like x; x itself with neither.
+    """Return x + addend + residual, of x's dtype if `rounded`; x itself if both are None.
 
-    It is added up in float32 at least and, if `rounded`, rounded to x's type once.
+    Args:
+        x: Activations (N, C, H, W), of any floating dtype.
+        addend: Bias (C,) or (N, C); or None.
+        residual: Second activations, like x; or None.
+        rounded: Whether to round the sum to x's dtype, once; else it is float32 or wider.
     """
     if addend is None and residual is None:
         return x

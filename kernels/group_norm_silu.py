@@ -1,13 +1,13 @@
-"""GroupNorm, FiLM and SiLU in one op: the Python face of csrc/group_norm_silu.
+"""GroupNorm, FiLM and SiLU in one op: the Python side of csrc/group_norm_silu.
 
 Fused: statistics, normalisation, the affine map, FiLM's `(1 + scale) h + shift` (Perez et al. 2018)
 and SiLU. As separate PyTorch ops the forward reads and writes the activations five times or more;
-here x is read and y written once, and the backward reads x and dy and writes dx. Bound: memory.
-On a CPU the slab that a core works on stays in its L2 cache; on a GPU, in shared memory.
-On a GPU a sum, `x + addend + residual`, and the channels of a second tensor beside it are read as
-they are, in the same pass; on a CPU PyTorch's ops make one tensor of them first.
-It loses where a slab fits neither (x is then read twice), and without FiLM to PyTorch's own ops on
-CPUs that lack AVX2, where the portable build takes up to twice their time.
+here it reads x and writes y once, and the backward reads x and dy and writes dx. Bound: memory. The
+slab that a core works on stays in its L2 cache on a CPU, and in shared memory on a GPU. On a GPU
+the same pass reads the terms of a sum, `x + addend + residual`, and the channels of a second
+tensor; on a CPU PyTorch's ops first make one tensor of them. Loses: where a slab fits neither (x is
+then read twice), and without FiLM to PyTorch's own ops on CPUs without AVX2, where the portable
+build takes up to twice their time.
 """
 
 import contextlib
@@ -49,7 +49,7 @@ FIX = "build it again with pip install --no-build-isolation --force-reinstall --
 
 
 def _built_for() -> str:
-    """The PyTorch that the extension was built for, by its file; "" where that is not known."""
+    """Return the PyTorch release that the extension's file names; "" if it names none."""
     spec = importlib.util.find_spec("pdfast._C")
     if spec is None or not spec.origin:
         return ""
@@ -65,20 +65,20 @@ def _built_for() -> str:
 
 class _Extension(NamedTuple):
     module: Any = None
-    """Registers the ops; None where there is none, or none that fits."""
+    """Module that registers the ops; None if it is missing or was not loaded."""
     unfit: str = ""
-    """Why GroupNorm is refused; empty where it is not."""
+    """Reason to refuse GroupNorm; empty if it runs."""
     absent: str = "pdfast was built without a C++ compiler or Python's headers"
-    """Why there is no module."""
+    """Reason why `module` is None."""
 
 
 def _load() -> _Extension:
-    """The extension, if it was built for the PyTorch that is installed.
+    """Load the extension if it was built for the installed PyTorch.
 
-    PyTorch promises no binary compatibility of its C++ library, not even of patch releases: a
-    module that was built for another one may crash or compute nonsense, and is not loaded. In
-    another patch release, which comes with any update of an environment, the reference takes its
-    place, with a warning. Another minor release someone chose, and decides what to do.
+    PyTorch promises no binary compatibility of its C++ library, not even between patch releases: a
+    module built for another release may crash or compute nonsense, so it is not loaded. A different
+    patch release comes with any update of an environment: the reference then runs, with a warning.
+    A different minor release was somebody's choice: GroupNorm is then refused, with the fix.
     """
     found = re.match(r"[\d.]*\d", torch.__version__)  # "2.9.0" of "2.9.0a0+git" and "2.9.0+cu130"
     here, built, module = found[0] if found else torch.__version__, _built_for(), None
@@ -86,7 +86,7 @@ def _load() -> _Extension:
         if built in ("", here):
             module = importlib.import_module("pdfast._C")
             built = module.build_facts().get("torch") or "another release"
-    except ModuleNotFoundError:  # setup.py could not build it, and said why
+    except ModuleNotFoundError:  # setup.py could not build it, and gave the reason then
         return _Extension()
     except ImportError as error:
         return _Extension(unfit=f"pdfast's extension does not load: {error}; {FIX}")
@@ -106,7 +106,7 @@ _C, UNFIT, _ABSENT = _load()
 
 
 def build_facts() -> dict[str, str | None]:
-    """Compiler, CUDA version and architectures of the extension; empty if it was not built."""
+    """Return the extension's compiler, CUDA version and architectures; empty if not built."""
     facts: dict[str, str | None] = _C.build_facts() if _C else {}
     return facts
 
@@ -114,13 +114,14 @@ def build_facts() -> dict[str, str | None]:
 HAS_CPU = _C is not None
 HAS_CUDA = build_facts().get("cuda") is not None
 
-COMPILED_FOR = ("cpu", "meta") * HAS_CPU + ("cuda",) * HAS_CUDA  # kinds of devices
+COMPILED_FOR = ("cpu", "meta") * HAS_CPU + ("cuda",) * HAS_CUDA  # types of devices
 
 
 def implementation(device: torch.device) -> str:
-    """What runs on float32 tensors of this device, and why, for people to read.
+    """Describe, for people, how float32 tensors of `device` are normed, and why.
 
-    Raises PdfastError where the extension was built for another PyTorch.
+    Raises:
+        PdfastError: The extension was built for another minor release of PyTorch, or does not load.
     """
     if UNFIT:
         raise PdfastError(UNFIT)
@@ -143,13 +144,28 @@ def group_norm_silu(
     eps: float = 1e-6,
     silu: bool = True,
 ) -> Tensor:
-    """GroupNorm over `groups`, then FiLM if `film` is given, then SiLU if `silu`.
+    """Apply GroupNorm over `groups`, then FiLM if `film` is given, then SiLU if `silu`.
 
-    x (N, C, H, W) float32, bfloat16, float16 or float64, in any memory layout; weight and bias (C,)
-    and film (N, 2C), scale then shift, in x's type or float32. Returns (N, C, H, W), channels-last,
-    in x's type. Differentiable once, in all four tensors; the compiled op's gradients are the same
-    bits from run to run. float64 on a GPU takes the reference. Raises ValueError or TypeError,
-    naming the argument.
+    y = SiLU((1 + scale) (weight (x - mean) / sqrt(var + eps) + bias) + shift) (Wu & He 2018; FiLM:
+    Perez et al. 2018). Differentiable once, in all four tensors; the gradients of the compiled op
+    have the same bits in every run. float64 on a GPU takes the reference.
+
+    Args:
+        x: Activations (N, C, H, W), float32, bfloat16, float16 or float64, in any memory layout.
+        weight: Scale of the affine map (C,), of x's dtype or float32.
+        bias: Shift of the affine map (C,), of weight's dtype.
+        film: Scale, then shift, (N, 2C), of x's dtype or float32; None: no FiLM.
+        groups: Number of groups, a divisor of C.
+        eps: Added to the variance; finite, at least 0.
+        silu: Whether to apply SiLU.
+
+    Returns:
+        y (N, C, H, W), channels-last, of x's dtype.
+
+    Raises:
+        PdfastError: The extension was built for another minor release of PyTorch, or does not load.
+        TypeError: A tensor has the wrong type or dtype.
+        ValueError: A shape, a device or a number is wrong.
     """
     if UNFIT:
         raise PdfastError(UNFIT)
@@ -176,13 +192,32 @@ def sum_group_norm_silu(
     eps: float = 1e-6,
     silu: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
-    """`group_norm_silu` of s = x + addend + residual, with the channels of `skip` after those of s.
+    """Apply `group_norm_silu` to s = x + addend + residual, with the channels of `skip` after s's.
 
-    addend (C,) or (N, C), in x's type or float32; residual like x; skip (N, C2, H, W) in x's type;
-    weight, bias, film, `groups` and what is returned first are of all C + C2 channels. With a
-    residual, s is rounded to x's type before its statistics are taken; with an addend alone it is
-    not, unless it is kept. Returned second is s if `keep_sum` (x itself where there is nothing to
-    add), else None. Differentiable once, in all tensors and through both results.
+    With a residual, s is rounded to x's dtype before its statistics are taken. With only an addend
+    it is not, unless it is kept. Differentiable once, in all tensors and through both results.
+
+    Args:
+        x: Activations (N, C, H, W), of a dtype that `group_norm_silu` takes.
+        weight: Scale of the affine map (C + C2,); see `group_norm_silu`.
+        bias: Shift of the affine map (C + C2,).
+        film: Scale, then shift, (N, 2 (C + C2)); None: no FiLM.
+        addend: Added to each pixel, (C,) or (N, C), of x's dtype or float32; or None.
+        residual: Added to x, of its shape and dtype; or None.
+        skip: Channels to join, (N, C2, H, W), of x's dtype; None: C2 is 0.
+        keep_sum: Whether to return s.
+        groups: Number of groups, a divisor of C + C2.
+        eps: Added to the variance; finite, at least 0.
+        silu: Whether to apply SiLU.
+
+    Returns:
+        y (N, C + C2, H, W), channels-last, of x's dtype; and s if `keep_sum` (x itself if there is
+        nothing to add), else None.
+
+    Raises:
+        PdfastError: The extension was built for another minor release of PyTorch, or does not load.
+        TypeError: A tensor has the wrong type or dtype.
+        ValueError: A shape, a device or a number is wrong.
     """
     if UNFIT:
         raise PdfastError(UNFIT)
@@ -199,7 +234,7 @@ def sum_group_norm_silu(
 
 
 def _is_compiled_for(x: Tensor) -> bool:
-    """Whether the compiled op takes x; TypeError if it is no tensor."""
+    """Return whether the compiled op takes x; raise TypeError if it is not a tensor."""
     if not isinstance(x, Tensor):
         raise TypeError(f"x must be a tensor, not {type(x).__name__}")
     wide_on_gpu = x.device.type == "cuda" and x.dtype == torch.float64
@@ -295,14 +330,14 @@ if HAS_CPU:
 
 
 def _is_joined(call: Call) -> bool:
-    """Whether x and skip are concatenated first: a vector of 16 bytes would straddle them."""
+    """Return whether x and skip are joined first: otherwise a 16-byte vector would span both."""
     x, skip = call["x"], call["skip"]
     vector = 16 // x.element_size()
     return skip is not None and bool(x.shape[1] % vector or skip.shape[1] % vector)
 
 
 def _joining(call: Call) -> list[Launch]:
-    """The passes that make one tensor of the sum and skip; casts of 16-bit types are left out."""
+    """Return the passes that join the sum and skip, without the casts of 16-bit dtypes."""
     x, summands = call["x"], tensors_of([call["addend"], call["residual"]])
     adds = [Launch(ADDS, bytes_of(x, summand, x)) for summand in summands]
     return [*adds, Launch(CATS, 2 * bytes_of(x, call["skip"]))]
@@ -317,7 +352,7 @@ def _forward_launches(call: Call) -> list[Launch]:
 
 
 def _backward_launches(call: Call) -> list[Launch]:
-    """The first kernel leaves sums for each image, which the second adds up."""
+    """Count two kernels for the norm: the first writes sums per image, the second adds them up."""
     x, dsum, joined = call["x"], call["dsum"], _is_joined(call)
     dx, dskip, dweight, dbias, _, daddend = call.result
     found = made_dense(torch.channels_last, *_images(call, "dy", "dsum", "x", "skip"))

@@ -1,8 +1,9 @@
-"""The ops of kernels/ as PyTorch knows them: torch.ops.pdfast.
+"""Registration of the ops of kernels/ with PyTorch, as torch.ops.pdfast.
 
-`torch.library.custom_op` would do, but each call of its ops passes through torch._dynamo: its
-import takes a second or two at the first, and a call 12 us on the host for 5 (PyTorch 2.13.0, one
-core of a Xeon; findings/torch_custom_op_imports_dynamo.sh).
+`torch.library.custom_op` is not used, because each call of its ops passes through torch._dynamo.
+The first call then spends a second or two on that import, and every call takes 12 us on the host
+where it takes 5 us here (PyTorch 2.13.0, one core of a Xeon;
+findings/torch_custom_op_imports_dynamo.sh).
 """
 
 import functools
@@ -15,15 +16,18 @@ from torch._ops import OpOverload
 
 LIBRARY = torch.library.Library("pdfast", "FRAGMENT")  # type: ignore[no-untyped-call]
 FUNCTIONS: dict[str, Callable[..., Any]] = {}
-"""The function that each op was made of, by the op's name."""
+"""The function behind each op, by the op's name."""
 
 
 def define(*mutated: str) -> Callable[[Callable[..., Any]], OpOverload]:
-    """Make an op of a function NAME_op, whose annotations are its schema; for any device.
+    """Return a decorator that registers a function NAME_op as the op pdfast::NAME, on any device.
 
-    `mutated` are the arguments that it writes to. Without `torch.library.register_autograd` it
-    is not differentiable, and the function runs without autograd. It needs a fake
+    The function's annotations are the op's schema. The function runs without autograd, and the op
+    is not differentiable without `torch.library.register_autograd`. It needs a fake
     (`torch.library.register_fake(NAME_op, lib=LIBRARY)`).
+
+    Args:
+        *mutated: Names of the arguments that the op writes to.
     """
 
     def decorate(function: Callable[..., Any]) -> OpOverload:
@@ -41,9 +45,9 @@ def define(*mutated: str) -> Callable[[Callable[..., Any]], OpOverload]:
 
 
 def _versioned(function: Callable[..., Any], mutated: tuple[str, ...]) -> Callable[..., Any]:
-    """The function; afterwards autograd knows that the arguments have been written to.
+    """Wrap `function` so that autograd learns which arguments were written to.
 
-    It sees what PyTorch's own ops do, and nothing of a kernel.
+    Autograd sees the writes of PyTorch's own ops, but not those of a kernel.
     """
     names = function.__code__.co_varnames
     places = [names.index(name) for name in mutated]

@@ -1,9 +1,10 @@
-"""The ops of kernels/: each registers itself here, and whoever needs them all asks here.
+"""The registry of the ops in kernels/: each op's file registers it here.
 
-So `pdfast doctor`, the counts of launches and bytes, the benchmarks' tables by kernel and the tests
-of every op (launches, machine code, bytes) know an op by its file alone. What a test needs beyond
-that is in the op's own test, tests/kernels/test_<op>.py, where tests/launch_cases.py finds it: the
-calls of one op take up to a hundred lines, and nothing that is installed needs them.
+`pdfast doctor`, the counts of launches and bytes, the benchmarks' tables by kernel and the tests of
+every op (launches, machine code, bytes) read the registry, so a new op needs no change there. The
+calls that the tests make are in the op's own test, tests/kernels/test_<op>.py, where
+tests/launch_cases.py finds them: they take up to a hundred lines an op, and no installed code needs
+them.
 """
 
 import functools
@@ -23,7 +24,7 @@ from pdfast.kernels.library import FUNCTIONS
 
 
 class Stage(IntEnum):
-    """When in an update an op runs, which is the order that the ops are listed in."""
+    """Part of an update in which an op runs. Ops are listed in this order."""
 
     NETWORK = 0
     BATCH = 1
@@ -35,43 +36,44 @@ class Stage(IntEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Op:
-    """One op under torch.ops.pdfast."""
+    """An op under torch.ops.pdfast."""
 
     name: str
-    """Its name there; also that of its file in kernels/, its test and its benchmark."""
+    """Name under torch.ops.pdfast; also the stem of its file in kernels/, test and benchmark."""
     stage: Stage
+    """Part of an update in which the op runs."""
     op: OpOverload | None = None
-    """As `library.define` made it; None where C++ registers it."""
+    """The op that `library.define` returned; None where C++ registers it."""
     kernels: tuple[Any, ...] = ()
-    """The Triton kernels that a call launches, in their order; none where it is C++."""
+    """Triton kernels that a call launches, in order; empty for an op in C++."""
     kind: str = POINTWISE
-    """Kind of its main kernel, one of calls.KINDS."""
+    """Kind of the main kernel, one of calls.KINDS."""
     gathers: bool = False
-    """Whether of its first tensor it reads only what it takes; see `Call.moved`."""
+    """Whether the op reads only the gathered elements of its first tensor; see `Call.moved`."""
     rule: Rule | None = None
-    """Rule for the launches of a call, where it is not one kernel that moves each tensor once."""
+    """Counts a call's launches; None: one kernel, which moves each tensor once."""
     implementation: Callable[[torch.device], str] = runtime.implementation
-    """Text that says what it runs as on a device, and why."""
+    """Returns a text on how the op runs on a device, and why."""
     beside: str = ""
-    """The op whose file, test, benchmark and line in `pdfast doctor` it shares."""
+    """Name of the op whose file, test, benchmark and line in `pdfast doctor` this one shares."""
 
     @property
     def file(self) -> str:
-        """The stem of its file in kernels/."""
+        """Stem of the op's file in kernels/."""
         return self.beside or self.name
 
     @property
     def kernel_names(self) -> list[str]:
-        """Names of the Triton kernels that a call launches, in their order."""
+        """Names of the Triton kernels that a call launches, in order."""
         return [kernel.__name__ for kernel in self.kernels]
 
     @property
     def fallback(self) -> Callable[..., Any] | None:
-        """The function that runs where Triton does not: it calls the reference."""
+        """Function that `library.define` registered: it calls the reference without Triton."""
         return FUNCTIONS.get(self.name)
 
     def launches(self, call: Call) -> list[Launch]:
-        """Kernels that a call of it launches on a CUDA device."""
+        """Return the kernels that a call of the op launches on a CUDA device."""
         if self.rule:
             return self.rule(call)
         return [Launch(self.kind, call.moved(gathers=self.gathers))]
@@ -81,7 +83,7 @@ _registered: dict[str, Op] = {}
 
 
 def register(op: Op) -> None:
-    """Add an op, at the end of its file; ValueError where another one has its name."""
+    """Add an op to the registry; raise ValueError if its name is taken."""
     if op.name in _registered:
         raise ValueError(f"two ops are called {op.name}: in {_registered[op.name].file}.py, {op}")
     _registered[op.name] = op
@@ -89,7 +91,7 @@ def register(op: Op) -> None:
 
 @functools.cache
 def registered() -> Mapping[str, Op]:
-    """All ops by name, in the order of an update; imports every file of kernels/."""
+    """Return all ops by name, in the order of an update. Imports every file of kernels/."""
     package = importlib.import_module("pdfast.kernels")
     for found in pkgutil.iter_modules(package.__path__, "pdfast.kernels."):
         importlib.import_module(found.name)

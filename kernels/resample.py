@@ -1,14 +1,14 @@
 """resample: average pooling 2x2 and nearest-neighbour doubling, each the other's gradient.
 
 Fused: nothing. PyTorch's channels-last kernels take 4.96 ms for the 32 calls of a CIFAR-10 update,
-for which a copy of the same bytes would take 0.40 (benchmarks/kernel_kinds.py, on an H200).
-Doubling is the transpose of the sum of 2x2 pixels, so that one kernel with a divisor serves both
-and both gradients: pooling divides the sum by 4, its gradient is doubled and divided by 4; the
+where copies of the same bytes would take 0.40 ms (benchmarks/kernel_kinds.py, on an H200). Doubling
+is the transpose of the sum of 2x2 pixels, so one kernel with a divisor serves both ops and both
+gradients. Pooling is the sum divided by 4, and its gradient is doubled and divided by 4; the
 gradient of doubling is the sum. Bytes per element of the larger tensor, of s bytes: 1.25 s. Bound:
 memory. Nothing is kept for the backward. Loses: to a compiler that fuses the resampling into its
 neighbours; and on a CPU, where PyTorch's own ops are as fast, and autograd in Python costs 60 us a
-call, forward and backward (PyTorch 2.13.0, one core of a Xeon). Both get PyTorch's own ops, see
-`avg_pool2x2`.
+call, forward and backward (PyTorch 2.13.0, one core of a Xeon). In both cases PyTorch's own ops
+run, see `avg_pool2x2`.
 
 Float streams go in 16-byte accesses when C divides by 16.
 """
@@ -26,24 +26,42 @@ from pdfast.kernels.registry import Op, Stage, register
 from pdfast.kernels.runtime import tl, triton
 
 BLOCK = 1024  # elements of the smaller tensor
-MOST = 2**31 - 1  # elements of an image of the larger one: within it offsets have 32 bits
+MOST = 2**31 - 1  # elements of an image of the larger tensor, so that offsets fit 32 bits
 
 
 def avg_pool2x2(x: Tensor) -> Tensor:
-    """Means of 2x2 pixels: (B, C, H, W), any float -> (B, C, H / 2, W / 2), channels-last.
+    """Average 2x2 pixels: (B, C, H, W) -> (B, C, H / 2, W / 2).
 
-    H and W must be even. Sums are float32 (float64 where x is) and rounded once. Differentiable at
-    any order. PyTorch's own op takes its place where Triton does not run, and where torch.compile
-    or torch.export traces: the one fuses it with its neighbours, the other's graphs are read by
-    programs that do not know pdfast. Raises ValueError or TypeError for other arguments.
+    Sums are float32 (float64 where x is float64) and rounded once. Differentiable at any order.
+    PyTorch's own op runs where Triton does not, and where torch.compile or torch.export traces:
+    torch.compile fuses it with its neighbours, and the programs that read exported graphs do not
+    know pdfast.
+
+    Args:
+        x: Images (B, C, H, W), of any floating dtype; H and W are even.
+
+    Returns:
+        Images of x's dtype, channels-last.
+
+    Raises:
+        TypeError: x has the wrong type or dtype.
+        ValueError: x has the wrong shape or too many elements.
     """
     return _resample(x, False, 4)
 
 
 def upsample2x(x: Tensor) -> Tensor:
-    """Each pixel four times: (B, C, H, W), any float -> (B, C, 2 H, 2 W), channels-last.
+    """Repeat each pixel in 2x2 pixels: (B, C, H, W) -> (B, C, 2 H, 2 W); see `avg_pool2x2`.
 
-    The rest is as with `avg_pool2x2`.
+    Args:
+        x: Images (B, C, H, W), of any floating dtype.
+
+    Returns:
+        Images of x's dtype, channels-last.
+
+    Raises:
+        TypeError: x has the wrong type or dtype.
+        ValueError: x has the wrong shape or too many elements.
     """
     return _resample(x, True, 1)
 
@@ -65,13 +83,17 @@ def _resample(x: Tensor, up: bool, divisor: int) -> Tensor:
 
 
 def resample_reference(x: Tensor, up: bool, divisor: int) -> Tensor:
-    """x / divisor with each pixel four times, or sums of 2x2 pixels / divisor, by PyTorch's ops.
+    """Compute `resample_op` with PyTorch's ops; differentiable.
 
-    16-bit types are summed in float32 and rounded once; differentiable.
+    Args:
+        x: Images (B, C, H, W), of any floating dtype. 16-bit dtypes are summed in float32 and
+            rounded once.
+        up: Whether each pixel is repeated in 2x2 pixels; else 2x2 pixels are summed.
+        divisor: Divisor of the result.
     """
     if up:
         return F.interpolate(x if divisor == 1 else x / divisor, scale_factor=2.0, mode="nearest")
-    # The mean without an override: the form that exporters know.
+    # The mean without an override, which is the form that exporters know.
     return F.avg_pool2d(x, 2, divisor_override=None if divisor == 4 else divisor)
 
 
@@ -81,7 +103,7 @@ def resample_reference(x: Tensor, up: bool, divisor: int) -> Tensor:
 
 @define()
 def resample_op(x: Tensor, up: bool, divisor: int) -> Tensor:
-    """`resample_reference` of arguments known to be right; the result is channels-last."""
+    """Run `resample_reference` on checked arguments; the result is channels-last."""
     if not runtime.uses_triton(x.device, x.dtype):
         return runtime.channels_last(resample_reference(x, up, divisor))
     out = _output(x, up)
@@ -119,7 +141,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """The other direction on the gradient."""
+    """Resample the gradient in the other direction."""
     return resample_op(grad, not ctx.up, ctx.divisor), None, None
 
 
@@ -130,20 +152,20 @@ torch.library.register_autograd(resample_op, _backward, setup_context=_save, lib
 # Triton
 
 
-@triton.jit(do_not_specialize=["width"])  # nothing is gained by code for each
+@triton.jit(do_not_specialize=["width"])  # code for each width would be no faster
 def resample_kernel(
-    x,
-    out,
-    size,
-    channels,
-    width,
-    up: tl.constexpr,
-    scale: tl.constexpr,
-    block: tl.constexpr,
+    x,  # images (B, H, W, C), of any floating dtype
+    out,  # output: images of x's dtype, twice or half as high and wide
+    size,  # elements of an image of the smaller tensor
+    channels,  # C
+    width,  # width of the smaller tensor
+    up: tl.constexpr,  # whether each pixel is repeated; else 2x2 pixels are summed
+    scale: tl.constexpr,  # factor of the result
+    block: tl.constexpr,  # elements of a program
 ):
-    """Each program: `block` elements, in (H, W, C) order, of an image of the smaller tensor.
+    """Resample `block` elements of an image of the smaller tensor, in (H, W, C) order.
 
-    `size` and `width` are those of that image. Four pixels of the larger one belong to each of it.
+    Each of them belongs to four pixels of the larger tensor.
     """
     tiles = tl.cdiv(size, block)
     n, tile = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles
@@ -172,7 +194,7 @@ def resample_kernel(
 
 
 def _launches(call: Call) -> list[Launch]:
-    """A gradient that has gaps, such as the slice that `cat` gives back, is copied first."""
+    """Count a copy where a gradient has gaps, such as the slice that `cat`'s backward returns."""
     return [*made_dense(torch.channels_last, call["x"]), Launch(RESAMPLING, call.moved())]
 
 

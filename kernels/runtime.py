@@ -1,4 +1,4 @@
-"""Shared by the kernels: where Triton comes from, the dispatch rule, launches, argument checks."""
+"""Shared parts of the kernels: Triton's import, the dispatch rule, launches, argument checks."""
 
 import typing
 from contextlib import nullcontext
@@ -31,17 +31,17 @@ try:
     from triton import knobs
 
     HAVE_TRITON, INTERPRETING = True, bool(knobs.runtime.interpret)
-except ImportError:  # no Triton here (macOS), or one that cannot be used: references alone run
+except ImportError:  # Triton is missing (macOS) or unusable: only the references run
     HAVE_TRITON, INTERPRETING = False, False
     triton = SimpleNamespace(jit=lambda *function, **_: function[0] if function else triton.jit)
     tl = SimpleNamespace(constexpr=lambda value: value)
 
-FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # of a network's output
-STATES = (torch.float32, torch.float64)  # of what is never rounded further
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # dtypes of network outputs
+STATES = (torch.float32, torch.float64)  # dtypes of tensors that are never rounded to 16 bits
 
 
 def cdiv(a: int, b: int) -> int:
-    """a / b rounded up."""
+    """Return a / b, rounded up."""
     return -(-a // b)
 
 
@@ -50,16 +50,21 @@ def cdiv(a: int, b: int) -> int:
 
 
 def uses_triton(device: torch.device, *dtypes: torch.dtype) -> bool:
-    """The dispatch rule of every op here: Triton for CUDA tensors.
+    """Return whether an op runs as its Triton kernel: the dispatch rule of every op here.
 
-    Also for CPU tensors when Triton's interpreter was asked for (TRITON_INTERPRET=1, read when
-    the kernels are imported). float64, and any place without Triton, take the reference.
+    CUDA tensors take the kernel. CPU tensors take it only under Triton's interpreter
+    (TRITON_INTERPRET=1, read when the kernels are imported). float64 tensors take the reference,
+    as does every tensor where Triton is not installed.
+
+    Args:
+        device: Device of the op's tensors.
+        *dtypes: Dtypes of the op's tensors.
     """
     return HAVE_TRITON and (device.type == "cuda" or INTERPRETING) and torch.float64 not in dtypes
 
 
 def implementation(device: torch.device) -> str:
-    """What the ops of kernels/*.py run as on float32 tensors of `device`, and why, for people."""
+    """Describe, for people, how the ops of kernels/ run on float32 tensors of `device`, and why."""
     if uses_triton(device, torch.float32):
         return f"Triton {triton.__version__}" + (", interpreted" if INTERPRETING else "")
     if device.type == "cuda":
@@ -72,7 +77,15 @@ def launch(
 ) -> None:
     """Run `kernel` over `grid` on `device`.
 
-    Multiplications and additions are not fused: a sum then has the same roundings on every device.
+    Fusing of multiplications and additions is disabled, so that a sum is rounded in the same way on
+    every device.
+
+    Args:
+        kernel: A function compiled by `triton.jit`.
+        grid: Number of programs along each axis.
+        device: Device of the tensors.
+        *args: The kernel's tensors and numbers.
+        **meta: The kernel's compile-time constants, and Triton's options.
     """
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         kernel[grid](*args, enable_fp_fusion=False, **meta)
@@ -89,10 +102,18 @@ def check_tensor(
     shape: tuple[int, ...] | None = None,
     like: Tensor | None = None,
 ) -> None:
-    """TypeError or ValueError that names the argument, unless it is such a tensor.
+    """Check the type, dtype, shape and device of an argument.
 
-    Without a `shape` it must be a batch of images, (B, C, H, W), with no empty dimension. It must
-    lie on the device of `like`.
+    Args:
+        name: The argument's name, for the error message.
+        tensor: The argument.
+        dtypes: Allowed dtypes.
+        shape: Required shape. None: a batch of images (B, C, H, W) without an empty dimension.
+        like: A tensor on the required device; None: any device.
+
+    Raises:
+        TypeError: `tensor` is not a tensor, or its dtype is not in `dtypes`.
+        ValueError: The shape or the device is wrong.
     """
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor, not {type(tensor).__name__}")
@@ -110,17 +131,17 @@ def check_tensor(
 
 
 def check_choice(name: str, value: object, choices: Any) -> None:
-    """ValueError unless `value` is one of a Literal's."""
+    """Raise ValueError unless `value` is one of the values of the Literal type `choices`."""
     allowed = typing.get_args(choices)
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
 
 
 def channels_last(images: Tensor) -> Tensor:
-    """The same images as (B, H, W, C) in memory; no copy where they are so already."""
+    """Return the images laid out as (B, H, W, C) in memory, copied only where they are not yet."""
     return images.contiguous(memory_format=torch.channels_last)
 
 
 def empty_images(like: Tensor, dtype: torch.dtype) -> Tensor:
-    """Images of the shape of `like`, (B, H, W, C) in memory, to be written."""
+    """Return uninitialised images of the shape of `like`, laid out as (B, H, W, C) in memory."""
     return torch.empty_like(like, dtype=dtype, memory_format=torch.channels_last)

@@ -1,24 +1,25 @@
 """shuffle: the order of a set's images, epoch by epoch: a permutation of any size, by counter.
 
 Swap-or-not (Hoang, Morris, Rogaway 2012, "An Enciphering Scheme Based on a Card Shuffle"): in each
-round x has a partner k - x (mod n), whose partner is x, and a random bit of the pair says whether
-the two change places. This permutes 0 .. n - 1 for every n, in a loop of known length; a Feistel
-network needs walks back into the range. In one round before the others all change places, so that
+round x has the partner k - x (mod n), whose partner is x, and a random bit of the pair decides
+whether the two swap. This permutes 0 .. n - 1 for every n, in a loop of known length; a Feistel
+network would need walks back into the range. One round before the others swaps every pair, so that
 each place of an epoch holds any number with the same probability. Each round then moves x with
-probability 1/2 to a place drawn uniformly, so 14 rounds leave 2^-28 of how two numbers lay to each
-other (in the smallest sets more: the orders of 4 numbers are 0.001 from uniform, in total
-variation).
+probability 1/2 to a place drawn uniformly, so after 14 rounds 2^-28 of the original arrangement of
+any two numbers is left (more in the smallest sets: the orders of 4 numbers are 0.001 from uniform,
+in total variation).
 
-Draw d belongs to epoch d // n, at place d % n. So each epoch holds each number once, whoever makes
-which of its draws, and there is no state. A round's salt and key are hashes of (seed, key, epoch,
+Draw d is at place d % n of epoch d // n. So each epoch holds each number once, whichever processes
+make its draws, and there is no state. A round's salt and key are hashes of (seed, key, epoch,
 round), the two halves of the mixer lea64 (Steele and Vigna 2021, "LXM: Better Splittable
 Pseudorandom Number Generators") in steps of 2^64 over the golden ratio. The bit of a pair is the
-highest of a square modulo 2^64, as Widynski's generators have it (2020, "Squares: A Fast
-Counter-Based RNG"), of the salt and so many steps as the larger of the pair says.
+highest bit of a square modulo 2^64, as in Widynski's generators (2020, "Squares: A Fast
+Counter-Based RNG"). The number that is squared is the salt plus as many steps as the larger number
+of the pair.
 
-`add_noise` draws by it. Fused: all of it, into that kernel, where it moves no bytes. Bound: integer
-arithmetic, some 50 instructions a round (sm_90); on a CPU calls of PyTorch, seven a round. Loses:
-to a table of the order, where there is room for one and somebody to renew it each epoch.
+`add_noise` draws by it. Fused: all of it, into the kernel of `add_noise`, where it moves no bytes.
+Bound: integer arithmetic, some 50 instructions a round (sm_90); on a CPU, seven calls of PyTorch a
+round. Loses: to a table of the order, if there is memory for it and it is renewed each epoch.
 """
 
 import torch
@@ -28,7 +29,7 @@ from pdfast.kernels.runtime import tl, triton
 
 ROUNDS = 14
 
-# As int64, whose products wrap: 2^64 over the golden ratio, and lea64's multiplier.
+# 2^64 over the golden ratio, and lea64's multiplier; as int64, whose products wrap.
 _STEP, _MULTIPLIER = 0x9E3779B97F4A7C15 - 2**64, 0xDABA0B6EB09322E3 - 2**64
 STEP, MULTIPLIER = tl.constexpr(_STEP), tl.constexpr(_MULTIPLIER)
 
@@ -38,17 +39,26 @@ STEP, MULTIPLIER = tl.constexpr(_STEP), tl.constexpr(_MULTIPLIER)
 
 
 def shuffled(draw: Tensor, num: int, key: tuple[int, int | Tensor]) -> Tensor:
-    """Numbers drawn from 0 .. num - 1 without replacement, epoch by epoch: int64 (B,).
+    """Draw numbers from 0 .. num - 1 without replacement, epoch by epoch.
 
-    draw, int64 (B,): numbers of the draws over all epochs, 0 .. 2^62. num: 1 .. 2^31 - 1. `key`: as
-    `philox.key_of` has it, its second number perhaps a 0-d int64 tensor on the device of `draw`.
-    The num draws from any multiple of num on hold each number once.
+    The `num` draws that begin at a multiple of `num` hold each number once.
+
+    Args:
+        draw: Numbers of the draws over all epochs, 0 .. 2^62, int64 (B,).
+        num: Size of the set, 1 .. 2^31 - 1.
+        key: As returned by `philox.key_of`; the second number may be a 0-d int64 tensor on the
+            device of `draw`.
+
+    Returns:
+        Numbers in 0 .. num - 1, int64 (B,).
     """
+    # In-place ops, and numbers as tensors (on the CPU for any device), save calls of PyTorch, which
+    # take most of a CPU's time on small batches.
     # Ops in place, numbers as tensors (on the CPU for any device): on small batches a CPU's time
     # goes into calls of PyTorch.
     seed, low = key
     root = (seed << 32 | (0 if isinstance(low, Tensor) else low)) * _MULTIPLIER
-    root = (root + 2**63) % 2**64 - 2**63  # as an int64 holds it
+    root = (root + 2**63) % 2**64 - 2**63  # wrap into the range of an int64
     numbers = torch.tensor([root, _STEP, _MULTIPLIER, 32, num], device="cpu")
     start, step, multiplier, half, size = numbers.unbind()
     if isinstance(low, Tensor):
@@ -75,7 +85,15 @@ def shuffled(draw: Tensor, num: int, key: tuple[int, int | Tensor]) -> Tensor:
 
 @triton.jit
 def shuffled_at(draw, num, seed, key, rounds: tl.constexpr):
-    """The number at an int64 draw: `shuffled`, to the bit. The other arguments are integers."""
+    """Return the number at a draw, with the same bits as `shuffled`.
+
+    Args:
+        draw: Number of the draw over all epochs, int64.
+        num: Size of the set, an integer.
+        seed: First number of the key, an integer.
+        key: Second number of the key, an integer.
+        rounds: Number of rounds that may swap; one more comes before them.
+    """
     epoch = draw // num
     x = draw - epoch * num
     root = (seed.to(tl.int64) << 32) | key.to(tl.int64)

@@ -1,16 +1,16 @@
 """Progressive distillation as published, in plain PyTorch: Algorithms 1 and 2, in x space.
 
-And the algorithm that contains Algorithm 2, TRACT, (multistep) consistency distillation and
-consistency training: `merging_loss`.
+`merging_loss` adds the general case: it contains Algorithm 2, TRACT, (multistep) consistency
+distillation and consistency training.
 
-This file is for reading beside the paper (Salimans & Ho 2022) and for checking the fast path: it
-shares no function with it and uses no rearranged formula. Any floating-point dtype; it is
-accurate in float64 and loses digits in float32 (see README, "The method in ten lines").
+This file is for reading beside the paper (Salimans & Ho 2022) and for checking the fast path. It
+shares no function with the fast path and rearranges no formula. It works in any floating-point
+dtype, is accurate in float64, and loses digits in float32 (see README, "The method in ten lines").
 
 A model here is any callable (z, logsnr, label) -> raw output with attributes `parameterization`
 ("x", "eps", "v" or "x_eps") and `logsnr_min`, `logsnr_max`. z is (B, C, H, W); logsnr, u and i are
-(B,). A `pdfast.Network` serves as well, of samples z (B, *shape), cut by its own `clip`; a model of
-another schedule than the cosine schedule is refused.
+(B,). A `pdfast.Network` works too: its samples z are (B, *shape), and x-hat is clipped to its own
+`clip`. Models with another schedule than the cosine schedule are refused.
 """
 
 import math
@@ -24,35 +24,50 @@ from pdfast.config.names import LOSS_WEIGHTS, LossWeight
 
 
 class Denoiser(Protocol):
-    """A network, what its output means, and the range of its cosine schedule."""
+    """A network, the meaning of its output, and the range of its cosine schedule."""
 
     parameterization: str
     logsnr_min: float
     logsnr_max: float
 
     def __call__(self, z: Tensor, logsnr: Tensor, label: Tensor | None = None) -> Tensor:
-        """Raw output, (B, C, H, W), or (B, 2C, H, W) for the parameterization "x_eps"."""
+        """Return the raw output, (B, C, H, W), or (B, 2C, H, W) for "x_eps"."""
 
 
 def logsnr_schedule(u: Tensor, logsnr_min: float = -20.0, logsnr_max: float = 20.0) -> Tensor:
-    """Cosine schedule: logSNR at time u in [0, 1]."""
+    """Return logSNR at times u in [0, 1]: the cosine schedule (section 2).
+
+    logSNR = -2 log tan(a u + b), with a and b such that logSNR(0) is `logsnr_max` and logSNR(1)
+    `logsnr_min`.
+
+    Args:
+        u: Times (B,), of any floating dtype.
+        logsnr_min: logSNR at u = 1.
+        logsnr_max: logSNR at u = 0.
+
+    Returns:
+        logSNR (B,), of u's dtype.
+    """
     b = math.atan(math.exp(-0.5 * logsnr_max))
     a = math.atan(math.exp(-0.5 * logsnr_min)) - b
     return -2.0 * torch.log(torch.tan(a * u + b))
 
 
 def alpha_sigma(logsnr: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """alpha = sqrt(sigmoid(logsnr)), sigma = sqrt(sigmoid(-logsnr)), shaped to multiply z."""
+    """Return (alpha, sigma) at logSNR (B,), both (B, 1, 1, ...) to multiply z (B, ...).
+
+    alpha = sqrt(sigmoid(logsnr)), sigma = sqrt(sigmoid(-logsnr)).
+    """
     logsnr = logsnr.reshape(-1, *[1] * (z.ndim - 1))
     return torch.sqrt(torch.sigmoid(logsnr)), torch.sqrt(torch.sigmoid(-logsnr))
 
 
 def ends_of(model: Denoiser) -> tuple[float, float]:
-    """logSNR at u = 1 and at u = 0. Raises ValueError for another schedule than the cosine one."""
+    """Return a model's logSNR at u = 1 and at u = 0; raise ValueError unless it is cosine."""
     schedule = getattr(model, "schedule", model)
     if not hasattr(schedule, "logsnr_min") or not hasattr(schedule, "logsnr_max"):
         raise ValueError(
-            "pdfast.reference has the published cosine schedule alone, and this model another, "
+            "pdfast.reference supports only the published cosine schedule, not this model's "
             f"{type(schedule).__name__}: call the model's own sample and predict_x"
         )
     return schedule.logsnr_min, schedule.logsnr_max
@@ -61,12 +76,24 @@ def ends_of(model: Denoiser) -> tuple[float, float]:
 def predict(
     model: Denoiser, z: Tensor, logsnr: Tensor, label: Tensor | None, clip: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """(x-hat, eps-hat) of a model at z. With `clip`, x-hat is cut to [-1, 1] and eps-hat follows.
+    """Return (x-hat, eps-hat) of a model at z (section 4).
 
-    A model that has an attribute `clip` says where instead: (low, high), or None for nowhere.
-
-    Section 4: for x_eps x-hat is the mean of the direct prediction and the one through eps-hat,
+    For x_eps, x-hat is the mean of the direct prediction and the prediction through eps-hat,
     weighted by sigma^2 and alpha^2.
+
+    Args:
+        model: The denoiser.
+        z: Noisy images (B, C, H, W).
+        logsnr: Their noise levels (B,).
+        label: Class labels, int64 (B,), or None.
+        clip: Whether to clip x-hat, with eps-hat to match: to [-1, 1], or to the interval of the
+            model's attribute `clip`, where None means no clipping.
+
+    Returns:
+        x-hat and eps-hat, each (B, C, H, W).
+
+    Raises:
+        ValueError: The model's parameterization is unknown.
     """
     out = model(z, logsnr, label)
     alpha, sigma = alpha_sigma(logsnr, z)
@@ -92,10 +119,23 @@ def predict(
 def weighted_loss(
     x_hat: Tensor, x_target: Tensor, z: Tensor, logsnr: Tensor, weight: LossWeight
 ) -> Tensor:
-    """Loss per image, (B,): mean over pixels of w(logSNR) ||x_target - x_hat||^2.
+    """Return the loss per image: the mean over pixels of w(logSNR) ||x_target - x_hat||^2.
 
-    constant: 1; snr: SNR, the error in eps; snr_trunc: max(SNR, 1); v_mse: SNR + 1,
-    the error in v (section 4).
+    The weights w (section 4) are constant: 1; snr: SNR, which gives the error in eps; snr_trunc:
+    max(SNR, 1); v_mse: SNR + 1, which gives the error in v.
+
+    Args:
+        x_hat: Predictions (B, C, H, W).
+        x_target: Targets (B, C, H, W).
+        z: Noisy images (B, C, H, W).
+        logsnr: Their noise levels (B,).
+        weight: Name of the weight.
+
+    Returns:
+        The loss (B,).
+
+    Raises:
+        ValueError: The weight is unknown.
     """
     alpha, sigma = alpha_sigma(logsnr, z)
     x_mse = (x_hat - x_target).square().flatten(1).mean(1)
@@ -103,7 +143,7 @@ def weighted_loss(
     eps_mse = (eps_hat - eps_target).square().flatten(1).mean(1)
     if weight not in LOSS_WEIGHTS:
         raise ValueError(f"no weight {weight!r}: {', '.join(LOSS_WEIGHTS)}")
-    of_eps, of_x, combined = LOSS_WEIGHTS[weight]  # SNR times the error in x is that in eps
+    of_eps, of_x, combined = LOSS_WEIGHTS[weight]  # SNR times the error in x is the error in eps
     if combined == "max":
         return torch.maximum(of_eps * eps_mse, of_x * x_mse)
     return of_eps * eps_mse + of_x * x_mse
@@ -117,7 +157,16 @@ def training_loss(
     weight: LossWeight,
     label: Tensor | None = None,
 ) -> Tensor:
-    """Algorithm 1: loss per image, (B,), of a model trained on data at times u in [0, 1]."""
+    """Return the loss per image (B,) of training on data: Algorithm 1.
+
+    Args:
+        model: The denoiser in training.
+        x: Images (B, C, H, W).
+        eps: Their noise (B, C, H, W).
+        u: Times (B,) in [0, 1].
+        weight: Name of the loss weight.
+        label: Class labels, int64 (B,), or None.
+    """
     logsnr = logsnr_schedule(u, *ends_of(model))
     alpha, sigma = alpha_sigma(logsnr, x)
     z_t = alpha * x + sigma * eps
@@ -135,9 +184,17 @@ def distillation_loss(
     weight: LossWeight,
     label: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Algorithm 2: (loss per image (B,), x_target (B, C, H, W)) of a student of `num_steps` steps.
+    """Return the loss per image (B,) and x_target (B, C, H, W) of a student: Algorithm 2.
 
-    i, int64 of shape (B,), is drawn from {0 .. num_steps - 1}. No gradient flows to the teacher.
+    Args:
+        student: The denoiser in training.
+        teacher: The denoiser whose two steps are the target. No gradient flows to it.
+        x: Images (B, C, H, W).
+        eps: Their noise (B, C, H, W).
+        i: Steps, drawn from {0 .. num_steps - 1}, int64 (B,).
+        num_steps: Sampling steps of the student.
+        weight: Name of the loss weight.
+        label: Class labels, int64 (B,), or None.
     """
     u_t = (i.to(x) + 1.0) / num_steps
     u_mid = u_t - 0.5 / num_steps
@@ -168,7 +225,10 @@ def distillation_loss(
 
 
 def x_of_step(z_t: Tensor, z_s: Tensor, logsnr_t: Tensor, logsnr_s: Tensor) -> Tensor:
-    """The x-hat (B, C, H, W) that takes one DDIM step from z_t to z_s: x-tilde of Algorithm 2."""
+    """Return the x-hat (B, C, H, W) whose DDIM step leads from z_t to z_s: Algorithm 2's x-tilde.
+
+    x = (z_s - sigma_s / sigma_t z_t) / (alpha_s - sigma_s / sigma_t alpha_t).
+    """
     alpha_t, _ = alpha_sigma(logsnr_t, z_t)
     alpha_s, _ = alpha_sigma(logsnr_s, z_t)
     frac = torch.exp(0.5 * (softplus(logsnr_t) - softplus(logsnr_s)))  # sigma_s / sigma_t
@@ -187,21 +247,32 @@ def merging_loss(
     weight: LossWeight,
     label: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(loss per image (B,), x_target (B, C, H, W)) of a student each of whose steps merges r.
+    """Return the loss per image (B,) and x_target (B, C, H, W) of a student that merges r steps.
 
-    The student is to jump from any time t = (k + 1) / (r N), k ~ U{0 .. rN - 1} of shape (B,), to
-    the end s = floor(k / r) / N of its segment, where `num_steps` is N and `merged` r. The target
-    is one step from t to m = k / (r N), by the teacher, or with None by the image and its noise,
-    and from there the student's own jump to s, through which no gradient flows. With a teacher this
-    is TRACT (Berthelot et al. 2023) and multistep consistency distillation (Heek et al. 2024); with
-    None consistency training (Song et al. 2023); N = 1 is that of one jump from everywhere to 0.
+    The student jumps from any time t = (k + 1) / (r N) to the end s = floor(k / r) / N of its
+    segment. Its target takes one step from t to m = k / (r N), along the teacher, or without one
+    along the image and its noise, and then the student's own jump from m to s, without gradient.
+    With a teacher this is TRACT (Berthelot et al. 2023) and multistep consistency distillation
+    (Heek et al. 2024); without one it is consistency training (Song et al. 2023). N = 1 jumps from
+    every time to 0.
+
+    Args:
+        student: The denoiser in training.
+        teacher: The denoiser of the first step, or None.
+        x: Images (B, C, H, W).
+        eps: Their noise (B, C, H, W).
+        k: Small steps, drawn from {0 .. rN - 1}, int64 (B,).
+        num_steps: Sampling steps N of the student.
+        merged: Small steps r that each of them merges.
+        weight: Name of the loss weight.
+        label: Class labels, int64 (B,), or None.
     """
     ends = ends_of(student)
     i = k // merged
     u_t = (k.to(x) + 1.0) / (num_steps * merged)
     u_mid = k.to(x) / (num_steps * merged)
     u_s = i.to(x) / num_steps
-    # Where the first step ends at s there is no second, and no network is asked at u = 0.
+    # Where the first step ends at s there is no second step, and no network is called at u = 0.
     alone = k == i * merged
     logsnr_t, logsnr_s = logsnr_schedule(u_t, *ends), logsnr_schedule(u_s, *ends)
     logsnr_mid = logsnr_schedule(torch.where(alone, u_t, u_mid), *ends)
@@ -227,7 +298,18 @@ def merging_loss(
 def ddim_sample(
     model: Denoiser, z: Tensor, num_steps: int, clip: bool = True, label: Tensor | None = None
 ) -> Tensor:
-    """DDIM from noise z (B, C, H, W) at u = 1 to x-hat, in `num_steps` steps (section 2)."""
+    """Sample by DDIM from noise at u = 1, in `num_steps` steps (section 2).
+
+    Args:
+        model: The denoiser.
+        z: Noise (B, C, H, W).
+        num_steps: Sampling steps N.
+        clip: Whether to clip x-hat; see `predict`.
+        label: Class labels, int64 (B,), or None.
+
+    Returns:
+        x-hat of the last step (B, C, H, W).
+    """
     for i in reversed(range(num_steps)):
         u = torch.full((len(z),), (i + 1) / num_steps, dtype=z.dtype, device=z.device)
         logsnr = logsnr_schedule(u, *ends_of(model))

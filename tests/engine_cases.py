@@ -1,4 +1,4 @@
-"""Runs of the engine's loop that its tests share."""
+"""Runs of the engine's loop, shared by its tests."""
 
 import copy
 import dataclasses
@@ -19,7 +19,7 @@ UPDATES, STEPS, ROUND = 50, 8, 1
 
 
 def changed(config, **tables):
-    """A config with some values of some tables replaced."""
+    """Return a config with some values of some tables replaced."""
     for table, values in tables.items():
         config = dataclasses.replace(
             config, **{table: dataclasses.replace(getattr(config, table), **values)}
@@ -28,7 +28,7 @@ def changed(config, **tables):
 
 
 def set_of(config, phase, **options):
-    """The config with options of a phase, dropout of the model, and the data's order, set."""
+    """Return the config with options of a phase, the model's dropout and the data's order set."""
     order = options.pop("order", config.data.order)
     dropout = options.pop("dropout", 0.0) if phase == "train" else 0.0
     options.pop("dropout", None)  # distillation has none
@@ -40,7 +40,7 @@ def set_of(config, phase, **options):
 
 
 def random_model(cfg, seed, dtype):
-    """A model whose every weight counts: the last layers start at zero."""
+    """Return a model in which every weight matters: the last layers would start at zero."""
     torch.manual_seed(seed)
     model = Model(cfg).to(dtype)
     with torch.no_grad():
@@ -57,7 +57,7 @@ def digits(num=50):
 
 
 def batch_of_numbers(x):
-    """Samples x (M, H, W, C), float32, as one batch of a distillation in float64."""
+    """Return samples x (M, H, W, C), float32, as one batch of a distillation in float64."""
     return Batch(
         images=x,
         labels=None,
@@ -99,7 +99,7 @@ def distilled(
     device="cpu",
     **options,
 ):
-    """(teacher, student after its updates), with [engine] options; `place` is engine.data."""
+    """Return (teacher, trained student), with [engine] options; `place` is engine.data."""
     options = EngineConfig(data=place, **options)
     config = dataclasses.replace(config, engine=options, precision=precision)
     teacher = random_model(config.model, 0, torch.float32).to(device)
@@ -113,5 +113,5 @@ def distilled(
 
 
 def apart(start, one, other):
-    """Distance between two models' weights, relative to how far the first moved."""
+    """Return the distance between two models' weights, relative to how far the first moved."""
     return float((flat(one) - flat(other)).norm() / (flat(one) - flat(start)).norm())

@@ -20,25 +20,25 @@ _npz = np.load(DATA / "published.npz", allow_pickle=False)
 
 
 def published(key: str) -> str:
-    """A key of ours as the file has it: the published code calls x_eps "both"."""
+    """Return a key of pdfast as in the file: the published code calls x_eps "both"."""
     return key.replace("x_eps", "both")
 
 
 def value(key: str) -> Tensor:
-    """An array as float64 (integers stay); images come as NCHW."""
+    """Return an array as float64 (integers stay integers); images are NCHW."""
     array = torch.from_numpy(np.array(_npz[published(key)]))
     array = array.double() if array.is_floating_point() else array
     return array.permute(0, 3, 1, 2) if array.ndim == 4 else array
 
 
 def grad_keys(prefix: str) -> list[str]:
-    """Parameter paths whose gradient is stored under a case."""
+    """Return the parameter paths whose gradients are stored for a case."""
     begin = published(f"{prefix}/grad/")
     return [key.removeprefix(begin) for key in _npz.files if key.startswith(begin)]
 
 
 def config(parameterization: str) -> Config:
-    """The golden network's."""
+    """Return the golden network's config."""
     loaded = load_config(DATA / "published.toml")
     return dataclasses.replace(
         loaded, model=dataclasses.replace(loaded.model, parameterization=parameterization)
@@ -46,17 +46,17 @@ def config(parameterization: str) -> Config:
 
 
 def network(parameterization: str) -> str:
-    """Which of the two published networks it is of, "x" or "x_eps": they differ in the channels."""
+    """Return its published network, "x" or "x_eps"; they differ in their channels."""
     return parameterization if parameterization == "x_eps" else "x"
 
 
 def flax_file(role: str, parameterization: str) -> Path:
-    """The published checkpoint of the golden "teacher" or "student"."""
+    """Return the published checkpoint of the golden "teacher" or "student"."""
     return DATA / published(f"published_{network(parameterization)}_{role}.flax")
 
 
 def model(role: str, parameterization: str) -> Model:
-    """The golden "teacher" or "student" with the published weights, in float64."""
+    """Return the golden "teacher" or "student" with the published weights, in float64."""
     result = Model(config(parameterization).model).double()
     prefix = published(f"{network(parameterization)}/{role}/params/")
     for name, view in views(result.cfg, result.net.state_dict()).items():
@@ -100,11 +100,11 @@ class Case:
         )
 
     def golden(self, name: str) -> Tensor:
-        """A published number of this case."""
+        """Return a published number of this case."""
         return value(f"{self.key}/{name}")
 
     def check_rollout(self, tol: float) -> None:
-        """Rollout and target are the published ones."""
+        """Check rollout and target against the published ones."""
         parameterization = self.parameterization
         assert relative(self.z_t, self.golden("z_t")) < tol
         x_t = angles.predict_x(self.z_t, self.out_t, self.phi_t, parameterization)
@@ -117,16 +117,16 @@ class Case:
 
 
 def x_of(y: Tensor, z: Tensor, phi: Tensor, parameterization: str) -> Tensor:
-    """x of a y in the parameterization's own space (for "x_eps", v)."""
+    """Return the x of a y in the parameterization's own space (for "x_eps", v)."""
     return angles.predict_x(z, y, phi, "v" if parameterization == "x_eps" else parameterization)
 
 
 def relative(a: Tensor, b: Tensor) -> float:
-    """||a - b|| / ||b||."""
+    """Return ||a - b|| / ||b||."""
     return float((a - b).detach().norm() / b.norm())
 
 
 def relative_per_image(a: Tensor, b: Tensor) -> Tensor:
-    """||a - b|| / ||b|| of each image, in float64."""
+    """Return ||a - b|| / ||b|| of each image, in float64."""
     a, b = a.double().flatten(1), b.double().flatten(1)
     return (a - b).norm(dim=1) / b.norm(dim=1)

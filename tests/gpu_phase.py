@@ -1,4 +1,4 @@
-"""A phase of a run on a GPU, as `engine.fit` makes it, for tests to replay update by update."""
+"""A phase of a run on a GPU, made as in `training.loop.fit`, for tests to replay by update."""
 
 import contextlib
 import copy
@@ -39,7 +39,7 @@ def coloured(num=50):
 
 
 class Phase:
-    """What `engine.fit` makes for its loop, and the loop's work on the device."""
+    """The objects that `fit` makes for its loop, and the loop's work on the device."""
 
     def __init__(self, config, phase, precision="fp32", kind=Rollout, data=None, **loop):
         self.stack = contextlib.ExitStack()
@@ -87,7 +87,7 @@ class Phase:
         return self
 
     def result(self):
-        """All that the updates changed, and the losses and norms on the way."""
+        """Return the tensors that the updates changed, and the losses and norms on the way."""
         self.stack.close()
         self.source.close()
         return [*(t.clone() for t in self.state()), torch.stack(self.losses)]

@@ -1,14 +1,14 @@
-"""What the tests of group_norm_silu share: inputs, and the rule of acceptance.
+"""Shared parts of the tests of group_norm_silu: inputs, and the rule of acceptance.
 
-The L2 error of y and of each gradient against float64 stays within both of two limits.
+The L2 error of y and of each gradient against float64 stays within two limits.
 
-1. Twice the error of PyTorch's own ops in the same type, plus one unit in the last place (half of
-   one for 16-bit outputs), plus one of float32 of the terms that the output is a sum of, which
-   decides where few terms cancel. PyTorch is given contiguous tensors: of a channels-last one, its
-   CPU op takes the variance as mean(x^2) - mean(x)^2 in float32, which allows anything where the
-   mean is far above the spread.
-2. The bound of `Exact`, for even the contiguous call loses digits with the mean: its affine map is
-   a x + b, two large numbers that cancel, and its 16-bit gradients use 16-bit statistics.
+1. Twice the error of PyTorch's own ops in the same dtype, plus one unit in the last place (half a
+   unit for 16-bit outputs), plus one float32 unit of the terms whose sum the output is; this
+   decides where few terms cancel. PyTorch gets contiguous tensors: for a channels-last one, its
+   CPU op computes the variance as mean(x^2) - mean(x)^2 in float32, which would allow any error
+   where the mean is far above the spread.
+2. The bound of `Exact`, because even the contiguous call loses digits with the mean: its affine map
+   is a x + b, two large numbers that cancel, and its 16-bit gradients use 16-bit statistics.
 """
 
 from typing import NamedTuple
@@ -21,7 +21,7 @@ from pdfast.kernels.group_norm_silu import eager, group_norm_silu
 
 NAMES = ("y", "dx", "dweight", "dbias", "dfilm")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# The norms of the paper's CIFAR-10 net: channels, size, FiLM, SiLU.
+# The norms of the paper's CIFAR-10 network: channels, size, FiLM, SiLU.
 CENSUS = [
     (256, 32, False, True),
     (512, 32, False, True),
@@ -35,7 +35,7 @@ CENSUS = [
     (256, 8, True, True),
     (256, 8, False, False),
 ]
-# Means and spreads; with the second and the third, 16-bit types have a few values left or one.
+# Means and spreads; with the second and third, 16-bit dtypes have only one or a few values left.
 EXTREMES = [
     (1000.0, 1.0),
     (1e4, 1.0),
@@ -46,22 +46,22 @@ EXTREMES = [
     (50.0, 1e3),
 ]
 OUTLIERS = ("border", "pivots")
-ROUNDOFF = 2.0**-24  # of float32: the most that rounding moves a number, relative to it
+ROUNDOFF = 2.0**-24  # of float32: the largest relative change by rounding
 ROUNDINGS = 4  # see Exact
 
 
 def shapes(*most):
     """Strategy for (images, groups, channels of a group, height, width), each from 1 up.
 
-    Groups have 8 values or more: of fewer that happen to lie close, the rounding of their mean
-    decides the error, PyTorch's as well as ours. (float64 and fixed cases take fewer.)
+    Groups have 8 values or more: if fewer happen to lie close together, the rounding of their mean
+    decides the error, PyTorch's as well as ours. (float64 and fixed cases may have fewer.)
     """
     tuples = st.tuples(*[st.integers(1, top) for top in most])
     return tuples.filter(lambda shape: shape[2] * shape[3] * shape[4] >= 8)
 
 
 def make(shape, dtype, film=True, mean=0.0, std=1.0, param=None, seed=0):
-    """x, weight, bias, film (or None) and dy; values representable in their types."""
+    """Draw x, weight, bias, film (or None) and dy, with values representable in their dtypes."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*size):
@@ -78,9 +78,9 @@ def make(shape, dtype, film=True, mean=0.0, std=1.0, param=None, seed=0):
 def make_outliers(where, shape, dtype):
     """Like `make`, mean 1,000 and spread 1, but 0 in places where sums about a pivot may start.
 
-    "border" is a frame of one pixel, "pivots" the first, the middle and the last pixel alone, from
-    which the CUDA kernels take theirs: then the pivot is as far from the mean as it can be, in
-    spreads, which are those of all pixels.
+    "border" is a frame of one pixel; "pivots" is only the first, middle and last pixel, from which
+    the CUDA kernels take their pivots: a pivot is then as many spreads, of all pixels, away from
+    the mean as possible.
     """
     tensors = make(shape, dtype, mean=1000.0)
     x, (height, width) = tensors[0], shape[2:]
@@ -93,7 +93,7 @@ def make_outliers(where, shape, dtype):
 
 
 def outputs(function, x, weight, bias, film, dy, dtype=None, **options):
-    """y and the gradients of <y, dy>, all detached; `dtype` converts every tensor first."""
+    """Return y and the gradients of <y, dy>, detached; `dtype` converts every tensor first."""
     tensors = [t if t is None else t.to(dtype or t.dtype) for t in (x, weight, bias, film)]
     leaves = [t if t is None else t.clone().requires_grad_() for t in tensors]
     y = function(*leaves, **options)
@@ -103,24 +103,23 @@ def outputs(function, x, weight, bias, film, dy, dtype=None, **options):
 
 
 class Exact(NamedTuple):
-    """y and the gradients in float64, by their formulas, and how far from them float32 may end.
+    """y and the gradients in float64, by their formulas, and the largest error of float32.
 
     The bound of an output is a sum of three parts:
 
-    - `kept`: how far it moves where the backward's mean is off by half a float32 ulp of itself,
-      for in that type the forward keeps it. Nothing else in the bound grows with the mean: x - mean
-      is exact where they are close (Sterbenz), and the statistics are sums of such differences,
-      whose own mean says what the first mean missed.
-    - ROUNDINGS roundoffs of float32 of the `terms`: the magnitudes of what is added up. From x to
-      an output there are about eight roundings: the difference, mean and rstd, a coefficient, its
-      product, the offset, and two or three of the sigmoid or of the last products. Each moves by
-      at most a roundoff, 0.3 to 0.6 of one in root mean square, and they are independent: together
-      below 2 roundoffs in L2. Twice that is allowed. Sums over pixels add less than they have
-      terms, in blocks, so their roundings average out.
-    - one rounding of the output itself, to a 16-bit type, subnormal numbers included.
+    - `kept`: the change of the output if the mean in the backward is off by half a float32 ulp,
+      because the forward keeps it in float32. Nothing else in the bound grows with the mean:
+      x - mean is exact where they are close (Sterbenz), and the statistics are sums of such
+      differences, whose own mean corrects the first mean.
+    - ROUNDINGS float32 roundoffs of the `terms`: the magnitudes of the summands. From x to an
+      output there are about eight roundings: the difference, mean and rstd, a coefficient, its
+      product, the offset, and two or three of the sigmoid or of the last products. Each changes the
+      output by at most a roundoff, 0.3 to 0.6 of one in root mean square, and they are independent:
+      together below 2 roundoffs in L2. Twice that is allowed. Pixels are summed in blocks, whose
+      roundings average out.
+    - one rounding of the output itself, to a 16-bit dtype, including subnormal numbers.
 
-
-    `summands` are those of the first limit: what the output itself is a sum of.
+    `summands` are those of the first limit: the terms whose sum the output itself is.
     """
 
     values: list[Tensor]
@@ -129,7 +128,7 @@ class Exact(NamedTuple):
     kept: list[Tensor]
 
     def bounds(self, dtypes):
-        """The L2 norm that each output's error may have, in its type."""
+        """Return the largest L2 norm of each output's error, in its dtype."""
         parts = zip(self.values, self.terms, self.kept, dtypes, strict=True)
         return [
             kept.norm() + ROUNDINGS * ROUNDOFF * terms.norm() + last_rounding(value, dtype)
@@ -138,7 +137,7 @@ class Exact(NamedTuple):
 
 
 def last_rounding(value, dtype):
-    """The L2 norm of half an ulp of each value; of float32 it is one of `ROUNDINGS`."""
+    """Return the L2 norm of half an ulp of each value; for float32 it is one of `ROUNDINGS`."""
     kind = torch.finfo(dtype)
     if kind.bits > 16:
         return torch.zeros_like(value).norm()
@@ -146,7 +145,7 @@ def last_rounding(value, dtype):
 
 
 def exact_of(x, weight, bias, film, dy, groups, silu, eps):
-    """The Exact of these inputs; nothing of it is PyTorch's group norm or its autograd."""
+    """Return the Exact of these inputs, without PyTorch's group norm and autograd."""
     x, weight, bias, dy = (t.double().contiguous() for t in (x, weight, bias, dy))
     n, c, *pixels = x.shape
     modulation = x.new_zeros(n, 2 * c) if film is None else film.double()
@@ -155,11 +154,11 @@ def exact_of(x, weight, bias, film, dy, groups, silu, eps):
     gain = weight * scale
 
     def add(t):
-        """Over the pixels, (n, c, 1, 1)."""
+        """Sum over the pixels, (n, c, 1, 1)."""
         return t.sum((2, 3), keepdim=True)
 
     def average(sums):
-        """Over each group, from sums over the pixels; (n, c, 1, 1)."""
+        """Average over each group, from sums over the pixels; (n, c, 1, 1)."""
         of_groups = sums.view(n, groups, -1).mean(2) / (pixels[0] * pixels[1])
         return of_groups.repeat_interleave(c // groups, 1)[:, :, None, None]
 
@@ -169,7 +168,7 @@ def exact_of(x, weight, bias, film, dy, groups, silu, eps):
     rstd = (variance + eps).rsqrt()
 
     def back(mean):
-        """xhat, u, du/dy, dL/du, and the gradients, the parameters' by image."""
+        """Return xhat, u, du/dy, dL/du, and the gradients, the parameters' by image."""
         xhat = (x - mean) * rstd
         u = xhat * gain + (bias * scale + shift)
         s = u.sigmoid()
@@ -184,7 +183,7 @@ def exact_of(x, weight, bias, film, dy, groups, silu, eps):
     moved = [(a - b).abs() for a, b in zip(back(mean * (1 + ROUNDOFF))[-1], grads, strict=True)]
     y = u * u.sigmoid() if silu else u
 
-    # In roundoffs, xhat is off by |xhat| and, with the mean, by the spread; u and the rest so:
+    # In roundoffs, xhat is off by |xhat| and, through the mean, by the spread; then u and the rest:
     size, spread, far = gain.abs(), variance.sqrt() * rstd, xhat.abs()
     of_u = size * far + (size * spread + (bias * scale).abs() + shift.abs())
     of_du = dy.abs() * (slope.abs() + of_u / 2) if silu else dy.abs()  # |SiLU''| is at most 1/2
@@ -194,7 +193,7 @@ def exact_of(x, weight, bias, film, dy, groups, silu, eps):
     dfilm = torch.cat([weight.abs() * of_xhat + bias.abs() * of_1, of_1], dim=1)
     terms = [of_u, rstd * of_dx, scale.abs() * of_xhat, scale.abs() * of_1, dfilm]
 
-    # What each gradient is a sum of; each term in full, with nothing for what made it.
+    # The terms of each gradient, in full, without the terms that they were made of.
     of_1, of_h = add(du.abs()), add((du * (xhat * weight + bias)).abs())
     dweight, dfilm = scale.abs() * add((du * xhat).abs()), torch.cat([of_h, of_1], dim=1)
     summands = [y, rstd * size * du.abs(), dweight, scale.abs() * of_1, dfilm]
@@ -210,17 +209,17 @@ def exact_of(x, weight, bias, film, dy, groups, silu, eps):
 
 
 def pytorch(x, weight, bias, film=None, **options):
-    """PyTorch's own ops on contiguous tensors, where they lose the fewest digits."""
+    """Run PyTorch's own ops on contiguous tensors, where they lose the fewest digits."""
     return eager(x.contiguous(), weight, bias, film, **options)
 
 
 def op(tensors, **options):
-    """What is checked by default: the op itself."""
+    """Run the op itself, which is checked by default."""
     return outputs(group_norm_silu, *tensors, **options)
 
 
 def check(draws, groups, silu, eps=1e-6, ours=(op,)):
-    """The acceptance rule for y and all gradients, errors taken over all draws of one shape.
+    """Check y and all gradients by the rule of acceptance, over all draws of one shape.
 
     Each of `ours` maps (tensors, groups=, silu=, eps=) to the outputs.
     """
@@ -228,7 +227,7 @@ def check(draws, groups, silu, eps=1e-6, ours=(op,)):
     totals = [0] * len(ours)
     for tensors in draws:
         exact = exact_of(*tensors, **options)
-        peer = outputs(pytorch, *tensors, dtype=tensors[0].dtype, **options)  # which wants one type
+        peer = outputs(pytorch, *tensors, dtype=tensors[0].dtype, **options)  # needs one dtype
         sizes = [t.norm() for t in (*exact.values, *exact.summands)]
         peer_errors = errors(peer, exact)
         for k, function in enumerate(ours):
@@ -243,16 +242,16 @@ def check(draws, groups, silu, eps=1e-6, ours=(op,)):
 
 
 def errors(found, exact):
-    """The L2 error of each output."""
+    """Return the L2 error of each output."""
     return [(o.double() - e).norm() for o, e in zip(found, exact.values, strict=True)]
 
 
 def assert_accepted(name, dtype, error, peer_error, size, summands, bound, wide):
-    """Both limits, for one output; arguments are L2 norms."""
-    # The arithmetic is float32 at least; 16-bit outputs are rounded once, at the end.
+    """Check both limits for one output; arguments are L2 norms."""
+    # The arithmetic is float32 or wider; 16-bit outputs are rounded once, at the end.
     ulp = torch.finfo(dtype).eps / (1 if dtype.itemsize > 2 else 2)
     by_peer = 2 * peer_error + ulp * size + torch.finfo(torch.float32).eps * summands
-    if wide:  # PyTorch's own error is what would be measured
+    if wide:  # the first limit would measure PyTorch's own error
         by_peer = bound = 1e-9 * (summands + 1)
     assert error <= by_peer, f"{name}: {error:.3g} > {by_peer:.3g}, by PyTorch's {peer_error:.3g}"
     assert error <= bound, f"{name}: {error:.3g} > {bound:.3g}, the bound of float32"

@@ -74,7 +74,7 @@ class Plan(ctypes.Structure):
 
 
 def compile_host(out, *flags):
-    """Compiles the kernels for the host into `out`."""
+    """Compile the kernels for the host into `out`."""
     compiler = shutil.which("g++") or shutil.which("clang++")
     assert compiler, "a C++17 compiler is needed: g++ or clang++"
     command = [compiler, "-std=c++17", *flags, "-Wno-unknown-pragmas", "-DPDFAST_HOST", "-x", "c++"]
@@ -107,7 +107,7 @@ def plan(lib, n, hw, c, groups, dtype=torch.bfloat16, backward=False, **kwargs):
 
 
 def launch(lib, which, call, machine=H100):
-    """A kernel's plan and the bytes of its second argument; forward, backward or parameters."""
+    """Return a kernel's plan and its second argument's bytes; forward, backward or parameters."""
     out, room = Plan(), ctypes.create_string_buffer(4096)
     size, number = ctypes.c_int64(len(room)), ("forward", "backward", "parameters").index(which)
     error = lib.host_launch(
@@ -119,7 +119,7 @@ def launch(lib, which, call, machine=H100):
 
 
 def draw(n, hw, c, dtype, param=None, film=True, mean=0.0, std=1.0, seed=0):
-    """Inputs as the op takes them: x and dy (n, hw, c)."""
+    """Draw inputs as the op takes them: x and dy (n, hw, c)."""
     g = torch.Generator().manual_seed(seed)
     normal = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64)  # noqa: E731
     param = param or dtype
@@ -135,9 +135,9 @@ def draw(n, hw, c, dtype, param=None, film=True, mean=0.0, std=1.0, seed=0):
 def draw_sum(
     n, hw, c, dtype, first=None, addend="one", residual=True, dsum=True, param=None, **how
 ):
-    """The same with a sum, and the last channels in a tensor of their own.
+    """Draw them with a sum, and with the last channels in a tensor of their own.
 
-    `first`: how many channels are x's; `addend`: "one" of all images, "each" image's, or "".
+    `first`: number of x's channels; `addend`: "one" for all images, "each" image's own, or "".
     """
     t, first = draw(n, hw, c, dtype, param, **how), first or c
     g = torch.Generator().manual_seed(1)
@@ -152,7 +152,7 @@ def draw_sum(
 
 
 def sum_of(t):
-    """x + addend + residual (n, hw, first) as the kernels have it: in float32, then x's type."""
+    """Return x + addend + residual (n, hw, first) as the kernels do: in float32, then x's dtype."""
     total = t["x"].float()
     if t.get("addend") is not None:
         rows = t["addend"].float()
@@ -163,16 +163,16 @@ def sum_of(t):
 
 
 def aside(tensor, offset):
-    """A copy of a tensor that starts `offset` elements after a multiple of 16 bytes."""
+    """Copy a tensor to `offset` elements after a multiple of 16 bytes."""
     whole = torch.empty(tensor.numel() + 64, dtype=tensor.dtype)
     start = -whole.data_ptr() % 16 // tensor.element_size() + offset
     return whole[start : start + tensor.numel()].view(tensor.shape).copy_(tensor)
 
 
 def run(lib, t, groups, act=True, machine=H100, cluster=0, order=0, offset=0):
-    """All outputs of the host build.
+    """Return all outputs of the host build.
 
-    With a residual the sum is kept, and the backward takes it, as the op does.
+    With a residual the sum is kept, and the backward takes it, as in the op.
     """
     n, hw, first = t["x"].shape
     c = t["weight"].numel()

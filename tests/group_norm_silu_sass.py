@@ -1,8 +1,8 @@
-"""group_norm_silu's machine code on the emulator: what it computes and what it issues.
+"""group_norm_silu's machine code on the emulator: its results and its instructions.
 
 `python tests/group_norm_silu_sass.py CUBIN` prints the counts of every case, and where the
 instructions of the first one go. CUBIN is csrc/group_norm_silu.cu for sm_90a, compiled with the
-flags that tests/kernels/conftest.py has.
+flags in tests/kernels/conftest.py.
 """
 
 import sys
@@ -17,13 +17,13 @@ import sass
 import torch
 
 BF16 = torch.bfloat16
-DISTINCT = 2  # images; the batch repeats them
-SAMPLED = 4  # clusters of a grid that are run: the first, the last and some between them
+DISTINCT = 2  # distinct images, which the batch repeats
+SAMPLED = 4  # clusters of a grid to run: the first, the last and some between them
 BODIES = {"forward": "ForwardBody", "backward": "BackwardBody", "parameters": "ParamBody"}
 
 
 class Case(NamedTuple):
-    """A call with everything in bfloat16. `sum`: what is added to x, and what reaches the sum."""
+    """A call in bfloat16. `sum`: terms added to x, and gradients that reach the sum."""
 
     n: int
     c: int
@@ -31,7 +31,7 @@ class Case(NamedTuple):
     film: bool
     silu: bool = True
     groups: int = 32
-    sum: str = ""  # "addend": one of all images; "residual": that, a residual, and dsum
+    sum: str = ""  # "addend": one for all images; "residual": that, a residual, and dsum
 
     def __str__(self):
         kinds = [name for name, on in (("FiLM", self.film), ("SiLU", self.silu)) if on]
@@ -50,25 +50,25 @@ CASES = [
 
 
 class Written(NamedTuple):
-    """What some clusters have written of one output."""
+    """The part of one output that some clusters have written."""
 
-    rows: torch.Tensor  # of the first dimension, those that they have written to
+    rows: torch.Tensor  # of the first dimension, those that have been written to
     values: torch.Tensor  # these rows
     mask: torch.Tensor  # which of the values have been written
 
 
 @dataclass
 class Outcome:
-    """Some clusters of one launch."""
+    """Results of some clusters of one launch."""
 
     run: sass.Run
-    elements: int  # of the image, that the instructions are spread over
-    inputs: dict  # name: tensor; of the images, the distinct ones
+    elements: int  # of the image, for instructions per element
+    inputs: dict  # name: tensor of the distinct images
     outputs: dict  # name: Written
 
     @property
     def count(self):
-        """Thread instructions per element."""
+        """Return thread instructions per element."""
         return self.run.per_element(self.elements)
 
     def __str__(self):
@@ -81,14 +81,14 @@ class Outcome:
 
 
 def statistics(x, groups):
-    """Mean, 1 / standard deviation and root mean square of each group of (n, hw, c)."""
+    """Return mean, 1 / standard deviation and root mean square of each group of (n, hw, c)."""
     n, hw, _ = x.shape
     variance, mean = torch.var_mean(x.double().view(n, hw, groups, -1), dim=(1, 3), correction=0)
     return mean, (variance + host.EPS).rsqrt(), (variance + mean**2).sqrt()
 
 
 def kernel_of(cubin, which, plan, case):
-    """The kernel for bfloat16 that a plan runs on; its vectors lie in one group each."""
+    """Return the bfloat16 kernel of a plan whose vectors lie in one group each."""
     sums = ("", "addend", "residual").index(case.sum)
     known = f"Li1ELi{sums}" if case.silu else "Lin1ELin1"
     flags = f"Li{plan.vector}ELb{plan.resident:d}ELb1E{known}E"
@@ -98,8 +98,8 @@ def kernel_of(cubin, which, plan, case):
 
 
 class Emulated:
-    """A case's kernels. The calls and the launches are the whole batch's on an H100, of which some
-    clusters are run."""
+    """A case's kernels. Calls and launches are those of the whole batch on an H100; some clusters
+    of them run."""
 
     def __init__(self, cubin, lib, case):
         self.cubin, self.lib, self.case = cubin, lib, case
@@ -116,7 +116,7 @@ class Emulated:
         self.inputs["sums"] = torch.from_numpy(sums)
 
     def run(self, which, inputs, outputs, struct, clusters=None, **scalars):
-        """Runs a kernel on these inputs and outputs, whose absence is what None says."""
+        """Run a kernel on these inputs and outputs; None means absent."""
         n, c, size, _, silu, groups, _ = self.case
         hw, kind, memory, arrays = size**2, host.DTYPES[BF16], sass.Memory(), {}
         shapes = {"y": (n, hw, c), "dx": (n, hw, c), "dfilm": (n, 2 * c), "sums": (n, 3, c)}
@@ -176,7 +176,7 @@ class Emulated:
         return Outcome(run, elements, self.inputs, found)
 
     def backward(self):
-        """With a residual from the sum, as the op does."""
+        """Run the backward; with a residual from the sum, as in the op."""
         x = {"": "x", "addend": "x addend", "residual": "x=s dsum"}[self.case.sum]
         wanted = " daddend" if self.case.sum else ""
         run, address, found = self.run(
@@ -190,7 +190,7 @@ class Emulated:
         return Outcome(run, elements, self.inputs, found)
 
     def parameters(self):
-        """The whole launch, from made-up sums."""
+        """Run the whole launch, from made-up sums."""
         everything = range(-(-self.case.c // 8))
         wanted = " daddend" if self.case.sum else ""
         run, _, found = self.run(

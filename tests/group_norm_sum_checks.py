@@ -1,4 +1,4 @@
-"""What the tests of group_norm_silu's sums share: the variants, and their rule of acceptance."""
+"""Shared parts of the tests of group_norm_silu's sums: variants, and their rule of acceptance."""
 
 from typing import NamedTuple
 
@@ -10,11 +10,11 @@ from pdfast.kernels.group_norm_silu import sum_group_norm_silu
 
 
 class Variant(NamedTuple):
-    """Which of the options a call has."""
+    """The options that a call uses."""
 
     addend: str = ""  # "channels", (C,), or "images", (N, C)
     residual: bool = False
-    skip: int = 0  # its channels
+    skip: int = 0  # number of its channels
     keep_sum: bool = False
 
     def __str__(self):
@@ -45,7 +45,7 @@ VARIANTS = [
     Variant("images", residual=True, skip=8),
     Variant("channels", skip=8),
 ]
-STRADDLED = [  # no vector divides these widths
+STRADDLED = [  # widths that are not whole vectors
     Variant(skip=4),
     Variant("channels", skip=4),
     Variant("images", residual=True, skip=4, keep_sum=True),
@@ -61,7 +61,7 @@ class Case(NamedTuple):
 
 
 def case_of(variant, shape, dtype, film=True, mean=0.0, param=None, addend=None, seed=0):
-    """Tensors for a variant at the shape of x; `param` and `addend`: types of these."""
+    """Draw tensors for a variant at the shape of x; `param` and `addend` are dtypes."""
     n, c, *size = shape
     whole = (n, c + variant.skip, *size)
     x, weight, bias, modulation, dy = make(whole, dtype, film, mean, 1.0, param, seed)
@@ -86,7 +86,7 @@ def case_of(variant, shape, dtype, film=True, mean=0.0, param=None, addend=None,
 
 
 def results(function, variant, case, dtype=None, **options):
-    """y, the sum or None, and the gradients by name; `dtype` converts every tensor first."""
+    """Return y, the sum or None, and the gradients by name; `dtype` converts every tensor first."""
     leaves = {k: t.to(dtype or t.dtype).clone().requires_grad_() for k, t in case.given.items()}
     y, s = function(**leaves, keep_sum=variant.keep_sum, **options)
     outputs, seeds = [y], [case.dy.to(y.dtype)]
@@ -97,7 +97,7 @@ def results(function, variant, case, dtype=None, **options):
 
 
 def check_sum(variant, case, groups, silu=True, eps=1e-6, function=sum_group_norm_silu):
-    """Each output within float32's bound of the exact one, as `check` has it for a plain norm."""
+    """Check each output against float32's bound, like `check` for a plain norm."""
     given, dtype = case.given, case.given["x"].dtype
     c, wide = given["x"].shape[1], torch.promote_types(dtype, torch.float32)
     s = given["x"].to(wide)  # added up in this order, with one rounding for each sum
@@ -128,7 +128,7 @@ def check_sum(variant, case, groups, silu=True, eps=1e-6, function=sum_group_nor
         dx = dx + case.dsum.double()
         values["x"] = torch.cat([dx, values["x"][:, c:]], 1)
         bounds["x"] += ROUNDOFF * case.dsum.double().norm() + last_rounding(dx, dtype)
-    if "addend" in given:  # sums of rounded terms, no rounding of which is larger than dx's own
+    if "addend" in given:  # sums of rounded terms; no term's rounding is larger than dx's own
         axes = (0, 2, 3) if given["addend"].ndim == 1 else (2, 3)
         values["addend"] = dx.sum(axes)
         terms = dx.abs().sum(axes)

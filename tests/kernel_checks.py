@@ -1,4 +1,4 @@
-"""What the tests of the Triton kernels share: inputs, and the rule of acceptance."""
+"""Shared parts of the tests of the Triton kernels: inputs, and the rule of acceptance."""
 
 import typing
 
@@ -26,7 +26,7 @@ SEEDS = st.integers(0, 2**31 - 1)
 
 
 def images(shape, dtype, layout, generator):
-    """Standard normal images, laid out in memory in one of three ways."""
+    """Draw standard normal images, laid out in memory in one of three ways."""
     b, c, h, w = shape
     if layout == "every other column":
         wide = torch.randn(b, c, h, 2 * w, generator=generator).to(DEVICE, dtype)
@@ -37,28 +37,28 @@ def images(shape, dtype, layout, generator):
 
 
 def angles(num_steps, batch, generator):
-    """i = 0, N - 1, then any; their phi_t and phi_mid, and where i is 0."""
+    """Return i = 0, N - 1, then random ones, as their phi_t, phi_mid and whether i is 0."""
     i = torch.randint(0, num_steps, (batch,), generator=generator)
     i[: min(batch, 2)] = torch.tensor([0, num_steps - 1])[:batch]
     phi_t, phi_mid = SCHEDULE.phi((i + 1.0) / num_steps), SCHEDULE.phi((i + 0.5) / num_steps)
     return phi_t.to(DEVICE), phi_mid.to(DEVICE), (i == 0).to(DEVICE)
 
 
-FAIR = 4  # ulps of error that eager PyTorch may have and still be a measure
+FAIR = 4  # ulps of error that eager PyTorch may have and still be a standard
 
 
 def assert_accepted(ours, eager, exact, terms=None, parts=None):
-    """Relative L2 error at most twice that of eager PyTorch in the same dtype, plus one ulp.
+    """Check that the relative L2 error is at most twice eager PyTorch's, plus one ulp.
 
-    Where numbers are sums that may cancel, `terms` are the magnitudes of what is summed for each,
-    and the float32 ulp is one of these: below it, PyTorch's own error is a matter of luck.
+    Where numbers are sums that may cancel, `terms` are the magnitudes of each number's terms, and
+    the float32 ulp is one of these: below it, PyTorch's own error is a matter of luck.
 
-    Of PyTorch's error no more than FAIR ulps count (and the underflow of 16-bit types): if it lost
-    its digits, twice its error would allow anything. They are ulps of the terms too, or of `parts`,
-    which are the same where they count for nothing else.
+    At most FAIR ulps of PyTorch's error count (and the underflow of 16-bit dtypes): if it lost its
+    digits, twice its error would allow anything. These too are ulps of the terms, or of `parts`:
+    the same magnitudes, for callers whose other ulps are not of the terms.
 
-    bfloat16 under the interpreter is cut off instead of rounded, which may cost that ulp. float16
-    may overflow, but then as eager PyTorch does.
+    The interpreter truncates to bfloat16 instead of rounding, which may cost that ulp. float16 may
+    overflow, but then as in eager PyTorch.
     """
     assert ours.dtype == eager.dtype
     assert ours.shape == eager.shape

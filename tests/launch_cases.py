@@ -1,13 +1,13 @@
-"""What the tests of all Triton ops run, collected from the ops' own tests.
+"""Cases for the tests of all Triton ops, collected from the ops' own tests.
 
 An op that registers itself (kernels/registry.py) has a test, tests/kernels/test_<op>.py, with these
-functions, of which the last may be absent:
+functions, of which the last may be missing:
 
-- launch_cases() gives a call of the op for each option that changes its launch: the op's name, a
+- launch_cases() returns a call of the op for each option that changes its launch: the op's name, a
   function that calls it, given a device and options, and the options;
-- machine_code() gives what must be true of the compiled kernels, as launch_inputs.Code;
-- traffic() gives what a call reads and writes, as launch_inputs.Traffic;
-- shared_code() gives such a function, and options with which all of its launches share one code.
+- machine_code() returns requirements of the compiled kernels, as launch_inputs.Code;
+- traffic() returns the bytes that a call reads and writes, as launch_inputs.Traffic;
+- shared_code() returns such a function, and options with which all of its launches share one code.
 """
 
 import functools
@@ -23,7 +23,7 @@ OPS = {name: op for name, op in registered().items() if op.kernels}
 
 
 def load(file: str) -> ModuleType:
-    """The test of an op, under a name of its own: pytest has it under another."""
+    """Load the test of an op, under another name than pytest's."""
     path = Path(__file__).parent / "kernels" / f"test_{file}.py"
     spec = importlib.util.spec_from_file_location(f"cases_of_{file}", path)
     module = importlib.util.module_from_spec(spec)
@@ -32,12 +32,12 @@ def load(file: str) -> ModuleType:
 
 
 def named(name: str, options: dict[str, object]) -> str:
-    """A name for a test."""
+    """Return a name for a test."""
     return " ".join([name, *(f"{key}={value}" for key, value in options.items())])
 
 
 def by_name(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """A dict of pairs, none of which has another's name."""
+    """Return a dict of pairs; fail if two have the same name."""
     found: dict[str, Any] = {}
     for name, value in pairs:
         assert name not in found, f"two cases are called {name}"

@@ -1,6 +1,6 @@
-"""What the tests of the Triton ops give to the tests of all of them: see launch_cases.py.
+"""Types by which the test of a Triton op describes it to the tests of all ops: see launch_cases.py.
 
-Tensors hold ordinary values, so that a call may also be run and compared with the op's reference.
+Tensors hold ordinary values, so that a call may also run against the op's reference.
 """
 
 from collections.abc import Callable
@@ -14,21 +14,21 @@ from pdfast.config.names import OUTPUTS
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ARCHS = (80, 90, 100)  # Ampere, Hopper, Blackwell
-# (B, C, H, W). Of the first two, H W C is a multiple of 16 and of the block; of the others, Triton
-# makes code of its own: for a size that is no such multiple, and for a size of 1.
+# (B, C, H, W). For the first two, H W C is a multiple of 16 and of the block. For the others Triton
+# compiles special code: for a size that is not such a multiple, and for a size of 1.
 LARGE, SMALL, ODD, ONE = (2, 3, 64, 64), (2, 1, 8, 8), (2, 3, 5, 7), (2, 1, 1, 1)
 
 
 @dataclass
 class Code:
-    """Machine code of a kernel, as an op's call has it compiled."""
+    """Requirements of a kernel's machine code, as an op's call has it compiled."""
 
     op: str
     arch: int
     loads: int
     """Bytes per program of the streams that must be read in wide accesses."""
     stores: int
-    """The same of the streams that must be written so."""
+    """Bytes per program of the streams that must be written in wide accesses."""
     call: Callable[..., object]
     """Calls the op, given a device and the options."""
     options: dict[str, Any] = field(default_factory=dict)
@@ -38,21 +38,21 @@ class Code:
 
 @dataclass
 class Traffic:
-    """What a call moves between an op and memory, counted at the interpreter's accesses."""
+    """Memory traffic of a call, counted at the interpreter's accesses."""
 
     name: str
     run: Callable[[], list[tuple[Tensor, int, int]]]
-    """Calls the op, and returns each tensor with how often its elements are read, and written."""
+    """Calls the op; returns each tensor with how often its elements are read and written."""
     eager: Callable[[], object]
-    """The same in plain PyTorch, for comparison."""
+    """Does the same in plain PyTorch, for comparison."""
     elements: int
-    """The number that the bytes are divided by where they are printed."""
+    """Number by which the printed bytes are divided."""
     scratch: int = 0
     """Bytes read and written in buffers that the op makes for itself."""
 
 
 def values(shape, dtype, device, seed=0):
-    """Standard normal, channels-last where it is images; the same on every device."""
+    """Draw standard normals, channels-last for images; the same on every device."""
     generator = torch.Generator().manual_seed(seed)
     tensor = torch.randn(shape, generator=generator).to(dtype)
     if tensor.ndim == 4:
@@ -61,11 +61,11 @@ def values(shape, dtype, device, seed=0):
 
 
 def raw(shape, parameterization, dtype, device, seed):
-    """A network's output."""
+    """Draw a network's raw output."""
     b, c, h, w = shape
     return values((b, c * OUTPUTS[parameterization].copies, h, w), dtype, device, seed)
 
 
 def rising_angles(batch, device, first=0.3):
-    """float64 (batch,) in (0, pi/2)."""
+    """Return rising angles, float64 (batch,) in (0, pi/2)."""
     return torch.linspace(first, 1.2, batch, dtype=torch.float64).to(device)

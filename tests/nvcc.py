@@ -18,7 +18,7 @@ FLAGS = ["-std=c++17", "-O3", *OFF, "--expt-relaxed-constexpr"]
 
 
 def nvcc(*arguments):
-    """Runs it and returns what it says; skips the test where there is no nvcc."""
+    """Run nvcc and return its output; skip the test without nvcc."""
     home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
     found = shutil.which("nvcc") or shutil.which(str(Path(home) / "bin" / "nvcc"))
     if not found:
@@ -29,9 +29,9 @@ def nvcc(*arguments):
 
 
 def compile_norm(folder):
-    """All architectures' kernels of group_norm_silu into a folder; returns ptxas's report.
+    """Compile group_norm_silu for all architectures into a folder; return ptxas's report.
 
-    Processes that ask for the same folder, such as the workers of one test run, compile once.
+    Processes that use the same folder, such as the workers of one test run, compile once.
     """
     folder.mkdir(exist_ok=True)
     report = folder / "report.txt"
@@ -51,13 +51,13 @@ def compile_norm(folder):
 
 
 def compile_cubin(source, out):
-    """One source for sm_90a."""
+    """Compile one source for sm_90a."""
     nvcc("-cubin", "-arch=sm_90a", "-o", out, source)
     return out
 
 
 def read_cubin(path):
-    """For the emulator; skips the test where Triton does not bring the disassembler."""
+    """Read it for the emulator; skip the test if Triton comes without the disassembler."""
     if not find_spec("triton"):
         pytest.skip("no Triton")
     return sass.Cubin(path)

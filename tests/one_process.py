@@ -2,8 +2,8 @@
 
 torchrun --nproc-per-node 1 one_process.py DEVICE FOLDER
 
-A run of one process joins no session of its own accord: there is nobody to talk to. Here it is made
-to, so that one GPU is enough to put nccl's sums into its CUDA graphs.
+A run of one process joins no session by itself: it has nobody to communicate with. Here it is made
+to join one, so that one GPU is enough to put nccl's sums into its CUDA graphs.
 """
 
 import os

@@ -1,6 +1,6 @@
-"""A function in two processes of a run, forked, so that neither imports anything, by no launcher.
+"""A function in two forked processes of a run, so that neither imports anything; no launcher.
 
-Process 0 has the store; each is an own child of the test, which so sees its exit status.
+Process 0 has the store. Each is a child of the test, which thus sees its exit status.
 """
 
 import os
@@ -18,12 +18,12 @@ from pdfast.launch import VARIABLES
 
 
 def variables(rank, size, port=1):
-    """What torchrun would set."""
+    """Return the environment variables that torchrun would set."""
     return dict(zip(VARIABLES, map(str, (rank, size, rank, "localhost", port)), strict=True))
 
 
 class Pair:
-    """Begun at once; a context manager, after which both are gone."""
+    """Two processes that start at once; a context manager that ends both."""
 
     def __init__(self, folder, function):
         """`function` gets the rank, and works in the folder."""
@@ -52,7 +52,7 @@ class Pair:
             code = error.exit_code
         except BaseException:
             traceback.print_exc()
-        finally:  # whatever it met, it must not go on as a second pytest
+        finally:  # whatever happens, it must not continue as a second pytest
             sys.stderr.flush()
             os._exit(code)
 
@@ -72,14 +72,14 @@ class Pair:
             time.sleep(0.02)
 
     def codes(self):
-        """Exit statuses, waited for; -n for signal n."""
+        """Wait for both, and return their exit statuses; -n for signal n."""
         pids, self.pids = self.pids, []
         return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
 
     def said(self):
-        """What each wrote to stderr."""
+        """Return each process's output on stderr."""
         return [(self.folder / f"said-{rank}").read_text() for rank in range(2)]
 
     def raised(self, rank):
-        """The error that ended a process."""
+        """Return the error that ended a process."""
         return (self.folder / f"raised-{rank}").read_text()

@@ -1,7 +1,7 @@
-"""Triton's own launcher without a GPU: a driver that compiles for one and launches nothing.
+"""Triton's own launcher without a GPU: the driver compiles for one and launches nothing.
 
-Binding of arguments, specialisation, options and compilation are Triton's; tensors may lie on the
-CPU, whose addresses are then what a kernel would be given.
+Binding of arguments, specialisation, options and compilation are Triton's. Tensors may be on the
+CPU; a kernel would then receive their addresses there.
 """
 
 from dataclasses import dataclass
@@ -23,13 +23,13 @@ class Launch:
     kernel: str
     grid: tuple[int, int, int]
     args: dict[str, Any]
-    """All of the kernel's arguments, by name, as they reached the launcher."""
+    """All arguments of the kernel, by name, as they reached the launcher."""
     compiled: Any
     """Triton's CompiledKernel."""
 
 
 class Launcher:
-    """What Triton makes per compiled kernel, and calls with each launch's grid and arguments."""
+    """The launcher that Triton makes for each compiled kernel, and calls at each launch."""
 
     last: tuple[Any, ...] = ()
 
@@ -41,7 +41,7 @@ class Launcher:
 
 
 class StubDriver:
-    """A device of compute capability `arch` / 10; as device number Triton is told `arch` too."""
+    """A device of compute capability `arch` / 10; `arch` is also its device number in Triton."""
 
     def __init__(self, arch: int = 90) -> None:
         self.arch = arch
@@ -63,9 +63,9 @@ class StubDriver:
 
 
 def install(driver: Any) -> list[Launch]:
-    """Make `driver` Triton's, for good, and CPU tensors launch; the launches from now on.
+    """Make `driver` Triton's, for good, and let CPU tensors launch; return all later launches.
 
-    Refuses where a GPU is visible, which no stub may come between.
+    Refuses if a GPU is visible, which a stub must not hide.
     """
     assert not torch.cuda.is_available(), "a GPU is visible: set CUDA_VISIBLE_DEVICES to nothing"
     assert not runtime.INTERPRETING, "Triton is interpreting: unset TRITON_INTERPRET"

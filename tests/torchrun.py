@@ -56,5 +56,5 @@ def lost(rank):
     """What a process of two says when the other has ended."""
     return (
         f"pdfast: process {rank} of 2: another process of this run has ended; its own message says "
-        "why; the last saved state is whole, and the same command goes on from there"
+        "why; the last saved state is whole, and the same command resumes from there"
     )

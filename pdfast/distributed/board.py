@@ -1,4 +1,4 @@
-"""Short notes that the processes of a run share: the store of torchrun, or of process 0."""
+"""Short notes shared by the processes of a run, in the store of torchrun or of process 0."""
 
 import contextlib
 import functools
@@ -12,22 +12,22 @@ from torch.distributed.rendezvous import rendezvous
 
 from pdfast.launch import launched
 
-ANSWER = 5.0  # seconds that a message waits for the store, whose machine may be down
+ANSWER = 5.0  # seconds to wait for the store, whose machine may be down
 
 _said: set[str] = set()
 
 
 @functools.cache
 def store() -> Any:
-    """A torch.distributed.Store, the same for all processes."""
+    """Return the torch.distributed.Store that all processes share."""
     kept = next(rendezvous("env://"))[0]
     return PrefixStore(f"pdfast/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", kept)
 
 
 def first_to_say(text: str) -> bool:
-    """Whether no process of this run has said this; True where that cannot be known.
+    """Return whether no process of this run has printed `text` yet; True where that is unknown.
 
-    A mistake that every process finds is so told once.
+    A mistake that every process finds is thus reported once.
     """
     if not launched():
         return True

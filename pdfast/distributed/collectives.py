@@ -1,15 +1,16 @@
-"""Several processes of one run, as torchrun starts them, one to a GPU; alone, all is a no-op.
+"""Communication between the processes of one run, started by torchrun, one to a GPU.
 
-Outside a `session`, and with one process, `size()` is 1 and every function does nothing more than
-its one process needs. Inside, all processes must reach the same functions in the same order: what
-decides whether one is reached is the same on all, as the config is, or is told by `from_first`.
+Outside a `session`, and with one process, `size()` is 1, and every function does no more than its
+one process needs. Inside, all processes must call the same functions in the same order. So a
+decision to call one must be the same on all processes: it depends on the config, or on a value
+from `from_first`.
 
-- Words of the host (`largest`, `from_first`), samples (`gather`) and features (`to_first`) go by
-  gloo and never touch the GPU's queue; tensors of the device (`all_reduce`, `broadcast`) go by nccl
-  on CUDA, by gloo on a CPU.
-- Waiting has no limit of its own, for process 0 may work alone for long. A process that has ended,
-  or that does not answer, is noticed by `heartbeat`, and a waiting one raises `ProcessLost`.
-- Process 0 alone writes. The others read what it wrote, so all need the same file system.
+- Numbers and text of the host (`largest`, `from_first`), samples (`gather`) and features
+  (`to_first`) go through gloo and never touch the GPU's queue. Tensors of the device (`all_reduce`,
+  `broadcast`) go through nccl on CUDA and gloo on a CPU.
+- Waiting has no time limit of its own, because process 0 may work alone for long. `heartbeat`
+  notices a process that has ended or does not answer, and the waiting ones raise `ProcessLost`.
+- Only process 0 writes. The others read its files, so all need the same file system.
 """
 
 import contextlib
@@ -41,17 +42,24 @@ def session(
     poll: Callable[[], None] = lambda: None,
     timeout: float = TIMEOUT,
 ) -> Iterator[torch.device]:
-    """Work together with the other processes while the block runs; gives this process's device.
+    """Work together with the other processes while the block runs; yield this process's device.
 
-    `device` and `threads` are those of `choose_device`. All leave the block together; one that
-    leaves it by an exception ends the others. `poll` is called first, and while processes are
-    waited for. One that does not answer ends the others within `timeout` seconds. Raises UsageError
-    as `choose_device` does, ProcessLost if not all come.
+    All processes leave the block together. One that leaves it by an exception ends the others.
+
+    Args:
+        device: Name of the device, as for `choose_device`.
+        threads: Number of CPU threads, as for `choose_device`.
+        poll: Called first, and while other processes are waited for.
+        timeout: Seconds within which a process that does not answer ends the others.
+
+    Raises:
+        ProcessLost: Not all processes arrive.
+        UsageError: `choose_device` refuses the device or the threads.
     """
     check_timeout(timeout)
     where = choose_device(device, threads)
     if where.type == "cuda":
-        torch.cuda.set_device(where)  # whose streams, events and graphs are meant from here on
+        torch.cuda.set_device(where)  # so that streams, events and graphs are of this device
     if not launched():
         poll()
         yield where
@@ -66,7 +74,7 @@ def session(
     finally:
         _session = None
         joined.heartbeat.close(word)
-        if word == GOODBYE:  # after a failure a collective may be stuck, which this would wait for
+        if word == GOODBYE:  # after a failure a collective may hang, and this would wait for it
             dist.destroy_process_group()
 
 
@@ -75,31 +83,31 @@ def session(
 
 
 def rank() -> int:
-    """Number of this process, from 0; 0 outside a session."""
+    """Return the number of this process, from 0; 0 outside a session."""
     return _session.rank if _session else 0
 
 
 def size() -> int:
-    """How many processes work together; 1 outside a session, and while one works alone."""
+    """Return the number of processes that work together; 1 outside a session and in `alone`."""
     return _session.size if _session else 1
 
 
 @contextlib.contextmanager
 def _peers() -> Iterator[None]:
-    """What goes wrong between processes, as ProcessLost."""
+    """Raise errors of the communication in the block as ProcessLost."""
     assert _session is not None
     session = _session
     try:
         yield
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError as error:  # gloo's and nccl's
+    except RuntimeError as error:  # from gloo or nccl
         raise session.lost() from error
 
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """This process works by itself: nothing in the block waits for the others."""
+    """Let this process work by itself: nothing in the block waits for the others."""
     global _session
     session, _session = _session, None
     try:
@@ -111,8 +119,8 @@ def alone() -> Iterator[None]:
 def all_reduce(tensor: Tensor) -> None:
     """Sum a contiguous tensor of the device over all processes, in place.
 
-    On CUDA it is queued on the current stream, also while a graph is captured. The sum has the
-    same bits on every process.
+    On CUDA the sum is queued on the current stream, also while a graph is captured. It has the same
+    bits on every process.
     """
     if _session:
         with _peers():
@@ -120,9 +128,10 @@ def all_reduce(tensor: Tensor) -> None:
 
 
 def broadcast(tensors: Iterable[Tensor]) -> None:
-    """Give every process the values of process 0, in place: one message a type of number.
+    """Give every process the values of process 0, in place, with one message per dtype.
 
-    The tensors lie on the session's device, and have the same shapes and types everywhere.
+    Args:
+        tensors: Tensors on the session's device, of the same shapes and dtypes on all processes.
     """
     if not _session:
         return
@@ -140,13 +149,13 @@ def broadcast(tensors: Iterable[Tensor]) -> None:
 
 
 def barrier() -> None:
-    """Wait until every process is here."""
+    """Wait until every process has called this."""
     if _session:
         largest(0)
 
 
 def largest(number: int) -> int:
-    """The largest of the processes' whole numbers."""
+    """Return the largest of the processes' integers."""
     if not _session:
         return number
     word = torch.tensor([number])
@@ -156,19 +165,26 @@ def largest(number: int) -> int:
 
 
 def dealt(count: int) -> range:
-    """Which of the batches 0 .. count - 1 are this process's."""
+    """Return which of the batches 0 .. count - 1 this process works on."""
     return range(rank(), count, size())
 
 
 def gather(mine: Sequence[Tensor], num: int, batch: int) -> Tensor:
-    """All `num` images, in order, on every process, from batches dealt by `dealt`.
+    """Collect the images of all processes, in order, from batches dealt by `dealt`.
 
-    `mine`: this process's batches, uint8 or float32 (B, H, W, C), B = `batch` but for the last of
-    all. Gives (num, H, W, C), where `mine` is for one process, on the CPU for more.
+    Args:
+        mine: This process's batches, uint8 or float32 (B, H, W, C); B is `batch`, except in the
+            last batch of all.
+        num: Number of images in all.
+        batch: Number of images in a batch.
+
+    Returns:
+        The images (num, H, W, C), on every process: on the CPU, or with one process on the device
+        of `mine`.
     """
     if not _session:
         return torch.cat(list(mine))
-    # Some processes may have no batch to know the shape by.
+    # A process without a batch does not know the shape.
     shape = [largest(mine[0].shape[n] if mine else 0) for n in (1, 2, 3)]
     floats = largest(int(any(part.is_floating_point() for part in mine)))
     whole = torch.empty(num, *shape, dtype=torch.float32 if floats else torch.uint8)
@@ -182,10 +198,14 @@ def gather(mine: Sequence[Tensor], num: int, batch: int) -> Tensor:
 
 
 def to_first(mine: Sequence[Tensor], lengths: Sequence[int]) -> Iterator[list[Tensor]]:
-    """The tensors of each process, in order of their ranks, on the first; on the others nothing.
+    """Yield the tensors of each process, in order of ranks, on process 0; nothing on the others.
 
-    Process k gives tensors of `lengths[k]` rows, the other sizes and the types of the first's;
-    those from len(lengths) on give none. They come by way of the CPU, and lie where the first's do.
+    The tensors travel through the CPU, and arrive on the device of process 0's own.
+
+    Args:
+        mine: This process's tensors. Their other sizes and their dtypes are those of process 0.
+        lengths: Rows of the tensors of processes 0 .. len(lengths) - 1; later processes send
+            nothing.
     """
     if rank():
         for tensor in mine:
@@ -202,9 +222,12 @@ def to_first(mine: Sequence[Tensor], lengths: Sequence[int]) -> Iterator[list[Te
 
 
 def from_first(function: Callable[[], T]) -> T:
-    """What `function` gives on process 0, which alone calls it, on every process.
+    """Call `function` on process 0 only, and return its result on every process.
 
-    The value goes as JSON. A PdfastError of process 0 is raised on all.
+    The result is sent as JSON.
+
+    Raises:
+        PdfastError: `function` raised it on process 0; raised on all processes.
     """
     if not _session:
         return function()
@@ -220,9 +243,12 @@ def from_first(function: Callable[[], T]) -> T:
 
 
 def together(function: Callable[[], T]) -> T:
-    """What `function` gives on each process, which may take any time; all leave together.
+    """Call `function` on every process, and return each one's result once all are done.
 
-    Where it raises a PdfastError, that of the first such process is raised on all.
+    The calls may take any time.
+
+    Raises:
+        PdfastError: `function` raised it on some processes; the first one's is raised on all.
     """
     if not _session:
         return function()
@@ -242,7 +268,7 @@ def _attempt(function: Callable[[], T]) -> tuple[T | None, PdfastError | None]:
 
 
 def _tell(text: str, source: int) -> str:
-    """The text of one process, on all."""
+    """Send the text of process `source` to all, and return it."""
     payload = torch.frombuffer(bytearray(text.encode() or b" "), dtype=torch.uint8)
     length = torch.tensor([len(payload)])
     with _peers():
@@ -266,18 +292,18 @@ def _unpacked(table: dict[str, Any]) -> PdfastError:
 
 
 def check_alike(what: str, mine: str) -> None:
-    """Raise UsageError, on all processes, unless this text is the same on all."""
+    """Raise UsageError on all processes unless the text `mine` about `what` is the same on all."""
     first = from_first(lambda: mine)
     other = size() - largest(size() - rank() if mine != first else 0)
     if other < size():
         theirs = _tell(mine, other)
         raise UsageError(
-            f"process {other} has {what} {theirs}, where process 0 has {first}: give all the same"
+            f"process {other} has {what} {theirs}, but process 0 has {first}: give all the same"
         )
 
 
 def check_batch(config: Config, *tables: str) -> None:
-    """Refuse a batch of [train] or [distill] that the processes cannot share evenly."""
+    """Raise UsageError if a batch of the tables [train] or [distill] cannot be shared evenly."""
     for table in tables:
         loop = getattr(config, table)
         micro = loop.accumulate

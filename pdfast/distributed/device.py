@@ -11,15 +11,20 @@ from pdfast.launch import launched
 
 
 def choose_device(name: str = "auto", threads: int = 0) -> torch.device:
-    """The device of a name: "auto" (the first GPU, else the CPU), "cpu" or "cuda:k".
+    """Return the device of a name, and set the number of CPU threads.
 
-    Under torchrun "auto" and "cuda" are this process's own GPU. `threads` 0 leaves the number of
-    CPU threads to torch. Raises UsageError for a name that is none, a GPU that is not there, one
-    GPU named for all processes, or more processes than GPUs on this machine.
+    Args:
+        name: "auto" (the first GPU, else the CPU), "cpu" or "cuda:k". Under torchrun "auto" and
+            "cuda" are this process's own GPU.
+        threads: Number of CPU threads; 0 leaves it to torch.
+
+    Raises:
+        UsageError: The name is invalid, the GPU does not exist, one GPU is named for all processes,
+            this machine has more processes than GPUs, or `threads` is out of its range.
     """
     name = _own(name) if launched() else name
     if not 0 <= threads <= 1024:
-        raise UsageError("threads must be in 0 (torch's choice) .. 1024")
+        raise UsageError(f"threads must be in 0 (torch's choice) .. 1024, not {threads}")
     if threads:
         torch.set_num_threads(threads)
     if name == "auto":
@@ -36,10 +41,10 @@ def choose_device(name: str = "auto", threads: int = 0) -> torch.device:
 
 
 def _own(name: str) -> str:
-    """The device for this process of several."""
+    """Return the name of the device that this process of several uses."""
     if name.startswith("cuda:"):
         raise UsageError(
-            f"--device {name} is one GPU for all processes: leave --device away, and each takes "
+            f"--device {name} is one GPU for all processes: omit --device, and each process uses "
             "its own"
         )
     if name not in ("auto", "cuda"):
@@ -56,8 +61,8 @@ def _own(name: str) -> str:
 
 @functools.cache
 def side_stream(device: torch.device, use: Literal["update", "teacher"]) -> torch.cuda.Stream:
-    """The stream of a GPU that has this use, the same throughout the process.
+    """Return the GPU's stream for this use, the same one throughout the process.
 
-    For every stream that it has seen, cuBLAS keeps a workspace of tens of MB.
+    It is reused because cuBLAS keeps a workspace of tens of MB for every stream that it has seen.
     """
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

@@ -1,19 +1,19 @@
 """Threads that notice when another process of the run has ended or no longer answers.
 
-Process 0 and each of the others send each other a word, by gloo, BEATS times in `timeout` seconds.
-Through process 0 the loss of any process reaches all.
+Process 0 and each of the others send each other a message, through gloo, BEATS times in `timeout`
+seconds. Through process 0 the loss of any process reaches all.
 
-- A process that has ended closes its connections. Whoever waits for it raises `ProcessLost` at
-  once; a process that is held up elsewhere, by its GPU say, is ended by its thread after `GRACE`
-  seconds, with the same message.
-- A process that is stopped, or whose machine is down or cut off, is silent. Within `timeout` it is
-  given up: its connections are closed, with the same effect. If it is on this machine it is killed
-  too, for a stopped process would keep its GPU memory and the run's lock.
+- A process that has ended closes its connections. Processes that wait for it raise `ProcessLost`
+  at once. A process that is busy elsewhere, with its GPU for example, is ended by its thread after
+  `GRACE` seconds, with the same message.
+- A process that is stopped, or whose machine is down or disconnected, is silent. Within `timeout`
+  it is given up: its connections are closed, with the same effect. On this machine it is also
+  killed, because a stopped process would keep its GPU memory and the run's lock.
 
-A process that works beats too: its thread needs Python's interpreter only now and then. Extension
+A busy process beats too: its thread needs Python's interpreter only now and then. But extension
 code that holds the interpreter's lock for most of `timeout` is taken for silence. A process whose
-thread beats while its main thread hangs, in a file system or a GPU that never returns, is not
-noticed: collectives have no time limit, since process 0 may work alone for long.
+thread beats while its main thread hangs, in a file system or a GPU that never returns, goes
+unnoticed: collectives have no time limit, since process 0 may work alone for long.
 """
 
 import contextlib
@@ -36,21 +36,21 @@ from pdfast.errors import PdfastError
 from pdfast.launch import TIMEOUT
 from pdfast.storage.processes import Process
 
-GRACE = 10.0  # seconds that a process has to notice, in its own work, that another is lost
+GRACE = 10.0  # seconds for a process to notice, in its own work, that another is lost
 BEATS = 20  # in a timeout
-MISSED = 15  # beats without a word after which another one is given up; the rest is for the end
-WORD_TAG, CUT_TAG = 1, 2  # of gloo's messages; no other one has a tag
-CLOSED, BEAT, GOODBYE, FAILED = range(4)  # what is heard; the last two are said on leaving
-WORD_LIMIT = timedelta(seconds=5)  # for the last word to be on its way
-ON = "the last saved state is whole, and the same command goes on from there"
+MISSED = 15  # beats without a message after which a process is given up; the rest is for the end
+WORD_TAG, CUT_TAG = 1, 2  # tags of gloo's messages; no other message has a tag
+CLOSED, BEAT, GOODBYE, FAILED = range(4)  # the messages; the last two are sent on leaving
+WORD_LIMIT = timedelta(seconds=5)  # for the last message to be sent
+ON = "the last saved state is whole, and the same command resumes from there"
 
 
 class ProcessLost(PdfastError):  # noqa: N818  # the error is the other process's
-    """Another process of the run has ended or does not answer, so that this one cannot go on."""
+    """Another process of the run has ended or does not answer, so this one cannot continue."""
 
     @classmethod
     def ended(cls) -> "ProcessLost":
-        """The error where its connection was closed."""
+        """Return the error for a connection that was closed."""
         return cls(
             f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']}: another process of this "
             f"run has ended; its own message says why; {ON}"
@@ -58,33 +58,33 @@ class ProcessLost(PdfastError):  # noqa: N818  # the error is the other process'
 
     @classmethod
     def silent(cls, rank: int, timeout: float) -> "ProcessLost":
-        """The error where nothing is heard from it."""
+        """Return the error for a process that is silent."""
         return cls(
             f"process {rank} of {os.environ['WORLD_SIZE']} does not answer within --timeout "
-            f"{timeout:g} s: it or its machine has stopped, or the network between; {ON}"
+            f"{timeout:g} s: the process, its machine or the network has stopped; {ON}"
         )
 
     @classmethod
     def absent(cls, ranks: Sequence[int], limit: float) -> "ProcessLost":
-        """The error where some never started."""
+        """Return the error for processes that never started."""
         named = f"process{'es' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
         return cls(
-            f"{named} of {os.environ['WORLD_SIZE']} did not start within {limit:g} s: see what "
-            "the start waits for, and give the same command again"
+            f"{named} of {os.environ['WORLD_SIZE']} did not start within {limit:g} s: find out "
+            "what delays the start, and run the same command again"
         )
 
     @classmethod
     def unconnected(cls, limit: float) -> "ProcessLost":
-        """The error where all have started, and then do not connect."""
+        """Return the error for processes that have all started, but do not connect."""
         return cls(
             f"the {os.environ['WORLD_SIZE']} processes of this run did not connect within "
-            f"{limit:g} s: one has stopped, or the network lets none through; give the same "
+            f"{limit:g} s: one has stopped, or the network blocks the connection; run the same "
             "command again"
         )
 
 
 def say(error: ProcessLost) -> None:
-    """Print the error on stderr, unless a process of the run has done so, and log it."""
+    """Print the error on stderr, unless another process has already done so, and log it."""
     if messages.debugging():
         faulthandler.dump_traceback()
     last_words(f"pdfast: {error}")
@@ -93,33 +93,33 @@ def say(error: ProcessLost) -> None:
 
 
 def give_up(error: ProcessLost) -> None:
-    """End this process with an error, whatever its main thread waits for."""
+    """End this process with an error, whatever its main thread is waiting for."""
     say(error)
     os._exit(error.exit_code)
 
 
 class Silence:
-    """Count of this process's beats since each of the others was last heard.
+    """Counts this process's beats since each of the others was last heard.
 
-    Beats, not seconds: a process that was stopped for a while, alone or with the whole job, as
-    schedulers do, must not take that time for the others' silence.
+    It counts beats, not seconds: a process that was stopped for a while, alone or with the whole
+    job, as schedulers do, must not mistake that time for the others' silence.
     """
 
     def __init__(self, peers: Iterable[int]) -> None:
         self._missed, self._lock = dict.fromkeys(peers, 0), threading.Lock()
 
     def heard(self, peer: int) -> None:
-        """Note a word from a process."""
+        """Note a message from a process."""
         with self._lock:
             self._missed[peer] = 0
 
     def left(self, peer: int) -> None:
-        """Expect no more words from a process."""
+        """Expect no more messages from a process."""
         with self._lock:
             self._missed.pop(peer, None)
 
     def beat(self) -> int | None:
-        """Count a beat; gives a process that was silent for more than MISSED, or None."""
+        """Count a beat; return a process that was silent for more than MISSED beats, or None."""
         with self._lock:
             for peer in self._missed:
                 self._missed[peer] += 1
@@ -127,12 +127,17 @@ class Silence:
 
 
 class Heartbeat:
-    """The threads of one process, from the beginning of a session to its end."""
+    """The threads of one process that send and hear messages, for the length of a session."""
 
     def __init__(self, peers: Mapping[int, Process], timeout: float = TIMEOUT) -> None:
-        """`peers`: the processes to send to and to hear, by rank, in gloo's default group."""
+        """Start the threads.
+
+        Args:
+            peers: Processes to send to and to hear, by their ranks in gloo's default group.
+            timeout: Seconds after which a silent process is given up.
+        """
         self.lost: ProcessLost | None = None
-        """The reason, once this process has closed its connections."""
+        """Reason why this process has closed its connections; None until it does."""
         self._peers, self._timeout = peers, timeout
         self._grace = min(GRACE, timeout / 10)
         self._silence = Silence(peers)
@@ -147,10 +152,12 @@ class Heartbeat:
             thread.start()
 
     def close(self, word: int) -> None:
-        """Send the last word; after a GOODBYE, wait for the others' last words too.
+        """Send the last message; after a GOODBYE, wait for the others' last messages too.
 
-        Raises ProcessLost if one of them falls silent meanwhile. After a failure nobody is waited
-        for, since a collective may be stuck.
+        After a failure it waits for nobody, since a collective may hang.
+
+        Raises:
+            ProcessLost: Another process falls silent in the meantime.
         """
         with self._lock:
             self._leaving.set()
@@ -173,7 +180,7 @@ class Heartbeat:
             with self._lock:
                 if not self._leaving.is_set():
                     for peer, sent in self._sent.items():
-                        with contextlib.suppress(RuntimeError):  # its listener hears of it
+                        with contextlib.suppress(RuntimeError):  # its listener gets the error too
                             sent.append(dist.isend(torch.tensor([BEAT]), peer, tag=WORD_TAG))
             silent = self._silence.beat()
             if silent is not None:
@@ -181,7 +188,7 @@ class Heartbeat:
                 return
 
     def _listen(self, peer: int) -> None:
-        """Hear a process until its last word, or until its connection is closed."""
+        """Hear a process until its last message, or until its connection is closed."""
         word = torch.tensor([CLOSED])
         try:
             while True:
@@ -197,14 +204,14 @@ class Heartbeat:
         give_up(ProcessLost.ended())
 
     def _cut_off(self, peer: int) -> None:
-        """Give up a silent process, and with it the run."""
+        """Give up a silent process, and the run with it."""
         self.lost = ProcessLost.silent(peer, self._timeout)
         say(self.lost)
         process = self._peers[peer]
         if process.is_here() and process.is_alive():
             with contextlib.suppress(OSError):
                 os.kill(process.pid, signal.SIGKILL)
-        with contextlib.suppress(RuntimeError):  # no such message comes, which closes connections
+        with contextlib.suppress(RuntimeError):  # the time limit of this wait closes connections
             waiting = dist.irecv(torch.zeros(1), peer, tag=CUT_TAG)
             assert waiting is not None
             waiting.wait(timedelta(milliseconds=1))

@@ -1,4 +1,4 @@
-"""Meeting and connecting of the processes of a run."""
+"""How the processes of a run meet and connect."""
 
 import contextlib
 import itertools
@@ -20,7 +20,7 @@ from pdfast.errors import PdfastError, UsageError
 from pdfast.storage import processes
 from pdfast.storage.processes import Process
 
-START_LIMIT = 60.0  # seconds for all to start, and then to connect, where the timeout is shorter
+START_LIMIT = 60.0  # least seconds for all to start, and then for all to connect
 FOREVER = timedelta(days=365)
 
 _sessions = itertools.count()
@@ -28,28 +28,37 @@ _sessions = itertools.count()
 
 @dataclass(frozen=True)
 class Session:
-    """What a process knows of the run's processes, once they are connected."""
+    """One process's view of the connected processes of a run."""
 
     rank: int
     size: int
     of_device: dist.ProcessGroup | None
-    """The group of the device's tensors; None: gloo's, which is the default group."""
+    """Group for the device's tensors; None: gloo's, which is the default group."""
     heartbeat: Heartbeat
+    """Threads that notice the loss of another process."""
 
     def lost(self) -> ProcessLost:
-        """The error for a collective that failed."""
+        """Return the error for a collective that failed."""
         return self.heartbeat.lost or ProcessLost.ended()
 
 
 def join(device: torch.device, poll: Callable[[], None], timeout: float) -> Session:
-    """Meet the others, and connect; `poll` is called while they are waited for.
+    """Meet the other processes, and connect.
 
-    Raises ProcessLost if not all come, UsageError if some have a GPU and others have none.
+    Args:
+        device: This process's device.
+        poll: Called while the others are waited for.
+        timeout: Seconds after which a silent process is given up, as for `Heartbeat`.
+
+    Raises:
+        ProcessLost: Not all processes arrive.
+        UsageError: Some processes have a GPU and others have none, or torch.distributed is
+            initialized already.
     """
     if dist.is_initialized():
         raise UsageError(
-            "torch.distributed is in use already, by your script or by a call of pdfast that "
-            "failed: start the processes anew, and leave its set-up to pdfast"
+            "torch.distributed is initialized already, by your script or by an earlier call of "
+            "pdfast that failed: restart the processes, and let pdfast initialize it"
         )
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     of_device, limit = None, max(timeout, START_LIMIT)
@@ -58,7 +67,7 @@ def join(device: torch.device, poll: Callable[[], None], timeout: float) -> Sess
     with _connecting(limit):
         dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=FOREVER)
         gpus = torch.tensor([int(device.type == "cuda")])
-        dist.all_reduce(gpus)  # none goes on, maybe to fail, before all are connected
+        dist.all_reduce(gpus)  # nobody continues, and maybe fails, before all are connected
         if 0 < int(gpus) < size:
             dist.destroy_process_group()
             raise UsageError(
@@ -66,10 +75,10 @@ def join(device: torch.device, poll: Callable[[], None], timeout: float) -> Sess
                 "--device cpu, or start processes only where there are GPUs"
             )
         if device.type == "cuda":
-            # nccl's own watchdog would abort the process, without a word of ours.
+            # nccl's own watchdog would abort the process without a message of pdfast's.
             os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
             of_device = dist.new_group(backend="nccl", timeout=FOREVER)
-            # Connects, which must have happened before a graph is captured.
+            # Connects; nccl must have connected before a graph is captured.
             dist.all_reduce(torch.zeros(1, device=device), group=of_device)
         peers = {k: Process.parse(store.get(_note(k)).decode()) for k in _watched(rank, size)}
     return Session(rank, size, of_device, Heartbeat(peers, timeout))
@@ -80,7 +89,7 @@ def _note(rank: int) -> str:
 
 
 def _meet(store: Any, rank: int, size: int, poll: Callable[[], None], limit: float) -> None:
-    """Wait until all processes are here; then either all go on, or all give up."""
+    """Wait until all processes are here; then either all continue, or all give up."""
     store.set(_note(rank), str(processes.this()))
     end = time.monotonic() + limit
     while not store.check([_note(other) for other in range(size)]):
@@ -94,7 +103,7 @@ def _meet(store: Any, rank: int, size: int, poll: Callable[[], None], limit: flo
         except PdfastError:
             if store.compare_set("verdict", "", "give up") == b"give up":
                 raise
-            return  # too late, the others are going on
+            return  # too late: the others have continued
         time.sleep(0.05)
     if store.compare_set("verdict", "", "go on") != b"go on":
         raise ProcessLost.ended()
@@ -102,9 +111,9 @@ def _meet(store: Any, rank: int, size: int, poll: Callable[[], None], limit: flo
 
 @contextlib.contextmanager
 def _connecting(limit: float) -> Iterator[None]:
-    """Raise ProcessLost if a process ends in the block; end this one if the limit is missed.
+    """Raise ProcessLost if a process ends in the block; end this one if it exceeds the limit.
 
-    There is no heartbeat yet.
+    The heartbeat has not started yet.
     """
     timer = threading.Timer(limit, lambda: give_up(ProcessLost.unconnected(limit)))
     timer.daemon = True
@@ -120,5 +129,5 @@ def _connecting(limit: float) -> Iterator[None]:
 
 
 def _watched(rank: int, size: int) -> Sequence[int]:
-    """Whom a process hears, and they it: 0 all others."""
+    """Return the ranks that a process exchanges messages with: 0 with all, the others with 0."""
     return [0] if rank else range(1, size)

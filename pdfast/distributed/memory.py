@@ -1,7 +1,4 @@
-"""How much memory this process has, and can have: the machine's, or less by its cgroup's limit.
-
-And that what it frees stays its own, where it works on a CPU.
-"""
+"""How much memory this process has and can have, and whether it keeps what it frees."""
 
 import ctypes
 import os
@@ -13,16 +10,16 @@ CGROUPS = Path("/sys/fs/cgroup")
 OWN = Path("/proc/self/cgroup")
 STATUS = Path("/proc/self/status")
 
-# Of glibc's mallopt (malloc.h): from what size on a free end of the heap is given back, and a block
-# is mapped for itself. The second is the most that it takes.
+# Options of glibc's mallopt (malloc.h): the sizes from which a free end of the heap is given back,
+# and from which a block is mapped separately. The second is the largest that glibc accepts.
 KEPT = {-1: 2**30, -3: 2**25}
 
 
 def keep_freed() -> bool:
-    """Have the C library keep what is freed for what is allocated next; returns whether it will.
+    """Have the C library keep freed memory for later allocations; return whether it will.
 
     By default glibc gives memory back to the kernel within every update, and the kernel clears the
-    same pages again for the next one: some 2,000 of them for the digits' network.
+    same pages again for the next one: some 2,000 pages for the digits' network. It matters on CPUs.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -32,24 +29,25 @@ def keep_freed() -> bool:
 
 
 def own() -> int:
-    """Bytes of memory that this process has to itself, without those of files that it maps.
+    """Return the bytes of memory that only this process uses, without those of mapped files.
 
-    The kernel takes the latter back whenever it needs them. Where it does not tell them apart, all
-    that the process ever had.
+    The kernel reclaims the latter whenever it needs them. Where it does not tell them apart, return
+    the largest resident size so far.
     """
     try:
         lines = STATUS.read_text().splitlines()
         return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))
-    except (OSError, StopIteration):  # another system than Linux
+    except (OSError, StopIteration):  # not Linux
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return most if sys.platform == "darwin" else 1024 * most
 
 
 def limit() -> int:
-    """Bytes of the machine's memory, or of the lowest limit of this process's control groups.
+    """Return the bytes of the machine's memory, or the lowest limit of this process's cgroups.
 
-    Version 2 names limits memory.max, version 1 memory.limit_in_bytes; a group's parents' hold, too
-    (Linux kernel documentation, admin-guide/cgroup-v2 and cgroup-v1/memory).
+    cgroup version 2 names limits memory.max, version 1 memory.limit_in_bytes. The limits of a
+    group's parents apply too (Linux kernel documentation, admin-guide/cgroup-v2 and
+    cgroup-v1/memory).
     """
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min([machine, *_of_groups()])
@@ -58,7 +56,7 @@ def limit() -> int:
 def _of_groups() -> list[int]:
     try:
         lines = OWN.read_text().splitlines()
-    except OSError:  # another system than Linux
+    except OSError:  # not Linux
         return []
     found = []
     for line in lines:
@@ -71,7 +69,7 @@ def _of_groups() -> list[int]:
 
 
 def _limits(root: Path, path: str, name: str) -> list[int]:
-    """Those of a group and its parents; in a container a part of the path may not be seen."""
+    """Return the limits of a group and its parents; a container may not see part of the path."""
     group = root / path.lstrip("/")
     found = []
     for folder in [group, *group.parents]:

@@ -1,9 +1,9 @@
-"""PyTorch's process-wide settings: what a call changes for its work, and gives back.
+"""PyTorch's process-wide settings: a call changes them for its work, and restores them.
 
-The precision of float32 products has two sets of switches: `allow_tf32` and
-`float32_matmul_precision`, and since PyTorch 2.9 `fp32_precision` of each backend and operation,
-which holds for what is computed. Where a caller has used both so that they contradict each other,
-PyTorch refuses to read the former, which are then left alone.
+The precision of float32 products has two sets of switches. The older ones are `allow_tf32` and
+`float32_matmul_precision`. Since PyTorch 2.9 each backend and operation has `fp32_precision`, which
+decides. If a caller has used both so that they contradict each other, PyTorch refuses to read the
+older ones; they are then left alone.
 """
 
 import os
@@ -15,9 +15,9 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 T = TypeVar("T")
-VARIABLES = ("CUBLAS_WORKSPACE_CONFIG", "TORCH_NCCL_ASYNC_ERROR_HANDLING")  # that pdfast sets
+VARIABLES = ("CUBLAS_WORKSPACE_CONFIG", "TORCH_NCCL_ASYNC_ERROR_HANDLING")  # set by pdfast
 HAS_PLACES = hasattr(torch._C, "_get_fp32_precision_getter")
-# Where fp32_precision is set: each of what stands above first, from which the others may inherit.
+# Places where fp32_precision is set. Those of ABOVE come first: the others may inherit from them.
 ABOVE = (("generic", "all"), ("cuda", "all"), ("mkldnn", "all"))
 OF_CUDA = (("cuda", "matmul"), ("cuda", "conv"), ("cuda", "rnn"))
 OF_CPU = (("mkldnn", "matmul"), ("mkldnn", "conv"), ("mkldnn", "rnn"))
@@ -25,12 +25,12 @@ EXACT = ("ieee", "none")
 
 
 # ------------------------------------------------------------------------------------------
-# Kept
+# Restored
 
 
 @contextmanager
 def kept() -> Iterator[None]:
-    """Give all of them back at the end of the block, however it ends."""
+    """Restore all settings at the end of the block, however it ends."""
     cudnn, matmul, more = _backends()
     threads = torch.get_num_threads()
     chosen = cudnn.benchmark, cudnn.deterministic
@@ -62,7 +62,7 @@ def kept() -> Iterator[None]:
 
 @contextmanager
 def kept_precision() -> Iterator[None]:
-    """The same for the precision of float32 products alone."""
+    """Restore the precision of float32 products at the end of the block."""
     places = {place: _precision(place) for place in (*ABOVE, *OF_CUDA, *OF_CPU)}
     legacy = _legacy()
     try:
@@ -75,14 +75,14 @@ def kept_precision() -> Iterator[None]:
             torch.backends.cudnn.allow_tf32 = legacy.cudnn
         for place, value in places.items():
             if _precision(place) != value:
-                _set_precision(place, "none")  # as it is while nobody has set it
+                _set_precision(place, "none")  # the value before anybody sets one
             if _precision(place) != value:
                 _set_precision(place, value)
 
 
 @contextmanager
 def same_choice() -> Iterator[None]:
-    """Have cuDNN choose the same algorithms in every process, which it does not by timing them."""
+    """Have cuDNN choose the same algorithms in every process, by not timing them."""
     cudnn = _backends()[0]
     before = cudnn.benchmark, cudnn.deterministic
     cudnn.benchmark, cudnn.deterministic = False, True
@@ -97,7 +97,7 @@ def same_choice() -> Iterator[None]:
 
 
 def set_deterministic(on: bool, warn_only: bool = False) -> None:
-    """Whether PyTorch keeps to deterministic algorithms."""
+    """Set whether PyTorch uses deterministic algorithms only."""
     now = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
@@ -107,18 +107,18 @@ def set_deterministic(on: bool, warn_only: bool = False) -> None:
 
 
 def set_algorithms(deterministic: bool) -> None:
-    """Have sums be of float32, and the algorithms the fastest, or with `deterministic` the same."""
+    """Sum in float32, and use the fastest algorithms, or with `deterministic` the same ones."""
     cudnn, matmul, more = _backends()
     cudnn.benchmark = not deterministic  # the shapes never change
     matmul.allow_bf16_reduced_precision_reduction = False
     set_deterministic(deterministic)
     more.fill_uninitialized_memory = False
     if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before its first use
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before cuBLAS is first used
 
 
 def allow_tf32(allowed: bool) -> None:
-    """Whether a GPU's float32 products may round to TF32; cuDNN's convolutions do by default."""
+    """Set whether a GPU's float32 products may round to TF32 (by default, convolutions do)."""
     if not torch.cuda.is_available():
         return
     now = _legacy()
@@ -139,18 +139,18 @@ def be_exact_on_cpu() -> None:
 
 
 def tf32_is_allowed() -> bool:
-    """Whether a GPU's matrix products may round to TF32."""
+    """Return whether a GPU's matrix products may round to TF32."""
     if HAS_PLACES:
         return _precision(("cuda", "matmul")) == "tf32"
     return bool(torch.backends.cuda.matmul.allow_tf32)
 
 
 # ------------------------------------------------------------------------------------------
-# PyTorch's own
+# PyTorch's own switches
 
 
 class _Legacy(NamedTuple):
-    """The older switches; None where PyTorch refuses to read them, or nothing depends on them."""
+    """The older switches; None where PyTorch refuses to read them, or they have no effect."""
 
     matmul: str | None
     cudnn: bool | None
@@ -174,13 +174,13 @@ def _read(get: Callable[[], T]) -> T | None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without PyTorch's warning that these switches are the older ones."""
+    """Suppress PyTorch's warning that these switches are the older ones."""
     with warnings.catch_warnings(action="ignore"):
         yield
 
 
 def _sums() -> Any:
-    """Whether sums of bf16 products may be rounded; since PyTorch 2.10 with the split of them."""
+    """Return whether sums of bf16 products may be rounded; since PyTorch 2.10 also split-k."""
     matmul, name = torch.backends.cuda.matmul, "allow_bf16_reduced_precision_reduction"
     try:
         return getattr(matmul, name), getattr(matmul, f"{name}_split_k")
@@ -189,23 +189,23 @@ def _sums() -> Any:
 
 
 def _has_begun() -> bool:
-    """Whether CUDA is in use, so that there is a current device."""
+    """Return whether CUDA is in use and has a current device."""
     return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 
 
 def _backends() -> tuple[Any, Any, Any]:
-    """Modules whose attributes are settings, and which have no types."""
+    """Return untyped modules whose attributes are settings."""
     return torch.backends.cudnn, torch.backends.cuda.matmul, torch.utils.deterministic
 
 
 def _precision(place: tuple[str, str]) -> str:
-    """What holds at a place, its own or inherited; "none" where there are no places."""
+    """Return the precision at a place, its own or inherited; "none" if PyTorch has no places."""
     get: Any = getattr(torch._C, "_get_fp32_precision_getter", None)
     return str(get(*place)) if get else "none"
 
 
 def _set_precision(place: tuple[str, str], value: str) -> None:
-    # Of the public attributes, mkldnn's sets another place than its own in PyTorch 2.13.
+    # Not the public attributes: mkldnn's sets another place than its own in PyTorch 2.13.
     put: Any = getattr(torch._C, "_set_fp32_precision_setter", None)
     if put:
         put(*place, value)

@@ -1,11 +1,10 @@
 """Signals as a flag that long work polls, so that state can be saved first.
 
 SIGINT, SIGTERM, SIGUSR1 (which schedulers send ahead of a time limit) and SIGHUP (a terminal that
-closes) ask the work to stop. The command line hears them for as long as the process lives
-(`install`), a call from Python for as long as it works (`caught`), and so does a function that the
-caller gives. In a run of several processes a signal to one of them stops all, at the same point:
-there every process must poll equally often. Imports no torch, so that a signal that comes while
-torch is being imported is heard.
+closes) ask the work to stop. The command line hears them for the life of the process (`install`),
+and a call from Python while it works (`caught`). A caller's function can ask the same. In a run of
+several processes a signal to one of them stops all, at the same point: every process must poll
+equally often. Imports no torch, so that a signal is heard while torch is being imported.
 """
 
 import contextlib
@@ -19,20 +18,20 @@ from pdfast.errors import Stopped, UsageError
 from pdfast.launch import launched
 
 CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
-MAY_BE_TAKEN = (signal.SIGINT, signal.SIGTERM)  # by a call, from handlers of the caller's own
-ASKED = 2**16  # in a signal's place: the caller's function asks the work to stop
+MAY_BE_TAKEN = (signal.SIGINT, signal.SIGTERM)  # even if the caller has a handler for them
+ASKED = 2**16  # instead of a signal: the caller's function asks the work to stop
 
-_requested = 0  # the signal that came to this process; its handler alone sets it
-_replaced: dict[int, Any] = {}  # the handlers that a call from Python puts back
+_requested = 0  # the signal that this process received; only its handler sets it
+_replaced: dict[int, Any] = {}  # the handlers that a call from Python restores
 
 
 class _Here(threading.local):
-    """What is so in one thread."""
+    """State of one thread."""
 
     agreed = 0
-    """What all processes stop for."""
+    """Signal, or ASKED, for which all processes stop; 0: none."""
     stop: Callable[[], object] | None = None
-    """The caller's function."""
+    """The caller's function that asks the work to stop."""
 
 
 _here = _Here()
@@ -40,8 +39,8 @@ _here = _Here()
 
 def _on_signal(signum: int, frame: FrameType | None) -> None:
     global _requested
-    if _requested:  # the second signal means now
-        # torchrun repeats signals, and kills by itself what is slow; the end of a session sends
+    if _requested:  # a second signal ends the process at once
+        # torchrun repeats signals, and kills slow processes by itself; the end of a session sends
         # SIGHUP right after SIGTERM.
         if launched() or signum == signal.SIGHUP:
             return
@@ -57,27 +56,34 @@ def install() -> None:
     _requested = _here.agreed = 0
     for signum in CAUGHT:
         if signum == signal.SIGHUP and signal.getsignal(signum) is signal.SIG_IGN:
-            continue  # by nohup: the run is to outlive its terminal
+            continue  # ignored by nohup: the run should outlive its terminal
         signal.signal(signum, _on_signal)
 
 
 @contextlib.contextmanager
 def caught(stop: Callable[[], object] | None = None) -> Iterator[None]:
-    """Hear the signals, and `stop`, while a call from Python works; then the caller's handlers.
+    """Hear the signals, and ask `stop`, in the block; restore the caller's handlers after it.
 
-    Signals are for the main thread: elsewhere `stop` alone is asked. An ignored signal stays
-    ignored, and SIGUSR1 and SIGHUP are left to a handler that the caller has for them. What
-    `Stopped` ends for SIGINT ends by KeyboardInterrupt. A second signal, and one that comes too
-    late for the work to hear it, goes to the caller's own handler.
+    Only the main thread can hear signals; in other threads only `stop` is asked. An ignored signal
+    stays ignored, and SIGUSR1 and SIGHUP stay with a handler that the caller has for them. A
+    `Stopped` by SIGINT becomes a KeyboardInterrupt. A second signal, or one that comes too late for
+    the work to hear it, goes to the caller's own handler.
+
+    Args:
+        stop: Function without arguments that returns whether to stop; None: the one of an outer
+            call, if any.
+
+    Raises:
+        UsageError: `stop` is not callable.
     """
     if stop is not None and not callable(stop):
         raise UsageError(
-            "stop must be a function without arguments that says whether to stop, such as "
+            "stop must be a function without arguments that returns whether to stop, such as "
             f"threading.Event().is_set, not {type(stop).__name__}"
         )
     outer, _here.stop = _here.stop, stop if stop is not None else _here.stop
     try:
-        # Not in a command, nor in a call within another.
+        # Neither in a command, nor in a call within another call.
         if _hears() and not any(signal.getsignal(s) is _on_signal for s in CAUGHT):
             with _installed():
                 yield
@@ -95,7 +101,7 @@ def _installed() -> Iterator[None]:
         for signum in CAUGHT:
             before = signal.getsignal(signum)
             takes = before is signal.SIG_DFL or signum in MAY_BE_TAKEN
-            if takes and before not in (signal.SIG_IGN, None):  # None: one that is not Python's
+            if takes and before not in (signal.SIG_IGN, None):  # None: a handler outside Python
                 _replaced[signum] = before
                 signal.signal(signum, _on_signal)
         yield
@@ -105,7 +111,7 @@ def _installed() -> Iterator[None]:
             raise KeyboardInterrupt(str(stopped)) from stopped
         raise
     finally:
-        for number, handler in reversed(_replaced.items()):  # SIGINT's, which may raise, last
+        for number, handler in reversed(_replaced.items()):  # SIGINT last: its handler may raise
             signal.signal(number, handler)
         _replaced.clear()
         came, _requested = _requested, 0
@@ -114,14 +120,15 @@ def _installed() -> Iterator[None]:
 
 
 def _hears() -> bool:
-    """Whether this thread is the one that Python runs signal handlers in."""
+    """Return whether Python runs signal handlers in this thread."""
     return threading.current_thread() is threading.main_thread()
 
 
 def requested() -> bool:
-    """Whether a signal, or the caller's function, has asked the work, on any process, to stop.
+    """Return whether a signal or the caller's function has asked any process to stop.
 
-    Raises ProcessLost if another process has ended.
+    Raises:
+        ProcessLost: Another process has ended.
     """
     from pdfast.distributed.collectives import largest
 
@@ -133,11 +140,11 @@ def requested() -> bool:
 
 
 def stop(saved: str) -> Stopped:
-    """The exception that ends the work; `saved` says what was kept."""
+    """Return the exception that ends the work; `saved` tells the user what was saved."""
     return Stopped(0 if _here.agreed == ASKED else _here.agreed, saved)
 
 
-def poll(saved: str = "finished models are whole; the same command goes on from there") -> None:
-    """Raise `Stopped` if the work is to stop; for work that has nothing of its own to save."""
+def poll(saved: str = "finished models are whole; the same command resumes from there") -> None:
+    """Raise `Stopped` if asked to stop; for work that has no state of its own to save."""
     if requested():
         raise stop(saved)

@@ -1,24 +1,24 @@
-"""How much of the averaged weights is still what the training began with.
+"""How much of the initial weights is left in the averaged weights.
 
-The average starts as the weights that the first update leaves, which are the initial ones but for
-one step, and each later decay multiplies their share. A plain decay of 0.9999 leaves 97 % of it
-after 300 updates. With `ema_warmup` the decay after k updates is at most (1 + k) / (10 + k): the
-share then falls as the ninth power of the number of updates, and the average reaches over the last
-tenth of them, until `ema_decay` is reached. Dividing by one minus that share instead, as Adam does
-with its moments, would give all updates so far the same weight, the earliest ones included.
+The average starts as the weights after the first update, which are one step from the initial ones,
+and each later decay multiplies their share. A plain decay of 0.9999 leaves 97 % of it after 300
+updates. With `ema_warmup` the decay after k updates is at most (1 + k) / (10 + k). Until
+`ema_decay` is reached, the share then falls as the ninth power of the number of updates, and the
+average reaches over the last tenth of them. Dividing by one minus that share instead, as Adam does
+with its moments, would give all updates so far the same weight, also the earliest ones.
 """
 
 import math
 
 from pdfast.config.schema import DistillConfig, LoopConfig
 
-MAX_SHARE = 0.01  # above which it is said
+MAX_SHARE = 0.01  # above which a note is shown
 
 
 def initial_share(cfg: LoopConfig, updates: int) -> float:
-    """The share of the first update's weights in the averages after so many; 0 where none are kept.
+    """Return the share of the first update's weights in the averages after `updates` updates.
 
-    It is the product of the decays of the later updates.
+    It is the product of the decays of the later updates; 0 if no averages are kept.
     """
     if not cfg.ema_decay:
         return 0.0
@@ -30,7 +30,7 @@ def initial_share(cfg: LoopConfig, updates: int) -> float:
 
 
 def share_note(cfg: LoopConfig, updates: int) -> str:
-    """What to say of `initial_share`, with the fix; empty where it is at most 1 %."""
+    """Return a note on `initial_share`, with the fix; empty if the share is at most 1 %."""
     share = initial_share(cfg, updates)
     if share <= MAX_SHARE:
         return ""

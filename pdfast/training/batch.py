@@ -1,4 +1,4 @@
-"""A batch: which images, which random numbers, and what the network is told beside them."""
+"""A batch: its images, its random numbers, and the conditioning of the network."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -16,55 +16,56 @@ from pdfast.distributed import collectives
 from pdfast.models.model import Model
 from pdfast.training.image_stream import Resident, Streamed, open_source
 
-HELD_OUT_BATCH = 64  # images at a time, of those held out
+HELD_OUT_BATCH = 64  # held-out images in a batch
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Which images and draws; an objective makes a batch of them with `noised`."""
+    """The images and draws of a batch; `noised` makes the noisy batch for an objective."""
 
     images: Tensor
-    """uint8 or float32 (M, H, W, C): the whole set, or, with a population, this process's."""
+    """The whole set (M, H, W, C), uint8 or float32; with a population, this process's images."""
     labels: Tensor | None
-    """int64, of the whole set; of the images where those are taken in order."""
+    """Class labels of the whole set, int64; of the images if these are taken in order."""
     population: int
-    """Size of the set, where `images` holds the batch's alone; otherwise 0."""
+    """Size of the set, if `images` holds only the batch's images; otherwise 0."""
     size: int
+    """Number of images."""
     first: int
     """Position of the first image in the global batch."""
     update: Tensor
-    """Number of the update: int64, one element, on the device."""
+    """Number of the update, int64 (1,), on the device."""
     seed: int
     round_: int
     flip: bool
+    """Whether half of the images are mirrored."""
     dtype: torch.dtype
-    """The networks'."""
+    """Dtype of the networks."""
     label_dropout: float = 0.0
-    """Share of the images whose class is not told."""
+    """Share of the images whose class is hidden from the network."""
     guidance: tuple[float, ...] = ()
-    """Interval that guidance weights are drawn from, uniformly; () for none."""
+    """Interval that guidance weights are drawn from, uniformly; () for no guidance weight."""
     rows: Tensor | None = None
-    """Numbers of the images that are drawn from, int64, on the device; None for all."""
+    """Numbers of the images that may be drawn, int64, on the device; None: all of them."""
     fixed: bool = False
-    """Of the streams of the fixed batch, and of the images held out."""
+    """Whether draws come from the streams of the fixed batch and the held-out images."""
     in_order: bool = False
-    """The images are not drawn: they are those given, of a population, one after the other."""
+    """Whether the images are not drawn, but taken in order from a population."""
     shuffled_by: int = 0
-    """Size of the global batch, where images are drawn without replacement; otherwise 0."""
+    """Size of the global batch, if images are drawn without replacement; otherwise 0."""
     phase: Tensor | None = None
-    """Round, number of steps N, and how many of the teacher's each merges, int64 (3,), on the
-    device. Where it is given, discrete times and all draws of `noised` follow it, so that a
-    captured update serves every round: `round_` and the numbers that are passed may then be those
-    of another."""
+    """Round, number of steps N, and number of teacher steps that each merges, int64 (3,), on the
+    device; or None. Where it is given, discrete times and all draws of `noised` follow it instead
+    of `round_` and the numbers passed, so that a captured update serves every round."""
 
     def part(self, n: int, parts: int) -> "Batch":
-        """The n-th of equal parts."""
+        """Return the n-th of equal parts."""
         size = self.size // parts
         images = self.images[n * size : (n + 1) * size] if self.population else self.images
         return dataclasses.replace(self, images=images, size=size, first=self.first + n * size)
 
     def next(self) -> "Batch":
-        """That of the next update."""
+        """Return the batch of the next update."""
         return dataclasses.replace(self, update=self.update + 1)
 
     def noised(
@@ -74,9 +75,14 @@ class Batch:
         parameterization: Parameterization | None = None,
         merged: int = 0,
     ) -> tuple[Noised, Conditioning]:
-        """The batch at N times (0: continuous) of a schedule's grid, and what a network is told.
+        """Return the batch with noise, and the conditioning of the network.
 
-        `parameterization`: with the data's target for it. `merged`: see NoiseOptions.
+        Args:
+            grid: The schedule's grid of angles.
+            num_steps: Number N of the discrete times; 0: continuous times.
+            parameterization: What the network predicts, to make the target of training on data;
+                None: no target.
+            merged: Number of teacher steps that each step merges; see NoiseOptions.
         """
         options = NoiseOptions(
             seed=self.seed,
@@ -108,7 +114,7 @@ class Batch:
         return Conditioning(label, guidance)
 
     def dropout_rng(self) -> DropoutRng:
-        """The counters of the batch's dropout masks."""
+        """Return the counters of the batch's dropout masks."""
         return DropoutRng(self.seed, self.round_, self.update, self.first)
 
 
@@ -122,10 +128,17 @@ def open_batch(
     fixed: bool = False,
     phase: Tensor | None = None,
 ) -> tuple[Batch, Resident | Streamed]:
-    """This process's part of the batch of update `number` (0), and what brings its images.
+    """Open this process's part of a batch, and the source of its images.
 
-    `fixed`: of the batch that the loss is watched on, which is of the same images as training.
-    `phase`: see Batch.
+    Args:
+        config: The run's config.
+        cfg: The config's table of the phase.
+        data: The set.
+        model: The model in training.
+        round_: Round of the distillation; 0 for the teacher's training.
+        number: Number of the update, int64 (1,) on the device; None: 0.
+        fixed: Whether it is the batch that the loss is watched on, of the same images as training.
+        phase: See Batch.
     """
     size = cfg.batch // collectives.size()
     source = open_images(config, cfg, data, model.device, round_, fixed)
@@ -161,7 +174,14 @@ def open_images(
 ) -> Resident | Streamed:
     """Open the source of the images of `open_batch`.
 
-    `into`: the images of an earlier batch of the same settings, whose place they take.
+    Args:
+        config: The run's config.
+        cfg: The config's table of the phase.
+        data: The set.
+        device: Device of the model.
+        round_: Round of the distillation.
+        fixed: Whether it is the batch that the loss is watched on.
+        into: Images of an earlier batch with the same settings, to be overwritten.
     """
     size = cfg.batch // collectives.size()
     return open_source(
@@ -180,14 +200,14 @@ def open_images(
 
 
 def shuffled_by(config: Config, cfg: LoopConfig) -> int:
-    """Return the global batch size for `data.order` "epochs", or 0 for "independent"."""
+    """Return the global batch size for `data.order` "epochs", and 0 for "independent"."""
     return cfg.batch if config.data.order == "epochs" else 0
 
 
 def held_out_batches(config: Config, data: Dataset, model: Model, round_: int) -> Iterator[Batch]:
-    """This process's share of the images held out, each of them once, at one time and noise.
+    """Yield this process's share of the held-out images, each image at one time and one noise.
 
-    Their draws are those of their positions, the same for any number of processes.
+    An image's draws depend on its position, so they are the same for any number of processes.
     """
     assert data.held_out is not None
     for start in collectives.dealt(-(-len(data.held_out) // HELD_OUT_BATCH)):

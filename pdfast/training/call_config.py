@@ -1,4 +1,4 @@
-"""The config that a call asks for: its values replaced, its paths absolute, and where it runs."""
+"""The config of a call: its values replaced, its paths absolute, and its run directory."""
 
 import dataclasses
 from pathlib import Path
@@ -13,7 +13,7 @@ from pdfast.models import pretrained
 
 
 def changed_config(config: Config | str | Path, changes: dict[str, Any] | None = None) -> Config:
-    """A Config with some values replaced, as TOML has them, and of the types that it must have."""
+    """Return the config with some values replaced, given as in TOML, with its types checked."""
     table = to_table(config if isinstance(config, Config) else load_config(config))
     for key, value in (changes or {}).items():
         table[key] = table[key] | value if isinstance(value, dict) else value
@@ -21,7 +21,7 @@ def changed_config(config: Config | str | Path, changes: dict[str, Any] | None =
 
 
 def absolute_config(config: Config | str | Path) -> Config:
-    """A Config of the right types whose data and teacher are found from any folder."""
+    """Return the config with absolute paths of data, teacher and detector, with types checked."""
     loaded = changed_config(config)
     data, distill = loaded.data, loaded.distill
     data = dataclasses.replace(data, source=sources.absolute(data.source))
@@ -33,7 +33,7 @@ def absolute_config(config: Config | str | Path) -> Config:
 
 
 def run_dir(config: Config, out: str | Path | None) -> Path:
-    """The run directory."""
+    """Return the run directory: `out`, or runs/ and the config's name; check that it is a path."""
     if not isinstance(out, str | Path | None) or out == "" or "\0" in str(out):
-        raise UsageError(f"out {out!r} is no path: name a folder, or leave it away")
+        raise UsageError(f"out must be a path, not {out!r}: name a folder, or omit it")
     return Path(out) if out is not None else Path("runs") / config.name

@@ -1,8 +1,8 @@
-"""Where torch.compile is put around the networks, and whether a phase's updates repay it.
+"""torch.compile around the networks, and whether a phase's updates repay its cost.
 
-pdfast's ops stay as they are; what a compiler fuses is the rest that PyTorch runs as passes over
-memory: biases, residual sums, concatenation, casts. A network is compiled once per process, however
-many rounds use it.
+pdfast's ops stay as they are. A compiler fuses the rest, which PyTorch runs as passes over memory:
+biases, residual sums, concatenation, casts. A network is compiled once per process, however many
+rounds use it.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -17,32 +17,36 @@ from pdfast.models.unet import UNet
 from pdfast.training.cuda_graph import rehearse
 from pdfast.training.op_counter import OTHER, Counter
 
-# Measured on an H200 and its host (benchmarks/results/h200-2026-11-28.md), of the update whose
-# counts these are: the distillation update of the paper's CIFAR-10 network in bf16, batch 128.
+# Measured on an H200 and its host (benchmarks/results/h200-2026-11-28.md), for the distillation
+# update of the paper's CIFAR-10 network in bf16, batch 128, with these counts.
 KERNELS, OTHER_BYTES = 1_781, 36.7e9
 COMPILE_SECONDS, SAVED_SECONDS = 55.0, 72.2e-3 - 56.2e-3
-MARGIN = 2.0  # by which it must repay: the estimate is a proportion, from one machine
+MARGIN = 2.0  # by which it must repay: the estimate scales a measurement on one machine
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What compiling costs and saves, in seconds."""
+    """Cost and saving of compilation, in seconds."""
 
     cost: float
-    """Once."""
+    """Seconds that compilation takes, once."""
     saved: float
-    """Of every update."""
+    """Seconds that it saves in every update."""
 
     def repays(self, updates: int) -> bool:
-        """Whether so many updates save clearly more than it costs."""
+        """Return whether so many updates save clearly more than the cost."""
         return updates * self.saved > MARGIN * self.cost
 
 
 def estimate(work: Callable[[], object], state: Iterable[Tensor]) -> Estimate:
-    """Count an update's kernels and what they move, and take both in proportion to the measured.
+    """Estimate the cost and saving of compiling an update, in proportion to a measured one.
 
-    The tensors of `state` are left as they were. The same update has the same estimate on every
-    machine, so that a resumed run and every process of one decide alike.
+    It counts the update's kernels and the bytes that they move. The same update has the same
+    estimate on every machine, so that a resumed run and all processes of a run decide alike.
+
+    Args:
+        work: The update.
+        state: Tensors that `work` changes and reads again; they are restored.
     """
     counter = Counter(kernels=True)
     with counter:
@@ -62,10 +66,17 @@ def chosen(
     find: Callable[[], Estimate],
     say: Callable[[str], None],
 ) -> bool:
-    """Whether the networks are to be compiled for so many updates, as engine.compile has it.
+    """Return whether to compile the networks for `updates` updates, by engine.compile.
 
-    "auto" compiles pdfast's own U-Nets and ops, on a GPU, where that repays, and says so; `find`
-    gives what it costs and saves.
+    "auto" compiles pdfast's own U-Nets and ops, on a GPU, if that repays, and reports the decision.
+
+    Args:
+        config: The run's config.
+        nets: The networks of the update.
+        device: Their device.
+        updates: Number of updates of the phase.
+        find: Returns the cost and saving; called only if they decide.
+        say: Prints a line.
     """
     choice = config.engine.compile
     if choice != "auto":
@@ -76,7 +87,7 @@ def chosen(
     found = find()
     used = found.repays(updates)
     say(
-        f"torch.compile: on an H200 it would take some {found.cost:.0f} s and save some "
+        f"torch.compile: on an H200 it would take about {found.cost:.0f} s and save about "
         f"{found.saved * 1e3:.2g} ms of each of {updates:,} updates, {found.saved * updates:.0f} s "
         f"in all: {'used' if used else 'not used'} (engine.compile)"
     )
@@ -85,7 +96,7 @@ def chosen(
 
 @contextmanager
 def compiled(nets: Iterable[nn.Module]) -> Iterator[None]:
-    """Call the networks through torch.compile inside."""
+    """Run the networks through torch.compile inside the block."""
     nets = list(nets)
     for net in nets:
         net.compile(dynamic=False)

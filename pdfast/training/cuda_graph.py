@@ -1,12 +1,12 @@
-"""CUDA graphs that own all the memory they touch: a replay is valid whatever the process does.
+"""CUDA graphs that own all the memory they touch, so that every replay is valid.
 
-cuBLAS's workspaces are the memory that a graph does not own by itself. PyTorch keeps them in one
-map of the process, by handle and stream, and handles are a thread's own (autograd's has others).
-One that a warm-up made lies outside the graph's memory pool, while its address is in the graph:
-once anything clears the map, as Inductor's CUDA graphs do around each recording and as
-CUDAGraph.reset does for its stream (pytorch #175276, #193402), the graph writes to freed memory.
-So the map is cleared before a capture, whose workspaces then lie in the graph's own pool, and
-after it, so that no later call finds them there.
+By itself a graph does not own the workspaces of cuBLAS. PyTorch keeps them in one map of the
+process, by handle and stream, and handles belong to a thread (autograd's has others). A workspace
+made by a warm-up lies outside the graph's memory pool, while its address is in the graph. Once
+anything clears the map, as Inductor's CUDA graphs do around each recording and CUDAGraph.reset does
+for its stream (pytorch #175276, #193402), the graph writes to freed memory. So the map is cleared
+before a capture, which puts the workspaces into the graph's own pool, and after it, so that no
+later call finds them there.
 """
 
 from collections import deque
@@ -24,9 +24,12 @@ CLEAR = "_cuda_clearCublasWorkspaces"  # of torch._C: private, and not in a CPU 
 def capture(work: Callable[[], object], stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph:
     """Capture `work`, which has been warmed up, on `stream` as a CUDA graph.
 
-    Workspaces that this process keeps for graphs captured by others are freed too: capture those
-    by this function as well, or after it. Raises PdfastError where PyTorch cannot free them,
-    RuntimeError where the work cannot be captured.
+    It also frees the workspaces that this process keeps for other graphs. So capture those by this
+    function as well, or after it.
+
+    Raises:
+        PdfastError: PyTorch cannot free the workspaces.
+        RuntimeError: The work cannot be captured.
     """
     clear = getattr(torch._C, CLEAR, None)
     if clear is None:
@@ -35,11 +38,11 @@ def capture(work: Callable[[], object], stream: torch.cuda.Stream) -> torch.cuda
             "would share memory with others: set engine.graph to false, or install another PyTorch"
         )
     graph = torch.cuda.CUDAGraph()
-    # A workspace may be freed only once nothing that was launched still writes to it.
+    # A workspace may be freed only when no launched kernel still writes to it.
     torch.cuda.synchronize(stream.device)
     clear()
     try:
-        # Other threads may use the device meanwhile: NCCL's, and the one that gathers images.
+        # Other threads may use the device meanwhile: NCCL's, and the thread that gathers images.
         with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             work()
     finally:
@@ -48,7 +51,7 @@ def capture(work: Callable[[], object], stream: torch.cuda.Stream) -> torch.cuda
 
 
 def rehearse(work: Callable[[], object], state: Iterable[Tensor], times: int = 1) -> None:
-    """Do `work` so many times, and put the tensors that it changes and reads again back."""
+    """Run `work` so many times, and restore the tensors that it changes and reads again."""
     saved = [(tensor, tensor.to("cpu", copy=True)) for tensor in state]
     for _ in range(times):
         work()
@@ -57,7 +60,7 @@ def rehearse(work: Callable[[], object], state: Iterable[Tensor], times: int = 1
 
 
 class Replay:
-    """Work to be done again and again: called on a CPU, a replayed CUDA graph on a GPU."""
+    """Work to repeat: called on a CPU, replayed as a CUDA graph on a GPU."""
 
     WARM_UPS = 3  # cuDNN chooses algorithms, Triton compiles
     AHEAD = 2  # replays that may wait in the stream, so that the host hears of a signal in time
@@ -69,15 +72,22 @@ class Replay:
         device: torch.device,
         graph: bool = True,
     ) -> None:
-        """`state`: the tensors that `work` changes and reads again; they are left as they were.
+        """Capture the work on a GPU.
 
-        Without `graph` it is called on a GPU too. Raises PdfastError if it cannot be captured.
+        Args:
+            work: The work to repeat.
+            state: Tensors that `work` changes and reads again; they are restored.
+            device: Device of the work.
+            graph: Whether to capture; otherwise `work` is called on a GPU too.
+
+        Raises:
+            PdfastError: The work cannot be captured.
         """
         self._work, self._graph = work, None
         if device.type != "cuda" or not graph:
             return
-        # Of the capture too: the nodes that autograd sums gradients in, which a stream is given
-        # once, are then there, and no part of the graph's memory.
+        # Warm up on the stream of the capture. The nodes in which autograd sums gradients keep
+        # their first stream; they then exist already, outside the graph's memory.
         side = side_stream(device, "update")
         here = torch.cuda.current_stream(device)
         side.wait_stream(here)
@@ -89,7 +99,7 @@ class Replay:
         try:
             self._graph = capture(work, side)
         except RuntimeError as error:
-            torch.cuda.set_stream(here)  # which a capture that fails does not put back
+            torch.cuda.set_stream(here)  # which a failed capture does not restore
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             raise PdfastError(
@@ -99,7 +109,7 @@ class Replay:
         self._waiting: deque[torch.cuda.Event] = deque()
 
     def __call__(self) -> None:
-        """Do it once more; on a GPU, enqueue it."""
+        """Run the work once more; on a GPU, enqueue it."""
         if self._graph is None:
             self._work()
             return
@@ -110,23 +120,23 @@ class Replay:
         self._waiting[-1].record()
 
     def may_stay(self) -> bool:
-        """Whether other work finds as much memory while this is kept as the graph itself takes.
+        """Return whether the free memory is at least that of the graph.
 
-        Otherwise what fits after `close` might not fit beside it.
+        Otherwise other work that would fit after `close` might not fit beside the graph.
         """
         if self._graph is None:
             return True
-        torch.cuda.empty_cache()  # so that what PyTorch keeps for later counts as free
+        torch.cuda.empty_cache()  # so that PyTorch's cache counts as free
         pool = self._graph.pool()
         segments = torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
         taken = sum(s["total_size"] for s in segments if s["segment_pool_id"] == pool)
         return bool(torch.cuda.mem_get_info()[0] >= taken)
 
     def close(self) -> None:
-        """Give the graph's memory back."""
+        """Free the graph's memory."""
         if self._graph is not None:
             self._graph = None
-            torch.cuda.empty_cache()  # until then PyTorch keeps the graph's pool reserved
+            torch.cuda.empty_cache()  # PyTorch keeps the graph's pool reserved until then
         self._work = _closed
 
 

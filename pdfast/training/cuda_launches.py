@@ -1,21 +1,22 @@
-"""Which kernels an op launches on a CUDA device, and what each moves: a rule for each op.
+"""Kernels that an op launches on a CUDA device, and the bytes that each moves: a rule for each op.
 
-The ops of kernels/ register theirs. The rules here, of PyTorch's own ops, are read from its sources
-(aten/src/ATen/native, with its folders cuda and cudnn); tests/training/test_op_counter.py holds
-them to updates measured with PyTorch 2.11:
+The ops of kernels/ register their rules. The rules here, for PyTorch's own ops, are taken from its
+source (aten/src/ATen/native, with its folders cuda and cudnn). tests/training/test_op_counter.py
+compares them with updates measured with PyTorch 2.11:
 
-- cuDNN convolves and PyTorch adds the bias, in a pass over the output; the bias's broadcast keeps
-  it off the vectorised path. A backward is a product each for the input's and the weight's
-  gradient, which copies a gradient that has gaps (the slice that `cat` gives back) for itself, and
-  a reduction for the bias.
-- A linear layer's bias is added by cuBLASLt as it writes; its gradient is a reduction of its own.
-- An elementwise op is vectorised where all its operands lie alike in memory, without gaps.
-- `cat` takes 128 inputs at a launch, a list of tensors 64 of them or 320 chunks of 65,536 numbers.
+- cuDNN convolves, and PyTorch adds the bias in a pass over the output; the bias's broadcast rules
+  out the vectorised path. A backward is one product each for the gradients of input and weight, and
+  a reduction for the bias. Each product first copies a gradient that has gaps (the slice that
+  `cat`'s backward returns).
+- cuBLASLt adds a linear layer's bias as it writes; its gradient is a separate reduction.
+- An elementwise op is vectorised where all its operands have the same layout, without gaps.
+- `cat` takes 128 inputs in a launch; an op on lists takes 64 tensors or 320 chunks of 65,536
+  numbers.
 - Pooling and resampling first copy an operand that has gaps.
 
-An op without a rule counts as one kernel, as does attention. NOT_COUNTED says what is left out.
-Measured were pdfast's own group norm, and attention with one head; the rule for PyTorch's group
-norm is from its source alone.
+An op without a rule counts as one kernel, as does attention. NOT_COUNTED lists the rest. The
+measured updates used pdfast's own group norm, and attention with one head; the rule for PyTorch's
+group norm is from its source alone.
 """
 
 from collections.abc import Sequence
@@ -66,7 +67,7 @@ NAMES = {
 KIND_OF = {name: kind for kind, names in NAMES.items() for name in names.split()}
 FREE = {"empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided", "detach"}
 FREE |= {"_unsafe_view", "_reshape_alias", "lift_fresh", "is_nonzero", "_local_scalar_dense"}
-OVERWRITES = {"copy_", "_foreach_copy_", "fill_", "zero_"}  # these do not read what was there
+OVERWRITES = {"copy_", "_foreach_copy_", "fill_", "zero_"}  # these do not read their old values
 GATHERS = {"index", "embedding", "index_select"}
 
 CAT_INPUTS, CAT_DIMS = 128, 4
@@ -74,12 +75,12 @@ LIST_TENSORS, LIST_CHUNKS, LIST_CHUNK = 64, 320, 65_536
 
 
 def runs_nothing(func: OpOverload) -> bool:
-    """Whether an op is a view, an allocation, or asks for a value on the host."""
+    """Return whether an op is a view, an allocation, or a read of a value on the host."""
     return func.is_view or func._schema.name.partition("::")[2] in FREE
 
 
 def kind_of(call: Call) -> str:
-    """The kind of a call's main kernel."""
+    """Return the kind of a call's main kernel."""
     if own := OWN.get(call.func._schema.name):
         return own.kind
     if "scaled_dot_product" in call.name:
@@ -88,14 +89,14 @@ def kind_of(call: Call) -> str:
 
 
 def moved_by(call: Call) -> int:
-    """Bytes that a call reads and writes, once per tensor, as one kernel would."""
+    """Return the bytes that a call reads and writes, once per tensor, as one kernel would."""
     own = OWN.get(call.func._schema.name)
     gathers = own.gathers if own else call.name in GATHERS
     return call.moved(gathers=gathers, overwrites=call.name in OVERWRITES)
 
 
 def launches(call: Call) -> list[Launch]:
-    """What a call launches on a CUDA device."""
+    """Return the kernels that a call launches on a CUDA device."""
     if own := OWN.get(call.func._schema.name):
         return own.launches(call)
     rule = RULES.get(call.name)
@@ -133,9 +134,9 @@ def _convolution_backward(call: Call) -> list[Launch]:
 
 
 def _product(call: Call) -> list[Launch]:
-    """Count a product of matrices or of batches of them, with its bias, if there is one.
+    """Count a matrix product, or a batch of them, with its bias, if any.
 
-    In place, the product adds to what is there.
+    A product in place adds to its output's old values.
     """
     bias = call["self"] if call.name in ("addmm", "addmm_", "baddbmm") else None
     factors = [t for t in call.inputs if t is not bias]
@@ -148,7 +149,7 @@ def _product(call: Call) -> list[Launch]:
         fused = bias.ndim == 1 and bias.is_contiguous() and min(factors[1].shape) > 1
         if fused:
             moved += bytes_of(bias)
-        else:  # copied to the output, which the product adds to
+        else:  # copied to the output, to which the product adds
             found.append(Launch(COPIES, bytes_of(bias, out)))
             moved += bytes_of(out)
     return [*found, Launch(PRODUCTS, moved)]
@@ -172,7 +173,7 @@ def _cat(call: Call) -> list[Launch]:
 
 
 def _lists(call: Call) -> list[Launch]:
-    """An op on lists of tensors: all of them at once where they are of one type and lie alike."""
+    """Count an op on lists of tensors: one launch for many if dtypes and layouts are the same."""
     into, source = call["self"], call["other"] if call["src"] is None else call["src"]
     source = source if isinstance(source, list | tuple) else into  # of a number: itself
     types = [{t.dtype for t in tensors} for tensors in (into, source)]
@@ -182,7 +183,7 @@ def _lists(call: Call) -> list[Launch]:
 
 
 def _list_launches(tensors: Sequence[Tensor]) -> int:
-    """How often PyTorch's kernels on lists are launched: each time one of their tables is full."""
+    """Return the launches of PyTorch's kernels on lists: one for each full table, and the last."""
     number = held = chunks = 0
     for tensor in tensors:
         held += 1
@@ -196,9 +197,10 @@ def _list_launches(tensors: Sequence[Tensor]) -> int:
 
 
 def _resampling(call: Call) -> list[Launch]:
-    """The first argument is made dense; so is a gradient, in the layout of what it is of.
+    """Count a resampling, and a copy that makes its first argument dense.
 
-    A backward takes its input's sizes alone.
+    A gradient is made dense in the layout of its tensor. A backward reads only the sizes of its
+    input.
     """
     first = call["self"] if call["grad_output"] is None else call["grad_output"]
     like = first if call["self"] is None else call["self"]
@@ -207,13 +209,13 @@ def _resampling(call: Call) -> list[Launch]:
 
 
 def _norm(call: Call) -> list[Launch]:
-    """PyTorch's: moments, their product with the parameters, and the map; in NCHW alone."""
+    """Count PyTorch's norm: moments, their product with the parameters, the map; only in NCHW."""
     found = made_dense(torch.contiguous_format, call["input"])
     return [*found, Launch(NORM_FORWARD, moved_by(call) + bytes_of(call["input"]), 3)]
 
 
 def _norm_backward(call: Call) -> list[Launch]:
-    """PyTorch's: sums of a channel, three coefficients, the map; and the parameters."""
+    """Count PyTorch's: sums per channel, three coefficients, the map; then the parameters."""
     dy, x = call["grad_out"], call["input"]
     found = made_dense(torch.contiguous_format, dy, x)
     main = Launch(NORM_BACKWARD, moved_by(call) + bytes_of(dy, x), 4)
@@ -238,7 +240,7 @@ RULES |= {
 
 
 def _layout(*tensors: Tensor) -> torch.memory_format:
-    """That of cuDNN's operands: channels-last if one of them is, and none is float64."""
+    """Return cuDNN's layout: channels-last if an operand has it, and none is float64."""
     if any(t.dtype == torch.float64 for t in tensors):
         return torch.contiguous_format
     layouts = [suggest_memory_format(t) for t in tensors]
@@ -246,14 +248,14 @@ def _layout(*tensors: Tensor) -> torch.memory_format:
 
 
 def _has_rows(matrix: Tensor) -> bool:
-    """Whether cuBLAS takes it as it lies: the numbers of a row, or a column, side by side."""
+    """Return whether cuBLAS takes it without a copy: a row's, or a column's, numbers adjoin."""
     *_, rows, columns = matrix.shape
     *_, down, across = matrix.stride()
     return (across == 1 and down >= max(1, columns)) or (down == 1 and across >= max(1, rows))
 
 
 def _lie_alike(tensors: Sequence[Tensor]) -> bool:
-    """Whether they are one run of memory each, in the same order of elements."""
+    """Return whether each is one run of memory, all in the same order of elements."""
 
     def order(tensor: Tensor) -> list[tuple[int, int]]:
         pairs = zip(tensor.stride(), tensor.shape, strict=True)

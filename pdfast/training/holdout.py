@@ -1,4 +1,4 @@
-"""Images held out of training: which, by counter."""
+"""Images held out of training, chosen by counter."""
 
 import dataclasses
 
@@ -9,13 +9,14 @@ from pdfast.config.serialization import check
 from pdfast.data.dataset import Dataset
 from pdfast.diffusion.rng import Draws, Stream
 
-AT_ONCE = 2**16  # images whose draws are made together
+AT_ONCE = 2**16  # images drawn together
 
 
 def hold_out(data: Dataset, num: int, seed: int) -> Dataset:
-    """The same set, of which `num` images that the seed draws are not to be trained on.
+    """Return the set with `num` images, drawn by the seed, held out of training.
 
-    Raises UsageError if no image is left.
+    Raises:
+        UsageError: No image is left.
     """
     check_holdout(num, len(data))
     if not num:
@@ -28,10 +29,10 @@ def hold_out(data: Dataset, num: int, seed: int) -> Dataset:
 
 
 def drawn(num: int, population: int, seed: int) -> Tensor:
-    """Numbers of the images of a set that are held out: int64 (num,), fewer the first of more.
+    """Return the numbers of the held-out images of a set, int64 (num,).
 
-    They are those with the least 64-bit draws, so that any image may be: sets are often in an
-    order, by class say.
+    They are the images with the smallest 64-bit draws, so that any image may be held out: sets are
+    often ordered, by class for example. A smaller `num` gives the first of the same images.
     """
     draws = Draws(seed, Stream.HOLDOUT)
     words = [
@@ -44,7 +45,7 @@ def drawn(num: int, population: int, seed: int) -> Tensor:
 
 
 def check_holdout(num: int, population: int) -> None:
-    """Raise UsageError if so many images cannot be held out of a set."""
+    """Raise UsageError unless a set of `population` images has more than `num`."""
     check(
         num < population,
         f"data.holdout {num} leaves no image to train on: the set has {population}",

@@ -1,7 +1,7 @@
-"""Where a batch's images come from: a set on the device, or one in host memory, gathered ahead.
+"""Sources of a batch's images: a set on the device, or a set in host memory, gathered ahead.
 
-Both give the same draws: which images a batch holds is a function of the counters alone, so the
-host can know it before the device does.
+Both draw the same images: which images a batch holds depends only on the counters, so the host
+knows it before the device does.
 """
 
 from collections.abc import Callable
@@ -26,14 +26,14 @@ class Resident:
         self.images = data.images
 
     def load(self, update: int) -> None:
-        """Nothing is to be done: every image is there."""
+        """Do nothing: every image is on the device."""
 
     def close(self) -> None:
-        """Nothing is to be done."""
+        """Do nothing: there is no thread to end."""
 
 
 class Streamed:
-    """One batch on the device at a time; the next is gathered meanwhile by a thread."""
+    """One batch on the device at a time, while a thread gathers the next one."""
 
     SLOTS = 2  # staging buffers: one being copied to the device, one being filled
 
@@ -45,9 +45,15 @@ class Streamed:
         device: torch.device,
         into: Tensor | None = None,
     ) -> None:
-        """`indices`: of the `num` images of an update, int64 on the CPU.
+        """Start the thread and allocate the buffers.
 
-        `into`: the images on the device of an earlier one, which is closed.
+        Args:
+            data: The set, in host memory.
+            indices: Returns the numbers of an update's images, int64 (num,) on the CPU.
+            num: Number of images in a batch.
+            device: Device of the batch.
+            into: Images on the device of an earlier source that is closed, to be overwritten;
+                None: a new tensor.
         """
         self._set, self._indices = data.images, indices
         self.population = len(data)
@@ -57,23 +63,23 @@ class Streamed:
         self._slots = [
             torch.empty(shape, dtype=dtype, pin_memory=on_gpu) for _ in range(self.SLOTS)
         ]
-        self._copied: list[torch.cuda.Event] = []  # the device has the slot's content
+        self._copied: list[torch.cuda.Event] = []  # by slot: its content is on the device
         if on_gpu:
             self._copied = [torch.cuda.Event() for _ in self._slots]  # type: ignore[no-untyped-call]
         self._pool = ThreadPoolExecutor(1, "pdfast-gather")
         self._begun: tuple[int, Future[Tensor]] | None = None
 
     def _gather(self, update: int) -> Tensor:
-        """Into a staging buffer, once the device has its last content."""
+        """Gather into a staging buffer, once its last content is on the device."""
         slot = update % self.SLOTS
         if self._copied:
             self._copied[slot].synchronize()
         return torch.index_select(self._set, 0, self._indices(update), out=self._slots[slot])
 
     def load(self, update: int) -> None:
-        """Have the images of `update` in `self.images`, by the time the device's stream gets there.
+        """Copy the images of `update` to `self.images`, in the order of the device's stream.
 
-        Calls in the order of updates find them gathered; the next update's are begun.
+        Calls in the order of updates find the images gathered; the next update's are then begun.
         """
         if self._begun is None or self._begun[0] != update:
             self._begun = update, self._pool.submit(self._gather, update)
@@ -89,7 +95,7 @@ class Streamed:
 
 
 def is_streamed(place: str, size: int, device: torch.device) -> bool:
-    """Whether images of so many bytes are left in host memory; see EngineConfig.data."""
+    """Return whether a set of `size` bytes stays in host memory; `place` is EngineConfig.data."""
     if place != "auto":
         return place == "stream"
     return device.type == "cuda" and size > torch.cuda.mem_get_info(device)[0] // 4
@@ -109,9 +115,20 @@ def open_source(
     stream: bool = False,
     into: Tensor | None = None,
 ) -> Resident | Streamed:
-    """The images of batches of `num` from position `first`; streamed if asked, or if elsewhere.
+    """Open the source of the images of batches; streamed if asked, or if not on the device.
 
-    `rows`, wherever they lie, and `shuffled_by`: as for `add_noise`. `into`: see Streamed.
+    Args:
+        data: The set.
+        device: Device of the batches.
+        num: Number of images of this process in a batch.
+        first: Position of the first of them in the global batch.
+        seed: Seed of the draws.
+        round_: Round of the distillation.
+        fixed: Whether to draw from the stream of the fixed batch.
+        rows: Numbers of the images that may be drawn, int64, on any device; None: all of them.
+        shuffled_by: Size of the global batch, to draw without replacement; 0: independent draws.
+        stream: Whether to stream images that are on the device already.
+        into: See Streamed.
     """
     if not stream and data.images.device == device:
         return Resident(data)
@@ -134,19 +151,19 @@ def open_source(
 
 
 def read_by_all(source: str, function: Callable[[], Dataset]) -> Dataset:
-    """Read the set by `function` on all processes; the first alone prepares pictures."""
+    """Read the set by `function` on all processes; only process 0 prepares image files."""
 
     def prepare() -> None:
         function()
 
-    several = collectives.size() > 1  # which from_first hides from what it calls
+    several = collectives.size() > 1  # read here, since it is 1 inside from_first
     if several and collectives.from_first(lambda: sources.resizes(source)):
         collectives.from_first(prepare)
     return collectives.together(function)
 
 
 def place(data: Dataset, config: Config, device: torch.device) -> Dataset:
-    """The set on the device, or left in host memory to be streamed; see EngineConfig.data."""
+    """Return the set on the device, or in host memory to be streamed; see EngineConfig.data."""
     shape, labels = tuple(data.images.shape), "no labels" if data.labels is None else "labels"
     collectives.check_alike("data of", f"shape {shape}, {data.images.dtype}, {labels}")
     streamed = is_streamed(config.engine.data, data.images.nbytes, device)

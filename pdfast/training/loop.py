@@ -1,9 +1,9 @@
 """The loop that `train` and `distill` share; only the objective differs.
 
-Its update is called on a CPU; on a GPU it is captured as a CUDA graph and replayed. What later
-phases of the same update change are its inputs: the learning rate, the round and its number of
-steps, the weights of student and teacher, the images. They lie in tensors that stay where they
-are, so that one capture serves all rounds of a distillation.
+Its update is called on a CPU, and captured as a CUDA graph and replayed on a GPU. The inputs of an
+update are all that changes from phase to phase: the learning rate, the round and its number of
+steps, the weights of student and teacher, the images. They are in tensors that stay in place, so
+that one capture serves all rounds of a distillation.
 """
 
 import contextlib
@@ -33,23 +33,23 @@ from pdfast.training.validation import loss_of
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a phase did."""
+    """Result of a phase."""
 
     watched: Watched
-    """Name of the loss that is watched."""
+    """Name of the watched loss."""
     loss_start: float
-    """That loss before the first update."""
+    """Watched loss before the first update."""
     loss_end: float
-    """The same after the last, with the averaged weights where there are any."""
+    """Watched loss after the last update, of the averaged weights if any are kept."""
     seconds: float
-    """Time that the updates took, over all resumptions."""
+    """Seconds that the updates took, over all resumptions."""
     evaluations: int
-    """Network evaluations that the updates took; see `update.evaluations`."""
+    """Network evaluations of the updates; see `update.evaluations`."""
     choice: object = None
-    """What `choose` returned."""
+    """Result of `choose`."""
 
     def as_metrics(self) -> dict[str, float]:
-        """The line of metrics that ends a phase."""
+        """Return the line of metrics that ends a phase."""
         return {
             f"{self.watched}_start": self.loss_start,
             f"{self.watched}_end": self.loss_end,
@@ -58,24 +58,24 @@ class FitResult:
         }
 
     def text(self) -> str:
-        """The losses in words."""
+        """Return the watched loss, before and after, in words."""
         return f"{WORDS[self.watched]} {self.loss_start:.4g} -> {self.loss_end:.4g}"
 
 
 def check(config: Config, device: torch.device) -> None:
-    """Raise UsageError for options of [engine] that the device has no use for."""
+    """Raise UsageError for options of [engine] that the device does not support."""
     if config.engine.teacher_stream and device.type != "cuda":
         raise UsageError("engine.teacher_stream needs a GPU: leave it off")
 
 
 class Engine:
-    """Optimizer, batch and replay of a phase: all that its updates run on.
+    """Optimizer, batch and replay of a phase: everything that its updates run on.
 
-    It serves a later phase of the same update too: `restart` writes that one's numbers into the
-    tensors that are there.
+    It can serve a later phase with the same update too: `restart` writes the new phase's numbers
+    into the existing tensors.
     """
 
-    HOST = frozenset({"updates", "lr"})  # of a phase's settings: those that the host alone reads
+    HOST = frozenset({"updates", "lr"})  # settings of a phase that only the host reads
 
     def __init__(
         self,
@@ -97,12 +97,12 @@ class Engine:
         self.nets = [m.net for m in (model, objective.teacher) if m is not None]
         self._work = functools.partial(update, model, objective, self.optimizer, self.batch)
         self._replay: Replay | None = None
-        self._captured: tuple[bool, list[int]] | None = None  # what the replay holds for
+        self._captured: tuple[bool, list[int]] | None = None  # the state that was captured
 
     def serves(
         self, model: Model, objective: Objective, cfg: LoopConfig, data: Dataset, config: Config
     ) -> bool:
-        """Whether the update of such a phase is this one's but for what `restart` writes."""
+        """Return whether the phase's update is this one, except for what `restart` writes."""
         same = model is self.model and objective is self.objective and data is self.data
         alike = config == self.config and self._settings(cfg) == self._settings(self.optimizer.cfg)
         return same and alike and self.optimizer.released()
@@ -111,7 +111,7 @@ class Engine:
         return type(cfg), {k: value for k, value in vars(cfg).items() if k not in self.HOST}
 
     def restart(self, cfg: LoopConfig, round_: int) -> None:
-        """Go on to a phase that this serves, whose student starts as it is now."""
+        """Continue with a phase that this engine serves, from the student's current weights."""
         self.optimizer.restart(cfg)
         self._phase.copy_(torch.tensor(_phase_of(self.objective, round_)))
         device, into = self.model.device, self.batch.images
@@ -119,11 +119,11 @@ class Engine:
 
     @functools.cached_property
     def estimate(self) -> compilation.Estimate:
-        """What compiling its networks costs and saves."""
+        """Cost and saving of compiling the networks."""
         return compilation.estimate(self._work, self._state())
 
     def replay(self, compiled: bool) -> Replay:
-        """The update, captured unless it is; `compiled`: whether its networks are, now."""
+        """Return the update, captured if needed; `compiled`: whether its networks are compiled."""
         now = compiled, self._places()
         if self._replay is None or self._captured != now:
             self.close()
@@ -132,12 +132,12 @@ class Engine:
         return self._replay
 
     def may_stay(self) -> bool:
-        """Whether it leaves the others' work as much memory as that may need; told by all."""
+        """Return whether other work still finds enough memory, on all processes."""
         short = self._replay is not None and not self._replay.may_stay()
         return not collectives.largest(int(short))
 
     def close(self) -> None:
-        """Give the memory of its capture back."""
+        """Free the memory of the capture."""
         if self._replay is not None:
             self._replay.close()
             self._replay = None
@@ -146,7 +146,7 @@ class Engine:
         return [*self.optimizer.tensors(), *self.objective.carried]
 
     def _places(self) -> list[int]:
-        """Where the tensors lie that an update reads and that are there before it."""
+        """Return the addresses of the existing tensors that an update reads."""
         batch, weights = self.batch, [t for net in self.nets for t in net.parameters()]
         buffers = [t for net in self.nets for t in net.buffers()]
         given = [t for t in (batch.images, batch.labels, batch.rows) if t is not None]
@@ -154,12 +154,12 @@ class Engine:
 
 
 def _phase_of(objective: Objective, round_: int) -> list[int]:
-    """What `Batch.phase` holds."""
+    """Return the values of `Batch.phase`."""
     return [round_, objective.num_steps, objective.merged]
 
 
 class Kept:
-    """At most one engine, which a phase leaves for the next."""
+    """At most one engine, left by a phase for the next one."""
 
     def __init__(self) -> None:
         self.engine: Engine | None = None
@@ -173,23 +173,23 @@ class Kept:
         config: Config,
         round_: int,
     ) -> Engine:
-        """The engine of a phase: the one that is here if it serves, otherwise another."""
+        """Return the engine of a phase: the kept one if it serves, else a new one."""
         engine, self.engine = self.engine, None
         if engine is not None and engine.serves(model, objective, cfg, data, config):
             engine.restart(cfg, round_)
             return engine
         if engine is not None:
             engine.close()
-            engine = None  # whose buffers are free before others are made
+            engine = None  # frees its buffers before new ones are made
         return Engine(model, objective, cfg, data, config, round_)
 
     def drop(self, engine: Engine) -> None:
-        """Close an engine that a phase has used, unless it is left here."""
+        """Close a phase's engine, unless it is kept here."""
         if engine is not self.engine:
             engine.close()
 
     def close(self) -> None:
-        """Close what is here."""
+        """Close the kept engine."""
         if self.engine is not None:
             self.engine.close()
             self.engine = None
@@ -209,11 +209,22 @@ def fit(
 ) -> FitResult:
     """Train `model` in place for `cfg.updates` updates, resuming from the run's saved state.
 
-    Images that are not on the model's device are streamed to it. `kept`: what the phase before
-    left; with `keep`, this one leaves its engine there, where memory allows. `choose` gives the
-    model its final weights, of the raw ones and the averages. Raises Stopped, with
-    the state saved, when a signal came; PdfastError when the loss is no longer finite, with a
-    directory that repeats it where `cfg.max_skipped` updates in a row were skipped.
+    Args:
+        model: The model in training.
+        objective: Returns the loss and its gradient.
+        cfg: The config's table of the phase.
+        data: The set. Images that are not on the model's device are streamed to it.
+        run: The run, for its config, states, metrics and screen.
+        round_: Round of the distillation; 0 for the teacher's training.
+        title: Name of the phase, for the screen.
+        kept: Holder of the engine that the phase before left; None: an empty one.
+        keep: Whether to leave this phase's engine in `kept`, where memory allows.
+        choose: Sets the model's final weights, from the raw weights and the averages.
+
+    Raises:
+        PdfastError: The watched loss is not finite, or `cfg.max_skipped` updates in a row were
+            skipped; a directory that repeats them is then left.
+        Stopped: A signal, or the caller, asked to stop; the state is saved.
     """
     config, device, kept = run.config, model.device, kept or Kept()
     engine = kept.take(model, objective, cfg, data, config, round_)
@@ -250,11 +261,11 @@ def fit(
                 log.take(done)
             log.write(done, wait=done == cfg.updates)
             due = (due or done % config.save_every == 0) and done < cfg.updates
-            # A state that is due waits for an update that is made: the one before it may be needed.
+            # Save only after an update that is made: a failure needs the state before skipped ones.
             if (stopping or due) and (log.settled(done) or stopping):
                 saved, due = log.save(), False
             if stopping:
-                raise signals.stop(f"{title} is saved at update {saved}; run it again to go on")
+                raise signals.stop(f"{title} is saved at update {saved}; run it again to resume")
         if keep and engine.may_stay():
             kept.engine = engine
     if optimizer.earlier is not None:

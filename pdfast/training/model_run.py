@@ -1,4 +1,4 @@
-"""A run directory whose models are of pdfast's U-Net, or of networks of one's own."""
+"""A run directory whose models are pdfast's U-Net or custom networks."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,10 +16,7 @@ from pdfast.storage.digests import UNKNOWN, Digest
 
 
 class Networks(NamedTuple):
-    """Networks of one's own that the run's models are of, and that they begin as.
-
-    None: pdfast's, by the config.
-    """
+    """Custom networks of a run: the initial ones of its models. None: pdfast's U-Net."""
 
     teacher: Network | None = None
     student: Network | None = None
@@ -40,7 +37,7 @@ class ModelRun(Run):
         networks: Networks = BUILT_IN,
         class_names: tuple[str, ...] = (),
     ) -> None:
-        """`class_names`: of the data, which the models take over where they have none."""
+        """Open the run; `class_names` are the data's, for models that have none of their own."""
         super().__init__(path, config, screen, data)
         self.networks, self.class_names = networks, class_names
 
@@ -51,12 +48,12 @@ class ModelRun(Run):
         return self.config.model.parameterization if student is None else student.parameterization
 
     def save_model(self, model: Model, model_dir: Path, **facts: Any) -> None:
-        """Write a model of the run; `facts` go into its manifest."""
+        """Write a model of the run, with `facts` in its manifest."""
         self._name_classes(model)
         self.make_model(lambda: checkpoint.save_model(model, model_dir, **facts))
 
     def load(self, model_dir: Path, device: torch.device) -> Model:
-        """A model of the run. Raises UsageError if it is of another network."""
+        """Load a model of the run; raise UsageError if it belongs to another network."""
         is_teacher = model_dir == self.teacher_dir
         network = self.networks.teacher if is_teacher else self.networks.student
         model = checkpoint.load_model(model_dir, device, network)

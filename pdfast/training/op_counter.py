@@ -1,11 +1,11 @@
-"""What ops take: a mode that adds up operations, bytes, kernels and the storages that live.
+"""A mode that counts what ops cost: operations, bytes, kernels and live storages.
 
-It looks at every op below autograd, on fake tensors, which have shapes and no values, as on real
-ones in an ordinary update: its floating-point operations, by the formulas of
-torch.utils.flop_counter; the kernels that it launches, by the rules of cuda_launches.py, with the
-bytes that each reads and writes, once per tensor; and which storages live. On a CPU, where an op is
-no list of kernels, each op that does something counts as one. All that is a count, not a
-measurement: caches, padding, libraries' workspaces and the time of a launch are not in it.
+It sees every op below autograd, on fake tensors, which have shapes but no values, or on real ones
+in an ordinary update. It counts floating-point operations by the formulas of
+torch.utils.flop_counter, and kernels with the bytes that each reads and writes, once per tensor, by
+the rules of cuda_launches.py. It also follows which storages are alive. On a CPU, where an op is
+not a list of kernels, each op that does something counts as one. All of this is a count, not a
+measurement: it knows nothing of caches, padding, libraries' workspaces and launch time.
 """
 
 import weakref
@@ -46,7 +46,7 @@ __all__ = [
     "Counter",
 ]
 
-# Parts of an update. The norms' is the compiled op or PyTorch's own, without FiLM and SiLU.
+# Parts of an update. NORMS is the compiled op or PyTorch's own norm, without FiLM and SiLU.
 NETS = "convolutions and linear layers"
 NORMS = "group norm"
 OTHER = "other"  # biases and their gradients, residual sums, concatenation, resampling, casts
@@ -55,8 +55,8 @@ PART_OF = {PRODUCTS: NETS, ATTENTION: ATTENTION, STEPS: STEPS, OPTIMIZER: OPTIMI
 PART_OF |= dict.fromkeys(NORM_KINDS, NORMS)
 
 aten = torch.ops.aten
-# PyTorch's counter has no entry for a product in place, nor for the CPU's attention, whose first
-# arguments are the same.
+# PyTorch's counter lacks the product in place, and the CPU's attention, whose first arguments are
+# those of the flash attention.
 FORMULAS = {
     **flop_registry,
     aten.addmm_: flop_registry[aten.addmm],
@@ -72,14 +72,14 @@ REFERENCES = {name: op.fallback for name, op in OWN.items() if op.fallback}
 
 @dataclass(frozen=True)
 class Amount:
-    """What ops take together."""
+    """Total cost of some ops."""
 
     flops: int = 0
     """Floating-point operations of matrix products, convolutions and attention, 2 per MAC."""
     bytes: int = 0
-    """Bytes of every op's inputs and outputs."""
+    """Bytes that the kernels read and write, once per tensor."""
     launches: int = 0
-    """Kernels."""
+    """Number of kernels."""
 
     def __add__(self, other: "Amount") -> "Amount":
         return Amount(
@@ -87,21 +87,21 @@ class Amount:
         )
 
     def then(self, longer: "Amount", times: int) -> "Amount":
-        """This, and `times` more of what `longer` has beyond it."""
+        """Return this amount plus `times` the difference between `longer` and it."""
         pairs = zip(astuple(self), astuple(longer), strict=True)
         return Amount(*(a + times * (b - a) for a, b in pairs))
 
     def seconds(self, flop_rate: float, byte_rate: float) -> float:
-        """The least time at these rates per second, operations and memory overlapping."""
+        """Return the least seconds at these rates, with operations and memory overlapped."""
         return max(self.flops / flop_rate, self.bytes / byte_rate)
 
 
 class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up what every op takes, and follows the storages that live.
+    """Counts the cost of every op, and follows the live storages.
 
-    `kernels`: count every op as what it launches on a GPU, whatever device the tensors are on.
-    Otherwise the ops of kernels/ run and count as their references, and PyTorch's ops count by the
-    device of their tensors.
+    With `kernels`, every op counts as the kernels that it launches on a GPU, whatever the device of
+    its tensors. Otherwise the ops of kernels/ run and count as their references, and PyTorch's ops
+    count by the device of their tensors.
     """
 
     def __init__(self, kernels: bool) -> None:
@@ -113,14 +113,14 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.begin()
 
     def begin(self) -> None:
-        """Forget what was counted so far, but not what lives."""
+        """Reset the counts, but keep the live storages."""
         self.parts = dict.fromkeys(PARTS, Amount())
         self.kinds = dict.fromkeys(KINDS, Amount())
         self.peak = self.live
 
     @contextmanager
     def within(self, part: str) -> Iterator[None]:
-        """Count every op in here to `part`."""
+        """Count every op in the block as `part`."""
         before, self._part = self._part, part
         try:
             yield
@@ -131,10 +131,10 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: OpOverload, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         name, kwargs = func._schema.name, kwargs or {}
-        if func.namespace == "prim":  # a question to a fake tensor, such as its device
+        if func.namespace == "prim":  # a query of a fake tensor, such as its device
             return func(*args, **kwargs)
         if name == "aten::is_nonzero" and isinstance(args[0], FakeTensor):
-            return True  # whether the update is made: in general it is
+            return True  # count the usual case: the update is made, not skipped
         if not self.kernels and name in REFERENCES:
             kind = OWN[name].kind
             with self, self.within(self._part or PART_OF.get(kind, OTHER)):
@@ -152,7 +152,7 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         on_cuda = self.kernels or any(t.is_cuda for t in (*call.outputs, *call.inputs))
         kind = kind_of(call)
         for launch in launches(call) if on_cuda else [Launch(kind, moved_by(call))]:
-            # The operations are those of the main kernels, of which a backward has two.
+            # The operations are of the main kernels; a backward has two.
             mine = flops if launch.kind == kind else 0
             flops -= mine
             amount = Amount(mine, launch.bytes, launch.number)

@@ -1,4 +1,4 @@
-"""AdamW with clipping, the learning rate's schedule, averaged weights: all in flat buffers."""
+"""AdamW with clipping, the learning-rate schedule and averaged weights, in flat buffers."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,19 +14,19 @@ from pdfast.models.model import Model
 from pdfast.training.precision import low_parameters
 
 MOMENTS = "moments.safetensors"
-OTHERS = "it is of another network, so go on with that one, or choose another --out"
+OTHERS = "it belongs to another network; resume with that one, or choose another --out"
 
 
 class Optimizer:
-    """What an update changes, on the model's device, in tensors that stay where they are.
+    """The tensors that an update changes, on the model's device. They stay in place.
 
-    Master weights, gradients, moments and averages are one float32 buffer each (float64 for such a
-    model), the averages of shape (K, P). The model's parameters become views of the masters; under
-    bf16 those that it rounds become views of a copy, which the optimizer's kernel writes, so that
-    no update casts a weight.
+    Master weights, gradients, moments and averages are one float32 buffer each (float64 for a
+    float64 model), the averages of shape (K, P). The model's parameters become views of the master
+    weights. Under bf16, the parameters that are rounded become views of a copy, which the
+    optimizer's kernel writes, so that no update casts a weight.
     """
 
-    ALIGN = 16  # numbers that a parameter's place is a multiple of, for wide loads and stores
+    ALIGN = 16  # parameters begin at multiples of this many numbers, for wide loads and stores
 
     def __init__(
         self,
@@ -35,7 +35,14 @@ class Optimizer:
         dtype: torch.dtype = torch.float32,
         implementation: str = "pdfast",
     ) -> None:
-        """`dtype`: of convolutions and linear layers; `implementation`: `backends.optimizer`."""
+        """Move the model's parameters into the buffers.
+
+        Args:
+            model: The model in training.
+            cfg: The config's table of the phase.
+            dtype: Dtype of convolutions and linear layers.
+            implementation: `backends.optimizer`: "pdfast" or "apex".
+        """
         self.cfg = cfg
         self._adamw = apex_adamw if implementation == "apex" else adamw
         self._hyperparameters = AdamWHyperparameters(
@@ -53,7 +60,7 @@ class Optimizer:
         zeros = torch.zeros(end, dtype=model.dtype, device=model.device)
         self.weights = zeros
         self.exp_avg, self.exp_avg_sq = torch.zeros_like(zeros), torch.zeros_like(zeros)
-        # What processes add up in one call: the gradient, and behind it the loss.
+        # The processes sum this in one call: the gradient, and behind it the loss.
         self._summed = zeros.new_zeros(end + self.ALIGN)
         self.grads, self.loss = self._summed[:end], self._summed[end]
         self._leaves, self._grads = list(self._params.values()), self._views(self.grads)
@@ -67,28 +74,28 @@ class Optimizer:
         self.ema = self.weights.repeat(len(cfg.averages), 1) if cfg.averages else None
         self.rate = torch.zeros(1, dtype=torch.float64, device=model.device)
         self.done = torch.zeros(1, dtype=torch.int64, device=model.device)
-        # Updates left out for a loss or gradient that was not finite: all, and the last in a row.
+        # Updates skipped because the loss or gradient was not finite: all, and the last in a row.
         self.skipped = self.done.new_zeros(2)
-        # Updates that the moments had in earlier rounds, where they are kept from round to round.
+        # Updates of the moments in earlier rounds, if they are kept from round to round.
         keeps = isinstance(cfg, DistillConfig) and cfg.keep_moments
         self.earlier = torch.zeros_like(self.done) if keeps else None
-        self.norm = zeros.new_zeros(())  # of the last update, made or not
+        self.norm = zeros.new_zeros(())  # of the last update, whether made or skipped
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=model.device)  # of those made
-        # Updates, and those skipped, when loss_sum was last emptied.
+        # Updates made or skipped, and updates skipped, when loss_sum was last reset.
         self.logged = self.done.new_zeros(2)
 
     def _read_copies(self) -> None:
-        """Have the parameters that are rounded read from their copy."""
+        """Make the rounded parameters views of the copy."""
         if self.copy is not None:
             copies = self._views(self.copy)
             for name, p in self._low.items():
                 p.data = copies[name]
 
     def restart(self, cfg: LoopConfig) -> None:
-        """Begin anew at the weights that `release` left, every tensor staying where it is.
+        """Begin anew at the weights that `release` left; every tensor stays in place.
 
-        Of `cfg` the learning rate and its schedule alone may be others. Moments that are kept are
-        for `load_moments` to bring back.
+        Only the learning rate and its schedule may differ in `cfg`. `load_moments` restores moments
+        that are kept.
         """
         self.cfg = cfg
         for tensor in (self.exp_avg, self.exp_avg_sq, self.rate, self.norm, *self._counters()):
@@ -100,24 +107,31 @@ class Optimizer:
         self._read_copies()
 
     def released(self) -> bool:
-        """Whether the model's parameters are the master weights, as `release` left them."""
+        """Return whether the model's parameters are the master weights, as after `release`."""
         views = self._views(self.weights)
         return all(_place(p) == _place(views[name]) for name, p in self._params.items())
 
     def _views(self, buffer: Tensor) -> dict[str, Tensor]:
-        """A buffer's parts by name, each in the shape and strides of its parameter."""
+        """Return a buffer's parts by name, each in the shape and strides of its parameter."""
         parts = zip(self._params.items(), self._starts, strict=True)
         begin = buffer.storage_offset()
         return {name: buffer.as_strided(p.shape, p.stride(), begin + at) for (name, p), at in parts}
 
     def lr(self, update: int) -> float:
-        """Learning rate of update 0, 1, ..."""
+        """Return the learning rate of update 0, 1, ..."""
         rise = min(1.0, (update + 1) / self.cfg.warmup) if self.cfg.warmup else 1.0
         fall = 1.0 - update / self.cfg.updates if self.cfg.anneal == "linear" else 1.0
         return self.cfg.lr * rise * fall
 
     def backward(self, out: Tensor, grad_out: Tensor, loss: Tensor, first: bool) -> None:
-        """Differentiate one part of a batch; add gradient and loss up, from zero if `first`."""
+        """Differentiate one part of a batch, and add up gradient and loss.
+
+        Args:
+            out: Raw output of the model, with its graph.
+            grad_out: Gradient of the loss with respect to `out`.
+            loss: Loss, 0-d.
+            first: Whether it is the first part, so that sums begin at zero.
+        """
         grads = torch.autograd.grad(out, self._leaves, grad_out)
         if first:
             _copy_each(self._grads, grads)
@@ -126,16 +140,16 @@ class Optimizer:
         if self.copy is None:
             torch._foreach_add_(list(self._grads.values()), grads)
         else:
-            # CUDA adds lists of two types one by one: so in float32, and all of them at once.
+            # CUDA adds lists of two dtypes one by one, so convert to float32 and add all at once.
             wide = torch.zeros_like(self.grads)
             _copy_each(self._views(wide), grads)
             self.grads.add_(wide)
         self.loss.add_(loss)
 
     def step(self) -> None:
-        """Add up over processes, clip, and apply the gradient at learning rate `self.rate`.
+        """Sum over processes, clip, and apply the gradient at learning rate `self.rate`.
 
-        Unless the loss or the gradient is not finite: then `done` and `skipped` alone change.
+        If the loss or the gradient is not finite, only `done` and `skipped` change.
         """
         collectives.all_reduce(self._summed)
         self.done.add_(1)
@@ -158,27 +172,27 @@ class Optimizer:
         torch.where(made, with_loss, self.loss_sum, out=self.loss_sum)
 
     def average(self) -> None:
-        """Give the model its averaged weights, the first where several are kept, if any are."""
+        """Give the model its averaged weights, if any are kept; of several, the first."""
         self.use(self.weights if self.ema is None else self.ema[0])
 
     def use(self, weights: Tensor) -> None:
-        """Give the model these weights: a flat buffer, as each of `candidates`."""
+        """Give the model these weights: a flat buffer, like each of `candidates`."""
         self.weights.copy_(weights)
         if self.copy is not None:
             self.copy.copy_(self.weights)
 
     def candidates(self) -> dict[float, Tensor]:
-        """A copy of the raw weights, under 0, and the averages, each under its decay."""
+        """Return a copy of the raw weights, under 0, and the averages, each under its decay."""
         averages = () if self.ema is None else self.ema
         return {0.0: self.weights.clone(), **dict(zip(self.cfg.averages, averages, strict=True))}
 
     def release(self) -> None:
-        """Leave the model with its master weights, unrounded."""
+        """Give the model back its master weights, unrounded."""
         for name, view in self._views(self.weights).items():
             self._params[name].data = view
 
     def tensors(self) -> list[Tensor]:
-        """All that an update changes and the next one reads."""
+        """Return the tensors that an update changes and the next one reads."""
         kept = [self.weights, self.exp_avg, self.exp_avg_sq, self.ema, self.copy]
         return [*(t for t in kept if t is not None), *self._counters()]
 
@@ -187,7 +201,7 @@ class Optimizer:
         return counters if self.earlier is None else [*counters, self.earlier]
 
     def state(self) -> dict[str, dict[str, Tensor]]:
-        """The same, parameter by parameter, by file; without the rounded copy."""
+        """Return these tensors by file and parameter, without the rounded copy."""
         moments = {"step": self.done, "skipped": self.skipped}
         moments |= {"loss_sum": self.loss_sum, "logged": self.logged}
         moments |= {} if self.earlier is None else {"earlier": self.earlier}
@@ -209,21 +223,21 @@ class Optimizer:
         }
 
     def moments(self) -> dict[str, dict[str, Tensor]]:
-        """What a round that keeps its moments leaves for the next, by file.
+        """Return the moments that a round leaves for the next one, by file.
 
-        "earlier" is there the number of all updates made so far.
+        "earlier" in it is the number of all updates made so far.
         """
         assert self.earlier is not None
         made = self.earlier + self.done - self.skipped[0]
         return {MOMENTS: {"earlier": made, **self._moment_views()}}
 
     def load_moments(self, files: dict[str, dict[str, Tensor]]) -> None:
-        """Begin with what `moments` gave of the last round; PdfastError if it does not fit."""
+        """Begin with the last round's `moments`; raise PdfastError if they do not fit."""
         assert self.earlier is not None
         self._take(files, {MOMENTS: {"earlier": self.earlier, **self._moment_views()}})
 
     def load(self, files: dict[str, dict[str, Tensor]]) -> None:
-        """Take over what `state` gave; PdfastError, and nothing is changed, if it does not fit."""
+        """Restore a `state`; if it does not fit, raise PdfastError and change nothing."""
         self._take(files, self.state())
         if self.copy is not None:
             self.copy.copy_(self.weights)
@@ -231,7 +245,7 @@ class Optimizer:
     def _take(
         self, files: dict[str, dict[str, Tensor]], mine: dict[str, dict[str, Tensor]]
     ) -> None:
-        """Copy what was saved into the tensors of the same files and names."""
+        """Copy saved tensors into the tensors of the same files and names."""
         pairs = []
         for file, tensors in mine.items():
             for name, tensor in tensors.items():
@@ -245,14 +259,14 @@ class Optimizer:
         for file, saved_tensors in files.items():
             for name in sorted(saved_tensors.keys() - mine.get(file, {}).keys()):
                 raise PdfastError(
-                    f"the saved state has {name} in {file}, which is not kept of this one: {OTHERS}"
+                    f"the saved state has {name} in {file}, which this run does not keep: {OTHERS}"
                 )
         for tensor, saved in pairs:
             tensor.copy_(saved)
 
 
 def average_files(cfg: LoopConfig) -> list[str]:
-    """The file of a state that holds each of the averages: one alone has no decay in its name."""
+    """Return the file of each average in a state; with `ema_decays` the names hold the decays."""
     if isinstance(cfg, DistillConfig) and cfg.ema_decays:
         return [f"ema_{decay}.safetensors" for decay in cfg.ema_decays]
     return ["ema.safetensors"] if cfg.averages else []
@@ -263,9 +277,9 @@ def _place(tensor: Tensor) -> tuple[int, torch.dtype]:
 
 
 def _copy_each(views: Mapping[str, Tensor], grads: Sequence[Tensor]) -> None:
-    """Copy each gradient to its view, with as few launches as there can be.
+    """Copy each gradient to its view, with as few launches as possible.
 
-    CUDA copies a list at once where all of it is of one type and of the views' strides.
+    CUDA copies a list in one launch if it has one dtype and the strides of the views.
     """
     lists: dict[tuple[torch.dtype, bool], tuple[list[Tensor], list[Tensor]]] = {}
     for view, grad in zip(views.values(), grads, strict=True):

@@ -1,4 +1,4 @@
-"""A phase's losses on their way to metrics.jsonl and the screen, its states, and its failure."""
+"""A phase's losses for metrics.jsonl and the screen, its saved states, and its failure."""
 
 import math
 import time
@@ -17,31 +17,43 @@ from pdfast.runs.run import Run
 from pdfast.training.batch import shuffled_by
 from pdfast.training.optimizer import Optimizer
 
-LAG = 4  # updates after which a reading is waited for: more than may wait in a GPU's queue
+LAG = 4  # updates until a reading is waited for: more than a GPU's queue may hold
 
 
 class Reading(NamedTuple):
-    """Numbers on their way from the device."""
+    """Numbers on their way from the device to a line of the log."""
 
     done: int
+    """Updates made or skipped so far."""
     updates: int
-    """Since the line before."""
+    """Updates since the line before."""
     lr: float
     rate: float
     """Updates per second."""
     values: Tensor
     """float64 (4,), host: sum of losses, gradient norm, updates skipped, the last in a row."""
     arrived: torch.cuda.Event | None
+    """Recorded when `values` are on the host; None on a CPU."""
 
 
 def begin(
     run: Run, round_: int, title: str, optimizer: Optimizer, losses: dict[str, float]
 ) -> tuple[int, float]:
-    """Go on from the run's saved state of a phase, where there is one.
+    """Resume from the run's saved state of a phase, if there is one.
 
-    Otherwise a round that keeps the last one's moments (distill.keep_moments) begins with these.
-    Gives the first update to be made, and when, by time.perf_counter, all would have begun without
-    a break. `losses`: the watched loss before the first, for metrics.jsonl.
+    Otherwise a round that keeps moments (distill.keep_moments) begins with those of the round
+    before.
+
+    Args:
+        run: The run.
+        round_: Round of the distillation; 0 for the teacher's training.
+        title: Name of the phase, for the screen.
+        optimizer: Where the state is loaded.
+        losses: The watched loss before the first update, for metrics.jsonl.
+
+    Returns:
+        Number of the first update to make, and the time at which a phase without a break would have
+        begun, by time.perf_counter.
     """
     first, start, resumed = 0, time.perf_counter(), run.load_state(round_)
     if resumed is None:
@@ -53,18 +65,18 @@ def begin(
         table, tensors = resumed
         first, start = int(table["update"]), start - float(table["seconds"])
         run.rewind_metrics(round_, first)
-        run.screen.say(f"{title}: going on from update {first}")
+        run.screen.say(f"{title}: resuming from update {first}")
         optimizer.load(tensors)
     collectives.broadcast(optimizer.tensors())
     return first, start
 
 
 class PhaseLog:
-    """A line every `log_every` updates, for which the device is never waited for; and the states.
+    """Logs a line every `log_every` updates, without waiting for the device, and saves states.
 
-    Updates with a loss or gradient that is not finite are skipped on the device. Here they are
-    counted, and `max_skipped` in a row end the run: with PdfastError, and a directory that holds
-    the phase as it was before them, in the form of a state, and which images they saw.
+    Updates whose loss or gradient is not finite are skipped on the device. They are counted here,
+    and `max_skipped` in a row end the run with a PdfastError. A directory then holds the phase as
+    it was before them, in the form of a state, and the images that they saw.
     """
 
     def __init__(
@@ -79,14 +91,25 @@ class PhaseLog:
         num_steps: int,
         data: Dataset,
     ) -> None:
-        """`start`: when the phase began, by time.perf_counter; what follows is for the failure."""
+        """Begin to log.
+
+        Args:
+            run: The run.
+            round_: Round of the distillation; 0 for the teacher's training.
+            title: Name of the phase, for the screen.
+            optimizer: The optimizer of the updates.
+            task: The phase's progress on the screen.
+            start: Time at which the phase began, by time.perf_counter.
+            num_steps: Sampling steps of the model, for the report of a failure.
+            data: The set, for the report of a failure.
+        """
         self.run, self.round, self.title, self.task = run, round_, title, task
         self.optimizer, self.cfg, self.start = optimizer, optimizer.cfg, start
         self.num_steps, self.data = num_steps, data
         self._waiting: deque[Reading] = deque()
         self._first = int(optimizer.done)
         self._last, self._skipped = optimizer.logged.tolist()
-        # `logged` and `loss_sum` before the updates that were skipped last, in a row over lines.
+        # `logged` and `loss_sum` before the last skipped updates, if their row spans lines.
         self._before: tuple[list[int], float] | None = None
         self._since = time.perf_counter()
 
@@ -112,10 +135,13 @@ class PhaseLog:
         )
 
     def write(self, done: int, wait: bool = False) -> None:
-        """Log what was taken some updates ago, and has arrived; with `wait`, all.
+        """Log the readings taken at least LAG updates ago; with `wait`, all of them.
 
-        What is logged depends on `done` alone, not on the GPU's speed: several processes must log
-        at the same point. Raises PdfastError after too many skipped updates.
+        What is logged depends only on `done`, not on the GPU's speed: several processes must log at
+        the same point.
+
+        Raises:
+            PdfastError: Too many updates in a row were skipped.
         """
         while self._waiting:
             reading = self._waiting[0]
@@ -127,9 +153,10 @@ class PhaseLog:
             self._write(reading)
 
     def settled(self, done: int) -> bool:
-        """Whether the last update was made, not skipped; waits for the device.
+        """Return whether the last update was made, not skipped; wait for the device.
 
-        Raises PdfastError after too many skipped updates.
+        Raises:
+            PdfastError: Too many updates in a row were skipped.
         """
         self.write(done, wait=True)
         in_a_row = int(self.optimizer.skipped[1])
@@ -138,23 +165,23 @@ class PhaseLog:
         return in_a_row == 0
 
     def save(self) -> int:
-        """Save the phase, to go on from; gives the update. Call `settled` before.
+        """Save the phase, for resuming, and return the update. Call `settled` before.
 
-        Where updates are being skipped, it is saved as it was before them: they come again.
+        If updates are being skipped, it saves the phase as it was before them: they come again.
         """
         update, files = self._state()
         self.run.save_state(self.round, update, time.perf_counter() - self.start, files)
         return update
 
     def _state(self) -> tuple[int, dict[str, dict[str, Tensor]]]:
-        """(update, tensors) before the updates that were skipped last, which changed nothing."""
+        """Return (update, tensors) before the last skipped updates, which changed nothing."""
         optimizer = self.optimizer
         total, in_a_row = optimizer.skipped.tolist()
         update, files = int(optimizer.done) - in_a_row, optimizer.state()
         if in_a_row:
             logged, loss_sum = [self._last, self._skipped], float(optimizer.loss_sum)
             if update < self._last:
-                assert self._before is not None  # no phase begins amid skipped updates
+                assert self._before is not None  # no phase begins among skipped updates
                 logged, loss_sum = self._before
             files["moments.safetensors"] |= {
                 "step": torch.tensor([update]),
@@ -207,7 +234,7 @@ class PhaseLog:
             self._fail()
 
     def _fail(self) -> NoReturn:
-        """End the run, leaving what repeats the failure."""
+        """Save what repeats the failure, and end the run."""
         optimizer, seed, most = self.optimizer, self.run.config.seed, self.cfg.max_skipped
         update, files = self._state()
         numbers, rows = range(update, update + most), self.data.trained
@@ -233,19 +260,19 @@ class PhaseLog:
             "lr": {str(k): optimizer.lr(k) for k in numbers},
             "last": {"update": int(optimizer.done) - 1}
             | {key: value if math.isfinite(value) else str(value) for key, value in last.items()},
-            "repeat": f"copy this directory to state/{name} in the run and give the same command",
+            "repeat": f"copy this directory to state/{name} of the run and run the same command",
         }
         seconds = time.perf_counter() - self.start
         path = self.run.save_failure(self.round, update, seconds, files, table)
         raise PdfastError(
             f"{self.title}: after update {update} the loss or the gradient was not finite {most} "
-            f"times in a row; {path} has what repeats it; start again with a lower learning rate "
+            f"times in a row; {path} holds what repeats it; start again with a lower learning rate "
             "and another --out (finished models and saved states are whole)"
         )
 
 
 def check_watched(title: str, update: int, loss: float) -> None:
-    """Raise PdfastError unless the loss that is watched before and after a phase is finite."""
+    """Raise PdfastError unless the watched loss, before or after a phase, is finite."""
     if math.isfinite(loss):
         return
     if update:
@@ -254,14 +281,13 @@ def check_watched(title: str, update: int, loss: float) -> None:
             "learning rate and another --out (finished models are whole)"
         )
     raise PdfastError(
-        f"{title}: the loss is not finite before the first update, with the model that it starts "
-        "from; start from another one, with another --out, or, if it is not yet, with --precision "
-        "fp32"
+        f"{title}: the loss of the initial model is not finite; start from another model, with "
+        "another --out, or pass --precision fp32 if it is not set yet"
     )
 
 
 def memory_mb(device: torch.device) -> float:
-    """Memory in MB: the most that was allocated on the GPU, or what this process has of its own."""
+    """Return the memory in MB: the GPU's peak allocation, or this process's own memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     return memory.own() / 1e6

@@ -1,9 +1,9 @@
 """The precision of the networks.
 
-Under "bf16" the convolutions and linear layers compute in bfloat16; float32 stay their master
-weights and moments, the norms' parameters and statistics, the embedding of time and class, and all
-that lies outside the networks: z_t, target, loss. "tf32" lets the same products, of float32, round
-their factors to TF32's 10 bits; "fp32" does not.
+Under "bf16" the convolutions and linear layers compute in bfloat16. Their master weights and
+moments stay in float32, and so do the norms' parameters and statistics, the embedding of time and
+class, and everything outside the networks: z_t, target, loss. "tf32" lets the same products, of
+float32, round their factors to TF32's 10 bits; "fp32" does not.
 """
 
 import copy
@@ -22,7 +22,11 @@ PRECISION_NAMES = {"bf16": "bfloat16", "tf32": "TF32", "fp32": "float32"}
 
 
 def precision_of(name: str, device: torch.device) -> Precision:
-    """The precision that a config's name means on a device. Raises UsageError for tf32 on a CPU."""
+    """Return the precision that a config's name means on a device.
+
+    Raises:
+        UsageError: tf32 on a CPU.
+    """
     if name == "auto":
         return "bf16" if device.type == "cuda" else "fp32"
     if name == "tf32" and device.type != "cuda":
@@ -31,9 +35,17 @@ def precision_of(name: str, device: torch.device) -> Precision:
 
 
 def set_precision(name: str, device: torch.device, deterministic: bool = False) -> Precision:
-    """Have torch compute in a config's precision, from here on; returns what it means here.
+    """Make torch compute in a config's precision from now on; return what the name means here.
 
-    What is changed for that holds for the whole process: see `settings.kept`.
+    The changed settings hold for the whole process; see `settings.kept`.
+
+    Args:
+        name: The config's name of the precision.
+        device: Device of the networks.
+        deterministic: Whether to use the same algorithms in every run, even if slower.
+
+    Raises:
+        UsageError: tf32 on a CPU.
     """
     precision = precision_of(name, device)
     if device.type == "cuda":
@@ -45,24 +57,24 @@ def set_precision(name: str, device: torch.device, deterministic: bool = False) 
 
 @contextmanager
 def without_tf32() -> Iterator[None]:
-    """Exact float32 products inside the block."""
+    """Compute float32 products exactly inside the block."""
     with settings.kept_precision():
         settings.allow_tf32(False)
         yield
 
 
 def rounds_to_tf32(model: Model) -> bool:
-    """Whether the products of a model may be rounded to TF32 now."""
+    """Return whether a model's products may be rounded to TF32 at present."""
     return model.device.type == "cuda" and settings.tf32_is_allowed()
 
 
 def net_dtype(precision: Precision) -> torch.dtype:
-    """The dtype of the convolutions and linear layers."""
+    """Return the dtype of convolutions and linear layers."""
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
 def cast_to_precision(model: Model, precision: Precision) -> Model:
-    """A copy that computes in this precision, for evaluation; the model itself where it does."""
+    """Return a copy that computes in this precision, for evaluation; or the model if it does."""
     dtype = net_dtype(precision)
     if dtype == torch.float32 or model.dtype == torch.float64:
         return model
@@ -74,9 +86,10 @@ def cast_to_precision(model: Model, precision: Precision) -> Model:
 
 @torch.no_grad()
 def recast(low: Model, model: Model) -> Model:
-    """Make `low`, an earlier copy of a model of the same network, what `cast_to_precision` would.
+    """Write a model into `low`, which `cast_to_precision` made from an earlier one, and return it.
 
-    Its tensors stay where they are, in their dtypes. Both are of pdfast's own network.
+    The tensors of `low` stay in place, in their dtypes. Both models are of the same network, which
+    is pdfast's own.
     """
     low.cfg, low.steps, low.class_names = model.cfg, model.steps, model.class_names
     low.train(model.training)
@@ -87,6 +100,6 @@ def recast(low: Model, model: Model) -> Model:
 
 
 def low_parameters(model: Model) -> dict[str, nn.Parameter]:
-    """The parameters of the net that bf16 rounds, by name."""
+    """Return the parameters of the network that bf16 rounds, by name."""
     kept = {id(p) for module in model.net.precise() for p in module.parameters()}
     return {name: p for name, p in model.net.named_parameters() if id(p) not in kept}

@@ -1,7 +1,7 @@
-"""One update, of training and distillation alike, and what an objective is.
+"""One update, for training and distillation alike, and the protocol of an objective.
 
-An update is one function of tensors that stay where they are: the objective draws from a batch,
-runs the networks, and gives the loss with its gradient; the optimizer takes it from there.
+An update is one function of tensors that stay in place. The objective draws from a batch, runs the
+networks, and returns the loss with its gradient; the optimizer does the rest.
 """
 
 from collections.abc import Sequence
@@ -18,52 +18,52 @@ from pdfast.training.optimizer import Optimizer
 
 
 class ObjectiveOutput(NamedTuple):
-    """What an objective makes of one batch."""
+    """An objective's result on one batch."""
 
     out: Tensor
-    """Raw output of the model in training, with its graph."""
+    """Raw output of the model in training, with its autograd graph."""
     loss: Loss
-    """Its loss, and the gradient to start from."""
+    """Loss of that output, and the gradient with respect to it."""
 
 
 class Objective(Protocol):
-    """What a phase minimises."""
+    """The loss that a phase minimises."""
 
     num_steps: int
     """Sampling steps N whose times it draws; 0: continuous time."""
 
     @property
     def merged(self) -> int:
-        """How many steps each of the N stands for, where the times are theirs; otherwise 0."""
+        """Number of small steps that each of the N steps merges; 0: no merging."""
 
     ahead: int
-    """How many updates ahead it draws its batches."""
+    """Number of updates by which it draws its batches ahead."""
 
     evaluations: int
-    """Evaluations of a network without a gradient that an image takes in an update: forward passes
-    beside the student's own."""
+    """Network evaluations without gradient per image and update: forward passes beside the
+    student's own."""
 
     carried: Sequence[Tensor]
-    """What one call leaves for the next."""
+    """Tensors that one call leaves for the next."""
 
     @property
     def teacher(self) -> Model | None:
-        """The model that is evaluated beside the one in training, if there is one."""
+        """Model that is evaluated beside the one in training; or None."""
 
     def begin(self, batch: Batch) -> None:
-        """Before the first update of this process, whose batch is given."""
+        """Prepare for this process's first update, whose batch is given."""
 
     def __call__(self, model: Model, batch: Batch, /) -> ObjectiveOutput:
-        """The model's output and its loss."""
+        """Return the model's output on a batch, and its loss."""
 
 
 def evaluations(objective: Objective, cfg: LoopConfig, updates: int) -> int:
-    """Network evaluations that so many updates take.
+    """Return the network evaluations of `updates` updates.
 
-    One is the forward pass of one image, of whichever network. An image's backward pass counts two,
-    and with `checkpoint` one more, since the forward pass is done again. Updates that are skipped
-    count; what is computed between the updates, such as the fixed-batch or held-out loss, a round's
-    signal and the quick distances, does not, nor does what is repeated after a resumption.
+    One evaluation is the forward pass of one image, through any network. An image's backward pass
+    counts as two, and `checkpoint` adds one, since it recomputes the forward pass. Skipped updates
+    count. Work between the updates does not: the fixed-batch or held-out loss, a round's signal and
+    the quick distances. Nor do updates that a resumed run repeats.
     """
     return updates * cfg.batch * (objective.evaluations + 3 + cfg.checkpoint)
 
@@ -71,7 +71,7 @@ def evaluations(objective: Objective, cfg: LoopConfig, updates: int) -> int:
 def update(
     model: Model, objective: Objective, optimizer: Optimizer, batch: Batch
 ) -> tuple[Tensor, Tensor]:
-    """One whole update: (mean loss, gradient norm before clipping), both 0-d on the device."""
+    """Make one update; return (mean loss, gradient norm before clipping), 0-d on the device."""
     parts = optimizer.cfg.accumulate
     share = 1 / (parts * collectives.size())
     for n in range(parts):

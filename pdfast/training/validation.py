@@ -1,4 +1,4 @@
-"""The loss that a phase is watched by: on images held out, or on a fixed batch."""
+"""The loss that a phase is watched by: on held-out images, or on a fixed batch."""
 
 import contextlib
 from collections.abc import Callable, Iterable
@@ -15,7 +15,7 @@ from pdfast.training.update import Objective
 
 @torch.no_grad()
 def fixed_batch_loss(model: Model, objective: Objective, batch: Batch, parts: int) -> float:
-    """Mean loss of the model as it samples (no dropout) on one batch."""
+    """Return the mean loss on one batch, of the model in evaluation mode (without dropout)."""
     model.eval()
     losses = [objective(model, batch.part(n, parts)).loss.per_image.mean() for n in range(parts)]
     mean = torch.stack(losses).mean() / collectives.size()
@@ -25,7 +25,7 @@ def fixed_batch_loss(model: Model, objective: Objective, batch: Batch, parts: in
 
 @torch.no_grad()
 def held_out_loss(model: Model, objective: Objective, batches: Iterable[Batch]) -> float:
-    """The same on all images of batches that each process has some of."""
+    """Return the mean loss on all images of `batches`, of which each process has some."""
     model.eval()
     sums = torch.zeros(2, dtype=torch.float64, device=model.device)  # of losses, of images
     for batch in batches:
@@ -38,7 +38,7 @@ def held_out_loss(model: Model, objective: Objective, batches: Iterable[Batch]) 
 def loss_of(
     config: Config, cfg: LoopConfig, data: Dataset, model: Model, objective: Objective, round_: int
 ) -> Callable[[], float]:
-    """What gives the model's loss on the images held out, or on a fixed batch where none are."""
+    """Return a function that returns the loss on the held-out images, or else a fixed batch."""
     if data.held_out is not None:
         return lambda: held_out_loss(
             model, objective, held_out_batches(config, data, model, round_)

@@ -228,7 +228,7 @@ def test_an_empty_out_is_refused(capsys, straight, tmp_path, monkeypatch, comman
     monkeypatch.chdir(tmp_path)
     model = [straight / "round-01-steps-0004"] if command in ("sample", "eval") else []
     fails(capsys, 2, "--out is empty: give it a path, or omit it", command, *model, *out)
-    with pytest.raises(PdfastError, match="out '' is no path"):
+    with pytest.raises(PdfastError, match="out must be a path, not ''"):
         pdfast.train(out="")
     assert not list(tmp_path.iterdir())
 

@@ -61,14 +61,14 @@ def test_quiet_runs_and_resumptions(straight, tiny, tmp_path, monkeypatch, capsy
     before = lines(run)
     assert before[0].startswith("pdfast 0.")
     assert before[-1] == (
-        "pdfast: stopped by SIGTERM; teacher is saved at update 7; run it again to go on"
+        "pdfast: stopped by SIGTERM; teacher is saved at update 7; run it again to resume"
     )
     pdfast.distill(tiny, out=run, quiet=True)
     assert capsys.readouterr() == ("", "")
     after = lines(run)
     assert after[: len(before)] == before
     assert after[len(before)].startswith("pdfast 0.")
-    assert "teacher: going on from update 7" in after
+    assert "teacher: resuming from update 7" in after
     assert_same_run(straight, run)
     # Together they have the lines of an uninterrupted run.
     losses = [line for line in without_times(lines(straight)) if ": update " in line]

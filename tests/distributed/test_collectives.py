@@ -1,4 +1,4 @@
-"""Two processes by torchrun: the same bits as one, one writer, one voice, and one end."""
+"""Two processes by torchrun: the bits of one, one writer, one message, and one end."""
 
 import json
 import os
@@ -26,7 +26,7 @@ from pdfast.errors import UsageError
 from pdfast.models.model import Model
 from pdfast.training.model_run import ModelRun
 
-# The command line in a process that leaves a note when it begins to sample.
+# The command line, in a process that leaves a note when it begins to sample.
 WATCHED = f"""
 import os, pathlib, signal, sys
 from pdfast.models import model
@@ -47,7 +47,7 @@ sys.exit(main(sys.argv[1:]))
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory):
-    """A run with a report, whose teacher and student are as they were born."""
+    """A run with a report, whose teacher and student are untrained."""
     from conftest import TINY
 
     table = dict(TINY, eval={"steps": [4], "baseline_steps": 2, "num": 150})
@@ -139,7 +139,7 @@ def test_a_batch_that_cannot_be_shared(monkeypatch, tiny):
 
 
 # ------------------------------------------------------------------------------------------
-# Two processes, that are started once and do one thing after the other
+# Two processes, started once, that run one script after the other
 
 FUNCTIONS = """
 import json, os, sys, time, torch
@@ -189,7 +189,7 @@ for session in range(2):  # one after the other
         out["gather"] = torch.equal(d.gather(mine, 11, 4), whole)
         few = [whole[:3]] if rank == 0 else []
         out["few"] = torch.equal(d.gather(few, 3, 4), whole[:3])
-        few = [whole[:3] / 7.0] if rank == 0 else []  # of a network of one's own: float32
+        few = [whole[:3] / 7.0] if rank == 0 else []  # as of a custom network: float32
         out["floats"] = torch.equal(d.gather(few, 3, 4), whole[:3] / 7.0)
         count = 1 if rank else 3
         mine = [torch.full((count, 2), rank + 0.5), torch.full((count,), rank, dtype=torch.int64)]
@@ -266,14 +266,14 @@ for name in NAMES:
 
 
 class Together(NamedTuple):
-    """What two processes left."""
+    """Results of two processes."""
 
     folder: Path
-    """With a folder for each script."""
+    """Folder with a folder for each script."""
     outputs: dict[str, str]
-    """Of each script."""
+    """Output of each script."""
     report: dict
-    """The run's as it was when one process wrote it."""
+    """Report of the run, as one process wrote it."""
 
 
 @pytest.fixture(scope="module")
@@ -370,7 +370,7 @@ def test_what_must_be_alike_is_compared(tmp_path):
 
     with Pair(tmp_path, member) as pair:
         assert pair.codes() == [2, 2], pair.said()
-        message = "process 1 has numbers 1 2 3 4, where process 0 has 1 2 3: give all the same"
+        message = "process 1 has numbers 1 2 3 4, but process 0 has 1 2 3: give all the same"
         assert [pair.raised(rank) for rank in range(2)] == [message] * 2
 
 
@@ -395,7 +395,7 @@ def test_a_mistake_is_told_once(tmp_path, tiny_toml, args, message):
     output, said, codes, errors = run(tmp_path, "-m", "--", "pdfast", *args)
     assert len(said) == 1, errors
     assert message in said[0]
-    assert 2 in codes.values()  # torchrun may end the other while it still starts
+    assert 2 in codes.values()  # torchrun may end the other process while it starts
     assert set(codes.values()) <= {2, -signal.SIGTERM}
     assert output == ""
     assert errors.count("Traceback") == 1  # torchrun's own
@@ -403,9 +403,9 @@ def test_a_mistake_is_told_once(tmp_path, tiny_toml, args, message):
 
 
 def end_one(run_dir, tmp_path, rank, signum):
-    """Send a signal to one process while both sample: (what was said, exit statuses).
+    """Send a signal to one process while both sample; return the output and exit statuses.
 
-    The samples would take hours: that there is an end shows that the signal was heard by both.
+    The samples would take hours, so an end at all shows that both heard the signal.
     """
     (tmp_path / "watched.py").write_text(WATCHED)
     args = ["sample", run_dir / "teacher", "--steps=1000000", "--num=128", "--threads=1"]
@@ -467,7 +467,7 @@ def test_a_process_that_cannot_notice_is_ended(tmp_path):
 
 
 def test_a_signal_while_waiting_is_not_lost(monkeypatch, handlers):
-    """It may come while this process waits for the others' word, which is still no."""
+    """It may come while this process waits for the others' number, which is still 0."""
     signals.install()
     words = [0, None]
 

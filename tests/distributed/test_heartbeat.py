@@ -1,4 +1,4 @@
-"""A process that stops answering ends the run, in time; one that works does not."""
+"""A process that stops answering ends the run, in time; one that is busy does not."""
 
 import os
 import signal
@@ -19,16 +19,16 @@ from pdfast.storage import files
 
 
 def silent(rank, timeout):
-    """What is said of a process of two."""
+    """Return the message about a silent process of two."""
     return (
-        f"process {rank} of 2 does not answer within --timeout {timeout} s: it or its machine has "
-        "stopped, or the network between; the last saved state is whole, and the same command goes "
-        "on from there"
+        f"process {rank} of 2 does not answer within --timeout {timeout} s: the process, its "
+        "machine or the network has stopped; the last saved state is whole, and the same command "
+        "resumes from there"
     )
 
 
 def one_of(monkeypatch, size):
-    """Act as process 1 of some."""
+    """Act as process 1 of `size`."""
     for name, value in variables(1, size).items():
         monkeypatch.setenv(name, value)
 
@@ -38,7 +38,7 @@ def one_of(monkeypatch, size):
 
 
 def test_silence_is_counted_in_beats_of_who_listens():
-    """So that a suspended job, all of whose processes were silent for hours, goes on."""
+    """A suspended job, all of whose processes were silent for hours, therefore continues."""
     silence = Silence([1, 2, 3])
     for _ in range(MISSED):
         silence.heard(2)
@@ -50,7 +50,7 @@ def test_silence_is_counted_in_beats_of_who_listens():
     assert silence.beat() is None
     silence.left(2)
     assert silence.beat() is None
-    assert MISSED + 1 < BEATS  # within the timeout, and some of it is left for the end
+    assert MISSED + 1 < BEATS  # within the timeout, with some time left for the end
 
 
 @pytest.mark.parametrize("timeout", [0, -1, float("nan"), 1e7])
@@ -63,11 +63,11 @@ def test_a_timeout_that_is_none(timeout):
 def test_one_that_does_not_start(monkeypatch):
     one_of(monkeypatch, 4)
     store = dist.HashStore()
-    message = r"processes 0, 2, 3 of 4 did not start within 0.1 s: see what the start"
+    message = r"processes 0, 2, 3 of 4 did not start within 0.1 s: find out what delays"
     with pytest.raises(ProcessLost, match=message):
         joining._meet(store, 1, 4, lambda: None, 0.1)
     with pytest.raises(ProcessLost, match="another process of this run has ended"):
-        joining._meet(store, 2, 4, lambda: None, 600.0)  # that comes too late
+        joining._meet(store, 2, 4, lambda: None, 600.0)  # this one comes too late
 
 
 def test_one_that_stops_while_the_others_connect(monkeypatch):
@@ -98,7 +98,7 @@ def test_what_is_said_does_not_wait_for_a_board_that_is_gone(monkeypatch):
     monkeypatch.setattr(board, "ANSWER", 0.05)
     monkeypatch.setattr(board, "_said", set())
     assert board.first_to_say("it is gone")
-    assert not board.first_to_say("it is gone")  # this process has said so
+    assert not board.first_to_say("it is gone")  # this process has already said it
 
 
 # ------------------------------------------------------------------------------------------
@@ -107,7 +107,7 @@ def test_what_is_said_does_not_wait_for_a_board_that_is_gone(monkeypatch):
 
 @pytest.mark.parametrize("stopped", [0, 1])
 def test_one_that_stops_ends_the_run_and_one_that_works_does_not(tmp_path, stopped):
-    """Process 0 has the store here, which is stopped with it."""
+    """Process 0 holds the store here, which stops with it."""
     timeout = 2
 
     def work():
@@ -134,7 +134,7 @@ def test_one_that_stops_ends_the_run_and_one_that_works_does_not(tmp_path, stopp
 
 
 def test_one_that_is_held_up_elsewhere_is_ended_in_time(tmp_path):
-    """As by a GPU that waits for the stopped one's."""
+    """As by a GPU that waits for the stopped process's GPU."""
 
     def member(rank):
         with collectives.session("cpu", 1, timeout=2):
@@ -149,7 +149,7 @@ def test_one_that_is_held_up_elsewhere_is_ended_in_time(tmp_path):
 
 
 def test_one_that_stops_in_leaving(tmp_path):
-    """All is done and written, but no launcher would end."""
+    """Everything is done and written, but no launcher would end."""
 
     def member(rank):
         real = heartbeat.Heartbeat.close
@@ -186,14 +186,14 @@ def test_a_job_that_is_stopped_as_a_whole_goes_on(tmp_path):
         time.sleep(2 * timeout)
         for pid in pair.pids:
             os.kill(pid, signal.SIGCONT)
-        end = time.monotonic() + 2 * timeout  # and is listened to as before
+        end = time.monotonic() + 2 * timeout  # and is still heard
         while time.monotonic() < end:
             time.sleep(0.1)
         (tmp_path / "enough").touch()
         assert pair.codes() == [0, 0], pair.said()
 
 
-# The command line, in a process that stops in its 7th update, if it is the one that is to.
+# The command line, in a process that stops itself in its 7th update if it is the chosen one.
 STOPS = f"""
 import os, pathlib, signal, sys, time
 from pdfast.training import loop
@@ -218,7 +218,7 @@ sys.exit(main(sys.argv[2:]))
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_run_that_is_stopped_goes_on_from_its_last_state(tiny_toml, tmp_path):
-    """Each process once, by torchrun; then the bits of a run that never was."""
+    """Each process once, by torchrun; then the bits of an undisturbed run."""
     timeout, states = 30, tmp_path / "run" / "state"
     (tmp_path / "stops.py").write_text(STOPS)
 
@@ -240,5 +240,5 @@ def test_a_run_that_is_stopped_goes_on_from_its_last_state(tiny_toml, tmp_path):
             files.read(states / name)
     again, straight = (train(out, "none") for out in ("run", "straight"))
     assert again.codes == straight.codes == {}, (again.errors, straight.errors)
-    assert "going on from update 10\n" in again.output
+    assert "resuming from update 10\n" in again.output
     assert_same_run(tmp_path / "straight", tmp_path / "run")

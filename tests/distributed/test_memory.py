@@ -1,11 +1,11 @@
-"""Memory that is freed stays with the process."""
+"""Freed memory stays with the process."""
 
 import platform
 import subprocess
 import sys
 
-# Blocks as an update has them, of several sizes up to 8 MB, all freed at its end; prints the page
-# faults of ten such updates after the first ten.
+# Blocks like those of an update, of several sizes up to 8 MB, all freed at its end. It prints the
+# page faults of ten such updates after the first ten.
 ROUNDS = """
 import ctypes, resource, sys
 from pdfast.distributed import memory
@@ -35,7 +35,7 @@ def faults(how):
 
 
 def test_what_is_freed_is_used_again():
-    """Where the C library is not glibc there is nothing to ask, and nothing to see."""
+    """With another C library than glibc there is nothing to set, and nothing to see."""
     kept, again = faults("kept")
     assert kept == (platform.libc_ver()[0] == "glibc")
     if kept:

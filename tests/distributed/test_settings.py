@@ -1,4 +1,4 @@
-"""PyTorch's process-wide settings are the caller's again after every call."""
+"""Every call restores the caller's process-wide settings of PyTorch."""
 
 import itertools
 import os
@@ -29,7 +29,7 @@ SUMS = "allow_bf16_reduced_precision_reduction"
 
 
 def legacy(read):
-    """A switch of the older kind, or the refusal to read it."""
+    """Read an older switch, or return PyTorch's refusal."""
     try:
         return read()
     except RuntimeError:
@@ -37,7 +37,7 @@ def legacy(read):
 
 
 def seen():
-    """Every setting that pdfast may touch, and those that it need not, as a user reads them."""
+    """Return every setting that pdfast may touch, and some others, as a user reads them."""
     deterministic = torch.utils.deterministic
     return {
         "threads": torch.get_num_threads(),
@@ -63,7 +63,7 @@ def seen():
 
 @pytest.fixture
 def odd(monkeypatch):
-    """Settings that no call of pdfast works with; gives them as they are seen."""
+    """Settings that no call of pdfast would choose; returns them as a user reads them."""
     monkeypatch.setenv(VARIABLE, ":16:8")
     cudnn, matmul, more = BACKENDS.cudnn, BACKENDS.cuda.matmul, torch.utils.deterministic
     torch.set_num_threads(2)
@@ -98,7 +98,7 @@ def test_every_call_from_python(odd, tiny, straight, tmp_path, monkeypatch):
     assert (during["threads"], during["deterministic"], during["warn only"]) == (1, False, False)
     assert (during["sums"], during["benchmark"], during["fill"]) == (False, True, False)
     assert during["precisions"]["cpu matmul"] == "ieee"
-    for name in ("teacher", "round-02-steps-0002"):  # of the caller's settings nothing is left
+    for name in ("teacher", "round-02-steps-0002"):  # the caller's settings changed no result
         theirs = (straight / name / "model.safetensors").read_bytes()
         assert (run / name / "model.safetensors").read_bytes() == theirs
     pdfast.train(tiny, out=run, **given)
@@ -116,7 +116,7 @@ def test_every_call_from_python(odd, tiny, straight, tmp_path, monkeypatch):
         pdfast.train(tiny, out=run, resume="never", **given)
     assert seen() == odd
     module = Dense()
-    odd["random"] = seen()["random"]  # the line above draws
+    odd["random"] = seen()["random"]  # the line above draws random numbers
     distill(tmp_path / "own", module, threads=1)
     assert seen() == odd
     monkeypatch.setattr(loop, "update", lambda *args: 1 / 0)
@@ -128,7 +128,7 @@ def test_every_call_from_python(odd, tiny, straight, tmp_path, monkeypatch):
 def test_every_command(odd, tiny_toml, straight, write_state, tmp_path, capsys, handlers):
     """Within a process, as notebooks and tests call them."""
     run, state = shutil.copytree(straight, tmp_path / "run"), write_state()
-    odd["random"] = seen()["random"]  # the line above draws
+    odd["random"] = seen()["random"]  # the line above draws random numbers
     (tmp_path / "c.toml").write_text(dump_config(ff.CONFIG))
     one = ["--threads", 1]
     for command in (
@@ -144,7 +144,7 @@ def test_every_command(odd, tiny_toml, straight, write_state, tmp_path, capsys, 
 
 
 def test_a_deterministic_run(tiny, tmp_path, monkeypatch):
-    """The variable that cuBLAS reads goes with the run."""
+    """The variable that cuBLAS reads is unset when the run ends."""
     monkeypatch.delenv(VARIABLE, raising=False)
     before, inside = seen(), []
 
@@ -161,7 +161,7 @@ def test_a_deterministic_run(tiny, tmp_path, monkeypatch):
 
 
 # ------------------------------------------------------------------------------------------
-# TF32, of which a CPU knows the switches
+# TF32, whose switches exist on a CPU too
 
 
 def set_places(**values):
@@ -185,7 +185,7 @@ CALLERS = {
 
 @pytest.fixture
 def fresh():
-    """The switches as they are at the start of a process, as far as they can be."""
+    """The switches as at the start of a process, as far as they can be reset."""
 
     def reset():
         set_places(all="none", cudnn="none")
@@ -201,7 +201,7 @@ def fresh():
 @pytest.mark.parametrize("caller", CALLERS)
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
 def test_tf32(fresh, monkeypatch, caller, precision):
-    """In a run it is what the precision says, whatever the caller had, which is back after it."""
+    """In a run the precision decides, whatever the caller chose; that is restored after it."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     CALLERS[caller]()
     before, products = seen(), ("matmul", "conv", "rnn")
@@ -223,7 +223,7 @@ def test_tf32(fresh, monkeypatch, caller, precision):
 
 
 def test_calls_within_calls(fresh, monkeypatch):
-    """Each gives back what it found, in whatever precision."""
+    """Each restores what it found, in whatever precision."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for outer, inner in itertools.permutations(["fp32", "tf32", "bf16"], 2):
         before = seen()
@@ -239,7 +239,7 @@ def test_calls_within_calls(fresh, monkeypatch):
 def test_what_changes_nothing(tiny, tmp_path):
     before = seen()
     model = random_model(tiny.model, 0, torch.float32)
-    before["random"] = seen()["random"]  # the line above draws
+    before["random"] = seen()["random"]  # the line above draws random numbers
     pdfast.save(model, tmp_path / "model")
     pdfast.load(tmp_path / "model").sample(2, 2, seed=1)
     network = pdfast.Network(Dense(), (1, 12))

@@ -1,4 +1,4 @@
-"""Calls from Python that are asked to stop: state saved, handlers the caller's again."""
+"""Calls from Python that are asked to stop: the state is saved, the caller's handlers restored."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ from pdfast.evaluation.report import write
 from pdfast.training import loop
 
 ENGINE = loop.update
-WAIT = 60  # seconds, for another thread that has nothing to do but to send a signal
+WAIT = 60  # seconds for another thread that only has to send a signal
 
 
 def of_the_callers(signum, frame):
@@ -25,7 +25,7 @@ def of_the_callers(signum, frame):
 
 @pytest.fixture(autouse=True)
 def handlers():
-    """Handlers of the caller's own, which are there after every call; default ones after it."""
+    """Handlers of the caller, which every call restores; the test ends with default ones."""
     mine = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: of_the_callers}
     mine |= {signal.SIGUSR1: of_the_callers, signal.SIGHUP: signal.SIG_IGN}
     before = {signum: signal.signal(signum, handler) for signum, handler in mine.items()}
@@ -38,7 +38,7 @@ def handlers():
 
 
 def sent(*signums):
-    """Have another thread send signals to this process; they have come when this returns."""
+    """Have another thread send signals to this process, and wait until they have arrived."""
     asked, done = threading.Event(), threading.Event()
 
     def send():
@@ -57,7 +57,7 @@ def sent(*signums):
 
 
 def at_update(monkeypatch, number, act):
-    """Call `act` within an update, the first being 1."""
+    """Call `act` during update `number`, counted from 1."""
     count = iter(range(1, 1000))
 
     def counted(*args):
@@ -77,7 +77,7 @@ def update_saved(run):
 
 
 def test_ctrl_c_in_training_and_in_a_round(straight, tiny, tmp_path, monkeypatch):
-    """Then the same call, which ends at the bits of an undisturbed one."""
+    """Then the same call ends at the bits of an undisturbed one."""
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         at_update(patch, 7, lambda: sent(signal.SIGINT))
@@ -103,7 +103,7 @@ def test_sigterm(tiny, tmp_path, monkeypatch):
 
 
 def unsampled(straight, run):
-    """A copy of a finished run, whose evaluation begins anew."""
+    """Return a copy of a finished run, whose evaluation begins anew."""
     return shutil.copytree(straight, run, ignore=shutil.ignore_patterns("eval-state"))
 
 
@@ -111,7 +111,7 @@ def unsampled(straight, run):
     ("signum", "kind"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, pdfast.Stopped)]
 )
 def test_in_an_evaluation(straight, tmp_path, monkeypatch, signum, kind):
-    """The report that is there stays, samples are kept, and the same call writes the same."""
+    """The old report stays, samples are kept, and the same call writes the same."""
     run = unsampled(straight, tmp_path / "run")
     before = (run / "report.json").read_text()
     real = sweep.EvalState.keep
@@ -122,7 +122,7 @@ def test_in_an_evaluation(straight, tmp_path, monkeypatch, signum, kind):
 
     with monkeypatch.context() as patch:
         patch.setattr(sweep.EvalState, "keep", keep)
-        with pytest.raises(kind, match="finished models are whole; the same command goes on"):
+        with pytest.raises(kind, match="finished models are whole; the same command resumes"):
             pdfast.evaluate(run, quiet=True)
     assert len(list(run.glob("eval-state/*/samples-*"))) == 1
     assert (run / "report.json").read_text() == before
@@ -132,7 +132,7 @@ def test_in_an_evaluation(straight, tmp_path, monkeypatch, signum, kind):
 
 
 def test_the_second_ctrl_c_is_not_waited_for(tiny, tmp_path, monkeypatch):
-    """Both within one update: the first would be heard after it."""
+    """Both arrive within one update, after which the first would be heard."""
     at_update(monkeypatch, 7, lambda: sent(signal.SIGINT) or sent(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt) as interrupt:
         pdfast.train(tiny, out=tmp_path / "run", quiet=True)
@@ -142,7 +142,7 @@ def test_the_second_ctrl_c_is_not_waited_for(tiny, tmp_path, monkeypatch):
 
 
 def test_the_second_sigterm_goes_to_the_callers_handler(tiny, tmp_path, monkeypatch):
-    """At once; a default one would end the process, as the command does."""
+    """At once; a default handler would end the process, as in a command."""
     at_update(monkeypatch, 7, lambda: sent(signal.SIGTERM) or sent(signal.SIGTERM))
     with pytest.raises(AssertionError, match="signal 15 came to the caller's handler"):
         pdfast.train(tiny, out=tmp_path / "run", quiet=True)
@@ -150,7 +150,7 @@ def test_the_second_sigterm_goes_to_the_callers_handler(tiny, tmp_path, monkeypa
 
 
 def test_a_signal_that_comes_too_late_is_the_callers(straight, tmp_path, monkeypatch):
-    """After the last time that the work listens: the report is written, the signal not lost."""
+    """After the work's last poll, the report is written and the signal not lost."""
     run = shutil.copytree(straight, tmp_path / "run")
     (run / "report.json").unlink()
     real = write.as_json
@@ -216,7 +216,7 @@ def test_whose_handlers_are_there(tiny, tmp_path, monkeypatch, handlers):
 
 
 def in_a_thread(call):
-    """What a call in another thread than the main one returns, or raises."""
+    """Make a call in a thread that is not the main one; return its result, or raise its error."""
     found = []
 
     def run():
@@ -232,7 +232,7 @@ def in_a_thread(call):
 
 
 def test_stop_from_another_thread(straight, tiny, tmp_path, monkeypatch, handlers):
-    """No handler is touched there, and a signal to the main thread is none of its business."""
+    """Such a call touches no handler, and ignores a signal to the main thread."""
     run, asked = tmp_path / "run", threading.Event()
 
     def act():
@@ -247,7 +247,7 @@ def test_stop_from_another_thread(straight, tiny, tmp_path, monkeypatch, handler
     monkeypatch.setattr(signals, "_requested", 0)
     assert type(stopped) is pdfast.Stopped
     assert str(stopped) == (
-        "stopped as stop() asked; teacher is saved at update 7; run it again to go on"
+        "stopped as stop() asked; teacher is saved at update 7; run it again to resume"
     )
     assert (stopped.signum, stopped.exit_code) == (0, 1)
     assert update_saved(run) == "round-00-update-000000007"
@@ -264,7 +264,7 @@ def test_a_thread_does_not_hear_signals(tiny, tmp_path, monkeypatch):
 
 
 def test_stop_is_asked_at_every_update_and_at_every_step(tiny, straight, tmp_path, monkeypatch):
-    """In the main thread too; and no longer after the call."""
+    """In the main thread too; and not after the call."""
     made, real = [], loop.update
     monkeypatch.setattr(loop, "update", lambda *args: made.append(1) or real(*args))
     with pytest.raises(pdfast.Stopped, match="teacher is saved at update 5"):
@@ -285,6 +285,6 @@ def test_stop_is_asked_at_every_update_and_at_every_step(tiny, straight, tmp_pat
 def test_an_error_of_stop_is_the_callers(tiny, tmp_path):
     with pytest.raises(ZeroDivisionError):
         pdfast.train(tiny, out=tmp_path / "run", quiet=True, stop=lambda: 1 / 0)
-    with pytest.raises(UsageError, match="stop must be a function without arguments that says"):
+    with pytest.raises(UsageError, match="stop must be a function without arguments that returns"):
         pdfast.train(tiny, out=tmp_path / "run", quiet=True, stop=True)
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""Plain eager CUDA: the same draws, and a run of seconds. Skipped where there is no GPU."""
+"""Plain eager CUDA: the same draws, and a run of seconds. Skipped without a GPU."""
 
 import dataclasses
 import json

@@ -54,7 +54,7 @@ def test_samples_are_the_same(tmp_path):
     ended = run(tmp_path, "-m", "--", "pdfast", "sample", "model", "--num=300", "--out=two.npz")
     assert ended.codes == {}, ended.errors
     one = pdfast.load(tmp_path / "model", "cuda:0").sample_images(300, 4)
-    # cuDNN may choose otherwise on each GPU: by a grey level, where it rounds the other way.
+    # cuDNN may choose another algorithm on each GPU: a grey level, where it rounds the other way.
     difference = np.load(tmp_path / "two.npz")["arr_0"].astype(int) - one.cpu().numpy()
     assert abs(difference).max() <= 1
 

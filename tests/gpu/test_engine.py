@@ -1,6 +1,6 @@
 """The engine on a GPU: graphs replay what calls compute, and nothing waits, allocates or leaks.
 
-Skipped where there is none.
+Skipped without a GPU.
 """
 
 import copy
@@ -33,7 +33,7 @@ pytestmark = [
 
 
 def fit_guided(student, num_steps, weight, _):
-    """The first fit, to a guided teacher of the student's own weights."""
+    """Make the first fit, to a teacher guided by the student's own weights."""
     cfg = dataclasses.replace(student.cfg.unguided(), label_dropout=0.1)
     teacher = Model(cfg).to(DEVICE).eval()
     teacher.net.load_state_dict(student.net.state_dict(), strict=False)
@@ -44,7 +44,7 @@ def low(model):
     return model.net_dtype == torch.bfloat16
 
 
-# Options of [engine], of the loop and the network, and the objective, by phase.
+# By phase: options of [engine], of the loop and the network, and the objective.
 CASES = {
     "train": {},
     "train streamed": {"data": "stream"},
@@ -86,17 +86,17 @@ CHANGED = -2  # the optimizer's tensors up to the counters of skipped updates an
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("case", CASES)
 def test_replays_are_calls_bit_for_bit(small, deterministic, case, precision):
-    """Those of resident images and one stream, whatever the case."""
+    """Compared with those of resident images and one stream, whatever the case."""
     options, phase = CASES[case], case.split()[0]
     loop = {key: value for key, value in options.items() if key in LOOP}
     net = {key: value for key, value in options.items() if key in NETWORK}
     ours = {key: value for key, value in options.items() if key not in (*LOOP, *NETWORK)}
     small = dataclasses.replace(small, model=dataclasses.replace(small.model, **net))
     data = coloured()
-    if ours.get("tabulate_film"):  # of a model without classes
+    if ours.get("tabulate_film"):  # only for a model without classes
         model = dataclasses.replace(small.model, num_classes=0)
         small, data = dataclasses.replace(small, model=model), Dataset(data.images, None)
-    computed = ("tabulate_film", "compile")  # what decides how numbers are rounded
+    computed = ("tabulate_film", "compile")  # options that change how numbers are rounded
     plain = {key: value for key, value in ours.items() if key in computed}
     called = Phase(with_engine(small, **plain), phase, precision, data=data, **loop)
     start = [t.clone() for t in called.optimizer.tensors()]
@@ -169,7 +169,7 @@ def test_a_replay_skips_what_is_not_finite(small, fast, where, precision):
         phase.once()
         changes.append({not torch.equal(a, b) for a, b in zip(before, kept, strict=True)})
         counts.append(optimizer.skipped.tolist())
-    # The last comes after two in a row.
+    # The last follows two skipped in a row.
     assert changes == [{False}, {True}, {False}, {True}, {False}, {False}, {False}]
     assert counts == [[1, 1], [1, 0], [2, 1], [2, 0], [3, 1], [4, 2], [5, 3]]
     assert optimizer.done.item() == len(counts)
@@ -178,10 +178,10 @@ def test_a_replay_skips_what_is_not_finite(small, fast, where, precision):
 
 
 def test_a_run_of_updates_that_are_not_finite_ends(small, fast, tmp_path, monkeypatch):
-    """Of a captured phase: read without waiting, stopped at one point, with a dump."""
+    """In a captured phase: read without waiting, stopped at one point, with a dump."""
     real = Optimizer.step
 
-    def poisoned(self):  # from update 5 on, as a graph can tell it
+    def poisoned(self):  # from update 5 on, in a way that a graph can compute
         self.grads[3].masked_fill_(self.done[0] >= 5, float("nan"))
         real(self)
 
@@ -200,7 +200,7 @@ def test_a_run_of_updates_that_are_not_finite_ends(small, fast, tmp_path, monkey
 
 
 def test_compiled_networks_teach_the_same(small, deterministic):
-    """Captured, and apart from those that are not compiled by rounding alone."""
+    """Captured; they differ from uncompiled ones only by rounding."""
     start = flat(Phase(small, "distill").model)
     found = []
     for compile in ("off", "on"):
@@ -230,12 +230,12 @@ def test_two_graphs_take_turns(small, deterministic):
 @pytest.mark.parametrize("kind", [Rollout, Pipelined])
 @pytest.mark.parametrize("place", ["device", "stream"])
 def test_the_loop_never_waits_for_the_device(tiny, fast, kind, place, tmp_path, monkeypatch):
-    """Of its last update all but the line of metrics, for which it does."""
+    """Except for the last update's line of metrics."""
     seen = []
 
     class Strict(training_loop.Replay):
         def __call__(self):
-            if not seen:  # what is read before the loop is waited for
+            if not seen:  # reads before the loop wait for the device
                 torch.cuda.set_sync_debug_mode("error")
                 with pytest.raises(RuntimeError, match="synchroniz"):
                     self_check.item()
@@ -281,7 +281,7 @@ def test_memory_is_flat_over_2000_updates(tiny, fast, place, tmp_path, monkeypat
 def test_one_capture_serves_all_rounds(
     tiny, deterministic, precision, options, tmp_path, monkeypatch
 ):
-    """The students have the bits of those of a capture each, and of calls."""
+    """The students have the same bits as with a capture each, and as with plain calls."""
     made = []
 
     class Counted(training_loop.Replay):
@@ -302,7 +302,7 @@ def test_one_capture_serves_all_rounds(
         return [path.read_bytes() for path in sorted(out.glob("round-*/model.safetensors"))]
 
     together = students("a")
-    assert made == [True] * 2  # the teacher's, and the rounds'
+    assert made == [True] * 2  # one for the teacher, one for the rounds
     assert students("b", graph=False) == together
     assert not any(made)
     monkeypatch.setattr(distillation_rounds, "of_one_network", lambda *_: False)
@@ -312,8 +312,8 @@ def test_one_capture_serves_all_rounds(
 
 
 def test_rounds_leave_nothing_behind(tiny, fast, tmp_path, monkeypatch):
-    """The same is allocated after the second round and every later one, but less after the last,
-    which leaves nothing to another.
+    """Memory is the same after the second round and every later one, but less after the last,
+    which leaves no engine.
     """
     used, one_round = [], distillation_rounds._distill_round
 
@@ -340,7 +340,7 @@ def test_a_streamed_run(tiny, fast, tmp_path):
 
 
 # ------------------------------------------------------------------------------------------
-# What is computed
+# Results
 
 
 @pytest.mark.parametrize("kind", [Rollout, Pipelined])

@@ -19,7 +19,7 @@ def same(found, expected):
 
 
 def overwrite():
-    """Give the device's free memory to tensors of NaN, and back."""
+    """Fill the device's free memory with NaN, and free it again."""
     gc.collect()
     torch.cuda.empty_cache()
     blocks = [torch.full((1 << 26,), float("nan"), device=DEVICE) for _ in range(16)]
@@ -79,7 +79,7 @@ def test_an_emptied_cache_between_replays(small, deterministic, phase):
 
 
 def test_workspaces_lie_in_the_graph_s_own_memory(deterministic):
-    """A product that needs one leaves nothing outside, and gives all of it back."""
+    """A product that needs one leaves nothing outside the graph, and all of it is freed."""
     a = torch.randn(512, 512, device=DEVICE, dtype=torch.bfloat16)
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):

@@ -1,4 +1,4 @@
-"""The compiled CUDA op on a GPU: accuracy, bits, streams, graphs. Skipped where there is none."""
+"""The compiled CUDA op on a GPU: accuracy, bits, streams, graphs. Skipped without a GPU."""
 
 import pytest
 import torch
@@ -49,7 +49,7 @@ def test_census(channels, size, film, silu, dtype, n):
         ((2, 12, 7, 7), 4),
         ((1, 4000, 1, 3), 1),
         ((2, 64, 5, 20), 16),
-        ((2, 64, 128, 128), 8),  # two reads where the slab is too large
+        ((2, 64, 128, 128), 8),  # read twice: the slab is too large
         ((1, 256, 256, 256), 32),
     ],
     ids=str,
@@ -163,7 +163,7 @@ def sum_on_gpu(*args, **kwargs):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("variant", [*VARIANTS, *STRADDLED], ids=str)
 def test_sums(variant, dtype):
-    """Odd sizes, mixed types, groups that straddle x and skip, and a slab for the second read."""
+    """Odd sizes, mixed dtypes, groups that straddle x and skip, and a slab that is read twice."""
     for seed, (shape, groups) in enumerate([((3, 24, 5, 4), 4), ((2, 64, 16, 16), 8)]):
         check_sum(variant, sum_on_gpu(variant, shape, dtype, seed=seed), groups)
         kinds = {"param": torch.float32, "addend": torch.float32, "mean": 3.0}

@@ -1,6 +1,6 @@
-"""Every op launched on a GPU, for each option that changes the launch, beside a CPU's reference.
+"""Every op launched on a GPU, for each option that changes the launch, against a CPU's reference.
 
-The first thing to run on a new GPU or Triton; tests/kernels says how accurate the ops are.
+The first test to run on a new GPU or Triton; tests/kernels checks how accurate the ops are.
 """
 
 import pytest

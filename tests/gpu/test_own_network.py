@@ -1,6 +1,6 @@
-"""Networks of one's own on a GPU: captured or called, the same student.
+"""Custom networks on a GPU: captured or called, the student is the same.
 
-Skipped where there is none.
+Skipped without a GPU.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ CALLED = dataclasses.replace(CONFIG, engine=dataclasses.replace(CONFIG.engine, g
 
 
 class Waits(Dense):
-    """Reads a number on the host, which no graph can hold."""
+    """A network that reads a number on the host, which a graph cannot contain."""
 
     def forward(self, z, logsnr, label):
         out = super().forward(z, logsnr, label)
@@ -41,6 +41,6 @@ def test_it_can_be_called(tmp_path):
 
 
 def test_what_cannot_be_captured(tmp_path):
-    """The last, by conftest.py: after it PyTorch, up to 2.11, captures nothing in this process."""
+    """conftest.py runs it last: after it, PyTorch up to 2.11 captures nothing in this process."""
     with pytest.raises(PdfastError, match=r"set engine.graph to false"):
         distill(tmp_path / "graph", Waits(), device="cuda")

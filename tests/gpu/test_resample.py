@@ -17,7 +17,7 @@ pytestmark = [
 
 @pytest.fixture
 def roomy():
-    """Memory for two such tensors and a half."""
+    """Skip unless memory holds two and a half such tensors."""
     if torch.cuda.get_device_properties(DEVICE).total_memory < NEEDED:
         pytest.skip("the device has less than 24 GB")
     yield
@@ -26,7 +26,7 @@ def roomy():
 
 @pytest.mark.parametrize("up", [False, True])
 def test_more_elements_than_32_bits_count(roomy, up):
-    """The first rows and the last, of each image, by the reference on these rows alone."""
+    """The first and last rows of each image, against the reference on these rows alone."""
     b, c, h, w = SHAPE
     assert c * h * w <= MOST < b * c * h * w
     shape = (b, c, h // 2, w // 2) if up else SHAPE

@@ -1,6 +1,6 @@
-"""Thirteen rounds in one process: one graph serves them, and the last gives back all memory.
+"""Thirteen rounds in one process: one graph serves them, and the last round frees all memory.
 
-Skipped where there is no GPU.
+Skipped without a GPU.
 """
 
 import dataclasses
@@ -19,11 +19,11 @@ pytestmark = [
 ]
 
 ROUNDS = 13
-ORDINARY = (0, 0)  # the pool of all that no graph owns
+ORDINARY = (0, 0)  # the pool of memory that no graph owns
 
 
 def test_memory_is_flat_over_the_rounds(tiny, tmp_path, monkeypatch):
-    """What is allocated and reserved after the second round is so, or less, after each later one.
+    """Allocated and reserved memory never exceeds that after the second round.
 
     The first still finds algorithms, makes streams and loads libraries. The last leaves no graph.
     """

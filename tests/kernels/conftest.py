@@ -15,11 +15,11 @@ if os.environ.get("TRITON_INTERPRET") == "1" and not runtime.HAVE_TRITON:
     raise pytest.UsageError("TRITON_INTERPRET=1 needs Triton 3.6 or newer: pip install triton")
 RUNS = runtime.HAVE_TRITON and (runtime.INTERPRETING or torch.cuda.is_available())
 collect_ignore = [] if RUNS else [f"test_{name}.py" for name in TRITON]
-if runtime.INTERPRETING:  # these need no second run
+if runtime.INTERPRETING:  # tests without Triton need no second run
     collect_ignore_glob = ["test_group_norm_silu*.py", "test_acceptance.py", "test_registry.py"]
     collect_ignore_glob += ["test_instructions.py", "test_emulator.py"]
 else:
-    collect_ignore.append("test_bytes.py")  # counts at the interpreter
+    collect_ignore.append("test_bytes.py")  # counts accesses of the interpreter
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def launched(monkeypatch):
 
 @pytest.fixture(scope="session")
 def norm_machine_code(tmp_path_factory):
-    """What nvcc makes of group_norm_silu.cu: ptxas's report, and the folder of its files."""
+    """Compile group_norm_silu.cu by nvcc: ptxas's report, and the folder of the files."""
     base = tmp_path_factory.getbasetemp()  # of this worker, if there are several
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "norm-machine-code"
     return compile_norm(folder), folder

@@ -1,8 +1,8 @@
-// Small kernels whose results are known, to test the emulator in tests/sass.
+// Small kernels with known results, to test the emulator in tests/sass.
 
 #include <cstdint>
 
-// Lanes of a warp leave the loop one by one; what follows it they do together again.
+// Lanes of a warp leave the loop one by one, and continue together after it.
 extern "C" __global__ void loop(const int* times, int* out) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   int total = 0;
@@ -11,7 +11,7 @@ extern "C" __global__ void loop(const int* times, int* out) {
   out[i] = total;
 }
 
-// A jump to where a table sends each lane, and a loop around lanes that part there.
+// A jump that a table decides for each lane, and a loop around lanes that diverge there.
 extern "C" __global__ void branches(const int* kind, int* out) {
   const int i = threadIdx.x;
 #pragma unroll 1
@@ -45,7 +45,7 @@ extern "C" __global__ void lanes(const int* in, int* out) {
   out[4 * n + i] = int(__ballot_sync(~0u, value > 0));
   out[5 * n + i] = __all_sync(~0u, value != 7) + 2 * __any_sync(~0u, value == 7);
   out[6 * n + i] = __reduce_max_sync(~0u, value);
-  // Half of each warp, and a number of rounds that the warp does not know before.
+  // Half of each warp, and a number of rounds that is not known in advance.
   int half = value;
   if (i % 2) {
 #pragma unroll 1
@@ -154,7 +154,7 @@ __device__ void copy(const int4* in, int4* out) {
 extern "C" __global__ void copy_all(const int4* in, int4* out) { copy<0>(in, out); }
 extern "C" __global__ void copy_half(const int4* in, int4* out) { copy<1>(in, out); }
 
-// The two halves of a block meet at barriers of their own, then all of it votes.
+// The two halves of a block meet at separate barriers, then the whole block votes.
 extern "C" __global__ void meet(const int* in, int* out, int count) {
   __shared__ int values[128];
   const int i = threadIdx.x, half = i / 64;

@@ -1,4 +1,4 @@
-"""The rules of acceptance reject what loses digits, and accept what does not."""
+"""The rules of acceptance reject results that lose digits, and accept the others."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ SHAPE, GROUPS = (2, 32, 16, 16), 4
 
 
 def naive(tensors, groups, silu, eps):
-    """group_norm_silu, but with the variance as E[x^2] - E[x]^2, in float32."""
+    """group_norm_silu with the variance as E[x^2] - E[x]^2, in float32."""
 
     def function(x, weight, bias, film):
         n, c = x.shape[:2]
@@ -45,7 +45,7 @@ def test_a_variance_that_cancels_is_rejected(dtype, mean, silu):
 @pytest.mark.parametrize(("dtype", "mean"), CANCELS)
 @pytest.mark.parametrize("name", ["dx", "dweight", "dfilm"])
 def test_so_is_each_gradient_that_depends_on_it(name, dtype, mean):
-    """All but dbias, which has it in SiLU's slope alone: less than a 16-bit type can show."""
+    """Not dbias: the variance enters it only by SiLU's slope, too little for a 16-bit dtype."""
     at = NAMES.index(name)
 
     def one_wrong(tensors, **options):
@@ -73,7 +73,7 @@ def test_the_formulas_are_those_of_autograd(silu, film):
 
 
 def test_a_peer_that_lost_its_digits_allows_no_more():
-    """The rule of the Triton kernels."""
+    """By the rule of the Triton kernels."""
     exact = torch.linspace(1, 2, 1000, dtype=torch.float64)
     peer = (exact * (1 + 1e-3)).float()
     assert_accepted(exact.float(), peer, exact)

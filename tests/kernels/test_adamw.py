@@ -33,7 +33,7 @@ NAMES = ("params", "exp_avg", "exp_avg_sq", "ema")
 
 
 def start(size, ema, copy, generator):
-    """Buffers before an update: params, grads, exp_avg, exp_avg_sq, ema (of so many), copy."""
+    """Return buffers before an update: params, grads, exp_avg, exp_avg_sq, `ema` averages, copy."""
     draw = [torch.randn(size, generator=generator).to(DEVICE) for _ in range(5)]
     params, grads, exp_avg, exp_avg_sq, average = draw
     copies = None if copy is None else torch.empty(size, dtype=copy, device=DEVICE)
@@ -43,7 +43,7 @@ def start(size, ema, copy, generator):
 
 
 def counters_of(lr, step, loss=1.0, skipped=(0, 0)):
-    """lr, step, loss and skipped as an update takes them."""
+    """Return lr, step, loss and skipped as the tensors that an update takes."""
     numbers = torch.tensor([lr]), torch.tensor([step]), torch.tensor(loss), torch.tensor(skipped)
     return [number.to(DEVICE) for number in numbers]
 
@@ -116,7 +116,7 @@ def test_many_random_cases(copy):
 @pytest.mark.parametrize("max_norm", [0.0, 1.0, 1e6])
 @pytest.mark.parametrize("kernel", [True, False])
 def test_torch_adamw_with_clipping_and_averaging(kernel, max_norm, monkeypatch):
-    """Each update from the same state: at most 1e-6 apart, relative to each buffer."""
+    """Each update starts from the same state, and ends at most 1e-6 apart, by buffer, relative."""
     monkeypatch.setattr(file.runtime, "uses_triton", lambda *_: kernel)
     g = torch.Generator().manual_seed(0)
     ours = start(3001, 1, None, g)
@@ -147,14 +147,14 @@ def test_torch_adamw_with_clipping_and_averaging(kernel, max_norm, monkeypatch):
 # Updates that are skipped
 
 INF, NAN = float("inf"), float("nan")
-# Three blocks a program, and a fourth of the first.
+# Three blocks in a program, and a fourth one in the first program.
 SIZE = 10 * file.BLOCK + 3
 KINDS = ["kernel", "reference", "reference on a device", "float64"]
 
 
 @pytest.fixture(params=KINDS)
 def kind(request, monkeypatch):
-    """The ways that an update is computed; gives the dtype of its buffers."""
+    """Each way to compute an update; returns the dtype of its buffers."""
     monkeypatch.setattr(file, "PROGRAMS", 4)
     if request.param != "kernel":
         monkeypatch.setattr(file.runtime, "uses_triton", lambda *_: False)
@@ -164,7 +164,7 @@ def kind(request, monkeypatch):
 
 
 def changing(dtype):
-    """Buffers with signed zeros, which are to keep their bits too: params, grads, ... copy."""
+    """Return buffers (params, grads, ..., copy) with signed zeros, which must keep their bits."""
     buffers = start(SIZE, 1, torch.bfloat16, torch.Generator().manual_seed(0))
     buffers[5].zero_()
     for buffer in buffers:
@@ -173,7 +173,7 @@ def changing(dtype):
 
 
 def bits(buffers):
-    """What the buffers hold but for the gradient, byte by byte."""
+    """Return the bytes of all buffers except the gradient."""
     return [b.view(torch.uint8).clone() for b in buffers[:1] + buffers[2:]]
 
 
@@ -186,7 +186,7 @@ def bits(buffers):
         (1.0, (SIZE - 1, INF), (0, 0), (1, 1)),
         (1.0, (file.BLOCK, -INF), (7, 2), (8, 3)),
         (NAN, (0, NAN), (7, 2), (8, 3)),
-        (1.0, None, (3, 3), (4, 4)),  # finite, but too late
+        (1.0, None, (3, 3), (4, 4)),  # finite, but the limit was reached before
         (1.0, None, (9, 5), (10, 6)),
     ],
 )
@@ -207,7 +207,7 @@ def test_a_skipped_update_changes_two_counters_alone(kind, loss, grad, before, a
 
 @pytest.mark.parametrize("ema_warmup", [False, True])
 def test_skipped_updates_are_no_steps(kind, ema_warmup):
-    """The same bits as without them: bias correction, the first average, and its warm-up."""
+    """The bits are those without them: bias correction, first average, and warm-up."""
     options = AdamWHyperparameters(
         max_norm=1.0, max_skipped=3, weight_decay=0.1, ema_decays=(0.9,), ema_warmup=ema_warmup
     )
@@ -235,7 +235,7 @@ AVERAGES = [(0.0, True), (0.3, False), (0.8, True), (0.8, False), (0.9999, True)
 
 @pytest.mark.parametrize(("ema_decay", "ema_warmup"), AVERAGES)
 def test_averages_of_weights_that_jump(kind, ema_decay, ema_warmup):
-    """Twenty updates, each of weights of its own, by the definition in float64."""
+    """Twenty updates with unrelated weights, against the definition in float64."""
     buffers, generator = changing(kind), torch.Generator().manual_seed(0)
     options = AdamWHyperparameters(
         max_norm=0.0, max_skipped=1, ema_decays=(ema_decay,), ema_warmup=ema_warmup
@@ -254,7 +254,7 @@ def test_averages_of_weights_that_jump(kind, ema_decay, ema_warmup):
 
 @pytest.mark.parametrize("ema_warmup", [False, True])
 def test_several_averages_are_each_what_it_would_be_alone(kind, ema_warmup):
-    """To the bit, over four updates, the second one skipped; nothing else changes."""
+    """To the bit, over four updates, of which the second is skipped; nothing else changes."""
     decays = (0.1, 0.9999, 0.0, 0.15)  # different in the warm-up too
     draw = start(SIZE, 4, torch.float16, torch.Generator().manual_seed(1))
     for size in (SIZE, 1):
@@ -285,7 +285,7 @@ def test_several_averages_are_each_what_it_would_be_alone(kind, ema_warmup):
 
 
 def test_earlier_updates_count_for_the_moments_alone(kind):
-    """As if the steps had gone on, but for the averages, which begin at step 1."""
+    """As if the steps had continued, except for the averages, which begin at step 1."""
     options = AdamWHyperparameters(
         max_norm=1.0, max_skipped=3, weight_decay=0.1, ema_decays=(0.9,), ema_warmup=True
     )
@@ -324,7 +324,7 @@ def test_the_share_of_the_first_weights_in_the_averages(kind, ema_decay, ema_war
     options = AdamWHyperparameters(
         max_norm=0.0, max_skipped=1, ema_decays=(ema_decay,), ema_warmup=ema_warmup
     )
-    buffers[4] = torch.full_like(buffers[4], 7.0)[None]  # what was there before does not count
+    buffers[4] = torch.full_like(buffers[4], 7.0)[None]  # the old average does not count
     for step in range(1, 400):
         buffers[0].fill_(1.0 if step == 1 else 0.0)
         adamw(*buffers, None, *counters_of(0.0, step), options)
@@ -348,7 +348,7 @@ def test_after_the_limit_nothing_is_updated_again(kind):
 @pytest.mark.parametrize("max_skipped", [1, 3])
 @pytest.mark.parametrize("loss", [1.0, NAN])
 def test_every_program_decides_the_same_after_the_first_has_counted(loss, max_skipped):
-    """What a program does that reads the counters late is what one does that reads them early."""
+    """A program that reads the counters late decides like one that reads them early."""
     for before in range(max_skipped + 2):
         decided = []
         _, _, value, skipped = counters_of(0.1, 1, loss, (7, before))
@@ -391,7 +391,7 @@ def test_gradients_that_overflow_when_squared():
     buffers = start(100, 0, None, torch.Generator().manual_seed(0))
     buffers[1].fill_(1e25)
     norm = adamw(*buffers, *counters_of(0.1, 1), AdamWHyperparameters(max_norm=1.0, max_skipped=1))
-    if file.runtime.uses_triton(DEVICE):  # torch's own norm of float32 overflows
+    if file.runtime.uses_triton(DEVICE):  # torch's own norm overflows in float32
         assert float(norm) == pytest.approx(1e26, rel=1e-6)
 
 
@@ -475,7 +475,7 @@ DECAYS = (0.999, 0.9, 0.3, 0.99)
 def launch(
     device, ema=1, copy="bf16", max_norm=1.0, size=4096, live=True, warmup=True, earlier=None
 ):
-    """All buffers after an update. Without `live` they hold nothing, and no memory is touched."""
+    """Return all buffers after an update. Without `live` they are empty, and touch no memory."""
 
     def buffer(seed, dtype=torch.float32, shape=size):
         if not live:
@@ -534,7 +534,7 @@ def machine_code():
 
 
 def traffic():
-    """Gradients are read twice, the rest once; each program reads the sums and the counters."""
+    """Gradients are read twice, the rest once; each program reads partial sums and counters."""
     yield moved("adamw", 1, None)
     yield moved("adamw with four averages", 4, 3)
 

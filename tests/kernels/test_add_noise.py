@@ -38,16 +38,16 @@ from pdfast.kernels.shuffle import shuffled
 
 
 def noised(images, schedule, update, rows=None, phase=None, **options):
-    """add_noise, its options by name."""
+    """Call add_noise with its options by name."""
     return add_noise(images, schedule, update, NoiseOptions(**options), rows, phase)
 
 
 def told_on_the_device(case):
-    """The same case, its round and N in a tensor; those of the options are others."""
+    """Return the same case with its round and N in a tensor, and other ones in the options."""
     case = dict(case)
     merged = case.pop("merged", 0)
     numbers = case.pop("round_"), case.pop("num_steps"), merged
-    if isinstance(case["schedule"], torch.Tensor):  # of a phase of more steps
+    if isinstance(case["schedule"], torch.Tensor):  # as for a phase of more steps
         unused = torch.full((4,), math.inf, dtype=torch.float64, device=DEVICE)
         case["schedule"] = torch.cat([case["schedule"], unused])
     options = {"round_": 5, "num_steps": 7, "merged": 11 if merged else 0}
@@ -55,12 +55,12 @@ def told_on_the_device(case):
 
 
 def reference(images, schedule, update, rows=None, *, dtype, **options):
-    """The same of its reference."""
+    """Call the reference with its options by name."""
     return add_noise_reference(images, schedule, update, NoiseOptions(**options), rows, dtype=dtype)
 
 
 def same(a, b):
-    """Whether two of what `Noised` holds are, which may be None."""
+    """Return whether two fields of `Noised` are equal; they may be None."""
     return a is b is None or torch.equal(a, b)
 
 
@@ -103,7 +103,7 @@ def data(shape, layout, draw, levels=torch.uint8):
 
 
 def angles_of(num_steps, merged=2):
-    """Those of a schedule that is no straight line."""
+    """Return the angles of a schedule that is not a straight line."""
     u = torch.linspace(0, 1, merged * num_steps + 1, dtype=torch.float64, device=DEVICE)
     return 1.57 * u.square()
 
@@ -121,9 +121,7 @@ def check(
     merged=0,
     **case,
 ):
-    """`some`: every other image alone may be drawn. `phase`: the round and N are told on the
-    device.
-    """
+    """`some`: only every other image may be drawn. `phase`: the round and N are on the device."""
     pixels = data(shape, layout, draw, levels)
     case["rows"] = torch.arange(0, len(pixels), 2, device=DEVICE) if some else None
     table = table and num_steps > 0
@@ -184,7 +182,7 @@ ARGS = {
 
 @pytest.mark.parametrize("num_steps", [3, 49, 107, 8191])
 def test_angles_have_one_value_for_any_number_of_steps(num_steps):
-    """Also those that a product with 1 / N would round to another number."""
+    """Also those that a product with 1 / N would round differently."""
     pixels = data((2, 1, 2, 2), "channels last", 0)
     draw = {"seed": 0, "round_": 1, "num": 64, "num_steps": num_steps}
     schedule, update = (SCHEDULE.a, SCHEDULE.b), torch.tensor([1], device=DEVICE)
@@ -197,7 +195,7 @@ def test_angles_have_one_value_for_any_number_of_steps(num_steps):
 @pytest.mark.parametrize("table", [False, True])
 @pytest.mark.parametrize(("num_steps", "merged"), [(4, 16), (1, 8), (5, 3), (3, 1), (8, 2)])
 def test_merged_steps_end_where_the_students_do(num_steps, merged, table):
-    """t is each of the rN times alike, the middle a step below, the end the segment's."""
+    """t takes each of the rN times equally often; m is a step below, the end is the segment's."""
     fine = num_steps * merged
     schedule = angles_of(num_steps, merged) if table else (SCHEDULE.a, SCHEDULE.b)
     u = torch.linspace(0, 1, fine + 1, dtype=torch.float64, device=DEVICE)
@@ -222,7 +220,7 @@ def test_merged_steps_end_where_the_students_do(num_steps, merged, table):
 
 
 def test_the_spare_number_is_uniform_and_of_its_own_bits():
-    """It tells nothing of the image, of its being mirrored, of its time."""
+    """It does not depend on the image, on mirroring, or on the time."""
     num = 4096
     images = torch.zeros(9, 1, 1, 2, dtype=torch.uint8)
     images[..., 1] = 255
@@ -276,7 +274,7 @@ def test_more_elements_than_a_block():
 
 
 def test_some_images_are_drawn_as_a_set_of_them_alone_would_be():
-    """And their order in the table counts."""
+    """And their order in the table matters."""
     rows = torch.tensor([8, 1, 2, 5], device=DEVICE)
     args = ARGS | {"num": 24, "flip": True, "parameterization": "x"}
     got = noised(**args, rows=rows)
@@ -297,7 +295,7 @@ def test_some_images_are_drawn_as_a_set_of_them_alone_would_be():
 def test_images_gathered_elsewhere_are_those_of_the_whole_set(
     num_steps, net_dtype, flip, fixed, some
 ):
-    """Also first > 0, and a set that is not resident anywhere: only its size is known."""
+    """Also with first > 0, and for a set that is in no memory: only its size is known."""
     changed = {"num_steps": num_steps, "update": 2**32 + 11, "first": 2}
     changed["merged"] = 3 if num_steps else 0
     case = (
@@ -328,7 +326,7 @@ def test_images_gathered_elsewhere_are_those_of_the_whole_set(
 
 @pytest.mark.parametrize("some", [False, True])
 def test_without_replacement_only_the_choice_of_images_changes(some):
-    """Also across the end of an epoch, and where the images are gathered elsewhere."""
+    """Also across the end of an epoch, and where other code gathers the images."""
     rows = torch.tensor([7, 0, 3, 8, 2], device=DEVICE) if some else None
     of, batch, update = 5 if some else 9, 12, 2**32 + 11
     case = ARGS | {"update": update, "first": 3, "num": 8, "flip": True, "rows": rows}
@@ -367,7 +365,7 @@ def normals_kernel(words, out, block: tl.constexpr):
 
 
 def test_normals_are_those_of_pytorch_to_an_ulp():
-    """A million of random words, and all pairs of words about quarter turns and the ends."""
+    """For a million random words, and all pairs of words near quarter turns and the ends."""
     g = torch.Generator().manual_seed(0)
     near = [turn * 2**30 + d for turn in range(5) for d in (-2, -1, 0, 1, 2)]
     near = torch.tensor([w for w in near if 0 <= w < 2**32])
@@ -379,7 +377,7 @@ def test_normals_are_those_of_pytorch_to_an_ulp():
     grid = (len(words) // 2 // block,)
     runtime.launch(normals_kernel, grid, DEVICE, words.to(DEVICE), got, block=block)
     ulps = (got.cpu().view(torch.int32).long() - expected.view(torch.int32).long()).abs()
-    same = got.cpu() == expected  # 0 and -0 are
+    same = got.cpu() == expected  # counts 0 and -0 as equal
     differ, most = int((~same).sum()), int(ulps.where(~same, 0).max())
     print(f"\n{differ} normals of {len(same)} differ, by at most {most} ulp")
     assert (same | (ulps <= 1)).all()
@@ -412,7 +410,7 @@ def test_registered(dtype, parameterization, population, some, by):
 @pytest.mark.parametrize("table", [False, True])
 @pytest.mark.parametrize("by", [0, 5])
 def test_one_launch_serves_every_round(dtype, table, by):
-    """What is told on the device gives the bits of the same numbers in the options."""
+    """A round and N on the device give the same bits as in the options."""
     phase = torch.zeros(3, dtype=torch.int64, device=DEVICE)
     for round_, num_steps in ((1, 64), (2, 32), (13, 1), (2**24 - 1, 3)):
         schedule = angles_of(num_steps) if table else ARGS["schedule"]
@@ -496,8 +494,9 @@ def launch(
     shape=(5, 3, 32, 32),
     **draws,
 ):
-    """3 images of 5, or of `some`; `times` discrete, continuous or by table. `told`: the round and
-    N by a tensor.
+    """Draw 3 images of 5, or of `some`, at `times`: discrete, continuous or by table.
+
+    `told`: the round and N are in a tensor.
     """
     draws = {"seed": 2**32 - 1, "round_": 1, "update": 7, "num": 3, **draws}
     update = draws.pop("update")
@@ -553,7 +552,7 @@ def launch_cases():
         {"merged": merged, "told": told, "times": times}
         for merged, told, times in itertools.product((1, 16), (False, True), ("discrete", "table"))
     ]
-    # Batches of one image, of this process's, of very many.
+    # Global batches of one image, of this process's images, of very many.
     options += [{"shuffled_by": by} for by in (1, 3, 2**31 + 5)]
     options += [{"shape": (5, *shape[1:]), "parameterization": "v"} for shape in (SMALL, ODD, ONE)]
     return [("add_noise", launch, option) for option in options]
@@ -611,7 +610,7 @@ def shared_code():
 
 
 def traffic():
-    """Each program reads the update's number; what is the image's alone is written by its first."""
+    """Each program reads the update; an image's first program writes its numbers."""
     pixels, update = data((3, 3, 31, 29), "channels last", 0), torch.tensor([7], device=DEVICE)
     options = NoiseOptions(
         seed=7,

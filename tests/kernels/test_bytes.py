@@ -1,4 +1,4 @@
-"""Bytes of every Triton op, counted at the interpreter's loads and stores."""
+"""Bytes of every Triton op, counted at the loads and stores of Triton's interpreter."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from triton.runtime.interpreter import InterpreterBuilder
 
 
 class Accesses:
-    """Addresses that the kernels of a block of code read and wrote, and their bytes."""
+    """Addresses that the kernels in a block of code read and wrote, and their bytes."""
 
     def __init__(self, monkeypatch):
         self.read, self.written = [], []

@@ -45,7 +45,7 @@ def inputs(parameterization, shape, layout, num_steps, draw, dtype):
 
 
 def parts_of(z, out, *rest):
-    """Magnitudes of what z_next is a sum of; with eps near pi/2 these cancel."""
+    """Return the magnitudes of z_next's terms; with eps, they cancel near pi/2."""
     none = torch.zeros_like(out)
     total = ddim_step_reference(z, none, *rest).abs()
     for k in range(out.shape[1] // z.shape[1]):
@@ -136,7 +136,7 @@ def test_bad_arguments(position, bad, message):
 
 
 def launch(device, parameterization="v", dtype="bf16", shape=LARGE, offset=0):
-    """`offset` elements into a buffer lies z."""
+    """Launch a step; z begins `offset` elements into a buffer."""
     z = values_of(shape, torch.float32, device)
     if offset:
         b, c, h, w = shape

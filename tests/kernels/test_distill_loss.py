@@ -40,7 +40,7 @@ from pdfast.kernels.distill_loss import (
 from pdfast.kernels.parameterizations import PREDICTIONS
 
 ANGLES = [torch.tensor([angle], dtype=torch.float64) for angle in (1.2, 0.9, 0.3, 0.5)]
-READ_Z_T = [  # those of whose target z_t is a term
+READ_Z_T = [  # parameterizations whose target has a term of z_t
     name
     for name, predicts in PREDICTIONS.items()
     if predicts.target_coefficients(*ANGLES, torch.tensor([False]))[2] is not None
@@ -70,7 +70,7 @@ def inputs(
     steps="two",
     huber_c=0.0,
 ):
-    """`steps`: two of networks, the first alone for some images, or the first by y itself."""
+    """`steps`: two of networks; for some images only the first; or the first as y itself."""
     g = torch.Generator().manual_seed(draw)
     b, c, h, w = shape
     raw = (b, c * OUTPUTS[parameterization].copies, h, w)
@@ -88,18 +88,18 @@ def inputs(
 
 
 def assert_loss_accepted(loss, args, y, y_rounded):
-    """A loss of args[0] against the float64 target y; `y_rounded` is the float32 one."""
+    """Check a loss of args[0] against the float64 target y; `y_rounded` is y in float32."""
     out, phi, parameterization, weight, huber_c = args
     exact = loss_and_grad(out.double(), y, phi, parameterization, weight, huber_c)
     eager = loss_and_grad(out.float(), y_rounded, phi, parameterization, weight, huber_c)
-    # Of y-hat - y the gradient is a linear function, the loss a quadratic one.
+    # The gradient is linear in y-hat - y, the loss quadratic.
     found = prediction(out.double(), phi, parameterization)
     amplified = (found.abs() + y.abs()) / (found - y).abs().clamp(min=1e-200)
     k = loss_weight(phi, parameterization, weight)
     per_image_terms = 2 * k * ((found - y).square() * amplified).flatten(1).mean(1)
     copies = exact.grad_out.shape[1] // y.shape[1]
     grad_terms = exact.grad_out.abs() * torch.cat([amplified] * copies, 1)
-    if huber_c:  # its root changes by half of what e does, relatively
+    if huber_c:  # its root changes, relatively, by half as much as e
         e = loss_and_grad(out.double(), y, phi, parameterization, weight).per_image
         root = (e + huber_c**2).sqrt()
         per_image_terms = per_image_terms / (2 * root)
@@ -168,7 +168,7 @@ def test_more_elements_than_a_block():
 
 @pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
 def test_steps_of_one_size_are_the_default(parameterization):
-    """To a float32 rounding or two: the coefficients are the same but for float64's last place."""
+    """To one or two float32 roundings: the coefficients differ in float64's last place."""
     *args, _, _ = inputs(**ARGS | {"parameterization": parameterization})
     phi_t, phi_mid = args[4:6]
     equal = distill_loss(*args, (2 * phi_mid - phi_t).clamp(min=0))
@@ -177,8 +177,8 @@ def test_steps_of_one_size_are_the_default(parameterization):
 
 @pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
 def test_one_step_alone_is_its_own_target(parameterization):
-    """By selection: at m = s = 0 the formula would weigh the second network by up to 1 in x, and
-    where a table's first angles are one it divides 0 by 0.
+    """By selection. At m = s = 0 the formula would give the second network a weight of up to 1 in
+    x, and where the first angles of a table are equal it divides 0 by 0.
     """
     phi_t = torch.tensor([0.3, 1e-6, 1.2, 0.4], dtype=torch.float64)
     phi_next = torch.tensor([0.2, 1e-6, 0.0, 0.4], dtype=torch.float64)
@@ -281,7 +281,7 @@ def launch(
     huber_c=0.0,
     y1=False,
 ):
-    """`uneven`: the second step has an angle that is given; `y1`: the first step is by y itself."""
+    """`uneven`: the end of the second step is given; `y1`: the first step is y itself."""
     outs = [raw(shape, parameterization, TYPES[dtype], device, seed) for seed in (1, 2, 3)]
     z, phi = values_of(shape, torch.float32, device), rising_angles(len(outs[0]), device)
     last = torch.arange(len(z), device=device) == 0
@@ -323,7 +323,7 @@ def launch_cases():
 
 
 def machine_code():
-    """Of each, the kernel with the target given, and with the teacher's, of even steps or not."""
+    """Of the kernel with the target given, and with the teacher's target, of even steps or not."""
     kinds = [
         (90, parameterization, "snr_trunc", dtype, LARGE)
         for parameterization in PARAMETERIZATIONS
@@ -374,7 +374,7 @@ def machine_code():
 
 
 def traffic():
-    """Everything is read once, or written once; z_t not at all for x and eps."""
+    """Everything is read or written once; z_t is not read for x and eps."""
     shape = (2, 3, 16, 16)
     for parameterization in PARAMETERIZATIONS:
         args = inputs(parameterization, "snr_trunc", shape, "channels last", 64, 0, torch.float32)

@@ -33,11 +33,11 @@ def step(number):
 
 
 def by_reference(x, p, *, seed, round_, update, layer, first):
-    """The reference's, rounded to the dtype of x as what runs here does."""
+    """Run the reference, rounded to x's dtype in the same way as the op here."""
     threshold = round(p * 65536)
     wide = x.double() if x.dtype == torch.float64 else x.float()
     result = dropout_reference(wide, step(update), threshold, seed, round_, layer, first)
-    if runtime.INTERPRETING and x.dtype == torch.bfloat16:  # the interpreter cuts off
+    if runtime.INTERPRETING and x.dtype == torch.bfloat16:  # the interpreter truncates
         result = (result.view(torch.int32) >> 16 << 16).view(torch.float32)
     return result.to(x.dtype)
 
@@ -46,7 +46,7 @@ def check(dtype, shape, layout, draw, **case):
     x = images(shape, dtype, layout, torch.Generator().manual_seed(draw))
     got = dropout(x, **case)
     assert got.is_contiguous(memory_format=torch.channels_last)
-    integers = {2: torch.int16, 4: torch.int32}[dtype.itemsize]  # -0 is not 0
+    integers = {2: torch.int16, 4: torch.int32}[dtype.itemsize]  # to tell -0 from 0
     expected = by_reference(x, **case).contiguous()
     assert torch.equal(got.contiguous().view(integers), expected.view(integers))
 
@@ -88,7 +88,7 @@ def philox_words(counter, key):
 
 
 def test_the_mask_is_that_of_philox():
-    """Which half of which word of which counter an element looks at."""
+    """An element reads the documented half of the documented word of its counter."""
     update, first, channels, width = 2**40 + 3, 9, 4, 6
     got = dropout(ones(2, channels, 5, width), 0.3, first=first, **DRAW | {"update": update}) != 0
     key = (DRAW["seed"], DRAW["round_"] << 8 | Stream.DROPOUT)
@@ -101,7 +101,7 @@ def test_the_mask_is_that_of_philox():
 
 
 def test_the_mask_stays_what_it_is():
-    """Of every saved run: these bits must not change."""
+    """Saved runs depend on it: these bits must not change."""
     got = dropout(ones(2, 1, 4, 8), 0.5, **DRAW).flatten(1) != 0
     bits = [int("".join("01"[int(b)] for b in image), 2) for image in got]
     assert bits == [0xB79C6FB0, 0x6B2FAD5C]
@@ -118,7 +118,7 @@ def test_the_rate_and_the_scale(p):
 
 
 def test_masks_are_independent():
-    """Of neighbours at any distance in a block, of other layers, updates, rounds, seeds, images."""
+    """Between neighbours at any distance in a block, layers, updates, rounds, seeds and images."""
 
     def mask(n=16, **changed):
         update = step((DRAW | changed)["update"])
@@ -305,7 +305,7 @@ def shared_code():
 
 
 def traffic():
-    """Each program reads the update's number."""
+    """Each program reads the update."""
     x, update = values((2, 3, 31, 29), torch.bfloat16, DEVICE), step(7)
     draw = {"seed": 0, "round_": 1, "layer": 5}
     programs = len(x) * -(-x[0].numel() // BLOCK)

@@ -52,7 +52,7 @@ def test_loop(cubin):
     rounds = times.reshape(-1, 32).max(1)
     most = run.hits.max()
     assert most == rounds.sum()
-    # What is before and after it counts once for a warp: no lane goes there alone.
+    # Instructions before and after the loop count once for a warp: no lane goes there alone.
     assert set(run.hits[run.hits < most].tolist()) == {0, 4}
     assert run.issued.sum() == run.hits.sum()
     in_loop, outside = (run.hits == most).sum(), (run.hits == 4).sum()
@@ -61,7 +61,7 @@ def test_loop(cubin):
 
 
 def branch(kind, value, first, after):
-    """What `branches` does in one round."""
+    """Compute one round of `branches`."""
     unsigned = value % 2**32
     return {
         0: value * after,
@@ -158,7 +158,7 @@ def test_divide(cubin):
 
 
 def nearest(found, exact):
-    """Whether no float32 is nearer to a fraction."""
+    """Return whether no float32 is nearer to a fraction."""
     around = np.nextafter(found, np.float32([-np.inf, np.inf]))
     return all(
         abs(Fraction(float(found)) - exact) <= abs(Fraction(float(v)) - exact) for v in around
@@ -168,7 +168,7 @@ def nearest(found, exact):
 @pytest.mark.filterwarnings("ignore:overflow encountered")
 def test_floats(cubin):
     a, b, c = np.ldexp(RNG.standard_normal((3, 256), np.float32), integers(-9, 9, 3, 256))
-    # Quotients that take the slow path: too large, subnormal, of subnormal numbers.
+    # Quotients that take the slow path: too large, subnormal, or of subnormal numbers.
     for lanes, up, down in ((16, 110, -110), (32, -100, 40), (48, -140, -130)):
         a[lanes : lanes + 16] = np.ldexp(a[lanes : lanes + 16], up)
         b[lanes : lanes + 16] = np.ldexp(b[lanes : lanes + 16], down)
@@ -210,7 +210,7 @@ def test_halves(cubin):
     assert (out[0] == (x * y + z).astype(np.float16)).all()
     assert (out[1] == (x * y).astype(np.float16)).all()
     assert (out[2] == (x - y).astype(np.float16)).all()
-    # The same bits as bfloat16, whose sums float64 does not always hold.
+    # The same bits as bfloat16; float64 does not always hold the sums.
     x, y, z = (torch.from_numpy(v).view(torch.bfloat16).double().numpy() for v in (a, b, c))
     found = torch.from_numpy(out[3]).view(torch.bfloat16).double().numpy()
     for p, q, r, f in zip(*(v.ravel().tolist() for v in (x, y, z, found)), strict=True):
@@ -233,7 +233,7 @@ def test_copies(cubin):
         out = np.zeros_like(values)
         launch(cubin, name, values, out, shared=2048)
         assert (out[:arrived] == values[:arrived]).all()
-        assert (out[arrived:] == -1).all()  # nobody has waited for these
+        assert (out[arrived:] == -1).all()  # nobody has waited for the others
 
 
 def test_meet(cubin):

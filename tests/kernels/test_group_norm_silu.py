@@ -33,7 +33,7 @@ NONE = None, None, None  # no addend, no residual, no skip
 
 @pytest.fixture(params=module._C.cpu_isas())
 def isa(request):
-    """Each instruction set in turn."""
+    """Each instruction set of this machine."""
     before = module._C.cpu_isa()
     module._C.use_cpu_isa(request.param)
     yield request.param
@@ -45,7 +45,7 @@ shapes = group_norm_checks.shapes(4, 8, 9, 9, 9)
 
 def example(dtype, shape, film, silu, mean, mixed, layout, seed):
     n, groups, per_group, h, w = shape
-    mixed = mixed and dtype != torch.float64  # which goes with itself alone
+    mixed = mixed and dtype != torch.float64  # float64 mixes with no other dtype
     param, draws = torch.float32 if mixed else dtype, []
     for k in range(8):  # small tensors have few errors to average
         full = (n, groups * per_group, h, w)
@@ -60,7 +60,7 @@ def example(dtype, shape, film, silu, mean, mixed, layout, seed):
 
 
 def by_isa(name):
-    """The op on one instruction set, as `check` takes it."""
+    """Return the op on one instruction set, as `check` takes it."""
 
     def ours(tensors, **options):
         before = module._C.cpu_isa()
@@ -121,7 +121,7 @@ def test_outliers(where, dtype):
 
 
 def test_statistics_do_not_cancel():
-    """mean >> std, where E[x^2] - E[x]^2 would have no digit left."""
+    """With mean >> std, E[x^2] - E[x]^2 would have no digit left."""
     x = make((1, 8, 16, 16), torch.float32, mean=4096.0, std=1.0)[0]
     y = group_norm_silu(x, torch.ones(8), torch.zeros(8), groups=2, silu=False, eps=0.0)
     exact = reference(
@@ -157,7 +157,7 @@ def test_saved_statistics():
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_nan_and_inf_stay_in_their_group(value, dtype, isa):
-    """They reach all of the group that they are in, and nothing else changes by a bit."""
+    """They reach their whole group, and no other bit changes."""
     tensors = make((3, 12, 4, 4), dtype)
     clean = outputs(group_norm_silu, *tensors, groups=3)
     tensors[0][1, 5, 2, 2] = value
@@ -180,7 +180,7 @@ def test_nan_in_a_parameter_reaches_its_channel(isa):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_sixteen_bit_conversions(dtype, isa):
-    """With x = 0 and no SiLU, y is the bias: all 65,536 values in, and rounding out."""
+    """With x = 0 and no SiLU, y is the bias: all 65,536 values in, and roundings out."""
     every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
     x = torch.zeros(1, 2**16, 1, 1, dtype=dtype)
     y = group_norm_silu(x, torch.ones_like(every), every, groups=2**16, silu=False).flatten()
@@ -201,7 +201,7 @@ def test_sixteen_bit_conversions(dtype, isa):
 
 
 def test_silu_over_its_range(isa):
-    """From where exp overflows to where it vanishes; each within 2 units in the last place."""
+    """From overflow to underflow of exp; each value within 2 units in the last place."""
     u = torch.cat([torch.linspace(-80, 120, 100_001), torch.tensor([0.0, -0.0, 1e30, -86.9])])
     c = len(u)
     y = group_norm_silu(torch.zeros(1, c, 1, 1), torch.ones(c), u, groups=c).flatten()
@@ -234,7 +234,7 @@ def test_opcheck(film, dtype):
     with torch.no_grad():
         *_, mean, rstd = torch.ops.pdfast.group_norm_silu(*operands)
     detached = [t if t is None else t.detach() for t in leaves]
-    if film:  # strides of a gradient are its own
+    if film:  # a gradient has strides of its own
         detached[3] = detached[3].t().contiguous().t()
     torch.library.opcheck(
         torch.ops.pdfast.group_norm_silu_backward,
@@ -252,7 +252,7 @@ def test_only_the_first_derivative():
         grad.sum().backward()
 
 
-BAD = [  # argument, how it is spoilt, error, what the message names
+BAD = [  # argument, how it is spoilt, error, a part of the message
     ("x", lambda _: None, TypeError, "x must be a tensor"),
     ("x", lambda t: t[0], ValueError, "x must have shape"),
     ("x", lambda t: t[:0], ValueError, "x is empty"),
@@ -284,7 +284,7 @@ def test_bad_input(name, spoil, error, message, monkeypatch):
     arguments[name] = spoil(arguments[name])
     with pytest.raises(error, match=message):
         group_norm_silu(**arguments)
-    monkeypatch.setattr(module, "COMPILED_FOR", ())  # the reference names the argument as well
+    monkeypatch.setattr(module, "COMPILED_FOR", ())  # the reference names the argument too
     with pytest.raises(error, match=f"^{name} "):
         group_norm_silu(**arguments)
 

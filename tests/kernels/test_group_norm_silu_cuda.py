@@ -1,7 +1,7 @@
 """group_norm_silu's CUDA kernels without a GPU: their host build against float64.
 
 That build runs the kernels' own source with blocks and threads as loops, and the device's
-approximate instructions at their documented worst.
+approximate instructions with their largest documented errors.
 """
 
 import group_norm_checks
@@ -34,7 +34,7 @@ def lib(tmp_path_factory):
 
 
 def eager(t, groups, act, dtype=None):
-    """The same by PyTorch, in the inputs' dtypes or all in `dtype`; its norm contiguous."""
+    """Compute it by PyTorch, in the inputs' dtypes or all in `dtype`; its norm is contiguous."""
     t = {k: v if v is None else v.to(dtype or v.dtype) for k, v in t.items()}
     leaves = {k: v.clone().requires_grad_() for k, v in t.items() if k != "dy" and v is not None}
     c = t["x"].shape[2]
@@ -52,12 +52,12 @@ def distance(a, b):
 
 
 def as_image(v):
-    """(n, hw, c) as (n, c, hw, 1)."""
+    """Reshape (n, hw, c) to (n, c, hw, 1)."""
     return v.mT[..., None]
 
 
 def check(lib, t, groups, act=True, **kwargs):
-    """The bound of float32, and at most twice eager PyTorch's error, plus 1 ulp."""
+    """Check float32's bound, and at most twice eager PyTorch's error plus 1 ulp."""
     got = run(lib, t, groups, act, **kwargs)
     small = [t[k] for k in ("weight", "bias", "film")]
     exact = exact_of(as_image(t["x"]), *small, as_image(t["dy"]), groups, act, EPS)
@@ -87,7 +87,7 @@ def same(a, b):
 
 
 def by_host(lib, machine, cluster=0):
-    """As group_norm_checks.check takes it: channels-last images in, y and the gradients out."""
+    """Return it as group_norm_checks.check takes it: channels-last images to y and gradients."""
 
     def ours(tensors, groups, silu, eps):
         assert eps == EPS
@@ -159,7 +159,7 @@ def test_odd_sizes(lib, hw, c, groups, machine, dtype):
     t = draw(3 if hw > 1 else 24, hw, c, dtype)
     if hw * c > groups:
         check(lib, t, groups, machine=machine)
-    else:  # one value a group: xhat and dx are 0, where eager has rounding alone
+    else:  # one value a group: xhat and dx are 0, and eager's are only rounding
         got = run(lib, t, groups, machine=machine)
         assert (got["dx"] == 0).all()
         assert torch.equal(got["mean"], t["x"][:, 0].float())
@@ -182,7 +182,7 @@ def test_clusters(lib, hw, cluster, machine, dtype):
 def test_mean_far_above_std(lib, mean, machine):
     t = draw(2, 256, 64, torch.float32, mean=mean)
     got = check(lib, t, 16, machine=machine)
-    # Better than eager: what is left is the rounding of y, as nothing but x - mean cancels.
+    # Better than eager: only y's rounding is left, as nothing but x - mean cancels.
     exact = eager(t, 16, True, torch.float64)
     assert distance(got["y"], exact["y"]) < 3e-7
 
@@ -205,17 +205,17 @@ def test_extreme_statistics(lib, mean, std, dtype):
 @pytest.mark.parametrize("dtype", list(DTYPES))
 @pytest.mark.parametrize("where", OUTLIERS)
 def test_outliers(lib, where, dtype):
-    """Where all pivots are far from the mean, on one block and on a cluster of eight."""
+    """With all pivots far from the mean, on one block and on a cluster of eight."""
     draws = [make_outliers(where, (1, 16, 64, 64), dtype)]
     ours = [by_host(lib, H100, cluster) for cluster in (1, 8)] + [by_host(lib, STREAM)]
     group_norm_checks.check(draws, 2, True, EPS, ours)
 
 
 def check_sum(lib, t, groups, act=True, **kwargs):
-    """The rule of `check` for the norm of a sum, and of two tensors as one.
+    """Check, by the rule of `check`, the norm of a sum, and of two tensors as one.
 
-    Exact is of the sum as it is rounded. Of a 16-bit addend's gradient each term is rounded twice,
-    when du is kept and, in PyTorch, at the end; these are independent.
+    The exact result is of the sum as it is rounded. Each term of a 16-bit addend's gradient is
+    rounded twice, when du is kept and, in PyTorch, at the end; these are independent.
     """
     got, first = run(lib, t, groups, act, **kwargs), t["x"].shape[2]
     total, skip = sum_of(t), t["skip"]
@@ -249,7 +249,7 @@ def check_sum(lib, t, groups, act=True, **kwargs):
 
 
 SUMS = [
-    # addend, residual, dsum: what follows a convolution, an attention, a resampling, FiLM's absence
+    # addend, residual, dsum: after a convolution, an attention, a resampling, without FiLM
     ("one", True, True),
     ("one", False, False),
     ("each", False, False),
@@ -266,7 +266,7 @@ SUMS = [
     [(64, 64, 8, 0), (64, 96, 4, 64), (49, 96, 16, 32), (100, 40, 8, 13), (15, 1200, 2, 600)],
 )
 def test_sums(lib, hw, c, groups, first, addend, residual, dsum, dtype, machine):
-    """Groups of whole vectors and others, that straddle the tensors' border, and narrow ones."""
+    """Groups of whole vectors and others, groups that straddle both tensors, narrow groups."""
     t = draw_sum(2, hw, c, dtype, first, addend, residual, dsum, torch.float32, mean=0.5)
     check_sum(lib, t, groups, machine=machine)
 
@@ -283,7 +283,7 @@ def test_sums_of_clusters(lib, cluster, machine, act):
 @pytest.mark.parametrize("machine", [H100, STREAM], ids=["resident", "stream"])
 @pytest.mark.parametrize("dtype", list(DTYPES))
 def test_slab_after_slab(lib, machine, dtype):
-    """Blocks that take many slabs each, from several images: the bits of one slab a block."""
+    """Blocks that take many slabs each, from several images, have the bits of one slab a block."""
     few = {**machine, "sms": 1}
     for t, groups in [(draw_sum(3, 512, 96, dtype, 64), 16), (draw(3, 512, 96, dtype), 32)]:
         made = plan(lib, 3, 512, 96, groups, dtype, machine=few)
@@ -321,13 +321,13 @@ def test_unaligned(lib, dtype, offset):
 @pytest.mark.parametrize("machine", [H100, A100, STREAM], ids=["h100", "a100", "stream"])
 @pytest.mark.parametrize(("c", "groups"), [(64, 16), (40, 5), (12, 12), (1200, 2)])
 def test_bits_do_not_depend_on_order(lib, c, groups, machine):
-    """A race would show between threads run forward and backward; so would memory left unset."""
+    """Running threads forward and backward would show a race; so would memory left unset."""
     for dtype in (torch.float32, torch.bfloat16):
         t = draw(2, 100, c, dtype)
         first = run(lib, t, groups, machine=machine)
         assert same(first, run(lib, t, groups, machine=machine))
         assert same(first, run(lib, t, groups, machine=machine, order=1))
-        # An image's bits do not depend on the batch it is in, where both are cut up alike.
+        # An image's bits do not depend on its batch, if both batches are cut up alike.
         alone = {k: v[1:] if v is not None and v.shape[0] == 2 else v for k, v in t.items()}
         if machine is not H100:
             one = run(lib, alone, groups, machine=machine)

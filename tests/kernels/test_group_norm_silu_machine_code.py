@@ -1,11 +1,11 @@
-"""What nvcc makes of group_norm_silu: no spills, no stack, 16-byte accesses. Needs no GPU."""
+"""Machine code of group_norm_silu: no spills, no stack, 16-byte accesses. Needs no GPU."""
 
 import re
 
 import pytest
 from nvcc import ARCHITECTURES
 
-PROBE = "group_norm_silu_built_for"  # an empty kernel, asked about and never run
+PROBE = "group_norm_silu_built_for"  # an empty kernel that is never run
 ENTRY = re.compile(
     r"Compiling entry function '(?P<name>\S+)' for '(?P<arch>\S+)'.*?"
     r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, "
@@ -22,7 +22,7 @@ KERNELS = 33  # of each architecture
 
 @pytest.fixture(scope="module")
 def built(norm_machine_code):
-    """ptxas's report and the PTX."""
+    """Return ptxas's report and the PTX."""
     report, folder = norm_machine_code
     assert "warning" not in report.lower(), report
     (ptx,) = folder.glob("*compute_90.ptx")
@@ -63,11 +63,11 @@ def test_accesses_of_16_bytes(built):
         loads = re.findall(r"ld\.global\.nc\.v4\.[buf]32", body)
         if kernel["resident"] == "1":
             assert copies
-            # A residual is read once, where it is added, and needs no place on chip.
+            # A residual is read once, where it is added, and takes no room on chip.
             summed = kernel["pass"] == "Forward" and kernel["sum"] not in ("0", "1")
             assert bool(loads) == summed
         else:
             assert loads
             assert not copies
-        # No array in local memory, and nothing that depends on who comes first.
+        # No arrays in local memory, and no atomics, whose order would change results.
         assert not re.search(r"ld\.local|st\.local|\batom\.|\bred\.", body)

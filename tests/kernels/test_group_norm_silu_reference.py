@@ -1,4 +1,4 @@
-"""group_norm_silu where nothing is compiled: its reference, forward and backward."""
+"""group_norm_silu where nothing is compiled: the reference, forward and backward."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def test_right_values_far_from_zero(mean, dtype):
 
 
 def test_it_is_differentiated_as_a_whole():
-    """The means that it takes away have no gradient of their own, and need none."""
+    """The means that it subtracts have no gradient of their own, and need none."""
     x, weight, bias, film, _ = make((2, 12, 5, 3), torch.float64, mean=2.0)
     leaves = [t.clone().requires_grad_() for t in (x, weight, bias, film)]
     assert torch.autograd.gradcheck(lambda *a: group_norm_silu(*a, groups=4), leaves)

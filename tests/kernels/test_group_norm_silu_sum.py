@@ -24,7 +24,7 @@ FULL = Variant("channels", residual=True, skip=8, keep_sum=True)
 
 @pytest.fixture(params=["compiled", "reference"])
 def implementation(request, monkeypatch):
-    """The compiled op, and what runs where there is none."""
+    """The compiled op, and the reference that runs without it."""
     if request.param == "reference":
         monkeypatch.setattr(module, "COMPILED_FOR", ())
     return request.param
@@ -33,7 +33,7 @@ def implementation(request, monkeypatch):
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
 @pytest.mark.parametrize("variant", EVERY, ids=str)
 def test_accuracy(variant, dtype, implementation):
-    """Every output within the bound of `Exact`, of a sum that is rounded where it should be."""
+    """Every output is within the bound of `Exact`, for a sum rounded where it should be."""
     for seed, (film, silu) in enumerate([(True, True), (False, False)]):
         check_sum(variant, case_of(variant, SHAPE, dtype, film, seed=seed), 4, silu)
     if dtype != torch.float64:
@@ -83,7 +83,7 @@ def test_a_plain_call_has_the_bits_of_group_norm_silu():
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_residual_sum_has_the_bits_of_an_addition(dtype):
-    """So that a network on a CPU has the same numbers whichever way it adds."""
+    """A network on a CPU then has the same numbers whichever way it adds."""
     case = case_of(Variant(residual=True, keep_sum=True), SHAPE, dtype)
     x, residual = case.given["x"], case.given["residual"]
     y, s = sum_group_norm_silu(**case.given, keep_sum=True, **OPTIONS)
@@ -101,9 +101,9 @@ def test_nothing_to_add_gives_x_itself(implementation):
 
 @pytest.mark.parametrize("layout", ["contiguous", "strided"])
 def test_layouts_do_not_matter(layout, implementation):
-    """Nor do rows of film and of an addend that are apart, or gaps in a row: the same bits.
+    """Nor do gaps between or in the rows of film and addend: the bits are the same.
 
-    PyTorch's own ops, of the reference, sum in another order.
+    The reference, of PyTorch's own ops, sums in another order.
     """
     close = {"rtol": 0, "atol": 0 if implementation == "compiled" else 1e-5}
     variant = Variant("images", residual=True, skip=8, keep_sum=True)
@@ -150,7 +150,7 @@ def test_one_image_s_addend_keeps_its_shape():
 
 
 def test_only_what_is_needed_is_kept():
-    """The sum where there is a residual, which need not be kept; else x and the addend."""
+    """The sum if there is a residual, which then need not be kept; else x and the addend."""
 
     def kept(variant):
         case = case_of(variant, SHAPE, torch.float32)
@@ -199,7 +199,7 @@ def test_only_the_first_derivative():
         grad.sum().backward()
 
 
-BAD = [  # argument, how it is spoilt, error, what the message names
+BAD = [  # argument, how it is spoilt, error, a part of the message
     ("addend", lambda t: t[:-1], ValueError, "addend must have shape"),
     ("addend", lambda t: t[None].expand(2, -1), ValueError, "addend must have shape"),
     ("addend", lambda t: t[:, None, None], ValueError, "addend must have shape"),
@@ -222,7 +222,7 @@ def test_bad_input(name, spoil, error, message, monkeypatch):
     given[name] = spoil(given[name])
     with pytest.raises(error, match=message):
         sum_group_norm_silu(**given)
-    monkeypatch.setattr(module, "COMPILED_FOR", ())  # the reference names the argument as well
+    monkeypatch.setattr(module, "COMPILED_FOR", ())  # the reference names the argument too
     with pytest.raises(error, match=f"^{name} "):
         sum_group_norm_silu(**given)
 
@@ -243,7 +243,7 @@ def test_eager_is_the_same_sum(variant):
 
 
 # ------------------------------------------------------------------------------------------
-# What a call counts as on a GPU
+# Counts of a call on a GPU
 
 
 def launches_of(name, *args):
@@ -257,7 +257,7 @@ def moved(launches):
 
 @pytest.mark.parametrize("skip", [8, 4])
 def test_kernels_and_bytes_of_a_sum(skip):
-    """One kernel reads and writes each tensor once; a width that no vector divides is joined."""
+    """One kernel reads and writes each tensor once; widths of no whole vectors are joined."""
     n, c, pixels, groups = 2, 16, 6, 4
     variant = Variant("channels", residual=True, skip=skip, keep_sum=True)
     case = case_of(variant, (n, c, 2, 3), torch.bfloat16, param=torch.float32)
@@ -278,7 +278,7 @@ def test_kernels_and_bytes_of_a_sum(skip):
     rest = (given["skip"], mean, rstd, given["weight"], given["bias"], given["film"], groups, True)
     back = launches_of("group_norm_silu_backward", y, s, s, None, *rest, 1, torch.bfloat16)
     found = moved(back)
-    if skip == 8:  # dy, s and skip, dx and dskip, and what else reaches the sum
+    if skip == 8:  # dy, s and skip, dx and dskip, and the sum's other gradient
         sums = 4 * n * (2 * (c + skip) + c)
         main = 3 * (one + beside) + one + params + 2 * film + statistics + sums
         assert found[NORM_BACKWARD] == main

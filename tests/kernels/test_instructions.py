@@ -1,6 +1,6 @@
-"""Instructions of group_norm_silu's kernels per element, counted on an emulator. Needs nvcc only.
+"""Instructions of group_norm_silu's kernels per element, counted on an emulator. Needs only nvcc.
 
-The emulator runs the machine code, so what the kernels compute is checked as well.
+The emulator runs the machine code, so the kernels' results are checked as well.
 """
 
 import group_norm_silu_host as host
@@ -10,13 +10,13 @@ from group_norm_checks import ROUNDINGS, ROUNDOFF, Exact, exact_of, last_roundin
 from group_norm_silu_sass import CASES, DISTINCT, Emulated, statistics
 from nvcc import read_cubin
 
-# Thread instructions per element, at most: forward, and backward with the parameters' sums. Of the
-# kernels before these the same emulator counted 40.5 forward in the first case, as Nsight Compute
-# did on an H200 (42.5 M warp instructions for 33.5 M elements), and 69.4 backward. A device copy
-# takes the time of some 20 forward. Where there is no bound, the count is only printed.
+# Largest thread instructions per element: forward, and backward with the parameters' sums. For the
+# first case's earlier kernels, the same emulator counted 40.5 forward, as did Nsight Compute on an
+# H200 (42.5 M warp instructions for 33.5 M elements), and 69.4 backward. A device copy takes the
+# time of some 20 forward. Without a bound the count is only printed.
 BOUNDS = {str(CASES[0]): (20, 32), str(CASES[1]): (25, 36)}
 MOST_BARRIERS = 3  # a slab, of a block and of a cluster
-SLOW = (CASES[2], CASES[3])  # like the first, but for the sum or the number of channels
+SLOW = (CASES[2], CASES[3])  # like the first, except for the sum or the number of channels
 RUN = [pytest.param(c, marks=[pytest.mark.slow] if c in SLOW else [], id=str(c)) for c in CASES]
 NAMES = ("y", "dx", "dweight", "dbias", "dfilm")
 
@@ -35,7 +35,7 @@ def emulated(norm_machine_code, tmp_path_factory):
 
 @pytest.fixture
 def counted(record_property):
-    """Prints an outcome at the end and holds its count to a bound."""
+    """Print an outcome at the end, and hold its count to a bound."""
 
     def check(case, which, outcome, count, bound):
         record_property("instructions", f"group_norm_silu {case} {which}: {outcome}")
@@ -48,7 +48,7 @@ def counted(record_property):
 
 
 def exact_images(t, case):
-    """The Exact of each distinct image alone."""
+    """Return the Exact of each distinct image alone."""
     images = []
     for k in range(DISTINCT):
         x, dy = (t[name][k : k + 1].mT[..., None] for name in ("s", "dy"))
@@ -56,13 +56,13 @@ def exact_images(t, case):
         images.append(
             exact_of(x, t["weight"], t["bias"], film, dy, case.groups, case.silu, host.EPS)
         )
-        if case.sum == "residual":  # what else reaches the sum
+        if case.sum == "residual":  # the sum's other gradient
             images[-1].values[1].add_(t["dsum"][k : k + 1].double().mT[..., None])
     return images
 
 
 def check(name, found, mask, exact):
-    """The L2 error of what has been written of an output, against the bound for just that."""
+    """Check the L2 error of the written part of an output, against the bound for that part."""
     k = NAMES.index(name)
 
     def chosen(tensor):
@@ -80,7 +80,7 @@ def test_forward(emulated, counted, case):
     outcome = emulated(case).forward()
     exact = exact_images(outcome.inputs, case)
     y = outcome.outputs["y"]
-    assert y.mask.sum() == outcome.elements  # each once
+    assert y.mask.sum() == outcome.elements  # each element once
     for row, values, mask in zip(*y, strict=True):
         check("y", values, mask, exact[row % DISTINCT])
     mean, rstd, size = statistics(outcome.inputs["s"], case.groups)

@@ -1,6 +1,6 @@
-"""Which kernels one update launches: each op once, the optimizer two, every norm in csrc.
+"""Kernels of one update: each op launches once, the optimizer twice, every norm in csrc.
 
-Pooling and doubling are each launched twice in a block that resamples, and so again backward.
+A block that resamples launches pooling or doubling twice, and twice again in the backward.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ class Norms(TorchDispatchMode):
 
 
 def as_on_a_gpu(cfg):
-    """A model that leaves sums to their readers and resamples by our kernels, on any device."""
+    """Return a model that leaves sums to their readers and resamples by pdfast's kernels."""
     model = Model(cfg).to(DEVICE)
     model.net.defer = True
     return model
@@ -54,7 +54,7 @@ def batch_of(tiny, model, optimizer):
 
 
 def resampling(model):
-    """Launches of one pass, forward or backward."""
+    """Return the launches of one pass, forward or backward."""
     blocks = [m for m in model.modules() if isinstance(m, ResBlock) and m.resample != "none"]
     assert {block.resample for block in blocks} == {"down", "up"}
     return ["resample_kernel"] * 2 * len(blocks)
@@ -99,10 +99,10 @@ def test_training(tiny, model, launched):
 
 
 def test_training_with_dropout(tiny, launched):
-    """Each residual block's twice: the mask is drawn again in the backward."""
+    """Two launches for each residual block: the backward draws the mask again."""
     cfg = dataclasses.replace(tiny.model, dropout=0.25)
     model = as_on_a_gpu(cfg).train()
-    with torch.no_grad():  # the last layers start at zero, and their inputs' gradients with them
+    with torch.no_grad():  # the last layers start at zero, and so do their inputs' gradients
         for p in model.parameters():
             p.add_(0.01)
     optimizer = Optimizer(model, tiny.train)

@@ -1,4 +1,4 @@
-"""What each parameterization predicts, from its definition alone, in float64."""
+"""Predictions of each parameterization, against its definition alone, in float64."""
 
 import typing
 
@@ -9,7 +9,7 @@ from pdfast.config.names import OUTPUTS, Parameterization
 from pdfast.kernels.angles import combine
 from pdfast.kernels.parameterizations import PREDICTIONS
 
-# The raw output of a network that knows x and eps, by x, eps, alpha and sigma.
+# Raw output of a network that knows x and eps, as a function of x, eps, alpha and sigma.
 DEFINED = {
     "x": lambda x, eps, alpha, sigma: x,
     "eps": lambda x, eps, alpha, sigma: eps,
@@ -27,7 +27,7 @@ def alpha_sigma(phi):
 
 @pytest.fixture(params=typing.get_args(Parameterization))
 def case(request):
-    """Its predictions, its definition, and x and eps."""
+    """Predictions, definition, and x and eps."""
     g = torch.Generator().manual_seed(0)
     x, eps = torch.randn(2, 4, 3, 2, 2, generator=g, dtype=torch.float64)
     return PREDICTIONS[request.param], DEFINED[request.param], x, eps
@@ -64,7 +64,7 @@ def test_an_exact_step_keeps_x_and_eps(case):
 
 @pytest.mark.parametrize("is_last", [False, True])
 def test_the_target_leads_where_two_steps_do(case, is_last):
-    """Or, in the last step, to the second x-hat; of a teacher that is not exact."""
+    """Or, in the last step, to the second x-hat; for a teacher that is not exact."""
     predicts, _, x, eps = case
     phi_next = torch.zeros_like(PHI_T) if is_last else PHI_NEXT
     z_t, y1 = noised(x, eps, PHI_T), predicts.of_data(x + 0.3, eps - 0.2, PHI_T)
@@ -87,7 +87,7 @@ def test_the_target_leads_where_two_steps_do(case, is_last):
 
 
 def test_errors_are_weighed_as_those_in_v_are(case):
-    """At one z, of two x."""
+    """At one z, for two x."""
     predicts, _, x, eps = case
     z, other = noised(x, eps, PHI_T), x + 0.1
     alpha, sigma = alpha_sigma(PHI_T)

@@ -1,4 +1,4 @@
-"""The ops register themselves, and each has what the README says of all of them."""
+"""The ops register themselves, and each has the files that the README promises."""
 
 import ast
 import importlib
@@ -18,7 +18,7 @@ FILES = sorted({op.file for op in registered().values()})
 
 
 def test_every_op_is_registered():
-    """Those of Python with what `library.define` made, and those of C++ where they are built."""
+    """Python ops with the result of `library.define`, C++ ops where they are built."""
     made = {}
     for found in pkgutil.iter_modules(pdfast.kernels.__path__, "pdfast.kernels."):
         module = importlib.import_module(found.name)
@@ -47,7 +47,7 @@ def test_a_file_has_a_test_a_benchmark_and_a_row(file):
 
 
 def test_the_order_is_that_of_an_update():
-    """`pdfast doctor` lists them so; an op beside another has that one's line."""
+    """`pdfast doctor` lists them in this order; an op beside another shares its line."""
     listed = [op.name for op in registered().values() if not op.beside]
     assert listed[0] == "group_norm_silu"
     assert listed[-1] == "adamw"
@@ -66,7 +66,7 @@ def jitted(function: ast.FunctionDef) -> bool:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "kernels").glob("*.py")), ids=lambda p: p.stem)
 def test_functions_have_types_unless_triton_compiles_them(path):
-    """mypy asks for none in a file with functions of Triton, whose arguments have no such types."""
+    """mypy requires none in a file of Triton functions, whose arguments have no such types."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.FunctionDef) and not jitted(node):
             arguments = (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)

@@ -20,7 +20,7 @@ from pdfast.kernels.resample import (
     upsample2x,
 )
 
-# What the op is called with, (up, divisor), forward and backward.
+# Arguments of the op, (up, divisor), forward and backward.
 FORMS = {
     "avg_pool2x2": (False, 4),
     "upsample2x": (True, 1),
@@ -42,7 +42,7 @@ CASE = {
 
 
 def defined(x, up, divisor):
-    """What the op is, by views of the pixels."""
+    """Compute the op by its definition, with views of the pixels."""
     b, c, h, w = x.shape
     if up:
         return (x / divisor).view(b, c, h, 1, w, 1).expand(b, c, h, 2, w, 2).reshape(
@@ -52,8 +52,8 @@ def defined(x, up, divisor):
 
 
 def rounded(result, dtype):
-    """To a type, as what runs here does it."""
-    if runtime.INTERPRETING and dtype == torch.bfloat16:  # the interpreter cuts off
+    """Round to a dtype, as the op does here."""
+    if runtime.INTERPRETING and dtype == torch.bfloat16:  # the interpreter truncates
         result = (result.view(torch.int32) >> 16 << 16).view(torch.float32)
     return result.to(dtype)
 
@@ -80,7 +80,7 @@ def test_many_random_cases(dtype):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_more_elements_than_a_block(form):
-    """Whole blocks, and a rest."""
+    """Whole blocks, and a remainder."""
     for shape in ((2, 64, 16, 16), (2, 40, 14, 18)):
         assert shape[1] * shape[2] * shape[3] > 4 * BLOCK
         check(torch.float32, form, shape, "channels last", 0)
@@ -210,7 +210,7 @@ WIDE = (2, 32, 16, 16)  # C is a multiple of 16
 
 
 def launch(device, form="avg_pool2x2", dtype="bf16", shape=WIDE, public=False, offset=0):
-    """`offset` elements into a buffer lies x; `public`: by the function, which may not launch."""
+    """Launch the op, or with `public` the function; x begins `offset` elements into a buffer."""
     x = values(shape, TYPES[dtype], device)
     if offset:
         b, c, h, w = shape
@@ -229,7 +229,7 @@ def launch_cases():
 
 
 def machine_code():
-    """The type of the backward's sums and quotients changes nothing that the forward's does not."""
+    """The backward's dtype of sums and quotients changes nothing beyond the forward."""
     forms = [*itertools.product(PUBLIC, TYPES), *((f, "bf16") for f in FORMS if f not in PUBLIC)]
     for arch, (form, dtype) in itertools.product(ARCHS, forms):
         small = TYPES[dtype].itemsize * BLOCK

@@ -30,7 +30,7 @@ def by_kernel(draws, num, key):
 
 
 def in_plain_python(draw, num, key):
-    """From the papers, in Python's integers."""
+    """Compute the papers' formulas with Python's integers."""
 
     def wrapped(value):
         return (value + 2**63) % 2**64 - 2**63
@@ -65,7 +65,7 @@ def test_kernel_reference_and_plain_python_draw_the_same(num, key):
 
 
 def test_the_order_stays_what_it_is():
-    """Of every saved run: these numbers must not change."""
+    """Saved runs depend on it: these numbers must not change."""
     order = shuffled(torch.arange(20), 10, KEY).tolist()
     assert order[:10] == [5, 7, 8, 9, 3, 0, 2, 4, 1, 6]
     assert order[10:] == [4, 2, 9, 7, 3, 8, 1, 6, 5, 0]
@@ -76,7 +76,7 @@ def test_the_order_stays_what_it_is():
 @pytest.mark.parametrize("key", KEYS, ids=str)
 @pytest.mark.parametrize("num", SIZES)
 def test_each_epoch_holds_each_number_once(num, key):
-    """Also far from the first; and each has an order of its own, of those that there are."""
+    """Also epochs far from the first; and the orders of two epochs differ, if n has several."""
     every, orders = torch.arange(num), set()
     for epoch in (0, 1, 2, 2**32 - 1, 2**32, 2**62 // num):
         order = shuffled(epoch * num + every, num, key)
@@ -86,7 +86,7 @@ def test_each_epoch_holds_each_number_once(num, key):
 
 
 def test_of_very_many_none_comes_twice():
-    """A million draws of an epoch of 2^31 - 1: of a function that is no permutation 244 would."""
+    """A million draws of an epoch of 2^31 - 1; without a permutation some 244 would repeat."""
     num = 2**31 - 1
     draws = 2**30 * num + torch.arange(0, num, 2**11)
     order = shuffled(draws, num, KEY)
@@ -97,11 +97,11 @@ def test_of_very_many_none_comes_twice():
 
 
 # ------------------------------------------------------------------------------------------
-# Chance. Draws are fixed, and so the results: 4 standard deviations about what is expected.
+# Chance. The draws are fixed, so the results are too: within 4 standard deviations of the mean.
 
 
 def assert_even(cells, count):
-    """Chi-square of the numbers in 0 .. count - 1, each as likely."""
+    """Check by chi-square that the numbers 0 .. count - 1 are equally frequent."""
     expected, df = len(cells) / count, count - 1
     assert expected >= 20
     chi2 = float(((torch.bincount(cells, minlength=count) - expected) ** 2).sum()) / expected
@@ -125,7 +125,7 @@ def eighths(order, num):
 @pytest.mark.parametrize("num", [64, 1797, 1_281_167])
 @pytest.mark.parametrize(("one", "other"), [(0, 1), (0, -1), (30, 33)])
 def test_two_places_of_an_epoch_say_nothing_of_each_other(num, one, other):
-    """But that they differ, which is too little to be seen here."""
+    """Except that they differ, which is too little to show here."""
     epochs = torch.arange(20_000) * num
     a, b = (shuffled(epochs + place % num, num, KEY) for place in (one, other))
     assert not (a == b).any()
@@ -138,7 +138,7 @@ def test_two_places_of_an_epoch_say_nothing_of_each_other(num, one, other):
 @pytest.mark.parametrize("num", [64, 1797, 1_281_167])
 @pytest.mark.parametrize("what", ["epoch", "seed", "round"])
 def test_orders_are_independent(num, what):
-    """From one epoch to the next, and of other seeds and rounds."""
+    """Between one epoch and the next, and between seeds and rounds."""
     epochs = torch.arange(20_000) * num
     for place in (0, 1, num // 2, num - 1):
         a = shuffled(epochs + place, num, KEY)
@@ -151,7 +151,7 @@ def test_orders_are_independent(num, what):
 
 
 def test_neighbours_are_parted():
-    """Those side by side in the set lie anywhere from each other in an epoch, and on any side."""
+    """Neighbours in the set are at any distance from each other in an epoch, on either side."""
     num, epochs = 256, 400
     order = shuffled(torch.arange(num * epochs), num, KEY).view(epochs, num)
     place = order.argsort(1)

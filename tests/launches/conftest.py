@@ -1,6 +1,6 @@
-"""Tests of launches, in a process of their own, in which Triton has a stub for a driver.
+"""Tests of launches, in a process of their own, in which Triton has a stub as its driver.
 
-They run where CUDA_VISIBLE_DEVICES is set to nothing and Triton is not interpreting: see Makefile.
+They run where CUDA_VISIBLE_DEVICES is empty and Triton is not interpreting: see Makefile.
 """
 
 import os

@@ -1,5 +1,5 @@
-// A CUDA driver with one device that runs nothing: what Triton's launcher asks for, and notes of
-// the last launch. Built as libcuda.so.1 for tests/launches/packed.py.
+// A CUDA driver with one device that runs nothing: the functions that Triton's launcher calls, and
+// notes of the last launch. Built as libcuda.so.1 for tests/launches/packed.py.
 
 #include <cuda.h>
 #include <string.h>
@@ -18,7 +18,7 @@ static int expected;
 static int sizes[MOST];  // in bytes, of as many arguments as are expected
 static char here;        // handles point to it
 
-// A launch does not say how many arguments there are: this does, before it.
+// Sets the number of a launch's arguments, which the launch itself does not tell.
 void fake_expect(int count, const int *bytes) {
   expected = count;
   memcpy(sizes, bytes, count * sizeof *sizes);
@@ -39,7 +39,7 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig *config, CUfunction function, voi
   return CUDA_SUCCESS;
 }
 
-// Memory of the host is the device's.
+// The device's memory is the host's.
 CUresult cuPointerGetAttribute(void *data, CUpointer_attribute attribute, CUdeviceptr pointer) {
   if (attribute != CU_POINTER_ATTRIBUTE_DEVICE_POINTER) return CUDA_ERROR_INVALID_VALUE;
   *(CUdeviceptr *)data = pointer;

@@ -1,8 +1,8 @@
-"""Launch every case through Triton's C launcher on a fake CUDA driver; write what was packed.
+"""Launch every case through Triton's C launcher on a fake CUDA driver; write the packed arguments.
 
-Run by test_packed_arguments.py in a process of its own, whose libcuda.so.1 is the fake one:
+test_packed_arguments.py runs it in a process whose libcuda.so.1 is the fake one:
 packed.py LIBRARY RESULT. RESULT is JSON, a list of launches; an argument is its name, its type,
-the number that was passed, and the one that the kernel would have got.
+the number that was passed, and the number that the kernel would have received.
 """
 
 import ctypes
@@ -35,7 +35,7 @@ class Record(ctypes.Structure):
 
 
 class PackingLauncher(CudaLauncher):
-    """Triton's launcher for CUDA, and a note of what it hands to the driver."""
+    """Triton's launcher for CUDA, with a note of what it passes to the driver."""
 
     def __init__(self, src, metadata):
         super().__init__(src, metadata)
@@ -76,7 +76,7 @@ fake.fake_record.restype = ctypes.POINTER(Record)
 driver = StubDriver()
 driver.launcher_cls = PackingLauncher
 with tempfile.TemporaryDirectory() as cache, knobs.cache.scope():
-    knobs.cache.dir = cache  # what is linked with the fake must not be found by others
+    knobs.cache.dir = cache  # others must not find what is linked with the fake
     utils = CudaUtils()
 properties = {"max_shared_mem": utils.get_device_properties(0)["max_shared_mem"]}
 

@@ -16,15 +16,15 @@ from triton.runtime.jit import JITFunction
 import pdfast.kernels
 
 CPU = torch.device("cpu")
-# Names that the function which Triton's launcher writes for a kernel has for itself, and those of
-# its own keyword arguments.
+# Names reserved by the function that Triton's launcher writes for a kernel, and by its own keyword
+# arguments.
 TAKEN = {"params", "specialization", "options", "backend", "specialize_impl", "JITCallable"}
 TAKEN |= {"debug", "grid", "warmup", "instrumentation_mode"}
 TAKEN |= {field.name for field in dataclasses.fields(CUDAOptions)}
 
 
 def jitted():
-    """All functions under @triton.jit of kernels/, by name."""
+    """Return all functions of kernels/ under @triton.jit, by name."""
     names = sorted(p.stem for p in Path(pdfast.kernels.__path__[0]).glob("*.py"))
     modules = [importlib.import_module(f"pdfast.kernels.{name}") for name in names]
     found = [f for m in modules for f in vars(m).values() if isinstance(f, JITFunction)]
@@ -36,7 +36,7 @@ def test_launch(launches, case):
     op = OPS[case.split()[0]]
     CASES[case](CPU)
     assert [launch.kernel for launch in launches] == op.kernel_names
-    # A file with options of its own for all its launches has them under this name.
+    # The name under which a file keeps the options of all its launches.
     file = importlib.import_module(f"pdfast.kernels.{op.file}")
     asked = getattr(file, "OPTIONS", {"num_warps": 4})
     for launch in launches:
@@ -60,7 +60,7 @@ def test_no_argument_has_a_name_that_triton_takes():
 
 @pytest.mark.parametrize(("call", "changes"), SHARED)
 def test_draws_share_their_code(launches, call, changes):
-    """A value that differs from update to update, or from run to run, is compiled in by none."""
+    """No value that differs from update to update, or from run to run, is compiled in."""
     for changed in changes:
         call(CPU, **changed)
     assert len({id(launch.compiled) for launch in launches}) == 1
@@ -79,7 +79,7 @@ def loads_from_none_kernel(absent, out, block: tl.constexpr):
 
 
 def test_an_argument_named_params_fails(launches):
-    """What the interpreter and compilation ahead of time accept."""
+    """The interpreter, and compilation ahead of time, accept it."""
     a, b = torch.zeros(16), torch.zeros(16)
     with pytest.raises(TypeError, match="dict"):
         named_params_kernel[(1,)](a, b, block=16)

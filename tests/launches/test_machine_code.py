@@ -1,6 +1,6 @@
 """Machine code of every Triton kernel, as its op launches it: no stack, no spills, wide accesses.
 
-Registers and shared memory are printed at the end; nothing here says how fast the code is.
+Registers and shared memory are printed at the end; no test here measures a speed.
 """
 
 import re
@@ -18,7 +18,7 @@ ACCESS = re.compile(r"\b(ld|st)\.global(?:\.[A-Za-z]\w*(?:::\w+)*)*?(?:\.v(\d))?
 
 
 def wide_accesses(ptx, threads):
-    """Bytes of a program's loads and stores that are at least 16 bytes a thread."""
+    """Return the bytes of a program's loads and stores of at least 16 bytes a thread."""
     wide = {"ld": 0, "st": 0}
     for kind, vector, bits in ACCESS.findall(ptx):
         size = int(vector or 1) * int(bits) // 8

@@ -17,7 +17,7 @@ INCLUDE = Path(triton.__file__).parent / "backends" / "nvidia" / "include"
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory):
-    """By case, the launches that packed.py saw."""
+    """The launches that packed.py recorded, by case."""
     folder = tmp_path_factory.mktemp("libcuda")
     compiler = shutil.which("gcc") or shutil.which("clang")
     assert compiler, "a C compiler is needed: gcc or clang"
@@ -48,7 +48,7 @@ def test_every_case_is_packed_as_it_was_passed(packed):
 
 
 def test_what_is_packed(packed):
-    """Pointers and numbers, of every type that the kernels have."""
+    """Pointers and numbers, of every type that the kernels take."""
     arguments = [a for launches in packed.values() for one in launches for a in one["arguments"]]
     kinds = {kind for _, kind, _, _ in arguments}
     pointers = {f"*{kind}" for kind in ("fp64", "fp32", "bf16", "fp16", "u8", "i64")}

@@ -353,7 +353,7 @@ def test_reference_says_where_it_does_not(tiny):
         (of_pdfast, (1, 8, 8), "TableSchedule"),
     ):
         z = numbers(shape, num=2).double()
-        message = f"published cosine schedule alone, and this model another, {name}: call the model"
+        message = f"only the published cosine schedule, not this model's {name}: call the model"
         with pytest.raises(ValueError, match=message):
             reference.ddim_sample(model, z, 2)
         with pytest.raises(ValueError, match=message):

@@ -106,7 +106,7 @@ def test_twenty_updates_a_kill_and_twenty_more(long, phase, killed_at):
     long.stopped("straight", number=before + 40, **update)
     long.killed("run", number=before + killed_at, **update)
     ended = long.stopped("run", number=20, **update)
-    assert "going on from update 20" in ended.output
+    assert "resuming from update 20" in ended.output
     straight, run = long.folder / "straight", long.folder / "run"
     assert state_of(run).name.endswith("000000040")
     assert_same_tensors(state_of(straight), state_of(run))
@@ -242,7 +242,7 @@ def test_killed_at_every_step_of_the_write_path(short, tmp_path_factory, half):
         stop = {"signum": signal.SIGTERM, "kinds": ["update"], "number": 1}
         ended = killed.distill("run", **({} if number // 2 % 8 == 0 else stop))
         assert ended.code in (0, 128 + signal.SIGTERM), (number, ended)
-        assert newest is None or f"going on from update {newest}\n" in ended.output, number
+        assert newest is None or f"resuming from update {newest}\n" in ended.output, number
         resumed += newest is not None
         if ended.code == 0:
             assert_same_run(straight, run)

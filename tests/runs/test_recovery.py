@@ -241,7 +241,7 @@ def test_the_state_before_a_damaged_one_leads_to_the_same_bits(
     output = capsys.readouterr().out
     assert "warning:" in output
     assert "weights.safetensors is damaged" in output
-    assert "going on from update 10" in output
+    assert "resuming from update 10" in output
     assert_same_run(straight, run)
     assert not (run / "state").exists()
 

@@ -362,8 +362,8 @@ def test_the_types_of_arguments_are_checked_before_anything_is_made(tiny, straig
     for arguments, message in (
         ({"rounds": 2.0}, "distill.rounds must be a whole number or a string, not 2.0"),
         ({"rounds": "2"}, r"must be a number of halvings, or the steps of each .*, not '2'"),
-        ({"out": 3}, "out 3 is no path"),
-        ({"out": "a\0b"}, "is no path"),
+        ({"out": 3}, "out must be a path, not 3"),
+        ({"out": "a\0b"}, "out must be a path, not"),
     ):
         with pytest.raises(UsageError, match=message):
             pdfast.distill(tiny, **({"out": out} | arguments), quiet=True)

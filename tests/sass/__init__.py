@@ -1,7 +1,7 @@
 """An emulator of NVIDIA machine code (SASS, sm_90): runs a kernel and counts what it issues.
 
-For tests without a GPU. Of a launch it runs the clusters that it is asked for, with the results
-and the number of warp instructions that a GPU would have:
+For tests without a GPU. It runs the requested clusters of a launch, with the results and the number
+of warp instructions that a GPU would have:
 
     kernel = sass.Cubin(path).kernel(name)
     memory = sass.Memory()
@@ -9,9 +9,9 @@ and the number of warp instructions that a GPU would have:
     run = sass.emulate(kernel, sass.Launch(blocks, threads, shared=65536), [call, grid], memory)
     run.per_element(elements), run.histogram(elements)
 
-It knows the instructions that its kernels have needed. Of any other, or of a form of one that it
-does not know, it raises UnsupportedError: it skips none. Latencies, caches and whose turn it is
-among the warps are no part of it, so a missing barrier need not show.
+It knows the instructions that pdfast's kernels have needed. For any other, or an unknown form of
+one, it raises UnsupportedError; it skips none. It does not model latencies, caches or the order of
+warps, so it may miss a missing barrier.
 """
 
 from collections import Counter
@@ -27,8 +27,8 @@ from .spaces import RESERVED, Memory, Shared
 from .text import Cubin, Kernel
 
 INSTRUCTIONS = (bits, control, conversions, floats, integers, memory)  # they register themselves
-# Constant bank 0 before the parameters. CLUSTERED is 1 where a launch says how large its clusters
-# are: cluster barriers ask for it, and without are the block's.
+# Offsets in constant bank 0, before the parameters. CLUSTERED is 1 if a launch sets the size of its
+# clusters: cluster barriers read it, and otherwise are the block's.
 BLOCK, GRID, STACK, CLUSTERED, DESCRIPTOR = 0x0, 0xC, 0x28, 0x140, 0x208
 
 
@@ -42,7 +42,7 @@ class Launch:
 
 @dataclass
 class Run:
-    """What a launch did; the arrays have one entry for each emulated block."""
+    """Result of a launch; the arrays have one entry for each emulated block."""
 
     kernel: Kernel
     memory: Memory
@@ -55,15 +55,15 @@ class Run:
     shared: Shared
 
     def bytes_stored(self, address):
-        """How many bytes each block has stored in the buffer at an address."""
+        """Return the bytes that each block has stored in the buffer at an address."""
         return self.stored[self.memory.index(address)]
 
     def per_element(self, elements):
-        """Thread instructions per element, 32 for each warp instruction."""
+        """Return thread instructions per element, 32 for each warp instruction."""
         return WARP * int(self.issued.sum()) / elements
 
     def histogram(self, elements, full=False):
-        """The same by opcode, the most first; `full`: with its modifiers."""
+        """Return these by opcode, the most frequent first; `full`: with its modifiers."""
         counts = Counter()
         for ins, hits in zip(self.kernel.code, self.hits, strict=True):
             if hits:
@@ -72,8 +72,8 @@ class Run:
         return dict(counts.most_common())
 
     def regions(self, elements):
-        """Runs of instructions issued equally often: (first and last address, warp instructions
-        of each, thread instructions per element of all)."""
+        """Return runs of instructions issued equally often: (first and last address, warp
+        instructions of each, thread instructions per element of all)."""
         found = []
         edges = [0, *(np.flatnonzero(np.diff(self.hits)) + 1), len(self.hits)]
         for first, end in pairwise(edges):
@@ -83,14 +83,14 @@ class Run:
         return found
 
     def conflicts(self, kind):
-        """Wavefronts of shared loads (LDS) or stores (STS): for a request, and for each that there
-        would be without conflicts."""
+        """Return the wavefronts of shared loads (LDS) or stores (STS): per request, and relative to
+        those without bank conflicts."""
         count = self.shared.wavefronts[kind]
         return count / self.shared.requests[kind], count / self.shared.least[kind]
 
 
 def constant_bank(kernel, launch, arguments):
-    """Bank 0, and which of its bytes are known."""
+    """Return bank 0, and which of its bytes are known."""
     given, wanted = [len(bytes(a)) for a in arguments], [size for _, size in kernel.params]
     assert given == wanted, f"{kernel.name} takes {wanted} bytes, not {given}"
     words = {BLOCK: [launch.threads, 1, 1], GRID: [launch.blocks, 1, 1]}
@@ -107,7 +107,7 @@ def constant_bank(kernel, launch, arguments):
 
 
 def emulate(kernel, launch, arguments, memory, clusters=(0,)):
-    """Runs these clusters of the grid; `arguments`: each parameter's bytes."""
+    """Run these clusters of the grid; `arguments`: each parameter's bytes."""
     assert launch.blocks % launch.cluster == 0
     first = np.array(clusters)[:, None] * launch.cluster
     blocks = (first + np.arange(launch.cluster)).ravel()

@@ -7,7 +7,7 @@ from .operands import F64, I32, I64, LOW, U32, U64, UnsupportedError, is_predica
 
 @operation("SHF", "USHF")
 def shf(m, ins):
-    """A shift of two words, the third operand's above the first's."""
+    """Shift two words, the third operand's above the first's."""
     to, low, by, high = ins.operands
     write, low, by, high = m.to(to), m.bits(low), m.bits(by), m.bits(high)
     left, upper, wrap = ins.has("L"), ins.has("HI"), ins.has("W")
@@ -34,7 +34,7 @@ def shf(m, ins):
 
 
 def table(lut, a, b, c):
-    """Bitwise, any function of three: bit 4a + 2b + c of the table."""
+    """Compute any bitwise function of three words: bit 4a + 2b + c of the table."""
     total = None
     for k in range(8):
         if lut >> k & 1:
@@ -79,7 +79,7 @@ def plop3(m, ins):
 
 @operation("PRMT", "UPRMT")
 def prmt(m, ins):
-    """Bytes of two words, by the digits of a third; a digit's top bit replicates the sign."""
+    """Pick bytes of two words by the digits of a third; a digit's top bit replicates the sign."""
     to, a, choice, b = ins.operands
     write, a, choice, b = m.to(to), m.bits(a), m.bits(choice), m.bits(b)
 
@@ -116,7 +116,7 @@ def brev(m, ins):
 
 @operation("FLO", "UFLO", ignore=("U32",))
 def flo(m, ins):
-    """The highest bit set, or with .SH how many zeros are above it; of 0, all ones."""
+    """Find the highest bit set, or with .SH the number of zeros above it; for 0, all ones."""
     write, read, above = m.to(ins.operands[0]), m.bits(ins.operands[1]), ins.has("SH")
     if not ins.has("U32"):
         raise UnsupportedError("signed numbers")

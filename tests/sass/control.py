@@ -1,4 +1,4 @@
-"""Jumps, convergence, barriers, votes and shuffles, and what a thread knows of its place."""
+"""Jumps, convergence, barriers, votes and shuffles, and queries of a thread's place."""
 
 import numpy as np
 
@@ -25,7 +25,7 @@ def bra(m, ins):
     *conditions, goal = ins.operands
     goal = int(goal, 16) // 16
     act = always(goal)
-    if ins.has("DIV"):  # where the active lanes are not the ones given
+    if ins.has("DIV"):  # taken if the active lanes are not the given ones
         read = m.bits(conditions.pop())
         act = m.when(lambda: m.ballot(m.active()) != read(), act, ins)
     for condition in conditions:
@@ -34,7 +34,7 @@ def bra(m, ins):
 
 
 def send(m, goals):
-    """Sends each active lane to its own address."""
+    """Send each active lane to its own address."""
     goals, active = goals.astype(I64) // 16, m.active()
     first = goals[active][0]
     if (goals[active] == first).all():
@@ -205,7 +205,7 @@ def nothing(m, ins):
 
 @operation("MEMBAR", "CCTL", "FENCE", ignore=("ALL", "SC", "VC", "GPU", "CTA", "SYS", "IVALL"))
 def order_accesses(m, ins):
-    """Nothing: accesses take effect at once, asynchronous copies when they are waited for."""
+    """Do nothing: accesses take effect at once, asynchronous copies when they are waited for."""
     return always(None)
 
 
@@ -239,7 +239,7 @@ def shfl(m, ins):
     first = np.arange(m.lanes) // WARP * WARP
 
     def act():
-        """As the PTX manual has `shfl`."""
+        """Follow the PTX manual's `shfl`."""
         lane, by, limits = m.lane, read_by().astype(I64) & 31, read_bounds().astype(I64)
         segment = limits >> 8 & 31
         lowest = lane & segment

@@ -40,7 +40,7 @@ def f2i(m, ins):
     write = m.to_wide(to) if wide else m.to(to)
 
     def act():
-        """What does not fit becomes the nearest that does, a NaN 0."""
+        """Values out of range become the nearest in range, NaN becomes 0."""
         value = rounded(read().astype(F64))
         over, under = value > limits.max, value < limits.min
         inside = np.where(over | under | np.isnan(value), 0.0, value)
@@ -67,12 +67,12 @@ def f2f(m, ins):
 
 
 def to_half(x):
-    """The bits of the nearest float16."""
+    """Return the bits of the nearest float16."""
     return x.astype(np.float16).view(np.uint16).astype(U32)
 
 
 def to_bf16(x):
-    """The bits of the nearest bfloat16."""
+    """Return the bits of the nearest bfloat16."""
     toward_zero = narrow(x.astype(F64), "RZ")
     bits = toward_zero.view(U32)
     # Rounded to odd in float32 first, so that the second rounding is exact.
@@ -83,7 +83,7 @@ def to_bf16(x):
 
 @operation("F2FP", ignore=("F32",))
 def f2fp(m, ins):
-    """Two float32 to a pair, the first in the high half."""
+    """Convert two float32 to a pair, the first in the high half."""
     to, *sources = ins.operands
     if len(sources) != 2 or not ins.has("PACK_AB"):
         raise UnsupportedError("other than two float32")
@@ -93,7 +93,7 @@ def f2fp(m, ins):
 
 
 def pair(m, text, bf16):
-    """Reads a pair of 16-bit numbers: (low, high), as float64."""
+    """Read a pair of 16-bit numbers: (low, high), as float64."""
     found = HALVES.fullmatch(text)
     if not found:
         raise UnsupportedError(f"operand {text}")
@@ -115,7 +115,7 @@ def pair(m, text, bf16):
 
 
 def pairs(m, texts, bf16):
-    """Reads all operands; an immediate one is two numbers, the high one first."""
+    """Read all operands; an immediate is two numbers, the high one first."""
     reads, texts = [], list(texts)
     while texts:
         if HALVES.fullmatch(texts[0]):

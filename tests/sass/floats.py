@@ -30,7 +30,7 @@ def flush(x):
 
 
 def odd_sum(a, b):
-    """a + b in double, rounded to odd, so that a second rounding to float32 is exact."""
+    """Return a + b in double, rounded to odd, so that a second rounding to float32 is exact."""
     total = a + b
     part = total - a
     rest = (a - (total - part)) + (b - part)
@@ -43,7 +43,7 @@ def odd_sum(a, b):
 
 
 def narrow(x, mode):
-    """float64 to float32; x is exact, or rounded to odd."""
+    """Convert float64 to float32; x is exact, or rounded to odd."""
     near = x.astype(F32)
     if mode == "RN":
         return near
@@ -60,7 +60,7 @@ def mode_of(ins):
 
 
 def finished(ins, write):
-    """Writes a float32 result, saturated or with subnormal numbers flushed where asked for."""
+    """Write a float32 result, saturated or with subnormal numbers flushed if asked for."""
     ftz, saturate = ins.has("FTZ"), ins.has("SAT")
 
     def finish(value):
@@ -161,7 +161,7 @@ def mufu(m, ins):
 
 @operation("FCHK")
 def fchk(m, ins):
-    """Whether a quotient needs the slow path: its steps would over- or underflow."""
+    """Find whether a quotient needs the slow path: its steps would over- or underflow."""
     to, a, b = ins.operands
     write, a, b = m.to_predicate(to), m.bits(a), m.bits(b)
 

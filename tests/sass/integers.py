@@ -18,7 +18,7 @@ JOIN = {"AND": np.logical_and, "OR": np.logical_or, "XOR": np.logical_xor}
 
 
 def parts(ins):
-    """Destination, predicates written, sources, predicates read."""
+    """Return the destination, predicates written, sources, and predicates read."""
     to, *rest = ins.operands
     written, sources, read = [], [], []
     for text in rest:
@@ -30,7 +30,7 @@ def parts(ins):
 
 
 def addend(m, text):
-    """A term of a sum with carry, in 64 bits: -x is ~x + 1, which carries where x is 0."""
+    """Read a term of a sum with carry, in 64 bits: -x is ~x + 1, which carries if x is 0."""
     if text.startswith("-") and not text.startswith("-0x"):
         read = m.bits(text[1:])
         return lambda: (~read()).astype(U64) + U64(1)
@@ -44,7 +44,7 @@ def carries_in(m, texts):
 
 
 def carries_out(m, texts):
-    """Writes a sum's carries out of 32 bits: whether there is one, whether there are two."""
+    """Write a sum's carries out of 32 bits: whether there is one, and whether there are two."""
     writes = [m.to_predicate(text) for text in texts]
 
     def write(total):
@@ -93,7 +93,7 @@ def imad(m, ins):
     to, written, sources, read = parts(ins)
     a, b, is_signed = m.bits(sources[0]), m.bits(sources[1]), signed(ins)
     wide, high = ins.has("WIDE"), ins.has("HI")
-    ins.has("MOV", "IADD", "SHL")  # what the compiler uses the product for
+    ins.has("MOV", "IADD", "SHL")  # other uses that the compiler makes of the product
     check_carries(ins, read)
     carry = carries_in(m, read)
     if not (wide or high):
@@ -122,7 +122,7 @@ def imad(m, ins):
 
 @operation("LEA", "ULEA")
 def lea(m, ins):
-    """A sum with a shifted word; above that lies the third source, or its own sign."""
+    """Add a shifted word; the bits above it are the third source, or its own sign."""
     to, written, sources, read = parts(ins)
     write, carry = m.to(to), carries_out(m, written)
     extended, high = ins.has("SX32"), ins.has("HI")
@@ -157,7 +157,7 @@ def isetp(m, ins):
     def act():
         x, y = (v.view(I32) if is_signed else v for v in (a(), b()))
         holds = COMPARE[name](x, y)
-        if extended:  # the upper halves: equal ones leave it to the lower
+        if extended:  # the upper halves: if equal, the lower halves decide
             lower = before[0]()
             if name == "NE":
                 holds = holds | lower

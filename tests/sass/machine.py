@@ -1,11 +1,10 @@
-"""The emulated threads, and which of them take the next instruction.
+"""The emulated threads, and which of them execute the next instruction.
 
 All threads of all emulated blocks are the lanes of numpy arrays. Each has its own program counter;
-the lanes at the smallest one are issued together. Warps do not see each other between barriers, so
-for every warp this is the same as if it ran alone and its own smallest counter went first. An
-instruction counts once for a warp however many of its lanes take it, as in Nsight's
-`inst_executed`. At BSYNC, WARPSYNC and the barriers lanes wait for those that the hardware waits
-for.
+the lanes at the smallest counter are issued together. Warps do not see each other between barriers,
+so every warp runs as if it were alone and its own smallest counter went first. An instruction
+counts once for a warp, however many of its lanes execute it, as in Nsight's `inst_executed`. At
+BSYNC, WARPSYNC and the barriers, lanes wait for the same lanes as in the hardware.
 """
 
 import numpy as np
@@ -25,12 +24,12 @@ from .operands import (
 WARP = 32
 NEVER = np.iinfo(I64).max
 MOST_JUMPS = 10**6
-SCATTERED = object()  # what a jump returns where it has set the lanes' counters one by one
+SCATTERED = object()  # returned by a jump that has set the lanes' counters one by one
 
 
 class Machine(Operands):
     def __init__(self, kernel, launch, blocks, shared, memory, constants):
-        """`blocks`: their indices in the grid, whole clusters."""
+        """`blocks`: their indices in the grid, in whole clusters."""
         per_block = -(-launch.threads // WARP) * WARP
         lanes = per_block * len(blocks)
         super().__init__(lanes, constants)
@@ -38,25 +37,25 @@ class Machine(Operands):
         self.blocks, self.cluster, self.per_block = blocks, launch.cluster, per_block
         self.lane = np.arange(lanes) % WARP
         self.tid = (np.arange(lanes) % per_block).astype(U32)
-        self.block = np.arange(lanes) // per_block  # among the emulated ones
+        self.block = np.arange(lanes) // per_block  # index among the emulated blocks
         self.rank = (self.block % launch.cluster).astype(U32)
         self.alive = self.tid < launch.threads
         self.pc = np.where(self.alive, 0, NEVER)  # in instructions; NEVER while a lane waits
-        self.resume = np.zeros(lanes, I64)  # where it goes on then
-        self.waiting = np.full(lanes, "", "U8")  # at what
+        self.resume = np.zeros(lanes, I64)  # counter of a waiting lane when it resumes
+        self.waiting = np.full(lanes, "", "U8")  # kind of the instruction that it waits at
         self.convergence = np.zeros((16, lanes), U32)  # registers B0 to B15
-        self.needs = np.zeros(lanes, U32)  # BSYNC, WARPSYNC: the lanes of the warp to wait for
+        self.needs = np.zeros(lanes, U32)  # BSYNC, WARPSYNC: lanes of the warp to wait for
         self.barrier = np.zeros(lanes, I64)  # BAR: its number, and for how many threads
         self.expected = np.zeros(lanes, I64)
-        self.votes = np.zeros(lanes, bool)  # BAR.RED: the thread's, what of all, and the result
+        self.votes = np.zeros(lanes, bool)  # BAR.RED: the thread's vote, the function, the result
         self.reduction = np.full(lanes, "", "U4")
         self.reduced = np.zeros(lanes, I64)
         self.arrivals = np.zeros(lanes, I64)  # at the cluster's barrier
-        self.groups = np.zeros(lanes, I64)  # of asynchronous copies that a lane has closed
-        self.copies = []  # under way
+        self.groups = np.zeros(lanes, I64)  # groups of asynchronous copies that a lane has closed
+        self.copies = []  # not yet arrived
         self.actions = [None] * len(kernel.code)
         self.jumps = 0
-        # What is counted: by instruction in warp instructions of all blocks, the rest by block.
+        # Counts: `hits` by instruction, in warp instructions of all blocks; the others by block.
         self.hits = np.zeros(len(kernel.code), I64)
         self.issued = np.zeros(len(blocks), I64)
         self.barriers = np.zeros(len(blocks), I64)
@@ -69,7 +68,7 @@ class Machine(Operands):
         return np.ones(self.lanes, bool) if self.mask is None else self.mask
 
     def ballot(self, lanes):
-        """For each lane, a bit for each of its warp's lanes that is among `lanes`."""
+        """Return, for each lane, a bit for each of its warp's lanes that is among `lanes`."""
         octets = np.packbits(lanes.reshape(-1, WARP), axis=1, bitorder="little")
         return np.repeat(octets.view(U32).ravel(), WARP)
 
@@ -77,7 +76,7 @@ class Machine(Operands):
         return np.repeat(lanes.reshape(-1, WARP).any(1), WARP)
 
     def first(self, values):
-        """For each lane, the value of its warp's first active lane."""
+        """Return, for each lane, the value of its warp's first active lane."""
         values = np.broadcast_to(values, self.lanes)
         lowest = self.active().reshape(-1, WARP).argmax(1)
         return np.repeat(values[np.arange(len(lowest)) * WARP + lowest], WARP)
@@ -86,13 +85,13 @@ class Machine(Operands):
         return lanes.reshape(len(self.blocks), self.per_block)
 
     def of_block(self, values):
-        """For each lane, its block's value."""
+        """Return, for each lane, its block's value."""
         return np.repeat(values, self.per_block)
 
     # ---- actions
 
     def build(self, index):
-        """The action of an instruction. It returns None, or for a jump the next instruction."""
+        """Return an instruction's action, which returns None, or a jump's next instruction."""
         ins = self.kernel.code[index]
         where = f"{self.kernel.name} at {ins.address:#x}, {ins.text}"
         if ins.opcode not in BUILDERS:
@@ -109,13 +108,13 @@ class Machine(Operands):
         return act
 
     def when(self, read, act, ins, uniform=False):
-        """An action for the active lanes at which a predicate holds."""
+        """Return an action for the active lanes at which a predicate holds."""
 
         def run():
             before, warps_before = self.mask, self.warp_mask
             allowed = read().copy()  # the instruction may change its own guard
             self.mask = allowed if before is None else before & allowed
-            if uniform:  # also what a warp writes for all of its lanes
+            if uniform:  # a warp also writes for all of its lanes
                 self.warp_mask = allowed if warps_before is None else warps_before & allowed
             else:
                 self.warp_mask = self.whole_warps(self.mask)
@@ -141,7 +140,7 @@ class Machine(Operands):
                 pass
 
     def step(self):
-        """Issues the lanes at the smallest counter until they part, meet others or wait."""
+        """Issue the lanes at the smallest counter until they diverge, meet others or wait."""
         pc, actions = self.pc, self.actions
         here = start = int(pc.min())
         if start == NEVER:
@@ -183,7 +182,7 @@ class Machine(Operands):
         self.pc[lanes], self.waiting[lanes] = self.resume[lanes], ""
 
     def release(self):
-        """Lets lanes that wait go on, when no other can; False when all have ended."""
+        """Release waiting lanes when no other lane can run; return False when all have ended."""
         if not self.alive.any():
             return False
         for ready in (self.converged, self.synchronized, self.at_barrier, self.at_cluster):
@@ -196,7 +195,7 @@ class Machine(Operands):
         raise FaultError(f"{self.kernel.name} hangs: lanes wait before {stuck[:8]}")
 
     def converged(self):
-        """The lanes at a BSYNC to which all that took part in its BSSY have come or ended."""
+        """Return the lanes at a BSYNC that all lanes of its BSSY have reached, or have ended."""
         ready, waits = np.zeros(self.lanes, bool), self.waiting == "BSYNC"
         for at in np.unique(self.resume[waits]):
             here = waits & (self.resume == at)
@@ -204,7 +203,7 @@ class Machine(Operands):
         return ready
 
     def synchronized(self):
-        """The same for WARPSYNC, which lanes may reach at different places."""
+        """Return these lanes for WARPSYNC, which lanes may reach at different places."""
         waits = self.waiting == "WARPSYNC"
         return waits & (self.needs & self.ballot(self.alive) & ~self.ballot(waits) == 0)
 
@@ -225,7 +224,7 @@ class Machine(Operands):
         return ready
 
     def at_cluster(self):
-        """The lanes that wait for arrivals of which all other lanes have had as many."""
+        """Return the lanes that wait at the cluster's barrier and have no lane to wait for."""
         least = np.where(self.alive, self.arrivals, NEVER)
         least = least.reshape(-1, self.per_block * self.cluster).min(1)
         least = np.repeat(least, self.per_block * self.cluster)

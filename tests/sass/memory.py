@@ -18,7 +18,7 @@ from .operands import (
 from .spaces import gather, scatter, words_in
 
 TOKEN = re.compile(r"(U?R(?:\d+|Z))(?:\.(64|U32|X4|X8|X16))?$")
-# Of caches and visibility; E: addresses have 64 bits.
+# Modifiers of caches and visibility; E: addresses have 64 bits.
 HINTS = (
     *("E", "EF", "EL", "EU", "LU", "NA", "STRONG", "WEAK", "CONSTANT", "GPU", "SM", "SYS", "CTA"),
     *("LTC64B", "LTC128B", "LTC256B", "BYPASS"),
@@ -26,7 +26,7 @@ HINTS = (
 
 
 def address_of(m, text, wide=True):
-    """Reads an address such as desc[UR4][R2.64+0x10]; `wide`: of 64 bits."""
+    """Read an address such as desc[UR4][R2.64+0x10]; `wide`: of 64 bits."""
     inside = text[text.rindex("[") + 1 : text.rindex("]")]
     reads, offset = [], 0
     for token in inside.split("+"):
@@ -63,7 +63,7 @@ def extended(ins, words):
 
 
 def load(m, ins, to, fetch):
-    """An action that loads what fetch(lanes, width) finds for the active lanes."""
+    """Return an action that loads the result of fetch(lanes, width) for the active lanes."""
     width, uniform = width_of(ins), is_uniform(to)
     write = m.to(to, words_in(width))
 
@@ -98,7 +98,7 @@ def lds(m, ins):
 
 
 def split(m, addresses):
-    """Generic addresses: positions of those in the cluster's shared memory, and of the others."""
+    """Split generic addresses: positions in the cluster's shared memory, and the rest."""
     shared = addresses >> U64(32) == m.shared.window
     return np.flatnonzero(shared), np.flatnonzero(~shared)
 
@@ -126,7 +126,7 @@ def ld(m, ins):
 
 
 def stored(m, ins):
-    """A store's address operand, its width, and the rows of registers it stores."""
+    """Return a store's address operand, its width, and the rows of registers that it stores."""
     to, source = ins.operands
     width = width_of(ins)
     rows, _ = m.registers(source, words_in(width))

@@ -1,8 +1,8 @@
-"""How instructions name what they read and write, and the table of their actions.
+"""How instructions name their operands, and the table of their actions.
 
 An instruction is turned once into an action without arguments. It reads operands through functions
-made here, each to an array with one value for all lanes or one a lane, and writes the active lanes
-of a register. Uniform registers are kept once a lane too, the same in all lanes of a warp.
+made here, each returning an array with one value for all lanes or one a lane, and writes the active
+lanes of a register. Uniform registers are also stored per lane, with equal values in a warp.
 """
 
 import re
@@ -15,7 +15,7 @@ CONSTANT = re.compile(r"c\[0x(\w+)\]\[(U?R\w+)?\+?(-?0x\w+)?\]$")
 SPECIAL_FLOATS = {"+INF": 0x7F800000, "-INF": 0xFF800000, "+QNAN": 0x7FC00000, "-QNAN": 0xFFC00000}
 U32, U64, I32, I64, F32, F64 = np.uint32, np.uint64, np.int32, np.int64, np.float32, np.float64
 LOW = U64(0xFFFFFFFF)
-BUILDERS, IGNORED = {}, {}  # by opcode: what builds its action, modifiers without effect here
+BUILDERS, IGNORED = {}, {}  # by opcode: builder of its action, modifiers without effect here
 
 
 class UnsupportedError(NotImplementedError):
@@ -23,11 +23,11 @@ class UnsupportedError(NotImplementedError):
 
 
 class FaultError(RuntimeError):
-    """The machine code did what a GPU would trap or hang on, or what has no defined result."""
+    """The machine code would trap or hang a GPU, or has no defined result."""
 
 
 def operation(*names, ignore=()):
-    """Registers what builds the action of these opcodes."""
+    """Register the decorated function as builder of the action of these opcodes."""
 
     def register(build):
         for name in names:
@@ -38,7 +38,7 @@ def operation(*names, ignore=()):
 
 
 def put(row, value, where):
-    """Writes the lanes `where`; None: all."""
+    """Write the lanes `where`; None: all."""
     if where is None:
         row[...] = value
     else:
@@ -58,8 +58,8 @@ def always(value):
 
 
 class Operands:
-    """The registers of all lanes. `mask` are the lanes that an action writes, None for all of them;
-    `warp_mask` are all lanes of their warps."""
+    """The registers of all lanes. `mask` are the lanes that an action writes, None for all of
+    them; `warp_mask` are all lanes of their warps."""
 
     def __init__(self, lanes, constants):
         self.lanes, self.constants = lanes, constants
@@ -70,7 +70,7 @@ class Operands:
         self.p[7] = self.up[7] = True
 
     def registers(self, text, count=1):
-        """The rows of a register and those after it; of RZ, zeros; and whether they are RZ."""
+        """Return the rows of a register and those after it (RZ: zeros), and whether it is RZ."""
         found = REGISTER.fullmatch(text)
         if not found:
             raise UnsupportedError(f"a register was expected, not {text!r}")
@@ -81,7 +81,7 @@ class Operands:
         return [rows[first + k] for k in range(count)], False
 
     def constant(self, bank, offset, size):
-        """These bytes of a constant bank."""
+        """Return these bytes of a constant bank."""
         content, known = self.constants.get(bank, (None, np.zeros(0, bool)))
         wanted = known[offset : offset + size]
         if len(wanted) < size or not wanted.all():
@@ -89,7 +89,7 @@ class Operands:
         return content[offset : offset + size].copy()
 
     def bits(self, text):
-        """Reads an operand of 32 bits."""
+        """Return a reader of an operand of 32 bits."""
         if re.fullmatch(r"[-~]?0x\w+", text):
             value = int(text.lstrip("~"), 16)
             value = ~value if text[0] == "~" else value
@@ -107,7 +107,7 @@ class Operands:
         return always(row)
 
     def wide(self, text):
-        """Reads an operand of 64 bits, two registers."""
+        """Return a reader of an operand of 64 bits, two registers."""
         constant = CONSTANT.fullmatch(text)
         if constant and not constant[2]:
             return always(self.constant(int(constant[1], 16), int(constant[3], 16), 8).view(U64))
@@ -115,7 +115,7 @@ class Operands:
         return lambda: low | high.astype(U64) << U64(32)
 
     def float(self, text):
-        """Reads an operand of float32."""
+        """Return a reader of an operand of float32."""
         if text in SPECIAL_FLOATS:
             return always(np.array([SPECIAL_FLOATS[text]], U32).view(F32))
         if re.fullmatch(r"-?[\d.]+(e[-+]?\d+)?", text):
@@ -137,7 +137,7 @@ class Operands:
         return (lambda: ~row) if found[1] else always(row)
 
     def to(self, text, count=1):
-        """Writes `count` registers, words of 32 bits."""
+        """Return a writer of `count` registers, words of 32 bits."""
         rows, nowhere = self.registers(text, count)
         if nowhere:
             return lambda *values: None
@@ -153,7 +153,7 @@ class Operands:
         return write
 
     def to_wide(self, text):
-        """Writes two registers, from uint64."""
+        """Return a writer of two registers, from uint64."""
         write = self.to(text, 2)
         return lambda value: write((value & LOW).astype(U32), (value >> U64(32)).astype(U32))
 

@@ -8,8 +8,8 @@ from .operands import I64, U32, U64, FaultError
 
 SPAN = 36  # a buffer's address is a multiple of 2^36
 PAGE = 4096
-RESERVED = 1024  # bytes at the start of a block's shared memory that are the system's
-RANK = 24  # where an address of shared memory has its block's rank in the cluster
+RESERVED = 1024  # bytes that the system takes at the start of a block's shared memory
+RANK = 24  # bit of a shared address where its block's rank in the cluster begins
 BANKS = 32  # of 4 bytes
 
 
@@ -18,7 +18,7 @@ def words_in(width):
 
 
 def gather(data, at, width):
-    """`width` bytes at each offset as words of 32 bits; fewer than 4 are extended with zeros."""
+    """Return `width` bytes at each offset as words of 32 bits; fewer than 4 are zero-extended."""
     size = min(width, 4)
     octets = data[at[:, None] + np.arange(width)].reshape(-1, words_in(width), size)
     words = np.zeros((len(at), words_in(width), 4), np.uint8)
@@ -33,17 +33,17 @@ def scatter(data, at, width, words):
 
 @dataclass
 class Buffer:
-    """An array in global memory, as bytes. Where it repeats, it is as many copies on end, which
-    take no room and may not be written."""
+    """An array in global memory, as bytes. If it repeats, it appears as many times in a row; the
+    copies take no room and may not be written."""
 
     data: np.ndarray
     start: int  # of its address after a multiple of 2^SPAN
     repeats: int
     written: np.ndarray  # which bytes
-    pages: np.ndarray  # which pages have bytes that are
+    pages: np.ndarray  # which pages have written bytes
 
     def rows_written(self, rows):
-        """Which of the array's rows, so many of equal size, have been written to at all."""
+        """Return which of the array's rows, so many of equal size, have been written to at all."""
         whole_pages = len(self.data) % (rows * PAGE) == 0
         return (self.pages if whole_pages else self.written).reshape(rows, -1).any(1)
 
@@ -55,7 +55,7 @@ class Memory:
         self.buffers = []
 
     def place(self, array, offset=0, repeats=1):
-        """Maps a contiguous array; returns its address, `offset` after a multiple of 2^SPAN."""
+        """Map a contiguous array; return its address, `offset` after a multiple of 2^SPAN."""
         assert array.flags.c_contiguous
         data = array.reshape(-1).view(np.uint8)
         written = np.zeros(len(data) if repeats == 1 else 0, bool)
@@ -70,7 +70,7 @@ class Memory:
         return (address >> SPAN) - 1
 
     def find(self, addresses, width):
-        """Yields (buffer's index, positions in `addresses`, offsets) for each one among them."""
+        """Yield (buffer's index, positions in `addresses`, offsets) for each buffer among them."""
         number = (addresses >> U64(SPAN)).astype(I64) - 1
         for k in np.unique(number):
             chosen = np.flatnonzero(number == k)
@@ -92,7 +92,7 @@ class Memory:
         return list(words)
 
     def store(self, addresses, width, words):
-        """Returns (buffer's index, positions in `addresses`) for each buffer written."""
+        """Store words; return (index, positions in `addresses`) for each buffer written."""
         touched = []
         for k, chosen, at in self.find(addresses, width):
             buffer = self.buffers[k]
@@ -106,20 +106,20 @@ class Memory:
 
 
 class Shared:
-    """The blocks' shared memory, all NaN at first, and how its accesses fall on the banks."""
+    """The blocks' shared memory, all NaN at first, and bank conflicts of its accesses."""
 
     window = 0x7FFF  # the high word of generic addresses
 
     def __init__(self, blocks, cluster, size):
         self.size, self.cluster = size, cluster
         self.data = np.full(blocks * size, 0xFF, np.uint8)
-        # Of all warps together, by kind of access.
+        # Counts over all warps, by kind of access.
         self.requests = {"LDS": 0, "STS": 0}
         self.wavefronts = {"LDS": 0, "STS": 0}
-        self.least = {"LDS": 0, "STS": 0}  # wavefronts had no banks been in conflict
+        self.least = {"LDS": 0, "STS": 0}  # wavefronts without bank conflicts
 
     def offsets(self, m, lanes, addresses, width, of_cluster=False):
-        """Offsets in `data`; only where `of_cluster` may an address be of another block."""
+        """Return offsets in `data`; only with `of_cluster` may an address be another block's."""
         addresses = addresses.astype(I64)
         rank, at = addresses >> RANK, (addresses & (1 << RANK) - 1) - RESERVED
         block = m.block[lanes]
@@ -136,8 +136,8 @@ class Shared:
         return block * self.size + at
 
     def count(self, kind, lanes, addresses, width):
-        """Counts wavefronts. 128 bytes are served at a time: 32, 16 or 8 lanes; of those, words of
-        one bank one after the other, and a word that several lanes want once."""
+        """Count wavefronts. 128 bytes are served at a time, to 32, 16 or 8 lanes: of these, words
+        of one bank are served one after the other, and a word for several lanes once."""
         turn = lanes // min(32, 128 // width)
         word = addresses.astype(I64)[:, None] // 4 + np.arange(words_in(width))
         distinct = np.unique(turn[:, None] << 32 | word)

@@ -15,7 +15,7 @@ LINE = re.compile(
     r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P[0-9T])\s+)?([A-Z][A-Z0-9_a-z.]*)\s*(.*?)\s*;", re.M
 )
 HEAD = re.compile(r"^\s*Function : (\S+)$", re.M)
-NOTE = re.compile(r"\(\*.*?\*\)|\.reuse|`")  # branch tables' labels, hints of the operand cache
+NOTE = re.compile(r"\(\*.*?\*\)|\.reuse|`")  # labels of branch tables, hints of the operand cache
 SEPARATOR = re.compile(r",|(?<=\w) (?=-?0x)")
 NOBITS = 8  # a section of an ELF file that stores no content, only its size
 KPARAM_INFO, PARAM_CBANK = 0x17, 0x0A  # attributes of .nv.info
@@ -32,7 +32,7 @@ class Instruction:
     modifiers: list[str]
     operands: list[str]
     text: str
-    asked: set[str] = field(default_factory=set)  # modifiers that the emulator has looked for
+    asked: set[str] = field(default_factory=set)  # modifiers that the emulator has checked for
 
     def has(self, *names):
         self.asked |= set(names)
@@ -40,7 +40,7 @@ class Instruction:
 
     @property
     def following(self):
-        """The index of the next instruction."""
+        """Return the index of the next instruction."""
         return self.address // 16 + 1
 
 
@@ -50,7 +50,7 @@ class Kernel:
     code: list[Instruction]
     params: list[tuple[int, int]]  # offset and size of each, in the order of the arguments
     param_base: int  # where they start in constant bank 0
-    static_shared: int  # with what the system reserves
+    static_shared: int  # including the system's reserved bytes
     constants: dict[int, bytes]  # the other constant banks
 
 
@@ -65,7 +65,7 @@ def parse(match):
 
 
 def sections(elf):
-    """The sections of an ELF file of 64 bits: name to content, or to a size where it has none."""
+    """Return the sections of a 64-bit ELF file: name to content, or to the size if it has none."""
     (table,) = struct.unpack_from("<Q", elf, 0x28)
     size, count, names = struct.unpack_from("<HHH", elf, 0x3A)
     heads = [struct.unpack_from("<IIQQQQ", elf, table + k * size) for k in range(count)]
@@ -77,7 +77,7 @@ def sections(elf):
 
 
 def parameters(info):
-    """From .nv.info: (offset, size) of each parameter, and where they start in bank 0."""
+    """Read from .nv.info (offset, size) of each parameter, and where they start in bank 0."""
     at, found, base = 0, {}, 0
     while at < len(info):
         layout, attribute, size = struct.unpack_from("<BBH", info, at)

@@ -1,4 +1,4 @@
-"""Averaged weights: their warm-up, and what is said of the first weights that are left in them."""
+"""Averaged weights: their warm-up, and the note on the share of the first weights in them."""
 
 import math
 
@@ -14,7 +14,7 @@ from pdfast.training.optimizer import Optimizer
 
 
 def product(cfg: TrainConfig, updates: int) -> float:
-    """Of the decays after the first update, one by one."""
+    """Multiply the decays after the first update, one by one."""
     share = 1.0
     for k in range(1, updates):
         share *= min(cfg.ema_decay, (1 + k) / (10 + k)) if cfg.ema_warmup else cfg.ema_decay
@@ -36,7 +36,7 @@ def test_shares_worth_knowing():
     assert averages.initial_share(plain, 800_000) < 1e-30
     assert averages.initial_share(warmed, 300) < 1e-12
     assert averages.initial_share(warmed, 10**8) == 0
-    assert averages.initial_share(DistillConfig(ema_warmup=False), 300) == 0  # none are kept
+    assert averages.initial_share(DistillConfig(ema_warmup=False), 300) == 0  # no averages
 
 
 @pytest.mark.parametrize("name", config_names())
@@ -51,7 +51,7 @@ def config_of(tiny: Config, **train: object) -> Config:
 
 
 def trained_averages(config, path, monkeypatch):
-    """The averages of a training, and their average by hand from the weights of every update."""
+    """Return a training's averages, and their average by hand from the weights of every update."""
     seen, real = [], Optimizer.step
 
     def watched(self):
@@ -70,12 +70,12 @@ def trained_averages(config, path, monkeypatch):
 
 @pytest.mark.parametrize("warmup", [False, True])
 def test_a_training_saves_the_average_of_its_updates(tiny, tmp_path, monkeypatch, warmup, capsys):
-    """Without a warm-up these are still the first weights, which is said."""
+    """Without a warm-up they are still the first weights, and a note says so."""
     config = config_of(tiny, ema_decay=0.999, ema_warmup=warmup)
     found, expected, seen = trained_averages(config, tmp_path / "run", monkeypatch)
     moved = (seen[-1] - seen[0]).double().norm()
     assert (found - expected).norm() <= 1e-5 * moved
-    share = 1 - float((found - seen[0]).norm() / moved)  # of the way that is not gone
+    share = 1 - float((found - seen[0]).norm() / moved)  # of the way, not covered yet
     assert share > 0.9 if not warmup else share < 0.3
     said = capsys.readouterr().err
     expected_share = averages.initial_share(config.train, 40)
@@ -119,7 +119,7 @@ def test_skipped_updates_are_not_counted(tiny, tmp_path, monkeypatch, capsys):
 def test_a_dry_run_says_what_would_be_left(command, tiny_toml, capsys):
     few = ["--config", str(tiny_toml), "--train.updates", "300", "--train.ema-decay", "0.9999"]
     few += ["--distill.ema-decay", "0.99", "--distill.no-ema-warmup"]
-    few += ["--distill.start-steps", "16"]  # to 4: without the rounds of twice the updates
+    few += ["--distill.start-steps", "16"]  # to 4: without the rounds with twice the updates
     assert main([command, "--dry-run", "--threads", "1", *few]) == 0
     said = capsys.readouterr().out
     rounds = "warning: round 1, round 2: 95.1% of the averaged weights"

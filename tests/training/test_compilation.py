@@ -1,4 +1,4 @@
-"""engine.compile: when it is used, that it is left again, and that it teaches the same."""
+"""engine.compile: when it is used, that it ends with its phase, and that results stay the same."""
 
 import contextlib
 import dataclasses
@@ -121,7 +121,7 @@ def test_compiled_networks_teach_the_same(tiny, tmp_path, case):
 
 @pytest.mark.slow
 def test_compiled_bf16_is_as_near_float32(tiny, tmp_path):
-    """At most twice as far as bf16 that is not compiled, which rounds between all ops."""
+    """At most twice as far as uncompiled bf16, which rounds between all ops."""
     config = set_of(tiny, "distill", updates=6, warmup=0)
     start, exact = distilled(config, tmp_path / "a")
     _, plain = distilled(config, tmp_path / "b", precision="bf16")
@@ -145,7 +145,7 @@ def test_a_compiled_run_resumes_to_the_bit_and_compiles_once(tiny, tmp_path, mon
     monkeypatch.setattr(rounds, "_distill_round", counted)
     pdfast.distill(config, out=tmp_path / "straight", quiet=True)
     assert len(graphs) == 3
-    assert graphs[0] == graphs[2]  # later rounds take the first's code
+    assert graphs[0] == graphs[2]  # later rounds reuse the first round's code
     for updates in (7, 15):  # in the teacher's phase, in the first round
         with monkeypatch.context() as patch:
             stop_after(patch, updates)

@@ -1,4 +1,4 @@
-"""How an update is captured: a stand-in for torch.cuda notes the order of the calls."""
+"""How an update is captured: a stand-in for torch.cuda records the order of the calls."""
 
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -14,17 +14,17 @@ CUDA = torch.device("cuda", 0)
 
 
 class Recorded:
-    """torch.cuda, and what was done, in order."""
+    """A stand-in for torch.cuda that records calls, in order."""
 
     def __init__(self):
         self.calls = []
-        self.refuse = None  # what ends a capture
+        self.refuse = None  # exception that ends a capture
 
     def note(self, name):
         return lambda *args, **kwargs: self.calls.append(name)
 
     def named(self, name):
-        """A stream."""
+        """Return a stream."""
         waits = self.note(f"{name} waits")
         return SimpleNamespace(name=name, device=CUDA, wait_stream=waits)
 
@@ -76,7 +76,7 @@ def test_workspaces_are_cleared_around_the_capture(recorded):
 
     repeat = Replay(work, [state], CUDA)
     assert recorded.calls == [*WARM_UP, *BEFORE, "work", "captured", "clear"]
-    assert state.item() == 1  # of the capture, which on a GPU computes nothing
+    assert state.item() == 1  # from the capture, which computes nothing on a GPU
     recorded.calls.clear()
     for _ in range(3):
         repeat()
@@ -103,7 +103,7 @@ def test_a_pytorch_that_cannot_clear_them_is_refused(recorded, monkeypatch):
 
 
 def test_a_graph_may_stay_where_as_much_is_free_as_it_takes(recorded):
-    """The ordinary pool's segments, and other graphs', do not count."""
+    """Segments of the ordinary pool, and of other graphs, do not count."""
     sizes = [((0, 0), 1_000), ((0, 1), 30), ((0, 2), 500), ((0, 1), 70)]
     segments = [{"segment_pool_id": pool, "total_size": size} for pool, size in sizes]
     torch.cuda.memory_snapshot = lambda: segments

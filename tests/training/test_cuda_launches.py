@@ -1,4 +1,4 @@
-"""What ops launch on a CUDA device: each rule by hand; test_op_counter.py has a measured update."""
+"""Launches of ops on a CUDA device: each rule by hand; test_op_counter.py measures an update."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ PACKAGE = Path(__file__).parents[2] / "pdfast"
 
 
 def kinds_of(function, *shapes):
-    """{kind: (bytes, kernels)} of what `function` of fake float32 tensors launches."""
+    """Return {kind: (bytes, kernels)} of the launches of `function` on fake float32 tensors."""
     counter = Counter(kernels=True)
     with FakeTensorMode(), counter:
         tensors = [torch.empty(shape) for shape in shapes]
@@ -38,7 +38,7 @@ def kinds_of(function, *shapes):
 
 
 def test_a_convolution_s_bias():
-    """Added in a pass of its own, over the output; its gradient is a sum over the output's."""
+    """Added in a separate pass over the output; its gradient sums the output's gradient."""
 
     def run(x, w, b):
         for tensor in (x, w, b):
@@ -54,7 +54,7 @@ def test_a_convolution_s_bias():
 
 
 def test_a_gradient_with_gaps_is_copied_for_each_of_a_convolution_s_gradients():
-    """Such as the slice of channels that `cat` gives back; the bias's sum takes it as it lies."""
+    """Such as the slice of channels from `cat`'s backward; the bias's sum reads it as it is."""
 
     def run(x, w, both, output_mask):
         x, both = (t.to(memory_format=torch.channels_last) for t in (x, both))
@@ -64,7 +64,7 @@ def test_a_gradient_with_gaps_is_copied_for_each_of_a_convolution_s_gradients():
         )
 
     shapes, dy = [(2, 3, 8, 8), (4, 3, 1, 1), (2, 8, 8, 8)], 4 * 2 * 4 * 64
-    laid_out = 2 * 4 * 2 * 64 * (3 + 8)  # by `run` itself
+    laid_out = 2 * 4 * 2 * 64 * (3 + 8)  # copies that `run` itself makes
     for mask in ([True] * 3, [False, True, True], [False, False, True]):
         found = kinds_of(lambda *tensors, mask=mask: run(*tensors, mask), *shapes)
         assert found[COPIES] == (laid_out + sum(mask[:2]) * 2 * dy, 2 + sum(mask[:2]))
@@ -72,7 +72,7 @@ def test_a_gradient_with_gaps_is_copied_for_each_of_a_convolution_s_gradients():
 
 
 def test_linear_layers():
-    """The product adds the bias, but not to one column; factors need rows or columns in a run."""
+    """The product adds the bias, except to a single column; factors need dense rows or columns."""
     linear = torch.nn.functional.linear
     x, w, b = (6, 4), (5, 4), (5,)
     moved = 4 * (24 + 20 + 5 + 30)
@@ -86,7 +86,7 @@ def test_linear_layers():
 
 
 def test_a_product_that_is_added():
-    """To a matrix, of which the product's output is a copy first, or in place to what is there."""
+    """To a matrix, which is first copied to the output, or in place to the output."""
     shapes = (6, 5), (6, 4), (4, 5)
     apart = kinds_of(torch.addmm, *shapes)
     assert apart == {COPIES: (4 * 60, 1), PRODUCTS: (4 * (24 + 20 + 30 + 30), 1)}
@@ -114,7 +114,7 @@ def test_adds_are_vectorised_where_operands_lie_alike(function, shapes, kind):
 
 
 def test_cat_and_stack():
-    """128 inputs a launch, 64 where one has gaps; of two types, or of five axes, copies."""
+    """128 inputs a launch, 64 if one has gaps; with two dtypes, or five axes, copies."""
     cat, many = torch.cat, [(2, 3)] * 129
     assert kinds_of(lambda *xs: cat(xs), *many) == {CATS: (129 * 48, 2)}
     assert kinds_of(lambda *xs: torch.stack(xs), *many) == {CATS: (129 * 48, 2)}
@@ -144,7 +144,7 @@ def test_lists_of_tensors():
 
 
 def test_resampling_copies_what_has_gaps():
-    """PyTorch's ops, of which no backward reads the input; and pdfast's."""
+    """PyTorch's ops, whose backward does not read the input; and pdfast's."""
     aten, own = torch.ops.aten, torch.ops.pdfast.resample
     calls = [
         lambda part: aten.upsample_nearest2d_backward(part, [8, 8], [2, 4, 4, 4], 2.0, 2.0),
@@ -170,12 +170,12 @@ def test_resampling_copies_what_has_gaps():
         found = kinds_of(
             lambda dy, x, halves=halves: backward(dy, x, halves), (2, 4, 4, 4), (2, 4, 8, 8)
         )
-        copied = {} if halves else {COPIES: (2 * quarter, 1)}  # pdfast's works in NHWC alone
+        copied = {} if halves else {COPIES: (2 * quarter, 1)}  # pdfast's works only in NHWC
         assert found == copied | {RESAMPLING: (part + quarter, 1)}
 
 
 def test_group_norm_s_kernels():
-    """pdfast's: one forward, two backward, whose sums go between them; both channels-last."""
+    """pdfast's: one forward, two backward with sums passed between them; both channels-last."""
 
     def run(x, w, b):
         for tensor in (x, w, b):
@@ -196,7 +196,7 @@ def test_group_norm_s_kernels():
 
 
 class Calls(TorchDispatchMode):
-    """The calls of one op of kernels/."""
+    """Records the calls of one op of kernels/."""
 
     def __init__(self, name):
         super().__init__()
@@ -211,7 +211,7 @@ class Calls(TorchDispatchMode):
 
 @pytest.mark.parametrize("name", OPS)
 def test_an_op_of_kernels_counts_as_the_kernels_that_it_registers(name):
-    """Where Triton runs; where it does not, as the operations of its reference."""
+    """With Triton; without it, it counts as the operations of its reference."""
     run = next(call for case, call in CASES.items() if case.split()[0] == name)
     op, device = OPS[name], torch.device("cpu")
     with Calls(name) as calls:
@@ -232,7 +232,7 @@ def test_an_op_of_kernels_counts_as_the_kernels_that_it_registers(name):
 
 
 def test_the_counter_knows_the_kernels_alone():
-    """The engine may use it: it imports nothing that is built on the engine."""
+    """The engine may use the counter, which imports nothing that is built on the engine."""
     for name in ("op_counter", "cuda_launches"):
         lines = (PACKAGE / "training" / f"{name}.py").read_text().splitlines()
         ours = [line for line in lines if line.startswith(("from pdfast", "import pdfast"))]

@@ -1,4 +1,4 @@
-"""Two processes that train: one process's updates, and an end that loses nothing."""
+"""Two processes in training: the updates of one process, and an end that loses nothing."""
 
 import copy
 import json
@@ -19,9 +19,9 @@ OPTIONS = {"grad_clip": 0.05, "ema_decay": 0.9, "accumulate": 2, "dropout": 0.25
 
 
 def trained(tiny, phase, dtype, path):
-    """(weights at the start, weights after 50 updates) with every option that averages.
+    """Return (weights at the start, weights after 50 updates) with every option that averages.
 
-    Of the images held out, the two processes have shares of different sizes.
+    The two processes have different numbers of the held-out images.
     """
     config = changed(set_of(tiny, phase, **OPTIONS), data={"holdout": 70})
     teacher = random_model(config.model, 0, dtype)
@@ -74,7 +74,7 @@ def test_two_processes_train_as_one(tiny, tmp_path):
         assert of_two == pytest.approx(of_one, rel=1e-12 if dtype == torch.float64 else 1e-6)
 
 
-# The command line, in a process that sends itself a signal after so many of its updates.
+# The command line, in a process that sends itself a signal after a number of its updates.
 STOPPED = f"""
 import os, signal, sys
 from pdfast.distillation import rounds
@@ -101,7 +101,7 @@ NEVER = 10**6
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_run_that_loses_processes_ends_at_the_same_bits(tiny_toml, tmp_path):
-    """SIGTERM to one: saved once, both 143. SIGKILL of either: no save, exit 1. Then the end."""
+    """SIGTERM to one: saved once, both exit 143. SIGKILL to either: not saved, exit 1. Resumed."""
     (tmp_path / "stopped.py").write_text(STOPPED)
 
     def distill(out, rank, number, after):
@@ -122,11 +122,11 @@ def test_a_run_that_loses_processes_ends_at_the_same_bits(tiny_toml, tmp_path):
         killed = distill("run", rank, signal.SIGKILL, after)
         assert killed.codes == {rank: -signal.SIGKILL, 1 - rank: 1}, killed.errors
         assert lost(1 - rank) in killed.said, killed.errors
-        if rank:  # the first one, which writes, is there to say so
+        if rank:  # process 0, which writes, is still there to report it
             assert lost(0) in (tmp_path / "run" / "log.txt").read_text()
         left = sorted(p.name for p in states.iterdir()) if states.is_dir() else []
         assert newest is None or left[-1] == f"round-{newest}"
-        assert {name[-1] for name in left} <= {"3", "5", "0"}  # none where it was killed
+        assert {name[-1] for name in left} <= {"3", "5", "0"}  # no state where it was killed
         for name in left:
             files.read(states / name)
     ended = distill("run", 0, 0, NEVER)

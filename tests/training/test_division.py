@@ -1,4 +1,4 @@
-"""Divisions by a number, which on CUDA PyTorch rounds twice unless the number is on the device."""
+"""Divisions by a number: on CUDA, PyTorch rounds twice unless the number is on the device."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ class DividesAsCuda(TorchDispatchMode):
 
 
 def exact(count, number):
-    """k / number for k = 0 .. count - 1, each rounded once."""
+    """Return k / number for k = 0 .. count - 1, each rounded once."""
     return torch.tensor([k / number for k in range(count)], dtype=torch.float64)
 
 
@@ -64,7 +64,7 @@ def test_the_sampler_visits_exact_fractions():
     visited = []
 
     class Fake:
-        """A model that predicts zeros; its schedule notes the times that it is asked for."""
+        """A model that predicts zeros; its schedule records the times that it receives."""
 
         def predict_x_at_angle(self, z, phi, conditioning):
             return torch.zeros_like(z)

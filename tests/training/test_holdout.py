@@ -1,4 +1,4 @@
-"""Images held out of training: never drawn, and what the held-out loss is of."""
+"""Images held out of training: never drawn, and averaged by the held-out loss."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ CLASSES = 3
 
 @pytest.fixture
 def held(tiny, tmp_path):
-    """A run by class on images that say which they are: number k is 10 k all over."""
+    """A run with classes on images that show their number: all pixels of image k are 10 k."""
     images = np.broadcast_to(np.uint8(STEP) * np.arange(NUM, dtype=np.uint8), (8, 8, 1, NUM))
     labels = np.arange(NUM) * CLASSES // NUM
     np.savez(tmp_path / "set.npz", images=images.transpose(3, 0, 1, 2), labels=labels)
@@ -46,9 +46,9 @@ def held(tiny, tmp_path):
 
 @pytest.fixture
 def seen(monkeypatch):
-    """{(round, whether drawn for an update): numbers of the images} that the networks were shown.
+    """{(round, whether drawn for an update): numbers of the images} that the networks received.
 
-    By their pixels; and their labels are theirs.
+    Found by their pixels; it also checks their labels.
     """
     found, real = {}, batch.Batch.noised
 
@@ -66,7 +66,7 @@ def seen(monkeypatch):
 
 
 def inputs_of(config, images, round_):
-    """x, the words, and eps of the images held out, each at its position."""
+    """Return x, the words, and eps of the held-out images, each at its position."""
     update = torch.zeros(1, dtype=torch.int64)
     words = philox.words(philox.key_of(config.seed, Stream.FIXED, round_), update, 0, len(images))
     noise = philox.key_of(config.seed, Stream.FIXED_NOISE, round_)
@@ -76,7 +76,7 @@ def inputs_of(config, images, round_):
 
 
 def trained_loss(config, model, images):
-    """Mean loss of a teacher on images of these numbers, by the published formulas."""
+    """Return a teacher's mean loss on the images of these numbers, by the published formulas."""
     x, words, eps = inputs_of(config, images, 0)
     u, label = philox.uniform_of(words[:, 2], words[:, 3]), torch.tensor(images) * CLASSES // NUM
     weight = config.train.loss_weight
@@ -84,7 +84,7 @@ def trained_loss(config, model, images):
 
 
 def distilled_loss(config, student, teacher, images, round_):
-    """The same of a student."""
+    """Return a student's mean loss likewise."""
     steps = config.distill.steps_after(round_)
     x, words, eps = inputs_of(config, images, round_)
     i, label = philox.index_below(words[:, 2], steps), torch.tensor(images) * CLASSES // NUM
@@ -97,7 +97,7 @@ def distilled_loss(config, student, teacher, images, round_):
 def test_what_is_held_out_is_never_drawn_and_the_loss_is_of_all_of_it(
     held, seen, engine, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(batch, "HELD_OUT_BATCH", 4)  # so that it takes two
+    monkeypatch.setattr(batch, "HELD_OUT_BATCH", 4)  # so that it takes two batches
     config, out = changed(held, engine=engine), tmp_path / "run"
     pdfast.distill(config, out=out, quiet=True)
     drawn = {number for (_, for_update), all_ in seen.items() if for_update for number in all_}
@@ -133,12 +133,12 @@ def test_what_is_held_out_is_never_drawn_and_the_loss_is_of_all_of_it(
     facts = json.loads((out / "report.json").read_text())["facts"]
     assert (facts["reference_images"], facts["reference_held_out"]) == (NUM, HELD_OUT)
     images = torch.from_numpy(np.load(config.data.source)["images"])
-    assert facts["reference_sha256"] == digests.digest({"images": images})  # all of the set
+    assert facts["reference_sha256"] == digests.digest({"images": images})  # of the whole set
 
 
 def test_which_images_are_held_out():
-    """Those of the least draws: fewer are the first of more, another seed has others."""
-    population = 70_000  # more than are drawn at once
+    """Those with the smallest draws; fewer are the first of more, and another seed has others."""
+    population = 70_000  # more than are drawn together
     words = Draws(3, Stream.HOLDOUT).words(0, 0, population)[:, :2].tolist()
     expected = sorted(range(population), key=lambda k: words[k])
     assert holdout.drawn(1000, population, 3).tolist() == expected[:1000]
@@ -170,7 +170,7 @@ def test_a_run_without_any_is_watched_on_a_fixed_batch_of_what_it_trains_on(
 
 
 def test_the_screen_says_what_is_held_out(held, tmp_path, capsys, monkeypatch):
-    """And a run is not gone on with by another number."""
+    """And a run does not resume with another number."""
     with monkeypatch.context() as patch:
         stop_after(patch, 6)
         with pytest.raises(Stopped):
@@ -215,7 +215,7 @@ def test_samples_of_ones_own_are_held_out_too(tiny, seen, tmp_path):
 
 
 class Linear(torch.nn.Module):
-    """A small network of one's own, by class."""
+    """A small custom network, by class."""
 
     def __init__(self):
         super().__init__()
@@ -236,7 +236,7 @@ def test_a_failure_names_the_images_that_were_drawn(held, seen, tmp_path):
 
 
 # ------------------------------------------------------------------------------------------
-# Metrics of 0.1.0, whose fixed batch was called held
+# Metrics of 0.1.0, which called the fixed batch "held"
 
 
 @pytest.fixture

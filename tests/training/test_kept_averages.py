@@ -20,7 +20,7 @@ def opened(tiny, dtype=torch.float32, **options):
 
 
 def make(optimizer, updates, first=0):
-    """Updates of gradients by their number; the gaps between parameters stay zero."""
+    """Make updates whose gradients depend on their number; gaps between parameters stay zero."""
     for k in range(first, first + updates):
         generator = torch.Generator().manual_seed(k)
         for view in optimizer._views(optimizer.grads).values():
@@ -49,7 +49,7 @@ def test_the_averages_of_a_config():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_state_goes_on_to_the_same_bits(tiny, dtype):
-    one = opened(tiny, dtype, ema_warmup=False)  # which would make the first decays alike
+    one = opened(tiny, dtype, ema_warmup=False)  # a warm-up would make the first decays alike
     one.earlier.fill_(7)
     make(one, 2)
     state = saved(one.state())
@@ -80,10 +80,10 @@ def test_each_average_is_that_of_an_optimizer_of_its_own(tiny):
 @pytest.mark.parametrize(
     ("of", "message"),
     [
-        ({"ema_decays": (0.3, 0.99)}, "has .* in ema_0.9.safetensors, which is not kept"),
+        ({"ema_decays": (0.3, 0.99)}, "has .* in ema_0.9.safetensors, which this run does not"),
         ({"ema_decays": (0.3, 0.99, 0.8)}, "has no .* in ema_0.8.safetensors"),
         ({"ema_decays": (), "ema_decay": 0.9}, "has no .* in ema.safetensors"),
-        ({"keep_moments": False}, "has earlier in moments.safetensors, which is not kept"),
+        ({"keep_moments": False}, "has earlier in moments.safetensors, which this run does not"),
     ],
 )
 def test_a_state_of_other_averages_or_moments_is_refused(tiny, of, message):
@@ -95,7 +95,7 @@ def test_a_state_of_other_averages_or_moments_is_refused(tiny, of, message):
 
 
 def begun_at(tiny, weights, cfg):
-    """A new optimizer, of a model with these weights."""
+    """Return a new optimizer of a model with these weights."""
     start = Optimizer(random_model(tiny.model, 1, torch.float32), cfg)
     start.use(weights)
     start.restart(cfg)
@@ -104,7 +104,7 @@ def begun_at(tiny, weights, cfg):
 
 @pytest.mark.parametrize("averages", [{}, {"ema_decays": (), "ema_decay": 0.9}])
 def test_moments_go_on_where_the_round_before_left_them(tiny, averages):
-    """As updates of one round, but for the averages; over two rounds' ends, with one skipped."""
+    """Like updates of one round, except for the averages; over two round ends, with one skipped."""
     straight = opened(tiny, **averages)
     make(straight, 5)
     first = opened(tiny, **averages)
@@ -124,7 +124,7 @@ def test_moments_go_on_where_the_round_before_left_them(tiny, averages):
     make(third, 1, first=4)
     for name in ("weights", "exp_avg", "exp_avg_sq"):
         assert torch.equal(getattr(third, name), getattr(straight, name)), name
-    assert torch.equal(third.ema[0], third.weights)  # which begin anew
+    assert torch.equal(third.ema[0], third.weights)  # averages begin anew
     without = begun_at(tiny, weights, first.cfg)
     make(without, 1, first=4)
     assert not torch.equal(without.weights, straight.weights)

@@ -36,7 +36,7 @@ from pdfast.training.optimizer import Optimizer
 from pdfast.training.precision import cast_to_precision, precision_of
 from pdfast.training.update import update
 
-# By phase: what is set apart from the plainest loop.
+# By phase: options that differ from the plainest loop.
 OPTIONS = {
     "plain": {"grad_clip": 0.0},
     "clip": {"grad_clip": 0.05},
@@ -58,7 +58,7 @@ OPTIONS = {
 
 
 def plain_loop(config, phase, model, teacher, data):
-    """The same updates as a reader of the paper would write them."""
+    """Make the same updates as a reader of the paper would write them."""
     cfg, dtype = getattr(config, phase), model.dtype
     parameters = list(model.parameters())
     adamw = torch.optim.AdamW(parameters, betas=(0.9, 0.999), weight_decay=cfg.weight_decay)
@@ -73,7 +73,7 @@ def plain_loop(config, phase, model, teacher, data):
             chosen = shuffled(draws, len(data), philox.key_of(config.seed, Stream.BATCH, ROUND))
         x = data.images[chosen].permute(0, 3, 1, 2)
         x = torch.where((words[:, 1] & 1).bool()[:, None, None, None], x.flip(3), x)
-        x = (x.float() / 127.5 - 1).to(dtype)  # an image is float32 whatever the net is
+        x = (x.float() / 127.5 - 1).to(dtype)  # images are float32 whatever the network's dtype
         eps = philox.normal(noise, update, 0, cfg.batch, (1, 8, 8)).to(dtype)
 
         def student(z, logsnr, label=None, update=update):
@@ -102,10 +102,10 @@ def plain_loop(config, phase, model, teacher, data):
                 average.lerp_(p, 1 - decay if k else 1.0)
     with torch.no_grad():
         for average, p in zip(averages, parameters, strict=True):
-            p.copy_(average)  # the weights themselves at decay 0
+            p.copy_(average)  # at decay 0 the weights themselves
 
 
-# An option alone in float64, where rounding hides nothing, and in training: the loop is one.
+# Some options in float64 alone, where rounding hides nothing, and in training: the loop is shared.
 @pytest.mark.parametrize(
     ("phase", "option", "dtype"),
     [
@@ -131,7 +131,7 @@ def test_the_updates_of_a_plain_loop(tiny, phase, option, dtype, tmp_path):
 
 
 # ------------------------------------------------------------------------------------------
-# The options that change how an update runs, not what it computes
+# Options that change how an update runs, not its results
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ def short(tiny):
 
 @pytest.fixture
 def labelled(short):
-    """A class-conditional run, and data for it."""
+    """A class-conditional run, and its data."""
     config = dataclasses.replace(short, model=dataclasses.replace(short.model, num_classes=10))
     return config, Dataset(digits().images, torch.arange(50) % 10)
 
@@ -192,7 +192,7 @@ def test_compiled_networks_teach_the_same(short, tmp_path):
 
 
 class Casts(TorchDispatchMode):
-    """Notes the casts to bfloat16."""
+    """Records the casts to bfloat16."""
 
     def __init__(self):
         super().__init__()
@@ -234,7 +234,7 @@ def test_bf16_keeps_float32_masters_and_casts_no_weight(short, tmp_path):
 
 
 def masters(optimizer, model):
-    """The master weights without the padding between parameters."""
+    """Return the master weights without the padding between parameters."""
     views = optimizer._views(optimizer.weights)
     return torch.cat([views[name].double().flatten() for name, _ in model.net.named_parameters()])
 
@@ -256,7 +256,7 @@ def test_bf16_learns_what_float32_learns(tiny, tmp_path):
 
 
 def test_the_signal_is_the_references(tiny):
-    """In float64, |v_target - v_student| by the published formulas."""
+    """In float64, it is |v_target - v_student| by the published formulas."""
     teacher = random_model(tiny.model, 0, torch.float64)
     batch, _ = open_batch(tiny, tiny.distill, digits(), teacher, 1, fixed=True)
     found = measure(teacher, teacher, STEPS, batch)

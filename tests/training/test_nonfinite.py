@@ -34,7 +34,7 @@ STATE = f"round-{ROUND:02d}-update-{FIRST:09d}"
 
 
 def inject(monkeypatch, where, value, at, rank=0):
-    """Make the loss, one number of the gradient or one of the input `value` in updates `at`."""
+    """Set the loss, or one number of the gradient or the input, to `value` in updates `at`."""
     if where == "loss":
         real = Optimizer.backward
 
@@ -65,7 +65,7 @@ def inject(monkeypatch, where, value, at, rank=0):
 
 
 def config_of(tiny, phase, **options):
-    """Averages and clipping, and lines and states between the skipped updates and among them."""
+    """Return a config with averages and clipping, and lines and states around skipped updates."""
     top = {k: options.pop(k) for k in ("log_every", "save_every") if k in options}
     defaults = {"updates": UPDATES, "ema_decay": 0.9, "grad_clip": 0.05, "max_skipped": LIMIT}
     config = dataclasses.replace(tiny, **top)
@@ -73,7 +73,7 @@ def config_of(tiny, phase, **options):
 
 
 def fit(config, case, path):
-    """The weights after a phase of a model that is always the same at its start."""
+    """Return the weights after a phase of a model that always starts the same."""
     phase = case.split()[0]
     cfg = getattr(config, phase)
     teacher = random_model(config.model, 0, torch.float32)
@@ -87,13 +87,13 @@ def fit(config, case, path):
 
 
 def buffers_of(optimizer):
-    """What an update changes."""
+    """Return the tensors that an update changes."""
     averages = () if optimizer.ema is None else optimizer.ema
     return [optimizer.weights, optimizer.exp_avg, optimizer.exp_avg_sq, *averages]
 
 
 def strict(text):
-    """JSON without NaN and Infinity, which are none."""
+    """Parse JSON without NaN and Infinity, which JSON does not have."""
 
     def refused(word):
         raise AssertionError(f"{word} in {text}")
@@ -118,7 +118,7 @@ def states(path):
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
 @pytest.mark.parametrize("where", ["loss", "gradient", "data"])
 def test_a_skipped_update_changes_nothing(tiny, tmp_path, monkeypatch, where, value, case):
-    """The first, one in the middle, the last. What is left are AdamW's steps of the others."""
+    """The first, one in the middle, the last. The other updates remain the same AdamW steps."""
     skipped, updates, changes, taken, start = (0, 4, 8), 9, [], [], []
     inject(monkeypatch, where, value, skipped)
     real = Optimizer.step
@@ -186,7 +186,7 @@ def test_skipped_updates_are_said_and_their_losses_left_out(tiny, tmp_path, monk
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
-    """By case: the weights and the losses of phases in which nothing goes wrong."""
+    """The weights and losses of undisturbed phases, by case."""
     from conftest import TINY
 
     found = {}
@@ -209,7 +209,7 @@ CASES += [("distill", "gradient", INF, 4), ("distill pipelined", "data", NAN, 4)
 @pytest.mark.parametrize(("case", "where", "value", "log_every"), CASES)
 def test_one_less_goes_on(tiny, tmp_path, monkeypatch, case, where, value, log_every):
     config = config_of(tiny, case.split()[0], log_every=log_every)
-    # As many as may be, one good update, and again as many.
+    # As many as are allowed, one good update, and again as many.
     at = (FIRST, FIRST + 1, FIRST + 3, FIRST + 4)
     inject(monkeypatch, where, value, at)
     assert fit(config, case, tmp_path).isfinite().all()
@@ -228,7 +228,7 @@ def test_so_many_stop_the_run(tiny, straight, tmp_path, monkeypatch, case, where
     dump = path / f"not-finite-{STATE}"
     message = (
         f"{phase}: after update {FIRST} the loss or the gradient was not finite {LIMIT} times in a "
-        f"row; {dump} has what repeats it; start again with a lower learning rate and another "
+        f"row; {dump} holds what repeats it; start again with a lower learning rate and another "
         "--out (finished models and saved states are whole)"
     )
 
@@ -262,8 +262,8 @@ def test_so_many_stop_the_run(tiny, straight, tmp_path, monkeypatch, case, where
         assert table["last"]["loss" if where != "gradient" else "grad_norm"] == str(value)
     assert all(m["update"] <= UPDATES for m in metrics(path))
 
-    # The dump, as a state, fails at once; where nothing is wrong any more, it goes on to the bits
-    # of a run that was never disturbed, and so does the last state.
+    # The dump, used as a state, fails at once. Once nothing is wrong any more, both it and the last
+    # state resume to the bits of an undisturbed run.
     for state in ("state", "dump"):
         if state == "dump":
             shutil.rmtree(path / "state")
@@ -298,7 +298,7 @@ def test_the_first_updates_and_the_last_stop_the_run_too(
 
 
 def test_the_images_of_the_dump_are_those_of_the_batch(tiny, tmp_path, monkeypatch):
-    """Found in the engine's own batches, whose images carry their number."""
+    """Found in the engine's own batches, whose images show their number."""
     seen, real = {}, Batch.noised
 
     def noised(self, *args):
@@ -317,7 +317,7 @@ def test_the_images_of_the_dump_are_those_of_the_batch(tiny, tmp_path, monkeypat
 
 
 def test_no_state_is_saved_among_skipped_updates(tiny, tmp_path, monkeypatch):
-    """One that is due waits for an update that is made."""
+    """A state that is due waits for an update that is made."""
     inject(monkeypatch, "loss", NAN, (4, 5, 9))
     fit(config_of(tiny, "train", save_every=5, updates=14), "train", tmp_path)
     assert states(tmp_path) == [7, 11]
@@ -351,7 +351,7 @@ def test_a_signal_among_skipped_updates_saves_what_was_before_them(
 
 
 def test_skipped_updates_survive_a_stop(tiny, tmp_path, monkeypatch):
-    """Between two lines: counted in the next, and their losses left out, as without the stop."""
+    """Between two lines: the next line counts them without their losses, as without the stop."""
     config = config_of(tiny, "train", log_every=10)
     inject(monkeypatch, "loss", NAN, (2, 11, 15))
     weights = fit(config, "train", tmp_path / "a")
@@ -376,7 +376,7 @@ def test_skipped_updates_survive_a_stop(tiny, tmp_path, monkeypatch):
 
 
 def test_the_command_says_it_in_one_line(tiny_toml, tmp_path, capsys, handlers):
-    """A learning rate at which the first update throws the weights away."""
+    """At a learning rate at which the first update ruins the weights."""
     out = tmp_path / "run"
     args = ["train", "--config", tiny_toml, "--out", out, "--train.lr", "1e30"]
     args += ["--train.grad-clip", "0", "--train.warmup", "0", "--train.max-skipped", "2"]
@@ -401,7 +401,7 @@ def test_a_start_that_is_not_finite_is_an_error(tiny, tmp_path):
         next(teacher.parameters())[0] = NAN
     config = config_of(tiny, "distill")
     objective = objective_of("distill", config.distill, teacher)
-    with pytest.raises(PdfastError, match="distill: the loss is not finite before the first up"):
+    with pytest.raises(PdfastError, match="distill: the loss of the initial model is not finite"):
         run_engine(config, "distill", objective, copy.deepcopy(teacher), digits(), tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""A session of one process: the same bits as without, by gloo on a CPU, by nccl on a GPU."""
+"""A session of one process: the same bits as without one, by gloo on a CPU, by nccl on a GPU."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What one update takes: the counts by hand, against the census of the paper's net, and memory."""
+"""The cost of one update: counts by hand, against the census of the paper's network, and memory."""
 
 import copy
 from dataclasses import replace
@@ -28,7 +28,7 @@ from pdfast.training.optimizer import Optimizer
 from pdfast.training.precision import cast_to_precision, net_dtype
 from pdfast.training.update import update
 
-FORWARD = 35.8e9  # operations of the paper's CIFAR-10 net on one image
+FORWARD = 35.8e9  # operations of the paper's CIFAR-10 network on one image
 MEDIUM = {
     "model": {
         "image_size": 32,
@@ -42,11 +42,11 @@ MEDIUM = {
     },
 }
 PHASES = ["train", "distill"]
-LIMIT = 0.15  # of the forecast; on CPUs with AVX-512 it was 0.003 at most
+LIMIT = 0.15  # relative to the forecast; on CPUs with AVX-512 it was 0.003 at most
 
 
 def config_of(name: str, batch: int, **loop: object) -> Config:
-    """A named config, or "medium", with these values in both [train] and [distill].
+    """Return a named config, or "medium", with these values in both [train] and [distill].
 
     The engine's options are all off.
     """
@@ -58,7 +58,7 @@ def config_of(name: str, batch: int, **loop: object) -> Config:
 def one_update(
     config: Config, phase: str, num: int, precision: str = "fp32", counter=None, defer=None
 ):
-    """The engine's update on real tensors: all that lives is made in here."""
+    """The engine's update on real tensors, all of which are made here."""
     cfg, net = getattr(config, phase), config.model
     model = new_model(config, torch.device("cpu"))
     pixels = torch.zeros(num, net.image_size, net.image_size, net.channels, dtype=torch.uint8)
@@ -80,7 +80,7 @@ def one_update(
 
 
 def measured_peak(config: Config, phase: str, num: int, precision: str) -> int:
-    """The most bytes that PyTorch's CPU allocator had given out at once."""
+    """Return the most bytes that PyTorch's CPU allocator had given out at once."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as done:
         one_update(config, phase, num, precision)
     events = done.profiler.kineto_results.events()
@@ -93,7 +93,7 @@ def measured_peak(config: Config, phase: str, num: int, precision: str) -> int:
 
 
 def counted(function, *shapes, kernels=True):
-    """What `function` of fake float32 tensors takes, and the counter."""
+    """Return the cost of `function` on fake float32 tensors, and the counter."""
     counter = Counter(kernels)
     with FakeTensorMode(), counter:
         tensors = [torch.empty(shape) for shape in shapes]
@@ -115,7 +115,7 @@ def counted(function, *shapes, kernels=True):
         (lambda x: torch.empty_like(x), [(6,)], Amount()),
         (lambda x, y: torch.cat([x, y]), [(6,), (6,)], Amount(0, 96, 1)),
         (lambda x, y: x @ y, [(2, 3), (3, 4)], Amount(2 * 24, 104, 1)),
-        # Three rows of a table, and the three indices that name them.
+        # Three rows of a table, and their three indices.
         (
             lambda x: x[torch.empty(3, dtype=torch.int64)],
             [(1000, 5)],
@@ -176,9 +176,9 @@ def count_on_gpu(phase: str, precision: str, defer: bool | None = None):
 
 @pytest.fixture(scope="module")
 def cifar10():
-    """An update of the paper's net: in float32, as it is run on a GPU, and as it was measured.
+    """An update of the paper's network: in float32, as a GPU runs it, and as it was measured.
 
-    That was before sums were left to their readers.
+    The measurement was made before sums were left to their readers.
     """
     return {
         "distill": count_on_gpu("distill", "fp32"),
@@ -191,14 +191,14 @@ def test_census_of_the_paper_s_net(cifar10):
     distill, train = cifar10["distill"], cifar10["bf16"]["train"]
     config = load_config("cifar10")
     assert distill.params == 60_004_099
-    # Two forward passes of the teacher, one of the student, and a backward of two.
+    # Two forward passes of the teacher, one of the student, and a backward of two passes.
     assert distill.total.flops == pytest.approx(5 * 128 * FORWARD, rel=0.01)
     assert distill.total.flops == pytest.approx(22.9e12, rel=0.01)
     assert train.total.flops == pytest.approx(3 * 128 * FORWARD, rel=0.01)
-    # 70 norms: three forward passes of one kernel each, and one backward of two.
+    # 70 norms: three forward passes of one kernel each, and a backward of two kernels.
     assert distill.parts[op_counter.NORMS].launches == 70 * (3 + 2)
-    # 4 bytes of each element: one read and one write forward, two reads and one write backward of
-    # the 1.015e9 of y; besides, of sums, a read and a write forward and a read backward.
+    # 4 bytes for each of y's 1.015e9 elements: one read and one write forward, two reads and one
+    # write backward; and for sums, a read and a write forward and a read backward.
     assert distill.parts[op_counter.NORMS].bytes == pytest.approx(36.6e9 + 11.9e9, rel=0.01)
     plain = count_on_gpu("distill", "fp32", defer=False)
     assert plain.parts[op_counter.NORMS].bytes == pytest.approx(36.6e9, rel=0.01)
@@ -214,22 +214,22 @@ def test_census_of_the_paper_s_net(cifar10):
     assert config.train.batch == config.distill.batch == 128
 
 
-# What the measured update launched more, or less: it turned the gradient of each attention's q, k
-# and v, took a share of 1 of the loss, and did not put all blocks' FiLM side by side.
+# Differences of the measured update: it turned the gradient of each attention's q, k and v, took a
+# share of 1 of the loss, and did not put all blocks' FiLM side by side.
 FORWARDS = {"train": 1, "distill": 3}
 EARLIER = {
     phase: {calls.CATS: -(forwards + 1), calls.COPIES: 15, calls.POINTWISE: 1}
     for phase, forwards in FORWARDS.items()
 }
-# Bytes outside of products: gradients of attention at 16x16 and 8x8 pixels that it copied; without
-# the FiLM of three networks, and its gradient.
+# Bytes outside of products: gradients of attention at 16x16 and 8x8 pixels, which it copied;
+# without the FiLM of three networks, and its gradient.
 FILMS, QKV = 128 * 27 * 512, 128 * (7 * 256 + 8 * 64) * 3 * 256
 EARLIER_BYTES = 2 * (2 * QKV - 4 * 2 * FILMS)
 
 
 @pytest.mark.parametrize("phase", PHASES)
 def test_kernels_are_those_measured_on_a_gpu(cifar10, phase):
-    """By kind, of one captured update on an H200; those inside libraries are not counted."""
+    """By kind, for one captured update on an H200; kernels inside libraries are not counted."""
     kinds, seen = cifar10["measured"][phase].kinds, measured(phase)
     assert sum(kind.launches for kind in seen.values()) == {"distill": 2219, "train": 1444}[phase]
     assert {name for name, amount in kinds.items() if amount.launches} == set(seen) - {INSIDE}
@@ -268,7 +268,7 @@ def test_floor_and_table(cifar10):
 
 
 def test_flops_are_those_of_pytorch_s_counter():
-    """On a real update; PyTorch's counter sees no attention on a CPU."""
+    """In a real update; PyTorch's counter does not see attention on a CPU."""
     config = config_of("digits", 4)
     with FlopCounterMode(display=False) as seen:
         one_update(config, "distill", 8)
@@ -302,7 +302,7 @@ ONEDNN_HAS_BF16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
 BF16 = [("digits", 64, {"precision": "bf16"})] if ONEDNN_HAS_BF16 else []
 
 
-# At batch 1 the peak is the optimizer's temporaries, else the activations at the backward's start.
+# At batch 1 the peak is the optimizer's temporaries, else the activations as the backward starts.
 @pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize(
     ("name", "batch", "options"),
@@ -347,7 +347,7 @@ def test_memory_of_the_paper_s_net(phase):
 
 @pytest.mark.slow
 def test_many_parts_are_counted_from_three():
-    """What an update of four parts takes is found from those of two and of three."""
+    """An update of four parts follows from those of two and of three."""
     four = config_of("digits", 16, accumulate=4)
     cpu, options = torch.device("cpu"), (50, False, "fp32", four.model, False)
     whole = counting._count(four, "distill", cpu, *options)

@@ -1,4 +1,4 @@
-"""Gradients: from autograd into the flat buffer that the optimizer reads."""
+"""Gradients, from autograd into the flat buffer that the optimizer reads."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ NET |= {"num_res_blocks": 1, "attn_resolutions": (4,)}
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gradients_of_parts_are_added_up_in_float32(dtype):
-    """Of parameters of both types, as autograd gives them, with a few launches for each part."""
+    """For parameters of both dtypes, as autograd returns them, in a few launches for each part."""
     model = Model(NetConfig(**NET))
     low = low_parameters(model)
     optimizer = Optimizer(model, TrainConfig(), dtype)
@@ -45,5 +45,5 @@ def test_gradients_of_parts_are_added_up_in_float32(dtype):
         assert torch.equal(view, expected[name]), name
     assert optimizer.loss == 6
     used = sum(p.numel() for p in params.values())
-    assert used < optimizer.grads.numel()  # between the parameters' places nothing is added
+    assert used < optimizer.grads.numel()  # the padding between parameters is not added
     assert optimizer.grads.count_nonzero() == sum(int(e.count_nonzero()) for e in expected.values())

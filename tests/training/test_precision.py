@@ -1,4 +1,4 @@
-"""Float32: the target of the v-space path, and of the published formula beside it."""
+"""float32: the target of the v-space path, beside the published formula's."""
 
 import golden
 import pytest
@@ -9,7 +9,7 @@ from pdfast.diffusion.angles import ddim_step, diffuse, predict_x, target
 
 
 def draws(parameterization, num_steps):
-    """x, eps and i with i = 0, N - 1 and one in between."""
+    """Draw x, eps and i, with i = 0, N - 1 and one in between."""
     i = torch.tensor([0, num_steps - 1, num_steps // 3])
     return golden.value("data/x"), golden.value(f"distill/{parameterization}/N64/eps"), i
 
@@ -41,7 +41,7 @@ class Replay:
 
 
 def published_error(parameterization, x, eps, i, num_steps, out_t, out_mid, x_exact):
-    """Relative error per image of the published float32 target, in x, from given outputs."""
+    """Return the relative error per image, in x, of the published float32 target."""
     teacher = Replay(parameterization, out_t, out_mid)
     student = Replay(parameterization, out_t)
     _, x_target = reference.distillation_loss(
@@ -57,7 +57,7 @@ def x_of(y, z, phi, parameterization):
 @pytest.mark.parametrize("num_steps", [8192, 64, 1])
 @pytest.mark.parametrize("parameterization", ["x", "v", "x_eps"])
 def test_target_from_rounded_outputs(parameterization, num_steps):
-    """The same float32 inputs, combined in float32 and in float64: at most 1e-6 apart."""
+    """The same float32 inputs combined in float32 and in float64 are at most 1e-6 apart."""
     teacher = golden.model("teacher", parameterization)
     x, eps, i = draws(parameterization, num_steps)
     phi_t, phi_mid = angles(teacher, i, num_steps)
@@ -107,7 +107,7 @@ def test_target_with_float32_nets(parameterization, num_steps):
 
 
 def test_published_formula_loses_digits_where_ours_does_not():
-    """At N = 8192 in the bulk the published float32 target is off by far more than 1e-6."""
+    """At N = 8192, away from the ends, the published float32 target is off by more than 1e-5."""
     teacher, num_steps = golden.model("teacher", "x"), 8192
     x, eps = golden.value("data/x"), golden.value("distill/x/N8192/eps")
     i = torch.tensor([2000, 4000, 6000])
