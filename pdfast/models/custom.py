@@ -30,6 +30,7 @@ from pdfast.diffusion.schedules import CosineSchedule, FormulaSchedule, Schedule
 from pdfast.diffusion.wrappers import Adapter, level_at, schedule_from
 from pdfast.errors import UsageError
 from pdfast.models.images import to_floats
+from pdfast.models.lanes import Lanes
 from pdfast.models.model import Model
 from pdfast.storage.files import reason
 
@@ -183,6 +184,10 @@ class Network(Model):
     def guidance(self) -> tuple[float, ...]:
         """None: the module has no such input."""
         return ()
+
+    def lanes(self, batches: int) -> Lanes:
+        """None: the module may keep a state that two calls at once would mix up."""
+        return Lanes(0)
 
     @property
     def shape(self) -> tuple[int, ...]:
