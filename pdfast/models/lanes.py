@@ -33,7 +33,7 @@ class Lanes:
             )
 
     def together(self, works: Sequence[Callable[[], T]]) -> list[T]:
-        """What each gives, `number` of them at most; what one raises is raised when all have ended."""
+        """What each gives, of `number` at most; what one raises is raised when all have ended."""
         if self._pool is None:
             return [work() for work in works]
         found = [self._pool.submit(work) for work in works]
