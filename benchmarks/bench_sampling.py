@@ -1,8 +1,7 @@
 """Sampling: whole batches of a config's network, as `pdfast sample` runs them, beside a plain loop.
 
 The plain loop samples one batch after the other by all of PyTorch's threads. On a CPU it is the
-digits' network in 8 steps; on a GPU the CIFAR-10 network in 64 steps, whose kernels are launched
-one by one either way.
+digits' network in 8 steps; on a GPU the CIFAR-10 network in 64 steps, where both are the plain loop.
 """
 
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from harness import ROWS
 from pdfast.config.schema import load_config
 from pdfast.models.lanes import Lanes
 from pdfast.models.model import SAMPLE_BATCH, Model
+from pdfast.training.precision import cast_to_precision
 
 PDFAST, PLAIN = "pdfast", "eager"
 
@@ -54,9 +54,7 @@ def test_sampling(case, who, benchmark, device, request):
     kind = Model if who == PDFAST else Plain
     model = kind(load_config(case.config).model).to(device)
     if device.type == "cuda":
-        model.net.to(torch.bfloat16)
-        for module in model.net.precise():
-            module.float()
+        model = cast_to_precision(model, "bf16")
 
     def sample() -> None:
         model.sample_images(num, 1 if quick else case.steps)
