@@ -1,7 +1,7 @@
 """Sampling: whole batches of a config's network, as `pdfast sample` runs them, beside a plain loop.
 
 The plain loop samples one batch after the other by all of PyTorch's threads. On a CPU it is the
-digits' network in 8 steps; on a GPU the CIFAR-10 network in 64 steps, where both are the plain loop.
+digits' network in 8 steps; on a GPU the CIFAR-10 network in 64 steps, where both are that loop.
 """
 
 from dataclasses import dataclass
