@@ -46,6 +46,7 @@ LIMIT = 30.0  # seconds of all timing, about, where they are long
 ONCE = 5.0  # seconds, at most, that the first try of a piece may be expected to take
 SLOWER = 8.0  # than a large product at the same FLOP/s: small networks
 IMAGES = 4096  # made up, at most
+LANES = 16  # batches that may be sampled beside each other, if the model does that
 WIDTH = 512  # features of a distance that is timed, at most; beyond, it goes with their cube
 FREE = 0.8  # of the memory that is free
 
@@ -317,13 +318,17 @@ class Bench:
         label = torch.zeros(num, dtype=torch.int64, device=self.device)
         told = Conditioning(label if model.num_classes else None)
 
-        def work() -> None:
-            sample(model, z, steps, clip=model.clip, conditioning=told)
+        batch = partial(sample, model, z, steps, clip=model.clip, conditioning=told)
+        with contextlib.closing(model.lanes(LANES)) as lanes:
 
-        seconds, times = self.seconds(work), 1
-        if seconds < SECONDS:
-            seconds, times = self._mean(work, given)
-        return Timed(seconds / steps * SAMPLE_BATCH / num, steps * times, (num, SAMPLE_BATCH))
+            def work() -> None:
+                lanes.together([batch] * lanes.number)
+
+            seconds, times = self.seconds(work), 1
+            if seconds < SECONDS:
+                seconds, times = self._mean(work, given)
+        calls = steps * lanes.number
+        return Timed(seconds / calls * SAMPLE_BATCH / num, calls * times, (num, SAMPLE_BATCH))
 
     def distance(self) -> tuple[float, float]:
         """Seconds of a distance, and of an image's features and their part in it."""

@@ -4,7 +4,7 @@ Both visit u = 1, (N-1)/N, ..., 1/N; at the last, i = 0, they return x-hat itsel
 Angles as in angles.py; the formulas hold for every parameterization, since only x-hat is used.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import torch
@@ -68,6 +68,38 @@ def check_arguments(
 
 
 @torch.no_grad()
+def denoised(
+    model: Denoiser,
+    z: Tensor,
+    num_steps: int,
+    *,
+    clip: tuple[float, float] | None = (-1.0, 1.0),
+    conditioning: Conditioning = UNCONDITIONAL,
+    sampler: Sampler = "ddim",
+    variance: float = 1.0,
+    noise: Noise | None = None,
+) -> Iterator[Tensor]:
+    """The x-hats (B, C, H, W) of `sample`, one for each of its steps: a network call at a time.
+
+    Arguments as of `sample`, which checks them. An x-hat must not be changed before the next one is
+    asked for. Each may be asked for by another thread.
+    """
+    k = torch.arange(num_steps + 1, dtype=torch.float64, device=z.device)
+    phis = model.schedule.phi(divide(k, num_steps))
+    for i in reversed(range(num_steps)):
+        phi, phi_next = phis[i + 1].expand(len(z)), phis[i].expand(len(z))
+        x_hat = model.predict_x_at_angle(z, phi, conditioning)
+        if clip is not None:
+            x_hat = x_hat.clamp(*clip)
+        yield x_hat
+        if i == 0:
+            return
+        if noise is not None and sampler == "ancestral":
+            z = ancestral_to(z, x_hat, noise(i), phi, phi_next, variance)
+        else:
+            z = ddim_to(z, x_hat, phi, phi_next)
+
+
 def sample(
     model: Denoiser,
     z: Tensor,
@@ -92,19 +124,18 @@ def sample(
     check_arguments(num_steps, sampler, variance, model.schedule.most_steps)
     if sampler == "ancestral" and noise is None:
         raise UsageError("the ancestral sampler needs noise, one tensor per step")
-    k = torch.arange(num_steps + 1, dtype=torch.float64, device=z.device)
-    phis = model.schedule.phi(divide(k, num_steps))
-    for i in reversed(range(num_steps)):
+    x_hats = denoised(
+        model,
+        z,
+        num_steps,
+        clip=clip,
+        conditioning=conditioning,
+        sampler=sampler,
+        variance=variance,
+        noise=noise,
+    )
+    for left in reversed(range(num_steps)):
         on_step()
-        phi, phi_next = phis[i + 1].expand(len(z)), phis[i].expand(len(z))
-        x_hat = model.predict_x_at_angle(z, phi, conditioning)
-        if clip is not None:
-            x_hat = x_hat.clamp(*clip)
-        on_x_hat(i, x_hat)
-        if i == 0:
-            break
-        if noise is not None and sampler == "ancestral":
-            z = ancestral_to(z, x_hat, noise(i), phi, phi_next, variance)
-        else:
-            z = ddim_to(z, x_hat, phi, phi_next)
+        x_hat = next(x_hats)
+        on_x_hat(left, x_hat)
     return x_hat

@@ -30,6 +30,7 @@ from pdfast.diffusion.schedules import CosineSchedule, FormulaSchedule, Schedule
 from pdfast.diffusion.wrappers import Adapter, level_at, schedule_from
 from pdfast.errors import UsageError
 from pdfast.models.images import to_floats
+from pdfast.models.lanes import Lanes
 from pdfast.models.model import Model
 from pdfast.storage.files import reason
 
@@ -202,6 +203,10 @@ class Network(Model):
     def guidance(self) -> tuple[float, ...]:
         """An empty range, since the module takes no guidance weight."""
         return ()
+
+    def lanes(self, batches: int) -> Lanes:
+        """None: the module may keep a state that two calls at once would mix up."""
+        return Lanes(0)
 
     @property
     def shape(self) -> tuple[int, ...]:

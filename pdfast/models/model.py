@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, ClassVar, Literal, Unpack, overload
 
 import torch
@@ -17,19 +18,21 @@ from pdfast.diffusion import angles
 from pdfast.diffusion.betas import schedule_of
 from pdfast.diffusion.conditioning import UNCONDITIONAL, Conditioning
 from pdfast.diffusion.rng import Draws, Stream, index_below
-from pdfast.diffusion.samplers import check_arguments, sample
+from pdfast.diffusion.samplers import check_arguments, denoised
 from pdfast.diffusion.schedules import logsnr_of, phi_of
 from pdfast.distributed import collectives
 from pdfast.errors import PdfastError, UsageError
 from pdfast.models import outputs
 from pdfast.models.former_names import FormerNames
 from pdfast.models.images import to_uint8
+from pdfast.models.lanes import Lanes
 from pdfast.models.outputs import Output, SampleArguments, SamplingStep
 from pdfast.models.unet import UNet
 
 # Images per network call while sampling. Every call has this size, the last one filled up, so that
 # the arithmetic of image k, and with it every bit, is the same for any number of images.
 SAMPLE_BATCH = 64
+LANE_SIZE = 2**14  # numbers, at most, in an image's first feature map, to sample it in a lane
 
 
 def _finite(images: Tensor) -> Tensor:
@@ -157,6 +160,15 @@ class Model(FormerNames, nn.Module):
             z, self(z, logsnr, label).to(z), phi_of(logsnr), self.parameterization
         )
 
+    def lanes(self, batches: int) -> Lanes:
+        """The lanes that so many batches are sampled in: on a CPU, of a small network.
+
+        A larger one keeps all cores busy, and needs the memory.
+        """
+        _, height, width = self.image_shape
+        small = self.cfg.ch * height * width <= LANE_SIZE
+        return Lanes(batches if small and self.device.type == "cpu" else 0)
+
     @property
     def pictures(self) -> bool:
         """Whether samples are pictures: of 1 or 3 channels, in [-1, 1]."""
@@ -277,39 +289,49 @@ class Model(FormerNames, nn.Module):
             )
         if label is not None:
             self._check_label(label, num)
+        chosen = range(-(-num // SAMPLE_BATCH)) if batches is None else batches
         draws = Draws(seed, Stream.SAMPLE, device=self.device)
+
+        @torch.no_grad()
+        def denoising(start: int, used: int) -> Iterator[Tensor]:
+            """The x-hats of a batch, step by step; of `used` of its images they are asked for."""
+
+            def normal(step: int) -> Tensor:
+                return draws.normal(step, start, SAMPLE_BATCH, self.image_shape).to(self.dtype)
+
+            z, labels = normal(0), self._labels(draws, start)
+            if noise is not None:
+                z[:used] = noise[start : start + used].to(z)
+            if label is not None and labels is not None:
+                labels[:used] = label[start : start + used].to(labels)
+            yield from denoised(
+                self,
+                z,
+                steps,
+                clip=self.clip if clip else None,
+                conditioning=Conditioning(labels),
+                sampler=sampler,
+                variance=variance,
+                noise=normal,
+            )
+
         training = self.training
+        lanes = self.lanes(len(chosen))
         try:
             self.eval()
-            for k in range(-(-num // SAMPLE_BATCH)) if batches is None else batches:
-                start = k * SAMPLE_BATCH
-                used = min(SAMPLE_BATCH, num - start)
-
-                def normal(step: int, start: int = start) -> Tensor:
-                    return draws.normal(step, start, SAMPLE_BATCH, self.image_shape).to(self.dtype)
-
-                def see(left: int, x_hat: Tensor, start: int = start, used: int = used) -> None:
-                    on_x_hat(start, left, x_hat[:used])
-
-                z, labels = normal(0), self._labels(draws, start)
-                if noise is not None:
-                    z[:used] = noise[start : start + used].to(z)
-                if label is not None and labels is not None:
-                    labels[:used] = label[start : start + used].to(labels)
-                images = sample(
-                    self,
-                    z,
-                    steps,
-                    clip=self.clip if clip else None,
-                    conditioning=Conditioning(labels),
-                    sampler=sampler,
-                    variance=variance,
-                    noise=normal,
-                    on_step=on_step,
-                    on_x_hat=see,
-                )
-                yield images[:used]
+            for first in range(0, len(chosen), lanes.number):
+                starts = [k * SAMPLE_BATCH for k in chosen[first : first + lanes.number]]
+                used = [min(SAMPLE_BATCH, num - start) for start in starts]
+                runs = [denoising(*batch) for batch in zip(starts, used, strict=True)]
+                for left in reversed(range(steps)):
+                    for _ in runs:
+                        on_step()
+                    x_hats = lanes.together([partial(next, run) for run in runs])
+                    for start, n, x_hat in zip(starts, used, x_hats, strict=True):
+                        on_x_hat(start, left, x_hat[:n])
+                yield from (x_hat[:n] for n, x_hat in zip(used, x_hats, strict=True))
         finally:
+            lanes.close()
             self.train(training)
 
     def sample_images(

@@ -1,6 +1,7 @@
 """What --dry-run says of memory and time, and how it knows the data set's size."""
 
 import re
+import threading
 import time
 from collections import Counter
 from dataclasses import replace
@@ -202,8 +203,11 @@ class Machine:
             self.now += fixed
             step(optimizer)
 
+        alone = threading.Lock()
+
         def sampled(model, z, steps, **_):
-            self.now += call * steps * len(z) / SAMPLE_BATCH
+            with alone:  # batches beside each other
+                self.now += call * steps * len(z) / SAMPLE_BATCH
 
         def watched():
             self.now += 0.125
