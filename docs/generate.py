@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import html
 import inspect
+import itertools
 import os
 import posixpath
 import re
@@ -244,17 +245,18 @@ def _docstrings(cls: type) -> dict[str, str]:
         return {}
     body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body  # type: ignore[attr-defined]
     found = {}
-    for field, text in zip(body, body[1:], strict=False):
-        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
-            if isinstance(text.value, ast.Constant) and isinstance(field.target, ast.Name):
-                found[field.target.id] = " ".join(str(text.value.value).split())
+    for field, below in itertools.pairwise(body):
+        match field, below:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=text)):
+                found[name] = " ".join(str(text).split())
     return found
 
 
 def escaped(text: str) -> str:
     """Text as Markdown that shows it as it is; what stands in backticks stays code."""
     parts = text.split("`")
-    parts[::2] = [re.sub(r"([\\*{}\[\]<>|]|\b_|_\b)", r"\\\1", part) for part in parts[::2]]
+    plain = (part.replace("&", "&amp;").replace("<", "&lt;") for part in parts[::2])
+    parts[::2] = [re.sub(r"([\\*{}\[\]>|]|\b_|_\b)", r"\\\1", part) for part in plain]
     return "`".join(parts)
 
 
