@@ -235,7 +235,8 @@ def _said(kind: type, name: str, hint: Any) -> str:
 
 def _doc(kind: type) -> str:
     """A class's docstring in one line, without the name of its table."""
-    return re.sub(r"^\[[\w.]+\]( of a config)?: ", "", " ".join((kind.__doc__ or "").split()))
+    text = re.sub(r"^\[[\w.]+\]( of a config)?: ", "", " ".join((kind.__doc__ or "").split()))
+    return text[:1].upper() + text[1:]
 
 
 @functools.cache
