@@ -1,6 +1,7 @@
 """README, CONTRIBUTING and docs/: commands parse, links resolve, names exist, snippets run."""
 
 import ast
+import dataclasses
 import importlib
 import inspect
 import itertools
@@ -18,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import torch
 
 import pdfast
 from pdfast.cli.commands import COMMANDS
@@ -25,6 +27,8 @@ from pdfast.cli.flags import flags_of
 from pdfast.cli.main import parse
 from pdfast.config.schema import Config, load_config
 from pdfast.config.serialization import to_table
+from pdfast.distillation import custom
+from pdfast.models.model import Model
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples" / "README.md"
@@ -293,6 +297,68 @@ def test_the_first_picture(page, tmp_path):
     assert output.splitlines()[-1] == "(64, 1, 8, 8) 4"
 
 
+class Mean(torch.nn.Module):
+    """A network of samples (1, 64)."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, z, logsnr, label=None):
+        return self.scale * z
+
+
+def test_the_snippets_of_custom_networks(tmp_path, monkeypatch):
+    """As they stand, with two updates a round in place of 10,000."""
+    monkeypatch.chdir(tmp_path)
+    distill = dataclasses.replace(custom.DEFAULT.distill, updates=2, batch=4)
+    monkeypatch.setattr(custom, "DEFAULT", dataclasses.replace(custom.DEFAULT, distill=distill))
+    names = {"module": Mean(), "velocity": Mean(), "signals": torch.randn(16, 1, 64)}
+    first, second = (b for b in fenced(ROOT / "docs" / "networks.md") if b.language == "python")
+    exec(first.text, names)
+    assert names["signals"].shape == (16, 1, 64)
+    assert torch.equal(names["again"].net.scale, names["student"].net.scale)
+    exec(second.text, names)
+    assert names["teacher"].schedule == pdfast.wrappers.FlowMatching()
+
+
+@pytest.fixture
+def student():
+    """A network as that of the digits, which has learned nothing."""
+    torch.manual_seed(0)
+    return Model(load_config("digits").model, steps=4).eval()
+
+
+def test_the_snippets_of_the_python_api(tmp_path, monkeypatch, student):
+    """With a model in place of the demo's, whose run .ci/run makes."""
+    monkeypatch.chdir(tmp_path)
+    pdfast.save(student, "runs/digits/round-11-steps-0004")
+    calls = []
+    for name in ("distill", "compare"):
+        monkeypatch.setattr(pdfast, name, lambda *a, **k: calls.append((a, k)), raising=False)
+    names = {"z": torch.randn(2, 1, 8, 8), "logsnr": torch.zeros(2)}
+    first, second = (b for b in fenced(ROOT / "docs" / "api.md") if b.language == "python")
+    exec(first.text, names)
+    assert names["images"].shape == (64, 1, 8, 8)
+    assert names["images"].abs().max() <= 1
+    assert names["x_hat"].shape == (2, 1, 8, 8)
+    assert len(names["pictures"]) == 64
+    assert names["pictures"][0].size == (8, 8)
+    assert torch.equal(names["x_hats"][-1], names["images"])
+    exec(second.text, names)
+    assert calls[-1][1]["stop"]() is False
+    assert len(calls) == 3
+
+
+def test_the_snippet_of_an_export_to_diffusers(tmp_path, monkeypatch, student):
+    monkeypatch.chdir(tmp_path)
+    pdfast.export(student, "digits-diffusers", to="diffusers")
+    block = next(b for b in fenced(ROOT / "docs" / "teachers.md") if b.language == "python")
+    names = {}
+    exec(block.text, names)
+    assert [image.size for image in names["images"]] == [(8, 8)] * 16
+
+
 # ------------------------------------------------------------------------------------------
 # Shell
 
@@ -393,6 +459,18 @@ def test_the_numbers_of_fashion_mnist_are_those_of_the_results(page):
     assert len(steps) == 7
     for n, first, second in zip(steps, teacher, student, strict=True):
         assert measured[n][1:3] == [first, second]
+
+
+@pytest.mark.parametrize(
+    ("page", "first", "count"),
+    [("quickstart", "64", 5), ("benchmarks", "8x256x32x32, FiLM, SiLU", 4)],
+)
+def test_a_table_of_the_readme_is_that_of_its_page(page, first, count):
+    tables = [rows((ROOT / name).read_text()) for name in ("README.md", f"docs/{page}.md")]
+    starts = (next(n for n, row in enumerate(table) if row[0] == first) for table in tables)
+    readme, docs = (t[n : n + count] for t, n in zip(tables, starts, strict=True))
+    assert readme == docs
+    assert len({tuple(row) for row in readme}) == count
 
 
 @pytest.fixture(scope="module")
