@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from torch.distributed.run import get_args_parser
 
 import pdfast
 from pdfast.cli.commands import COMMANDS
@@ -109,6 +110,19 @@ def test_a_command_is_one_of_the_program(words, folder):
 def test_a_command_with_a_wrong_flag_would_be_found(folder):
     with pytest.raises(pdfast.UsageError, match="--round is no option"):
         parse(["distill", "--config", "birds.toml", "--round", "11"])
+
+
+def test_torchrun_takes_its_own_flags():
+    parser, found = get_args_parser(), 0
+    for line in itertools.chain.from_iterable(map(lines_of_code, PAGES)):
+        if line.startswith("torchrun "):
+            args = parser.parse_args(shlex.split(line)[1:])
+            assert (args.module, args.training_script) == (True, "pdfast")
+            found += 1
+    assert found >= 4
+    flag = "--signals-to-handle"
+    assert f"`{flag}=" in (ROOT / "docs" / "operations.md").read_text()
+    assert flag in parser._option_string_actions
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
