@@ -14,12 +14,13 @@ BUILD := 'setuptools>=77' ninja
 READY := .venv/.ready
 TOOLS := .venv/.tools
 
-.PHONY: help demo lint format types test test-slow bench clean
+.PHONY: help demo docs lint format types test test-slow bench clean
 
 help:
 	@echo 'make demo       run pdfast distill --rounds 11 on the digits, about 8 minutes'
 	@echo 'make test       run lint, types and the tests, about 8 minutes on 2 cores'
 	@echo 'make test-slow  run the slow tests, about 10 minutes'
+	@echo 'make docs       build the documentation as a site, in site/'
 	@echo 'make lint       run ruff, and check the order of the packages with import-linter'
 	@echo 'make format     format the sources with ruff'
 	@echo 'make types      run mypy --strict'
@@ -77,9 +78,12 @@ test-slow: $(TOOLS)
 	$(BIN)/python -m pytest -m slow -n 2 --dist worksteal
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels -m slow -n 2
 
+docs: $(TOOLS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 # The command line sets GOMP_SPINCOUNT itself; see pdfast/cli/main.py.
 bench: $(TOOLS)
 	GOMP_SPINCOUNT=1000 $(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds
 
 clean:
-	rm -rf .venv build *.egg-info pdfast/*.so .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv build site *.egg-info pdfast/*.so .mypy_cache .ruff_cache .pytest_cache

