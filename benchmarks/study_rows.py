@@ -82,7 +82,12 @@ ROWS = {
         "--distill.round-updates 64 160 32 240 16 400 8 600 4 1000 2 1000 1 1000"
     ),
     "batch-8-equal": Row(
-        f"{FROM_256} --distill.batch 8 --distill.warmup 200 --distill.round-updates {MANY}"
+        f"{FROM_256} --distill.batch 8 --distill.warmup 200 --distill.round-updates {MANY}",
+        seeds=(0, 1, 2),
+    ),
+    "huber-batch-8-equal": Row(
+        f"{FROM_256} --distill.batch 8 --distill.warmup 200 --distill.round-updates {MANY} "
+        "--distill.loss huber"
     ),
     # Where to start: with batches of 32 and its own numbers of updates, then with 16.
     "start-64": Row(plan("64 32 16 8 4 2 1", "100 150 250 500 500 500")),
