@@ -43,6 +43,10 @@ SLOW = (
     "16 3e-4"
 )
 SHARES = "--distill.round-updates 64 100 32 150 16 250 8 385 4 600 2 600 1 600"
+EARLY = (
+    "--distill.round-ema-decay 4096 0.9 2048 0.9 1024 0.9 512 0.9 256 0.9 128 0.9 64 0.9 32 0.9 "
+    "16 0.9"
+)
 AVERAGES = "--distill.ema-decays 0.9 0.99 0.999"
 FLAT = "--distill.anneal none"
 # A live student's second step cannot be evaluated ahead, and there is no teacher's to join it with.
@@ -63,6 +67,8 @@ ROWS = {
     # As many, with the early rounds and their small rates.
     "batch-16-slow-start-0.6": Row(f"{TO_1} {SLOW} {SHARES}", seeds=(0, 1, 2)),
     "huber-slow-start-0.6": Row(f"{TO_1} {SLOW} {SHARES} --distill.loss huber", seeds=(0, 1, 2)),
+    # As many, with averages in the early rounds, which the choice of the row averages prefers there.
+    "early-ema-0.6": Row(f"{TO_1} {SHARES} {EARLY}", seeds=(0, 1, 2)),
     # As many, in batches of 8; with the early rounds; with a shorter warm-up and a smaller rate.
     "batch-8": Row(
         f"{FROM_256} --distill.batch 8 --distill.warmup 200 --distill.round-updates {FEW}",
@@ -82,7 +88,12 @@ ROWS = {
         "--distill.round-updates 64 160 32 240 16 400 8 600 4 1000 2 1000 1 1000"
     ),
     "batch-8-equal": Row(
-        f"{FROM_256} --distill.batch 8 --distill.warmup 200 --distill.round-updates {MANY}"
+        f"{FROM_256} --distill.batch 8 --distill.warmup 200 --distill.round-updates {MANY}",
+        seeds=(0, 1, 2),
+    ),
+    "huber-batch-8-equal": Row(
+        f"{FROM_256} --distill.batch 8 --distill.warmup 200 --distill.round-updates {MANY} "
+        "--distill.loss huber"
     ),
     # Where to start: with batches of 32 and its own numbers of updates, then with 16.
     "start-64": Row(plan("64 32 16 8 4 2 1", "100 150 250 500 500 500")),
