@@ -28,13 +28,13 @@ CONFIG = Config(
         channels=3,
         ch=32,
         emb_ch=128,
-        ch_mult=(1, 2, 2),
+        ch_mult=(1, 2),
         num_res_blocks=1,
         attn_resolutions=(),  # in the middle alone, which fits any --size
         groups=8,
     ),
-    train=TrainConfig(updates=1000, batch=32, lr=1e-3, warmup=100, anneal="linear", ema_decay=0.99),
-    distill=DistillConfig(start_steps=64, rounds=5, updates=50, batch=32, lr=3e-4, warmup=20),
+    train=TrainConfig(updates=600, batch=32, lr=1e-3, warmup=100, anneal="linear", ema_decay=0.99),
+    distill=DistillConfig(start_steps=64, rounds=5, updates=40, batch=32, lr=3e-4, warmup=20),
     eval=EvalConfig(steps=(2, 4, 8, 16), baseline_steps=64, num=256),
 )
 
@@ -47,12 +47,12 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--config", type=Path, help="a TOML file instead of the small network here")
     parser.add_argument("--size", type=int, help="height and width in pixels (default: 16)")
     parser.add_argument("--grey", action="store_true", help="pictures without colour")
-    parser.add_argument("--updates", type=int, help="updates of the teacher (default: 1000)")
+    parser.add_argument("--updates", type=int, help="updates of the teacher (default: 600)")
     parser.add_argument("--rounds", type=int, help="halvings of the steps (default: 5, 64 to 2)")
     parser.add_argument(
         "--round-updates",
         type=int,
-        help="updates of a round (default: 50; twice as many for 2 steps)",
+        help="updates of a round (default: 40; twice as many for 2 steps)",
     )
     parser.add_argument("--num", type=int, default=64, help="pictures in a grid (default: 64)")
     args = parser.parse_args()

@@ -66,7 +66,8 @@ class Sampler:
         self.steps = json.loads(about.read_text())["steps"] or 64
         from diffusers import DDIMPipeline
 
-        self.pipe = DDIMPipeline.from_pretrained(folder)
+        # False: what needs accelerate saves nothing for so small a network.
+        self.pipe = DDIMPipeline.from_pretrained(folder, low_cpu_mem_usage=False)
         if self.pipe.unet.config.num_class_embeds:
             raise ValueError("the model has classes, which DDIMPipeline takes no labels for")
         self.pipe.set_progress_bar_config(disable=True)
