@@ -103,6 +103,8 @@ def main() -> None:
         student = pdfast.distill(config, out=out)
     except pdfast.PdfastError as error:
         sys.exit(f"own_pictures: {error}")
+    except KeyboardInterrupt:
+        sys.exit("own_pictures: stopped; the same command goes on")
 
     print("\nfrom the same noise:")
     many, few = config.distill.start_steps, student.steps
@@ -115,7 +117,7 @@ def main() -> None:
         file = out / f"{name}-{steps}-steps.png"
         grid(pictures, columns=8).save(file)
         print(f"  {file}")
-    print(f"the student: {sorted(out.glob('round-*'))[-1]}")
+    print(f"the student: {next(out.glob(f'round-*-steps-{few:04}'))}")
 
 
 if __name__ == "__main__":
