@@ -122,6 +122,7 @@ ONNX = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"]
 TENSORBOARD, WANDB = ["tensorboard>=2.18"], ["wandb>=0.22"]
 DATASETS = ["datasets>=4.0"]
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"]
+NOTEBOOK = ["ipykernel>=6.29", "ipywidgets>=8.1", "nbclient>=0.10"]
 
 setup(
     name="pdfast",
@@ -186,6 +187,7 @@ setup(
         "fid": ["torch-fidelity>=0.4"],
         "lite0": LITE0,
         "docs": DOCS,
+        "notebook": NOTEBOOK,
         "test": [
             *DIFFUSERS,
             *ONNX,
@@ -193,8 +195,10 @@ setup(
             *WANDB,
             *DATASETS,
             *DOCS,
+            *NOTEBOOK,
             "msgpack>=1.0",
             "fonttools",
+            "nbformat>=5.10",
             "pytest>=8",
             "pytest-benchmark>=5",
             "pytest-timeout",
