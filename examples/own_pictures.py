@@ -1,10 +1,10 @@
-"""A student of your own pictures: from a folder of them to grids of samples.
+"""Distil a student of your own pictures: from a folder to grids of samples.
 
     python examples/own_pictures.py photos [--out runs/photos] [--size 16] [--config mine.toml]
 
 Prepares the folder, trains a small teacher, distils it from 64 steps to 2, and writes grids of
-samples. The same command goes on where it was cut off. With --config the network and the loops are
-those of a TOML file; the other flags replace single settings.
+samples. The same command resumes an interrupted run. With --config, network and loops come from
+a TOML file; the other flags replace single settings.
 """
 
 import argparse
@@ -94,6 +94,7 @@ def prepare(folder: Path, config: Config) -> None:
 
 
 def main() -> None:
+    """Prepare the pictures, train, distil, and write the grids."""
     args = parsed()
     out = args.out or Path("runs") / args.folder.resolve().name
     try:

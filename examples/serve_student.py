@@ -125,6 +125,7 @@ def server(folder: Path, port: int) -> HTTPServer:
 
 
 def main() -> None:
+    """Run the subcommand of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     exporting = commands.add_parser("export", help="write a pdfast model for diffusers")
