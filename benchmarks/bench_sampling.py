@@ -1,7 +1,8 @@
-"""Sampling: whole batches of a config's network, as `pdfast sample` runs them, beside a plain loop.
+"""Sampling: batches of a config's network as `pdfast sample` draws them, against a plain loop.
 
-The plain loop samples one batch after the other by all of PyTorch's threads. On a CPU it is the
-digits' network in 8 steps; on a GPU the CIFAR-10 network in 64 steps, where both are that loop.
+The plain loop samples one batch after the other, on all of PyTorch's threads. The network is that
+of "digits" in 8 steps on a CPU, and that of "cifar10" in 64 steps on a GPU, where both columns run
+the plain loop.
 """
 
 from dataclasses import dataclass
@@ -20,14 +21,14 @@ PDFAST, PLAIN = "pdfast", "eager"
 
 @dataclass(frozen=True)
 class Case:
-    """A network and what is sampled of it."""
+    """A config's network, the number of sampling steps, and the number of images."""
 
     config: str
     steps: int
     num: int
 
     def __str__(self) -> str:
-        """As it stands in the table."""
+        """Return the case's name in the table."""
         return f"{self.config}, {self.steps} steps, {self.num} images"
 
 
@@ -37,16 +38,16 @@ if not torch.cuda.is_available():
 
 
 class Plain(Model):
-    """The model without lanes."""
+    """A model that samples without lanes."""
 
     def lanes(self, batches: int) -> Lanes:
-        """None."""
+        """Return lanes without threads."""
         return Lanes(0)
 
 
 @pytest.mark.parametrize("who", [PDFAST, PLAIN])
 def test_sampling(case, who, benchmark, device, request):
-    """Medians of a few repeats; images/s are in the row, and beside pytest-benchmark's times."""
+    """Record the median of a few repeats, and images/s, in the row and in pytest-benchmark."""
     quick = request.config.getoption("--quick")
     num = 2 * SAMPLE_BATCH if quick else case.num
     row = {"op": "sampling", "shape": str(case), "who": who, "seconds": None, "bytes": 0}

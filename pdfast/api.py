@@ -83,7 +83,7 @@ def train(
             module itself is not changed. The config's [model] is then ignored.
         data: Samples for `network`: a tensor (M, *shape), or a pair (samples, labels) with whole
             numbers as labels. Without it, images are read as the config says.
-        out: The run directory; by default runs/<name of the config>.
+        out: The run directory; by default `runs/<name of the config>`.
         device: "auto" (the first GPU, else the CPU; under torchrun, each process's own GPU), "cpu"
             or "cuda:k".
         threads: Number of CPU threads; 0 keeps torch's choice.
@@ -189,7 +189,7 @@ def distill(
             whole numbers as labels. Without it, images are read as the config says.
         rounds: The config's `distill.rounds`: the number of halvings, or the steps of each round's
             student, such as "64,16,4,1".
-        out: The run directory; by default runs/<name of the config>.
+        out: The run directory; by default `runs/<name of the config>`.
         device: As in `pdfast.train`.
         threads: As in `pdfast.train`.
         quiet: As in `pdfast.train`.

@@ -5,7 +5,7 @@ distillation and consistency training.
 
 This file is for reading beside the paper (Salimans & Ho 2022) and for checking the fast path. It
 shares no function with the fast path and rearranges no formula. It works in any floating-point
-dtype, is accurate in float64, and loses digits in float32 (see README, "The method in ten lines").
+dtype, is accurate in float64, and loses digits in float32 (see docs/method.md, "In ten lines").
 
 A model here is any callable (z, logsnr, label) -> raw output with attributes `parameterization`
 ("x", "eps", "v" or "x_eps") and `logsnr_min`, `logsnr_max`. z is (B, C, H, W); logsnr, u and i are

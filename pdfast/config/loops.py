@@ -192,7 +192,7 @@ class DistillConfig(LoopConfig):
         check(0.0 < self.huber_c < math.inf, "distill.huber_c must be above 0, and finite")
         check(
             self.loss == "huber" or self.huber_c == DistillConfig.huber_c,
-            "distill.huber_c is for distill.loss huber: set that, or leave huber_c out",
+            "distill.huber_c is for distill.loss huber: set that, or omit huber_c",
         )
         vanishing = [name for name, terms in LOSS_WEIGHTS.items() if terms.sigma2 == 0.0]
         check(

@@ -115,11 +115,11 @@ class NetConfig:
             check(getattr(self, name) in (0, 1), f"model.{name} must be 0 or 1")
         check(
             self.resample == "conv" or self.downsample_padding == 1,
-            "model.downsample_padding is for model.resample conv: leave it out",
+            "model.downsample_padding is for model.resample conv: omit it",
         )
         check(
             self.embedding != "logsnr" or self.freq_shift == 1,
-            "model.freq_shift is for model.embedding timestep or noise: leave it out",
+            "model.freq_shift is for model.embedding timestep or noise: omit it",
         )
         check(0.0 <= self.dropout < 1.0, "model.dropout must be in [0, 1)")
         self._check_guidance()
@@ -184,7 +184,7 @@ class NetConfig:
         )
         check(
             edm.preconditioning == "none" or self.schedule == "edm",
-            "model.edm.preconditioning is for model.schedule edm: leave it out",
+            "model.edm.preconditioning is for model.schedule edm: omit it",
         )
         check(
             edm.preconditioning != "edm" or self.parameterization in ("v", "x"),
@@ -210,7 +210,7 @@ class NetConfig:
             check(
                 not getattr(self, name),
                 f"model.{name} is for a schedule by betas, and model.schedule is {self.schedule}: "
-                "leave it out",
+                "omit it",
             )
         check(
             by_betas or self.embedding != "timestep",
@@ -226,7 +226,7 @@ class NetConfig:
             return
         check(
             (self.logsnr_min, self.logsnr_max) == (-20.0, 20.0),
-            "model.logsnr_min and model.logsnr_max are the cosine schedule's: leave them out with "
+            "model.logsnr_min and model.logsnr_max are the cosine schedule's: omit them with "
             f"model.schedule {self.schedule}",
         )
         if self.schedule == "edm":

@@ -51,7 +51,7 @@ class DataConfig:
     CIFAR-100's binary or python .tar.gz; WebDataset's .tar or .tgz shards (a folder, or
     a{00..09}.tar); emoji:FONT, an emoji font with bitmaps; or hf:NAME[:SPLIT[:COLUMN]], one of
     Hugging Face's datasets (a folder by save_to_disk, a .parquet file, a folder of them, or a name
-    on the hub; COLUMN: the labels, the images, or IMAGES,LABELS). The README describes them all."""
+    on the hub; COLUMN: the labels, the images, or IMAGES,LABELS). See docs/data.md for them all."""
     labels: Annotated[LabelFolders, Since(2, before="top-as-text")] = "auto"
     """Which sub-folders of a folder of images are its classes. auto: the folders directly below the
     source, which must hold the images themselves. top: the folders directly below the source,
@@ -178,7 +178,7 @@ class Config:
     """
 
     name: str = "custom"
-    """Name of the config; without --out, the run directory is runs/<name>."""
+    """Name of the config; without --out, the run directory is `runs/<name>`."""
     seed: int = 0
     """Seed of every random draw, 0 to 2^32 - 1."""
     log_every: int = 100
@@ -219,7 +219,7 @@ class Config:
         check(
             not (self.distill.first == "data" and self.model.guidance),
             "distill.first data follows the data, which know no guidance weight: set distill.first "
-            "teacher, or leave model.guidance out",
+            "teacher, or omit model.guidance",
         )
         check(
             self.name.isprintable() and "/" not in self.name and not self.name.startswith("."),

@@ -1,12 +1,12 @@
-"""What one update takes, counted from the real graph of its ops; nothing is allocated or computed.
+"""Cost of one update, counted from its real ops without allocating or computing anything.
 
 The engine's own update (model, objective, optimizer, ops) runs once on fake tensors under the
-dispatch mode of training/op_counter.py, which says what a count holds and what it does not.
+dispatch mode of training/op_counter.py, which documents what a count includes.
 
 Fake tensors take the path of the device that they claim to be on. Fake CUDA tensors need a PyTorch
-built for CUDA; without one, `kernels=True` counts a CPU's ops as what they launch on a GPU. Of the
-U-Net's ops only two then differ: attention, where a CPU saves the same tensors under another name,
-and dropout, whose mask a CPU keeps as floats.
+built for CUDA; without one, `kernels=True` counts the CPU's ops as if they were launched on a GPU.
+Only two of the U-Net's ops then differ from a real GPU: attention, which saves the same tensors
+under another name, and dropout, whose mask a CPU keeps as floats.
 """
 
 from collections.abc import Mapping
@@ -38,42 +38,47 @@ Phase = Literal["train", "fit", "distill"]
 
 @dataclass(frozen=True)
 class Memory:
-    """The most bytes of tensors that live at once, and what they are."""
+    """Peak memory of the tensors of one update, by use."""
 
     state: Mapping[str, int]
-    """Bytes that live from update to update, by what they hold."""
+    """Bytes that stay allocated between updates, by use ("moments", "teacher", ...)."""
     activations: int
-    """Bytes of everything else, at the moment of the peak."""
+    """Bytes of all other tensors at the peak."""
 
     @property
     def peak(self) -> int:
-        """All of it."""
+        """Bytes at the peak, the state included."""
         return sum(self.state.values()) + self.activations
 
 
 @dataclass(frozen=True)
 class Count:
-    """One update: a count, not a measurement."""
+    """Counted (not measured) cost of one update."""
 
     parts: Mapping[str, Amount]
-    """By part, each of PARTS."""
+    """Cost of each part of the update (`op_counter.PARTS`)."""
     memory: Memory
     params: int
     """Parameters of the network."""
     kinds: Mapping[str, Amount] = field(default_factory=dict)
-    """By kind of kernel, each of cuda_launches.KINDS."""
+    """Cost by kind of kernel (`cuda_launches.KINDS`)."""
 
     @property
     def total(self) -> Amount:
-        """All parts."""
+        """Sum of all parts."""
         return sum(self.parts.values(), Amount())
 
     def floor(self, flop_rate: float, byte_rate: float) -> float:
-        """Seconds that the counts take at these rates per second, one part after the other."""
+        """Return the least seconds of the update on a device of these rates, part after part.
+
+        Args:
+            flop_rate: FLOP/s of the device.
+            byte_rate: Bytes/s of its memory.
+        """
         return sum(amount.seconds(flop_rate, byte_rate) for amount in self.parts.values())
 
     def table(self) -> str:
-        """Markdown, for people."""
+        """Return the parts and their sum as a Markdown table."""
         lines = ["| part | GFLOP | MB moved | kernels |", "|---|---:|---:|---:|"]
         for name, amount in (*self.parts.items(), ("together", self.total)):
             gflop = f"{amount.flops / 1e9:,.1f}" if amount.flops else ""
@@ -92,13 +97,22 @@ def count_update(
     teacher: NetConfig | None = None,
     defer: bool | None = None,
 ) -> Count:
-    """Count one update of `phase` as the config has it, with a data set of `num_images` images.
+    """Count one update of a phase of the config's run.
 
-    `teacher`: of the phase "fit", where it is another network than the config's.
-    `precision`: by default the config's on `device`. `kernels`: whether to count what the ops
-    launch on a GPU, or on a CPU the ops themselves, those of kernels/ by their references; by
-    default as they run on `device`. A CUDA device needs a PyTorch built for CUDA. `defer`: whether
-    the networks leave sums to their readers; by default as they do on what is counted.
+    Args:
+        config: The run's config.
+        phase: "train" for a teacher, "fit" for the first fit, "distill" for a round.
+        device: Device of the update. A CUDA device needs a PyTorch built for CUDA.
+        num_images: Size of the data set; 0 counts a batch instead of the set.
+        kernels: Whether to count the GPU kernels that the ops launch. Otherwise the CPU's ops are
+            counted, and the ops of kernels/ by their references. None: as they run on `device`.
+        precision: Precision of the networks; None for the config's on `device`.
+        teacher: The teacher's network in phase "fit", if it is not the config's.
+        defer: Whether the networks defer sums to the op that reads them (see `unet.Pending`); None:
+            as they do where `kernels` says that they run.
+
+    Returns:
+        The counts of the whole batch.
     """
     device = torch.device(device)
     precision = precision or precision_of(config.precision, device)
@@ -111,8 +125,8 @@ def count_update(
     cfg: LoopConfig = getattr(config, table)
     if cfg.accumulate <= 3:
         return _count(config, phase, device, num_images, kernels, precision, net, defer)
-    # The first part begins the sums; those after it take the same, so that it is enough to look
-    # at two and at three.
+    # The first part starts the gradient sums and all later parts cost the same, so the difference
+    # of three parts and two is the cost of each further part.
     size, counts = cfg.batch // cfg.accumulate, []
     for n in (2, 3):
         loop = replace(cfg, batch=n * size, accumulate=n)
@@ -135,16 +149,16 @@ def _count(
     net: NetConfig,
     defer: bool,
 ) -> Count:
-    """`count_update`, of every part of the batch."""
+    """Count an update by running all its accumulated parts; see `count_update`."""
     cfg: LoopConfig = config.train if phase == "train" else config.distill
     dtype = net_dtype(precision)
-    with torch.device("meta"):  # the shapes; on fake tensors modules cannot be made whole
+    with torch.device("meta"):  # shapes only: modules cannot be created on fake tensors
         model = Model(config.model.unguided() if phase == "train" else config.model)
         teacher = Model(net if phase == "fit" else config.model)
     for each in (model.net, teacher.net):
         each.defer = defer
     counter = Counter(kernels)
-    with FakeTensorMode(allow_non_fake_inputs=True), counter:  # a schedule's table is real
+    with FakeTensorMode(allow_non_fake_inputs=True), counter:  # a schedule's table is a real tensor
         objective: Objective = DataObjective(cfg.loss_weight)
         if phase != "train":
             remove_dropout(model)
@@ -176,7 +190,7 @@ def _update(
     config: Config,
     counter: Counter,
 ) -> None:
-    """The engine's update, once."""
+    """Run the engine's update once, under the counter."""
     step = optimizer.step
 
     def counted() -> None:
@@ -192,7 +206,7 @@ def _update(
 
 
 def _materialized(model: Model, device: torch.device, dtype: torch.dtype = torch.float32) -> Model:
-    """The model itself, its meta parameters replaced by fake ones; `dtype` as numerics has it."""
+    """Replace the model's meta parameters by fake ones, in place; low-precision ones in `dtype`."""
     low = {id(p) for p in low_parameters(model).values()}
     for module in model.modules():
         for name, p in module._parameters.items():
@@ -217,14 +231,14 @@ HOLDS |= {"_summed": "gradients", "copy": "rounded weights"}
 
 
 def _state(optimizer: Optimizer, teacher: Model | None, data: Dataset) -> dict[str, int]:
-    """Bytes that live from update to update, by what they hold."""
+    """Return the bytes that stay allocated between updates, by use."""
     named = [(HOLDS.get(name, name), value) for name, value in vars(optimizer).items()]
     named += [("teacher", p) for p in teacher.parameters()] if teacher is not None else []
     named += [("data set", part) for part in (data.images, data.labels, data.trained)]
     state: dict[str, int] = {}
     seen: set[int] = set()
     for name, value in named:
-        if not isinstance(value, Tensor) or value.numel() <= 2:  # a counter
+        if not isinstance(value, Tensor) or value.numel() <= 2:  # a counter or a rate
             continue
         if value.untyped_storage()._cdata not in seen:
             seen.add(value.untyped_storage()._cdata)

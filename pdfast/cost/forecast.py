@@ -1,7 +1,8 @@
-"""`--dry-run`: what a run will take.
+"""`--dry-run`: a forecast of a run's time, memory and disk space.
 
-Parameters, memory and disk are counted; the time of each phase is made of updates and samples that
-are timed on the device at hand, where that can be, and counted elsewhere. Nothing is written.
+Parameters, memory and disk space are counted. The time of each phase is the sum of its updates and
+samples, which are timed on this device where possible and estimated from counted FLOPs otherwise.
+Nothing is written.
 """
 
 import os
@@ -26,7 +27,7 @@ from pdfast.training.holdout import check_holdout
 from pdfast.training.precision import net_dtype, set_precision
 
 MB = 1e6
-READ = 2**28  # bytes of a file of arrays, at most, that is read to see how long that takes
+READ = 2**28  # largest file of arrays, in bytes, that is read in order to time the reading
 NAMES: dict[Update, str] = {
     "train": "updates of the teacher",
     "fit": "updates of the first fit",
@@ -43,12 +44,12 @@ MEMORY = {"train": "training", "distill": "distillation", "fit": "the first fit"
 
 
 def num_images(config: Config) -> int | None:
-    """Images of the config's data set; None where it is not there."""
+    """Return the number of images of the config's data set; None if the set is not found."""
     return sources.count(config.data)
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Matrix-multiply FLOP/s of the device, the best of a few short runs."""
+    """Return the FLOP/s of a matrix product on the device, the best of a few short runs."""
     n = 1024 if device.type == "cpu" else 4096
     a = torch.ones(n, n, device=device, dtype=dtype)
     best = 0.0
@@ -60,7 +61,15 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def memory_line(phase: str, count: Count, batch: int, device: torch.device, data: bool) -> str:
-    """What an update of a phase holds at its peak; `data`: the data set's size is known."""
+    """Return a line on the peak memory of a phase's update.
+
+    Args:
+        phase: Name of the phase.
+        count: The counted update.
+        batch: Size of its batch.
+        device: Device of the run.
+        data: Whether the size of the data set is known.
+    """
     memory = count.memory
     state = dict(memory.state) if data else {**memory.state, "data set": 0}
     sizes = state | {"activations and temporaries": memory.activations}
@@ -84,10 +93,18 @@ def forecast(
     teacher: NetConfig | None = None,
     imports: float = 0.0,
 ) -> None:
-    """Print the resolved config, parameters, memory, disk, and each phase with its time.
+    """Print the resolved config, parameters, memory, disk space, and each phase with its time.
 
-    `teacher`: the network of one from elsewhere, which is not trained here. `imports`: seconds that
-    the process took to begin.
+    Args:
+        config: The run's config.
+        device: Device of the run.
+        screen: Where to print.
+        distill: Whether the run distils, or trains a teacher only.
+        teacher: Network of a teacher that the run is given, and so does not train.
+        imports: Seconds that the process took to start.
+
+    Raises:
+        UsageError: `data.holdout` does not fit the number of images.
     """
     screen.say(dump_config(config).rstrip())
     precision = set_precision(config.precision, device)
@@ -125,7 +142,7 @@ def forecast(
 
 
 def _reading(config: Config, images: int, screen: Screen) -> float | None:
-    """Seconds that reading the data takes; None where it would take long to see."""
+    """Return the seconds of reading the data; None if finding out would take long or fails."""
     net = config.model
     size = images * net.image_size**2 * net.channels
     try:
@@ -142,7 +159,7 @@ def _counts(
     images: int | None,
     teacher: NetConfig | None,
 ) -> dict[Update, Count]:
-    """One update of each kind in the plan."""
+    """Count one update of each kind in the plan."""
     by_phase: dict[CountedPhase, Count] = {}
     kinds = dict.fromkeys(stage.update for stage in plan if stage.loop is not None)
     for phase in dict.fromkeys(COUNTED[kind] for kind in kinds):
@@ -159,7 +176,7 @@ def _say_sizes(
     images: int | None,
     screen: Screen,
 ) -> None:
-    """Parameters, memory and disk."""
+    """Print the parameters, memory and disk space of a run."""
     phases = {COUNTED[kind]: count for kind, count in counts.items()}
     params = next(iter(phases.values())).params
     screen.say("")
@@ -186,10 +203,16 @@ def _say_sizes(
 
 
 def explained(plan: list[Stage], costs: Costs, data: bool) -> str:
-    """What the times are made of; `data`: the data set is there."""
+    """Return a text on how the times were found.
+
+    Args:
+        plan: The phases.
+        costs: Their costs.
+        data: Whether the data set was found.
+    """
     rate = f"{costs.rate / 1e9:,.3g} GFLOP/s"
     if not any(timed.num for timed in costs.updates.values()):
-        why = "since one takes too long here, or more memory than is free"
+        why = "since one takes too long here, or needs more memory than is free"
         why = why if data else "since the data are not found here"
         return (
             ": at least the figures below; no update was timed, "
@@ -215,7 +238,7 @@ def explained(plan: list[Stage], costs: Costs, data: bool) -> str:
 
 
 def _how(timed: Timed, rate: str) -> str:
-    """How a time is known."""
+    """Return how a time was found: counted, or timed on how much of the batch."""
     if not timed.num:
         return f"counted, at {rate}"
     of, all_ = timed.part
@@ -225,7 +248,7 @@ def _how(timed: Timed, rate: str) -> str:
 def _left_out(
     config: Config, device: torch.device, images: int | None, reading: float | None
 ) -> list[str]:
-    """What the times do not have."""
+    """Return the parts of a run that the times do not include."""
     left = ["saving"]
     if reading is None:
         left.append("reading the data")
@@ -241,7 +264,13 @@ def _left_out(
 
 
 def table(plan: list[Stage], costs: Costs, set_up: float) -> list[str]:
-    """The phases, a line each, and how long they last together."""
+    """Return the lines of a table of all phases, with their total.
+
+    Args:
+        plan: The phases.
+        costs: Their costs.
+        set_up: Seconds from the start of the process to the first phase.
+    """
     lines = [f"{'':>9} {'steps':>6} {'updates':>9} {'lr':>8} {'images':>12} {'time':>9}"]
 
     def line(name: str, seconds: float, stage: Stage | None = None) -> None:
@@ -264,7 +293,7 @@ def table(plan: list[Stage], costs: Costs, set_up: float) -> list[str]:
 
 
 def _lasts(seconds: float) -> str:
-    """A time as people say it."""
+    """Return a duration as text, in a unit that suits it."""
     for least, unit, name in ((5400, 3600, "h"), (90, 60, "min")):
         if seconds >= least:
             return f"{short(seconds / unit, 3)} {name}"

@@ -1,6 +1,7 @@
-"""What a run does, phase by phase: updates, network calls for samples, distances.
+"""The phases of a run, with their numbers of updates, network calls for samples and distances.
 
-A count, from the config alone; `timing.py` says what each takes here, `forecast.py` adds it up.
+The numbers follow from the config alone. `timing.py` measures the cost of each on this device, and
+`forecast.py` adds them up.
 """
 
 from collections.abc import Mapping
@@ -17,8 +18,8 @@ from pdfast.evaluation.report.write import sampled_at
 from pdfast.models.model import SAMPLE_BATCH
 
 Update = Literal["train", "fit", "distill", "tabulated"]
-"""Kinds of updates: of a teacher, of a first fit, of a round, and of a round whose teacher's FiLM
-parameters are in a table."""
+"""Kind of an update: of a teacher, of the first fit, of a round, or of a round whose teacher's FiLM
+parameters are tabulated."""
 Net = Literal["teacher", "student"]
 
 
@@ -28,29 +29,34 @@ class Stage:
 
     name: str
     calls: Mapping[Net, int] = field(default_factory=dict)
-    """Network calls for SAMPLE_BATCH samples each, in pictures, quick distances and the report."""
+    """Network calls of SAMPLE_BATCH samples, for sample rows, quick distances and the report."""
     distances: int = 0
-    """Frechet distances."""
+    """Number of Frechet distances."""
     judged: int = 0
-    """Images whose features go into them."""
+    """Number of images whose features these distances take."""
     loop: LoopConfig | None = None
+    """Config of its updates; None for a phase without updates."""
     update: Update = "train"
-    """What its updates are, if it has a loop."""
+    """Kind of its updates, if it has a loop."""
     steps: int = 0
-    """Of the student that is made."""
+    """Sampling steps of the student that it makes; 0 if it makes none."""
 
     @property
     def updates(self) -> int:
-        """How many."""
+        """Number of updates."""
         return self.loop.updates if self.loop is not None else 0
 
 
 def stages(
     config: Config, images: int, *, distill: bool, teacher: NetConfig | None = None
 ) -> list[Stage]:
-    """All phases of `train` or `distill`, of a set of so many images.
+    """Return all phases of `train` or `distill`.
 
-    `teacher`: the network of one from elsewhere, which is not trained here.
+    Args:
+        config: The run's config.
+        images: Number of images of the data set.
+        distill: Whether the run distils, or trains a teacher only.
+        teacher: Network of a teacher that the run is given, and so does not train.
     """
     loop = None if teacher is not None else config.train
     if not distill:
@@ -76,14 +82,14 @@ def stages(
 
 
 def _is_tabulated(config: Config, steps: int) -> bool:
-    """As Rollout decides for the round to so many steps."""
+    """Whether the round to `steps` tabulates FiLM parameters, decided as in `rollout`."""
     distill = config.distill
     small = distill.merged(steps) * steps <= MOST_TABULATED and not config.model.num_classes
     return config.engine.tabulate_film and small and "teacher" in (distill.first, distill.second)
 
 
 def _choice(config: Config, steps: int) -> Mapping[Net, int]:
-    """Calls of the choice among averages after the round to so many steps; none without any."""
+    """Return the network calls of the choice among EMA weights after the round to `steps`."""
     distill = config.distill
     if not distill.ema_decays:
         return {}
@@ -98,8 +104,17 @@ def _choice(config: Config, steps: int) -> Mapping[Net, int]:
 def _quick(
     config: Config, images: int, net: Net, steps: int, drawn: int
 ) -> tuple[Mapping[Net, int], int, int]:
-    """(calls, distances, images) of what is looked at after a round: a row, drawn in so many steps,
-    and a distance.
+    """Return the cost of a sample row and a quick distance after a round.
+
+    Args:
+        config: The run's config.
+        images: Number of images of the data set.
+        net: The sampled network.
+        steps: Sampling steps of the distance, at most MONITOR_STEPS.
+        drawn: Sampling steps of the row.
+
+    Returns:
+        The network calls, the number of distances, and the number of images they take.
     """
     num = min(rounds.MONITOR_IMAGES, images)
     calls = min(steps, MONITOR_STEPS) * _batches(num)
@@ -109,7 +124,7 @@ def _quick(
 
 
 def _report(config: Config, images: int, students: list[int]) -> Stage:
-    """The samples of the report; its distances, where no network finds features, and the floor."""
+    """Return the phase of the report: its samples and, for detector "pixel", its distances."""
     asked, num = config.eval, config.eval.num or images
     wanted = sampled_at(asked.steps, asked.baseline_steps, students)
     calls: dict[Net, int] = {

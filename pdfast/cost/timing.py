@@ -1,9 +1,9 @@
-"""What a run's pieces take on the device at hand: a few updates, network calls and distances.
+"""Timing of a run's pieces on this device: a few updates, network calls and distances.
 
-The updates are the engine's own, of networks with their initial weights and of made-up images of
-the right shape, neither of which changes how long they take. Nothing is written. A piece that would
-take too long is timed on a part of the batch, and where that is too much, or the memory is not
-there, it is counted: by its floating-point operations, at the rate of those that were timed.
+The updates are the engine's own, on networks with their initial weights and on random images of the
+right shape, neither of which changes their speed. Nothing is written. An update that would take too
+long is timed on a part of its batch. If even that takes too long, or needs more memory than is
+free, its time is estimated: its counted FLOPs at the rate of the updates that were timed.
 """
 
 import contextlib
@@ -40,47 +40,48 @@ from pdfast.training.update import Objective, update
 from pdfast.training.validation import loss_of
 
 clock = time.perf_counter
-SECONDS = 4.0  # of what is timed, about, where the pieces are short; each by its share of the run
-LEAST = 0.3  # seconds of a piece
-LIMIT = 30.0  # seconds of all timing, about, where they are long
-ONCE = 5.0  # seconds, at most, that the first try of a piece may be expected to take
-SLOWER = 8.0  # than a large product at the same FLOP/s: small networks
-IMAGES = 4096  # made up, at most
-LANES = 16  # batches that may be sampled beside each other, if the model does that
-WIDTH = 512  # features of a distance that is timed, at most; beyond, it goes with their cube
-FREE = 0.8  # of the memory that is free
+SECONDS = 4.0  # of timing, roughly, if pieces are short; divided by their shares of the run
+LEAST = 0.3  # seconds of timing for each piece
+LIMIT = 30.0  # seconds of all timing, roughly, if pieces are long
+ONCE = 5.0  # longest expected time in seconds of a piece that is tried
+SLOWER = 8.0  # times that small networks may be slower than a large product of the same FLOPs
+IMAGES = 4096  # most random images
+LANES = 16  # batches to sample in parallel, for models that do
+WIDTH = 512  # most features of a timed distance; the time of more is scaled by their cube
+FREE = 0.8  # share of the free memory that an update may take
 
 
 @dataclass(frozen=True)
 class Timed:
-    """A piece of work."""
+    """Time of a piece of work."""
 
     seconds: float
-    """Each."""
+    """Seconds of one piece."""
     num: int = 0
-    """How many were timed; 0: none was, the seconds are counted."""
+    """Number of pieces timed; 0 if `seconds` is estimated from counted FLOPs."""
     part: tuple[int, int] = (1, 1)
-    """Images of those that it has, that were timed."""
+    """Number of images timed, and number of images of the whole piece."""
     begin: float = 0.0
-    """Seconds that a phase of such updates takes beside them."""
+    """Seconds that a phase of such updates takes in addition to them."""
 
 
 @dataclass
 class Costs:
-    """What each piece takes."""
+    """Times of all pieces of a run."""
 
     updates: dict[Update, Timed] = field(default_factory=dict)
     calls: dict[Net, Timed] = field(default_factory=dict)
     distance: float = 0.0
+    """Seconds of a distance, without its images' features."""
     feature: float = 0.0
-    """Of one image, in a distance."""
+    """Seconds of one image's features in a distance."""
     rate: float = 0.0
-    """FLOP/s that counted pieces were given."""
+    """FLOP/s assumed for estimated pieces."""
     spent: float = 0.0
     """Seconds that the timing took."""
 
     def of(self, stage: Stage) -> float:
-        """Seconds of a phase."""
+        """Return the seconds of a phase."""
         seconds = stage.distances * self.distance + stage.judged * self.feature
         seconds += sum(num * self.calls[net].seconds for net, num in stage.calls.items() if num)
         if stage.loop is not None:
@@ -100,16 +101,26 @@ def measure(
     teacher: NetConfig | None = None,
     timed: bool = True,
 ) -> Costs:
-    """What the plan's pieces take here, in at most some LIMIT seconds.
+    """Time the pieces of a plan on this device, in roughly LIMIT seconds at most.
 
-    `counts`: of each kind of update in the plan. `rate`: FLOP/s of a large product. `teacher`: the
-    network of one from elsewhere. Without `timed` all is counted.
+    Args:
+        config: The run's config.
+        plan: The phases.
+        counts: Counts of each kind of update in the plan.
+        device: Device of the run.
+        images: Number of images of the data set.
+        rate: FLOP/s of a large matrix product.
+        teacher: Network of a teacher that the run is given, and so does not train.
+        timed: Time the pieces; otherwise all are estimated from the counts.
+
+    Returns:
+        The times.
     """
     start, costs, trained = clock(), Costs(rate=rate), teacher or config.model.unguided()
     bench = Bench(config, device, images, trained)
     kinds = {stage.update: stage for stage in plan if stage.loop is not None}
     nets = dict.fromkeys(net for stage in plan for net, num in stage.calls.items() if num)
-    # What the whole run takes of each, by FLOPs.
+    # Each piece is timed for as long as its share of the run's FLOPs allows.
     of_call = SAMPLE_BATCH * max(_forward(config, kind, counts[kind]) for kind in kinds)
     shares: dict[Update | Net, float] = {
         net: of_call * sum(stage.calls.get(net, 0) for stage in plan) for net in nets
@@ -121,7 +132,7 @@ def measure(
     given = {
         piece: max(LEAST, SECONDS * share / sum(shares.values())) for piece, share in shares.items()
     }
-    for kind in sorted(kinds, key=lambda k: -shares[k]):  # should time run out
+    for kind in sorted(kinds, key=lambda k: -shares[k]):  # the largest first, in case time runs out
         if timed and clock() - start < LIMIT / 2:
             found = bench.update(kinds[kind], counts[kind], rate, given[kind])
             costs.updates |= {} if found is None else {kind: found}
@@ -146,19 +157,26 @@ def measure(
 
 
 def _forward(config: Config, kind: Update, count: Count) -> float:
-    """FLOPs of the network for an image: a backward pass takes twice those of a forward pass."""
+    """Return a forward pass's FLOPs per image; a backward pass counts as two forward passes."""
     cfg = config.train if kind == "train" else config.distill
     passes = {"train": 3, "fit": 4}.get(kind, 5) + cfg.checkpoint
     return count.total.flops / passes / cfg.batch
 
 
 class Bench:
-    """Does pieces of a run and times them."""
+    """Runs pieces of a run and times them."""
 
     def __init__(
         self, config: Config, device: torch.device, images: int, teacher: NetConfig
     ) -> None:
-        """`teacher`: the network of the run's first teacher."""
+        """Make random images of the data set's shape.
+
+        Args:
+            config: The run's config.
+            device: Device of the run.
+            images: Number of images of the data set.
+            teacher: Network of the run's first teacher.
+        """
         self.config, self.device, self.teacher = config, device, teacher
         self.precision = precision.precision_of(config.precision, device)
         net = config.model
@@ -174,7 +192,7 @@ class Bench:
         self.data = data if streamed else data.to(device)
 
     def seconds(self, work: Callable[[], object], times: int = 1) -> float:
-        """Of work done so many times, with what it leaves a GPU to do."""
+        """Return the seconds of doing work `times` times, including its work queued on a GPU."""
         self._wait()
         start = clock()
         for _ in range(times):
@@ -187,27 +205,34 @@ class Bench:
             torch.cuda.synchronize(self.device)
 
     def _mean(self, work: Callable[[], object], given: float) -> tuple[float, int]:
-        """(seconds each, how many) of work, done again and again for as long as is given."""
+        """Repeat work for `given` seconds; return the mean seconds and the number of repeats."""
         total, done, times = 0.0, 0, 1
         while total < given:
             total += self.seconds(work, times)
             done += times
-            # As many as are left, as far as is known: a GPU is not waited for one by one.
+            # The repeats that the remaining time allows, in one go, so that a GPU stays busy.
             times = max(1, min(done, int((given - total) * done / max(total, 1e-9))))
         return total / done, done
 
     # -- updates ---------------------------------------------------------------------------
 
     def update(self, stage: Stage, count: Count, rate: float, given: float) -> Timed | None:
-        """An update of a phase, on as much of its batch as can be done in the seconds given.
+        """Time an update of a phase, on as much of its batch as the given seconds allow.
 
-        `rate`: FLOP/s of a large product. None where a single image takes too long, or the memory
-        is not there.
+        Args:
+            stage: The phase.
+            count: The counted update.
+            rate: FLOP/s of a large matrix product.
+            given: Seconds to spend.
+
+        Returns:
+            Seconds of an update of the whole batch; None if the smallest part takes too long or
+            does not fit into memory.
         """
         cfg = stage.loop
         assert cfg is not None
         if self.device.type == "cuda":
-            torch.cuda.empty_cache()  # what the piece before it had is free
+            torch.cuda.empty_cache()  # returns the last piece's memory
         expected = count.total.flops / rate
         size = cfg.batch if expected * SLOWER < SECONDS else 1
         if expected * size / cfg.batch > ONCE or not self._fits(count, cfg, size):
@@ -222,20 +247,20 @@ class Bench:
         return found
 
     def _update(self, stage: Stage, cfg: LoopConfig, size: int, given: float) -> Timed:
-        """On `size` images of the batch's."""
+        """Time an update on `size` images of the batch, and scale it to the whole batch."""
         part = cfg if size == cfg.batch else replace(cfg, batch=size, accumulate=1)
 
         def whole(seconds: float) -> float:
-            """Of the whole batch: the optimizer's step does not depend on the images."""
+            """Scale to the whole batch all but the optimizer's step, which takes no images."""
             if size == cfg.batch:
                 return seconds
             step = min(self.seconds(phase.step), seconds / 2)
             return step + (seconds - step) * cfg.batch / size
 
-        # Twice, for what is done for the first time in a process takes longer.
+        # Timed again in a second phase, since first calls in a process are slower.
         with self._phase(stage, part) as phase:
             first = self.seconds(phase.once)
-            if first > SECONDS:  # long enough to know
+            if first > SECONDS:  # so long that a slow first call hardly matters
                 return Timed(whole(first), 1, (size, cfg.batch))
         start = clock()
         with self._phase(stage, part) as phase:
@@ -246,7 +271,7 @@ class Bench:
 
     @contextlib.contextmanager
     def _phase(self, stage: Stage, cfg: LoopConfig) -> Iterator["Phase"]:
-        """A phase as `engine.fit` begins it, up to its first update."""
+        """Begin a phase as `training.loop.fit` does, up to its first update."""
         config = self.config
         model, objective = self._problem(stage, cfg)
         dtype = precision.net_dtype(self.precision)
@@ -275,7 +300,7 @@ class Bench:
             yield Phase(once, optimizer.step, seconds)
 
     def _problem(self, stage: Stage, cfg: LoopConfig) -> tuple[Model, Objective]:
-        """What learns, and from what."""
+        """Return the model that learns in a phase, and its objective."""
         if stage.update == "train":
             return self._new(self.config.model.unguided()), DataObjective(cfg.loss_weight)
         student = remove_dropout(self._new(self.config.model))
@@ -297,7 +322,7 @@ class Bench:
         return backends.select(model, self.config.backends)
 
     def _fits(self, count: Count, cfg: LoopConfig, size: int) -> bool:
-        """Whether there is memory for updates of so many images of the batch."""
+        """Whether updates of `size` images of the batch fit into the free memory."""
         share = 1.0 if size == cfg.batch else size * cfg.accumulate / cfg.batch
         memory = count.memory
         return sum(memory.state.values()) + memory.activations * share < FREE * free(self.device)
@@ -306,7 +331,13 @@ class Bench:
 
     @torch.no_grad()
     def call(self, net: Net, expected: float, given: float) -> Timed:
-        """A network call for SAMPLE_BATCH samples, which is expected to take so many seconds."""
+        """Time a network call for SAMPLE_BATCH samples.
+
+        Args:
+            net: The network.
+            expected: Seconds that the call is expected to take.
+            given: Seconds to spend.
+        """
         model = self._new(self.teacher if net == "teacher" else self.config.model)
         model = guided(
             precision.cast_to_precision(model, self.precision), self.config.eval.guidance
@@ -331,7 +362,7 @@ class Bench:
         return Timed(seconds / calls * SAMPLE_BATCH / num, calls * times, (num, SAMPLE_BATCH))
 
     def distance(self) -> tuple[float, float]:
-        """Seconds of a distance, and of an image's features and their part in it."""
+        """Return the seconds of a distance, and those of one image's features and moments."""
         detector = without_network(self.data)
         images = self.data.images[: min(256, detector.batch)]
         found: Any = detector.extract(images).values
@@ -341,25 +372,25 @@ class Bench:
         width = min(WIDTH, found.shape[1])
         eye = torch.eye(width, dtype=torch.float64, device=found.device)
         some = Gaussian(eye[0], eye + 1 / width)
-        frechet_distance(some, some)  # the root of the first one is kept
+        frechet_distance(some, some)  # keeps the matrix root of the first, as in an evaluation
         seconds = self.seconds(lambda: frechet_distance(some, some))
         return seconds * (found.shape[1] / width) ** 3, feature
 
 
 @dataclass(frozen=True)
 class Phase:
-    """One that has begun."""
+    """A phase that has begun."""
 
     once: Callable[[], None]
-    """One more update."""
+    """Make one update."""
     step: Callable[[], None]
-    """The optimizer's alone."""
+    """Make one step of the optimizer."""
     watched: float
-    """Seconds of the loss that is watched, which is taken at the end too."""
+    """Seconds of one evaluation of the watched loss, which is also computed at the end."""
 
 
 def free(device: torch.device) -> float:
-    """Bytes of memory that are free on the device; of a CPU where the system does not say, all."""
+    """Return the bytes of free memory of the device; infinity if a CPU's system does not tell."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
     with contextlib.suppress(OSError, ValueError, IndexError), open("/proc/meminfo") as file:

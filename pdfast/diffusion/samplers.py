@@ -1,7 +1,7 @@
-"""Samplers: DDIM (deterministic) and ancestral, from pure noise at u = 1 to x-hat.
+"""Samplers from pure noise at u = 1 to x-hat: DDIM (deterministic) and ancestral.
 
-Both visit u = 1, (N-1)/N, ..., 1/N; at the last, i = 0, they return x-hat itself.
-Angles as in angles.py; the formulas hold for every parameterization, since only x-hat is used.
+With N steps, both evaluate the model at u = 1, (N-1)/N, ..., 1/N and return the last x-hat. Angles
+are those of angles.py. The formulas hold for every parameterization, since they use only x-hat.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,26 +22,51 @@ Noise = Callable[[int], Tensor]
 
 
 class Denoiser(Protocol):
-    """What a sampler needs of a model."""
+    """The part of a model that samplers use."""
 
     schedule: Schedule
 
     def predict_x_at_angle(self, z: Tensor, phi: Tensor, conditioning: Conditioning) -> Tensor:
-        """x-hat (B, C, H, W) at angle phi (B,), unclipped."""
+        """Return x-hat (B, C, H, W), unclipped, at z (B, C, H, W) and angle phi (B,)."""
 
 
 def ddim_to(z: Tensor, x_hat: Tensor, phi: Tensor, phi_next: Tensor) -> Tensor:
-    """alpha_s x-hat + sigma_s eps-hat, with eps-hat = (z - alpha x-hat) / sigma."""
+    """Take one DDIM step from angle `phi` to `phi_next` (Song et al. 2021, eq. 12).
+
+    z_s = alpha_s x-hat + sigma_s eps-hat, with eps-hat = (z - alpha x-hat) / sigma.
+
+    Args:
+        z: Noisy images (B, C, H, W).
+        x_hat: Predicted images (B, C, H, W).
+        phi: Angles in radians, float64 (B,).
+        phi_next: Angles where the step ends, float64 (B,), below `phi`.
+
+    Returns:
+        z_s (B, C, H, W), of z's dtype.
+    """
     return combine((phi_next.sin() / phi.sin(), z), ((phi - phi_next).sin() / phi.sin(), x_hat))
 
 
 def ancestral_to(
     z: Tensor, x_hat: Tensor, noise: Tensor, phi: Tensor, phi_next: Tensor, variance: float
 ) -> Tensor:
-    """One draw from p(z_s | z_t) with mean r (alpha_s/alpha_t) z + (1 - r) alpha_s x-hat.
+    """Draw z_s from p(z_s | z_t), an ancestral step from angle `phi` to `phi_next`.
 
-    r = SNR_t / SNR_s. `variance` interpolates ln var from 0, "small" (1 - r) sigma_s^2, to 1,
-    "large" (1 - r) sigma_t^2; the published code calls it logvar_type fixed_medium:<variance>.
+    Its mean is r (alpha_s / alpha_t) z + (1 - r) alpha_s x-hat, with r = SNR_t / SNR_s (Ho et al.
+    2020).
+
+    Args:
+        z: Noisy images z_t (B, C, H, W).
+        x_hat: Predicted images (B, C, H, W).
+        noise: Standard normal numbers (B, C, H, W).
+        phi: Angles in radians, float64 (B,).
+        phi_next: Angles where the step ends, float64 (B,), below `phi`.
+        variance: Interpolates the log variance between "small", (1 - r) sigma_s^2, at 0 and
+            "large", (1 - r) sigma_t^2, at 1. The published code calls it logvar_type
+            fixed_medium:<variance>.
+
+    Returns:
+        z_s (B, C, H, W), of z's dtype.
     """
     r = (phi_next.tan() / phi.tan()).square()
     # 1 - r without cancellation
@@ -58,7 +83,17 @@ def ancestral_to(
 def check_arguments(
     num_steps: int, sampler: Sampler, variance: float, most_steps: int = MAX_STEPS
 ) -> None:
-    """Raise UsageError for arguments that `sample` refuses; a schedule may allow fewer steps."""
+    """Check the arguments of `sample`.
+
+    Args:
+        num_steps: Number of sampling steps.
+        sampler: "ddim" or "ancestral".
+        variance: Variance of the ancestral sampler, 0 to 1.
+        most_steps: Most sampling steps that the schedule allows.
+
+    Raises:
+        UsageError: An argument is wrong.
+    """
     if not 1 <= num_steps <= most_steps:
         raise UsageError(f"steps must be in 1 .. {most_steps}, not {num_steps}")
     if sampler not in ("ddim", "ancestral"):
@@ -79,10 +114,22 @@ def denoised(
     variance: float = 1.0,
     noise: Noise | None = None,
 ) -> Iterator[Tensor]:
-    """The x-hats (B, C, H, W) of `sample`, one for each of its steps: a network call at a time.
+    """Yield the x-hat of each sampling step, with one network call per item.
 
-    Arguments as of `sample`, which checks them. An x-hat must not be changed before the next one is
-    asked for. Each may be asked for by another thread.
+    Items may be requested from different threads, one at a time.
+
+    Args:
+        model: The model.
+        z: Initial noise (B, C, H, W).
+        num_steps: Number of sampling steps; not checked, nor are the other arguments.
+        clip: As in `sample`.
+        conditioning: As in `sample`.
+        sampler: As in `sample`.
+        variance: As in `sample`.
+        noise: As in `sample`.
+
+    Yields:
+        x-hat (B, C, H, W), which must not be changed before the next one is requested.
     """
     k = torch.arange(num_steps + 1, dtype=torch.float64, device=z.device)
     phis = model.schedule.phi(divide(k, num_steps))
@@ -113,13 +160,27 @@ def sample(
     on_step: Callable[[], None] = lambda: None,
     on_x_hat: Callable[[int, Tensor], None] = lambda step, x_hat: None,
 ) -> Tensor:
-    """z (B, C, H, W) ~ N(0, I) -> images of the same shape and dtype in `num_steps` steps.
+    """Sample images from noise in `num_steps` sampling steps.
 
-    With `clip`, x-hat is cut to that interval at every step and eps-hat recomputed from it.
-    The ancestral sampler calls `noise(i)` for the standard normal tensor of step i.
-    `on_step` is called before each network call, `on_x_hat` after it with the steps left to do and
-    the x-hat (B, C, H, W) that the sampler continues from, which it must not change. Raises
-    UsageError for a bad argument.
+    Args:
+        model: The model.
+        z: Initial noise (B, C, H, W), standard normal.
+        num_steps: Number of sampling steps.
+        clip: Interval that x-hat is clipped to at every step, with eps-hat recomputed from it; None
+            for no clipping.
+        conditioning: Classes and other inputs of the model.
+        sampler: "ddim" or "ancestral".
+        variance: Variance of the ancestral sampler; see `ancestral_to`.
+        noise: Returns the standard normal tensor of step i for the ancestral sampler.
+        on_step: Called before each network call.
+        on_x_hat: Called after each network call with the number of steps left and the x-hat
+            (B, C, H, W) that the sampler continues from, which it must not change.
+
+    Returns:
+        Images (B, C, H, W), of z's dtype.
+
+    Raises:
+        UsageError: An argument is wrong.
     """
     check_arguments(num_steps, sampler, variance, model.schedule.most_steps)
     if sampler == "ancestral" and noise is None:

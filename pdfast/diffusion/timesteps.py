@@ -61,7 +61,7 @@ def between(start: int, timesteps: int) -> str:
         else "cannot be halved"
     )
     if ends > FEW:
-        goes_on += "; rounds of other ratios go on from there, with distill.second student"
+        goes_on += "; rounds of other ratios continue from there, with distill.second student"
     return (
         f"{start} steps do not divide the teacher's {timesteps} timesteps, so that some of them "
         f"lie between two, where logSNR is interpolated: the nearest number that does, {near}, "

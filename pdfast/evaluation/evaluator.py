@@ -1,4 +1,4 @@
-"""Figures of sample sets against one data set: distances, scores, and distances by class."""
+"""Metrics of sample sets against one data set: distances, scores, and distances by class."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -27,19 +27,20 @@ from pdfast.models.model import Model
 
 @dataclass(frozen=True)
 class SampleMetrics:
-    """What is measured of one set of samples."""
+    """Metrics of one set of samples."""
 
     distance: float
+    """Frechet distance of the samples from the data."""
     inception_score: InceptionScore | None = None
-    """Of detectors that classify."""
+    """Inception score; None unless the detector classifies."""
     manifold: Manifold | None = None
-    """Of detectors with a network."""
+    """Precision and recall; None for a detector without a network."""
     classes: dict[int, float] = field(default_factory=dict)
-    """Distance of the samples of each class from its images, where both are enough."""
+    """Distance of each class's samples from its images, for classes with enough of both."""
 
     @classmethod
     def from_table(cls, table: dict[str, Any]) -> "SampleMetrics":
-        """What `table` gave, as JSON has it."""
+        """Return the metrics from a table written by `table`."""
         score, manifold = table["inception_score"], table["manifold"]
         return cls(
             table["distance"],
@@ -49,7 +50,7 @@ class SampleMetrics:
         )
 
     def table(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Return the metrics as a table that JSON can hold."""
         return {
             "distance": self.distance,
             "inception_score": self.inception_score,
@@ -60,17 +61,19 @@ class SampleMetrics:
 
 @dataclass(frozen=True)
 class ClassReference:
-    """The images of one class."""
+    """Statistics of the images of one class."""
 
     gaussian: Gaussian
+    """Gaussian of the images' features."""
     floor: float
-    """Distance of resamples of them, of as many as there are samples."""
+    """Distance of bootstrap resamples of the images, as many as the class has samples."""
 
 
 class Evaluator:
-    """Figures of samples against one data set.
+    """Computes metrics of samples against one data set.
 
-    For the first process, but for what is reached by all, who share what takes a network.
+    Methods marked "called by all processes" share the network's work among the processes. All other
+    methods are for the first process.
     """
 
     def __init__(
@@ -83,12 +86,22 @@ class Evaluator:
         model: Model | None = None,
         shares: ClassShares = "data",
     ) -> None:
-        """`num` samples per distance, 0 for as many as the set has images.
+        """Prepare the evaluation, without computing features yet.
 
-        `model`: one whose classes are looked at, too; all that are judged have the same. `shares`
-        says how samples' classes are drawn, see `EvalConfig.classes`; of a set without labels, as
-        the model draws them.
-        Raises UsageError for fewer images or samples than the detector needs.
+        Args:
+            data: The data set.
+            num: Number of samples per distance; 0 for as many as the set has images.
+            seed: Seed of the samples and of the bootstrap resamples.
+            detector: What turns images into features.
+            screen: Where to show progress; None for warnings only.
+            model: A model with the classes of all models that will be evaluated; None for
+                unconditional models.
+            shares: How the samples' classes are drawn; see `EvalConfig.classes`. For a set without
+                labels, they are drawn as the model itself draws them.
+
+        Raises:
+            UsageError: There are fewer images or samples than the detector needs, or the classes
+                of the set and the model contradict each other.
         """
         self.num = num or len(data)
         self.seed, self.detector, self.data = seed, detector, data
@@ -96,18 +109,18 @@ class Evaluator:
         self._screen = screen or Screen(quiet=True)
         self.reference = Reference(data, detector, self._screen)
         self.set_classes: Classes | None = None
-        """Of the set and the model, where both have classes."""
+        """Classes of the set and the model; None unless both have classes."""
         self.draw = evenly(model.num_classes) if model is not None and model.num_classes else None
-        """How the classes of samples are drawn; None of an unconditional model."""
+        """Distribution of the samples' classes; None for an unconditional model."""
         if model is not None:
             self.set_classes = Classes.of(data, model.num_classes, model.class_names)
         if self.set_classes is not None:
             self.draw = ClassDraw.of(self.set_classes, shares)
         self.labels = None if self.draw is None else self.draw.labels(seed, self.num)
-        """Class of each sample, int64 (num,) on the CPU."""
+        """Class of each sample, int64 (num,) on the CPU; None for an unconditional model."""
         more = f"set eval.num (eval's --num) to {detector.needed} or more"
         detector.check_number("samples", self.num, more)
-        detector.check_number("images", len(data), "take a larger set, or another eval.detector")
+        detector.check_number("images", len(data), "use a larger set, or another eval.detector")
 
     @classmethod
     def of(
@@ -118,16 +131,28 @@ class Evaluator:
         screen: Screen | None = None,
         model: Model | None = None,
     ) -> "Evaluator":
-        """The one that a config asks for. Reached by all processes; raises as `open_detector`."""
+        """Return the evaluator that a config asks for; called by all processes.
+
+        Args:
+            data: The data set.
+            config: The run's config.
+            device: Device of the detector.
+            screen: Where to show progress; None for warnings only.
+            model: As in the constructor.
+
+        Raises:
+            UsageError: As in the constructor and `open_detector`.
+            PdfastError: As in `open_detector`.
+        """
         detector = open_detector(config.eval.detector, data, device)
         settings = config.eval
         return cls(data, settings.num, config.seed, detector, screen, model, settings.classes)
 
     def key(self) -> dict[str, str]:
-        """What figures depend on, but for the samples; as texts.
+        """Return a key of everything that the metrics depend on, except for the samples.
 
-        A version that counts another figure of the same says so here, where the key of what was
-        kept before has nothing.
+        Saved metrics are reused if their key is the same. A version of pdfast that computes a
+        metric differently must add an entry here, so that earlier metrics do not match.
         """
         return {
             "images": self.reference.digest,
@@ -141,21 +166,22 @@ class Evaluator:
 
     @property
     def drawn(self) -> dict[str, str]:
-        """What samples depend on besides the model, their number of steps and the seed.
+        """Key of what samples depend on besides the model, the sampling steps and the seed.
 
-        Nothing where their classes are those that the model draws, as before there were others.
+        It is empty if the classes are drawn as the model itself draws them, which keeps the keys of
+        earlier versions valid.
         """
         return {"classes": self.draw.key} if self.draw is not None and self.draw.key else {}
 
     def floor(self) -> tuple[float, float]:
-        """Mean and standard deviation of the distance of bootstrap resamples of the data.
+        """Return mean and standard deviation of the distance of bootstrap resamples of the data.
 
-        Reached by all processes.
+        Called by all processes.
         """
         return self.reference.floor(self.num, self.seed)
 
     def distance(self, images: Tensor) -> float:
-        """Distance of images (N, H, W, C), as the set's, from it."""
+        """Return the distance of images (N, H, W, C), of the set's dtype, from the set."""
         moments = Moments()
         with collectives.alone():
             for found in self._features(images):
@@ -163,10 +189,11 @@ class Evaluator:
         return frechet_distance(self.reference.gaussian, moments.gaussian())
 
     def figure(self, images: Tensor) -> SampleMetrics:
-        """All that is measured of `num` samples (num, H, W, C), as the set's.
+        """Return all metrics of `num` samples; called by all processes, each with all samples.
 
-        Sample k is of the class `labels[k]`, as `sampled` makes it. Reached by all processes, each
-        with all samples.
+        Args:
+            images: Samples (num, H, W, C), of the set's dtype. Sample k is of class `labels[k]`, as
+                `sampled` returns them.
         """
         collected, by_class = Collected(self.num, self.detector), defaultdict[int, Moments](Moments)
         self.reference.find()
@@ -197,9 +224,19 @@ class Evaluator:
     def evaluate(
         self, model: Model, steps: int, on_step: Callable[[], None] = lambda: None
     ) -> tuple[float, Tensor]:
-        """(distance, samples) of `num` DDIM samples in `steps` steps, clipped where the model is.
+        """Draw `num` DDIM samples and return their distance; called by all processes.
 
-        The samples are (num, H, W, C), of the set's dtype. Reached by all processes.
+        Args:
+            model: The model.
+            steps: Number of sampling steps.
+            on_step: As in `Model.sample_images`.
+
+        Returns:
+            The distance; and the samples (num, H, W, C), of the set's dtype.
+
+        Raises:
+            UsageError: The model does not allow so many steps.
+            PdfastError: The samples are not finite.
         """
         images = self.sampled(model, steps, self.num, on_step=on_step)
         return collectives.from_first(lambda: self.distance(images)), images
@@ -212,9 +249,21 @@ class Evaluator:
         first: int = 0,
         on_step: Callable[[], None] = lambda: None,
     ) -> Tensor:
-        """A model's DDIM samples first .. first + num - 1, of these classes, as the set's.
+        """Draw DDIM samples of the classes `labels`; called by all processes.
 
-        Arguments as of `Model.sample_images`. Reached by all processes.
+        Args:
+            model: The model.
+            steps: Number of sampling steps.
+            num: Number of samples.
+            first: Number of the first sample, a multiple of SAMPLE_BATCH.
+            on_step: As in `Model.sample_images`.
+
+        Returns:
+            Samples first .. first + num - 1, (num, H, W, C), of the set's dtype.
+
+        Raises:
+            UsageError: The model does not allow so many steps.
+            PdfastError: The samples are not finite.
         """
         labels = None if self.labels is None else self.labels[first : first + num]
         return self.stored(
@@ -222,16 +271,16 @@ class Evaluator:
         )
 
     def stored(self, images: Tensor) -> Tensor:
-        """Samples as the set holds its images."""
+        """Return samples (N, H, W, C) in the set's dtype."""
         return as_stored(images, self.data.images.dtype)
 
     # -- classes ---------------------------------------------------------------------------
 
     @cached_property
     def classes(self) -> dict[int, ClassReference]:
-        """The classes that have enough images and enough samples; of conditional models.
+        """Statistics of the classes with enough images and enough samples, by class.
 
-        Enough are more than there are features: a distance of fewer says little.
+        Enough means more than there are features; a distance of fewer says little.
         """
         found = {}
         for label, images in self._class_counts.items():
@@ -242,12 +291,12 @@ class Evaluator:
 
     @property
     def num_left_out(self) -> int:
-        """Classes that have too few."""
+        """Number of classes with too few images or samples for a distance."""
         return len(self._class_counts) - len(self.classes)
 
     @property
     def width(self) -> int:
-        """Features of an image."""
+        """Number of features per image."""
         return len(self.reference.gaussian.mean)
 
     @property
@@ -255,6 +304,6 @@ class Evaluator:
         return {} if self.labels is None else self.reference.class_counts
 
     def _are(self, label: int, start: int = 0, stop: int | None = None) -> Tensor:
-        """Which of some samples are of a class."""
+        """Return which of the samples start .. stop - 1 are of a class, as a mask."""
         assert self.labels is not None
         return self.labels[start:stop] == label

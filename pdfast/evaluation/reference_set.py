@@ -1,7 +1,7 @@
-"""The images that samples are compared with: their features, and the floor of the distance.
+"""The reference set that samples are compared with: its features, and the floor of the distance.
 
-What takes a network is kept in $XDG_CACHE_HOME/pdfast, or ~/.cache/pdfast, under the SHA-256 of the
-images and of the network's weights; pixels are counted anew each time.
+Results of a detector with a network are cached in $XDG_CACHE_HOME/pdfast, or ~/.cache/pdfast, under
+the SHA-256 of the images and of the network's weights. Those of pixels are recomputed each time.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,16 +25,24 @@ from pdfast.evaluation.scores import Neighbourhood
 from pdfast.storage import files, kept
 from pdfast.storage.files import Damaged
 
-NUM_RESAMPLES = 10
-CLASS_RESAMPLES = 3  # of each class
-FORMAT = "2"  # of the kept files; another one is made anew
+NUM_RESAMPLES = 10  # bootstrap resamples of the whole set
+CLASS_RESAMPLES = 3  # bootstrap resamples of each class
+FORMAT = "2"  # of the cached files; files of another format are made again
 
 
 def features_of(detector: Detector, images: Tensor, screen: Screen) -> Iterator[Features]:
-    """Features of images, float64, a batch at a time; on the first process alone.
+    """Yield the features of images one batch at a time, in the first process only.
 
-    Reached by all processes, which have the same images: those of a network are dealt among them,
-    and shown with a bar.
+    Called by all processes with the same images. A detector with a network splits the batches among
+    the processes, and shows a progress bar.
+
+    Args:
+        detector: Computes the features.
+        images: Images (N, H, W, C).
+        screen: Where to show progress.
+
+    Yields:
+        Features of a batch, float64.
     """
     batches = torch.split(images, detector.batch)
     shown = screen if detector.weights else Screen(quiet=True)
@@ -51,10 +59,10 @@ def features_of(detector: Detector, images: Tensor, screen: Screen) -> Iterator[
 
 
 class Reference:
-    """A set of images, seen by a detector.
+    """Feature statistics of a set of images under a detector.
 
-    `find` and `floor` are reached by all processes, which share what takes a network. The rest is
-    for the first process, which then works alone: it may come to it at any time, or never.
+    All processes call `find` and `floor`, and share the network's work. All else is for the first
+    process, which may use it at any time: it then works without the others.
     """
 
     def __init__(self, data: Dataset, detector: Detector, screen: Screen) -> None:
@@ -64,33 +72,37 @@ class Reference:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the images' tensor."""
+        """SHA-256 of the images."""
         return self._data.digest.images
 
     @cached_property
     def gaussian(self) -> Gaussian:
-        """Of all images."""
+        """Gaussian of the features of all images."""
         return Gaussian(self._found["mean"], self._found["cov"])
 
     @property
     def points(self) -> Tensor:
-        """Features, float32 (M, D), of at most 50,000 images, evenly apart; of a network alone."""
+        """Features of at most 50,000 evenly spaced images, float32 (M, D); (0, D) for pixels."""
         return self._found["points"]
 
     @cached_property
     def near(self) -> Neighbourhood:
-        """Of `points`, once for all samples; of 50,000 it takes minutes on a CPU."""
+        """Neighbourhood of `points`, computed once: 50,000 points take minutes on a CPU."""
         with collectives.alone():
             return Neighbourhood.of(self.points)
 
     # -- the floor -------------------------------------------------------------------------
 
     def floor(self, num: int, seed: int) -> tuple[float, float]:
-        """Mean and standard deviation of the distance of bootstrap resamples of the images.
+        """Return mean and standard deviation of the distance of bootstrap resamples of the images.
 
-        A perfect sampler of the data would score this much from `num` samples. Of a network the
-        images are those whose features are kept. Reached by all processes, which share what takes
-        a network.
+        A perfect sampler of the data would have this distance with `num` samples. Called by all
+        processes, which share the network's work.
+
+        Args:
+            num: Number of images in a resample, drawn with replacement. For a detector with a
+                network, they are drawn from the images of `points`.
+            seed: Seed of the draws.
         """
 
         def count() -> dict[str, Tensor]:
@@ -108,7 +120,7 @@ class Reference:
         draws = Draws(seed, Stream.BOOTSTRAP, device=self._images.device)
         of = self._num_kept if self._detector.weights else len(self._images)
         distances = []
-        for resample in range(NUM_RESAMPLES):  # one after another, to hold one covariance
+        for resample in range(NUM_RESAMPLES):  # one at a time, to hold a single covariance
             chosen = index_below(draws.words(resample, 0, num)[:, 0], of)
             moments, start = Moments(), 0
             times = torch.bincount(chosen, minlength=of)
@@ -123,9 +135,9 @@ class Reference:
     # -- features --------------------------------------------------------------------------
 
     def _features(self) -> Iterator[Tensor]:
-        """Of all images in order, or of a network those that are kept; float64, a part at a time.
+        """Yield features in parts, float64, in the first process only.
 
-        On the first process alone.
+        They are the features of all images, in order, or `points` for a detector with a network.
         """
         if not self._detector.weights:
             yield from (f.values for f in features_of(self._detector, self._images, self._screen))
@@ -133,7 +145,7 @@ class Reference:
             yield from (part.double() for part in torch.split(self.points, CHUNK))
 
     def find(self) -> None:
-        """Look at the images, unless the first process has done so. Reached by all processes."""
+        """Compute or load the statistics, unless it is done; called by all processes."""
         if collectives.from_first(lambda: self._statistics is None):
             found = self._kept("statistics", {}, self._counted)
             device = self._detector.device or self._images.device
@@ -141,7 +153,7 @@ class Reference:
 
     @property
     def _found(self) -> dict[str, Tensor]:
-        """Of the features: mean, cov, points; for the first process."""
+        """Statistics of the features, "mean", "cov" and "points"; for the first process."""
         if self._statistics is None:
             with collectives.alone():
                 self.find()
@@ -149,7 +161,7 @@ class Reference:
         return self._statistics
 
     def _counted(self) -> dict[str, Tensor]:
-        """Mean, covariance, and the features that are kept, in one pass, of all processes."""
+        """Compute mean, covariance and `points` in one pass; called by all processes."""
         moments, points, start = Moments(), Rows(self._num_kept), 0
         wanted = torch.zeros(len(self._images), dtype=torch.bool)
         wanted[self._spread()] = bool(self._detector.weights)
@@ -165,25 +177,38 @@ class Reference:
 
     @property
     def _num_kept(self) -> int:
-        """Images whose features are kept, of a network."""
+        """Number of images in `points`, for a detector with a network."""
         return min(len(self._images), scores.MOST)
 
     def _spread(self) -> Tensor:
-        """Numbers of the images whose features are kept."""
+        """Return the numbers of the images in `points`."""
         return torch.arange(self._num_kept) * len(self._images) // self._num_kept
 
     # -- classes ---------------------------------------------------------------------------
 
     @cached_property
     def class_counts(self) -> dict[int, int]:
-        """Images of each class, of those whose features are kept; empty without labels."""
+        """Number of images of each class; empty without labels.
+
+        For a detector with a network, only the images of `points` count.
+        """
         if self._labels is None:
             return {}
         counts = torch.bincount(self._class_labels())
         return {label: int(count) for label, count in enumerate(counts) if count}
 
     def of_class(self, label: int, num: int, seed: int) -> tuple[Gaussian, float]:
-        """The images of a class, and the floor of `num` samples of it: the mean of a few."""
+        """Return the feature Gaussian of a class's images, and the floor of its distance.
+
+        Args:
+            label: The class.
+            num: Number of its samples.
+            seed: Seed of the draws.
+
+        Returns:
+            The Gaussian; and the mean distance of CLASS_RESAMPLES bootstrap resamples of `num`
+            images.
+        """
         rows = (self._class_labels() == label).nonzero()[:, 0]
         gaussian, distances = self._class_gaussian(rows), []
         draws = Draws(seed, Stream.BOOTSTRAP)
@@ -194,13 +219,13 @@ class Reference:
         return gaussian, sum(distances) / len(distances)
 
     def _class_labels(self) -> Tensor:
-        """Of the images whose features are kept, or of all."""
+        """Return the labels of the images in `points`, or of all images for pixels."""
         assert self._labels is not None
         labels = self._labels.cpu()
         return labels[self._spread()] if self._detector.weights else labels
 
     def _class_gaussian(self, rows: Tensor, times: Tensor | None = None) -> Gaussian:
-        """Of the images of these numbers, each counted so many times; a part is held at a time."""
+        """Return the feature Gaussian of images by number, each counted `times` times."""
         moments, start = Moments(), 0
         with collectives.alone():
             for part in torch.split(rows, CHUNK):
@@ -213,7 +238,7 @@ class Reference:
         return moments.gaussian()
 
     def _values(self, rows: Tensor) -> Iterator[Tensor]:
-        """Features of the images of these numbers, float64 (n, D), a part at a time."""
+        """Yield the features of images by number in parts, float64 (n, D)."""
         if self._detector.weights:
             yield self.points[rows.to(self.points.device)].double()
             return
@@ -225,9 +250,9 @@ class Reference:
     def _kept(
         self, name: str, more: dict[str, str], make: Callable[[], dict[str, Tensor]]
     ) -> dict[str, Tensor]:
-        """What `make` gives; of a network's features read again where it was kept.
+        """Return the result of `make`, cached on disk if the detector has a network.
 
-        Reached by all processes; for the first.
+        Called by all processes; the result is for the first.
         """
         weights = self._detector.weights
         if not weights:
@@ -244,11 +269,11 @@ class Reference:
         return found
 
     def _read(self, path: Path, facts: dict[str, str], found: dict[str, Tensor]) -> bool:
-        """Whether it was kept, and is now in `found`."""
+        """Load a cached result into `found`; return whether there was one."""
         try:
             found |= kept.load(path, facts) or {}
         except Damaged as error:
-            self._screen.warn(f"{error.what}: what was kept there of the data is made again")
+            self._screen.warn(f"{error.what}: the statistics of the data in it are computed again")
         return bool(found)
 
     def _write(self, path: Path, facts: dict[str, str], made: dict[str, Tensor]) -> None:
@@ -256,6 +281,4 @@ class Reference:
             path.parent.mkdir(parents=True, exist_ok=True)
             kept.save(path, made, facts)
         except (OSError, PdfastError) as error:
-            self._screen.warn(
-                f"features of the data are not kept for the next time: {files.reason(error)}"
-            )
+            self._screen.warn(f"the features of the data cannot be cached: {files.reason(error)}")

@@ -1,8 +1,9 @@
-"""What an evaluation has done, so that a killed one goes on and none is done again: eval-state/.
+"""Saved state of an evaluation, eval-state/, from which an interrupted one resumes.
 
-A folder for each model at each number of steps, with its samples in parts as they were made, and,
-once they are judged, the figure in their place. Samples depend on no detector and are used by any.
-format.json says which version of pdfast wrote last. When a report is whole, its figures stay.
+It has a folder for each model at each number of sampling steps. The folder holds the samples in
+parts, as they were drawn, and later their metrics in place of most samples. Samples depend on no
+detector, and are used by any. format.json records the version of pdfast that wrote last. When a
+report is finished, its metrics stay, so that no evaluation is repeated.
 """
 
 import contextlib
@@ -35,36 +36,46 @@ PART = re.compile(r"(samples-\d{9}|figure-[0-9a-f]{24})\.safetensors")
 
 
 class Part(NamedTuple):
-    """Samples in order, (N, H, W, C) as stored, and the seconds that they took."""
+    """Consecutive samples, and the time that they took."""
 
     samples: Tensor
+    """Samples as stored, (N, H, W, C)."""
     seconds: float
+    """Seconds of sampling."""
 
 
 class Finished(NamedTuple):
-    """A figure, and what is shown beside it."""
+    """Metrics of all samples, and the samples shown beside them."""
 
     figure: SampleMetrics
+    """Metrics of all samples."""
     part: Part
-    """The first samples, and the seconds that all took."""
+    """The first samples, with the seconds of all."""
 
 
 def check_format(folder: Path) -> None:
-    """Raise OtherVersion if a newer version of pdfast was at work in the folder."""
+    """Raise OtherVersion if a newer version of pdfast wrote to the folder."""
     try:
         table = files.read_json(folder / MARKER)
         formats.written(folder, table.get("format"), table.get("pdfast"))
-    except (Damaged, ValueError):  # it is written again; what is kept is checked by itself
+    except (Damaged, ValueError):  # it is written again; each saved file is verified by itself
         return
 
 
 @torch.no_grad()
 def fingerprints(model: Model) -> list[str]:
-    """SHA-256 of the model, what it computes, and what else the bits of its samples depend on.
+    """Return fingerprints of everything that the bits of a model's samples depend on.
 
-    The first is this format's; those of older formats follow, for what they left. One denoising
-    stands for what is computed, which the code of a network of one's own, and the precision, decide
-    as well; a version whose samplers compute something else has another format.
+    They are SHA-256 digests of the weights, the config, the versions, the device, and the x-hat of
+    one denoising, which also depends on the precision and on the code of a custom network. A
+    version of pdfast whose samplers compute something else must have another format.
+
+    Args:
+        model: The model.
+
+    Returns:
+        The fingerprint in the current format, then those in older formats, newest first, which find
+        samples that older versions saved.
     """
     kind: dict[str, Any] = {"dtype": model.dtype, "device": model.device}
     z = torch.linspace(-1, 1, math.prod(model.image_shape), **kind).reshape(1, *model.image_shape)
@@ -82,9 +93,9 @@ def fingerprints(model: Model) -> list[str]:
 
 
 def _described(model: Model, format_: int) -> str | None:
-    """What a format had to say of the model and the machine; None if it knew no such model."""
+    """Describe the model and the machine in a format; None if it cannot express the model."""
     told = model.describe()
-    del told["classes"]  # names, which no sample depends on
+    del told["classes"]  # samples do not depend on the names
     table = formats.as_before(told, format_)
     versions, device = files.versions(), str(model.device)
     if table is None:
@@ -96,7 +107,7 @@ def _described(model: Model, format_: int) -> str | None:
 
 
 def is_one(folder: Path) -> bool:
-    """Whether a folder holds what an evaluation has done, and nothing else."""
+    """Whether a folder holds the saved state of an evaluation and nothing else."""
     if folder.is_symlink() or not folder.is_dir():
         return False
     of_models = [
@@ -109,7 +120,7 @@ def is_one(folder: Path) -> bool:
 
 
 class EvalState:
-    """The samples of one model at one number of steps; for the first process alone."""
+    """Saved samples and metrics of one model at one number of steps; for the first process."""
 
     def __init__(
         self,
@@ -119,7 +130,15 @@ class EvalState:
         seed: int,
         drawn: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """`models` are its fingerprints; `folder` need not be there. `drawn` as of an evaluator."""
+        """Find the folder of a model; nothing is written.
+
+        Args:
+            folder: The folder of all saved states; it need not exist.
+            models: Fingerprints of the model. The first one with saved samples is used.
+            steps: Number of sampling steps.
+            seed: Seed of the samples.
+            drawn: As `Evaluator.drawn`.
+        """
         self._folder, places = folder, []
         for model in models:
             facts = {"model": model, "steps": str(steps), "seed": str(seed), **drawn}
@@ -129,7 +148,7 @@ class EvalState:
         self._of, self._path = next(begun, places[0])
 
     def finished(self, evaluator: dict[str, str]) -> Finished | None:
-        """The figure of an evaluator of this key, if it was found."""
+        """Return the saved metrics for the key of an evaluator; None if there are none."""
         found = _load(self._path / _figure_name(evaluator), self._of | evaluator)
         if found is None:
             return None
@@ -138,7 +157,7 @@ class EvalState:
         return Finished(SampleMetrics.from_table(table), part)
 
     def finish(self, evaluator: dict[str, str], done: Finished) -> None:
-        """Keep a figure and the samples shown beside it; the others go."""
+        """Save metrics and the samples shown beside them, and delete all other samples."""
         tensors = {
             "figure": _bytes(json.dumps(done.figure.table())),
             "samples": done.part.samples,
@@ -149,7 +168,10 @@ class EvalState:
             path.unlink(missing_ok=True)
 
     def parts(self, num: int) -> Iterator[Part]:
-        """Those that were made of `num` samples, from the first on: whole batches, or all."""
+        """Yield the saved parts of `num` samples, from the first sample on, without gaps.
+
+        A part that does not reach `num` samples is cut to whole batches.
+        """
         done = 0
         while done < num:
             found = _load(self._path / _part_name(done), self._of)
@@ -164,7 +186,7 @@ class EvalState:
             done += taken
 
     def keep(self, first: int, part: Part) -> None:
-        """Write a part, whose samples are those from `first` on."""
+        """Save a part, whose first sample has the number `first`."""
         seconds = torch.tensor(part.seconds, dtype=torch.float64)
         tensors = {"samples": part.samples, "seconds": seconds}
         self._save(_part_name(first), tensors, self._of)
@@ -182,9 +204,9 @@ class EvalState:
 
 
 def forget_samples(folder: Path) -> None:
-    """Remove all samples but those that are shown beside a figure, and what was half-written."""
+    """Delete all samples not shown beside metrics, and unfinished files."""
     for of_one in [folder, *folder.glob("*/")]:
-        with contextlib.suppress(OSError):  # what cannot be removed may stay
+        with contextlib.suppress(OSError):  # files that cannot be deleted do no harm
             staging.sweep(of_one)
             for path in of_one.glob("samples-*"):
                 path.unlink()
@@ -195,7 +217,7 @@ def forget_samples(folder: Path) -> None:
 def _load(path: Path, facts: dict[str, str]) -> dict[str, Tensor] | None:
     try:
         return kept.load(path, facts)
-    except Damaged:  # it is made again, as what was not yet made
+    except Damaged:  # it is made again, as if it did not exist
         return None
 
 

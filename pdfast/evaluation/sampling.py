@@ -1,6 +1,6 @@
-"""`pdfast sample`: images of a model as PNG files, one .npz, or a grid.
+"""`pdfast sample`: writes samples of a model as PNG files, one .npz, or a grid.
 
-Beside them goes a JSON file that says what they are: model, steps, seed and labels.
+A JSON file beside them records how they were made: model, steps, seed and labels.
 """
 
 import os
@@ -47,11 +47,29 @@ def sample_to(
     timeout: float,
     force: bool = False,
 ) -> None:
-    """Sample `num` images and write them to `out`, a folder, an .npz or a .png.
+    """Sample images and write them to a folder, an .npz or a .png.
 
-    What they are goes into samples.json of the folder, or of a file OUT into OUT.json.
-    What is at either place is refused, or, with `force`, replaced where pdfast wrote it. Raises
-    PdfastError with a sentence that names the fix.
+    How they were made is written to samples.json in the folder, or to OUT.json beside a file OUT.
+
+    Args:
+        model_dir: A model directory, or the name of a model that comes with pdfast.
+        out: A folder for PNG files, or a file ending in .npz or .png (a grid).
+        num: Number of images.
+        steps: Number of sampling steps; 0 for the number that the model was distilled to.
+        seed: Seed, 0 to 2^32 - 1.
+        label: Name or number of the class of all images; None draws the classes.
+        guidance: Weight of classifier-free guidance; None for none.
+        sampler: "ddim" or "ancestral".
+        variance: Variance of the ancestral sampler, 0 to 1.
+        device: As in `pdfast.train`.
+        threads: As in `pdfast.train`.
+        precision: "auto", "bf16", "tf32" or "fp32".
+        timeout: As in `pdfast.train`.
+        force: Replace files at `out` that pdfast wrote; otherwise existing ones are refused.
+
+    Raises:
+        UsageError: An argument is wrong, the model cannot be sampled like this, or `out` exists.
+        PdfastError: A file cannot be read or written, or the samples are not finite.
     """
     screen = Screen()
     with kept(), collectives.session(device, threads, poll, timeout) as where:
@@ -104,7 +122,7 @@ def sample_to(
 
 
 def _check(model: Model, out: Path, num: int, seed: int, label: str | None) -> None:
-    """Refuse what cannot be sampled, or written."""
+    """Raise UsageError for arguments that do not fit the model or each other."""
     if not 0 <= seed < 2**32:
         raise UsageError("--seed must be in 0 .. 4294967295")
     if num < 1:
@@ -112,29 +130,29 @@ def _check(model: Model, out: Path, num: int, seed: int, label: str | None) -> N
     if out.suffix not in ("", ".npz", ".png"):
         raise UsageError(f"--out {out} must be a folder, an .npz or a .png")
     if label is not None and not model.num_classes:
-        raise UsageError("this model is unconditional: leave --label out")
+        raise UsageError("this model is unconditional: omit --label")
 
 
 def _load(path: Path, device: torch.device) -> tuple[Model, str]:
-    """The model of a model directory, and the digest of its manifest."""
+    """Return the model of a model directory, and the digest of its manifest."""
     model = checkpoint.load_model(path, device)
     return model, files.read_manifest(path)["manifest_sha256"]
 
 
 def _about(out: Path) -> Path:
-    """Where it is said what the images at `out` are."""
+    """Return the path of the JSON file that describes the images at `out`."""
     return out.with_name(f"{out.name}.json") if out.suffix else out / ABOUT
 
 
 def _check_new(out: Path, force: bool) -> None:
-    """Refuse to replace what is there, or, with `force`, what pdfast did not write."""
+    """Raise UsageError if `out` exists, or, with `force`, if pdfast did not write it."""
     files.check_new(out, force)
     if out.suffix:
         files.check_new(_about(out), force)
 
 
 def _write(images: torch.Tensor, about: dict[str, Any], out: Path, force: bool) -> None:
-    """All images are there or none, so that a full disk destroys nothing."""
+    """Write all images or none, so that a full disk destroys nothing."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -144,7 +162,7 @@ def _write(images: torch.Tensor, about: dict[str, Any], out: Path, force: bool) 
     if not out.suffix:
         files.write_folder(out, lambda stage: _write_each(images, said, stage), sync=False)  # many
         return
-    _about(out).unlink(missing_ok=True)  # it is never beside images that it does not tell of
+    _about(out).unlink(missing_ok=True)  # it never lies beside images that it does not describe
     if out.suffix == ".npz":
         files.write_file(out, lambda stage: save_npz(stage, arr_0=images.numpy()))
     else:

@@ -1,4 +1,4 @@
-"""Models sampled at some numbers of steps, and judged; every figure is kept, and found once."""
+"""Evaluation of models at several numbers of sampling steps, with saved results."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -19,32 +19,41 @@ from pdfast.models.model import SAMPLE_BATCH, Model
 from pdfast.runs.run import Run
 from pdfast.storage import staging
 
-NUM_KEPT = 64  # samples for the page
-STOPPED = "finished models are whole, samples are kept; the same command goes on from there"
-PART = 4  # batches of each process that are kept at a time
+NUM_KEPT = 64  # samples shown in the report
+STOPPED = "finished models are whole, samples are saved; the same command resumes from there"
+PART = 4  # batches of each process between two saves
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A model at one number of sampling steps."""
+    """Results of a model at one number of sampling steps."""
 
     figure: SampleMetrics
+    """Metrics of the samples."""
     seconds: float
-    """Per image, of sampling."""
+    """Seconds of sampling per image."""
     samples: Tensor
-    """The first of them, as they are stored, (N, H, W, C) on the CPU; for the first process."""
+    """The first samples as stored, (N, H, W, C) on the CPU; in the first process only."""
 
     @property
     def distance(self) -> float:
-        """Of the samples from the data."""
+        """Frechet distance of the samples from the data."""
         return self.figure.distance
 
 
 class StepSweep:
-    """Judges models. Every method is reached by all processes."""
+    """Evaluates models. Every method is called by all processes."""
 
     def __init__(self, evaluator: Evaluator, run: Run) -> None:
-        """What is done is kept in `run`'s folder, and used where an evaluation left it there."""
+        """Compute the floor of the distance, and print it.
+
+        Args:
+            evaluator: Computes the metrics.
+            run: The run whose folder keeps the results. Results of earlier evaluations are reused.
+
+        Raises:
+            OtherVersion: A newer version of pdfast wrote the kept results.
+        """
         self.evaluator, self.screen = evaluator, run.screen
         self._folder = run.path / resume.FOLDER
         collectives.from_first(self._begin)
@@ -64,7 +73,20 @@ class StepSweep:
             )
 
     def __call__(self, name: str, model: Model, steps: Iterable[int]) -> dict[int, Measured]:
-        """A model at each of these numbers of sampling steps, with progress bars."""
+        """Evaluate a model at each of some numbers of sampling steps.
+
+        Args:
+            name: The model's name on the screen.
+            model: The model.
+            steps: Numbers of sampling steps.
+
+        Returns:
+            The results, by number of steps.
+
+        Raises:
+            Stopped: A signal ended the evaluation; the samples so far are saved.
+            PdfastError: The samples are not finite, or a file cannot be written.
+        """
         marks = collectives.from_first(lambda: resume.fingerprints(model))
         return {k: self._measured(name, model, k, marks) for k in sorted(set(steps))}
 
@@ -73,7 +95,7 @@ class StepSweep:
         resume.check_format(self._folder)
 
     def clear(self) -> None:
-        """Forget the samples that were kept, but not the figures: the report is whole."""
+        """Delete the saved samples of a finished report, but not its metrics."""
         collectives.from_first(lambda: resume.forget_samples(self._folder))
 
     def _state(self, marks: list[str], steps: int) -> EvalState:
@@ -102,7 +124,7 @@ class StepSweep:
         return Measured(figure, seconds / evaluator.num, shown)
 
     def _sampled(self, name: str, model: Model, steps: int, state: EvalState) -> Part:
-        """All samples: those that are kept, and, a part at a time, the others."""
+        """Return all samples: the saved ones, and the missing ones, which are saved in parts."""
         evaluator = self.evaluator
         start, seconds = self._kept(model, state)
         done, parts = len(start), [start]
@@ -124,7 +146,7 @@ class StepSweep:
         return Part(torch.cat(parts), seconds)
 
     def _kept(self, model: Model, state: EvalState) -> Part:
-        """The samples that were kept before, from the first on, on all processes."""
+        """Return the saved samples, from the first on, in every process."""
         found: list[Part] = []
 
         def read() -> tuple[int, float]:

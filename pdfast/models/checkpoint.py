@@ -54,6 +54,12 @@ class Described(NamedTuple):
 def save(model: Model, path: str | Path, *, half: bool = False, **facts: Any) -> None:
     """Write a model directory, which `pdfast.load` reads.
 
+    Example:
+        ```python
+        model = pdfast.load("digits", steps=4)
+        pdfast.save(model, "student-4-steps", half=True, note="float16")
+        ```
+
     Args:
         model: The model.
         path: A new or empty folder, or an unchanged model directory, which is replaced. Nothing
@@ -126,6 +132,13 @@ def load_model(
     steps: int = 0,
 ) -> Model:
     """Load a model directory, verified against its manifest, in evaluation mode.
+
+    Example:
+        ```python
+        student = pdfast.load("runs/digits/round-11-steps-0004")
+        images = student.sample(16)  # (16, 1, 8, 8) in [-1, 1], in 4 steps
+        model = pdfast.load("digits", steps=4)  # a student that comes with pdfast
+        ```
 
     Args:
         path: A model directory, or the name of a model that comes with pdfast, "digits".

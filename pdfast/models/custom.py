@@ -49,6 +49,13 @@ class Network(Model):
 
     It has the methods of every model, such as `sample` and `predict_x`. `pdfast.distill` leaves it
     unchanged.
+
+    Example:
+        ```python
+        network = pdfast.Network(module, shape=(1, 64), parameterization="eps")
+        student = pdfast.distill(teacher=network, data=signals, rounds=8)  # 1024 -> 4 steps
+        samples = student.sample(16)  # (16, 1, 64)
+        ```
     """
 
     in_double = False  # the module may cast to float32 inside

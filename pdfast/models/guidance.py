@@ -23,6 +23,12 @@ from pdfast.models.model import Model
 def guided(model: Model, weight: float) -> Model:
     """Return the model with classifier-free guidance of a weight.
 
+    Example:
+        ```python
+        teacher = pdfast.load("runs/digits_guided/teacher")  # trained with label dropout
+        images = pdfast.guided(teacher, 1.5).sample(16, steps=64)
+        ```
+
     Args:
         model: A teacher trained with label dropout, or a guided student.
         weight: w, at least 0.

@@ -1,9 +1,9 @@
-"""Lanes: threads that sample batches beside each other on a CPU, each batch by one of them.
+"""Lanes: threads that sample batches in parallel on a CPU, one batch per thread.
 
-An operation on a batch of small images is too little for all cores: they wait for one another at
-its end, hundreds of times in a network call. Lanes wait once in a step. The arithmetic of a batch
-is that of one thread, so that bits depend neither on the number of threads nor on what is sampled
-beside it.
+An operation on a batch of small images is too short to split over all cores: they would wait for
+one another after each, hundreds of times per network call. Lanes wait once per sampling step. A
+batch is computed by one thread, so that its bits depend neither on the number of threads nor on the
+batches sampled in parallel.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,27 +13,41 @@ from typing import TypeVar
 import torch
 
 T = TypeVar("T")
-MOST = 8  # part of a small network's time is Python's, of which one thread runs at a time
+MOST = 8  # more gain little: a small network spends time in Python, one thread at a time
 
 
 class Lanes:
-    """Threads that do some pieces of work at once."""
+    """A pool of threads, each of which runs PyTorch on a single core."""
 
     def __init__(self, batches: int) -> None:
-        """As many lanes as there are batches, or threads; 0: none, work is done where it is asked
-        for, by all of PyTorch's threads.
+        """Start the threads.
+
+        Args:
+            batches: Number of batches to sample. There are as many lanes, up to PyTorch's number of
+                threads and MOST. 0 starts none: work runs in the caller's thread, on all of
+                PyTorch's threads.
         """
         self._threads, self._pool = torch.get_num_threads(), None
         self.number = max(1, min(self._threads, batches, MOST))
-        """Pieces of work that are done at once."""
+        """Number of pieces of work that run in parallel."""
         if batches:
-            # PyTorch's number is a thread's own once the thread has set it.
+            # PyTorch's number of threads is per thread once the thread has set it.
             self._pool = ThreadPoolExecutor(
                 self.number, "pdfast-lane", initializer=torch.set_num_threads, initargs=(1,)
             )
 
     def together(self, works: Sequence[Callable[[], T]]) -> list[T]:
-        """What each gives, of `number` at most; what one raises is raised when all have ended."""
+        """Run pieces of work in parallel and wait for all of them.
+
+        Args:
+            works: Functions without arguments, at most `number` of them.
+
+        Returns:
+            Their results, in order.
+
+        Raises:
+            BaseException: The first error of a piece, in order, once all have ended.
+        """
         if self._pool is None:
             return [work() for work in works]
         found = [self._pool.submit(work) for work in works]
@@ -41,7 +55,7 @@ class Lanes:
         return [future.result() for future in found]
 
     def close(self) -> None:
-        """End the threads."""
+        """End the threads, and restore PyTorch's number of threads."""
         if self._pool is not None:
             self._pool.shutdown()
-            torch.set_num_threads(self._threads)  # threads to come are given the last number set
+            torch.set_num_threads(self._threads)  # new threads inherit the last number set

@@ -1,4 +1,4 @@
-"""A diffusion model: the U-Net, what its output means, and its noise schedule."""
+"""A diffusion model: a U-Net with its parameterization and noise schedule."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -29,10 +29,10 @@ from pdfast.models.lanes import Lanes
 from pdfast.models.outputs import Output, SampleArguments, SamplingStep
 from pdfast.models.unet import UNet
 
-# Images per network call while sampling. Every call has this size, the last one filled up, so that
-# the arithmetic of image k, and with it every bit, is the same for any number of images.
+# Images per network call while sampling. Every call has this size; the last one is padded, so that
+# the bits of image k are the same for any number of images.
 SAMPLE_BATCH = 64
-LANE_SIZE = 2**14  # numbers, at most, in an image's first feature map, to sample it in a lane
+LANE_SIZE = 2**14  # largest first feature map of an image, in numbers, of a model sampled in lanes
 
 
 def _finite(images: Tensor) -> Tensor:
@@ -48,18 +48,24 @@ def _finite(images: Tensor) -> Tensor:
 class Model(FormerNames, nn.Module):
     """A network with its parameterization and schedule.
 
-    `steps` is the number of sampling steps that the model was distilled to, 0 for a teacher.
-    Calling the model gives the network's raw output.
+    Calling the model returns the network's raw output. `steps` is the number of sampling steps that
+    the model was distilled to; 0 for a teacher.
+
+    Example:
+        ```python
+        model = pdfast.load("digits", steps=4)
+        images = model.sample(16, output="pil")
+        ```
     """
 
     clip: tuple[float, float] | None = (-1.0, 1.0)
-    """Where samplers cut x-hat, if they are to."""
+    """Interval that samplers clip x-hat to; None for no clipping."""
     calls: ClassVar[int] = 1
-    """Evaluations of the network in a sampling step."""
+    """Evaluations of the network per sampling step."""
     in_double: ClassVar[bool] = True
-    """Whether it computes in float64 after `.double()`."""
+    """Whether the network computes in float64 after `.double()`."""
     class_names: tuple[str, ...] = ()
-    """Names of its classes, by number, as the data that it learned from had them; () for none."""
+    """Names of the classes in the training data, by number; () for none."""
 
     def __init__(self, cfg: NetConfig, steps: int = 0) -> None:
         super().__init__()
@@ -72,42 +78,42 @@ class Model(FormerNames, nn.Module):
 
     @property
     def num_classes(self) -> int:
-        """Number of classes; 0: unconditional."""
+        """Number of classes; 0 for an unconditional model."""
         return self.cfg.num_classes
 
     @property
     def label_dropout(self) -> float:
-        """Share of images whose class it is not told in training; 0 for a student."""
+        """Share of training images whose class is hidden from the network; 0 for a student."""
         return self.cfg.label_dropout
 
     @property
     def guidance(self) -> tuple[float, ...]:
-        """Least and largest guidance weight that it takes as an input; () for none."""
+        """Range of the guidance weight that the network takes as an input; () for none."""
         return self.cfg.guidance
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one image."""
+        """Shape (C, H, W) of one image."""
         return self.cfg.channels, self.cfg.image_size, self.cfg.image_size
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one sample: the same."""
+        """Shape of one sample; differs from `image_shape` only for custom networks."""
         return self.image_shape
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """Device of the parameters."""
         return next(self.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of images and of the parameters that are never rounded: float32 or float64."""
+        """Type of images and of the parameters that stay in full precision: float32 or float64."""
         return self.net.emb0.weight.dtype
 
     @property
     def net_dtype(self) -> torch.dtype:
-        """Of the convolutions, their input and the raw output: `dtype`, or bfloat16."""
+        """Type of the convolutions, their input and the raw output: `dtype`, or bfloat16."""
         return self.net.conv_in.weight.dtype
 
     def forward(
@@ -119,10 +125,20 @@ class Model(FormerNames, nn.Module):
         *,
         conditioning: Conditioning | None = None,
     ) -> Tensor:
-        """Raw output (B, C or 2C, H, W) at z (B, C, H, W), logsnr (B,), label int64 (B,).
+        """Return the network's raw output.
 
-        `guidance`: weights (B,), of a guided student. `conditioning` has these two, and whatever
-        else there is to tell. Raises ValueError for a wrong shape.
+        Args:
+            z: Noisy images (B, C, H, W).
+            logsnr: Noise levels log(alpha^2 / sigma^2), (B,).
+            label: Classes, int64 (B,), of a class-conditional model.
+            guidance: Guidance weights (B,), of a guided student.
+            conditioning: All conditioning at once; replaces `label` and `guidance`.
+
+        Returns:
+            Raw output (B, C, H, W), of `net_dtype`; (B, 2C, H, W) for x_eps.
+
+        Raises:
+            ValueError: A shape is wrong, or a required input is missing.
         """
         if z.shape[1:] != self.image_shape or logsnr.shape != z.shape[:1]:
             raise ValueError(
@@ -135,24 +151,33 @@ class Model(FormerNames, nn.Module):
     def forward_at_angle(
         self, z: Tensor, phi: Tensor, conditioning: Conditioning = UNCONDITIONAL
     ) -> Tensor:
-        """Raw output at z (B, C, H, W) and angle phi (B,), in radians."""
+        """Return the raw output at z (B, C, H, W) and angle phi (B,), in radians."""
         return self(z, logsnr_of(phi), conditioning=conditioning)  # type: ignore[no-any-return]
 
     def predict_x_at_angle(
         self, z: Tensor, phi: Tensor, conditioning: Conditioning = UNCONDITIONAL
     ) -> Tensor:
-        """x-hat (B, C, H, W) at z (B, C, H, W) and angle phi (B,), unclipped."""
+        """Return x-hat (B, C, H, W), unclipped, at z (B, C, H, W) and angle phi (B,) in radians."""
         out = self.forward_at_angle(z, phi, conditioning).to(z)
         return angles.predict_x(z, out, phi, self.parameterization)
 
     def films_at_angle(self, phi: Tensor) -> Tensor:
-        """FiLM parameters of all residual blocks at angle phi (B,), without classes."""
+        """Return the FiLM parameters of all residual blocks at angle phi (B,), without classes."""
         return self.net.films(logsnr_of(phi))
 
     def predict_x(self, z: Tensor, logsnr: Tensor | float, label: Tensor | None = None) -> Tensor:
-        """x-hat (B, C, H, W), unclipped, at z (B, C, H, W) and logsnr (B,), in z's dtype.
+        """Return the prediction x-hat of the clean images, unclipped.
 
-        A number for `logsnr` is that of all.
+        Args:
+            z: Noisy images (B, C, H, W).
+            logsnr: Noise levels log(alpha^2 / sigma^2), (B,), or one number for all images.
+            label: Classes, int64 (B,), of a class-conditional model.
+
+        Returns:
+            x-hat (B, C, H, W), of z's dtype.
+
+        Raises:
+            ValueError: A shape is wrong, or `label` is missing.
         """
         if not isinstance(logsnr, Tensor):
             logsnr = torch.full((len(z),), logsnr, dtype=z.dtype, device=z.device)
@@ -161,9 +186,10 @@ class Model(FormerNames, nn.Module):
         )
 
     def lanes(self, batches: int) -> Lanes:
-        """The lanes that so many batches are sampled in: on a CPU, of a small network.
+        """Return lanes to sample that many batches in parallel.
 
-        A larger one keeps all cores busy, and needs the memory.
+        Only a small network on a CPU uses more than one lane. A larger one keeps all cores busy by
+        itself, and parallel batches would need more memory.
         """
         _, height, width = self.image_shape
         small = self.cfg.ch * height * width <= LANE_SIZE
@@ -171,7 +197,7 @@ class Model(FormerNames, nn.Module):
 
     @property
     def pictures(self) -> bool:
-        """Whether samples are pictures: of 1 or 3 channels, in [-1, 1]."""
+        """Whether samples are pictures: 1 or 3 channels, clipped to [-1, 1]."""
         return len(self.shape) == 3 and self.shape[0] in (1, 3) and self.clip == (-1.0, 1.0)
 
     @overload
@@ -214,20 +240,32 @@ class Model(FormerNames, nn.Module):
         output: Output = "pt",
         callback: Callable[[SamplingStep], object] | None = None,
     ) -> Tensor | NDArray[Any] | list[Image.Image]:
-        """Images (num, C, H, W) in [-1, 1], in the model's dtype and on its device; of a network of
-        one's own samples (num, *shape), cut where it was given an interval.
+        """Draw samples, from pure noise in `steps` sampling steps.
 
-        `steps` 0: the number that the model was distilled to. Image k depends on (seed, k) alone,
-        whatever `num` is. `label`, int64 of shape (num,), is
-        for a class-conditional model; left out, classes are drawn by counter. `noise`,
-        (num, *shape), replaces the drawn start. `sampler` is "ddim" or "ancestral", the latter
-        with `variance` from 0 (small) to 1 (large).
+        Sample k depends on (seed, k) alone, not on `num`.
 
-        `output`: "pt" for that tensor; "np" for an array, uint8 (num, H, W, C) of pictures, of
-        other samples (num, *shape) as they are; "pil" for a list of pictures. `callback` is called
-        after each step of each batch with a `SamplingStep`: how many are done, and the x-hats; what
-        it raises ends the sampling. Raises UsageError for a wrong argument, PdfastError for samples
-        that are to be pictures and are not finite.
+        Args:
+            num: Number of samples.
+            steps: Number of sampling steps; 0 for the number that the model was distilled to.
+            seed: Seed, 0 to 2^32 - 1.
+            label: Classes, int64 (num,), of a class-conditional model; None draws them.
+            noise: Initial noise (num, *shape); None draws it.
+            clip: Clip x-hat at every step, to [-1, 1] or a custom network's own interval.
+            sampler: "ddim" (deterministic) or "ancestral".
+            variance: Variance of the ancestral sampler, from 0 (small) to 1 (large); see
+                `diffusion.samplers.ancestral_to`.
+            output: "pt" for a tensor, "np" for an array, "pil" for a list of pictures.
+            callback: Called with a `SamplingStep` after each step of each batch. An exception that
+                it raises ends the sampling.
+
+        Returns:
+            "pt": a tensor (num, C, H, W), or (num, *shape) of a custom network, of the model's
+            dtype and on its device. "np": uint8 (num, H, W, C) if the samples are pictures, else
+            the tensor as an array. "pil": a list of `num` pictures.
+
+        Raises:
+            UsageError: An argument is wrong.
+            PdfastError: `output` is "np" or "pil", and the samples are not finite.
         """
         outputs.check(output, self.pictures, self.shape)
         if noise is not None:
@@ -270,11 +308,27 @@ class Model(FormerNames, nn.Module):
         batches: range | None = None,
         on_x_hat: Callable[[int, int, Tensor], None] = lambda first, left, x_hat: None,
     ) -> Iterator[Tensor]:
-        """What `sample` returns, a batch at a time; `on_step` is called at each network call.
+        """Yield the samples of `sample` one batch at a time.
 
-        `on_x_hat` is called after it, with the number of the batch's first image, the steps left
-        and x-hat (B, C, H, W), which it must not change.
-        `batches` chooses some of the batches 0, 1, ... of SAMPLE_BATCH images; all if left out.
+        Args:
+            num: Number of samples.
+            steps: Number of sampling steps, at least 1.
+            seed: As in `sample`.
+            label: As in `sample`.
+            noise: Initial noise (num, C, H, W); None draws it.
+            clip: As in `sample`.
+            sampler: As in `sample`.
+            variance: As in `sample`.
+            on_step: Called before each network call.
+            batches: Numbers of the batches to draw, each of SAMPLE_BATCH samples; None for all.
+            on_x_hat: Called after each network call with the number of the batch's first sample,
+                the steps left, and x-hat (B, C, H, W), which it must not change.
+
+        Yields:
+            Samples (B, C, H, W); B is SAMPLE_BATCH, or less in the last batch of all.
+
+        Raises:
+            UsageError: An argument is wrong.
         """
         check_arguments(steps, sampler, variance, self.schedule.most_steps)
         self.check_steps(steps)
@@ -294,7 +348,7 @@ class Model(FormerNames, nn.Module):
 
         @torch.no_grad()
         def denoising(start: int, used: int) -> Iterator[Tensor]:
-            """The x-hats of a batch, step by step; of `used` of its images they are asked for."""
+            """Yield the x-hats of a batch step by step; `used` of its images are returned."""
 
             def normal(step: int) -> Tensor:
                 return draws.normal(step, start, SAMPLE_BATCH, self.image_shape).to(self.dtype)
@@ -346,15 +400,30 @@ class Model(FormerNames, nn.Module):
         on_step: Callable[[], None] = lambda: None,
         first: int = 0,
     ) -> Tensor:
-        """What `sample` returns, as `to_stored` has it; the processes of a run share the work.
+        """Draw samples as `sample` does, in the stored form; the processes of a run share the work.
 
-        Every process gets all images, and their bits do not depend on how many processes there
-        are. `on_step` is called steps * calls_for(num) times on each. `first`, a multiple of
-        SAMPLE_BATCH: the images are those from there on, and `label` is theirs.
+        Every process gets all images. Their bits do not depend on the number of processes.
+
+        Args:
+            num: Number of images.
+            steps: Number of sampling steps, at least 1.
+            seed: As in `sample`.
+            label: Classes of these images, int64 (num,); None draws them.
+            sampler: As in `sample`.
+            variance: As in `sample`.
+            on_step: Called steps * calls_for(num) times in every process.
+            first: Number of the first image, a multiple of SAMPLE_BATCH.
+
+        Returns:
+            Images as `to_stored` returns them, on the model's device.
+
+        Raises:
+            UsageError: An argument is wrong.
+            PdfastError: The samples are not finite.
         """
         if label is not None and first:
             self._check_label(label, num)
-            label = torch.cat([label.new_zeros(first), label])  # of those that are not made
+            label = torch.cat([label.new_zeros(first), label])  # for the images before `first`
         mine, before = collectives.dealt(-(-num // SAMPLE_BATCH)), first // SAMPLE_BATCH
         batches = range(before + mine.start, before + mine.stop, mine.step)
         made = self.sample_batches(
@@ -362,12 +431,18 @@ class Model(FormerNames, nn.Module):
         )
         images = [self.to_stored(_finite(batch)) for batch in made]
         for _ in range(steps * (self.calls_for(num) - len(images))):
-            on_step()  # in which processes may wait for one another
+            on_step()  # every process needs the same number of calls, in which it may wait
         return collectives.gather(images, num, SAMPLE_BATCH).to(self.device)
 
     def drawn_labels(self, num: int, seed: int) -> Tensor | None:
-        """The classes, int64 (num,) on the CPU, of the images that `sample` makes when left to
-        draw them; None of an unconditional model.
+        """Return the classes that `sample` draws if none are passed.
+
+        Args:
+            num: Number of images.
+            seed: Seed of the samples.
+
+        Returns:
+            int64 (num,), on the CPU; None for an unconditional model.
         """
         if not self.num_classes:
             return None
@@ -376,29 +451,29 @@ class Model(FormerNames, nn.Module):
         return torch.cat([part.cpu() for part in parts if part is not None])[:num]
 
     def to_stored(self, images: Tensor) -> Tensor:
-        """Samples (N, C, H, W) as they are kept and judged: uint8 (N, H, W, C)."""
+        """Return samples (N, C, H, W) as they are stored and evaluated: uint8 (N, H, W, C)."""
         return to_uint8(images)
 
     @staticmethod
     def calls_for(num: int) -> int:
-        """Network calls of each sampling step for `num` images: those of the first process."""
+        """Return the first process's network calls per sampling step of `num` images."""
         return -(-num // (SAMPLE_BATCH * collectives.size()))
 
-    # -- what training and files need ------------------------------------------------------
+    # -- for training and files ------------------------------------------------------------
 
     def remove_dropout(self) -> None:
-        """Change the config for distillation, which uses no dropout, of labels neither."""
+        """Set dropout and label dropout of the config to 0, as for distillation."""
         self.cfg = self.cfg.without_dropout()
 
     def set_checkpoint(self, on: bool) -> None:
-        """Whether the net keeps its blocks' inputs alone for the backward pass."""
+        """Turn activation checkpointing on or off; see `UNet.checkpoint`."""
         self.net.checkpoint = on
 
     def check_steps(self, steps: int) -> None:
-        """Nothing: it was trained for all noise levels of its schedule."""
+        """Accept any number of steps; custom networks may refuse some."""
 
     def describe(self) -> dict[str, Any]:
-        """What config.json holds."""
+        """Return the contents of config.json."""
         return {
             "model": to_table(self.cfg),
             "steps": self.steps,
@@ -406,12 +481,12 @@ class Model(FormerNames, nn.Module):
         }
 
     def weights(self) -> dict[str, Tensor]:
-        """What model.safetensors holds, by name."""
+        """Return the contents of model.safetensors: the tensors, by name."""
         return self.net.state_dict()
 
     def _check_label(self, label: Tensor, num: int) -> None:
         if not self.num_classes:
-            raise UsageError("this model is unconditional: leave label out")
+            raise UsageError("this model is unconditional: omit label")
         ok = label.shape == (num,) and not label.is_floating_point()
         if not ok or label.min() < 0 or label.max() >= self.num_classes:
             raise UsageError(f"label must hold {num} whole numbers in 0 .. {self.num_classes - 1}")

@@ -1,7 +1,7 @@
 """Models that come with pdfast: a teacher and its students, by name.
 
 They are the model directories NAME-teacher and NAME-STEPS in pdfast/pretrained, beside NAME.md, the
-report of the run that made them. `python -m pdfast.pretrained` creates all of these.
+report of the run that made them. `python -m pdfast.pretrained` makes these files.
 """
 
 from pathlib import Path

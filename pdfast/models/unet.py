@@ -1,19 +1,19 @@
-"""The U-Net of Salimans & Ho 2022, as in the authors' released code, for any size.
+"""The U-Net of Salimans & Ho 2022, as in the authors' released code, for any image size.
 
-Residual blocks with FiLM, BigGAN-style resampling inside them, self-attention at chosen
-resolutions, GroupNorm with eps 1e-6, zero-initialised last layers. Options of the config make it
-the U-Net of DDPM (Ho et al. 2020), as diffusers' pipelines have it: a timestep is embedded, the
-embedding is added instead, convolutions resample. Those of [model.edm] make it ADM, DDPM++ or
-NCSN++ with the preconditioning of Karras et al. 2022.
+It has residual blocks with FiLM, BigGAN-style resampling inside them, self-attention at chosen
+resolutions, GroupNorm with eps 1e-6, and zero-initialised last layers. Options of the config turn
+it into the U-Net of DDPM (Ho et al. 2020) as in diffusers' pipelines, which embeds a timestep, adds
+the embedding instead of FiLM, and resamples by convolutions. The options of [model.edm] turn it
+into ADM, DDPM++ or NCSN++ with the preconditioning of Karras et al. 2022.
 
-Activations are kept in channels-last memory order, so that a convolution's output is at once the
-token matrix of attention and the row-major input of GroupNorm (on CUDA, PyTorch's GroupNorm goes
-through NCHW).
+Activations are in channels-last memory order, so that a convolution's output is both the token
+matrix of attention and the row-major input of GroupNorm. (On CUDA, PyTorch's GroupNorm would
+convert to NCHW.)
 
-On a GPU a convolution's bias, a residual sum and the concatenation with a skip connection would
-each be a pass over memory of its own. There they are left to whatever reads the tensor next, nearly
-always a norm, which reads it anyway: see `Pending`. On a CPU a convolution adds its bias for free,
-and what is left is too little to gain.
+On a GPU, adding a convolution's bias, adding a residual, and concatenating a skip connection would
+each take a separate pass over memory. They are deferred to the op that reads the tensor next, which
+is nearly always a norm: see `Pending`. On a CPU, convolutions add their bias for free, and
+deferring the rest gains too little.
 
 Shape letters: B batch, C channels, H height, W width, E embedding width.
 """
@@ -52,21 +52,22 @@ def lecun_normal_(weight: Tensor) -> None:
 
 
 def defers_sums(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether sums and concatenations are left to their readers, in a network of this type."""
+    """Whether a network on this device and of this type defers sums and concatenations."""
     return device.type in ("cuda", "meta") and dtype != torch.float64
 
 
 class Pending(NamedTuple):
-    """An activation as a sum that is still to be worked out: h + addend + residual."""
+    """An activation as a deferred sum: h + addend + residual."""
 
     h: Tensor
+    """(B, C, H, W)."""
     addend: Tensor | None = None
-    """(C,) or (B, C): biases that were left out, or an embedding with them."""
+    """Deferred biases, or an embedding that includes them; (C,) or (B, C)."""
     residual: Tensor | None = None
-    """Like h."""
+    """(B, C, H, W), of h's dtype."""
 
     def written(self) -> Tensor:
-        """The sum itself, by passes of its own; h where there is nothing to add."""
+        """Compute the sum, in separate passes; return `h` itself if there is nothing to add."""
         h = self.h
         if self.addend is not None:
             h = h + self.addend.to(h.dtype)[..., None, None]
@@ -74,21 +75,28 @@ class Pending(NamedTuple):
 
 
 class Conv(nn.Conv2d):
-    """A convolution whose bias may be left to the reader of its output."""
+    """A convolution whose bias may be deferred to the reader of its output."""
 
     def forward(self, x: Tensor, defer: bool = False) -> Tensor:
-        """x (B, C, H, W) -> (B, C', H', W'), without the bias if `defer`."""
+        """Convolve x (B, C, H, W) to (B, C', H', W'), without the bias if `defer`."""
         if not defer:
             return super().forward(x)
         return F.conv2d(x, self.weight, None, self.stride, self.padding)
 
     def pending(self, x: Tensor, defer: bool) -> Pending:
-        """Its output, to which the bias is still to be added if `defer`."""
+        """Convolve x (B, C, H, W); with `defer`, the bias becomes the addend of the result."""
         return Pending(self(x, defer), self.bias if defer else None)
 
 
 def conv(in_ch: int, out_ch: int, kernel: int, zero: bool = False) -> Conv:
-    """A stride-1, same-size convolution with the published initialisation."""
+    """Return a stride-1, same-size convolution with the published initialisation.
+
+    Args:
+        in_ch: Input channels.
+        out_ch: Output channels.
+        kernel: Kernel size, odd.
+        zero: Initialise the weight to zero.
+    """
     layer = Conv(in_ch, out_ch, kernel, padding=kernel // 2)
     nn.init.zeros_(layer.weight) if zero else lecun_normal_(layer.weight)
     nn.init.zeros_(layer.bias)  # type: ignore[arg-type]  # bias=True above
@@ -96,7 +104,7 @@ def conv(in_ch: int, out_ch: int, kernel: int, zero: bool = False) -> Conv:
 
 
 def linear(in_features: int, out_features: int, zero: bool = False) -> nn.Linear:
-    """A dense layer with the published initialisation."""
+    """Return a dense layer with the published initialisation, or of weight zero."""
     layer = nn.Linear(in_features, out_features)
     nn.init.zeros_(layer.weight) if zero else lecun_normal_(layer.weight)
     nn.init.zeros_(layer.bias)
@@ -109,7 +117,7 @@ class GroupNormSiLU(nn.GroupNorm):
     def __init__(self, cfg: NetConfig, channels: int, silu: bool = True) -> None:
         super().__init__(cfg.groups_of(channels), channels, eps=cfg.norm_eps)
         self.silu = silu
-        self.op: Callable[..., Tensor] = group_norm_silu  # backends.py may choose another
+        self.op: Callable[..., Tensor] = group_norm_silu  # may be replaced by backends.py
 
     def forward(  # type: ignore[override]  # more than nn.GroupNorm
         self,
@@ -118,10 +126,16 @@ class GroupNormSiLU(nn.GroupNorm):
         skip: Tensor | None = None,
         keep_sum: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """x (B, C, H, W), skip (B, C', H, W), film (B, 2 (C + C')) holding scale then shift.
+        """Normalise the concatenation of an activation and a skip connection.
 
-        Returns the norm of both, (B, C + C', H, W), channels-last, and, if `keep_sum`, x written
-        out.
+        Args:
+            x: Activation (B, C, H, W).
+            film: FiLM scales, then shifts, (B, 2 (C + C')); None for no FiLM.
+            skip: Skip connection (B, C', H, W), concatenated after x; None for none.
+            keep_sum: Also return x as one tensor.
+
+        Returns:
+            The result (B, C + C', H, W), channels-last; and the sum of x (B, C, H, W), or None.
         """
         params = self.weight, self.bias, film
         if self.op is group_norm_silu:
@@ -143,7 +157,7 @@ class GroupNormSiLU(nn.GroupNorm):
 
 
 class Downsample(nn.Module):
-    """Halves the size by a 3x3 convolution with stride 2."""
+    """Halving of the size by a 3x3 convolution with stride 2."""
 
     def __init__(self, ch: int, cfg: NetConfig) -> None:
         super().__init__()
@@ -151,26 +165,26 @@ class Downsample(nn.Module):
         self.conv.stride, self.conv.padding = (2, 2), (cfg.downsample_padding,) * 2
 
     def forward(self, x: Tensor, defer: bool = False) -> Pending:
-        """x (B, C, H, W) -> (B, C, H / 2, W / 2)."""
+        """Halve x (B, C, H, W) to (B, C, H / 2, W / 2)."""
         if self.conv.padding == (0, 0):
             x = F.pad(x, (0, 1, 0, 1))
         return self.conv.pending(x, defer)
 
 
 class Upsample(nn.Module):
-    """Doubles the size, each pixel becoming four, then a 3x3 convolution."""
+    """Doubling of the size by nearest-neighbour upsampling, then a 3x3 convolution."""
 
     def __init__(self, ch: int) -> None:
         super().__init__()
         self.conv, self.filter = conv(ch, ch, 3), Filter()
 
     def forward(self, x: Tensor, defer: bool = False) -> Pending:
-        """x (B, C, H, W) -> (B, C, 2 H, 2 W)."""
+        """Double x (B, C, H, W) to (B, C, 2 H, 2 W)."""
         return self.conv.pending(self.filter.resampled(x, "up", defer), defer)
 
 
 class ResBlock(nn.Module):
-    """Residual block: norm, SiLU, resample, conv; norm, FiLM, SiLU, dropout, conv.
+    """A residual block: norm, SiLU, resample, conv; norm, FiLM, SiLU, dropout, conv.
 
     Without FiLM the embedding is added before the second norm.
     """
@@ -184,7 +198,7 @@ class ResBlock(nn.Module):
         self.scales = cfg.film
         self.film = linear(cfg.emb_ch, 2 * out_ch if cfg.film else out_ch)
         self.norm2 = GroupNormSiLU(cfg, out_ch)
-        self.layer = 0  # of dropout, numbered by the net
+        self.layer = 0  # number of the dropout's random stream, set by UNet
         self.dropout = cfg.dropout
         self.conv2 = conv(out_ch, out_ch, 3, zero=True)
         projects = in_ch != out_ch or (cfg.edm.projection and resample != "none")
@@ -199,10 +213,19 @@ class ResBlock(nn.Module):
         defer: bool = False,
         bias: Tensor | None = None,
     ) -> tuple[Pending, Tensor]:
-        """x and skip, together (B, C, H, W), film (B, 2C' or C') -> (B, C', H', W'); x written out.
+        """Apply the block to the concatenation of an activation and a skip connection.
 
-        Dropout is by `dropout_rng`. `defer`: whether sums are left to their readers; then `bias`
-        (C',) is that of the last convolution and of the shortcut, if there is one.
+        Args:
+            x: Activation; it and `skip` have C channels together.
+            film: FiLM scales, then shifts, (B, 2C'); without FiLM the embedding (B, C').
+            dropout_rng: Counter-based random state of dropout; None for no dropout.
+            skip: Skip connection; None for none.
+            defer: Defer sums to their readers.
+            bias: With `defer`, the sum (C',) of the biases of the last convolution and, if it is a
+                convolution, of the shortcut.
+
+        Returns:
+            The block's output (B, C', H', W'); and x as one tensor.
         """
         h, x_sum = self.norm1(x, skip=skip, keep_sum=True)
         inner = self.conv1.pending(self.filter.resampled(h, self.resample, defer), defer)
@@ -227,7 +250,7 @@ class ResBlock(nn.Module):
 
 
 def _product_of_both(x: Tensor, skip: Tensor, weight: Tensor) -> Tensor:
-    """The 1x1 convolution of [x | skip] by weight (C', C, 1, 1), as a sum of two products."""
+    """Return the 1x1 convolution of [x | skip] by weight (C', C, 1, 1) without concatenating."""
     b, _, height, width = x.shape
     of_x, of_skip = torch.split(weight.flatten(1), [x.shape[1], skip.shape[1]], dim=1)
     pixels, beside = (t.permute(0, 2, 3, 1).flatten(0, 2) for t in (x, skip))
@@ -236,25 +259,33 @@ def _product_of_both(x: Tensor, skip: Tensor, weight: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Residual self-attention over all pixels, with one fused q/k/v projection."""
+    """Self-attention over all pixels with a residual, and one fused q/k/v projection."""
 
     def __init__(self, ch: int, cfg: NetConfig) -> None:
         super().__init__()
         self.num_heads = cfg.num_heads or ch // cfg.head_dim
         self.residual_scale = cfg.edm.residual_scale
-        # backends.py may choose another.
+        # May be replaced by backends.py.
         self.attend: Callable[[Tensor, Tensor, Tensor], Tensor] = F.scaled_dot_product_attention
         self.norm = GroupNormSiLU(cfg, ch, silu=False)
         self.qkv = linear(ch, 3 * ch)
         self.proj = linear(ch, ch, zero=True)
 
     def forward(self, x: Pending, defer: bool = False) -> tuple[Pending, Tensor]:
-        """x (B, C, H, W) -> the same shape; x written out. `defer` as in ResBlock."""
+        """Attend over the pixels of x.
+
+        Args:
+            x: Activation (B, C, H, W).
+            defer: Defer sums to their readers.
+
+        Returns:
+            The output (B, C, H, W); and x as one tensor.
+        """
         y, x_sum = self.norm(x, keep_sum=True)
         b, c, height, width = y.shape
         tokens = y.permute(0, 2, 3, 1).reshape(b, height * width, c)
         heads = b, height * width, self.num_heads, c // self.num_heads
-        # In chunks, so that the gradient is put together as the product's backward reads it.
+        # chunk: its backward concatenates the gradients in the layout that the product's reads.
         q, k, v = (part.view(heads).transpose(1, 2) for part in self.qkv(tokens).chunk(3, dim=-1))
         h: Tensor = self.attend(q, k, v)
         h = h.transpose(1, 2).reshape(b, height * width, c)
@@ -277,10 +308,18 @@ class Stage(nn.ModuleList):
         dropout_rng: DropoutRng | None,
         defer: bool,
     ) -> tuple[Pending, Tensor]:
-        """h, after it the skip connection's channels, if any, through all layers; h written out.
+        """Apply all layers to the concatenation of an activation and a skip connection.
 
-        `films` and `biases`: of each residual block. `defer`: whether sums are left to their
-        readers.
+        Args:
+            h: Activation (B, C, H, W).
+            skip: Skip connection (B, C', H, W); None for none.
+            films: FiLM parameters of each residual block.
+            biases: Deferred biases of each residual block; None where nothing is deferred.
+            dropout_rng: Counter-based random state of dropout; None for no dropout.
+            defer: Defer sums to their readers.
+
+        Returns:
+            The output; and h as one tensor, which without `defer` includes the skip connection.
         """
         if skip is not None and not defer:
             h, skip = Pending(torch.cat([h.written(), skip], dim=1)), None
@@ -307,34 +346,32 @@ class Stage(nn.ModuleList):
         dropout_rng: DropoutRng | None,
         defer: bool,
     ) -> Tensor:
-        """As `forward`, from an activation that is written out to one that is."""
+        """Apply `forward` with plain tensors as input and output, for checkpointing."""
         return self(Pending(h), skip, films, biases, dropout_rng, defer)[0].written()  # type: ignore[no-any-return]
 
     def halves(self) -> bool:
-        """Whether it halves the size inside a residual block."""
+        """Whether one of the residual blocks halves the size."""
         return any(block.resample == "down" for block in self.blocks())
 
     def blocks(self) -> list[ResBlock]:
-        """The residual blocks, in order."""
+        """Return the residual blocks, in order."""
         return [layer for layer in self if isinstance(layer, ResBlock)]
 
 
 class UNet(nn.Module):
-    """Network (z, logsnr, label) -> raw output, without a meaning.
+    """The network of a `Model`: (z, logsnr, label) to a raw output.
 
-    A schedule is needed only where a timestep is embedded. With [model.edm] the output is already
-    what the parameterization says of z.
-
-    The result has z's dtype, which must be that of the convolutions, and `cfg.out_channels`
-    channels.
+    The output has `cfg.out_channels` channels and z's dtype, which must be that of the
+    convolutions. With [model.edm] it includes the preconditioning, so that it is the prediction
+    that the parameterization names. The schedule is used only to embed a timestep.
     """
 
     def __init__(self, cfg: NetConfig) -> None:
         super().__init__()
         self.cfg = cfg
         self.schedule = schedule_of(cfg) if cfg.embedding == "timestep" else None
-        self.checkpoint = False  # keep the stages' inputs alone for the backward pass
-        self.defer: bool | None = None  # leave sums to their readers; None: as `defers_sums` says
+        self.checkpoint = False  # keep only the stages' inputs for the backward pass
+        self.defer: bool | None = None  # defer sums; None: as `defers_sums` returns
         self.preconditioner = preconditioner_of(cfg)
         noise_ch = cfg.edm.noise_ch or cfg.ch
         if cfg.edm.fourier:
@@ -342,7 +379,7 @@ class UNet(nn.Module):
         self.emb0 = linear(noise_ch, cfg.emb_ch)
         self.emb1 = linear(cfg.emb_ch, cfg.emb_ch)
         self.emb_class = linear(cfg.num_classes, cfg.emb_ch) if cfg.num_classes else None
-        # Zero, so that a guided student begins as its teacher; no bias, emb0 has one.
+        # Zero, so that a guided student starts equal to its teacher. emb0 has the bias.
         self.emb_guidance: nn.Linear | None = None
         if cfg.guidance:
             self.emb_guidance = nn.Linear(cfg.ch, cfg.emb_ch, bias=False)
@@ -356,9 +393,9 @@ class UNet(nn.Module):
         widths = [cfg.ch * mult for mult in cfg.ch_mult]
         inside = cfg.resample == "resnet"
 
-        # Of each halving, what is added of z after it.
+        # For each halving, the part of z that is added after it.
         self.pyramid = nn.ModuleList()
-        # Each entry of `down` ends in one skip connection; each of `up` begins by taking one.
+        # Each stage of `down` adds a skip connection; each stage of `up` takes one.
         self.down = nn.ModuleList()
         for level, width in enumerate(widths):
             for _ in range(cfg.num_res_blocks):
@@ -404,12 +441,12 @@ class UNet(nn.Module):
         return [block for stage in self._stages() for block in stage.blocks()]
 
     def _defers(self) -> bool:
-        """Whether sums are left to their readers, and small products made one."""
+        """Whether sums are deferred, and the FiLM layers computed as one product."""
         weight = self.conv_in.weight
         return defers_sums(weight.device, weight.dtype) if self.defer is None else self.defer
 
     def _last_biases(self) -> Iterator[Tensor | None]:
-        """The bias that each residual block adds last, its shortcut's included; one sum for all."""
+        """Yield each block's last bias, its shortcut's included; one fused op adds them all."""
         blocks = [block for stage in self._stages() for block in stage.blocks()]
         both = [(b.conv2.bias, b.shortcut.bias) for b in blocks if isinstance(b.shortcut, Conv)]
         sums = iter(torch._foreach_add(*map(list, zip(*both, strict=True))) if both else ())
@@ -417,13 +454,20 @@ class UNet(nn.Module):
             yield next(sums) if isinstance(block.shortcut, Conv) else block.conv2.bias
 
     def precise(self) -> Iterator[nn.Module]:
-        """The modules that stay in float32 when the others compute in less."""
+        """Yield the modules that stay in float32 when the others use a lower precision."""
         layers = (self.emb0, self.emb1, self.emb_class, self.emb_guidance)
         yield from (layer for layer in layers if layer is not None)
         yield from (module for module in self.modules() if isinstance(module, GroupNormSiLU))
 
     def embedding(self, logsnr: Tensor) -> Tensor:
-        """What the first dense layer is given at logsnr (B,): (B, ch) in its dtype."""
+        """Return the input of the first dense layer: the embedded noise level.
+
+        Args:
+            logsnr: Noise levels (B,).
+
+        Returns:
+            (B, `emb0.in_features`), of the layer's dtype.
+        """
         cfg, dtype = self.cfg, self.emb0.weight.dtype
         if cfg.embedding == "noise":
             assert self.preconditioner is not None
@@ -437,13 +481,13 @@ class UNet(nn.Module):
         return timestep_embedding(t, cfg.ch, cfg.freq_shift).to(dtype)
 
     def guide(self, w: Tensor) -> Tensor:
-        """What guidance weights (B,) add to the first dense layer's output: (B, E)."""
+        """Embed guidance weights (B,) as (B, E), to be added to the first dense layer's output."""
         assert self.emb_guidance is not None
         w = w.to(self.emb_guidance.weight.dtype)
         return self.emb_guidance(guidance_embedding(w, self.cfg.ch, *self.cfg.guidance))  # type: ignore[no-any-return]
 
     def _with_class(self, emb: Tensor, label: Tensor | None) -> Tensor:
-        """The embedding (B, E) with what labels (B,) add; itself of an unconditional network."""
+        """Add the embedding of labels (B,) to `emb` (B, E), unless there are no classes."""
         if self.emb_class is None:
             return emb
         if label is None:
@@ -458,10 +502,21 @@ class UNet(nn.Module):
         return emb + rows + self.emb_class.bias
 
     def films(self, logsnr: Tensor, conditioning: Conditioning = UNCONDITIONAL) -> Tensor:
-        """FiLM parameters of all residual blocks, side by side, at logsnr (B,): (B, sum of 2C).
+        """Return the FiLM parameters of all residual blocks.
 
-        Without FiLM they are what is added, C for each block. One product computes them: a net has
-        dozens of blocks, and each one's own layer is too small to keep a GPU, or two cores, busy.
+        On a GPU one product computes them all: a network has dozens of blocks, and each one's layer
+        is too small to keep the GPU busy.
+
+        Args:
+            logsnr: Noise levels (B,).
+            conditioning: Labels and guidance weights (B,), where the network takes them.
+
+        Returns:
+            The blocks' parameters side by side: 2C each with FiLM, (B, sum of 2C), and without it
+            the C added values. They are of the convolutions' dtype.
+
+        Raises:
+            ValueError: Labels or guidance weights are missing.
         """
         label, guidance = conditioning.label, conditioning.guidance
         emb = self.emb0(self.embedding(logsnr))
@@ -475,9 +530,9 @@ class UNet(nn.Module):
             emb = self._with_class(self.emb1(F.silu(emb)), label)
         emb = F.silu(emb).to(self.conv_in.weight.dtype)
         layers = [block.film for block in self._blocks()]
-        if not self._defers():  # a CPU starts a product for nothing
+        if not self._defers():  # on a CPU, starting a product costs nothing
             return torch.cat([layer(emb) for layer in layers], dim=1)
-        weight = torch.cat([layer.weight for layer in layers])  # its gradient is cut, not copied
+        weight = torch.cat([layer.weight for layer in layers])  # its gradient is split, not copied
         return F.linear(emb, weight, torch.cat([layer.bias for layer in layers]))
 
     def forward(
@@ -489,10 +544,22 @@ class UNet(nn.Module):
         *,
         conditioning: Conditioning | None = None,
     ) -> Tensor:
-        """z (B, C, H, W), logsnr (B,), label int64 (B,) if class-conditional -> (B, C', H, W).
+        """Return the raw output.
 
-        A label may be NO_CLASS where the model learned to do without. `guidance`: weights (B,), of
-        a guided student. `conditioning` has these two, and whatever else there is to tell.
+        Args:
+            z: Noisy images (B, C, H, W), of the convolutions' dtype.
+            logsnr: Noise levels log(alpha^2 / sigma^2), (B,).
+            label: Classes, int64 (B,), of a class-conditional network; NO_CLASS for no class, if
+                the network was trained with label dropout.
+            guidance: Guidance weights (B,), of a guided student.
+            conditioning: All conditioning at once, with FiLM parameters from a table and dropout's
+                random state; replaces `label` and `guidance`.
+
+        Returns:
+            Raw output (B, `cfg.out_channels`, H, W), of z's dtype.
+
+        Raises:
+            ValueError: Labels or guidance weights are missing.
         """
         told = Conditioning(label, guidance) if conditioning is None else conditioning
         films = self.films(logsnr, told) if told.films is None else told.films
@@ -505,10 +572,10 @@ class UNet(nn.Module):
         def run(stage: Stage, h: Pending, skip: Tensor | None = None) -> tuple[Pending, Tensor]:
             told_of = [next(film) for _ in stage.blocks()], [next(bias) for _ in stage.blocks()]
             rest = (skip, *told_of, told.dropout_rng, defer)
-            # In this order: compiled code of a teacher then serves both values of `checkpoint`.
+            # Grad mode first: a teacher's compiled code then serves both values of `checkpoint`.
             if torch.is_grad_enabled() and self.checkpoint:
                 x, through = h.written(), stage.bordered
-                # Dropout is by counter: no generator's state to keep.
+                # Dropout is counter-based: there is no generator whose state must be kept.
                 out = checkpoint(through, x, *rest, use_reentrant=False, preserve_rng_state=False)
                 return Pending(out), x
             return stage(h, *rest)  # type: ignore[no-any-return]
@@ -518,14 +585,14 @@ class UNet(nn.Module):
             z = self.preconditioner.scaled(z, logsnr)
         above, added = z, iter(self.pyramid)
         h, skips = Pending(self.conv_in(z)), []
-        for stage in (*self.down, self.mid):  # the first layer of each writes its input out
+        for stage in (*self.down, self.mid):  # their first layers return their input as one tensor
             h, x = run(stage, h)
             skips.append(x)
             if self.pyramid and stage.halves():
                 above = next(added)(above, h.written())
                 h = Pending(above)
         for stage in self.up:
-            h, _ = run(stage, h, skips.pop())  # type: ignore[arg-type]  # a ModuleList of them
+            h, _ = run(stage, h, skips.pop())  # type: ignore[arg-type]  # a ModuleList of Stages
         out: Tensor = self.conv_out(self.norm_out(h)[0])
         return (
             out if self.preconditioner is None else self.preconditioner.output(given, out, logsnr)

@@ -1,10 +1,10 @@
-"""Make the models that come with pdfast, of a finished run.
+"""Make the models that come with pdfast from a finished run.
 
     pdfast distill --rounds 13
     python -m pdfast.pretrained runs/digits
 
 The run's teacher and its students of at most 8 steps are stored as float16 beside this file. Each
-manifest has the commit, the command, and the distance that the run's report gives the model.
+manifest has the commit, the command, and the model's distance in the run's report.
 """
 
 import argparse
@@ -17,18 +17,18 @@ from pdfast.errors import PdfastError
 from pdfast.models.checkpoint import load_model, save_model
 from pdfast.models.pretrained import FOLDER
 
-MOST_STEPS = 8  # of a student that is worth its space
-ABOUT = """The models named {config} are those of `{command}`, commit {commit}, stored as float16.
-The report of that run, in float32, follows.
+MOST_STEPS = 8  # students of more steps are not stored, to save space
+ABOUT = """The models named {config} were made by `{command}`, commit {commit}, and are stored as
+float16. The report of that run, in float32, follows.
 
 """
 
 
 def main() -> None:
-    """Read the command line, and store the run's models."""
+    """Store the models of the run on the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="run directory that has a report")
-    parser.add_argument("--command", default="pdfast distill --rounds 13", help="what made it")
+    parser.add_argument("--command", default="pdfast distill --rounds 13", help="its command")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the models")
     asked = parser.parse_args()
     pack(asked.run, asked.out, asked.command)
@@ -37,7 +37,14 @@ def main() -> None:
 def pack(run: Path, out: Path, command: str) -> None:
     """Store the teacher and the students of a run as NAME-teacher and NAME-STEPS in `out`.
 
-    Raises PdfastError where the run has no report, or a model of it none of its figures.
+    Args:
+        run: Run directory with a report.
+        out: Folder of the models.
+        command: Command that made the run, for the manifests.
+
+    Raises:
+        FileNotFoundError: The run has no report.
+        PdfastError: The report has no distance of a model, or a model cannot be read or written.
     """
     config = load_config(run / "config.toml")
     report = json.loads((run / "report.json").read_text("utf-8"))
@@ -58,9 +65,8 @@ def pack(run: Path, out: Path, command: str) -> None:
         facts = {**made, "metric": report["metric"], "distance": report[role][steps_text]}
         save_model(load_model(path), out / f"{config.name}-{name}", half=True, **facts)
     paragraphs = (run / "report.md").read_text("utf-8").split("\n\n")
-    about = "\n\n".join(
-        each for each in paragraphs if not each.startswith("![")
-    )  # not its pictures
+    # The report's pictures are not stored.
+    about = "\n\n".join(each for each in paragraphs if not each.startswith("!["))
     (out / f"{config.name}.md").write_text(ABOUT.format(**made) + about, "utf-8")
 
 

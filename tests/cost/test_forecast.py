@@ -1,4 +1,4 @@
-"""What --dry-run says of memory and time, and how it knows the data set's size."""
+"""The forecast of --dry-run: memory, time, and the size of the data set."""
 
 import re
 import threading
@@ -75,7 +75,7 @@ def test_a_set_that_is_not_there_is_said_to_come_on_top(config, tmp_path):
 
 @pytest.fixture
 def done(monkeypatch):
-    """What runs do from here on: updates by kind, network calls by net, distances."""
+    """Count what later runs do: updates by kind, network calls by network, distances."""
     found = Counter()
 
     def counted(module, name, key):
@@ -102,7 +102,7 @@ def done(monkeypatch):
 
 
 def planned(plan):
-    """The same of a plan."""
+    """Return the counts of a plan, in the form of `done`."""
     found = Counter()
     for stage in plan:
         found.update({"distances": stage.distances, stage.update: stage.updates, **stage.calls})
@@ -110,7 +110,7 @@ def planned(plan):
 
 
 def test_the_plan_is_what_a_run_does(tiny, tmp_path, done, monkeypatch):
-    """Two halvings from 8 steps, of which the second has a teacher of few enough for a table."""
+    """Two halvings from 8 steps; the second teacher has few enough steps to be tabulated."""
     for module in (plan, objectives):
         monkeypatch.setattr(module, "MOST_TABULATED", 4)
     options = {"tabulate_film": True, "pipeline_teacher": True}
@@ -119,8 +119,8 @@ def test_the_plan_is_what_a_run_does(tiny, tmp_path, done, monkeypatch):
     found = stages(config, 1797, distill=True)
     assert [s.name for s in found] == ["teacher", "round 1", "round 2", "report"]
     assert {"train": 12, "distill": 6, "tabulated": 9}.items() <= done.items()
-    # The teacher: a row of 8 steps, a distance of 8, and 2, 4 and 8 steps of 70 samples. Students:
-    # a row and a distance each, and 2 and 4 steps of 70.
+    # The teacher: a sample row and a distance in 8 steps, and 70 samples (two batches) in 2, 4 and
+    # 8 steps. Each student: a row and a distance, and 70 samples in 2 and 4 steps.
     assert (done["teacher"], done["student"]) == (8 + 8 + 28, 4 + 4 + 2 + 2 + 12)
     assert done["distances"] == 3 + 5 + 10
     assert planned(found) == done
@@ -138,7 +138,7 @@ def test_the_plan_of_a_teacher_alone_and_of_one_from_elsewhere(tiny, straight, t
 
 
 def test_the_plan_of_a_guided_run(guides, tmp_path, done):
-    """With a first fit; no class has images enough for a distance of its own."""
+    """The run has a first fit, and no class has enough images for a separate distance."""
     config = changed(guides, train={"updates": 2}, distill={"updates": 2, "rounds": 1})
     pdfast.distill(config, out=tmp_path / "run", quiet=True)
     config = with_fit(config, config.model.unguided())
@@ -181,15 +181,15 @@ def test_the_sum(tiny):
 
 
 # ------------------------------------------------------------------------------------------
-# The timing, by a clock that the pieces themselves advance
+# The timing, on a clock that only the timed pieces advance
 
 
 class Machine:
-    """A clock, and how long an update, a network call and an optimizer's step take by it."""
+    """A fake clock that each update, network call and optimizer step advances."""
 
     def __init__(self, monkeypatch, *, fixed=0.01, image=0.01, call=0.02):
         self.now, self.first, self.sizes = 0.0, 0.0, []
-        # As a user has it: this clock costs no time.
+        # The values of a real run, since this clock costs no time.
         monkeypatch.setattr(timing, "SECONDS", 4.0)
         monkeypatch.setattr(timing, "LEAST", 0.3)
         step = timing.Optimizer.step
@@ -206,7 +206,7 @@ class Machine:
         alone = threading.Lock()
 
         def sampled(model, z, steps, **_):
-            with alone:  # batches beside each other
+            with alone:  # batches are sampled in parallel
                 self.now += call * steps * len(z) / SAMPLE_BATCH
 
         def watched():
@@ -221,7 +221,7 @@ class Machine:
 
 
 def measured(config, flops=1e9, activations=1000, **options):
-    """Costs of a whole distillation, an update of which is counted to take so much."""
+    """Return the plan and costs of a distillation whose updates have these counts."""
     found = stages(config, 1797, distill=True)
     memory = Memory({"weights": 1000}, activations)
     counts = dict.fromkeys(("train", "distill"), Count({"nets": Amount(flops)}, memory, 1))
@@ -239,14 +239,14 @@ def test_whole_updates_are_timed_where_they_are_short(tiny, monkeypatch):
         assert timed.begin == pytest.approx(0.25)  # the loss on the held batch, twice
     assert set(machine.sizes) == {4}
     assert costs.calls["teacher"].seconds == pytest.approx(0.02)
-    assert costs.calls["student"] is costs.calls["teacher"]  # of one network
+    assert costs.calls["student"] is costs.calls["teacher"]  # both are the same network
     timed = sum(t.num * 0.05 for t in costs.updates.values())
     assert timed < timing.SECONDS + 1
     assert costs.spent == machine.now < timing.SECONDS + 3
 
 
 def test_long_updates_are_timed_on_a_part_of_the_batch(tiny, monkeypatch):
-    """5 s and 2 s for each of 64 images: one at a time, of which the optimizer's step is known."""
+    """An image takes 2 s and the optimizer's step 1 s, so that one of 64 images is timed."""
     config = changed(tiny, train={"batch": 64}, distill={"batch": 64})
     machine = Machine(monkeypatch, fixed=1.0, image=2.0)
     _, costs = measured(config, flops=100e9)
@@ -267,7 +267,7 @@ def test_a_part_grows_with_the_time_there_is(tiny, monkeypatch):
 
 
 def test_what_there_is_no_time_for_is_counted_by_what_was_timed(tiny, monkeypatch):
-    """The rounds', of which there are more, take all of it: 52 s for 1e9 FLOP, by one image."""
+    """Timing the rounds' updates first, at 52 s for 1e9 FLOP, leaves no time for the others."""
     machine = Machine(monkeypatch, fixed=4.0, image=12.0)
     found, costs = measured(tiny)
     train, distill = costs.updates["train"], costs.updates["distill"]
@@ -284,7 +284,7 @@ def test_what_there_is_no_time_for_is_counted_by_what_was_timed(tiny, monkeypatc
     ("flops", "memory", "timed"), [(1e15, 1e12, True), (1e9, 1500, True), (1e9, 1e12, False)]
 )
 def test_what_cannot_be_timed_is_counted(tiny, monkeypatch, flops, memory, timed):
-    """Too slow, too large, or without the data."""
+    """Updates are too slow, need too much memory, or have no data."""
     machine = Machine(monkeypatch)
     monkeypatch.setattr(timing, "free", lambda device: memory)
     found, costs = measured(tiny, flops=flops, timed=timed)
@@ -320,12 +320,12 @@ def test_a_dry_run_times_real_updates_and_leaves_nothing(tiny_toml, tmp_path, mo
     *parts, total = [float(number) * unit[name] for _, number, name in rows]
     names = ["set-up", "teacher", "round", "round", "report", "total"]
     assert [row[0] for row in rows] == names
-    assert total == pytest.approx(sum(parts), rel=0.06)  # of two digits each
+    assert total == pytest.approx(sum(parts), rel=0.06)  # each is printed with two digits
     assert total > 0
 
 
 def test_pictures_are_read_in_part(tmp_path, monkeypatch):
-    """Two of six, and the others by them."""
+    """Two of six pictures are read, and stand for the others."""
     for n in range(6):
         Image.new("L", (8, 8)).save(tmp_path / f"{n}.png")
     real, read = pictures._open, []

@@ -39,7 +39,7 @@ def test_divisors():
         (250, 1000, ""),
         (8192, MAX_STEPS, ""),
         (48, MAX_STEPS, ""),
-        (512, 1000, "does, 500, halves 2 times, to 125 steps; rounds of other ratios go on"),
+        (512, 1000, "does, 500, halves 2 times, to 125 steps; rounds of other ratios continue"),
         (64, 1000, "does, 50, halves 1 time, to 25 steps; rounds of"),
         (16, 1000, "does, 20, halves 2 times, to 5 steps; rounds of"),
         (7, 1000, "does, 8, halves 3 times, to 1 step"),

@@ -217,7 +217,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch):
     screen = Sayings()
     reference = Reference(Dataset(images(20), None), Counted().detector, screen)
     assert reference.floor(20, 0)[0] > 0
-    assert "features of the data are not kept for the next time: not a directory" in screen.warned
+    assert "the features of the data cannot be cached: not a directory" in screen.warned
 
 
 def test_kept_tensors_are_whole_and_of_what_was_asked(tmp_path):
@@ -292,7 +292,7 @@ def gone_on(server, evaluated, tmp_path, signum, kinds, number):
     else:
         assert ended.code == 128 + signum, ended
         assert ended.errors.count("\n") == 1
-        assert "the same command goes on from there" in ended.errors
+        assert "the same command resumes from there" in ended.errors
     ended = server.call(tmp_path, *EVAL)
     assert ended.code == 0, ended
     assert (run / "report.json").read_bytes() == (folder / "run" / "report.json").read_bytes()

@@ -136,7 +136,7 @@ def test_a_variant(shards, good, net, tmp_path, capsys):
     assert not torch.equal(model.net.conv_out.weight, net.conv_out.weight)
     refused("but variants: pass --variant fp16", tmp_path / "p", "bf16", kind=UsageError)
     refused("--variant '../x' is no word", tmp_path / "p", "../x", kind=UsageError)
-    refused("weights without a variant: leave --variant out", good, "fp16", kind=UsageError)
+    refused("weights without a variant: omit --variant", good, "fp16", kind=UsageError)
 
 
 def test_what_the_hub_is_asked_for_in_variants():
@@ -173,7 +173,7 @@ def test_a_network_alone(good, net, tmp_path, capsys):
     refused(f"or its folder, as {tmp_path / 'out' / 'scheduler'}", alone, kind=UsageError)
     nowhere = tmp_path / "nowhere"
     refused("there is no scheduler_config.json; in", alone, None, nowhere, kind=UsageError)
-    refused("leave --scheduler out", good, None, file, kind=UsageError)
+    refused("omit --scheduler", good, None, file, kind=UsageError)
     said = "it has no model_index.json (networks in it: unet: name one, and --scheduler)"
     refused(said, alone.parent, kind=UsageError)
     other = tmp_path / "s.json"

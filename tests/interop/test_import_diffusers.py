@@ -338,7 +338,7 @@ def test_import_distil_export(tmp_path, data, capsys, monkeypatch):
     assert near.startswith("512 steps do not divide the teacher's 1000 timesteps")
     assert near.endswith(
         "the nearest number that does, 500, halves 2 times, to 125 steps; rounds of other ratios "
-        "go on from there, with distill.second student"
+        "continue from there, with distill.second student"
     )
     assert "in/m.toml: a config to distil it from 512 steps in 7 rounds, the student with" in line
     assert command == ("pdfast distill --config in/m.toml --teacher in/m --data.source YOUR_IMAGES")

@@ -172,7 +172,7 @@ def test_it_is_distilled_and_sampled(tmp_path, monkeypatch, capsys, kind, flags,
         for name, tensor in load_model("t").weights().items()
     ]
     assert sum(changed) > len(changed) / 2
-    assert main([*command, "--rounds", "2"]) == 0  # goes on
+    assert main([*command, "--rounds", "2"]) == 0  # resumes
     assert load_model(f"run/round-0{2 + fits}-steps-0001").steps == 1
 
 

@@ -1,4 +1,4 @@
-"""Batches that are sampled beside each other: the same bits, calls and errors as one by one."""
+"""Batches sampled in parallel: the same bits, calls and errors as one after the other."""
 
 import contextlib
 import threading
@@ -24,7 +24,7 @@ def _small_batches(monkeypatch):
 
 @pytest.fixture
 def threads():
-    """Set the number of PyTorch's threads; put back at the end."""
+    """Return a setter of PyTorch's number of threads, which is restored at the end."""
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
@@ -39,7 +39,7 @@ def make(dtype=torch.float32, **fields):
 
 
 def half(model):
-    """As bfloat16 is used: embeddings and norms stay in float32."""
+    """Cast a model to bfloat16, except for embeddings and norms, as in a run."""
     precise = [*model.net.precise()]
     model.net.to(torch.bfloat16)
     for module in precise:
@@ -48,7 +48,7 @@ def half(model):
 
 
 def noting(model):
-    """The model, and the threads that its network is called in."""
+    """Return the model, and a list that receives the thread of each network call."""
     seen = []
     model.net.register_forward_pre_hook(lambda *_: seen.append(threading.get_ident()))
     return model, seen
@@ -71,7 +71,7 @@ def test_bits_do_not_depend_on_the_lanes(name, sampler, threads):
         threads(number)
         found.append(model.sample(NUM, STEPS, seed=7, sampler=sampler))
         assert torch.get_num_threads() == number
-    # Of another number of images, and of batches in another company.
+    # Another number of images, and batches sampled in parallel with other batches.
     found.append(torch.cat([model.sample(6, STEPS, seed=7, sampler=sampler), found[0][6:]]))
     chosen = [
         torch.cat(list(model.sample_batches(NUM, STEPS, 7, sampler=sampler, batches=batches)))
@@ -95,12 +95,12 @@ def test_given_classes_and_noise_reach_their_images(threads):
         threads(number)
         found.append(model.sample(NUM, STEPS, label=label, noise=noise))
     assert torch.equal(*found)
-    one = model.sample(4, STEPS, label=label[4:8], noise=noise[4:8])  # a batch in one lane
+    one = model.sample(4, STEPS, label=label[4:8], noise=noise[4:8])  # one batch in one lane
     assert torch.equal(one, found[0][4:8])
 
 
 def test_threads_that_call_the_network(threads, monkeypatch):
-    """Small networks are called in lanes, a large one and one of one's own here."""
+    """Small networks are called in lanes, large and custom ones in the caller's thread."""
     here = threading.get_ident()
     for number, lanes in ((1, 1), (2, 2), (3, 3), (16, 5)):
         threads(number)
@@ -154,7 +154,7 @@ def test_the_callback_is_called_here_in_order(threads):
 
 @pytest.mark.parametrize("number", [1, 2])
 def test_what_ends_the_sampling(number, threads):
-    """A callback's error, one of the network's, and whoever wants no more batches."""
+    """Test an error in the callback, an error in the network, and a closed iterator."""
     threads(number)
     model, before = make().train(), threading.active_count()
 

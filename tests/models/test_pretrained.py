@@ -139,8 +139,8 @@ def test_they_are_small_whole_and_say_what_made_them():
     assert "FD-pixel" in (pretrained.FOLDER / "digits.md").read_text()
 
 
-# The float32 models' distances in their run's report, which other machines reach up to rounding;
-# float16 may change them by 0.005.
+# The manifest has the float32 model's distance from the run's report, which other machines reach up
+# to rounding. float16 may change it by 0.005.
 @pytest.mark.parametrize(
     "steps", [pytest.param(64, marks=pytest.mark.slow), 8, 4, 2, 1], ids=lambda n: f"{n} steps"
 )
@@ -174,7 +174,7 @@ def test_pack(model, tmp_path):
     assert made == {"small-teacher": 0.5, "small-8": 0.6, "small-4": 0.7}
     about = (tmp_path / "small.md").read_text()
     assert "`pdfast distill`, commit " in about
-    assert about.endswith("# small\n\nFD-pixel\n")  # a picture is not beside it
+    assert about.endswith("# small\n\nFD-pixel\n")  # without the picture, which is not stored
     del report["student"]["4"]
     (run / "report.json").write_text(json.dumps(report))
     with pytest.raises(PdfastError, match="no student at 4 steps"):

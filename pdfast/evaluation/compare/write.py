@@ -29,6 +29,11 @@ def compare(
 ) -> Path:
     """Compare runs side by side: distances, evaluations, seconds, settings, a plot and samples.
 
+    Example:
+        ```python
+        pdfast.compare(["runs/a", "runs/b"], out="compare")  # writes compare/compare.html
+        ```
+
     Args:
         runs: Two or more run directories with a report, or folders that `evaluate` wrote for one
             model. They stay unchanged.

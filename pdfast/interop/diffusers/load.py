@@ -178,9 +178,7 @@ def load_diffusers(
 def _without(pipeline: Pipeline, null_class: int, rows: int) -> dict[str, Any]:
     """Return the fields of NetConfig for a class table with one row for no class."""
     if pipeline.own is not None:
-        raise UsageError(
-            f"{pipeline.own.file} says which label is no class: leave --null-class out"
-        )
+        raise UsageError(f"{pipeline.own.file} says which label is no class: omit --null-class")
     if not 0 <= null_class < rows or rows < 2:
         has = f"labels 0 .. {rows - 1}" if rows > 1 else "no label beside it"
         raise UsageError(

@@ -97,7 +97,7 @@ def read(folder: Path, variant: str | None = None, scheduler: Path | None = None
     if not index.is_file():
         return _alone(folder, variant, scheduler)
     if scheduler is not None:
-        raise UsageError(f"{folder} is a pipeline, with a scheduler in it: leave --scheduler out")
+        raise UsageError(f"{folder} is a pipeline, with a scheduler in it: omit --scheduler")
     table = Table(index, files.read_json(index))
     name = one_of(table, "_class_name", PIPELINES)
     for part, known in (("unet", (NETWORK,)), ("scheduler", SCHEDULERS)):

@@ -135,7 +135,7 @@ def _missing(folder: Path, variant: str | None) -> str:
     wanted = names(variant)[0]
     variants = sorted({match[1] for match in map(IN_NAME.fullmatch, others) if match})
     if WEIGHTS in others or INDEX in others:
-        return f"{folder} has no {wanted}, but weights without a variant: leave --variant out"
+        return f"{folder} has no {wanted}, but weights without a variant: omit --variant"
     if variants:
         return f"{folder} has no {wanted}, but variants: pass --variant {' or '.join(variants)}"
     if pickled := [name for name in others if ".bin" in name]:

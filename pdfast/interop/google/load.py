@@ -115,7 +115,7 @@ def load_google(path: Path, config: Config, steps: int | None = None) -> Importe
         raise UsageError(f"{path} is not on this machine: copy it here first, with gsutil cp")
     check(
         config.model.edm == EDMNetConfig(),
-        "model.edm is of networks of NVlabs/edm, which --from google does not read: leave it out",
+        "model.edm is of networks of NVlabs/edm, which --from google does not read: omit it",
     )
     with torch.device("meta"):
         model = Model(config.model)
