@@ -66,9 +66,9 @@ ROWS = {
     ),
     # As many, with the early rounds and their small rates.
     "batch-16-slow-start-0.6": Row(f"{TO_1} {SLOW} {SHARES}", seeds=(0, 1, 2)),
-    # The same by another loss, over more seeds than one: the rows to beat the base by.
+    # The same with the pseudo-Huber loss.
     "huber-slow-start-0.6": Row(f"{TO_1} {SLOW} {SHARES} --distill.loss huber", seeds=(0, 1, 2)),
-    # As many, with averages in the early rounds, which the choice of the row averages prefers there.
+    # With averages in the early rounds, where the choice of the row averages prefers them.
     "early-ema-0.6": Row(f"{TO_1} {SHARES} {EARLY}"),
     # As many, in batches of 8; with the early rounds; with a shorter warm-up and a smaller rate.
     "batch-8": Row(
