@@ -66,9 +66,10 @@ ROWS = {
     ),
     # As many, with the early rounds and their small rates.
     "batch-16-slow-start-0.6": Row(f"{TO_1} {SLOW} {SHARES}", seeds=(0, 1, 2)),
+    # The same with the pseudo-Huber loss.
     "huber-slow-start-0.6": Row(f"{TO_1} {SLOW} {SHARES} --distill.loss huber", seeds=(0, 1, 2)),
-    # As many, with averages in the early rounds, which the choice of the row averages prefers there.
-    "early-ema-0.6": Row(f"{TO_1} {SHARES} {EARLY}", seeds=(0, 1, 2)),
+    # With averages in the early rounds, where the choice of the row averages prefers them.
+    "early-ema-0.6": Row(f"{TO_1} {SHARES} {EARLY}"),
     # As many, in batches of 8; with the early rounds; with a shorter warm-up and a smaller rate.
     "batch-8": Row(
         f"{FROM_256} --distill.batch 8 --distill.warmup 200 --distill.round-updates {FEW}",
@@ -88,13 +89,14 @@ ROWS = {
         "--distill.round-updates 64 160 32 240 16 400 8 600 4 1000 2 1000 1 1000"
     ),
     "batch-8-equal": Row(
-        f"{FROM_256} --distill.batch 8 --distill.warmup 200 --distill.round-updates {MANY}",
-        seeds=(0, 1, 2),
+        f"{FROM_256} --distill.batch 8 --distill.warmup 200 --distill.round-updates {MANY}"
     ),
     "huber-batch-8-equal": Row(
         f"{FROM_256} --distill.batch 8 --distill.warmup 200 --distill.round-updates {MANY} "
-        "--distill.loss huber"
+        "--distill.loss huber",
+        seeds=(0, 1, 2),
     ),
+    "huber-base": Row("--rounds 13 --distill.loss huber"),
     # Where to start: with batches of 32 and its own numbers of updates, then with 16.
     "start-64": Row(plan("64 32 16 8 4 2 1", "100 150 250 500 500 500")),
     "batch-16-start-64": Row(f"{plan(HALVED, '140 300 500 500')} {HALF}"),
