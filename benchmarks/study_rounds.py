@@ -1,7 +1,7 @@
 """The cost and quality of rounds: rows of settings, all from one teacher, on Fashion-MNIST 16x16.
 
     pdfast data /usr/share/datasets/fashion-mnist --size 16 --out fashion_mnist16.npz
-    pdfast train --config fashion_mnist16 --out teacher
+    pdfast train --config benchmarks/study_rounds.toml --out teacher
     python benchmarks/study_rounds.py --teacher teacher/teacher --rows base start-64
 
 Run it in the folder of fashion_mnist16.npz. Each row of study_rows.py is a `pdfast distill`, which
@@ -33,7 +33,7 @@ from pdfast.config.schema import Config, DistillConfig, load_config
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 TABLE, PAGE = "study_rounds.tsv", "study_rounds.md"
-CONFIG = "fashion_mnist16"
+CONFIG = str(ROOT / "benchmarks" / "study_rounds.toml")
 TEACHER_STEPS = 64
 # For the run's own report, which would otherwise sample the teacher in every row.
 NO_REPORT = ["--eval.steps", "1", "--eval.baseline-steps", "1", "--eval.num", "2"]

@@ -1,4 +1,4 @@
-"""The rows of study_rounds.py: settings to try on the config fashion_mnist16.
+"""The rows of study_rounds.py: settings to try on the config study_rounds.toml.
 
 `base` has batches of 32 and makes 940, 1440, 1940 and 2440 updates until 8, 4, 2 and 1 steps. The
 other rows have batches of 16 and, unless they say otherwise, as many updates: half of the

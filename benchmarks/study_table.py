@@ -15,9 +15,10 @@ SHARES, AT = (", ".join(map(str, values)) for values in (BETTER.values(), BETTER
 INTRODUCTION = f"""\
 # What rounds cost and give, on Fashion-MNIST at 16x16
 
-All rows have one teacher, that of the config fashion_mnist16 (seed 0), and differ in the flags of
-`pdfast distill --config fashion_mnist16`. Each machine trained the teacher anew: the two differ by
-rounding alone, as their distances below show. Figures are distances of 2,000 samples (clipped DDIM,
+All rows have one teacher, that of benchmarks/study_rounds.toml (seed 0), and differ in the flags of
+`pdfast distill --config benchmarks/study_rounds.toml`: the settings of the config fashion_mnist16
+before the study. Each machine trained the teacher anew: the teachers differ by rounding alone, as
+their distances below show. Figures are distances of 2,000 samples (clipped DDIM,
 one noise for all rows) from all 60,000 images: lower is better. Behind each stand the network
 evaluations of its rounds so far, of one image each, where a backward pass counts two; neither the
 teacher's training nor the samples that are judged are in them. In brackets: ratios to the row
@@ -33,7 +34,7 @@ Seconds are of a row's updates, on one thread, beside another row and other work
 read them as a rough size.
 
     pdfast data /usr/share/datasets/fashion-mnist --size 16 --out fashion_mnist16.npz
-    pdfast train --config fashion_mnist16 --out teacher
+    pdfast train --config benchmarks/study_rounds.toml --out teacher
     python benchmarks/study_rounds.py --teacher teacher/teacher --rows all --jobs 2
 
 benchmarks/study_table.py makes this page of study_rounds.tsv, which lies beside it.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from study_judge import judge
-from study_rounds import NO_REPORT, Spent, Study, evaluations, main, spent
+from study_rounds import CONFIG, NO_REPORT, Spent, Study, evaluations, main, spent
 from study_rows import ROWS
 from study_table import HEADER, Line, page, read
 
@@ -17,7 +17,7 @@ from pdfast.config.schema import dump_config, load_config
 
 def settings(flags):
     """Return the config of a row."""
-    arguments = ["distill", "--config", "fashion_mnist16", *NO_REPORT, *flags.split()]
+    arguments = ["distill", "--config", CONFIG, *NO_REPORT, *flags.split()]
     return parse(arguments).fields
 
 
@@ -149,7 +149,7 @@ def commands(monkeypatch):
             return distil(arguments[2:])
         script, config, out, *pairs = arguments
         assert Path(script).is_file()
-        assert config == "fashion_mnist16"
+        assert config == CONFIG
         models = dict(pair.split("=") for pair in pairs)
         assert all(Path(path).is_dir() for path in models.values())
         found = {"floor": 0.1} | {steps: 0.5 + int(steps) for steps in models}
