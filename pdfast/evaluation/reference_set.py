@@ -273,7 +273,7 @@ class Reference:
         try:
             found |= kept.load(path, facts) or {}
         except Damaged as error:
-            self._screen.warn(f"{error.what}: the statistics of the data in it are computed again")
+            self._screen.warn(f"{error.what}: its statistics of the data are made again")
         return bool(found)
 
     def _write(self, path: Path, facts: dict[str, str], made: dict[str, Tensor]) -> None:

@@ -148,7 +148,7 @@ class EvalState:
         self._of, self._path = next(begun, places[0])
 
     def finished(self, evaluator: dict[str, str]) -> Finished | None:
-        """Return the saved metrics for the key of an evaluator; None if there are none."""
+        """Return the saved metrics for the key of an evaluator, or None."""
         found = _load(self._path / _figure_name(evaluator), self._of | evaluator)
         if found is None:
             return None
