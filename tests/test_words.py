@@ -12,6 +12,7 @@ SOURCES = sorted(
     if not (folder == "pdfast" and "kernels" in file.parts)  # a link to kernels/
 )
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES += sorted((ROOT / "examples").glob("*.md"))
 NATIVE = sorted(file for file in (ROOT / "csrc").iterdir() if file.suffix in (".cpp", ".cu", ".h"))
 
 BANNED = (
