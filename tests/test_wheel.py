@@ -21,6 +21,16 @@ def run(*command, **options):
     return done.stdout
 
 
+PRETRAINED = [
+    "digits.md",
+    *(
+        f"digits-{name}/{file}"
+        for name in ("teacher", "8", "4", "2", "1")
+        for file in ("config.json", "manifest.json", "model.safetensors")
+    ),
+]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # most of it the compiler's
 @pytest.mark.parametrize(("compiler", "op"), [("c++", COMPILED), ("no-such-compiler", REFERENCE)])
@@ -46,6 +56,7 @@ def test_a_wheel_in_a_fresh_environment(tmp_path, tiny_toml, compiler, op):
     assert {"pdfast/py.typed", "pdfast/kernels/adamw.py", "pdfast/configs/digits.toml"} <= set(
         names
     )
+    assert {f"pdfast/pretrained/{file}" for file in PRETRAINED} <= set(names)
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/"))]
 
     venv.create(fresh, with_pip=False)
@@ -60,6 +71,8 @@ def test_a_wheel_in_a_fresh_environment(tmp_path, tiny_toml, compiler, op):
     where = run(python, "-c", "import pdfast; print(pdfast.__file__)", cwd=tmp_path, env=clean)
     assert Path(where.strip()).is_relative_to(fresh)
     assert op in run(pdfast, "doctor", "--device", "cpu", cwd=tmp_path, env=clean)
+    sample = (pdfast, "sample", "digits", "--steps", "4", "--out", "grid.png", "--device", "cpu")
+    assert "64 images in 4 steps" in run(*sample, cwd=tmp_path, env=clean)
     train = (pdfast, "train", "--config", str(tiny_toml), "--out", "run", "--device", "cpu")
     assert "saved to" in run(*train, cwd=tmp_path, env=clean)
     assert (tmp_path / "run" / "teacher" / "model.safetensors").is_file()
