@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from PIL import Image
 from pdfast.console.progress import short
 from pdfast.data.image_grid import grid
 from pdfast.evaluation.report.html import Section, View, page
+from pdfast.evaluation.report.tables import Report
 from pdfast.models import checkpoint
 
 LINKS = ("src", "href", "action", "data")
@@ -111,3 +113,19 @@ def test_without_pictures_there_is_no_slider():
         config="c",
     )
     assert not any(tag in ("script", "input") for tag, _ in Checked(text).found)
+
+
+def test_the_teacher_at_the_baseline_has_one_row():
+    # A student may have the baseline's number of steps, too.
+    run = SimpleNamespace(config=SimpleNamespace(eval=SimpleNamespace(baseline_steps=64)))
+    images = torch.zeros(2, 8, 8, 1, dtype=torch.uint8)
+    curves = [{k: SimpleNamespace(samples=images) for k in (64, 8)} for _ in range(2)]
+    report = Report(run, None, None, images, None, *curves)
+    captions = [caption for caption, _ in report.rows()]
+    assert captions == [
+        "data",
+        "teacher, 64 steps",
+        "student, 64 steps",
+        "teacher, 8 steps",
+        "student, 8 steps",
+    ]

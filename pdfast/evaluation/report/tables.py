@@ -283,9 +283,11 @@ class Report:
 
     def rows(self) -> list[Row]:
         """Return the rows of samples/compare.png: data, teacher at the baseline, students."""
-        shown = [("data", self.data), self._row(self.run.config.eval.baseline_steps)]
+        baseline = self.run.config.eval.baseline_steps
+        shown = [("data", self.data), self._row(baseline)]
         for k in self.student:
-            shown += [self._row(k), self._row(k, student=True)]
+            shown += [] if k == baseline else [self._row(k)]
+            shown.append(self._row(k, student=True))
         return [(caption, samples[:NUM_SHOWN]) for caption, samples in shown]
 
     def _row(self, k: int, student: bool = False) -> Row:
