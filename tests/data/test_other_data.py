@@ -99,7 +99,8 @@ def check_refused(path, run):
     said = str(error.value)
     assert said.startswith(f"{run} was begun with other data (70 images, SHA-256 ")
     assert f") than {path} has now (70 images, SHA-256 " in said
-    assert "name them by --data.source if they have been moved, or choose another --out" in said
+    fix = "restore the former data, or name their new place with --data.source"
+    assert f"{fix}, or choose another --out" in said
 
 
 def test_the_same_data_may_lie_elsewhere(made, run, tmp_path):

@@ -34,13 +34,13 @@ from pdfast.__main__ import main
 
 signal.alarm({ALARM})
 
-def noted(*args, real=model.sample, **kwargs):
+def noted(*args, real=model.denoised, **kwargs):
     note = pathlib.Path("sampling-" + os.environ["RANK"])
     note.with_suffix(".tmp").write_text(str(os.getpid()))
     note.with_suffix(".tmp").rename(note)
     return real(*args, **kwargs)
 
-model.sample = noted
+model.denoised = noted
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -58,7 +58,7 @@ def paper():
 @pytest.mark.parametrize(
     ("choice", "device", "updates", "expected", "words"),
     [
-        ("auto", CUDA, 50_000, True, "55 s and save some 16 ms of each of 50,000 updates, 800 s"),
+        ("auto", CUDA, 50_000, True, "55 s and save about 16 ms of each of 50,000 updates, 800 s"),
         ("auto", CUDA, 1_000, False, "16 s in all: not used"),
         ("auto", CPU, 50_000, False, None),
         ("on", CPU, 1, True, None),
