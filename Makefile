@@ -17,7 +17,7 @@ TOOLS := .venv/.tools
 .PHONY: help demo docs lint format types test test-slow bench clean
 
 help:
-	@echo 'make demo       run pdfast distill --rounds 11 on the digits, about 8 minutes'
+	@echo 'make demo       run pdfast distill --rounds 11 on the digits, about 2 minutes'
 	@echo 'make test       run lint, types and the tests, about 8 minutes on 2 cores'
 	@echo 'make test-slow  run the slow tests, about 10 minutes'
 	@echo 'make docs       build the documentation as a site, in site/'
