@@ -43,10 +43,6 @@ SLOW = (
     "16 3e-4"
 )
 SHARES = "--distill.round-updates 64 100 32 150 16 250 8 385 4 600 2 600 1 600"
-EARLY = (
-    "--distill.round-ema-decay 4096 0.9 2048 0.9 1024 0.9 512 0.9 256 0.9 128 0.9 64 0.9 32 0.9 "
-    "16 0.9"
-)
 AVERAGES = "--distill.ema-decays 0.9 0.99 0.999"
 FLAT = "--distill.anneal none"
 # A live student's second step cannot be evaluated ahead, and there is no teacher's to join it with.
@@ -68,9 +64,7 @@ ROWS = {
     "batch-16-slow-start-0.6": Row(f"{TO_1} {SLOW} {SHARES}", seeds=(0, 1, 2)),
     # The same with the pseudo-Huber loss.
     "huber-slow-start-0.6": Row(f"{TO_1} {SLOW} {SHARES} --distill.loss huber", seeds=(0, 1, 2)),
-    # With averages in the early rounds, where the choice of the row averages prefers them.
-    "early-ema-0.6": Row(f"{TO_1} {SHARES} {EARLY}"),
-    # As many, in batches of 8; with the early rounds; with a shorter warm-up and a smaller rate.
+    # As many, in batches of 8; with the early rounds.
     "batch-8": Row(
         f"{FROM_256} --distill.batch 8 --distill.warmup 200 --distill.round-updates {FEW}",
         seeds=(0, 1, 2),
@@ -78,9 +72,6 @@ ROWS = {
     "batch-8-slow-start": Row(
         f"--rounds 13 --distill.batch 8 --distill.warmup 200 {SLOW} "
         "--distill.round-updates 64 200 32 300 16 500 8 1010 4 1200 2 1200 1 1200"
-    ),
-    "batch-8-rate-half": Row(
-        f"{FROM_256} --distill.batch 8 --distill.lr 2.5e-4 --distill.round-updates {FEW}"
     ),
     # As many evaluations as the base: in its batches, with small first rates; in smaller ones.
     "slow-start": Row(f"--rounds 13 {SLOW}"),
@@ -103,8 +94,6 @@ ROWS = {
     # One setting of batch-16 changed.
     "huber": Row(f"{TO_4} --distill.loss huber"),
     "moments": Row(f"{TO_4} --distill.keep-moments --distill.warmup 10"),
-    "moments-warmup": Row(f"{TO_4} --distill.keep-moments"),
-    "v-weight": Row(f"{TO_4} --distill.loss-weight v_mse"),
     "averages": Row(f"{TO_4} {AVERAGES}"),
     "averages-flat": Row(f"{TO_4} {AVERAGES} {FLAT}"),
     "rate-2": Row(f"{TO_4} --distill.lr 1e-3"),
