@@ -190,7 +190,8 @@ def main(args: list[str] | None = None) -> int:
     if names and asked.teacher is None:
         parser.error("--rows needs --teacher")
     study = Study(asked.teacher or Path(), asked.folder, asked.results, names)
-    study.folder.mkdir(parents=True, exist_ok=True)
+    if names:
+        study.folder.mkdir(parents=True, exist_ok=True)
     if names and study.teacher_left:  # first, alone: the others reuse the features of all images
         study.keep(study.lines(TEACHER, 0))
     failed = False

@@ -223,7 +223,7 @@ def _kind(hint: Any) -> str:
 
 
 def _said(kind: type, name: str, hint: Any) -> str:
-    """What the program's own help says of a field."""
+    """Return the help text of a field, as the program shows it."""
     for mark in getattr(hint, "__metadata__", ()):
         if text := getattr(mark, "help", None):
             return str(text)

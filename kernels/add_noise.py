@@ -90,7 +90,7 @@ class NoiseOptions:
     flip: bool = False
     """Whether to mirror half of the images, by draw."""
     parameterization: Parameterization | None = None
-    """What the network predicts, to make the target of training on data; None: no target."""
+    """Parameterization of the target of training on data; None: no target."""
     net_dtype: torch.dtype = torch.float32
     """Dtype of the network's input; float64 makes all results float64."""
     fixed: bool = False

@@ -34,7 +34,7 @@ class Step(NamedTuple):
     z: Tensor
     """State at the next angle, (B, C, H, W), of the dtype of the state before the step."""
     z_in: Tensor
-    """The same state in the network's dtype; the tensor `z` itself if the dtypes are the same."""
+    """z in the network's dtype; the tensor `z` itself if the dtypes are the same."""
 
 
 def ddim_step(

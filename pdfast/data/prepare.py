@@ -50,7 +50,7 @@ class Order:
     source: str
     wanted: Wanted
     duplicates: Literal["ignore", "keep", "drop"] = "ignore"
-    """What becomes of images whose pixels repeat an earlier image; ignore: none are looked for."""
+    """Treatment of images whose pixels repeat an earlier image; ignore: do not look for any."""
 
 
 class Made(NamedTuple):

@@ -13,7 +13,7 @@ import subprocess
 from pathlib import Path
 
 from pdfast.config.schema import load_config
-from pdfast.errors import PdfastError
+from pdfast.errors import PdfastError, UsageError
 from pdfast.models.checkpoint import load_model, save_model
 from pdfast.models.pretrained import FOLDER
 
@@ -43,10 +43,12 @@ def pack(run: Path, out: Path, command: str) -> None:
         command: Command that made the run, for the manifests.
 
     Raises:
-        FileNotFoundError: The run has no report.
+        UsageError: The run has no report.
         PdfastError: The report has no distance of a model, or a model cannot be read or written.
     """
     config = load_config(run / "config.toml")
+    if not (run / "report.json").is_file():
+        raise UsageError(f"{run} has no report: run pdfast eval {run}")
     report = json.loads((run / "report.json").read_text("utf-8"))
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     made = {

@@ -24,7 +24,7 @@ class Finding(NamedTuple):
     path: Path
     error: Damaged
     then: str
-    """What happens once it has been set aside, as a clause."""
+    """Clause of the message: the next action, once the files are set aside."""
 
 
 def of_models(teacher: Path, students: Mapping[Path, re.Match[str]]) -> list[Finding]:

@@ -43,7 +43,7 @@ class ModelRun(Run):
 
     @property
     def student_parameterization(self) -> Parameterization:
-        """What the run's students predict."""
+        """Parameterization of the run's students."""
         student = self.networks.student
         return self.config.model.parameterization if student is None else student.parameterization
 

@@ -179,3 +179,6 @@ def test_pack(model, tmp_path):
     (run / "report.json").write_text(json.dumps(report))
     with pytest.raises(PdfastError, match="no student at 4 steps"):
         pack(run, tmp_path / "again", "pdfast distill")
+    (run / "report.json").unlink()
+    with pytest.raises(UsageError, match="has no report: run pdfast eval"):
+        pack(run, tmp_path / "again", "pdfast distill")

@@ -36,7 +36,7 @@ _TURNS: dict[
 }
 _MODES = {1: "L", 3: "RGB"}  # Pillow's modes, by channels
 Held = Path | BinaryIO | NDArray[np.uint8] | UsageError
-"""What holds a picture: a file, its pixels (H, W, C), or the error that makes it unusable."""
+"""A picture to be decoded: a file, its pixels (H, W, C), or the error that makes it unusable."""
 
 
 @dataclass(frozen=True)

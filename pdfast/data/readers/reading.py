@@ -33,7 +33,7 @@ UNREADABLE = (
 
 
 class LeftOut:
-    """What a reader skips, by reason."""
+    """Skipped files of a source: their number and first names, by reason."""
 
     def __init__(self) -> None:
         self._found: dict[str, tuple[int, list[str]]] = {}  # reason -> count, first names
@@ -109,7 +109,7 @@ class Arrays(NamedTuple):
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a caller wants of a source."""
+    """Requirements of a caller on a source."""
 
     size: int
     """Height and width in pixels."""

@@ -45,7 +45,7 @@ class Reader:
 
     # Texts for messages.
     kind: str = ""
-    """What the reader reads, such as "an .npz", for a list of kinds; empty if it has a keyword."""
+    """Kind of source, such as "an .npz", for a list of kinds; empty if the reader has a keyword."""
     labels: str = ""
     """Where to add labels to a source without any; empty for sources that always have labels."""
 
