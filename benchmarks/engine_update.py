@@ -16,10 +16,10 @@ from pdfast.distillation.objectives import DataObjective
 from pdfast.distillation.pipelined_teacher import rollout
 from pdfast.distillation.rounds import remove_dropout
 from pdfast.distillation.teacher import new_model
+from pdfast.models.cuda_graph import Replay
 from pdfast.models.model import Model
 from pdfast.models.unet import GroupNormSiLU
 from pdfast.training.batch import open_batch
-from pdfast.training.cuda_graph import Replay
 from pdfast.training.op_counter import OPTIMIZER
 from pdfast.training.optimizer import Optimizer
 from pdfast.training.precision import cast_to_precision, net_dtype, set_precision

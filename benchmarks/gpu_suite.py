@@ -37,7 +37,7 @@ ROOT = Path(__file__).parents[1]
 # Time limits in seconds, in the order of the parts; `first` and `rest` are their names together.
 FIRST = {"build": 50, "launch": 45, "gpu": 110, "soak": 60, "nccl": 35}
 FIRST |= {"update": 125, "norm": 55, "fashion": 120}
-REST = {"options": 100, "kernels": 65, "sanitize": 75, "compiled": 260}
+REST = {"sampling": 40, "options": 100, "kernels": 65, "sanitize": 75, "compiled": 260}
 LIMITS = FIRST | REST
 DRY_LIMIT = 300
 WORKERS = 8  # for tests that spend most of their time in compilers
@@ -115,6 +115,7 @@ def commands(work: Work) -> dict[str, list[str]]:
         "update": bench("update", "--kernels", str(work.out), *updates(*of_time)),
         "norm": bench("norm", "-k", "not compile", NORM),
         "fashion": fashion(work, device),
+        "sampling": bench("sampling", "benchmarks/bench_sampling.py"),
         "options": bench("options", *options),
         "kernels": bench("kernels", "-k", "not group_norm or compile or residual", *ops),
         "sanitize": ["bash", "-c", " && ".join(checks)],

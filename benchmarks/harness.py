@@ -8,7 +8,7 @@ import pytest
 import torch
 from parts import GAPS, gpu_hours
 
-from pdfast.training import cuda_graph
+from pdfast.models import cuda_graph
 from pdfast.training.cuda_launches import NOT_COUNTED
 from pdfast.training.op_counter import PARTS, Amount
 

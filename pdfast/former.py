@@ -11,7 +11,7 @@ from types import ModuleType
 NAMES = {
     "adapters": "diffusion.wrappers",
     "checkpoint": "models.checkpoint",
-    "cuda_graph": "training.cuda_graph",
+    "cuda_graph": "models.cuda_graph",
     "detectors": "evaluation.detectors",
     "exporting": "interop.export",
     "guidance": "models.guidance",

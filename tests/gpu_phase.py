@@ -11,9 +11,9 @@ from engine_cases import ROUND, STEPS, random_model
 from pdfast.config.schema import EngineConfig, NetConfig
 from pdfast.data.dataset import Dataset
 from pdfast.distillation.objectives import DataObjective, Rollout
+from pdfast.models.cuda_graph import Replay
 from pdfast.training import compilation
 from pdfast.training.batch import open_batch
-from pdfast.training.cuda_graph import Replay
 from pdfast.training.optimizer import Optimizer
 from pdfast.training.precision import cast_to_precision, net_dtype
 from pdfast.training.update import update

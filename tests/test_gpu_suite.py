@@ -13,7 +13,7 @@ from gpu_suite import FIRST, LIMITS, Work, chosen, commands, main, run, why_not_
 from pdfast.kernels import group_norm_silu
 
 PARTS = ["build", "launch", "gpu", "soak", "nccl", "update", "norm", "fashion"]
-PARTS += ["options", "kernels", "sanitize", "compiled"]
+PARTS += ["sampling", "options", "kernels", "sanitize", "compiled"]
 
 
 @pytest.fixture

@@ -29,11 +29,11 @@ from pdfast.distillation.teacher import new_model
 from pdfast.evaluation.detectors.opening import without_network
 from pdfast.evaluation.frechet import Gaussian, Moments, frechet_distance
 from pdfast.models import backends
+from pdfast.models.cuda_graph import Replay
 from pdfast.models.guidance import guided
 from pdfast.models.model import SAMPLE_BATCH, Model
 from pdfast.training import precision
 from pdfast.training.batch import open_batch
-from pdfast.training.cuda_graph import Replay
 from pdfast.training.image_stream import is_streamed
 from pdfast.training.optimizer import Optimizer
 from pdfast.training.update import Objective, update

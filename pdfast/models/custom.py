@@ -11,6 +11,7 @@ the kernels see every sample as an image (C, H, W): they merge the axes between 
 last, and treat D numbers without further axes as (D, 1, 1).
 """
 
+import contextlib
 import copy
 import math
 import typing
@@ -26,6 +27,7 @@ from pdfast.config.former import formerly
 from pdfast.config.schema import Parameterization
 from pdfast.config.serialization import check
 from pdfast.diffusion.conditioning import Conditioning
+from pdfast.diffusion.samplers import Denoiser
 from pdfast.diffusion.schedules import CosineSchedule, FormulaSchedule, Schedule
 from pdfast.diffusion.wrappers import Adapter, level_at, schedule_from
 from pdfast.errors import UsageError
@@ -214,6 +216,10 @@ class Network(Model):
     def lanes(self, batches: int) -> Lanes:
         """None: the module may keep a state that two calls at once would mix up."""
         return Lanes(0)
+
+    def denoiser(self, calls: int) -> contextlib.AbstractContextManager[Denoiser]:
+        """Provide the network itself: its module may not allow a capture."""
+        return contextlib.nullcontext(self)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -1,5 +1,6 @@
 """A diffusion model: a U-Net with its parameterization and noise schedule."""
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -18,11 +19,12 @@ from pdfast.diffusion import angles
 from pdfast.diffusion.betas import schedule_of
 from pdfast.diffusion.conditioning import UNCONDITIONAL, Conditioning
 from pdfast.diffusion.rng import Draws, Stream, index_below
-from pdfast.diffusion.samplers import check_arguments, denoised
+from pdfast.diffusion.samplers import Denoiser, check_arguments, denoised
 from pdfast.diffusion.schedules import logsnr_of, phi_of
 from pdfast.distributed import collectives
 from pdfast.errors import PdfastError, UsageError
 from pdfast.models import outputs
+from pdfast.models.captured import denoiser_of
 from pdfast.models.former_names import FormerNames
 from pdfast.models.images import to_uint8
 from pdfast.models.lanes import Lanes
@@ -195,6 +197,10 @@ class Model(FormerNames, nn.Module):
         small = self.cfg.ch * height * width <= LANE_SIZE
         return Lanes(batches if small and self.device.type == "cpu" else 0)
 
+    def denoiser(self, calls: int) -> contextlib.AbstractContextManager[Denoiser]:
+        """Provide what the sampler calls that many times: on a GPU a CUDA graph of the call."""
+        return denoiser_of(self, SAMPLE_BATCH, calls)
+
     @property
     def pictures(self) -> bool:
         """Whether samples are pictures: 1 or 3 channels, clipped to [-1, 1]."""
@@ -347,7 +353,7 @@ class Model(FormerNames, nn.Module):
         draws = Draws(seed, Stream.SAMPLE, device=self.device)
 
         @torch.no_grad()
-        def denoising(start: int, used: int) -> Iterator[Tensor]:
+        def denoising(denoiser: Denoiser, start: int, used: int) -> Iterator[Tensor]:
             """Yield the x-hats of a batch step by step; `used` of its images are returned."""
 
             def normal(step: int) -> Tensor:
@@ -359,7 +365,7 @@ class Model(FormerNames, nn.Module):
             if label is not None and labels is not None:
                 labels[:used] = label[start : start + used].to(labels)
             yield from denoised(
-                self,
+                denoiser,
                 z,
                 steps,
                 clip=self.clip if clip else None,
@@ -370,22 +376,24 @@ class Model(FormerNames, nn.Module):
             )
 
         training = self.training
-        lanes = self.lanes(len(chosen))
+        self.eval()
         try:
-            self.eval()
-            for first in range(0, len(chosen), lanes.number):
-                starts = [k * SAMPLE_BATCH for k in chosen[first : first + lanes.number]]
-                used = [min(SAMPLE_BATCH, num - start) for start in starts]
-                runs = [denoising(*batch) for batch in zip(starts, used, strict=True)]
-                for left in reversed(range(steps)):
-                    for _ in runs:
-                        on_step()
-                    x_hats = lanes.together([partial(next, run) for run in runs])
-                    for start, n, x_hat in zip(starts, used, x_hats, strict=True):
-                        on_x_hat(start, left, x_hat[:n])
-                yield from (x_hat[:n] for n, x_hat in zip(used, x_hats, strict=True))
+            with (
+                contextlib.closing(self.lanes(len(chosen))) as lanes,
+                self.denoiser(steps * len(chosen)) as denoiser,
+            ):
+                for first in range(0, len(chosen), lanes.number):
+                    starts = [k * SAMPLE_BATCH for k in chosen[first : first + lanes.number]]
+                    used = [min(SAMPLE_BATCH, num - start) for start in starts]
+                    runs = [denoising(denoiser, *batch) for batch in zip(starts, used, strict=True)]
+                    for left in reversed(range(steps)):
+                        for _ in runs:
+                            on_step()
+                        x_hats = lanes.together([partial(next, run) for run in runs])
+                        for start, n, x_hat in zip(starts, used, x_hats, strict=True):
+                            on_x_hat(start, left, x_hat[:n])
+                    yield from (x_hat[:n] for n, x_hat in zip(used, x_hats, strict=True))
         finally:
-            lanes.close()
             self.train(training)
 
     def sample_images(

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from pdfast.config.schema import BackendsConfig, Config
+from pdfast.models.cuda_graph import rehearse
 from pdfast.models.unet import UNet
-from pdfast.training.cuda_graph import rehearse
 from pdfast.training.op_counter import OTHER, Counter
 
 # Measured on an H200 and its host (benchmarks/results/h200-2026-11-28.md), for the distillation

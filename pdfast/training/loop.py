@@ -19,12 +19,12 @@ from pdfast.config.schema import Config, LoopConfig
 from pdfast.data.dataset import Dataset
 from pdfast.distributed import collectives, signals
 from pdfast.errors import UsageError
+from pdfast.models.cuda_graph import Replay
 from pdfast.models.model import Model
 from pdfast.runs.run import Run
 from pdfast.runs.watched_loss import WORDS, Watched, watched
 from pdfast.training import averages, compilation, precision
 from pdfast.training.batch import open_batch, open_images
-from pdfast.training.cuda_graph import Replay
 from pdfast.training.optimizer import Optimizer
 from pdfast.training.phase_log import PhaseLog, begin, check_watched
 from pdfast.training.update import Objective, evaluations, update

@@ -3,6 +3,7 @@
 Skipped without a GPU.
 """
 
+import contextlib
 import copy
 import dataclasses
 import gc
@@ -20,6 +21,8 @@ from pdfast.distillation.objectives import DataObjective, Fit, Rollout
 from pdfast.distillation.pipelined_teacher import Pipelined
 from pdfast.errors import PdfastError
 from pdfast.kernels.dropout import dropout
+from pdfast.models.captured import FEWEST
+from pdfast.models.cuda_graph import Replay
 from pdfast.models.model import Model
 from pdfast.storage import files
 from pdfast.training import loop as training_loop
@@ -107,6 +110,24 @@ def test_replays_are_calls_bit_for_bit(small, deterministic, case, precision):
     assert not any(torch.equal(a, b) for a, b in zip(start[:CHANGED], expected, strict=False))
     assert expected[-1].isfinite().all()
     assert [torch.equal(a, b) for a, b in zip(expected, found, strict=True)] == [True] * len(found)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ancestral"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_samples_of_a_captured_call_are_those_of_calls(
+    small, deterministic, precision, sampler, monkeypatch
+):
+    """Three batches, the last half empty, with classes; the second sampling captures anew."""
+    model = cast_to_precision(random_model(small.model, 0, torch.float32).to(DEVICE), precision)
+    arguments = {"num": 160, "steps": FEWEST, "seed": 3, "sampler": sampler}
+    seen = []
+    model.net.register_forward_pre_hook(lambda *_: seen.append(0))
+    found = [model.sample(**arguments) for _ in range(2)]
+    assert len(seen) == 2 * (Replay.WARM_UPS + 1)
+    monkeypatch.setattr(Model, "denoiser", lambda model, calls: contextlib.nullcontext(model))
+    expected = model.sample(**arguments)
+    assert expected.isfinite().all()
+    assert all(torch.equal(images, expected) for images in found)
 
 
 @pytest.mark.parametrize("kind", [Rollout, Pipelined])

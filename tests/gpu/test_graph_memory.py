@@ -6,7 +6,7 @@ import pytest
 import torch
 from gpu_phase import DEVICE, UPDATES, Phase, with_engine
 
-from pdfast.training.cuda_graph import CLEAR, capture
+from pdfast.models.cuda_graph import CLEAR, capture
 
 pytestmark = [
     pytest.mark.gpu,

@@ -28,14 +28,13 @@ def capture(work: Callable[[], object], stream: torch.cuda.Stream) -> torch.cuda
     function as well, or after it.
 
     Raises:
-        PdfastError: PyTorch cannot free the workspaces.
-        RuntimeError: The work cannot be captured.
+        RuntimeError: The work cannot be captured, or this PyTorch cannot free the workspaces.
     """
     clear = getattr(torch._C, CLEAR, None)
     if clear is None:
-        raise PdfastError(
-            f"PyTorch {torch.__version__} has no torch._C.{CLEAR}, without which a CUDA graph "
-            "would share memory with others: set engine.graph to false, or install another PyTorch"
+        raise RuntimeError(
+            f"PyTorch {torch.__version__} has no torch._C.{CLEAR}, without which a graph would "
+            "share memory with others"
         )
     graph = torch.cuda.CUDAGraph()
     # A workspace may be freed only when no launched kernel still writes to it.
@@ -71,6 +70,9 @@ class Replay:
         state: Iterable[Tensor],
         device: torch.device,
         graph: bool = True,
+        *,
+        what: str = "the update",
+        fix: str = "set engine.graph to false",
     ) -> None:
         """Capture the work on a GPU.
 
@@ -79,6 +81,8 @@ class Replay:
             state: Tensors that `work` changes and reads again; they are restored.
             device: Device of the work.
             graph: Whether to capture; otherwise `work` is called on a GPU too.
+            what: Name of the work, for the error.
+            fix: What to do if it cannot be captured, for the error.
 
         Raises:
             PdfastError: The work cannot be captured.
@@ -103,8 +107,7 @@ class Replay:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             raise PdfastError(
-                f"the update cannot be captured as a CUDA graph ({str(error).splitlines()[0]}): "
-                "set engine.graph to false"
+                f"{what} cannot be captured as a CUDA graph ({str(error).splitlines()[0]}): {fix}"
             ) from error
         self._waiting: deque[torch.cuda.Event] = deque()
 

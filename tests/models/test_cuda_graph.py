@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from pdfast.errors import PdfastError
-from pdfast.training import cuda_graph
-from pdfast.training.cuda_graph import Replay
+from pdfast.models import cuda_graph
+from pdfast.models.cuda_graph import Replay
 
 CUDA = torch.device("cuda", 0)
 
@@ -99,7 +99,7 @@ def test_a_pytorch_that_cannot_clear_them_is_refused(recorded, monkeypatch):
     monkeypatch.delattr(torch._C, cuda_graph.CLEAR)
     with pytest.raises(PdfastError, match=r"has no torch\._C\._cuda_clearCublas.* engine\.graph"):
         Replay(recorded.note("work"), [], CUDA)
-    assert recorded.calls == WARM_UP  # and nothing was captured
+    assert recorded.calls == [*WARM_UP, "set stream"]  # and nothing was captured
 
 
 def test_a_graph_may_stay_where_as_much_is_free_as_it_takes(recorded):
