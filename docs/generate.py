@@ -1,10 +1,12 @@
-"""The parts of the site that pdfast itself tells, and the links of pages outside docs/.
+"""Generate parts of the site from the program, and adapt the links of pages from outside docs/.
 
 MkDocs calls this file as a hook (mkdocs.yml). A page says where generated text goes by a comment:
 
     <!-- generated: commands -->      the commands and their flags
     <!-- generated: config -->        every field of a config
-    <!-- include: CONTRIBUTING.md --> a file of the repository
+        <!-- include: CONTRIBUTING.md --> a file of the repository
+
+Text between <!-- github: --> and <!-- /github --> is for readers of the source, not for the site.
 
 `python docs/generate.py` writes architecture.svg, the picture of the packages.
 """
@@ -33,6 +35,7 @@ from pdfast.config.serialization import to_table
 ROOT = Path(__file__).parents[1]
 PICTURE = ROOT / "docs" / "architecture.svg"
 MARK = re.compile(r"^<!-- (generated|include): (\S+) -->$", re.MULTILINE)
+GITHUB = re.compile(r"^<!-- github: -->$.*?^<!-- /github -->$\n?", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
 RESULTS = "benchmarks/results"
 AT = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
@@ -60,12 +63,13 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """Put in what a page's comments name, and turn its links to what the site has."""
+    """Replace a page's marker comments by their text, and adapt its links to the site."""
     uri = page.file.src_uri
     base = RESULTS if uri.startswith("results/") else "docs"
     if uri == "examples.md":
         return markdown
-    return MARK.sub(lambda found: _text(*found.groups(), uri), relinked(markdown, base, uri))
+    text = relinked(GITHUB.sub("", markdown), base, uri)
+    return MARK.sub(lambda found: _text(*found.groups(), uri), text)
 
 
 def _text(kind: str, name: str, uri: str) -> str:
@@ -76,13 +80,13 @@ def _text(kind: str, name: str, uri: str) -> str:
 
 
 def examples() -> Path | None:
-    """The page of examples/; None where there is none."""
+    """Return the page of examples/, or None if there is none."""
     path = ROOT / "examples" / "README.md"
     return path if path.is_file() else None
 
 
 def relinked(text: str, base: str, uri: str) -> str:
-    """Text of folder `base` with its links as the site's page `uri` needs them.
+    """Return text of folder `base` with its links as the site's page `uri` needs them.
 
     A link to a file that the site does not have becomes plain text.
     """
@@ -105,7 +109,7 @@ def relinked(text: str, base: str, uri: str) -> str:
 
 
 def _on_site(place: str) -> str | None:
-    """Where the site has a path of the repository; None if nowhere."""
+    """Return the site's path for a path of the repository; None if the site lacks it."""
     if place in ("examples", "examples/README.md"):
         return "examples.md" if examples() else None
     if place == "docs":
@@ -121,7 +125,7 @@ def _on_site(place: str) -> str | None:
 
 
 def commands() -> str:
-    """Every command with its own flags, in Markdown."""
+    """Return every command with its own flags, in Markdown."""
     parts = []
     for name, kind in COMMANDS.items():
         names = {flag.name.removeprefix("--"): flag for flag in flags_of(kind)}
@@ -150,7 +154,7 @@ def commands() -> str:
 
 
 def config_fields() -> str:
-    """Every field of a config with its type, default and meaning, in Markdown."""
+    """Return every field of a config with its type, default and meaning, in Markdown."""
     parts = ["## Top level"]
     _table(Config, Config(), "", parts)
     return "\n\n".join(parts)
@@ -197,7 +201,7 @@ def _default(field: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A default, as TOML has it."""
+    """Return a default in the form of TOML."""
     if isinstance(value, bool):
         return str(value).lower()
     if value in ("", ()):
@@ -207,7 +211,7 @@ def _shown(value: Any) -> str:
 
 
 def _kind(hint: Any) -> str:
-    """A type in words."""
+    """Return a type in words."""
     hint = _plain(hint)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
@@ -234,14 +238,14 @@ def _said(kind: type, name: str, hint: Any) -> str:
 
 
 def _doc(kind: type) -> str:
-    """A class's docstring in one line, without the name of its table."""
+    """Return a class's docstring in one line, without the name of its table."""
     text = re.sub(r"^\[[\w.]+\]( of a config)?: ", "", " ".join((kind.__doc__ or "").split()))
     return text[:1].upper() + text[1:]
 
 
 @functools.cache
 def _docstrings(cls: type) -> dict[str, str]:
-    """The text below each field of a class."""
+    """Return the text below each field of a class."""
     if cls is object or not dataclasses.is_dataclass(cls):
         return {}
     body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body  # type: ignore[attr-defined]
@@ -254,7 +258,7 @@ def _docstrings(cls: type) -> dict[str, str]:
 
 
 def escaped(text: str) -> str:
-    """Text as Markdown that shows it as it is; what stands in backticks stays code."""
+    """Return Markdown that shows the text literally; text in backticks stays code."""
     parts = text.split("`")
     plain = (part.replace("&", "&amp;").replace("<", "&lt;") for part in parts[::2])
     parts[::2] = [re.sub(r"([\\*{}\[\]>|]|\b_|_\b)", r"\\\1", part) for part in plain]
@@ -289,7 +293,7 @@ SAYS = {
 
 
 def layers() -> list[list[str]]:
-    """The packages as import-linter holds them, highest first."""
+    """Return the layers of import-linter's contract, highest first."""
     table = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     contracts = table["tool"]["importlinter"]["contracts"]
     found = next(c["layers"] for c in contracts if c["type"] == "layers")
@@ -297,7 +301,7 @@ def layers() -> list[list[str]]:
 
 
 def picture() -> str:
-    """The packages as SVG: a row a layer, which may import from the rows below it."""
+    """Return the packages as SVG, one row per layer; each imports from the rows below it."""
     rows = layers()
     height = 2 * MARGIN + len(rows) * (ROW + GAP) - GAP
     parts = [
