@@ -37,7 +37,8 @@ VARIANTS = {
     OURS_COMPILED: {"who": "pdfast", "compiled": True},
     OWN_NORMS: {"who": "pdfast", "torch_norms": True},
 }
-# Variants that share a process, by the name of its test; each process has (a), as the link.
+# Variants that share a process, by the name of its test; every process also runs (a),
+# so that processes can be compared.
 PROCESSES = {
     "plain": [EAGER, AUTOCAST],
     "pdfast": [EAGER, OURS],

@@ -45,7 +45,7 @@ SLOW = (
 SHARES = "--distill.round-updates 64 100 32 150 16 250 8 385 4 600 2 600 1 600"
 AVERAGES = "--distill.ema-decays 0.9 0.99 0.999"
 FLAT = "--distill.anneal none"
-# A live student's second step cannot be evaluated ahead, and there is no teacher's to join it with.
+# pipeline_teacher needs two steps of a frozen teacher; here the student takes the second.
 LIVE = f"{HALF} --engine.no-pipeline-teacher --distill.second student"
 DATA = f"{HALF} --engine.no-pipeline-teacher --distill.first data"
 
@@ -53,18 +53,17 @@ ROWS = {
     BASE: Row("--rounds 13", seeds=(0, 1, 2)),
     "batch-16": Row(TO_1),
     "batch-16-slow-start": Row(f"{TO_1} {SLOW}"),
-    # 0.6 of the base's evaluations. The first rounds of the row before hardly change the student,
-    # so that this one omits them.
+    # 0.6 of the base's evaluations. Starts at 256 steps: earlier rounds hardly change the student.
     "batch-16-start-256": Row(
         f"{plan('256 128 64 32 16 8 4 2 1', '60 120 180 300 468 600 600 600')} {HALF} "
         "--distill.round-lr 128 5e-5 64 2e-4 32 3e-4 16 4e-4",
         seeds=(0, 1),
     ),
-    # As many, with the early rounds and their small rates.
+    # As many evaluations, but from 8192 steps, with small rates in the early rounds.
     "batch-16-slow-start-0.6": Row(f"{TO_1} {SLOW} {SHARES}", seeds=(0, 1, 2)),
     # The same with the pseudo-Huber loss.
     "huber-slow-start-0.6": Row(f"{TO_1} {SLOW} {SHARES} --distill.loss huber", seeds=(0, 1, 2)),
-    # As many, in batches of 8; with the early rounds.
+    # As many evaluations in batches of 8: from 256 steps, then from 8192.
     "batch-8": Row(
         f"{FROM_256} --distill.batch 8 --distill.warmup 200 --distill.round-updates {FEW}",
         seeds=(0, 1, 2),

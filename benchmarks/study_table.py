@@ -19,10 +19,18 @@ All rows have one teacher, that of benchmarks/study_rounds.toml (seed 0), and di
 `pdfast distill --config benchmarks/study_rounds.toml`: the settings of the config fashion_mnist16
 before the study. Each machine trained the teacher anew: the teachers differ by rounding alone, as
 their distances below show. Figures are distances of 2,000 samples (clipped DDIM,
-one noise for all rows) from all 60,000 images: lower is better. Behind each stand the network
-evaluations of its rounds so far, of one image each, where a backward pass counts two; neither the
-teacher's training nor the samples that are judged are in them. In brackets: ratios to the row
-`{BASE}` at as many steps.
+one noise for all rows) from all 60,000 images: lower is better. After each distance stands the
+number of network evaluations (forward passes of one image; a backward pass counts two more) in all
+rounds up to that student. The teacher's training and the evaluated samples are not counted. In
+brackets: the ratio to the row `{BASE}` at the same number of steps.
+
+Names of rows: `batch-N`, N images per update (base: 32); `start-N`, a plan that begins at N steps
+instead of 8192; `slow-start`, small learning rates in the first rounds; `-0.6` and `-equal`,
+updates for 0.6 and 1 times the base's evaluations; `huber`, the pseudo-Huber loss; `wide-...`,
+rounds that merge more than two steps, to these students; `live`, the student takes the second step;
+`data`, the data take the first; `moments`, AdamW's moments are kept; `averages`, a choice among
+averages of the weights; `early-ema`, an average of decay 0.9 in the first rounds; `rate-2`, twice
+the learning rate; `v-weight`, the loss weight v_mse.
 
 - \u00b1: the standard deviation between seeds of the distillation.
 - Bold: better than the base by more than {SPREADS} times its spread, at any evaluations.

@@ -38,8 +38,9 @@ PDFAST_DEVICE uint32_t bits_of(float x) { return __float_as_uint(x); }
 
 // 16-bit types use ex2.approx and rcp.approx: off by 2^-22 and 2^-23 at most (PTX ISA, "Floating
 // Point Instructions"), a thousandth of the rounding of y. float32 uses expf (1 ulp) and an exactly
-// rounded reciprocal: it has half as many elements a byte, so there is time. The host build adds
-// the documented bounds to every call, and the tests hold them to the acceptance rule.
+// rounded reciprocal. It has half as many elements per byte, so it can afford the extra
+// instructions. The host build adds the documented bounds to every call, and the tests hold them to
+// the acceptance rule.
 template <class T>
 PDFAST_DEVICE float sigmoid(float u) {
   if constexpr (sizeof(T) == 4) return __frcp_rn(1.0f + expf(-u));

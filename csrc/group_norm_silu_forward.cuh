@@ -115,10 +115,10 @@ struct ForwardBody {
   }
 
   // Merges the vectors [begin, end) of a walk into the thread's moments. Sums about a pivot lose
-  // digits where the pivot is further from the mean than the spread is wide. For later vectors the
-  // mean of all vectors before is a safe pivot: its distance widens the spread of them all. For the
-  // first vectors the pivot is one of them; if that is too far off, another one, and then their
-  // mean.
+  // digits where the pivot is further from the mean than the spread is wide. For the first
+  // vectors, the pivot is the first of them; if it lies too far from the mean, another one is tried,
+  // and then their mean. For later vectors the pivot is the mean of all earlier ones. That is always
+  // safe: if it is far from the new vectors, the spread of all vectors is as wide.
   PDFAST_DEVICE static void measure(const Geometry& g, const Thread& thread, Lines& lines,
                                     int sum, State& s, int begin, int end) {
     if (begin >= end) return;

@@ -64,7 +64,7 @@ struct Geometry {
   int stride, stride_images, stride_slabs;  // from one slab of a cluster to its next
   bool resident, fold;     // fold: statistics are of whole vectors, which lie in one group each
   float inverse;           // 1 / (values of a group)
-  bool many;               // a group has kMany values or more; rounding spoils dx otherwise
+  bool many;               // a group has kMany values or more; else rounding du spoils dx
   // Shared memory: the resident vectors, tensor by tensor, then float arrays at these indices.
   int coef, partial, stat, share, totals, late, floats;
   int64_t resident_bytes;

@@ -80,7 +80,7 @@ def _text(kind: str, name: str, uri: str) -> str:
 
 
 def examples() -> Path | None:
-    """Return the page of examples/, or None if there is none."""
+    """Return the page of examples/, or None without such a page."""
     path = ROOT / "examples" / "README.md"
     return path if path.is_file() else None
 
@@ -287,7 +287,7 @@ SAYS = {
     "storage": "files, whole or absent",
     "console": "screen and log",
     "config": "settings and formats",
-    "launch": "what torchrun says",
+    "launch": "torchrun's environment",
     "errors": "what a user can cause",
 }
 

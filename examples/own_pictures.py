@@ -105,7 +105,7 @@ def main() -> None:
     except pdfast.PdfastError as error:
         sys.exit(f"own_pictures: {error}")
     except KeyboardInterrupt:
-        sys.exit("own_pictures: stopped; the same command goes on")
+        sys.exit("own_pictures: stopped; run the same command again to resume")
 
     print("\nfrom the same noise:")
     many, few = config.distill.start_steps, student.steps

@@ -66,14 +66,14 @@ class Sampler:
         self.steps = json.loads(about.read_text())["steps"] or 64
         from diffusers import DDIMPipeline
 
-        # False: what needs accelerate saves nothing for so small a network.
+        # True needs the package accelerate, and saves nothing for so small a network.
         self.pipe = DDIMPipeline.from_pretrained(folder, low_cpu_mem_usage=False)
         if self.pipe.unet.config.num_class_embeds:
             raise ValueError("the model has classes, which DDIMPipeline takes no labels for")
         self.pipe.set_progress_bar_config(disable=True)
 
     def grid(self, num: int, seed: int) -> bytes:
-        """A PNG of `num` pictures, in rows of the root of their number."""
+        """Return a PNG of `num` pictures in a nearly square grid."""
         import torch
         from PIL import Image
 

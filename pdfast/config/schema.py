@@ -218,8 +218,8 @@ class Config:
         )
         check(
             not (self.distill.first == "data" and self.model.guidance),
-            "distill.first data follows the data, which know no guidance weight: set distill.first "
-            "teacher, or omit model.guidance",
+            "distill.first data takes the first step from the data, which have no guidance "
+            "weight: set distill.first teacher, or omit model.guidance",
         )
         check(
             self.name.isprintable() and "/" not in self.name and not self.name.startswith("."),
@@ -261,13 +261,12 @@ def check_trainable(config: Config) -> None:
     check(
         config.model.label_dropout > 0 or not (config.model.guidance or config.eval.guidance),
         "guidance needs a teacher that also learns without the class: set model.label_dropout to "
-        "0.1, or leave eval.guidance and model.guidance out",
+        "0.1, or omit eval.guidance and model.guidance",
     )
     check(
         config.model.schedule == "cosine",
-        f"model.schedule {config.model.schedule} cannot be trained with, since a teacher is "
-        "trained in continuous time: use cosine, or distil a teacher that has this schedule, by "
-        "--teacher",
+        f"no teacher can be trained with model.schedule {config.model.schedule}, since training is "
+        "in continuous time: use cosine, or pass a teacher that has this schedule with --teacher",
     )
 
 

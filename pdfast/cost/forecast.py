@@ -215,8 +215,8 @@ def explained(plan: list[Stage], costs: Costs, data: bool) -> str:
         why = "since one takes too long here, or needs more memory than is free"
         why = why if data else "since the data are not found here"
         return (
-            ": at least the figures below; no update was timed, "
-            f"{why}, and counted FLOPs take as long as in a large matrix product here ({rate})"
+            f": the figures below are lower bounds. No update was timed, {why}; counted FLOPs are "
+            f"taken at the rate of a large matrix product here ({rate})"
         )
     pieces = []
     for kind, timed in costs.updates.items():

@@ -264,9 +264,9 @@ def _check_clip(data: Dataset, low: float, high: float) -> None:
     slack = 1e-5 * (high - low)
     check(
         low - slack <= least and most <= high + slack,
-        f"the data go from {least:.4g} to {most:.4g}, outside the network's clip ({low:g}, "
-        f"{high:g}), at which samples are cut: scale them into it (x / 127.5 - 1, of pictures of "
-        "0 .. 255 and clip (-1, 1)), or pass another clip, or None",
+        f"the data range from {least:.4g} to {most:.4g}, but the network's samples are clipped to "
+        f"({low:g}, {high:g}): scale the data into that interval (for pictures of 0 .. 255 and "
+        "clip (-1, 1): x / 127.5 - 1), or pass a wider clip, or clip=None",
     )
 
 

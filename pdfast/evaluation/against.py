@@ -165,7 +165,7 @@ def _statistics(
     made, count = found.made, detector.features(samples.data.images)
     if made is not None and made.detector != detector.name:
         raise UsageError(
-            f"{path} holds statistics of {made.metric}, and {detector.name} finds "
+            f"{path} holds statistics of {made.metric}, but detector {detector.name} computes "
             f"{detector.metric}: pass --detector {made.detector}, or name the data set itself"
         )
     if count != found.width:

@@ -106,9 +106,10 @@ def _refuse(model: Model) -> None:
     """Raise UsageError for a model that is not one network of z, logSNR and a class."""
     if isinstance(model, Guided):
         raise UsageError(
-            "the model is evaluated with the class and without, which one network cannot be: leave "
-            "the weight out, and guide where it is sampled (the card of --to diffusers has the "
-            "loop), or export a guided student (model.guidance)"
+            "a guided teacher runs its network with the class and without, so it cannot be "
+            "exported as one network: omit the weight, and apply guidance where it is sampled "
+            "(the card of --to diffusers has the loop), or export a guided student "
+            "(model.guidance)"
         )
     if isinstance(model, Network):
         raise UsageError(

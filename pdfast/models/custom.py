@@ -170,7 +170,7 @@ class Network(Model):
             if fault:
                 fewer = "" if time == 1.0 else "take fewer steps, or "
                 raise OutOfRange(
-                    f"the schedule {name} asks, at u = {time:.4g}, for {fault}: {fewer}pass "
+                    f"at u = {time:.4g} the schedule {name} visits {fault}: {fewer}pass "
                     f"{adapter.fix()}"
                 )
 

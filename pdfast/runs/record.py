@@ -99,10 +99,11 @@ def refuse_newer(path: Path) -> None:
 
 
 def as_begun(saved: Config, record: Record, asked: Config) -> tuple[Config, list[str]]:
-    """Return the config to resume a run with that an older format began.
+    """Return the config to resume a run that an older format began.
 
-    What that format lacked stays as the run has it, whatever is asked for, unless it may change on
-    resume; how samples are judged stays too, so that the run's figures remain comparable.
+    Fields that the older format lacked keep the run's values, whatever is asked for. Fields that
+    may change on resume take the values asked for, except those in JUDGED, so that the run's
+    figures stay comparable.
 
     Args:
         saved: The run's config.

@@ -241,7 +241,7 @@ class Run:
             )
 
     def as_begun(self) -> Config:
-        """Return the config to resume with: the one asked for, except for what the run lacked.
+        """Return the config to resume with; fields that the first format lacked keep their values.
 
         All processes must call this before `start`. It changes nothing; see `record.as_begun`.
         """

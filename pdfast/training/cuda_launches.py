@@ -248,14 +248,14 @@ def _layout(*tensors: Tensor) -> torch.memory_format:
 
 
 def _has_rows(matrix: Tensor) -> bool:
-    """Return whether cuBLAS takes it without a copy: a row's, or a column's, numbers adjoin."""
+    """Return whether cuBLAS takes the matrix without a copy: its rows or columns are contiguous."""
     *_, rows, columns = matrix.shape
     *_, down, across = matrix.stride()
     return (across == 1 and down >= max(1, columns)) or (down == 1 and across >= max(1, rows))
 
 
 def _lie_alike(tensors: Sequence[Tensor]) -> bool:
-    """Return whether each is one run of memory, all in the same order of elements."""
+    """Return whether all tensors are dense and have the same shape and strides."""
 
     def order(tensor: Tensor) -> list[tuple[int, int]]:
         pairs = zip(tensor.stride(), tensor.shape, strict=True)

@@ -87,7 +87,7 @@ class Amount:
         )
 
     def then(self, longer: "Amount", times: int) -> "Amount":
-        """Return this amount plus `times` the difference between `longer` and it."""
+        """Extrapolate: return self + times * (longer - self), where `longer` has one more part."""
         pairs = zip(astuple(self), astuple(longer), strict=True)
         return Amount(*(a + times * (b - a) for a, b in pairs))
 

@@ -21,7 +21,7 @@ LAG = 4  # updates until a reading is waited for: more than a GPU's queue may ho
 
 
 class Reading(NamedTuple):
-    """Numbers on their way from the device to a line of the log."""
+    """The values of one log line, which the GPU may still be computing."""
 
     done: int
     """Updates made or skipped so far."""
@@ -174,7 +174,7 @@ class PhaseLog:
         return update
 
     def _state(self) -> tuple[int, dict[str, dict[str, Tensor]]]:
-        """Return (update, tensors) before the last skipped updates, which changed nothing."""
+        """Return (update, tensors) as before the latest consecutive skipped updates."""
         optimizer = self.optimizer
         total, in_a_row = optimizer.skipped.tolist()
         update, files = int(optimizer.done) - in_a_row, optimizer.state()

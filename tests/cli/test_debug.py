@@ -94,7 +94,7 @@ def test_what_was_not_foreseen_is_one_line_with_a_hint(capsys, monkeypatch):
         (RuntimeError("CUDA out of memory. Tried"), "out of memory: raise accumulate", 1),
         (ValueError(), "unexpected ValueError: no message (--debug shows where)", 1),
         (KeyboardInterrupt(), "ended by KeyboardInterrupt", 1),
-        (PdfastError("put it\nright"), "put it\\nright", 1),
+        (PdfastError("free\nspace"), "free\\nspace", 1),
     ],
 )
 def test_sentences(error, said, code):

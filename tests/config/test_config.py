@@ -189,7 +189,7 @@ LINEAR = {"schedule": "linear", "timesteps": 9, "betas": [0.1, 0.2]}
         ),
         (
             {"distill": {"first": "data"}, "model": {"guidance": [0.0, 4.0], "num_classes": 3}},
-            "distill.first data follows the data, which know no guidance weight",
+            "distill.first data takes the first step from the data, which have no guidance weight",
         ),
         ({"eval": {"steps": [0]}}, "eval.steps must all be at least 1"),
         ({"seed": -1}, "seed must be in 0 .."),

@@ -292,7 +292,7 @@ def test_what_cannot_be_timed_is_counted(tiny, monkeypatch, flops, memory, timed
     assert {t.seconds for t in costs.updates.values()} == {flops / 1e9}
     assert {t.num for t in costs.updates.values()} == {0}
     text = explained(found, costs, timed)
-    assert text.startswith(": at least the figures below; no update was timed, since ")
+    assert text.startswith(": the figures below are lower bounds. No update was timed, since ")
     assert ("since the data are not found here" in text) == (not timed)
 
 

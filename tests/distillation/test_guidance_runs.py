@@ -52,7 +52,9 @@ def test_a_run_with_guided_students(guides, tmp_path, capsys, monkeypatch):
         assert (found, said in "".join(capsys.readouterr())) == (code, True), args
     with pytest.raises(UsageError, match=r"guided student: pass --guidance, one of its weights 0"):
         pdfast.export(last, tmp_path / "export", quiet=True)
-    with pytest.raises(UsageError, match="evaluated with the class and without"):
+    with pytest.raises(
+        UsageError, match="a guided teacher runs its network with the class and without"
+    ):
         pdfast.export(guided(teacher, 1.0), tmp_path / "export", quiet=True)
 
     capsys.readouterr()

@@ -187,13 +187,13 @@ def test_no_pipeline(folder, tmp_path, capsys):
         with pytest.raises(UsageError, match=said):
             load_diffusers(str(tmp_path / name))
     (folder / SCHEDULER).unlink()
-    refused(folder, "", "is no whole pipeline: it has no scheduler/scheduler_config.json")
+    refused(folder, "", "is not a complete pipeline: it has no scheduler/scheduler_config.json")
     import_it = ["import", str(folder), "--from", "diffusers", "--out", str(tmp_path / "out")]
     for more, said in (
         (["--config", "cifar10"], "--config and its fields are for --from google"),
         (["--model.ch", "96"], "--config and its fields are for --from google"),
         (["--steps", "-1"], "--steps must be in 0 .."),
-        ([], "is no whole pipeline"),
+        ([], "is not a complete pipeline"),
     ):
         assert main([*import_it, *more]) == 2
         error = capsys.readouterr().err

@@ -55,10 +55,10 @@ def test_other_names_are_refused(tmp_path, name):
     (b"Pa\n.", "asks for what its opcode PERSID stands for"),
     (b"\x80\x02\x82\x01.", "asks for what its opcode EXT1 stands for"),
     (b"\x80\x04\x8c\x02os\x8c\x06getpid\x93.", r"asks for os\.getpid"),
-    (b"\x80\x04]\x8c\x06getpid\x93.", "asks for what is no name"),
+    (b"\x80\x04]\x8c\x06getpid\x93.", "a module or class name in it is not text"),
     (b"\x80\x02]}b.", "gives a state to list"),
     (b"\x80\x02}}\x8c\x01aK\x01sb.", "gives a state to dict"),
-    (b"\x80\x02))R.", "calls what is no name"),
+    (b"\x80\x02))R.", "calls something that is not a function or class"),
     (b"\x80\x02})\x81.", "of what is no class"),
     (b"\x80\x02})K\x01s.", "neither a text nor a whole number"),
     (b"\x80\x02}(K\x01u.", "a key without a value"),
@@ -150,7 +150,7 @@ def test_what_is_no_storage(tmp_path, change, message):
         numbers(content)
     call = ef.Call("torch.storage._load_from_bytes", content)
     (tmp_path / "a.pkl").write_bytes(ef.dumped({"ema": call}, call))
-    with pytest.raises(PdfastError, match=r"a\.pkl is no whole pickle"):
+    with pytest.raises(PdfastError, match=r"a\.pkl is not a complete pickle"):
         load_edm(tmp_path / "a.pkl")
 
 

@@ -116,7 +116,7 @@ def spread(low, high):
     ("data", "clip", "message"),
     [
         (spread(0.5, 254), (-1, 1), r"from 0\.5 to 254, outside the n"),
-        (spread(-2, -1.5), (-1, 1), r"go from -2 to -1\.5, outside"),
+        (spread(-2, -1.5), (-1, 1), r"range from -2 to -1\.5, but"),
         (spread(0, 1.01), (0, 1), r"from 0 to 1\.01, outside .* clip \(0, 1\)"),
     ],
 )  # fmt: skip
@@ -134,7 +134,7 @@ def test_pictures_outside_the_clip(tmp_path):
     """They are read as numbers from -1 to 1."""
     network = pdfast.Network(Dense((1, 8, 8)), (1, 8, 8), clip=(0, 1))
     with pytest.raises(
-        UsageError, match=r"the data go from -1 to 1, outside the network's clip \(0"
+        UsageError, match=r"range from -1 to 1, but the network's samples are clipped to \(0"
     ):
         pdfast.distill(CONFIG, teacher=network, out=tmp_path / "run", quiet=True)
 
@@ -174,7 +174,7 @@ def network_of(module, schedule=None, parameterization="x", **options):
     )
 
 
-COSINE = f"the schedule {CosineSchedule()} asks, at u = 1, for "
+COSINE = f"at u = 1 the schedule {CosineSchedule()} visits "
 VP = "LinearVP(beta_min=0.1, beta_max=20.0)"
 
 
@@ -188,7 +188,7 @@ VP = "LinearVP(beta_min=0.1, beta_max=20.0)"
          f"{COSINE}logSNR -20, outside -9 (t = 1) .. 9 (t = 0) of from_time's TableSchedule(logsnr "
          "of 50 timesteps): pass schedule="),
         (lambda net: wrappers.from_time(net, EDM()), LinearVP(),
-         f"the schedule {VP} asks, at u = 1, for logSNR -10.05, outside -8.764 (t = 1) .. 12.43"),
+         f"at u = 1 the schedule {VP} visits logSNR -10.05, outside -8.764 (t = 1) .. 12.43"),
         (lambda net: wrappers.from_edm(net), None,
          f"{COSINE}sigma 2.203e+04, outside 0.002 .. 80 of from_edm: pass schedule=EDM(sigma_min="
          "0.002, sigma_max=80) to pdfast.Network, or, if the network was trained for more, sigma"),
@@ -231,9 +231,7 @@ def test_more_steps_than_the_range_allows(tmp_path):
     network = network_of(wrappers.from_edm(module), schedule)
     network.sample(2, steps=512)
     assert module.seen()[0] > 0.002
-    message = (
-        r"asks, at u = 0\.0001221, for sigma 0\.0002\d+, outside .*: take fewer steps, or pass"
-    )
+    message = r"at u = 0\.0001221 the schedule .* visits sigma 0\.0002\d+, .*: take fewer steps"
     with pytest.raises(UsageError, match=message):
         network.sample(2, steps=8192)
     data = numbers((1, 8))
@@ -248,7 +246,9 @@ def test_more_steps_than_the_range_allows(tmp_path):
     wider = network_of(wrappers.from_flow(Asked()), schedule)
     with pytest.raises(UsageError, match=r"at u = 0\.125, for sigma .* outside 0\.5 \.\. 80"):
         distill(tmp_path / "run", wider, data=data, student=student)
-    with pytest.raises(UsageError, match=r"asks, at u = 0, for sigma 4\.54e-05, outside"):
+    with pytest.raises(
+        UsageError, match=r"at u = 0 the schedule .* visits sigma 4\.54e-05, outside"
+    ):
         pdfast.train(CONFIG, network=network, data=data, out=tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
 

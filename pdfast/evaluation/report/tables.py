@@ -34,9 +34,10 @@ QUICK = (
 EVALUATIONS = (
     "Evaluations: forward passes of a network, each for one image, that the training has taken so "
     "far; a backward pass counts as two more, and repeating the forward "
-    "pass for it (checkpoint) counts too. The teacher's are of its own training; "
-    "a student's are of all rounds up to its own, including its teachers' passes and the choice "
-    "among its averages, without the first teacher's training. Seconds are counted alike."
+    "pass for it (checkpoint) counts too. The teacher's evaluations are those of its training. A "
+    "student's are those of all rounds up to its own: they include the teachers' forward passes "
+    "and the choice among averages, but not the first teacher's training. Seconds are counted in "
+    "the same way."
 )
 NOT_RECORDED = "\u2013"
 

@@ -33,8 +33,8 @@ Images are {size}x{size}, {colour}. The network predicts {predicts}.
 
 - **Pass `num_inference_steps`.** {steps} The numbers that divide {grid} are safe:
   {examples}; the pipeline's own default, 50, {default}.
-  Of others diffusers rounds the timesteps but not the steps between them, so that pictures are
-  worse{extra}.
+  For all others diffusers rounds the timesteps, but steps down by a fixed {grid} // N, so the
+  pictures are worse.{extra}
 - **Pass `use_clipped_model_output=True`.** The sampler clips x-hat to [-1, 1], and then computes
   eps-hat from the clipped x-hat. Without it the pictures differ, and are worse.
 - Keep this scheduler: its betas are the schedule that the network was trained on.{labels}
@@ -154,7 +154,7 @@ def _labels(model: Model) -> str:
 
 
 def _extra(grid: int) -> str:
-    """Return a clause on the numbers of steps that get one timestep too many, or "".
+    """Return a sentence on the numbers of steps that get one timestep too many, or "".
 
     diffusers 0.42 counts timesteps down from T by the floating-point quotient T / N. Where that is
     rounded down, one more timestep is above 0, and becomes -1.
@@ -163,8 +163,8 @@ def _extra(grid: int) -> str:
     if not longer:
         return ""
     return (
-        f",\n  and of {len(longer)} numbers, from {longer[0]} on, there is one timestep too many, "
-        "-1 (diffusers 0.42)"
+        f"\n  For {len(longer)} of the numbers 1 to {grid}, the first of them {longer[0]}, it also "
+        "makes one timestep too\n  many, -1 (diffusers 0.42)."
     )
 
 

@@ -92,8 +92,8 @@ def check_expressible(cfg: NetConfig) -> None:
     """Raise UsageError, naming the field, for a network that diffusers' classes cannot express."""
     if cfg.edm != EDMNetConfig() or cfg.schedule == "edm":
         reason = (
-            "model.schedule edm, and model.edm: diffusers' UNet2DModel and DDIMScheduler have not "
-            "what networks of NVlabs/edm have"
+            "model.schedule edm or model.edm: diffusers' UNet2DModel and DDIMScheduler cannot "
+            "express networks of NVlabs/edm"
         )
     elif cfg.parameterization not in PREDICTS:
         reason = (
@@ -107,8 +107,8 @@ def check_expressible(cfg: NetConfig) -> None:
         )
     elif cfg.num_heads > 1 and len(attended(cfg)) > 1:
         reason = (
-            f"model.num_heads {cfg.num_heads}: diffusers' UNet2DModel has one width of head for "
-            f"all levels, and here levels of {sorted(attended(cfg))} channels have attention"
+            f"model.num_heads {cfg.num_heads}: diffusers' UNet2DModel has the same head width at "
+            f"all levels, but here levels of {sorted(attended(cfg))} channels have attention"
         )
     else:
         return

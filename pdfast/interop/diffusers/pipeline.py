@@ -120,7 +120,9 @@ def _part(folder: Path, part: str, name: str, known: tuple[str, ...]) -> Table:
     place = folder / part if (folder / part).is_dir() else folder
     file = place / name
     if not file.is_file():
-        raise UsageError(f"{folder} is no whole pipeline: it has no {file.relative_to(folder)}")
+        raise UsageError(
+            f"{folder} is not a complete pipeline: it has no {file.relative_to(folder)}"
+        )
     table = Table(file, files.read_json(file))
     one_of(table, "_class_name", known)
     return table

@@ -124,8 +124,8 @@ def read(path: Path) -> Any:
             return machine.result
     except Asked as error:
         raise PdfastError(
-            f"{path} asks for {error}, and is refused: of a pickle pdfast reads tensors and plain "
-            "data alone, as NVlabs/edm writes its networks, and nothing in it was run"
+            f"{path} asks for {error}, so it is refused: pdfast reads only the tensors and plain "
+            "data of NVlabs/edm's pickles, and has run nothing in the file"
         ) from None
     except OSError as error:
         raise PdfastError(f"{path} cannot be read: {error.strerror}") from None
@@ -134,7 +134,7 @@ def read(path: Path) -> Any:
     except (ValueError, IndexError, OverflowError, struct.error) as error:
         text = " ".join(str(error).split()) or type(error).__name__
         raise PdfastError(
-            f"{path} is no whole pickle of NVlabs/edm's: {text[:300]}; download it again"
+            f"{path} is not a complete pickle of NVlabs/edm: {text[:300]}; download it again"
         ) from None
 
 
@@ -244,7 +244,7 @@ class _Machine:
     def _stack_global(self, _: Any) -> None:
         name, module = self._pop(), self._pop()
         if type(name) is not str or type(module) is not str:
-            raise ValueError("it asks for what is no name")
+            raise ValueError("a module or class name in it is not text")
         self._named(f"{module}.{name}")
 
     def _named(self, name: str) -> None:
@@ -255,13 +255,13 @@ class _Machine:
     def _reduce(self, _: Any) -> None:
         args, name = self._pop(), self._pop()
         if type(name) is not _Name or type(args) is not tuple:
-            raise ValueError("it calls what is no name")
+            raise ValueError("it calls something that is not a function or class")
         self._stack.append(_made(name, args))
 
     def _new(self, _: Any) -> None:
         args, name = self._pop(), self._pop()
         if type(name) is not _Name or name.kind not in ("container", "dict") or args != ():
-            raise ValueError("it makes an object of what is no class of theirs")
+            raise ValueError("it creates an object of something that is not a class of NVlabs/edm")
         plain = name.kind == "dict"
         self._stack.append({} if plain else Record(name.name.rpartition(".")[2], {}))
 

@@ -495,7 +495,7 @@ BAD_LABELS = {
         ['{"label": 1}', "{}", '{"label": 1}'],
         '1.png has no label ("label" in its .json), as others have: label all or none',
     ),
-    "json that is none": ("json", ['{"label": 1}', "{"], '1.png has no label ("label" in its'),
+    "malformed json": ("json", ['{"label": 1}', "{"], '1.png has no label ("label" in its'),
     "a list": ("json", ['{"label": 1}', "[1]"], '1.png has no label ("label" in its .json)'),
     "no number": ("json", ['{"label": NaN}', '{"label": 1}'], '0.png has no label ("label" in'),
     "a deep one": ("json", ['{"label": 1}', "[" * 9999], '1.png has no label ("label" in'),
