@@ -1,29 +1,12 @@
 """add_noise: a batch from the data set to the network's input."""
 
-from typing import NamedTuple
-
 import pytest
 import torch
-from harness import COPY
+from harness import BATCHES, COPY, NET
 
 from pdfast.kernels.add_noise import NoiseOptions, add_noise, add_noise_reference
 
-ON_GPU = torch.cuda.is_available()
-NET = torch.bfloat16 if ON_GPU else torch.float32
-
-
-class Case(NamedTuple):
-    """The images of one batch."""
-
-    n: int
-    channels: int
-    size: int
-
-    def __str__(self) -> str:
-        return f"{self.n}x{self.channels}x{self.size}x{self.size}"
-
-
-CASES = [Case(256, 3, 64), Case(128, 3, 32), Case(64, 1, 8)]
+CASES = BATCHES
 
 
 @pytest.mark.parametrize("who", ["pdfast", "reference", "eager", "torch.compile", COPY])

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from bench_add_noise import CASES as CASES
-from bench_add_noise import NET
-from harness import COPY
+from harness import BATCHES, COPY, NET
 
 from pdfast.kernels.ddim_step import ddim_step, ddim_step_reference
+
+CASES = BATCHES
 
 
 @pytest.mark.parametrize("who", ["pdfast", "eager", "torch.compile", COPY])

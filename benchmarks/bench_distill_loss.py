@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from bench_add_noise import CASES as CASES
-from bench_add_noise import NET
-from harness import COPY
+from harness import BATCHES, COPY, NET
 
 from pdfast.kernels.distill_loss import distill_loss, loss_and_grad, target
+
+CASES = BATCHES
 
 
 @pytest.mark.parametrize("who", ["pdfast", "eager", "torch.compile", COPY])

@@ -3,8 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812  # the name everyone knows
-from bench_add_noise import NET, ON_GPU, Case
-from harness import COPY
+from harness import COPY, NET, ON_GPU, Case
 
 from pdfast.kernels.resample import avg_pool2x2, upsample2x
 

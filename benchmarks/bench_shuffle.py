@@ -2,14 +2,15 @@
 
 import pytest
 import torch
-from bench_add_noise import CASES as CASES
-from bench_add_noise import NET
+from harness import BATCHES, NET
 
 from pdfast.kernels.add_noise import NoiseOptions, add_noise
 from pdfast.kernels.philox import Stream, key_of
 from pdfast.kernels.shuffle import shuffled
 
 IMAGES = 2000
+
+CASES = BATCHES
 
 
 @pytest.mark.parametrize("who", ["add_noise, shuffled", "add_noise", "reference", "eager"])

@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -15,6 +15,24 @@ from pdfast.training.op_counter import PARTS, Amount
 PER_GRAPH = 20  # calls captured in one graph
 ROWS = pytest.StashKey[list]()  # measurements, for the table
 COPY = "copy of the same bytes"
+ON_GPU = torch.cuda.is_available()
+NET = torch.bfloat16 if ON_GPU else torch.float32
+"""Number type of the network."""
+
+
+class Case(NamedTuple):
+    """The images of one batch."""
+
+    n: int
+    channels: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.n}x{self.channels}x{self.size}x{self.size}"
+
+
+BATCHES = [Case(256, 3, 64), Case(128, 3, 32), Case(64, 1, 8)]
+"""Batches of images for the ops at the ends of an update."""
 
 
 def capture(function: Callable[[], object]) -> torch.cuda.CUDAGraph:

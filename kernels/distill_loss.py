@@ -20,12 +20,12 @@ gradient of x_eps.
 """
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, assert_never
 
 import torch
 from torch import Tensor
 
-from pdfast.config.names import LOSS_WEIGHTS, OUTPUTS, LossWeight, Parameterization
+from pdfast.config.names import LOSS_WEIGHTS, OUTPUTS, Combined, LossWeight, Parameterization
 from pdfast.kernels import runtime
 from pdfast.kernels.angles import combine, sincos
 from pdfast.kernels.calls import STEPS
@@ -45,6 +45,7 @@ from pdfast.kernels.runtime import tl, triton
 BLOCK = 2048
 # There are few programs, so registers are plentiful; unasked, the assembler spills to fit more.
 OPTIONS = {"num_warps": 8, "maxnreg": 96}
+LARGER: dict[Combined, bool] = {"sum": False, "max": True}  # see `weight_in_v`
 
 
 class Loss(NamedTuple):
@@ -227,12 +228,15 @@ def loss_weight(phi: Tensor, parameterization: Parameterization, weight: LossWei
     """
     sigma2, alpha2 = phi.sin().square(), phi.cos().square()
     a, b, combined = LOSS_WEIGHTS[weight]
-    if combined == "max":
-        in_v = torch.maximum(a * alpha2, b * sigma2)
-    elif a == b:  # alpha^2 + sigma^2 = 1, without rounding
-        in_v = torch.full_like(phi, a)
-    else:
-        in_v = a * alpha2 + b * sigma2
+    match combined:
+        case "max":
+            in_v = torch.maximum(a * alpha2, b * sigma2)
+        case "sum" if a == b:  # alpha^2 + sigma^2 = 1, without rounding
+            in_v = torch.full_like(phi, a)
+        case "sum":
+            in_v = a * alpha2 + b * sigma2
+        case _:
+            assert_never(combined)
     per_v = PREDICTIONS[parameterization].per_v(phi)
     return in_v if per_v is None else in_v / per_v
 
@@ -378,7 +382,7 @@ def _launch(
         parameterization=parameterization,
         w_alpha2=terms.alpha2,
         w_sigma2=terms.sigma2,
-        w_max=terms.combined == "max",
+        w_max=LARGER[terms.combined],
         y_given=y is not None,
         y1_given=copies > 1 and steps[1] is not None and steps[1].shape[1] < out.shape[1],
         huber_c=huber_c,
@@ -397,7 +401,7 @@ def _launch(
 def weight_in_v(cos, sin, a: tl.constexpr, b: tl.constexpr, larger: tl.constexpr):
     """Return the weight of the squared error in v, float64; see `loss_weight`.
 
-    A term whose coefficient is 0 compiles to nothing.
+    In a sum, a term whose coefficient is 0 compiles to nothing.
 
     Args:
         cos: Cosine of the image's angle, float64.

@@ -14,7 +14,7 @@ A model here is any callable (z, logsnr, label) -> raw output with attributes `p
 """
 
 import math
-from typing import Protocol
+from typing import Protocol, assert_never
 
 import torch
 from torch import Tensor
@@ -121,8 +121,9 @@ def weighted_loss(
 ) -> Tensor:
     """Return the loss per image: the mean over pixels of w(logSNR) ||x_target - x_hat||^2.
 
-    The weights w (section 4) are constant: 1; snr: SNR, which gives the error in eps; snr_trunc:
-    max(SNR, 1); v_mse: SNR + 1, which gives the error in v.
+    The weights w are those of section 4. SNR gives the error in eps, SNR + 1 that in v. Their
+    coefficients come from the table that the fast path reads, and tests/diffusion/test_angles.py
+    compares that with the published formulas.
 
     Args:
         x_hat: Predictions (B, C, H, W).
@@ -144,9 +145,13 @@ def weighted_loss(
     if weight not in LOSS_WEIGHTS:
         raise ValueError(f"no weight {weight!r}: {', '.join(LOSS_WEIGHTS)}")
     of_eps, of_x, combined = LOSS_WEIGHTS[weight]  # SNR times the error in x is the error in eps
-    if combined == "max":
-        return torch.maximum(of_eps * eps_mse, of_x * x_mse)
-    return of_eps * eps_mse + of_x * x_mse
+    match combined:
+        case "max":
+            return torch.maximum(of_eps * eps_mse, of_x * x_mse)
+        case "sum":
+            return of_eps * eps_mse + of_x * x_mse
+        case _:
+            assert_never(combined)
 
 
 def training_loss(

@@ -14,7 +14,7 @@ from pdfast.models.model import Model
 
 DATA = Path(__file__).parent / "fixtures"
 PARAMETERIZATIONS = ("x", "eps", "v", "x_eps")  # those of the published code
-WEIGHTS = ("constant", "snr", "snr_trunc", "v_mse")
+WEIGHTS = ("constant", "snr", "snr_trunc", "v_mse")  # likewise
 
 _npz = np.load(DATA / "published.npz", allow_pickle=False)
 

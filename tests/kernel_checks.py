@@ -54,8 +54,9 @@ def assert_accepted(ours, eager, exact, terms=None, parts=None):
     the float32 ulp is one of these: below it, PyTorch's own error is a matter of luck.
 
     At most FAIR ulps of PyTorch's error count (and the underflow of 16-bit dtypes): if it lost its
-    digits, twice its error would allow anything. These too are ulps of the terms, or of `parts`:
-    the same magnitudes, for callers whose other ulps are not of the terms.
+    digits, twice its error would allow anything. These too are ulps of the terms. `parts` replaces
+    `terms` in this cap only, and does not widen the tolerance itself. Give neither for numbers that
+    are no such sums.
 
     The interpreter truncates to bfloat16 instead of rounding, which may cost that ulp. float16 may
     overflow, but then as in eager PyTorch.
@@ -76,4 +77,7 @@ def assert_accepted(ours, eager, exact, terms=None, parts=None):
     if parts is not None:
         fair += single * parts.norm()
     allowed += 2 * torch.minimum(peer, FAIR * fair)
-    assert found <= allowed, f"{found:.3g}, with {peer:.3g} of eager PyTorch, of {exact.norm():.3g}"
+    assert found <= allowed, (
+        f"error {found:.3g} is above the allowed {allowed:.3g} (eager PyTorch's error "
+        f"{peer:.3g}, norm of the result {exact.norm():.3g})"
+    )

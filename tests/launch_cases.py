@@ -1,13 +1,14 @@
 """Cases for the tests of all Triton ops, collected from the ops' own tests.
 
-An op that registers itself (kernels/registry.py) has a test, tests/kernels/test_<op>.py, with these
-functions, of which the last may be missing:
+The test of each op that registers itself (kernels/registry.py), tests/kernels/test_<op>.py, defines
+the first three of these functions; `shared_code` is optional:
 
 - launch_cases() returns a call of the op for each option that changes its launch: the op's name, a
   function that calls it, given a device and options, and the options;
 - machine_code() returns requirements of the compiled kernels, as launch_inputs.Code;
 - traffic() returns the bytes that a call reads and writes, as launch_inputs.Traffic;
-- shared_code() returns such a function, and options with which all of its launches share one code.
+- shared_code() returns pairs of such a function and a list of options: all these calls must compile
+  to one kernel. Use it for numbers that change every update (`do_not_specialize`).
 """
 
 import functools
@@ -20,14 +21,18 @@ from typing import Any
 from pdfast.kernels.registry import registered
 
 OPS = {name: op for name, op in registered().items() if op.kernels}
+REQUIRED = ("launch_cases", "machine_code", "traffic")
 
 
 def load(file: str) -> ModuleType:
     """Load the test of an op, under another name than pytest's."""
     path = Path(__file__).parent / "kernels" / f"test_{file}.py"
+    assert path.is_file(), f"{file} is registered: write {path}, with {', '.join(REQUIRED)}"
     spec = importlib.util.spec_from_file_location(f"cases_of_{file}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    missing = [name for name in REQUIRED if not hasattr(module, name)]
+    assert not missing, f"{path} lacks {', '.join(missing)}: see {__file__}"
     return module
 
 

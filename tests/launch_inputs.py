@@ -26,9 +26,10 @@ class Code:
     op: str
     arch: int
     loads: int
-    """Bytes per program of the streams that must be read in wide accesses."""
+    """Bytes that one program reads in 16-byte accesses: its block times the item size, summed over
+    image inputs. Numbers that are read once per program do not count."""
     stores: int
-    """Bytes per program of the streams that must be written in wide accesses."""
+    """Bytes that one program writes in 16-byte accesses."""
     call: Callable[..., object]
     """Calls the op, given a device and the options."""
     options: dict[str, Any] = field(default_factory=dict)

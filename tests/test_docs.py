@@ -26,6 +26,7 @@ import pdfast
 from pdfast.cli.commands import COMMANDS
 from pdfast.cli.flags import flags_of
 from pdfast.cli.main import parse
+from pdfast.config.names import LOSS_WEIGHTS
 from pdfast.config.schema import Config, load_config
 from pdfast.config.serialization import to_table
 from pdfast.distillation import custom
@@ -341,6 +342,11 @@ def student():
     """A network as that of the digits, which has learned nothing."""
     torch.manual_seed(0)
     return Model(load_config("digits").model, steps=4).eval()
+
+
+def test_the_method_lists_every_loss_weight():
+    table = (ROOT / "docs" / "method.md").read_text().split("| `loss_weight` |")[1].split("\n\n")[0]
+    assert re.findall(r"^\| `(\w+)`", table, re.MULTILINE) == list(LOSS_WEIGHTS)
 
 
 def test_the_snippets_of_the_python_api(tmp_path, monkeypatch, student):

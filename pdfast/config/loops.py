@@ -21,6 +21,8 @@ MAX_COUNT = 10**8  # of updates and samples
 MAX_STEPS = 2**20  # of a sampler; beyond it, neighbouring noise levels are equal in float32
 MAX_ROUNDS = 20
 
+SNR_AT_1 = math.exp(-20.0)  # of the cosine schedule at u = 1, the only level of a 1-step sampler
+LEAST = 1e-6  # weight of the loss below which a round learns nothing
 MAX_AVERAGES = 4  # one pass of `adamw` keeps no more
 PLAN = re.compile(r"\d{1,7}( *, *\d{1,7})+", re.ASCII)  # steps of each round
 
@@ -194,12 +196,13 @@ class DistillConfig(LoopConfig):
             self.loss == "huber" or self.huber_c == DistillConfig.huber_c,
             "distill.huber_c is for distill.loss huber: set that, or omit huber_c",
         )
-        vanishing = [name for name, terms in LOSS_WEIGHTS.items() if terms.sigma2 == 0.0]
+        least = LOSS_WEIGHTS[self.loss_weight].at(SNR_AT_1)
+        others = [name for name, terms in LOSS_WEIGHTS.items() if terms.at(SNR_AT_1) > LEAST]
         check(
-            not (self.loss_weight in vanishing and self.plan[-1] == 1),
-            f"the {self.loss_weight} weight is 2e-9 at the only noise level of a 1-step sampler, "
-            "so nothing would be learned there: use distill.loss_weight snr_trunc or v_mse, or one "
-            "round fewer",
+            least > LEAST or self.plan[-1] > 1,
+            f"the {self.loss_weight} weight is {least:.0e} at the only noise level of a 1-step "
+            f"sampler, so nothing would be learned there: set distill.loss_weight to one of "
+            f"{', '.join(others)}, or use one round fewer",
         )
 
     def _check_plan(self) -> None:

@@ -1,5 +1,6 @@
 """Names that configs, flags and calls accept, and their meaning. Imports no module of pdfast."""
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 Parameterization = Literal["x", "eps", "v", "x_eps"]
@@ -32,6 +33,10 @@ OUTPUTS: dict[Parameterization, Output] = {
 }
 
 
+Combined = Literal["sum", "max"]
+COMBINE: dict[Combined, Callable[[tuple[float, float]], float]] = {"sum": sum, "max": max}
+
+
 class WeightTerms(NamedTuple):
     """A weight of the loss: the sum or the maximum of `alpha2` alpha^2 and `sigma2` sigma^2.
 
@@ -41,10 +46,14 @@ class WeightTerms(NamedTuple):
     """
 
     alpha2: float
-    """Coefficient of alpha^2, 0 to 1, so that the weight in v is at most 1."""
+    """Coefficient of alpha^2."""
     sigma2: float
-    """Coefficient of sigma^2, 0 to 1."""
-    combined: Literal["sum", "max"] = "sum"
+    """Coefficient of sigma^2. The weight in v must be above 0 and at most 1 at every angle."""
+    combined: Combined = "sum"
+
+    def at(self, snr: float) -> float:
+        """Return the weight of the squared error in x at an SNR."""
+        return COMBINE[self.combined]((self.alpha2 * snr, self.sigma2))
 
     def on_x(self) -> str:
         """Return the formula of the weight of the squared error in x."""

@@ -55,7 +55,7 @@ def fails(capsys, expected_code, message, *args):
         ),
         (
             ["distill", "--rounds", "13", "--distill.loss-weight", "snr"],
-            "the snr weight is 2e-9 at the only noise level of a 1-step sampler",
+            "the snr weight is 2e-09 at the only noise level of a 1-step sampler",
         ),
         (["distill", "--model.image-size", "16"], "images of 8x8x1, but the config asks for 16x16"),
         (["distill", "--data.source", "nowhere"], "nowhere does not exist"),

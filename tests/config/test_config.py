@@ -156,7 +156,11 @@ LINEAR = {"schedule": "linear", "timesteps": 9, "betas": [0.1, 0.2]}
         ({"distill": {"start_steps": 1000, "rounds": 4}}, "use at most 3 rounds"),
         ({"distill": {"round_updates": {"5": 1}}}, "names 5 steps, which no round"),
         ({"distill": {"round_updates": {"a": 1}}}, "whole numbers as keys"),
-        ({"distill": {"loss_weight": "snr", "rounds": 13}}, "snr weight is 2e-9"),
+        (
+            {"distill": {"loss_weight": "snr", "rounds": 13}},
+            "snr weight is 2e-09 at the only noise level of a 1-step sampler, so nothing would be "
+            "learned there: set distill.loss_weight to one of constant, snr_trunc, v_mse, or use",
+        ),
         ({"distill": {"rounds": "8192"}}, "must be a number of halvings, or the steps of each"),
         ({"distill": {"rounds": "4096,x"}}, "must be a number of halvings, or the steps of each"),
         ({"distill": {"rounds": "4096;2048"}}, "must be a number of halvings, or the steps of"),

@@ -112,12 +112,20 @@ def test_weights_in_v_space_are_bounded(weight):
     assert w.min() > 0
     assert w.max() <= 1
     snr = (phi.cos() / phi.sin()) ** 2
-    on_x, formula = {
+    published = {
         "constant": (torch.ones_like(snr), "1"),
         "snr": (snr, "SNR"),
         "snr_trunc": (snr.clamp(min=1), "max(SNR, 1)"),
         "v_mse": (snr + 1, "SNR+1"),
-    }[weight]
+    }
+    assert weight in published, f"add {weight} here, with its weight of the error in x"
+    on_x, formula = published[weight]
     assert torch.allclose(angles.loss_weight(phi, "x", weight), on_x, rtol=1e-10)
     assert torch.allclose(angles.loss_weight(phi, "eps", weight), on_x / snr, rtol=1e-10)
     assert LOSS_WEIGHTS[weight].on_x() == formula
+    levels = zip(snr.tolist(), on_x.tolist(), strict=True)
+    assert all(LOSS_WEIGHTS[weight].at(s) == pytest.approx(w, rel=1e-10) for s, w in levels)
+
+
+def test_every_weight_has_its_terms():
+    assert list(LOSS_WEIGHTS) == list(typing.get_args(LossWeight))

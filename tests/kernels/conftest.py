@@ -1,6 +1,7 @@
 """Triton kernels are tested under Triton's interpreter, or on a GPU."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +21,21 @@ if runtime.INTERPRETING:  # tests without Triton need no second run
     collect_ignore_glob += ["test_instructions.py", "test_emulator.py"]
 else:
     collect_ignore.append("test_bytes.py")  # counts accesses of the interpreter
+
+
+def pytest_collection_modifyitems(config, items):
+    """Refuse a Triton test named on the command line where only its reference would run.
+
+    pytest collects such a file in spite of `collect_ignore`.
+    """
+    ignored = {Path(__file__).with_name(name) for name in collect_ignore}
+    named = sorted(
+        {str(item.path.relative_to(config.rootpath)) for item in items if item.path in ignored}
+    )
+    if named:
+        raise pytest.UsageError(
+            f"{', '.join(named)} would compare the reference with itself: set TRITON_INTERPRET=1"
+        )
 
 
 @pytest.fixture

@@ -85,4 +85,5 @@ def test_every_number_is_moved_as_often_as_the_op_says(case, monkeypatch):
 
 
 def test_every_op_is_counted():
-    assert {case.split()[0] for case in TRAFFIC} == {op.file for op in OPS.values()}
+    counted, files = {case.split()[0] for case in TRAFFIC}, {op.file for op in OPS.values()}
+    assert counted == files, f"files without traffic(): {sorted(files - counted)}"

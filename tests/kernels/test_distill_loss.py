@@ -256,7 +256,7 @@ def test_registered():
             lambda t: "w",
             "parameterization must be one of x, .*, not 'w'",
         ),
-        (8, lambda t: "min_snr", "weight must be one of constant, snr, snr_trunc, v_mse"),
+        (8, lambda t: "w", f"weight must be one of {', '.join(WEIGHTS)}, not 'w'"),
         (10, lambda t: -0.1, "huber_c must be finite and at least 0, not -0.1"),
     ],
 )

@@ -25,6 +25,7 @@ def test_every_op_is_registered():
         ops = [v for v in vars(module).values() if isinstance(v, OpOverload)]
         made |= {op._schema.name.removeprefix("pdfast::"): (op, module.__name__) for op in ops}
     for name, (op, module) in made.items():
+        assert name in registered(), f"{module} defines {name}: end it with register(Op(...))"
         assert registered()[name].op is op
         assert module == f"pdfast.kernels.{registered()[name].file}"
     schemas = torch._C._jit_get_all_schemas()
@@ -42,8 +43,15 @@ def test_a_file_has_a_test_a_benchmark_and_a_row(file):
         f"benchmarks/bench_{file}.py",
     ):
         assert (ROOT / path).is_file(), path
-    rows = (ROOT / "docs" / "kernels.md").read_text().split("## The ops")[1].split("\n## ")[0]
-    assert f"\n| `{file}` | " in rows
+    tree = ast.parse((ROOT / f"benchmarks/bench_{file}.py").read_text())
+    tests = [f for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) and f.name[:5] == "test_"]
+    measured = [f for f in tests if "measure" in {a.arg for a in f.args.args}]
+    assert measured, f"benchmarks/bench_{file}.py has no test that uses the fixture `measure`"
+    table = (ROOT / "docs" / "kernels.md").read_text().split("## The ops")[1].split("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines()]
+    row = next((cells for cells in rows if cells[0] == f"`{file}`"), [])
+    assert len(row) == 3, f"docs/kernels.md has no row for {file} in its table of ops"
+    assert all(cell.strip() for cell in row)
 
 
 def test_the_order_is_that_of_an_update():

@@ -9,7 +9,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from launch_cases import CASES, OPS, SHARED
+from launch_cases import CASES, CODES, OPS, SHARED
 from triton.backends.nvidia.compiler import CUDAOptions
 from triton.runtime.jit import JITFunction
 
@@ -49,8 +49,15 @@ def test_launch(launches, case):
 def test_every_kernel_is_launched():
     kernels = {name for name in jitted() if name.endswith("_kernel")}
     launched = {kernel for case in CASES for kernel in OPS[case.split()[0]].kernel_names}
-    assert kernels == launched
-    assert {case.split()[0] for case in CASES} == set(OPS)
+    assert not kernels - launched, f"no launch_cases() launches {sorted(kernels - launched)}"
+    assert not launched - kernels, f"registered, but in no file: {sorted(launched - kernels)}"
+    cases = {case.split()[0] for case in CASES}
+    assert cases == set(OPS), f"ops without launch_cases(): {sorted(set(OPS) - cases)}"
+
+
+def test_the_machine_code_of_every_op_is_checked():
+    codes = {code.op for code in CODES.values()}
+    assert codes == set(OPS), f"ops without machine_code(): {sorted(set(OPS) - codes)}"
 
 
 def test_no_argument_has_a_name_that_triton_takes():
