@@ -156,7 +156,10 @@ def page(table: str) -> str:
         text += [f"| row | {' | '.join(heads)} |"]
         text += ["| :-- |" + " --: |" * len(STEPS), *figures(of_rows, value), ""]
         floors = {getattr(line, f"floor_{metric[3:].lower()}") for line in lines}
-        said = [f"the teacher at {line.steps} steps {value(line):.4f}" for line in of_teacher]
+        said = [
+            f"the teacher at {line.steps} steps, commit {line.commit}, {value(line):.4f}"
+            for line in of_teacher
+        ]
         said += [f"resampled data, the floor, {floor:.3f}" for floor in sorted(floors)]
         text += [f"For comparison: {'; '.join(said)}.", ""]
     text += ["## Rows", "", "| row | seeds | flags | seconds | commit |"]
