@@ -102,7 +102,7 @@ def test_page_of_a_small_table():
     assert "| poor |  | 1.250 (1.11x); 0 k (0.50x) |  |  |" in found
     assert "| poor |  | 0.312 (1.11x); 0 k (0.50x) |  |  |" in found  # FD-Lite0
     floor = "resampled data, the floor, 0.384."
-    assert f"For comparison: the teacher at 64 steps 1.0500; {floor}" in found
+    assert f"For comparison: the teacher at 64 steps, commit abc1234, 1.0500; {floor}" in found
     assert "| base | 0, 1, 2 | `--rounds 13` | 12, 12, 12 | abc1234 |" in found
     assert "| cheap | 0 | `--cheap` | 12 | abc1234 |" in found
     assert found[-1] == "Measured on: a machine"
