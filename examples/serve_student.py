@@ -1,6 +1,6 @@
 """A student served over HTTP by diffusers, without pdfast in the serving process.
 
-    python examples/serve_student.py export runs/photos/round-05-steps-0002 exported
+    python examples/serve_student.py export runs/photos/round-04-steps-0004 exported
     python examples/serve_student.py serve exported [--port 8000]
 
 The second prints its address; GET /?num=4&seed=0 there gives a PNG grid of 4 pictures. It needs
@@ -129,7 +129,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     exporting = commands.add_parser("export", help="write a pdfast model for diffusers")
-    exporting.add_argument("model", help="model directory, as runs/photos/round-05-steps-0002")
+    exporting.add_argument("model", help="model directory, as runs/photos/round-04-steps-0004")
     exporting.add_argument("folder", help="a new folder")
     serving = commands.add_parser("serve", help="serve pictures of what was exported")
     serving.add_argument("folder", type=Path, help="what export wrote")

@@ -26,7 +26,7 @@ from pdfast.config.schema import dump_config
 EXAMPLES = Path(__file__).parents[1] / "examples"
 NOTEBOOK = "jupyter execute --output=digits-run examples/digits.ipynb"
 PICTURES = "python examples/own_pictures.py photos"
-EXPORT = "python examples/serve_student.py export runs/photos/round-05-steps-0002 exported"
+EXPORT = "python examples/serve_student.py export runs/photos/round-04-steps-0004 exported"
 SERVE = "python examples/serve_student.py serve exported"
 SIGNALS = "python examples/signals_1d.py"
 
@@ -121,35 +121,49 @@ def test_the_notebook(folder):
 # One's own pictures
 
 
-def test_own_pictures(folder, tiny, monkeypatch, handlers):
-    """What it writes, by a command with small settings; the same again trains nothing."""
-    (folder / "photos").mkdir()
+@pytest.fixture
+def photos(folder, tiny):
+    """A folder of ten pictures in two class folders, one of them damaged, and a config."""
     draw = np.random.default_rng(0)
     for k in range(10):
         pixels = draw.integers(0, 256, (12 + k, 20, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / "photos" / f"{k}.png")
+        file = folder / "photos" / "ab"[k % 2] / f"{k}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(file)
+    (folder / "photos" / "a" / "bad.png").write_bytes(b"not a picture")
     config = changed(
         tiny,
-        model={"image_size": 16, "channels": 3},
+        model={"image_size": 16, "channels": 3, "num_classes": 2},
         distill={"start_steps": 64, "rounds": 2},
         eval={"steps": (2,)},
     )
     (folder / "tiny.toml").write_text(dump_config(config))
+    return folder / "photos"
+
+
+def test_own_pictures(photos, monkeypatch, handlers):
+    """What it writes, by a command with small settings; the same again trains nothing."""
     flags = "--config tiny.toml --size 8 --updates 4 --rounds 5 --round-updates 2 --num 16"
+    flags += " --skip-bad"
     said = run(PICTURES, *shlex.split(flags))
     out = Path("runs", "photos")
     assert f"the student: {out / 'round-05-steps-0002'}" in said
-    assert Image.open(out.with_name("photos-pictures.png")).mode == "RGB"  # the contact sheet
-    with np.load(out.with_name("photos-pictures.npz")) as prepared:
-        assert prepared["images"].shape == (10, 8, 8, 3)
     for name in ("teacher-64", "teacher-2", "student-2"):
         assert Image.open(out / f"{name}-steps.png").size == (402, 102)  # two rows of eight
     config = pdfast.load_config(out / "config.toml")
     assert (config.train.updates, config.distill.updates, config.train.batch) == (4, 2, 4)
+    model = pdfast.load(out / "teacher")
+    assert (model.image_shape, model.class_names) == ((3, 8, 8), ("a", "b"))
     metrics = (out / "metrics.jsonl").read_bytes()
     monkeypatch.setattr(sys, "argv", ["own_pictures.py", "photos", *shlex.split(flags)])
     imported("own_pictures").main()
     assert (out / "metrics.jsonl").read_bytes() == metrics
+
+
+def test_own_pictures_is_the_config_of_small_pictures(photos, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["own_pictures.py", "photos"])
+    module = imported("own_pictures")
+    assert module.settings(module.parsed()) == pdfast.load_config("pictures16")
 
 
 @pytest.mark.parametrize(
@@ -157,7 +171,7 @@ def test_own_pictures(folder, tiny, monkeypatch, handlers):
     [
         (["nowhere"], 2, "nowhere is no folder"),
         (["empty", "--num", "0"], 2, "--num must be at least 1, not 0"),
-        (["empty"], 2, "pdfast: empty holds no images"),
+        (["empty"], "own_pictures: ", "empty holds no images"),
         (["empty", "--updates", "0"], "own_pictures: train.updates must be at least 1", ""),
         (["empty", "--config", "no.toml"], "own_pictures: no config 'no.toml'", ""),
     ],
@@ -168,7 +182,7 @@ def test_own_pictures_says_what_is_wrong(folder, monkeypatch, capfd, arguments, 
     with pytest.raises(SystemExit) as ended:
         imported("own_pictures").main()
     assert str(ended.value.code).startswith(str(code))
-    assert message in capfd.readouterr().err
+    assert message in f"{ended.value.code}\n{capfd.readouterr().err}"
 
 
 # ------------------------------------------------------------------------------------------
@@ -178,7 +192,7 @@ def test_own_pictures_says_what_is_wrong(folder, monkeypatch, capfd, arguments, 
 def test_a_student_exported_and_served(folder, straight):
     """The pictures are pdfast's own, rounded to uint8, from a process that cannot import it."""
     (student,) = straight.glob("round-02-*")
-    shutil.copytree(student, folder / "runs" / "photos" / "round-05-steps-0002")
+    shutil.copytree(student, folder / "runs" / "photos" / "round-04-steps-0004")
     run(EXPORT)
     (folder / "pdfast").mkdir()
     (folder / "pdfast" / "__init__.py").write_text("raise ImportError('not here')")

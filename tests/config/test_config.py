@@ -23,7 +23,9 @@ from pdfast.models.model import Model
 def test_the_promised_configs_exist():
     paper = {"cifar10", "imagenet64", "lsun128"}
     digits = {"digits", "digits_half", "digits_guided"}
-    assert paper | digits | {"fashion_mnist", "fashion_mnist16"} == set(config_names())
+    assert paper | digits | {"fashion_mnist", "fashion_mnist16", "pictures16"} == set(
+        config_names()
+    )
 
 
 @pytest.mark.parametrize("name", config_names())
