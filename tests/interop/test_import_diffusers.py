@@ -442,14 +442,17 @@ def test_an_id_on_the_hub(tmp_path, capsys, monkeypatch):
     ((name, patterns),) = asked
     assert name == "google/ddpm-cifar10-32"
     assert "unet/diffusion_pytorch_model.safetensors" in patterns
+    assert "vae/config.json" in patterns  # a pipeline of latents is to be seen as one
     assert all(p.endswith((".json", ".safetensors")) and "*" not in p for p in patterns)
 
     def fails(name, allow_patterns):
-        raise ConnectionError("no route\nto it, and much advice")
+        raise ConnectionError("no route to a.b. Read the docs at c.d\nand much advice")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fails)
     assert main([*args[:-1], "n"]) == 1
     error = capsys.readouterr().err
-    assert "not be downloaded from the hub (no route): download the pipeline's folder" in error
+    assert (
+        "not be downloaded from the hub (no route to a.b): download the pipeline's folder" in error
+    )
     assert error.count("\n") == 1
     assert not (tmp_path / "n").exists()
