@@ -154,7 +154,8 @@ def test_it_is_distilled_and_sampled(tmp_path, monkeypatch, capsys, kind, flags,
     np.savez("data.npz", images=images, labels=np.arange(8) % 3)
     ef.write(tmp_path / "a.pkl", ef.network("tiny", kind, 3))
     assert main(["import", "a.pkl", "--from", "edm", "--out", "t", *flags]) == 0
-    command = capsys.readouterr().out.split("\n")[-2].split()[1:]
+    said = capsys.readouterr().out.splitlines()
+    command = next(line for line in said if line.startswith("pdfast distill ")).split()[1:]
     command[command.index("YOUR_IMAGES")] = "data.npz"
     command += ["--distill.start-steps", "4", "--distill.updates", "3", "--distill.batch", "2"]
     command += ["--eval.steps", "2", "--eval.baseline-steps", "4", "--rounds", "1", "--out", "run"]

@@ -21,7 +21,8 @@ from pdfast.storage import files
 from pdfast.storage.model_dir import INDEX, is_model, of_diffusers
 
 UNET, SCHEDULER = "config.json", "scheduler_config.json"
-NETWORK, CONDITIONAL = "UNet2DModel", ("UNet2DConditionModel", "UNet3DConditionModel")
+NETWORK = "UNet2DModel"
+CONDITIONAL: tuple[Any, ...] = ("UNet2DConditionModel", "UNet3DConditionModel")  # on text
 PIPELINES = ("DDPMPipeline", "DDIMPipeline")
 SCHEDULERS = ("DDPMScheduler", "DDIMScheduler")
 OTHER_PARTS = {  # of pipelines that pdfast cannot distil, and what their networks work on
@@ -146,8 +147,8 @@ def _part(folder: Path, part: str, name: str, known: tuple[str, ...]) -> Table:
             f"{folder} is not a complete pipeline: it has no {file.relative_to(folder)}"
         )
     table = Table(file, files.read_json(file))
-    if (name := table.values.get("_class_name")) in CONDITIONAL:
-        raise refusal(table, "_class_name", name, OF_TEXT)
+    if (kind := table.values.get("_class_name")) in CONDITIONAL:
+        raise refusal(table, "_class_name", kind, OF_TEXT)
     one_of(table, "_class_name", known)
     return table
 
