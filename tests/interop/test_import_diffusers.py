@@ -16,6 +16,7 @@ import tomli_w
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler, UNet2DModel
 from diffusers.utils import logging
+from onnx_readme import by_readme
 
 import pdfast
 from pdfast.cli.main import main
@@ -285,15 +286,17 @@ def test_what_an_onnx_export_says_of_the_schedule():
     model = own(0, **OWN["by betas"])
     about = onnx.describe(model, 0.0)["schedule"]
     assert about["logsnr"] == model.schedule.logsnr.tolist()
-    assert "linear in u between" in about["formula"]
+    assert about["formula"][0].startswith("logsnr is listed at u = 1/T, 2/T, ..., 1, where T")
     assert "phi = a u + b" in onnx.describe(own(0), 0.0)["schedule"]["formula"]
+    assert onnx.describe(own(0), 0.0)["sampler"]["clip"] == (-1, 1)
 
 
 @pytest.mark.slow
-def test_onnx_of_a_timestep_network(tmp_path):
+def test_onnx_of_a_timestep_network(tmp_path, monkeypatch):
     """Look up the timestep at noise levels between two timesteps and beyond both ends."""
     model = own(0, **OWN["by betas"])
     pdfast.export(model, tmp_path / "out", "onnx", quiet=True)
+    by_readme(model, tmp_path / "out", monkeypatch)
     logsnr = torch.linspace(9, -9, 7)
     inputs = Probe(df.noise(model, 7), logsnr, None)
     with torch.no_grad():
