@@ -91,6 +91,9 @@ fit_lr = {distill.fit_lr:g}
 # {command}
 # See its time first: add --dry-run.
 
+[data]
+source = ""  # a folder of images or an .npz; or pass --data.source
+
 [distill]  # {plan.text()}
 start_steps = {plan.start}
 rounds = {plan.halvings}

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import re
 import shlex
 import sys
 import tomllib
@@ -19,7 +20,7 @@ from diffusers.utils import logging
 from onnx_readme import by_readme
 
 import pdfast
-from pdfast.cli.main import main
+from pdfast.cli.main import main, parse
 from pdfast.config.loops import DistillConfig
 from pdfast.config.schema import EngineConfig, EvalConfig, NetConfig, load_config
 from pdfast.config.serialization import to_table
@@ -362,13 +363,18 @@ def test_import_distil_export(tmp_path, data, capsys, monkeypatch):
     assert config.distill == DistillConfig(start_steps=512, rounds=7)
     assert config.eval == EvalConfig()
     table = tomllib.loads(Path("in/m.toml").read_text())
+    assert config.data.source == table["data"]["source"] == ""
     assert table["distill"] == {
         "start_steps": 512, "rounds": 7, "updates": 50_000, "batch": 128, "lr": 5e-5,
         "fit_updates": 0, "fit_lr": 2e-4,
     }  # fmt: skip
     assert Path("in/m.toml").read_text().startswith(f"# {command}\n")
 
-    args = [*shlex.split(command)[1:-1], str(data), "--distill.start-steps", "16", "--rounds", "2"]
+    given = [*shlex.split(command)[1:-1], str(data)]
+    page = (Path(pdfast.__file__).parents[1] / "docs" / "teachers.md").read_text()
+    (own,) = re.findall(r"--distill.start-steps 500 .*", page)
+    check_start(model, parse([*given, *shlex.split(own)]).fields)
+    args = [*given, "--distill.start-steps", "16", "--rounds", "2"]
     args += ["--distill.updates", "2", "--distill.batch", "4", "--out", "run", "--eval.num", "4"]
     args += ["--eval.steps", "4", "--eval.baseline-steps", "4"]
     assert main(args) == 0
