@@ -7,7 +7,7 @@ import torch
 
 
 def by_readme(model, folder, monkeypatch):
-    """Assert that the README's loop makes the model's own samples, rounded to uint8."""
+    """Assert that the README's loop makes the model's samples in uint8, and return them."""
     (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
     monkeypatch.chdir(folder.parent)
     ran = {}
@@ -17,3 +17,4 @@ def by_readme(model, folder, monkeypatch):
     ours = model.sample(4, ran["steps"], noise=torch.from_numpy(start).float(), label=label)
     assert np.abs(ran["pictures"] - (ours.numpy() * 127.5 + 127.5)).max() < 0.51
     assert ran["steps"] == (model.steps or 64)
+    return ran["pictures"]

@@ -94,7 +94,8 @@ fit_lr = {distill.fit_lr:g}
 [data]
 source = ""  # a folder of images or an .npz; or pass --data.source
 
-[distill]  # {plan.text()}
+# {plan.text()}
+[distill]
 start_steps = {plan.start}
 rounds = {plan.halvings}
 updates = {distill.updates}  # of each round; rounds to 2 steps and to 1 step get twice as many

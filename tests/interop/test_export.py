@@ -7,6 +7,7 @@ import json
 import math
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -286,6 +287,18 @@ def test_onnx(fields, mean, tmp_path, monkeypatch):
         eps = (z - math.cos(phi) * x) / math.sin(phi)
         z = math.cos(phi_s) * x + math.sin(phi_s) * eps
     assert apart(torch.from_numpy(x), model.sample(4, steps, noise=noise(model))) < TOL
+
+
+def test_the_loop_of_the_docs_is_that_of_the_readme(tmp_path, monkeypatch):
+    page = (Path(pdfast.__path__[0]).parent / "docs" / "teachers.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (loop,) = [block for block in blocks if "onnxruntime" in block]
+    model = make(4, ch_mult=(1,))
+    pdfast.export(model, tmp_path / "digits-onnx", "onnx", quiet=True)
+    pictures = by_readme(model, tmp_path / "digits-onnx", monkeypatch)
+    ran = {}
+    exec(loop, ran)
+    assert np.array_equal(np.rint(ran["x_hat"] * 127.5 + 127.5), pictures)
 
 
 def test_labels_that_are_no_class_in_onnx(tmp_path):
