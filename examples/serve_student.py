@@ -1,10 +1,11 @@
 """A student served over HTTP by diffusers, without pdfast in the serving process.
 
     python examples/serve_student.py export runs/photos/round-04-steps-0004 exported
-    python examples/serve_student.py serve exported [--port 8000]
+    python examples/serve_student.py serve exported [--port 8000] [--host 0.0.0.0]
 
 The second prints its address; GET /?num=4&seed=0 there gives a PNG grid of 4 pictures. It needs
-torch, diffusers and Pillow alone, so the exported folder may be served on another machine.
+torch, diffusers and Pillow alone, so the exported folder may be served on another machine. Others
+reach it with --host 0.0.0.0; anyone who can reach the port may then ask for pictures.
 """
 
 import argparse
@@ -61,15 +62,22 @@ class Sampler:
         """Read the folder. Raises ValueError with a sentence for one that cannot be served."""
         about = folder / "pdfast.json"
         if not about.is_file():
-            raise ValueError(f"{folder} is no export: make one by serve_student.py export")
-        # A teacher has no number of steps of its own.
-        self.steps = json.loads(about.read_text())["steps"] or 64
+            raise ValueError(
+                f"{folder} is no export to diffusers: make one by serve_student.py export"
+            )
         from diffusers import DDIMPipeline
 
         # True needs the package accelerate, and saves nothing for so small a network.
         self.pipe = DDIMPipeline.from_pretrained(folder, low_cpu_mem_usage=False)
         if self.pipe.unet.config.num_class_embeds:
-            raise ValueError("the model has classes, which DDIMPipeline takes no labels for")
+            raise ValueError(
+                "the model has classes, and DDIMPipeline takes no labels: use the loop in "
+                f"{folder / 'README.md'}"
+            )
+        # A teacher has no steps of its own. Numbers that divide the timesteps are sampled exactly.
+        timesteps = self.pipe.scheduler.config.num_train_timesteps
+        most = max(n for n in range(1, 65) if timesteps % n == 0)
+        self.steps = json.loads(about.read_text())["steps"] or most
         self.pipe.set_progress_bar_config(disable=True)
 
     def grid(self, num: int, seed: int) -> bytes:
@@ -93,8 +101,8 @@ class Sampler:
         return png.getvalue()
 
 
-def server(folder: Path, port: int) -> HTTPServer:
-    """A server on this machine's own address; port 0: any free one.
+def server(folder: Path, port: int, host: str = "127.0.0.1") -> HTTPServer:
+    """A server, by default for this machine alone; port 0: any free one.
 
     It answers one request after another, since a pipeline's scheduler keeps the state of the
     sampling that it is in.
@@ -121,7 +129,7 @@ def server(folder: Path, port: int) -> HTTPServer:
             self.end_headers()
             self.wfile.write(body)
 
-    return HTTPServer(("127.0.0.1", port), Handler)
+    return HTTPServer((host, port), Handler)
 
 
 def main() -> None:
@@ -134,12 +142,17 @@ def main() -> None:
     serving = commands.add_parser("serve", help="serve pictures of what was exported")
     serving.add_argument("folder", type=Path, help="what export wrote")
     serving.add_argument("--port", type=int, default=8000, help="0: any free one (default: 8000)")
+    serving.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to serve on; 0.0.0.0: for other machines, too (default: 127.0.0.1, this one)",
+    )
     args = parser.parse_args()
     if args.command == "export":
         export(args.model, args.folder)
         return
     try:
-        served = server(args.folder, args.port)
+        served = server(args.folder, args.port, args.host)
     except (ValueError, OSError, OverflowError) as error:
         sys.exit(f"serve_student: {error}")
     host, port = served.server_address[:2]

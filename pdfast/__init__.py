@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pdfast.diffusion import wrappers as wrappers
     from pdfast.evaluation.compare.write import compare
     from pdfast.interop.export import export
+    from pdfast.interop.importing import import_model
     from pdfast.models.checkpoint import load_model as load
     from pdfast.models.checkpoint import save as save
     from pdfast.models.custom import Network
@@ -46,6 +47,7 @@ __all__ = [
     "evaluate",
     "export",
     "guided",
+    "import_model",
     "load",
     "load_config",
     "reference",
@@ -70,6 +72,7 @@ _LAZY = {  # imported on first use: torch takes seconds, and `pdfast --help` sho
     "evaluate": ("pdfast.api", "evaluate"),
     "export": ("pdfast.interop.export", "export"),
     "guided": ("pdfast.models.guidance", "guided"),
+    "import_model": ("pdfast.interop.importing", "import_model"),
     "load": ("pdfast.models.checkpoint", "load_model"),
     "load_config": ("pdfast.config.schema", "load_config"),
     "reference": ("pdfast.reference", ""),

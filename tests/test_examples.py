@@ -21,7 +21,7 @@ from engine_cases import changed
 from PIL import Image
 
 import pdfast
-from pdfast.config.schema import dump_config
+from pdfast.config.schema import NetConfig, dump_config
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 NOTEBOOK = "jupyter execute --output=digits-run examples/digits.ipynb"
@@ -244,7 +244,10 @@ def test_a_bad_request_is_a_sentence(query, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["serve", "nowhere"], "nowhere is no export: make one by serve_student.py export"),
+        (
+            ["serve", "nowhere"],
+            "nowhere is no export to diffusers: make one by serve_student.py export",
+        ),
         (["export", "nowhere", "new"], "there is no model directory nowhere"),
     ],
 )
@@ -252,6 +255,19 @@ def test_serving_says_what_is_wrong(folder, monkeypatch, arguments, message):
     monkeypatch.setattr(sys, "argv", ["serve_student.py", *arguments])
     with pytest.raises(SystemExit, match=f"^serve_student: {message}"):
         imported("serve_student").main()
+
+
+def test_a_teacher_is_served_at_a_safe_number_of_steps(tmp_path):
+    """A teacher of 1000 timesteps at 50 steps; the loop in the README for one with classes."""
+    fields = {"image_size": 8, "ch": 16, "ch_mult": (1,), "num_res_blocks": 1, "groups": 8}
+    fields |= {"attn_resolutions": (), "emb_ch": 64, "schedule": "linear", "timesteps": 1000}
+    fields |= {"betas": (1e-4, 0.02)}
+    module = imported("serve_student")
+    pdfast.export(pdfast.Model(NetConfig(**fields)), tmp_path / "t", quiet=True)
+    assert module.Sampler(tmp_path / "t").steps == 50
+    pdfast.export(pdfast.Model(NetConfig(**fields, num_classes=3)), tmp_path / "c", quiet=True)
+    with pytest.raises(ValueError, match=r"takes no labels: use the loop in .*c/README\.md"):
+        module.Sampler(tmp_path / "c")
 
 
 # ------------------------------------------------------------------------------------------

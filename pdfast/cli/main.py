@@ -56,7 +56,7 @@ def parse(args: Sequence[str]) -> Command:
     name = _config_argument(args)  # its values are the flags' defaults
     fields = load_config(name or DEFAULT_CONFIG)
     if kind is Import:
-        required = dict.fromkeys(("source", "from_", "out"), tyro.MISSING)
+        required = dict.fromkeys(("source", "out"), tyro.MISSING)
         default = Import(config=name or "", model=fields.model, **required)
     else:
         default = kind(config=name or DEFAULT_CONFIG, fields=fields)

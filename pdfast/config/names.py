@@ -12,6 +12,7 @@ Precision = Literal["bf16", "tf32", "fp32"]
 Sampler = Literal["ddim", "ancestral"]
 Resume = Literal["auto", "strict", "never"]
 ExportTarget = Literal["diffusers", "onnx"]
+Origin = Literal["diffusers", "edm", "google"]
 TrackerName = Literal["tensorboard", "wandb"]
 
 

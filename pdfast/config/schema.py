@@ -51,7 +51,8 @@ class DataConfig:
     CIFAR-100's binary or python .tar.gz; WebDataset's .tar or .tgz shards (a folder, or
     a{00..09}.tar); emoji:FONT, an emoji font with bitmaps; or hf:NAME[:SPLIT[:COLUMN]], one of
     Hugging Face's datasets (a folder by save_to_disk, a .parquet file, a folder of them, or a name
-    on the hub; COLUMN: the labels, the images, or IMAGES,LABELS). See docs/data.md for them all."""
+    on the hub; COLUMN: the labels, the images, or IMAGES,LABELS). See docs/data.md for them all.
+    Empty: none, so that one must be given where images are needed."""
     labels: Annotated[LabelFolders, Since(2, before="top-as-text")] = "auto"
     """Which sub-folders of a folder of images are its classes. auto: the folders directly below the
     source, which must hold the images themselves. top: the folders directly below the source,
@@ -73,7 +74,10 @@ class DataConfig:
     computed before and after each phase. 0: that loss is of a fixed batch of training images."""
 
     def __post_init__(self) -> None:
-        check(bool(self.source.strip("\0 ")), "data.source must name a folder or a file")
+        check(
+            not self.source or bool(self.source.strip("\0 ")),
+            "data.source must name a folder or a file, or be empty",
+        )
         check(
             "\0" not in self.source and len(self.source) <= 4096,
             "data.source must be a path, of at most 4096 characters",
@@ -240,9 +244,9 @@ def check_distillable(config: Config) -> None:
     """Raise UsageError for a config that `train` allows but no round can distil."""
     check(
         config.model.parameterization != "eps",
-        "model.parameterization eps cannot be distilled: at u = 1 it divides by alpha = 4.5e-5, "
-        "which amplifies its error 2.2e4 times; train the teacher with v (or x, or x_eps); to "
-        "distil an eps teacher from elsewhere, use a config of v, whose first round fits v to it",
+        "model.parameterization eps cannot be distilled, since near pure noise its x-hat divides "
+        "by a tiny alpha: leave model.parameterization at v, so that the first round converts an "
+        "eps teacher, or train a teacher of v, x or x_eps",
     )
     check_guided_students(config)
 

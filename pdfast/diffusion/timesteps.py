@@ -6,7 +6,6 @@ is one of the timesteps; otherwise some lie between two timesteps, where logSNR 
 
 from pdfast.config.loops import halvings
 from pdfast.config.schema import MAX_STEPS
-from pdfast.console.messages import counted
 
 LARGEST = 8192  # most steps that distillation starts from by default
 FEW = 4  # halving should end at this many steps or fewer
@@ -53,17 +52,10 @@ def between(start: int, timesteps: int) -> str:
     if timesteps >= MAX_STEPS or timesteps % start == 0:
         return ""
     near = min(divisors(timesteps), key=lambda n: (max(n, start) / min(n, start), -n))
-    times = halvings(near)
-    ends = near >> times
-    goes_on = (
-        f"halves {times} time{'s' * (times > 1)}, to {counted(ends)}"
-        if times
-        else "cannot be halved"
-    )
-    if ends > FEW:
-        goes_on += "; rounds of other ratios continue from there, with distill.second student"
+    ends = near >> halvings(near)
+    other = f", by rounds that do not all halve (it halves to {ends})" if ends > FEW else ""
     return (
-        f"{start} steps do not divide the teacher's {timesteps} timesteps, so that some of them "
-        f"lie between two, where logSNR is interpolated: the nearest number that does, {near}, "
-        f"{goes_on}"
+        f"{start} does not divide the teacher's {timesteps} timesteps, so the noise levels in "
+        f"between are interpolated, which is normal; to use its own timesteps alone, start from "
+        f"{near}{other}: docs/teachers.md has the command"
     )

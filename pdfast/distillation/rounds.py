@@ -326,7 +326,8 @@ def check_network(config: Config, teacher: NetConfig, path: Path) -> None:
             + (
                 "it predicts eps: train one of x, v or x_eps"
                 if teacher.label_dropout
-                else "it was always given the class: train one with model.label_dropout 0.1"
+                else "it was always given the class: train one with model.label_dropout 0.1, "
+                "import it again with --null-class"
             )
             + ", or omit model.guidance"
         )

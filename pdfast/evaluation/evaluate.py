@@ -14,7 +14,7 @@ from pdfast.distributed import collectives
 from pdfast.errors import UsageError
 from pdfast.evaluation import same_classes
 from pdfast.evaluation.evaluator import Evaluator
-from pdfast.evaluation.provenance import averaging
+from pdfast.evaluation.provenance import AS_GIVEN, averaging
 from pdfast.evaluation.report.write import check_out, report_model, report_run
 from pdfast.models.checkpoint import class_names_of, load_model
 from pdfast.models.guidance import guided
@@ -111,7 +111,7 @@ def evaluate_path(
     collectives.from_first(lambda: check_out(folder))
     collectives.from_first(lambda: _make(folder))
     inside = lies_in_run and config is None
-    weights = "not known"
+    weights = AS_GIVEN
     if inside:
         weights = collectives.from_first(lambda: averaging(path, resolved, bool(loaded.steps)))
     report_model(path.name, loaded, Run(folder, resolved, screen), evaluator, {"model": weights})

@@ -14,6 +14,7 @@ from pdfast.models.model import Model
 from pdfast.storage import files
 from pdfast.training.precision import PRECISION_NAMES, precision_of
 
+AS_GIVEN = "as they were given"  # weights of a model from elsewhere
 SHOWN = 16  # digits of a SHA-256 to show
 DRAWN = {"data": "drawn by the class shares", "even": "drawn evenly among the classes"}
 
@@ -163,7 +164,7 @@ def averaging(model_dir: Path, config: Config, student: bool) -> str:
     """
     manifest = files.read_manifest(model_dir)
     if "source" in manifest:  # a copied teacher, see distillation.adopt_teacher
-        return "as they were given"
+        return AS_GIVEN
     cfg = config.distill if student else config.train
     # A student's manifest has the decay that its round chose or set.
     decay = manifest["average"] if type(manifest.get("average")) is float else cfg.ema_decay

@@ -86,7 +86,7 @@ def export(
                 f"({files.reason(error)}): install pdfast with the extra '{to}'"
             ) from None
     writer = importlib.import_module(WRITERS[to])
-    prepared: Prepared = writer.prepare(copy)
+    prepared: Prepared = writer.prepare(copy, path.name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

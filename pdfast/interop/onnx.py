@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pdfast.config.names import OUTPUTS
+from pdfast.config.names import OUTPUTS, Parameterization
 from pdfast.config.serialization import to_table
 from pdfast.diffusion.conditioning import NO_CLASS
 from pdfast.diffusion.schedules import logsnr_of
@@ -32,31 +32,94 @@ from pdfast.models.model import Model
 from pdfast.models.unet import GroupNormSiLU, UNet
 from pdfast.version import __version__
 
-GRAPH, MEANING = "network.onnx", "network.json"
+GRAPH, MEANING, README = "network.onnx", "network.json", "README.md"
 # From opset 21 on, a group norm is exported as GroupNormalization, which the standard defines with
 # the variance E[x^2] - E[x]^2. That is inexact at a large mean, and can be NaN (onnxruntime 1.32.0,
 # see findings/onnxruntime_group_norm.sh). Up to 20 it is InstanceNormalization, which is exact.
 OPSET = 20
+TEACHER_STEPS = 64  # sampling steps of a teacher in the README
 MAX_BYTES = 2**31 - 2**24  # of the weights: a protobuf file holds 2 GiB, nodes included
-BY_BETAS = (
-    "logsnr is that of u = 1/T, 2/T, ... 1, T being their number, linear in u between, and below "
-    "1/T that of 1/T; tan phi = exp(-logsnr / 2), alpha = cos phi, sigma = sin phi"
-)
+LEVELS = ["alpha = cos phi", "sigma = sin phi"]
 FORMULAS = {  # by the schedule's kind, see Schedule.describe
-    "cosine": "phi = a u + b, alpha = cos phi, sigma = sin phi, logsnr = -2 ln tan phi",
-    "table": BY_BETAS,
-    "edm": (
-        "tan phi = (sigma_min^(1/rho) + u (sigma_max^(1/rho) - sigma_min^(1/rho)))^rho, alpha = "
-        "cos phi, sigma = sin phi, logsnr = -2 ln tan phi"
-    ),
+    "cosine": ["phi = a u + b", *LEVELS, "logsnr = -2 ln tan phi"],
+    "table": [
+        "logsnr is listed at u = 1/T, 2/T, ..., 1, where T is the number of entries",
+        "in between it is linear in u, and below 1/T it is that of 1/T",
+        "tan phi = exp(-logsnr / 2)",
+        *LEVELS,
+    ],
+    "edm": [
+        "tan phi = (sigma_min^(1/rho) + u (sigma_max^(1/rho) - sigma_min^(1/rho)))^rho",
+        *LEVELS,
+        "logsnr = -2 ln tan phi",
+    ],
 }
+# phi of a time u in 0 .. 1, in Python, by the schedule's kind.
+PHI = {
+    "cosine": 'return schedule["a"] * u + schedule["b"]',
+    "table": """\
+levels = schedule["logsnr"]
+    times = (np.arange(len(levels)) + 1) / len(levels)
+    return math.atan(math.exp(-np.interp(u, times, levels) / 2))""",
+    "edm": """\
+low, high = (schedule[k] ** (1 / schedule["rho"]) for k in ("sigma_min", "sigma_max"))
+    return math.atan((low + u * (high - low)) ** schedule["rho"])""",
+}
+# x-hat of a network's output `out`, in Python.
+X_HAT: dict[Parameterization, str] = {
+    "x": "out",
+    "eps": "(z - sigma * out) / alpha",
+    "v": "alpha * z - sigma * out",
+    "x_eps": "alpha * (z - sigma * out[:, channels:]) + sigma**2 * out[:, :channels]",
+}
+CARD = """\
+# {title}
+
+`{graph}` maps noisy images z, their logSNR{label_input}, float32, to the network's output, which is
+{predicts}. `{meaning}` says the rest. Exported by pdfast {version}.
+
+This samples as pdfast does, in the folder that holds `{folder}`:
+
+```python
+import json
+import math
+
+import numpy as np
+import onnxruntime
+
+folder, num, steps = {folder!r}, 4, {steps}
+about = json.load(open(f"{{folder}}/{meaning}"))
+schedule = about["schedule"]
+session = onnxruntime.InferenceSession(f"{{folder}}/{graph}")
 
 
-def prepare(model: Model) -> Prepared:
+def phi_at(u):
+    {phi}
+
+
+_, channels, size, _ = about["inputs"]["z"]["shape"]
+z = np.random.default_rng(0).standard_normal((num, channels, size, size))
+{labels}for k in range(steps, 0, -1):  # from u = 1 down to 1 / steps
+    phi = phi_at(k / steps)
+    alpha, sigma = math.cos(phi), math.sin(phi)
+    logsnr = np.full(num, -2 * math.log(math.tan(phi)), np.float32)
+    out = session.run(None, {{"z": z.astype(np.float32), "logsnr": logsnr{label}}})[0]
+    x_hat = np.clip({x_hat}, -1, 1)
+    if k > 1:  # the last step returns x_hat
+        eps_hat = (z - alpha * x_hat) / sigma
+        phi = phi_at((k - 1) / steps)
+        z = math.cos(phi) * x_hat + math.sin(phi) * eps_hat
+pictures = np.rint(x_hat * 127.5 + 127.5).astype(np.uint8)  # (B, C, H, W)
+```
+"""
+
+
+def prepare(model: Model, name: str) -> Prepared:
     """Trace the network, and compare the graph in onnxruntime with the model.
 
     Args:
         model: The model, float32 on the CPU.
+        name: Name of the folder to write.
 
     Returns:
         The export, ready to be written.
@@ -88,9 +151,31 @@ def prepare(model: Model) -> Prepared:
     def write(folder: Path) -> None:
         (folder / GRAPH).write_bytes(content)
         (folder / MEANING).write_text(meaning + "\n", "utf-8")
+        (folder / README).write_text(card(model, name), "utf-8")
 
     line = f"{GRAPH} (opset {OPSET}), equal to {difference:.0e} in onnxruntime"
-    return Prepared(write, f"{line}; {MEANING} says what its output means")
+    return Prepared(write, f"{line}; {README} has the loop that samples with it")
+
+
+def card(model: Model, folder: str) -> str:
+    """Return the README.md: how to sample with the graph alone."""
+    cfg, steps = model.cfg, model.steps
+    classes = model.num_classes
+    return CARD.format(
+        title=f"A {steps}-step student" if steps else "A diffusion model",
+        graph=GRAPH,
+        meaning=MEANING,
+        folder=folder,
+        version=__version__,
+        predicts=OUTPUTS[cfg.parameterization].holds,
+        steps=steps or min(TEACHER_STEPS, model.schedule.most_steps),
+        phi=PHI[model.schedule.describe()["kind"]],
+        x_hat=X_HAT[cfg.parameterization],
+        label_input=" and int64 classes" if classes else "",
+        labels=f"label = np.arange(num) % {classes}  # classes 0 .. {classes - 1}\n"
+        * bool(classes),
+        label=', "label": label' if classes else "",
+    )
 
 
 def trace(net: UNet, inputs: Probe) -> Any:
@@ -209,9 +294,11 @@ def describe(model: Model, difference: float) -> dict[str, Any]:
         "predicts": OUTPUTS[cfg.parameterization].holds,
         "steps": model.steps,
         "steps_are": "sampling steps that the model was distilled to; 0: a teacher",
-        "schedule": {
-            **schedule,
-            "formula": f"{FORMULAS[schedule['kind']]}; N steps are at u = N/N, ..., 1/N",
+        "schedule": {**schedule, "formula": FORMULAS[schedule["kind"]]},
+        "sampler": {
+            "kind": "ddim",
+            "times": "N steps are at u = N/N, ..., 1/N; the last one returns x-hat",
+            "clip": model.clip,
         },
         "largest_difference": difference,
         "model": to_table(cfg),

@@ -2,10 +2,11 @@
 
 import shlex
 from pathlib import Path
+from typing import NamedTuple
 
 import tomli_w
 
-from pdfast.config.loops import halvings
+from pdfast.config.loops import DistillConfig, halvings
 from pdfast.config.schema import EvalConfig
 from pdfast.config.serialization import to_table
 from pdfast.console.progress import Screen
@@ -13,6 +14,31 @@ from pdfast.diffusion.timesteps import FEW, between, start_for
 from pdfast.models.model import Model
 from pdfast.storage import files
 from pdfast.storage.marks import marked_text
+
+YOURS = "YOUR_IMAGES"
+TRIAL_STEPS, TRIAL_UPDATES = 64, 200  # of the short run that is proposed first
+
+
+class Plan(NamedTuple):
+    """The rounds that are proposed for an imported model."""
+
+    start: int
+    """Steps of the first round's teacher."""
+    halvings: int
+    """Rounds that halve the steps."""
+    fits: bool = False
+    """Whether a first fit of a student of v to a teacher of eps comes before them."""
+
+    def text(self) -> str:
+        """Return the rounds in words."""
+        rounds = f"{self.halvings} halving{'s' * (self.halvings > 1)}"
+        steps = f"{rounds}, {self.start} to {self.start >> self.halvings} steps"
+        if not self.fits:
+            return steps
+        return (
+            f"a first fit of a v student to this eps teacher (round 1 of {self.halvings + 1}), "
+            f"then {steps}"
+        )
 
 
 def write_config(path: Path, model: Model, out: Path, screen: Screen) -> None:
@@ -26,39 +52,70 @@ def write_config(path: Path, model: Model, out: Path, screen: Screen) -> None:
         out: Its model directory.
         screen: Where the command is printed.
     """
-    plan = rounds_from(model)
+    plan = plan_for(model)
     if plan is None:
         screen.say(f"{model.steps} steps cannot be halved, so no config to distil it is written")
         return
-    cfg = model.cfg
-    parameterization = (
-        "v" if cfg.parameterization == "eps" else cfg.parameterization
-    )  # eps-hat does not determine x at low SNR
-    table = {
-        "model": to_table(cfg.without_dropout()) | {"parameterization": parameterization},
-        "distill": dict(zip(("start_steps", "rounds"), plan, strict=True)),
-    }
-    if model.schedule.most_steps < EvalConfig().baseline_steps:
-        most = model.schedule.most_steps
-        few = [k for k in EvalConfig().steps if k <= most]
-        table["eval"] = {"baseline_steps": most, "steps": few}
     command = f"pdfast distill --config {_quoted(path)} --teacher {_quoted(out)}"
-    text = f"# {command} --data.source YOUR_IMAGES\n\n{tomli_w.dumps(table)}"
-    content = marked_text(text.encode())
+    command += f" --data.source {YOURS}"
+    content = marked_text(_config(model, plan, command).encode())
     files.write_file(path, lambda stage: stage.write_bytes(content))
-    if not model.steps and (said := between(plan[0], model.schedule.most_steps)):
+    if not model.steps and (said := between(plan.start, model.schedule.most_steps)):
         screen.say(said)
+    screen.say(f"wrote {path}: {plan.text()}")
+    screen.say(f"next, with your pictures (a folder or an .npz) in place of {YOURS}:")
+    screen.say(command)
+    distill = DistillConfig()
+    rounds = f"{plan.halvings} round{'s' * (plan.halvings > 1)} of {distill.updates:,} updates"
+    after = f" after a fit of {distill.with_fit().fit_updates:,}" if plan.fits else ""
     screen.say(
-        f"{path}: a config to distil it from {plan[0]} steps in {plan[1]} "
-        f"round{'s' * (plan[1] > 1)}"
-        + (
-            ", the student with a v parameterization, which is fitted first"
-            if parameterization != cfg.parameterization
-            else ""
-        )
-        + "; name a folder of images, or an .npz:"
+        f"this is {rounds}{after}, in batches of {distill.batch}: see its time first, with "
+        "--dry-run"
     )
-    screen.say(f"{command} --data.source YOUR_IMAGES")
+    trial = Path("runs", f"{out.name}-trial")
+    screen.say(f"for a trial add {_trial(plan, bool(model.steps))} --out {_quoted(trial)}")
+
+
+def _config(model: Model, plan: Plan, command: str) -> str:
+    """Return the text of the config."""
+    network = to_table(model.cfg.without_dropout())
+    if plan.fits:
+        network["parameterization"] = "v"
+    most, distill, judged = model.schedule.most_steps, DistillConfig(), EvalConfig()
+    few = [steps for steps in judged.steps if steps <= most]
+    fit = f"""\
+fit_updates = 0  # of the first fit; 0: four times updates
+fit_lr = {distill.fit_lr:g}
+"""
+    return f"""\
+# {command}
+# See its time first: add --dry-run.
+
+[data]
+source = ""  # a folder of images or an .npz; or pass --data.source
+
+# {plan.text()}
+[distill]
+start_steps = {plan.start}
+rounds = {plan.halvings}
+updates = {distill.updates}  # of each round; rounds to 2 steps and to 1 step get twice as many
+batch = {distill.batch}
+lr = {distill.lr:g}
+{fit if plan.fits else ""}
+[eval]
+steps = {few}  # steps at which the report compares teacher and students
+baseline_steps = {min(judged.baseline_steps, most)}  # steps of the teacher's baseline
+
+{tomli_w.dumps({"model": network})}"""
+
+
+def _trial(plan: Plan, is_student: bool) -> str:
+    """Return the flags of a short run; a student keeps the steps to start from."""
+    flags = f"--distill.updates {TRIAL_UPDATES}"
+    if is_student or plan.start <= TRIAL_STEPS:
+        return flags
+    rounds = next(k for k in range(1, TRIAL_STEPS) if TRIAL_STEPS >> k <= FEW)
+    return f"--distill.start-steps {TRIAL_STEPS} --rounds {rounds} {flags}"
 
 
 def _quoted(path: Path) -> str:
@@ -66,7 +123,7 @@ def _quoted(path: Path) -> str:
     return shlex.quote(str(path))
 
 
-def rounds_from(model: Model) -> tuple[int, int] | None:
+def plan_for(model: Model) -> Plan | None:
     """Return the steps to start from and the number of halvings that end at 4 steps or fewer.
 
     A student starts from its own steps, a teacher from those of `start_for`. Where 4 cannot be
@@ -77,4 +134,4 @@ def rounds_from(model: Model) -> tuple[int, int] | None:
     if most == 0:
         return None
     rounds = next((k for k in range(1, most + 1) if start >> k <= FEW), most)
-    return start, rounds
+    return Plan(start, rounds, model.parameterization == "eps")

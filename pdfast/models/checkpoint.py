@@ -23,7 +23,7 @@ from pdfast.models.custom import MAX_CLASSES, OWN, Network, OutOfRange, kind_of
 from pdfast.models.model import Model
 from pdfast.storage import files
 from pdfast.storage.files import MANIFEST
-from pdfast.storage.model_dir import CONFIG, WEIGHTS, check_listed
+from pdfast.storage.model_dir import CONFIG, INDEX, WEIGHTS, check_listed, of_diffusers
 
 KEYS = ("model", "steps", "classes")  # fields of config.json
 HALF = "float16"  # config.json's dtype; absent if the weights are not stored as float16
@@ -155,14 +155,7 @@ def load_model(
     """
     pretrained.check_steps(path, steps)
     path = pretrained.find(path, steps)
-    if not (path / CONFIG).is_file() and not (path / MANIFEST).is_file():
-        inside = sorted(p.parent.name for p in path.glob(f"*/{CONFIG}")) if path.is_dir() else []
-        hint = f" (models inside it: {', '.join(inside)})" if inside else ""
-        raise UsageError(
-            f"{path} is not a model directory: it has no {CONFIG}{hint}"
-            if path.is_dir()
-            else f"there is no model directory {path}"
-        )
+    _check_is_model(path)
     tensors, tables, manifest = files.read(path)
     check_listed(path, manifest)
     table, weights, by = tables[CONFIG], tensors[WEIGHTS], files.written(path, manifest)
@@ -187,6 +180,24 @@ def load_model(
     model.net.load_state_dict(weights, assign=True)
     model.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model.to(device).eval()
+
+
+def _check_is_model(path: Path) -> None:
+    """Raise UsageError, with the next step, for a path that is no model directory."""
+    if not path.is_dir():
+        raise UsageError(f"there is no model directory {path}")
+    if kind := of_diffusers(path):
+        whole = path.parent if kind == "network" and (path.parent / INDEX).is_file() else path
+        beside = "" if (whole / INDEX).is_file() else " --scheduler SCHEDULER_FOLDER"
+        raise UsageError(
+            f"{path} is a diffusers {kind}, not a model directory: import it first, with pdfast "
+            f"import {whole} --from diffusers{beside} --out NEW"
+        )
+    if not (path / CONFIG).is_file() and not (path / MANIFEST).is_file():
+        folders = sorted(file.parent for file in path.glob(f"*/{CONFIG}"))
+        inside = ", ".join(folder.name for folder in folders if not of_diffusers(folder))
+        hint = f" (models inside it: {inside})" if inside else ""
+        raise UsageError(f"{path} is not a model directory: it has no {CONFIG}{hint}")
 
 
 def _load_own(

@@ -54,7 +54,8 @@ def guided(model: Model, weight: float) -> Model:
     if not model.label_dropout:
         raise UsageError(
             "this model cannot be guided, since it was always given the class: train a "
-            "class-conditional teacher with model.label_dropout 0.1"
+            "class-conditional teacher with model.label_dropout 0.1, or, where a label of an "
+            "imported network means no class, import it again with --null-class"
             if model.num_classes
             else "this model is unconditional and cannot be guided: omit guidance"
         )

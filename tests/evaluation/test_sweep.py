@@ -94,7 +94,7 @@ def test_distances_by_class(labelled, monkeypatch, capsys):
         expected = evaluator.distance(samples[labels == label])
         assert found["model"]["2"][str(label)] == pytest.approx(expected, rel=1e-12)
         assert 0 < found["floor"][str(label)] < expected
-    assert table["facts"]["weights"] == {"model": "not known"}
+    assert table["facts"]["weights"] == {"model": "as they were given"}
 
 
 def test_labels_that_are_not_there_are_no_obstacle(labelled, monkeypatch, capsys, tmp_path):

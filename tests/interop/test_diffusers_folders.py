@@ -174,7 +174,7 @@ def test_a_network_alone(good, net, tmp_path, capsys):
     nowhere = tmp_path / "nowhere"
     refused("there is no scheduler_config.json; in", alone, None, nowhere, kind=UsageError)
     refused("omit --scheduler", good, None, file, kind=UsageError)
-    said = "it has no model_index.json (networks in it: unet: name one, and --scheduler)"
+    said = "no model_index.json (networks in it, which need --scheduler: unet: name one)"
     refused(said, alone.parent, kind=UsageError)
     other = tmp_path / "s.json"
     other.write_text(json.dumps({"_class_name": "PNDMScheduler"}))

@@ -7,6 +7,7 @@ import json
 import math
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -14,6 +15,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 from diffusers_files import apart, by_pipeline, noise, opened
+from onnx_readme import by_readme
 
 import pdfast
 from pdfast.cli.main import main
@@ -184,7 +186,7 @@ def test_the_grid_serves_the_models_steps_and_64(steps, grid, tmp_path):
 def test_the_cards_call_as_written(num_classes, steps, tmp_path, monkeypatch):
     model = make(steps, num_classes=num_classes)
     pdfast.export(model, tmp_path / "out", quiet=True)
-    monkeypatch.chdir(tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
     card = (tmp_path / "out" / "README.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     ran = {}
@@ -197,11 +199,15 @@ def test_the_cards_call_as_written(num_classes, steps, tmp_path, monkeypatch):
     else:
         pictures = np.stack([np.asarray(image) for image in ran["images"]])
         assert np.abs(pictures - ours[:, 0].numpy() * 255).max() < 0.51  # rounded to uint8
+    assert max(map(len, card.splitlines())) <= 100
+    assert ("\n```\n\nUse this loop, not `pipe()`, which takes no" in card) == bool(num_classes)
+    way = "set_timesteps(" if num_classes else "num_inference_steps="
+    assert f"\n- **Steps.** `{way}" in card
     assert "use_clipped_model_output=True" in card
     tags = card.split("---")[1]
     assert ("\n- class-conditional-image-generation\n" in tags) == bool(num_classes)
     assert ("\n- unconditional-image-generation\n" in tags) == (not num_classes)
-    assert ("labels 0 to 4" in card) == bool(num_classes)
+    assert ("with labels 0 to 4" in card) == bool(num_classes)
 
 
 @pytest.mark.parametrize(
@@ -236,7 +242,7 @@ def test_what_diffusers_cannot_express(steps, fields, message, tmp_path):
     ],
     ids=str,
 )
-def test_onnx(fields, mean, tmp_path):
+def test_onnx(fields, mean, tmp_path, monkeypatch):
     """Compare the network at other batch sizes, and samples made with the JSON file alone.
 
     In one case the norms' inputs have a mean of thousands of standard deviations. There
@@ -248,7 +254,8 @@ def test_onnx(fields, mean, tmp_path):
             model.net.conv_in.bias += mean
     pdfast.export(model, tmp_path / "out", "onnx", quiet=True)
     names = {p.name for p in (tmp_path / "out").iterdir()}
-    assert names == {onnx.MEANING, onnx.GRAPH, "manifest.json"}
+    assert names == {onnx.MEANING, onnx.GRAPH, onnx.README, "manifest.json"}
+    by_readme(model, tmp_path / "out", monkeypatch)
     content = (tmp_path / "out" / onnx.GRAPH).read_bytes()
     assert str(pdfast.__path__[0]).encode() not in content  # no path of this machine
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
@@ -280,6 +287,18 @@ def test_onnx(fields, mean, tmp_path):
         eps = (z - math.cos(phi) * x) / math.sin(phi)
         z = math.cos(phi_s) * x + math.sin(phi_s) * eps
     assert apart(torch.from_numpy(x), model.sample(4, steps, noise=noise(model))) < TOL
+
+
+def test_the_loop_of_the_docs_is_that_of_the_readme(tmp_path, monkeypatch):
+    page = (Path(pdfast.__path__[0]).parent / "docs" / "teachers.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (loop,) = [block for block in blocks if "onnxruntime" in block]
+    model = make(4, ch_mult=(1,))
+    pdfast.export(model, tmp_path / "digits-onnx", "onnx", quiet=True)
+    pictures = by_readme(model, tmp_path / "digits-onnx", monkeypatch)
+    ran = {}
+    exec(loop, ran)
+    assert np.array_equal(np.rint(ran["x_hat"] * 127.5 + 127.5), pictures)
 
 
 def test_labels_that_are_no_class_in_onnx(tmp_path):
@@ -361,7 +380,9 @@ def test_the_command(capsys, straight, tmp_path):
     (student,) = straight.glob("round-02-*")
     out = tmp_path / "new" / "out"
     assert main(["export", str(student), "--to", "diffusers", "--out", str(out)]) == 0
-    assert "1024 timesteps" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "DDIMPipeline on 1024 timesteps, its network equal to " in said
+    assert "call it with num_inference_steps=2, use_clipped_model_output=True (README.md)" in said
     model = load_model(student)
     assert apart(model.sample(4, 2, noise=noise(model)), by_pipeline(opened(out), 2)) < TOL
     assert sorted(p.name for p in out.parent.iterdir()) == ["out"]

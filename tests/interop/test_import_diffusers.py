@@ -3,8 +3,10 @@
 import copy
 import dataclasses
 import json
+import re
 import shlex
 import sys
+import tomllib
 from pathlib import Path
 
 import diffusers_files as df
@@ -15,14 +17,17 @@ import tomli_w
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler, UNet2DModel
 from diffusers.utils import logging
+from onnx_readme import by_readme
 
 import pdfast
-from pdfast.cli.main import main
-from pdfast.config.schema import EngineConfig, NetConfig, load_config
+from pdfast.cli.main import main, parse
+from pdfast.config.loops import DistillConfig
+from pdfast.config.schema import EngineConfig, EvalConfig, NetConfig, load_config
 from pdfast.config.serialization import to_table
 from pdfast.diffusion import betas
 from pdfast.diffusion.conditioning import UNCONDITIONAL, Conditioning
 from pdfast.distillation.rounds import check_start
+from pdfast.errors import UsageError
 from pdfast.interop import onnx
 from pdfast.interop.common import Probe
 from pdfast.interop.diffusers import export as exporting
@@ -30,7 +35,7 @@ from pdfast.interop.diffusers import unet2d
 from pdfast.interop.diffusers.load import load_diffusers
 from pdfast.interop.diffusers.pipeline import Pipeline, Table
 from pdfast.interop.diffusers.weights import Weights
-from pdfast.interop.recipe import rounds_from
+from pdfast.interop.recipe import plan_for
 from pdfast.models.checkpoint import load_model
 from pdfast.models.model import Model
 from pdfast.training import precision
@@ -282,15 +287,17 @@ def test_what_an_onnx_export_says_of_the_schedule():
     model = own(0, **OWN["by betas"])
     about = onnx.describe(model, 0.0)["schedule"]
     assert about["logsnr"] == model.schedule.logsnr.tolist()
-    assert "linear in u between" in about["formula"]
+    assert about["formula"][0].startswith("logsnr is listed at u = 1/T, 2/T, ..., 1, where T")
     assert "phi = a u + b" in onnx.describe(own(0), 0.0)["schedule"]["formula"]
+    assert onnx.describe(own(0), 0.0)["sampler"]["clip"] == (-1, 1)
 
 
 @pytest.mark.slow
-def test_onnx_of_a_timestep_network(tmp_path):
+def test_onnx_of_a_timestep_network(tmp_path, monkeypatch):
     """Look up the timestep at noise levels between two timesteps and beyond both ends."""
     model = own(0, **OWN["by betas"])
     pdfast.export(model, tmp_path / "out", "onnx", quiet=True)
+    by_readme(model, tmp_path / "out", monkeypatch)
     logsnr = torch.linspace(9, -9, 7)
     inputs = Probe(df.noise(model, 7), logsnr, None)
     with torch.no_grad():
@@ -334,30 +341,46 @@ def test_import_distil_export(tmp_path, data, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     df.save(tmp_path / "p")
     assert main(["import", "p", "--from", "diffusers", "--out", "in/m"]) == 0
-    *_, near, line, command = capsys.readouterr().out.splitlines()
-    assert near.startswith("512 steps do not divide the teacher's 1000 timesteps")
-    assert near.endswith(
-        "the nearest number that does, 500, halves 2 times, to 125 steps; rounds of other ratios "
-        "continue from there, with distill.second student"
-    )
-    assert "in/m.toml: a config to distil it from 512 steps in 7 rounds, the student with" in line
-    assert command == ("pdfast distill --config in/m.toml --teacher in/m --data.source YOUR_IMAGES")
+    near, *lines = capsys.readouterr().out.splitlines()[-6:]
+    command = "pdfast distill --config in/m.toml --teacher in/m --data.source YOUR_IMAGES"
+    assert near.startswith("512 does not divide the teacher's 1000 timesteps")
+    assert lines == [
+        "wrote in/m.toml: a first fit of a v student to this eps teacher (round 1 of 8), then 7 "
+        "halvings, 512 to 4 steps",
+        "next, with your pictures (a folder or an .npz) in place of YOUR_IMAGES:",
+        command,
+        "this is 7 rounds of 50,000 updates after a fit of 200,000, in batches of 128: see its "
+        "time first, with --dry-run",
+        "for a trial add --distill.start-steps 64 --rounds 4 --distill.updates 200 --out "
+        "runs/m-trial",
+    ]
     model = load_model("in/m")
     manifest = json.loads(Path("in/m/manifest.json").read_text())["imported"]
     assert manifest["from"] == "diffusers"
     assert (manifest["pipeline"], manifest["scheduler"]) == ("DDPMPipeline", "DDPMScheduler")
     config = load_config("in/m.toml")
     assert config.model == dataclasses.replace(model.cfg, parameterization="v")
-    assert (config.distill.start_steps, config.distill.rounds) == (512, 7)
+    assert config.distill == DistillConfig(start_steps=512, rounds=7)
+    assert config.eval == EvalConfig()
+    table = tomllib.loads(Path("in/m.toml").read_text())
+    assert config.data.source == table["data"]["source"] == ""
+    assert table["distill"] == {
+        "start_steps": 512, "rounds": 7, "updates": 50_000, "batch": 128, "lr": 5e-5,
+        "fit_updates": 0, "fit_lr": 2e-4,
+    }  # fmt: skip
     assert Path("in/m.toml").read_text().startswith(f"# {command}\n")
 
-    args = [*shlex.split(command)[1:-1], str(data), "--distill.start-steps", "16", "--rounds", "2"]
+    given = [*shlex.split(command)[1:-1], str(data)]
+    page = (Path(pdfast.__file__).parents[1] / "docs" / "teachers.md").read_text()
+    (own,) = re.findall(r"--distill.start-steps 500 .*", page)
+    check_start(model, parse([*given, *shlex.split(own)]).fields)
+    args = [*given, "--distill.start-steps", "16", "--rounds", "2"]
     args += ["--distill.updates", "2", "--distill.batch", "4", "--out", "run", "--eval.num", "4"]
     args += ["--eval.steps", "4", "--eval.baseline-steps", "4"]
     assert main(args) == 0
     said = capsys.readouterr().out
     assert "moves it to v" in said
-    assert "distill.start_steps: 16 steps do not divide the teacher's 1000 timesteps" in said
+    assert "distill.start_steps: 16 does not divide the teacher's 1000 timesteps" in said
     (student,) = Path("run").glob("round-03-steps-0004")
     assert main(["export", str(student), "--to", "diffusers", "--out", "out"]) == 0
     student, pipe = load_model(student), df.opened("out")
@@ -393,11 +416,64 @@ def test_the_forecast_of_an_imported_teacher(tmp_path, data, capsys):
         (12, {}, (12, 2)),
         (4, {}, (4, 1)),
         (1, {}, None),
+        (8, {"parameterization": "eps"}, (8, 1, True)),
     ],
 )
 def test_the_rounds_that_are_proposed(steps, fields, plan):
     with torch.device("meta"):
-        assert rounds_from(Model(NetConfig(**(NET | fields)), steps)) == plan
+        found = plan_for(Model(NetConfig(**(NET | fields)), steps))
+    assert found == (plan and (*plan, False)[:3])
+
+
+def test_what_a_trial_of_a_student_is(tmp_path, capsys):
+    """A student keeps the steps that it was distilled to, which its rounds start from."""
+    df.save(tmp_path / "p", scheduler=DDIMScheduler(prediction_type="sample"))
+    out = tmp_path / "m"
+    pdfast.import_model(tmp_path / "p", out, steps=128)
+    *_, line, trial = capsys.readouterr().out.splitlines()
+    assert "this is 5 rounds of 50,000 updates, in batches of 128: see" in line
+    assert trial == "for a trial add --distill.updates 200 --out runs/m-trial"
+
+
+def test_import_in_python_is_the_command(tmp_path, capsys):
+    """Files and model are the same; what the files tell need not be said."""
+    df.save(tmp_path / "p", df.unet(num_class_embeds=5))
+    args = ["--out", str(tmp_path / "a"), "--null-class", "4"]
+    assert main(["import", str(tmp_path / "p"), *args]) == 0
+    said = capsys.readouterr().out
+    model = pdfast.import_model(tmp_path / "p", tmp_path / "b", null_class=4, quiet=True)
+    assert not capsys.readouterr().out
+    assert (model.num_classes, " 4 classes, " in said) == (4, True)
+    for name in ("config.json", "manifest.json"):
+        a, b = ((tmp_path / out / name).read_text() for out in "ab")
+        assert a == b
+    a, b = (load_config(tmp_path / f"{out}.toml") for out in "ab")
+    assert dataclasses.replace(a, name="b") == b
+    for origin, said in (
+        ("google", "p is a diffusers pipeline: pass --from diffusers"),
+        ("edm", "p is a diffusers pipeline: pass --from diffusers"),
+        ("diffuser", "no import from 'diffuser'; did you mean 'diffusers'"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            pdfast.import_model(tmp_path / "p", tmp_path / "c", origin)
+    with pytest.raises(UsageError, match="--from is missing"):
+        pdfast.import_model(tmp_path, tmp_path / "c")
+    with pytest.raises(UsageError, match="out is empty"):
+        pdfast.import_model(tmp_path / "p", "")
+    with pytest.raises(UsageError, match="parameterization is for --from edm"):
+        pdfast.import_model(tmp_path / "p", tmp_path / "c", parameterization="x")
+
+
+def test_classes_are_told(tmp_path, capsys):
+    """Classes are counted, and a label for no class is asked for unless it was given."""
+    df.save(tmp_path / "p", df.unet(num_class_embeds=5))
+    asks = "if one of its 5 labels means no class, pass --null-class N"
+    pdfast.import_model(tmp_path / "p", tmp_path / "a")
+    said = capsys.readouterr().out
+    assert "schedule linear of 1000 timesteps, 5 classes, " in said
+    assert asks in said
+    pdfast.import_model(tmp_path / "p", tmp_path / "b", null_class=2)
+    assert "means no class" not in capsys.readouterr().out
 
 
 def test_a_student_and_an_unclipped_sampler(tmp_path, capsys):
@@ -442,14 +518,17 @@ def test_an_id_on_the_hub(tmp_path, capsys, monkeypatch):
     ((name, patterns),) = asked
     assert name == "google/ddpm-cifar10-32"
     assert "unet/diffusion_pytorch_model.safetensors" in patterns
+    assert "vae/config.json" in patterns  # a pipeline of latents is to be seen as one
     assert all(p.endswith((".json", ".safetensors")) and "*" not in p for p in patterns)
 
     def fails(name, allow_patterns):
-        raise ConnectionError("no route\nto it, and much advice")
+        raise ConnectionError("no route to a.b. Read the docs at c.d\nand much advice")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fails)
     assert main([*args[:-1], "n"]) == 1
     error = capsys.readouterr().err
-    assert "not be downloaded from the hub (no route): download the pipeline's folder" in error
+    assert (
+        "not be downloaded from the hub (no route to a.b): download the pipeline's folder" in error
+    )
     assert error.count("\n") == 1
     assert not (tmp_path / "n").exists()

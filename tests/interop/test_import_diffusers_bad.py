@@ -63,7 +63,7 @@ UNET_FIELDS = {
     "no square": ({"sample_size": [8, 16]}, "sample_size is [8, 16]"),
     "size": ({"sample_size": True}, "sample_size is true"),
     "channels": ({"in_channels": 4}, "out_channels is 3, and in_channels 4"),
-    "four channels": ({"in_channels": 4, "out_channels": 4}, "model.channels must be 1"),
+    "four channels": ({"in_channels": 4, "out_channels": 4}, "in_channels is 4", "4 are lat"),
     "learned variance": ({"out_channels": 6}, "out_channels is 6, and in_channels 3"),
     "centred": ({"center_input_sample": True}, "center_input_sample is true", "false"),
     "fourier": ({"time_embedding_type": "fourier"}, 'time_embedding_type is "fourier"'),
@@ -74,7 +74,7 @@ UNET_FIELDS = {
     "no middle": ({"mid_block_type": None}, "mid_block_type is null"),
     "no attention": ({"add_attention": False}, "add_attention is false"),
     "classes": ({"class_embed_type": "timestep"}, 'class_embed_type is "timestep"'),
-    "widths": ({"block_out_channels": [16, 24]}, "block_out_channels is [16, 24]", "multiple"),
+    "widths": ({"block_out_channels": [16, 24]}, "block_out_channels is [16, 24]", "cannot hold"),
     "no widths": ({"block_out_channels": []}, "block_out_channels is []"),
     "null widths": ({"block_out_channels": [0, 0]}, "block_out_channels is [0, 0]"),
     "blocks": (
@@ -118,7 +118,7 @@ SCHEDULER_FIELDS = {
     "thresholding": ({"thresholding": True}, "thresholding is true"),
     "variance": ({"variance_type": "learned_range"}, 'variance_type is "learned_range"'),
     "range": ({"clip_sample_range": 2.0}, "clip_sample_range is 2.0", "[-1, 1]"),
-    "schedule": ({"beta_schedule": "sigmoid"}, 'beta_schedule is "sigmoid"', "scaled_linear"),
+    "schedule": ({"beta_schedule": "sigmoid"}, 'beta_schedule is "sigmoid"', "trained_betas="),
     "predicts": ({"prediction_type": "flow_prediction"}, "prediction_type is", "v_prediction"),
     "timesteps": ({"num_train_timesteps": 10**9}, "num_train_timesteps is 1000000000", "8192"),
     "no timesteps": ({"num_train_timesteps": 1}, "num_train_timesteps is 1", "2 .. 8192"),
@@ -165,6 +165,7 @@ def test_betas_that_are_no_schedule(folder, values, said):
         ({"_class_name": "StableDiffusionPipeline"}, 'is "StableDiffusionPipeline", where pdfast'),
         ({"_class_name": ...}, "_class_name is null, where pdfast has DDPMPipeline or DDIMPip"),
         ({"unet": ["diffusers", "UNet1DModel"]}, 'unet is ["diffusers", "UNet1DModel"]'),
+        ({"unet": ["diffusers", "UNet2DConditionModel"]}, "a text-conditional network, and pdf"),
         ({"scheduler": ["diffusers", "PNDMScheduler"]}, "PNDMScheduler"),
         ({"scheduler": None}, "scheduler is null, not diffusers' DDPMScheduler or DDIMScheduler"),
     ],
@@ -174,6 +175,24 @@ def test_another_pipeline(folder, values, said):
     refused(folder, INDEX, said)
 
 
+@pytest.mark.parametrize("part", ["vae", "vqvae", "text_encoder"])
+def test_networks_of_latents_and_of_text(folder, part):
+    """A part in the index or beside the network tells what the network works on."""
+    on = "text, too" if part == "text_encoder" else "latents, not pixels"
+    said = f" is a pipeline with a {part}: its network works on {on}, and pdfast distils networks"
+    change(folder / INDEX, **{part: [None, None]})  # how diffusers writes a part that is absent
+    load_diffusers(str(folder))
+    change(folder / INDEX, **{part: ["diffusers", "X"]}, _class_name="StableDiffusionPipeline")
+    refused(folder, "", said)
+    change(folder / INDEX, **{part: ...}, _class_name="DDPMPipeline")
+    load_diffusers(str(folder))
+    (folder / part).mkdir()
+    (folder / part / "config.json").write_text("{}")
+    refused(folder, "", said)
+    with pytest.raises(UsageError, match=said):
+        load_diffusers(str(folder / "unet"), scheduler=folder)
+
+
 # ------------------------------------------------------------------------------------------
 # Files
 
@@ -181,11 +200,20 @@ def test_another_pipeline(folder, values, said):
 def test_no_pipeline(folder, tmp_path, capsys):
     for name, said in (
         ("nowhere", "nowhere does not exist: name a pipeline's folder, or its id on the hub"),
-        (f"p/{INDEX}", "is a file: name a pipeline's folder"),
-        ("p/scheduler", "is no diffusers pipeline: it has no model_index.json"),
+        (f"p/{INDEX}", "is a file, in .*/p: name a pipeline's folder"),
+        ("p/scheduler", "has no model_index.json; the pipeline is .*/p$"),
     ):
         with pytest.raises(UsageError, match=said):
             load_diffusers(str(tmp_path / name))
+    for name, table in (("a", {"_class_name": "UNet2DModel"}), ("b", {"_class_name": "VQModel"})):
+        (tmp_path / "all" / name).mkdir(parents=True)
+        (tmp_path / "all" / name / "config.json").write_text(json.dumps(table))
+    shutil.copytree(folder, tmp_path / "all" / "pipe")
+    pdfast.save(load_diffusers(str(folder)).model, tmp_path / "all" / "model")
+    said = "(pipelines in it: pipe; networks in it, which need --scheduler: a: name one)"
+    refused(tmp_path / "all", "", "is no diffusers pipeline", said)
+    refused(tmp_path / "all" / "model", "", "is already a pdfast model: pass it to pdfast distill")
+    shutil.rmtree(tmp_path / "all")
     (folder / SCHEDULER).unlink()
     refused(folder, "", "is not a complete pipeline: it has no scheduler/scheduler_config.json")
     import_it = ["import", str(folder), "--from", "diffusers", "--out", str(tmp_path / "out")]

@@ -8,6 +8,7 @@ import edm_files as ef
 import numpy as np
 import pytest
 import torch
+from onnx_readme import by_readme
 
 import pdfast
 from pdfast.cli.main import main
@@ -154,7 +155,8 @@ def test_it_is_distilled_and_sampled(tmp_path, monkeypatch, capsys, kind, flags,
     np.savez("data.npz", images=images, labels=np.arange(8) % 3)
     ef.write(tmp_path / "a.pkl", ef.network("tiny", kind, 3))
     assert main(["import", "a.pkl", "--from", "edm", "--out", "t", *flags]) == 0
-    command = capsys.readouterr().out.split("\n")[-2].split()[1:]
+    said = capsys.readouterr().out.splitlines()
+    command = next(line for line in said if line.startswith("pdfast distill ")).split()[1:]
     command[command.index("YOUR_IMAGES")] = "data.npz"
     command += ["--distill.start-steps", "4", "--distill.updates", "3", "--distill.batch", "2"]
     command += ["--eval.steps", "2", "--eval.baseline-steps", "4", "--rounds", "1", "--out", "run"]
@@ -178,12 +180,13 @@ def test_it_is_distilled_and_sampled(tmp_path, monkeypatch, capsys, kind, flags,
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "kind"), [("ncsnpp", "edm"), ("ddpmpp", "iddpm"), ("adm", "vp")])
-def test_the_network_goes_to_onnx(tmp_path, name, kind):
+def test_the_network_goes_to_onnx(tmp_path, monkeypatch, name, kind):
     model = load_edm(ef.write(tmp_path / "a.pkl", ef.network(name, kind, 3)))
     pdfast.export(model, tmp_path / "out", to="onnx", quiet=True)  # compares the outputs
     schedule = json.loads((tmp_path / "out" / "network.json").read_text())["schedule"]
     assert schedule["kind"] == "edm"
-    assert schedule["formula"].startswith("tan phi = (sigma_min^(1/rho) + u ")
+    assert schedule["formula"][0].startswith("tan phi = (sigma_min^(1/rho) + u ")
+    by_readme(model, tmp_path / "out", monkeypatch)
 
 
 def test_diffusers_has_not_what_it_is(tmp_path):

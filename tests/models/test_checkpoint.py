@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -88,8 +89,34 @@ def test_damage_is_found_and_named(saved, name, damage):
 def test_what_is_no_model(tmp_path, saved):
     with pytest.raises(UsageError, match="there is no model directory"):
         checkpoint.load_model(tmp_path / "absent")
-    with pytest.raises(UsageError, match=r"not a model directory.*models inside it: model"):
+    for folder, name in (("pipe", "model_index.json"), ("pipe/unet", "config.json")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).write_text('{"_class_name": "X"}')
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / "config.json").write_text('{"_class_name": "UNet2DModel"}')
+    with pytest.raises(UsageError, match=r"not a model directory.*models inside it: model\)"):
         checkpoint.load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("folder", "is_a", "command"),
+    [
+        ("pipe", "pipeline", "pipe --from diffusers --out NEW"),
+        ("pipe/unet", "network", "pipe --from diffusers --out NEW"),
+        ("alone", "network", "alone --from diffusers --scheduler SCHEDULER_FOLDER --out NEW"),
+    ],
+)
+def test_a_folder_of_diffusers_is_to_be_imported(tmp_path, monkeypatch, folder, is_a, command):
+    monkeypatch.chdir(tmp_path)
+    for path in ("pipe/model_index.json", "pipe/unet/config.json", "alone/config.json"):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text('{"_class_name": "UNet2DModel"}')
+    with pytest.raises(UsageError) as error:
+        checkpoint.load_model(folder)
+    assert str(error.value) == (
+        f"{folder} is a diffusers {is_a}, not a model directory: import it first, with pdfast "
+        f"import {command}"
+    )
 
 
 def test_weights_of_another_config_are_refused(saved):

@@ -3,14 +3,13 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from tyro.conf import Positional, arg
 
 from pdfast.cli.commands.shared import DEFAULT_CONFIG, Common, Force, check_alone
-from pdfast.config.names import ExportTarget
+from pdfast.config.names import ExportTarget, Origin
 from pdfast.config.schema import NetConfig, load_config
-from pdfast.config.serialization import check
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,11 +17,11 @@ class Import(Common):
     """Import a model of another library as a model directory."""
 
     source: Positional[Path]
-    """google: a checkpoint of the authors' released code, a flax training state. diffusers: the
-    folder of a DDPMPipeline or DDIMPipeline, or of a UNet2DModel alone (with --scheduler), or its
-    id on the hub. edm: a network pickle of NVlabs/edm; no code in it is run."""
-    from_: Annotated[Literal["google", "diffusers", "edm"], arg(name="from")]
-    """Origin of the model."""
+    """What to import, by --from. diffusers: a pipeline's folder, its id on the hub (needs the extra
+    diffusers), or the folder of a UNet2DModel (with --scheduler). edm: a network pickle, .pkl; no
+    code in it is run. google: a flax checkpoint of the authors' released code (needs --config)."""
+    from_: Annotated[Origin | None, arg(name="from")] = None
+    """Origin of the model; by default diffusers for a folder of diffusers, and edm for a .pkl."""
     out: Path
     """Model directory to write. Except for google, OUT.toml is written too, a config to distil the
     model with."""
@@ -50,50 +49,26 @@ class Import(Common):
     def run(self) -> None:
         """Run the command."""
         check_alone("import")
-        of_diffusers = (self.variant, self.scheduler, self.null_class)
-        check(
-            self.from_ == "diffusers" or of_diffusers == (None, None, None),
-            "--variant, --scheduler and --null-class are for --from diffusers",
+        base = load_config(self.config or DEFAULT_CONFIG)
+        asked = self.model.parameterization
+        of_google = self.from_ == "google"
+        other = self.model != dataclasses.replace(base.model, parameterization=asked)
+        described = bool(self.config) or (other and not of_google)
+        moved = asked != base.model.parameterization and not described and not of_google
+        from pdfast.interop.importing import import_model
+
+        import_model(
+            self.source,
+            self.out,
+            self.from_,
+            steps=self.steps,
+            variant=self.variant,
+            scheduler=self.scheduler,
+            null_class=self.null_class,
+            config=dataclasses.replace(base, model=self.model) if described else None,
+            parameterization=asked if moved else None,
+            force=self.force,
         )
-        config = load_config(self.config or DEFAULT_CONFIG)
-        if self.from_ == "edm":
-            asked = self.model.parameterization
-            check(
-                not self.config
-                and self.model == dataclasses.replace(config.model, parameterization=asked),
-                "--config and its fields, except --model.parameterization, are for --from google: "
-                "a network pickle describes its network",
-            )
-            from pdfast.interop.edm.load import import_edm
-
-            import_edm(self.source, self.out, asked, self.steps, force=self.force)
-            return
-        if self.from_ == "diffusers":
-            check(
-                not self.config and self.model == config.model,
-                "--config and its fields are for --from google: a pipeline describes its network",
-            )
-            from pdfast.interop.diffusers.load import import_diffusers
-
-            import_diffusers(
-                str(self.source),
-                self.out,
-                self.steps,
-                variant=self.variant,
-                scheduler=self.scheduler,
-                null_class=self.null_class,
-                force=self.force,
-            )
-            return
-        check(
-            bool(self.config),
-            "--config is missing: the file does not describe its network, so name a config of it, "
-            "such as cifar10",
-        )
-        from pdfast.interop.google.load import import_google
-
-        config = dataclasses.replace(config, model=self.model)
-        import_google(self.source, self.out, config, self.steps, force=self.force)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,8 @@
 
 import html
 import math
+import re
+import textwrap
 
 from pdfast.config.schema import NetConfig
 from pdfast.diffusion.timesteps import divisors
@@ -21,23 +23,23 @@ tags:
 
 # {title}
 
-`UNet2DModel` and `DDIMScheduler`, exported by pdfast {version}.
-{made}
-Images are {size}x{size}, {colour}. The network predicts {predicts}.
+`UNet2DModel` and `DDIMScheduler`, exported by pdfast {version}. {made} Images are {size}x{size},
+{colour}. The network predicts {predicts}.
 
 ## How to call it
+
+In the folder that holds `{folder}`:
 
 ```python
 {call}
 ```
-
-- **Pass `num_inference_steps`.** {steps} The numbers that divide {grid} are safe:
-  {examples}; the pipeline's own default, 50, {default}.
-  For all others diffusers rounds the timesteps, but steps down by a fixed {grid} // N, so the
-  pictures are worse.{extra}
-- **Pass `use_clipped_model_output=True`.** The sampler clips x-hat to [-1, 1], and then computes
-  eps-hat from the clipped x-hat. Without it the pictures differ, and are worse.
-- Keep this scheduler: its betas are the schedule that the network was trained on.{labels}
+{after}
+- **Steps.** {steps} The numbers that divide {grid} are safe: {examples}; the pipeline's own
+  default, 50, {default}. For all others diffusers rounds the timesteps, but steps down by a fixed
+  {grid} // N, so the pictures are worse.{extra}
+- **`use_clipped_model_output=True`.** The sampler clips x-hat to [-1, 1], and then computes eps-hat
+  from the clipped x-hat. Without it the pictures differ, and are worse.
+- **The scheduler.** Keep it: its betas are the schedule that the network was trained on.{labels}
 
 ## How exact it is
 
@@ -46,11 +48,12 @@ the scheduler's float32 alpha-bar from the exact schedule's by {error:.0e}. Time
 u = (k + 1) / {grid} of {schedule}.
 """
 
+# Without low_cpu_mem_usage=False, diffusers warns where the package accelerate is missing.
 CALL = """\
 import torch
 from diffusers import DDIMPipeline
 
-pipe = DDIMPipeline.from_pretrained(".")  # this folder
+pipe = DDIMPipeline.from_pretrained({folder!r}, low_cpu_mem_usage=False)
 images = pipe(
     batch_size=4,
     num_inference_steps={steps},
@@ -62,7 +65,7 @@ LOOP = """\
 import torch
 from diffusers import DDIMPipeline
 
-pipe = DDIMPipeline.from_pretrained(".")  # this folder
+pipe = DDIMPipeline.from_pretrained({folder!r}, low_cpu_mem_usage=False)
 unet, scheduler = pipe.unet, pipe.scheduler
 labels = torch.tensor([0, 1, 2, 3]) % {classes}
 shape = (len(labels), {channels}, {size}, {size})
@@ -83,20 +86,28 @@ GUIDED = """\
         out = out + w * (out - unet(z, t, class_labels=none).sample)
 """
 
+NOT_PIPE = """
+Use this loop, not `pipe()`, which takes no labels.
+"""
+
 LABELS = """
-- The model is class-conditional, with labels 0 to {last}. `DDIMPipeline` has no argument for them:
-  use the loop above, not `pipe()`.{names}"""
+- **Classes.** The model is class-conditional, with labels 0 to {last}.{names}"""
 
 NO_CLASS = """
-- Label {classes} stands for no class. The network was trained with it, so that it can be sampled
-  with classifier-free guidance, at two evaluations per step."""
+- **No class.** Label {classes} stands for no class. The network was trained with it, so that it can
+  be sampled with classifier-free guidance, at two evaluations per step."""
+
+WIDTH = 100  # columns of the card
 
 
-def card(model: Model, suggested: int, grid: int, error: float, difference: float) -> str:
+def card(
+    model: Model, folder: str, suggested: int, grid: int, error: float, difference: float
+) -> str:
     """Return the README.md of an exported pipeline.
 
     Args:
         model: The model.
+        folder: Name of the folder that it is exported to.
         suggested: Sampling steps of the call.
         grid: Number of timesteps T of the pipeline.
         error: Largest error of the scheduler's alpha-bar.
@@ -104,6 +115,7 @@ def card(model: Model, suggested: int, grid: int, error: float, difference: floa
     """
     cfg, steps = model.cfg, model.steps
     of = {
+        "folder": folder,
         "steps": suggested,
         "classes": cfg.num_classes,
         "channels": cfg.channels,
@@ -111,7 +123,9 @@ def card(model: Model, suggested: int, grid: int, error: float, difference: floa
         "weight": WEIGHT.format(classes=cfg.num_classes) if cfg.label_dropout else "",
         "guided": GUIDED if cfg.label_dropout else "",
     }
-    return CARD.format(
+    call = f"set_timesteps({suggested})" if cfg.num_classes else f"num_inference_steps={suggested}"
+    text = CARD.format(
+        folder=folder.replace("`", ""),
         task=f"{'class-' if cfg.num_classes else 'un'}conditional-image-generation",
         title=f"A {steps}-step student" if steps else "A diffusion model",
         version=__version__,
@@ -125,9 +139,10 @@ def card(model: Model, suggested: int, grid: int, error: float, difference: floa
         colour="grey" if cfg.channels == 1 else "in colour",
         predicts=PREDICTS[cfg.parameterization],
         call=(LOOP if cfg.num_classes else CALL).format(**of),
-        steps=f"This model was made for {steps}."
+        after=NOT_PIPE if cfg.num_classes else "",
+        steps=f"`{call}`: this model was made for {steps}."
         if steps
-        else f"{suggested} is a good number to begin with.",
+        else f"`{call}` is a good number to begin with.",
         grid=grid,
         examples=", ".join(map(str, divisors(grid))),
         extra=_extra(grid),
@@ -137,6 +152,30 @@ def card(model: Model, suggested: int, grid: int, error: float, difference: floa
         error=error,
         schedule=_schedule(cfg),
     )
+    head, code, rest = re.split(r"(```python\n.*?```\n)", text, maxsplit=1, flags=re.DOTALL)
+    _, front, head = head.split("---\n", 2)
+    return f"---\n{front}---\n{_wrapped(head)}{code}{_wrapped(rest)}"
+
+
+def _wrapped(text: str) -> str:
+    """Return Markdown's paragraphs and list items wrapped to the card's width."""
+    blocks = re.split(r"\n(?=\n|- |#)", text)
+    lines = []
+    for block in blocks:
+        start = "\n" if block.startswith("\n") else ""
+        item = block.strip().startswith("- ")
+        words = " ".join(block.split())
+        lines.append(
+            start
+            + textwrap.fill(
+                words,
+                WIDTH,
+                subsequent_indent="  " * item,
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+        )
+    return "\n".join(lines) + "\n" * (not lines[-1].endswith("\n"))
 
 
 def _labels(model: Model) -> str:
@@ -163,8 +202,8 @@ def _extra(grid: int) -> str:
     if not longer:
         return ""
     return (
-        f"\n  For {len(longer)} of the numbers 1 to {grid}, the first of them {longer[0]}, it also "
-        "makes one timestep too\n  many, -1 (diffusers 0.42)."
+        f" For {len(longer)} of the numbers 1 to {grid}, the first of them {longer[0]}, it also "
+        "makes one timestep too many, -1 (diffusers 0.42)."
     )
 
 
@@ -172,11 +211,11 @@ def _schedule(cfg: NetConfig) -> str:
     """Describe the noise schedule in words."""
     if cfg.schedule == "cosine":
         return (
-            f"the cosine schedule, with logSNR from {cfg.logsnr_max:g} (u = 0) to\n"
+            f"the cosine schedule, with logSNR from {cfg.logsnr_max:g} (u = 0) to "
             f"{cfg.logsnr_min:g} (u = 1)"
         )
     ends = f" from {cfg.betas[0]:g} to {cfg.betas[1]:g}" if len(cfg.betas) == 2 else ""
     return (
-        f"the teacher's schedule: `{cfg.schedule}` betas{ends} over {cfg.timesteps}\ntimesteps, "
+        f"the teacher's schedule: `{cfg.schedule}` betas{ends} over {cfg.timesteps} timesteps, "
         "between which logSNR is interpolated"
     )

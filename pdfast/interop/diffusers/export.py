@@ -44,11 +44,12 @@ OWN = "pdfast.json"
 PREDICTS = {"x": "sample", "eps": "epsilon", "v": "v_prediction"}
 
 
-def prepare(model: Model) -> Prepared:
+def prepare(model: Model, name: str) -> Prepared:
     """Build the pipeline and compare its network with the model.
 
     Args:
         model: The model, float32 on the CPU.
+        name: Name of the folder to write.
 
     Returns:
         The export, ready to be written.
@@ -75,7 +76,8 @@ def prepare(model: Model) -> Prepared:
     unet.eval()
     difference = network_difference(model, unet, phi)
     error = schedule_error(scheduler.alphas_cumprod, phi)
-    text = card(model, suggested_steps(model, grid), grid, error, difference)
+    steps = suggested_steps(model, grid)
+    text = card(model, name, steps, grid, error, difference)
 
     def write(folder: Path) -> None:
         diffusers.DDIMPipeline(unet, scheduler).save_pretrained(folder)
@@ -84,8 +86,14 @@ def prepare(model: Model) -> Prepared:
         own = {**written, **model.describe()}
         (folder / OWN).write_text(json.dumps(own, indent=1, allow_nan=False) + "\n", "utf-8")
 
-    line = f"DDIMPipeline on {grid} timesteps, its network equal to {difference:.0e}"
-    return Prepared(write, f"{line}; README.md has the call")
+    line = f"DDIMPipeline on {grid} timesteps, its network equal to {difference:.0e}; "
+    call = f"num_inference_steps={steps}, use_clipped_model_output=True"
+    return Prepared(
+        write,
+        f"{line}sample it by the loop in its README.md, since pipe() takes no labels"
+        if model.num_classes
+        else f"{line}call it with {call} (README.md)",
+    )
 
 
 def check_expressible(cfg: NetConfig) -> None:

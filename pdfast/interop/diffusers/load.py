@@ -66,6 +66,7 @@ def import_diffusers(
     scheduler: Path | None = None,
     null_class: int | None = None,
     force: bool = False,
+    quiet: bool = False,
 ) -> Model:
     """Import a diffusers pipeline, or a network alone, as a model directory.
 
@@ -80,6 +81,7 @@ def import_diffusers(
         scheduler: For a network alone, its scheduler_config.json or the folder that holds it.
         null_class: Label that stands for no class, where the network was trained with one.
         force: Replace `out` and `out`.toml if pdfast wrote them and nothing was changed since.
+        quiet: Print nothing.
 
     Returns:
         The model, on the CPU, in float32 and evaluation mode.
@@ -89,7 +91,7 @@ def import_diffusers(
             the file and the field.
         PdfastError: A file is damaged, or the download failed.
     """
-    screen = Screen()
+    screen = Screen(quiet)
     config = out.parent / f"{out.name}.toml"
     for path in (out, config):
         files.check_new(path, force)
@@ -108,9 +110,10 @@ def import_diffusers(
     cfg, count = model.cfg, sum(p.numel() for p in model.parameters())
     kind = f"a student of {model.steps} steps" if model.steps else "a teacher"
     times = f" of {cfg.timesteps} timesteps" if cfg.timesteps else ""
+    classes = f"{_classes(model.num_classes)}, " if model.num_classes else ""
     screen.say(
         f"{source}: {kind}; predicts {cfg.parameterization}, schedule {cfg.schedule}{times}, "
-        f"{count:,} parameters: {out}"
+        f"{classes}{count:,} parameters: {out}"
     )
     if averaged is not None:
         screen.say(f"its weights are EMAModel's averages over {averaged:,} updates")
@@ -124,6 +127,11 @@ def import_diffusers(
             f"label {null_class} is no class: the model has classes 0 .. {last - 1}, and can be "
             f"guided (--guidance){moved}"
         )
+    elif model.num_classes and pipeline.own is None:
+        screen.say(
+            f"if one of its {model.num_classes} labels means no class, pass --null-class N: a "
+            "teacher is guided by that label (--guidance)"
+        )
     if not found.clips:
         screen.say(
             "its own sampler does not clip (clip_sample false); pdfast's clips x-hat to [-1, 1], "
@@ -131,6 +139,10 @@ def import_diffusers(
         )
     write_config(config, model, out, screen)
     return model
+
+
+def _classes(number: int) -> str:
+    return f"{number} class{'es' * (number > 1)}"
 
 
 # ------------------------------------------------------------------------------------------

@@ -91,6 +91,7 @@ EMA = {
     "inv_gamma",
     "power",
 }
+BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2")  # kinds that pdfast computes
 PARAMETERIZATIONS = {predicts: parameterization for parameterization, predicts in PREDICTS.items()}
 
 
@@ -152,9 +153,16 @@ def network(pipeline: Pipeline) -> dict[str, Any]:
     size, channels = _size(fields), fields.whole("in_channels")
     if fields.whole("out_channels") != channels:
         raise fields.refuse("out_channels", f"and in_channels {channels}: they must be the same")
+    if channels not in (1, 3):
+        raise fields.refuse(
+            "in_channels", "where pdfast's pictures have 1 (grey) or 3 (colour); 4 are latents"
+        )
     widths = fields.all("block_out_channels", (int,), 2**16)
     if any(width == 0 or width % widths[0] for width in widths):
-        raise fields.refuse("block_out_channels", "where each must be a multiple of the first")
+        raise fields.refuse(
+            "block_out_channels",
+            "where each must be a multiple of the first in pdfast's network, which cannot hold it",
+        )
     film = fields.one("resnet_time_scale_shift", ("default", "scale_shift")) == "scale_shift"
     groups = fields.whole("norm_num_groups")
     asked = fields.values["attn_norm_num_groups"]
@@ -282,7 +290,13 @@ def schedule(pipeline: Pipeline) -> tuple[dict[str, Any], bool]:
             raise fields.refuse("trained_betas", f"{len(given)} of them for {steps} timesteps")
         found |= {"schedule": "trained_betas", "betas": tuple(map(float, given))}
     else:
-        kind = fields.one("beta_schedule", ("linear", "scaled_linear", "squaredcos_cap_v2"))
+        kind = fields.values["beta_schedule"]
+        if kind not in BETAS:
+            raise fields.refuse(
+                "beta_schedule",
+                f"where pdfast has {either(BETAS)}: save the scheduler with "
+                "trained_betas=scheduler.betas.tolist()",
+            )
         ends = () if kind == "squaredcos_cap_v2" else ("beta_start", "beta_end")
         found |= {"schedule": kind, "betas": tuple(fields.number(key) for key in ends)}
     rescales = fields.one("rescale_betas_zero_snr", (False, True))

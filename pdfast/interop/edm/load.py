@@ -29,6 +29,7 @@ def import_edm(
     parameterization: Parameterization = "v",
     steps: int | None = None,
     force: bool = False,
+    quiet: bool = False,
 ) -> Model:
     """Import a network-snapshot of NVlabs/edm as a model directory.
 
@@ -41,6 +42,7 @@ def import_edm(
             other preconditioning predict eps.
         steps: Sampling steps that the model was distilled to; 0 or None for a teacher.
         force: Replace `out` and `out`.toml if pdfast wrote them and nothing was changed since.
+        quiet: Print nothing.
 
     Returns:
         The model, on the CPU, in float32 and evaluation mode.
@@ -50,7 +52,7 @@ def import_edm(
         PdfastError: The file is damaged, or its pickle asks for anything but tensors and plain
             data.
     """
-    screen = Screen()
+    screen = Screen(quiet)
     config = out.parent / f"{out.name}.toml"
     for path in (out, config):
         files.check_new(path, force)
@@ -66,9 +68,11 @@ def import_edm(
     cfg, count = model.cfg, sum(p.numel() for p in model.parameters())
     kind = f"a student of {model.steps} steps" if model.steps else "a teacher"
     least, most, _ = cfg.sigmas
+    classes = f"{cfg.num_classes} classes, " if cfg.num_classes else ""
     screen.say(
         f"{source.name}: {kind}, {found.record.class_name} with {found.own.class_name}; predicts "
-        f"{cfg.parameterization}, sigma {least:.4g} .. {most:g}, {count:,} parameters: {out}"
+        f"{cfg.parameterization}, sigma {least:.4g} .. {most:g}, {classes}{count:,} "
+        f"parameters: {out}"
     )
     screen.say(
         "NVlabs/edm's samplers do not clip; pdfast's clips x-hat to [-1, 1], the range of images, "

@@ -51,6 +51,7 @@ def import_google(
     config: Config,
     steps: int | None = None,
     force: bool = False,
+    quiet: bool = False,
 ) -> Model:
     """Import a training state of the authors' code as a model directory.
 
@@ -61,6 +62,7 @@ def import_google(
             teacher from a student where `steps` is None; see `load_google`.
         steps: Sampling steps that the model was distilled to; 0 for a teacher.
         force: Replace `out` if pdfast wrote it and nothing was changed since.
+        quiet: Print nothing.
 
     Returns:
         The model, on the CPU, in float32 and evaluation mode.
@@ -69,7 +71,7 @@ def import_google(
         UsageError: An argument is wrong, the file is of another network, or `out` exists.
         PdfastError: The file is damaged.
     """
-    screen = Screen()
+    screen = Screen(quiet)
     files.check_new(out, force)
     found = load_google(source, config, steps)
     facts = {
