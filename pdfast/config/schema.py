@@ -51,7 +51,8 @@ class DataConfig:
     CIFAR-100's binary or python .tar.gz; WebDataset's .tar or .tgz shards (a folder, or
     a{00..09}.tar); emoji:FONT, an emoji font with bitmaps; or hf:NAME[:SPLIT[:COLUMN]], one of
     Hugging Face's datasets (a folder by save_to_disk, a .parquet file, a folder of them, or a name
-    on the hub; COLUMN: the labels, the images, or IMAGES,LABELS). See docs/data.md for them all."""
+    on the hub; COLUMN: the labels, the images, or IMAGES,LABELS). See docs/data.md for them all.
+    Empty: none, so that one must be given where images are needed."""
     labels: Annotated[LabelFolders, Since(2, before="top-as-text")] = "auto"
     """Which sub-folders of a folder of images are its classes. auto: the folders directly below the
     source, which must hold the images themselves. top: the folders directly below the source,
@@ -73,7 +74,10 @@ class DataConfig:
     computed before and after each phase. 0: that loss is of a fixed batch of training images."""
 
     def __post_init__(self) -> None:
-        check(bool(self.source.strip("\0 ")), "data.source must name a folder or a file")
+        check(
+            not self.source or bool(self.source.strip("\0 ")),
+            "data.source must name a folder or a file, or be empty",
+        )
         check(
             "\0" not in self.source and len(self.source) <= 4096,
             "data.source must be a path, of at most 4096 characters",
@@ -265,8 +269,8 @@ def check_trainable(config: Config) -> None:
     )
     check(
         config.model.schedule == "cosine",
-        f"no teacher can be trained with model.schedule {config.model.schedule}, since training is "
-        "in continuous time: use cosine, or pass a teacher that has this schedule with --teacher",
+        f"model.schedule {config.model.schedule} is only for distilling a teacher that has it: "
+        "pass that to pdfast distill with --teacher (to train a teacher here, set it to cosine)",
     )
 
 

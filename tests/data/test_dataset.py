@@ -111,7 +111,7 @@ CLASSES = NetConfig(image_size=8, channels=1, num_classes=3)
         ),
         ({"images": zeros(size=9)}, GREY, "images of 9x9x1, but the config asks for 8x8x1"),
         ({"images": zeros()}, COLOUR, "images of 8x8x1, but the config asks for 8x8x3"),
-        ({"images": zeros(1)}, GREY, "has 1 images; at least 2 are needed"),
+        ({"images": zeros(1)}, GREY, "has 1 image; at least 2 are needed"),
         ({"images": zeros()}, CLASSES, "has no labels, but model.num_classes is 3"),
         (
             {"images": zeros(), "labels": np.arange(4)},
@@ -188,10 +188,10 @@ def test_bad_folders(tmp_path):
     with pytest.raises(UsageError, match="holds no images"):
         load(tmp_path)
     save_images(tmp_path, 1)
-    with pytest.raises(UsageError, match="has 1 images; at least 2"):
+    with pytest.raises(UsageError, match="has 1 image; at least 2"):
         load(tmp_path)
     save_images(tmp_path, 3)
-    with pytest.raises(UsageError, match="is in no class sub-folder"):
+    with pytest.raises(UsageError, match="has no class sub-folders, but labels are asked for: mak"):
         load(tmp_path, CLASSES)
     (tmp_path / "2.png").write_bytes((tmp_path / "2.png").read_bytes()[:40])
     with pytest.raises(UsageError, match=r"2\.png is not a readable image: repair or remove it"):

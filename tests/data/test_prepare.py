@@ -128,12 +128,12 @@ def test_what_changes_no_image_is_no_reason_to_prepare_anew(folder, cache):
     """Another file in the folder is reported as skipped; unusable images are too, or refused."""
     (one,) = damage(folder, 1)
     assert load(folder, skip_bad=True).left_out == (
-        f"images that cannot be used: 1 ({one} is not a readable image: repair or remove it)"
+        f"images that cannot be used: 1 ({one} is not a readable image)"
     )
     (folder / "notes.dat").write_bytes(b"")
     said = load(folder, skip_bad=True).left_out
     assert said.startswith("files of kinds that are not read: 1 (notes.dat); images that cannot")
-    with pytest.raises(UsageError, match=f"^1 images cannot be used, {one} is not a readable"):
+    with pytest.raises(UsageError, match=f"^1 image cannot be used, {one} is not a readable"):
         load(folder)
     assert len(list(cache.iterdir())) == 1
 
@@ -322,8 +322,8 @@ def test_unreadable_pictures_are_refused_by_their_names(folder, cache):
     said = str(error.value)
     names = ", ".join(str(path.relative_to(folder)) for path in paths[:10])
     assert said == (
-        f"10 of the first 12 images of {folder} cannot be used, {names}; {paths[0]} is not a "
-        f"readable image: repair or remove it, or {fix}"
+        f"10 of the first 12 images of {folder} cannot be used: {names} (each is not a readable "
+        "image); repair or remove them, or skip them with --skip-bad (data.skip_bad)"
     )
     assert not any(cache.iterdir())
 

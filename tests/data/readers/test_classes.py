@@ -31,6 +31,9 @@ def test_classes_are_the_folders_one_level_below(tmp_path):
     without = find(tmp_path, labels=False)
     assert without.labels is None
     assert without.names == ()
+    assert (without.unused, found.unused) == (("cat", "dog"), ())
+    plain = NetConfig(image_size=8, channels=1)
+    assert load_dataset(DataConfig(source=str(tmp_path)), plain).unused == ("cat", "dog")
     assert sources.count(DataConfig(source=str(tmp_path))) == 3
 
 

@@ -178,7 +178,7 @@ BAD = {
         {"image": [{"bytes": b"no picture", "path": None}] * 6},
         "row 0 is not a readable image: repair or remove it",
     ),
-    "one": ({"image": Image()}, {"image": [picture(IMAGES[0])]}, "has 1 images; at least 2"),
+    "one": ({"image": Image()}, {"image": [picture(IMAGES[0])]}, "has 1 image; at least 2"),
 }
 
 
