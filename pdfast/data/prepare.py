@@ -10,11 +10,13 @@ import contextlib
 import fcntl
 import hashlib
 import io
+import itertools
 import json
 import os
 import secrets
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +29,7 @@ from numpy.typing import NDArray
 from pdfast.console.progress import Screen
 from pdfast.data.readers.decoding import decoded, first_alike, is_grey
 from pdfast.data.readers.npz_file import NpzFile, size_of
-from pdfast.data.readers.pictures import REPAIR, Pictures
+from pdfast.data.readers.pictures import REPAIR, Pictures, own_size
 from pdfast.data.readers.reading import Wanted, check_number, listen
 from pdfast.distributed.signals import poll
 from pdfast.errors import PdfastError, Stopped, UsageError
@@ -36,6 +38,7 @@ from pdfast.storage.lock import NO_LOCKS, names
 
 FORMAT = 1  # of parts; a part of another format is made again from the start
 MAX_BAD = 10  # unusable images that an error names
+LOOKED_AT = 64  # pictures whose own size is looked at
 SHORT = 40  # characters of such a name
 SAVED_EVERY, SAID_EVERY, ASKED_EVERY = 10.0, 60.0, 0.1  # seconds
 SPARE = 2**20  # bytes of disk for everything after the images except the labels
@@ -251,6 +254,7 @@ def _make(
     check: Callable[[], None] = lambda: None,
 ) -> Made:
     part = _part(out)
+    _warn_of_small(order, found, screen)
     work = _Work(order, found, file, part.with_name(f"{part.name}.json"), key)
     try:
         made = work.run(screen)
@@ -267,6 +271,20 @@ def _make(
             part.unlink(missing_ok=True)
             work.forget()
         raise
+
+
+def _warn_of_small(order: Order, found: Pictures, screen: Screen) -> None:
+    """Warn of pictures that will be enlarged, by the headers of the first ones."""
+    size, few = order.wanted.size, itertools.islice(found.files(0), LOOKED_AT)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # decoders warn of oddities in files that they can read
+        sizes = [of for name, held in few if (of := own_size(name, held)) is not None]
+    small = sum(min(of) < size for of in sizes)
+    if small:
+        screen.warn(
+            f"{small:,} of the first {len(sizes):,} images of {order.source} are smaller than "
+            f"{size}x{size}, and are enlarged"
+        )
 
 
 class _Work:

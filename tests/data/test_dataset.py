@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from pdfast.config.schema import DataConfig, NetConfig
+from pdfast.data import sources
 from pdfast.data.dataset import load_dataset
 from pdfast.errors import UsageError
 from pdfast.kernels.add_noise import to_float
@@ -34,6 +35,18 @@ def test_digits():
     assert data.labels is None
     labelled = load("digits", NetConfig(image_size=8, channels=1, num_classes=10))
     assert torch.bincount(labelled.labels).tolist()[:3] == [178, 182, 177]
+
+
+def test_an_empty_source_is_refused_where_data_are_needed():
+    none = DataConfig(source="")
+    assert sources.absolute("") == ""
+    assert sources.count(none) is None
+    with pytest.raises(UsageError, match=r"^no data: pass --data\.source FOLDER_OR_NPZ"):
+        load_dataset(none, GREY)
+    with pytest.raises(UsageError, match=r"data\.source must name a folder or a file, or be empty"):
+        DataConfig(source=" ")
+    with pytest.raises(UsageError, match="is still YOUR_IMAGES: replace it by your folder"):
+        load("YOUR_IMAGES")
 
 
 def test_float_and_back():

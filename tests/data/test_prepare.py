@@ -530,6 +530,38 @@ def test_a_dry_run_says_what_the_prepared_set_takes(folder, cache, tmp_path, cap
     assert not cache.exists()
 
 
+@pytest.mark.parametrize(("size", "told"), [(12, False), (13, True)])
+def test_pictures_that_are_enlarged_are_told_of(folder, cache, size, told, capsys):
+    net = NetConfig(image_size=size, channels=3, ch_mult=(1,))
+    load_dataset(DataConfig(source=str(folder)), net, Screen())
+    text = (
+        f"warning: 24 of the first 24 images of {folder} are smaller than 13x13, and are enlarged"
+    )
+    assert (text in capsys.readouterr().out) == told
+
+
+def test_sub_folders_that_could_be_classes_are_told_of(folder, cache, tmp_path, capsys):
+    """By a run, also where the set was prepared before, and by `pdfast data`."""
+    told = "classes: 3 sub-folders (class0, class1, class2) are not used: "
+    text = (
+        f'[data]\nsource = "{folder}"\nhorizontal_flip = true\n[model]\nimage_size = 8\nch = 8\n'
+        "emb_ch = 8\nch_mult = [1]\nnum_res_blocks = 1\nattn_resolutions = []\ngroups = 4\n"
+        "[train]\nupdates = 2\nbatch = 2\nwarmup = 0\n[eval]\nsteps = [2]\nbaseline_steps = 2\n"
+    )
+    (tmp_path / "a.toml").write_text(text)
+    for out in ("a", "b"):
+        args = ["--config", str(tmp_path / "a.toml"), "--out", str(tmp_path / out)]
+        assert main(["train", *args, "--threads", "1"]) == 0
+        said = capsys.readouterr().out
+        assert f"{told}set model.num_classes to 3 for a model with these classes\n" in said
+        assert "as 8x8 colour, none held out, without classes, mirrored at random\n" in said
+    args = ["data", str(folder), "--size", "8", "--out"]
+    assert main([*args, str(tmp_path / "a.npz")]) == 0
+    assert f"{told}add --labels to keep them\n" in capsys.readouterr().out
+    assert main([*args, str(tmp_path / "b.npz"), "--labels"]) == 0
+    assert told not in capsys.readouterr().out
+
+
 def test_runs_within_a_source_are_no_pictures_of_it(folder):
     """Samples of a run are ignored if the run lies inside its own source folder."""
     before = load(folder, CLASSES)
