@@ -316,6 +316,16 @@ def test_unreadable_pictures_are_refused_by_their_names(folder, cache):
     with pytest.raises(UsageError) as error:
         load(folder)
     assert str(error.value) == f"{one} is not a readable image: repair or remove it, or {fix}"
+    other = sorted(folder.rglob("*.png"))[5]
+    Image.new("I;16", (8, 8)).save(other)
+    with pytest.raises(UsageError) as error:
+        load(folder)
+    names = [path.relative_to(folder) for path in (one, other)]
+    assert str(error.value) == (
+        f"2 of the first 24 images of {folder} cannot be used: {names[0]} (is not a readable "
+        f"image), {names[1]} (has more than 8 bits per channel: save it with 8); repair or remove "
+        "them, or skip them with --skip-bad (data.skip_bad)"
+    )
     paths = damage(folder, 12)
     with pytest.raises(UsageError) as error:
         load(folder)
