@@ -1,11 +1,13 @@
 """Warm-ups that are as long as the phase, so that it never reaches its learning rate.
 
 The networks of a teacher and of a first fit begin untrained: at such rates they stay noise. The
-student of a round begins as its teacher, and small rates may be meant for its short rounds, so a
-plan is only warned of where all of its rounds are as short as the warm-up.
+student of a round begins as its teacher. In a round of many steps, where the two hardly differ, the
+small rates of a warm-up may be wanted; in those of few steps the student has much to learn.
 """
 
 from pdfast.config.schema import Config, DistillConfig, LoopConfig
+
+FEW_STEPS = 16  # of a student: rounds to as many or fewer are warned of
 
 
 def train_note(config: Config) -> str:
@@ -18,10 +20,10 @@ def distill_notes(config: Config) -> list[str]:
     cfg, notes = config.distill, []
     if cfg.fit_updates and (note := _note(cfg.loop_of(cfg.start_steps), "distill.fit_lr")):
         notes.append(f"the first fit: {note}")
-    rounds = [_note(cfg.loop_of(steps), "distill.lr") for steps in cfg.plan]
-    if all(rounds):
-        longest = max(cfg.plan, key=cfg.updates_of)
-        notes.append(f"the rounds, of which none is longer: {_note(cfg.loop_of(longest), 'lr')}")
+    rounds = [cfg.loop_of(steps) for steps in cfg.plan if steps <= FEW_STEPS]
+    longest = max(rounds, key=lambda loop: loop.updates, default=None)
+    if longest is not None and (note := _note(longest, "distill.lr")):
+        notes.append(f"all rounds to {FEW_STEPS} steps or fewer: {note}")
     return notes
 
 

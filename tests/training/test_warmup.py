@@ -28,11 +28,13 @@ def test_a_warmup_as_long_as_the_training_is_told_with_the_rate_that_it_reaches(
     assert warmup.train_note(changed(config, train={"warmup": 249})) == ""
 
 
-def test_rounds_are_told_of_where_none_is_longer_than_the_warmup(tiny):
+def test_rounds_to_few_steps_are_told_of_where_none_is_longer_than_the_warmup(tiny):
     config = changed(tiny, distill={"warmup": 6})  # 6 updates to 4 steps, 12 to 2 steps
     assert warmup.distill_notes(config) == []
     (note,) = warmup.distill_notes(changed(config, distill={"warmup": 12}))
-    assert note.startswith("the rounds, of which none is longer: distill.warmup 12 is not shorter")
+    assert note.startswith("all rounds to 16 steps or fewer: distill.warmup 12 is not shorter than")
+    many = changed(config, distill={"warmup": 12, "start_steps": 8192})
+    assert warmup.distill_notes(many) == []  # to 4096 and 2048 steps
     (note,) = warmup.distill_notes(changed(config, distill={"fit_updates": 3}))
     assert note.startswith("the first fit: distill.warmup 6 is not shorter than the 3 updates")
 
