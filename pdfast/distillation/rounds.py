@@ -103,7 +103,7 @@ def distill_rounds(run: ModelRun, data: Dataset, device: torch.device) -> Model:
     known = _logged(run, made, evaluator) is not None
     before = _distance(run, made, guided(low, guidance), steps, evaluator)
     if trained and not made and not known:
-        _judge_teacher(run, before, evaluator)
+        _judge_teacher(run, before, min(steps, MONITOR_STEPS), evaluator)
     with closing(Kept()) as kept:
         for round_ in range(made + 1, config.distill.num_rounds + 1):
             steps, path = config.distill.steps_after(round_), run.round_dir(round_)
@@ -278,9 +278,10 @@ def _distance(run: ModelRun, round_: int, model: Model, steps: int, evaluator: E
     return distance
 
 
-def _judge_teacher(run: ModelRun, distance: float, evaluator: Evaluator) -> None:
+def _judge_teacher(run: ModelRun, distance: float, steps: int, evaluator: Evaluator) -> None:
     """Warn of a teacher that the run trained, and whose quick distance is far above the floor."""
-    if said := far_above(distance, collectives.from_first(evaluator.resampled), "quick distance"):
+    floor = collectives.from_first(evaluator.resampled)
+    if said := far_above(distance, floor, "quick distance", steps):
         run.screen.warn(said)
 
 

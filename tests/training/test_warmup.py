@@ -57,11 +57,12 @@ def test_attention_at_sizes_that_do_not_occur():
 
 
 def test_a_teacher_far_above_the_floor():
-    assert far_above(155.0, 4.1, "FD-pixel at 64 steps") == (
+    assert far_above(155.0, 4.1, "FD-pixel at 64 steps", 64) == (
         "the teacher's own FD-pixel at 64 steps, 155, is 38 times the floor, 4.1: it is not "
         "trained enough to be distilled; raise train.updates"
     )
-    assert far_above(60.5, 14.7, "distance") == far_above(1.0, 0.0, "distance") == ""
+    assert far_above(60.5, 14.7, "distance", 64) == far_above(1.0, 0.0, "distance", 64) == ""
+    assert far_above(155.0, 4.1, "distance", 7) == ""  # even a good teacher, in so few steps
 
 
 def test_a_loss_that_rose_is_told_with_the_rate_to_lower():

@@ -150,7 +150,7 @@ class Report:
         """Sentence on a teacher that is far above the floor at its baseline; "" if it is not."""
         steps, metric = self.run.config.eval.baseline_steps, self.sweep.evaluator.metric
         distance = self.teacher[steps].distance
-        return far_above(distance, self.sweep.floor, f"{metric} at {counted(steps)}")
+        return far_above(distance, self.sweep.floor, f"{metric} at {counted(steps)}", steps)
 
     @property
     def _guidance_note(self) -> str:
