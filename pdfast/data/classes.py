@@ -104,7 +104,7 @@ class Classes:
 
 
 def unused(names: Sequence[str], fix: str) -> str:
-    """Return a line on sub-folders that could be classes; "" if there are none.
+    """Return a line on sub-folders that could be classes; "" for no names.
 
     Args:
         names: The sub-folders; see `Dataset.unused`.
