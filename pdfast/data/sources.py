@@ -141,7 +141,7 @@ def checked_labels(
     """Return the labels of a source for a model with classes.
 
     Raises:
-        UsageError: There are none, or one is not the number of a class of the model.
+        UsageError: It has no labels, or one is not the number of a class of the model.
     """
     where = data.source
     if labels is None:
