@@ -78,6 +78,12 @@ class LoopConfig:
             check(0 <= value < math.inf, f"{table}.{name} must be 0 or more, and finite")
         check(0.0 <= self.ema_decay < 1.0, f"{table}.ema_decay must be in [0, 1)")
 
+    def rate(self, update: int) -> float:
+        """Return the learning rate of update 0, 1, ..."""
+        rise = min(1.0, (update + 1) / self.warmup) if self.warmup else 1.0
+        fall = 1.0 - update / self.updates if self.anneal == "linear" else 1.0
+        return self.lr * rise * fall
+
     @property
     def averages(self) -> tuple[float, ...]:
         """Decays of the averaged weights to keep."""

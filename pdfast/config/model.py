@@ -21,6 +21,23 @@ LEAST_SIGMA = 1e-6  # least sigma / alpha; its inverse is the largest
 MAX_LIST = 64  # entries of a list, more than any sensible config has
 
 
+def attention_note(net: "NetConfig") -> str:
+    """Return a note on `attn_resolutions` of which none occurs; "" if one does, or if it is empty.
+
+    A list may serve networks of several sizes, so that some of its sizes may not occur.
+    """
+    sizes, asked = (
+        [net.image_size >> level for level in range(len(net.ch_mult))],
+        net.attn_resolutions,
+    )
+    if not asked or set(asked) & set(sizes):
+        return ""
+    return (
+        f"the network has no attention, since none of model.attn_resolutions {list(asked)} occurs: "
+        f"its sizes are {sizes}; write [] to do without"
+    )
+
+
 @formerly(head="parameterization")
 @dataclass(frozen=True, kw_only=True)
 class NetConfig:

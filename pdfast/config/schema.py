@@ -269,8 +269,8 @@ def check_trainable(config: Config) -> None:
     )
     check(
         config.model.schedule == "cosine",
-        f"no teacher can be trained with model.schedule {config.model.schedule}, since training is "
-        "in continuous time: use cosine, or pass a teacher that has this schedule with --teacher",
+        f"model.schedule {config.model.schedule} is only for distilling a teacher that has it: "
+        "pass that to pdfast distill with --teacher (to train a teacher here, set it to cosine)",
     )
 
 

@@ -15,7 +15,7 @@ import typing
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pdfast.errors import UsageError
+from pdfast.errors import UsageError, printable
 
 T = TypeVar("T")
 
@@ -24,6 +24,10 @@ MAX_TOML = 2**18  # bytes; the betas of 8192 timesteps take most of that
 MAX_NESTING = 50  # dots in a line outside numbers: the parser's time is quadratic in them
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # as PowerShell's ">" writes
 NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
+EXAMPLES = {int: "[1, 2]", float: "[0.5, 0.9]"}  # of lists
+MAX_SHOWN = 80  # characters of a wrong line
+AT_LINE = re.compile(r"\(at line (\d+), column \d+\)")  # in messages of tomllib
+PYTHONS_BOOL = re.compile(r"=\s*(True|False)\b")
 NUMBER = re.compile(rb"[\s,\[=][-+]?\d+\.\d+(?:[eE][-+]?\d+)?(?=[\s,\]])")  # in lists of numbers
 
 
@@ -54,11 +58,30 @@ def read_toml(path: Path) -> dict[str, Any]:
             raise ValueError(f"it is longer than {MAX_TOML:,} bytes")
         if any(_dots(line) > MAX_NESTING for line in content.splitlines()):
             raise ValueError(f"it has a line of more than {MAX_NESTING} dots")
-        return tomllib.loads(content.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
+        text = content.decode("utf-8")
+    except ValueError as error:
         raise UsageError(f"{path} is not valid TOML: {error}") from None
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from None
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path} is not valid TOML: {error}{_line_of(error, text)}") from None
+
+
+def _line_of(error: Exception, text: str) -> str:
+    """Return the line that a parser's error names, as it stands, and the fix if it is a known one.
+
+    Args:
+        error: The error, whose message ends in "(at line 3, column 5)".
+        text: The parsed text.
+    """
+    found = AT_LINE.search(str(error))
+    if found is None:
+        return ""
+    line = text.split("\n")[int(found[1]) - 1].strip()
+    fix = ": TOML writes true and false in lower case" if PYTHONS_BOOL.search(line) else ""
+    return f": {printable(line[:MAX_SHOWN])}{fix}"
 
 
 def _dots(line: bytes) -> int:
@@ -119,7 +142,8 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
         kind = typing.get_args(args[0])[1]
         return tuple((int(k), _convert(kind, item, f"{key}.{k}")) for k, item in value.items())
     if origin is tuple:
-        check(isinstance(value, list | tuple), f"{key} must be a list")
+        kind = f"a list, such as {EXAMPLES[args[0]]}" if args[0] in EXAMPLES else "a table of pairs"
+        check(isinstance(value, list | tuple), f"{key} must be {kind}, not {_shown(value)}")
         if args[-1] is not Ellipsis:
             check(len(value) == len(args), f"{key} must hold {len(args)} values")
         return tuple(_convert(args[0], item, f"{key}[{n}]") for n, item in enumerate(value))

@@ -6,10 +6,12 @@ Nothing is written.
 """
 
 import os
+import sys
 import time
 
 import torch
 
+from pdfast.config.model import attention_note
 from pdfast.config.schema import Config, NetConfig, dump_config
 from pdfast.console.progress import Screen, short
 from pdfast.cost import timing
@@ -20,9 +22,9 @@ from pdfast.cost.timing import Costs, Timed
 from pdfast.data import sources
 from pdfast.data.prepare import cache_folder
 from pdfast.errors import UsageError
-from pdfast.launch import launched
+from pdfast.launch import launched, speaks
 from pdfast.models.model import SAMPLE_BATCH
-from pdfast.training import averages
+from pdfast.training import averages, warmup
 from pdfast.training.holdout import check_holdout
 from pdfast.training.precision import net_dtype, set_precision
 
@@ -70,19 +72,25 @@ def memory_line(phase: str, count: Count, batch: int, device: torch.device, data
         device: Device of the run.
         data: Whether the size of the data set is known.
     """
+    sizes = _sizes(count, data)
+    return (
+        f"memory, {phase}: {sum(sizes.values()) / MB:,.0f} MB for batch {batch} = "
+        + " + ".join(f"{size / MB:,.1f} {name}" for name, size in sizes.items() if size)
+        + f", and {_on_top(device, data)}"
+    )
+
+
+def _sizes(count: Count, data: bool) -> dict[str, int]:
+    """Return the bytes that an update needs, by use; without an unknown data set's."""
     memory = count.memory
     state = dict(memory.state) if data else {**memory.state, "data set": 0}
-    sizes = state | {"activations and temporaries": memory.activations}
-    on_top = [] if data else ["the data set (not found here)"]
-    if device.type == "cuda":
-        on_top.append("cuDNN's workspace and CUDA's context")
-    else:
-        on_top.append("the process itself")
-    return (
-        f"memory, {phase}: {sum(sizes.values()) / MB:,.0f} MB in an update of batch {batch} = "
-        + " + ".join(f"{size / MB:,.1f} {name}" for name, size in sizes.items() if size)
-        + f"; on top of that: {' and '.join(on_top)}"
-    )
+    return state | {"activations": memory.activations}
+
+
+def _on_top(device: torch.device, data: bool) -> str:
+    """Return what takes memory and is not counted, as a phrase."""
+    own = "cuDNN's workspace and CUDA's context" if device.type == "cuda" else "the process itself"
+    return own if data else f"the data set (not found here) and {own}"
 
 
 def forecast(
@@ -93,7 +101,9 @@ def forecast(
     teacher: NetConfig | None = None,
     imports: float = 0.0,
 ) -> None:
-    """Print the resolved config, parameters, memory, disk space, and each phase with its time.
+    """Print the resolved config, the size of everything, and each phase with its time.
+
+    A summary and the warnings come last, where they are seen.
 
     Args:
         config: The run's config.
@@ -104,7 +114,8 @@ def forecast(
         imports: Seconds that the process took to start.
 
     Raises:
-        UsageError: `data.holdout` does not fit the number of images.
+        UsageError: `data.holdout` does not fit the number of images; or, after the forecast, the
+            run itself would be refused for its data.
     """
     screen.say(dump_config(config).rstrip())
     precision = set_precision(config.precision, device)
@@ -113,10 +124,14 @@ def forecast(
     counting = time.perf_counter() - start
     if images is not None:
         check_holdout(config.data.holdout, images)
-    reading = None if images is None else _reading(config, images, screen)
+    reading, refused = (None, None) if images is None else _reading(config, images)
     plan = stages(config, images or config.eval.num, distill=distill, teacher=teacher)
     counts = _counts(config, plan, device, images, teacher)
-    _say_sizes(config, plan, counts, device, images, screen)
+    sizes = _say_sizes(config, plan, counts, device, images, screen)
+    if images is not None and speaks():
+        print(
+            f"timing some updates, for up to {timing.LIMIT:.0f} s ...", file=sys.stderr, flush=True
+        )
     rate = matmul_rate(device, net_dtype(precision))
     costs = timing.measure(
         config,
@@ -128,11 +143,33 @@ def forecast(
         teacher=teacher,
         timed=images is not None,
     )
-    screen.say(f"time on {device}{explained(plan, costs, images is not None)}")
+    for line in explained(plan, costs, device, images is not None):
+        screen.say(line)
     screen.say(f"not in it: {', '.join(_left_out(config, device, images, reading))}")
     screen.say("")
-    for line in table(plan, costs, imports + counting + (reading or 0.0)):
+    set_up = imports + counting + (reading or 0.0)
+    for line in table(plan, costs, set_up):
         screen.say(line)
+    lasts = _lasts(set_up + sum(costs.of(stage) for stage in plan))
+    least = "" if images is not None else "at least "
+    screen.say("")
+    screen.say(f"in all: {least}{lasts} on {device}, {sizes}")
+    _warn(config, plan, distill, teacher, screen)
+    if refused is not None:
+        raise refused
+    if images is None and (why := sources.trouble(config.data)):
+        screen.warn(f"the run itself would be refused: {why}")
+
+
+def _warn(
+    config: Config, plan: list[Stage], distill: bool, teacher: NetConfig | None, screen: Screen
+) -> None:
+    """Print what the settings may do wrong, as the run itself will."""
+    if teacher is None:
+        for note in filter(None, (warmup.train_note(config), attention_note(config.model))):
+            screen.warn(f"teacher: {note}")
+    for note in warmup.distill_notes(config) if distill else []:
+        screen.warn(note)
     notes: dict[str, list[str]] = {}
     for stage in plan:
         if stage.loop is not None and (note := averages.share_note(stage.loop, stage.updates)):
@@ -141,15 +178,18 @@ def forecast(
         screen.warn(f"{', '.join(names)}: {note}")
 
 
-def _reading(config: Config, images: int, screen: Screen) -> float | None:
-    """Return the seconds of reading the data; None if finding out would take long or fails."""
+def _reading(config: Config, images: int) -> tuple[float | None, UsageError | None]:
+    """Measure the reading of the data.
+
+    Returns:
+        Its seconds, None if finding out would take long; and the error that the run would end with.
+    """
     net = config.model
     size = images * net.image_size**2 * net.channels
     try:
-        return sources.seconds(config.data, net, arrays=size <= READ)
+        return sources.seconds(config.data, net, arrays=size <= READ), None
     except UsageError as error:
-        screen.warn(f"the run itself would be refused: {error}")
-        return None
+        return None, error
 
 
 def _counts(
@@ -175,24 +215,25 @@ def _say_sizes(
     device: torch.device,
     images: int | None,
     screen: Screen,
-) -> None:
-    """Print the parameters, memory and disk space of a run."""
+) -> str:
+    """Print the parameters, memory and disk space of a run, and return the latter as a phrase."""
     phases = {COUNTED[kind]: count for kind, count in counts.items()}
     params = next(iter(phases.values())).params
     screen.say("")
     screen.say(f"parameters: {params:,}")
     if config.data.holdout and images is not None:
         screen.say(f"images: {images:,}, {config.data.holdout:,} of them held out of training")
+    there = images is not None
     for phase in sorted(phases, key=list(MEMORY).index):
         batch = (config.train if phase == "train" else config.distill).batch
-        there = images is not None
         screen.say(memory_line(MEMORY[phase], phases[phase], batch, device, there))
     models = sum(stage.loop is not None for stage in plan)
     states = 3 * (3 + max(len(stage.loop.averages) for stage in plan if stage.loop is not None))
     rounds = sum(stage.loop is not None and stage.update != "train" for stage in plan)
     moments = 2 * rounds if config.distill.keep_moments else 0
+    disk = (models + states + moments) * 4 * params / MB
     screen.say(
-        f"disk: at most {(models + states + moments) * 4 * params / MB:,.0f} MB = {models} models "
+        f"disk: at most {disk:,.0f} MB = {models} models "
         f"and {states} more copies in three saved states"
         + (f", {moments} in the moments of finished rounds" if moments else "")
     )
@@ -200,24 +241,27 @@ def _say_sizes(
         net = config.model
         size = images * net.image_size**2 * net.channels
         screen.say(f"disk, once: {size / MB:,.0f} MB of prepared images in {cache_folder()}")
+    most = max(sum(_sizes(count, there).values()) for count in phases.values()) / MB
+    return f"{most:,.0f} MB of memory and {_on_top(device, there)}, at most {disk:,.0f} MB of disk"
 
 
-def explained(plan: list[Stage], costs: Costs, data: bool) -> str:
-    """Return a text on how the times were found.
+def explained(plan: list[Stage], costs: Costs, device: torch.device, data: bool) -> list[str]:
+    """Return lines on how the times were found.
 
     Args:
         plan: The phases.
         costs: Their costs.
+        device: Device of the run.
         data: Whether the data set was found.
     """
     rate = f"{costs.rate / 1e9:,.3g} GFLOP/s"
     if not any(timed.num for timed in costs.updates.values()):
         why = "since one takes too long here, or needs more memory than is free"
         why = why if data else "since the data are not found here"
-        return (
-            f": the figures below are lower bounds. No update was timed, {why}; counted FLOPs are "
-            f"taken at the rate of a large matrix product here ({rate})"
-        )
+        return [
+            f"time on {device}: the figures below are lower bounds. No update was timed, {why};",
+            f"  counted FLOPs are taken at the rate of a large matrix product here ({rate})",
+        ]
     pieces = []
     for kind, timed in costs.updates.items():
         num = sum(stage.updates for stage in plan if stage.update == kind)
@@ -230,11 +274,13 @@ def explained(plan: list[Stage], costs: Costs, data: bool) -> str:
         pieces.append((num, f"network calls{of} for {SAMPLE_BATCH} samples", timed))
         if alike:
             break
-    said = "; ".join(
-        f"{num:,} {what} at {_lasts(timed.seconds)} ({_how(timed, rate)})"
-        for num, what, timed in pieces
-    )
-    return f", by what was timed here in {_lasts(costs.spent)}: {said}"
+    return [
+        f"time on {device}, by what was timed here in {_lasts(costs.spent)}:",
+        *(
+            f"  {num:,} {what} at {_lasts(timed.seconds)} ({_how(timed, rate)})"
+            for num, what, timed in pieces
+        ),
+    ]
 
 
 def _how(timed: Timed, rate: str) -> str:
@@ -242,7 +288,7 @@ def _how(timed: Timed, rate: str) -> str:
     if not timed.num:
         return f"counted, at {rate}"
     of, all_ = timed.part
-    return f"{timed.num} timed" + (f" on {of:,} of {all_:,} images" if of < all_ else "")
+    return f"{timed.num} timed" + (f", on {of:,} of its {all_:,} images" if of < all_ else "")
 
 
 def _left_out(
@@ -260,7 +306,7 @@ def _left_out(
         left.append("torch.compile, where engine.compile uses it")
     if launched():
         left.append(f"that {os.environ['WORLD_SIZE']} processes share the work")
-    return [*left, "other work on this machine"]
+    return [*left, "other work on this machine, which changes all of these times"]
 
 
 def table(plan: list[Stage], costs: Costs, set_up: float) -> list[str]:

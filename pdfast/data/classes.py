@@ -9,6 +9,7 @@ import torch
 from pdfast.config.class_names import merged, ranges, shown
 from pdfast.data.dataset import Dataset
 
+NAMED = 5  # unused sub-folders that a line names
 WIDTH = 200  # characters of a line that lists classes
 FEW = 20  # up to this many classes are listed one by one in a sentence
 
@@ -100,6 +101,19 @@ class Classes:
             return ", ".join(parts) + none
         counts = [self.counts[k] for k in present]
         return f"{len(present):,} classes of {min(counts):,} to {max(counts):,} images each{none}"
+
+
+def unused(names: Sequence[str], fix: str) -> str:
+    """Return a line on sub-folders that could be classes; "" for no names.
+
+    Args:
+        names: The sub-folders; see `Dataset.unused`.
+        fix: What uses them.
+    """
+    if not names:
+        return ""
+    listed = ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
+    return f"classes: {len(names):,} sub-folders ({listed}) are not used: {fix}"
 
 
 def _class_or_classes(labels: Sequence[int]) -> str:

@@ -18,9 +18,7 @@ from torch import Tensor
 from pdfast.config.schema import DataConfig, NetConfig
 from pdfast.console.progress import Screen
 from pdfast.data import sources
-from pdfast.data.readers import registry
 from pdfast.data.readers.reading import Checksum
-from pdfast.errors import UsageError
 from pdfast.storage import digests
 from pdfast.storage.digests import UNKNOWN, Digest
 
@@ -39,6 +37,8 @@ class Dataset:
     """Class names by number; () if the classes have none."""
     left_out: str = ""
     """Files that reading skipped, and why, as a phrase; "" if none were skipped."""
+    unused: tuple[str, ...] = ()
+    """Sub-folders of the source that could be classes, but the model has none."""
     stamp: str = ""
     """Fingerprint of the files that the set was read from, unchanged as long as nobody writes to
     them; "" if unknown. See `sources.stamp`."""
@@ -96,6 +96,10 @@ def described(data: Dataset, config: DataConfig) -> str:
     text = f"{len(data):,} images of {config.source}, as {height}x{width} {colour}"
     if data.held_out is not None:
         text += f", {len(data.held_out):,} of them held out of training"
+    else:
+        text += ", none held out"
+    text += ", without classes" if data.labels is None else ", with classes"
+    text += ", mirrored at random" if config.horizontal_flip else ", not mirrored"
     if data.left_out:
         text += f"; left out: {data.left_out}"
     return text
@@ -122,23 +126,14 @@ def load_dataset(data: DataConfig, model: NetConfig, screen: Screen | None = Non
         warnings.simplefilter("ignore", UserWarning)  # torch's warning about read-only arrays
         images = torch.from_numpy(found.images)
     dataset = Dataset(
-        images, None, left_out=found.left_out, stamp=found.stamp, checksum=found.checksum
+        images,
+        None,
+        left_out=found.left_out,
+        unused=found.unused,
+        stamp=found.stamp,
+        checksum=found.checksum,
     )
     if not model.num_classes:
         return dataset
-    where = data.source
-    if labels is None:
-        raise UsageError(
-            f"{where} has no labels, but model.num_classes is {model.num_classes}: add labels "
-            f"({registry.labels()}) or set it to 0"
-        )
-    least, most = int(labels.min()), int(labels.max())
-    if least < 0:
-        raise UsageError(f"{where} has negative labels ({least}): number classes from 0")
-    if most >= model.num_classes:
-        raise UsageError(
-            f"{where} has labels from {least} to {most}, outside "
-            f"0 .. {model.num_classes - 1}: set model.num_classes to {most + 1}"
-        )
-    numbers = torch.from_numpy(labels.astype(np.int64))
+    numbers = torch.from_numpy(sources.checked_labels(data, model, labels).astype(np.int64))
     return dataclasses.replace(dataset, labels=numbers, names=found.names)

@@ -13,6 +13,7 @@ from pdfast.config.class_names import shown
 from pdfast.config.schema import LabelFolders, Resize
 from pdfast.console.progress import Screen
 from pdfast.data import prepare, sources
+from pdfast.data.classes import unused
 from pdfast.data.image_grid import grid, rows
 from pdfast.data.prepare import Order
 from pdfast.data.readers import npz
@@ -83,6 +84,8 @@ def make(
         size, channels, labels, resize=True, folders=folders, method=method, skip_bad=skip_bad
     )
     order = Order(source, wanted, duplicates)
+    if not source:
+        raise UsageError("no data: name a folder of images, or a file of them")
     found = sources.find(source, wanted)
     if labels:
         _check_classes(source, found.labels)
@@ -102,6 +105,8 @@ def make(
         f"{out}: {_summary(images, classes, names)}; exact duplicates {what}: {made.repeated:,}; "
         f"{sheet}"
     )
+    if said := unused(found.unused, "add --labels to keep them"):
+        screen.say(said)
     if lacking := prepare.left_out(out, found.left_out):
         screen.warn(f"left out: {lacking}")
 

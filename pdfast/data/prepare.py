@@ -10,11 +10,13 @@ import contextlib
 import fcntl
 import hashlib
 import io
+import itertools
 import json
 import os
 import secrets
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +29,7 @@ from numpy.typing import NDArray
 from pdfast.console.progress import Screen
 from pdfast.data.readers.decoding import decoded, first_alike, is_grey
 from pdfast.data.readers.npz_file import NpzFile, size_of
-from pdfast.data.readers.pictures import Pictures
+from pdfast.data.readers.pictures import REPAIR, Pictures, own_size
 from pdfast.data.readers.reading import Wanted, check_number, listen
 from pdfast.distributed.signals import poll
 from pdfast.errors import PdfastError, Stopped, UsageError
@@ -36,6 +38,7 @@ from pdfast.storage.lock import NO_LOCKS, names
 
 FORMAT = 1  # of parts; a part of another format is made again from the start
 MAX_BAD = 10  # unusable images that an error names
+LOOKED_AT = 64  # pictures whose own size is looked at
 SHORT = 40  # characters of such a name
 SAVED_EVERY, SAID_EVERY, ASKED_EVERY = 10.0, 60.0, 0.1  # seconds
 SPARE = 2**20  # bytes of disk for everything after the images except the labels
@@ -251,6 +254,7 @@ def _make(
     check: Callable[[], None] = lambda: None,
 ) -> Made:
     part = _part(out)
+    _warn_of_small(order, found, screen)
     work = _Work(order, found, file, part.with_name(f"{part.name}.json"), key)
     try:
         made = work.run(screen)
@@ -267,6 +271,20 @@ def _make(
             part.unlink(missing_ok=True)
             work.forget()
         raise
+
+
+def _warn_of_small(order: Order, found: Pictures, screen: Screen) -> None:
+    """Warn of pictures that will be enlarged, by the headers of the first ones."""
+    size, few = order.wanted.size, itertools.islice(found.files(0), LOOKED_AT)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # decoders warn of oddities in files that they can read
+        sizes = [of for name, held in few if (of := own_size(name, held)) is not None]
+    small = sum(min(of) < size for of in sizes)
+    if small:
+        screen.warn(
+            f"{small:,} of the first {len(sizes):,} images of {order.source} are smaller than "
+            f"{size}x{size}, and are enlarged"
+        )
 
 
 class _Work:
@@ -397,16 +415,20 @@ class _Work:
             raise UsageError(f"{self._order.source} was changed while it was read: run it again")
 
     def _refused(self) -> UsageError:
-        (first, why), *others = self._bad.values()
-        fix = "skip such images with --skip-bad (data.skip_bad)"
-        if not others:
-            return UsageError(f"{why}, or {fix}")
-        source = self._order.source
-        short = [name.removeprefix(source).lstrip(":/ ") for name in (first, *dict(others))]
-        named = ", ".join(name if len(name) <= SHORT else f"...{name[-SHORT:]}" for name in short)
+        bad, source = list(self._bad.values()), self._order.source
+        if len(bad) == 1:
+            return UsageError(f"{bad[0][1]}, or skip such images with --skip-bad (data.skip_bad)")
+        names, reasons = [], []
+        for name, why in bad:
+            short = name.removeprefix(source).lstrip(":/ ")
+            names.append(short if len(short) <= SHORT else f"...{short[-SHORT:]}")
+            reasons.append(_reason(why).removeprefix(name).lstrip(": "))
+        listed = ", ".join(f"{name} ({why})" for name, why in zip(names, reasons, strict=True))
+        if len(set(reasons)) == 1:
+            listed = f"{', '.join(names)} (each {reasons[0]})"
         return UsageError(
-            f"{len(short)} of the first {self._done:,} images of {source} cannot be used, {named}; "
-            f"{why}, or {fix}"
+            f"{len(bad)} of the first {self._done:,} images of {source} cannot be used: {listed}; "
+            "repair or remove them, or skip them with --skip-bad (data.skip_bad)"
         )
 
     def _torn(
@@ -451,6 +473,11 @@ class _Work:
         return found | {"about": np.array(json.dumps(about))}
 
 
+def _reason(why: str) -> str:
+    """Return why a picture cannot be used, without the advice to repair it."""
+    return why.removesuffix(f": {REPAIR}")
+
+
 def left_out(path: Path, passed_over: str, skip_bad: bool = True) -> str:
     """Describe which parts of its source a prepared file lacks, and why; "" if it lacks nothing.
 
@@ -465,13 +492,13 @@ def left_out(path: Path, passed_over: str, skip_bad: bool = True) -> str:
     with np.load(path) as arrays:
         bad = json.loads(str(arrays["about"]))["unusable"]
     if bad and not skip_bad:
+        what = "1 image" if len(bad) == 1 else f"{len(bad):,} images"
         raise UsageError(
-            f"{len(bad):,} images cannot be used, {bad[0]}, or skip such images with --skip-bad "
-            "(data.skip_bad)"
+            f"{what} cannot be used, {bad[0]}, or skip such images with --skip-bad (data.skip_bad)"
         )
     found = [passed_over] if passed_over else []
     if bad:
         more = f"; ... (all are listed in {path}, `about`)" if len(bad) > MAX_BAD else ""
-        listed = "; ".join(bad[:MAX_BAD])
+        listed = "; ".join(map(_reason, bad[:MAX_BAD]))
         found.append(f"images that cannot be used: {len(bad):,} ({listed}{more})")
     return "; ".join(found)

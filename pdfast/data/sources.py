@@ -10,8 +10,10 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pdfast.config.schema import DataConfig, NetConfig
 from pdfast.console.progress import Screen
@@ -25,6 +27,8 @@ from pdfast.errors import UsageError
 registry.discover()
 
 FEW = 64  # pictures that are read to estimate how long all take
+NONE = "no data: pass --data.source FOLDER_OR_NPZ (data.source in the config)"
+EXAMPLE = "YOUR_IMAGES"  # stands for a source in pages and messages
 
 
 def read(data: DataConfig, model: NetConfig, screen: Screen | None = None) -> Arrays:
@@ -75,7 +79,7 @@ def prepared(source: str, asked: Wanted, found: Pictures, screen: Screen | None 
             raise UsageError(f"{error}: delete it to have it prepared again") from None
         _settle(path, read)
         lacking = prepare.left_out(path, found.left_out, asked.skip_bad)
-        return read._replace(stamp=_stamp([path]), left_out=lacking)
+        return read._replace(stamp=_stamp([path]), left_out=lacking, unused=found.unused)
     finally:
         if not list(found.paths()):  # without its files, the set cannot be recognized next time
             path.unlink(missing_ok=True)
@@ -131,8 +135,35 @@ def pictures_of(source: str, found: Arrays) -> Pictures:
     return Pictures(len(images), files, numbers, names, left_out, lambda: _files_of_arrays(source))
 
 
+def checked_labels(
+    data: DataConfig, model: NetConfig, labels: NDArray[np.integer[Any]] | None
+) -> NDArray[np.integer[Any]]:
+    """Return the labels of a source for a model with classes.
+
+    Raises:
+        UsageError: It has no labels, or one is not the number of a class of the model.
+    """
+    where = data.source
+    if labels is None:
+        raise UsageError(
+            f"{where} has no labels, but model.num_classes is {model.num_classes}: add labels "
+            f"({registry.labels()}) or set it to 0"
+        )
+    least, most = int(labels.min()), int(labels.max())
+    if least < 0:
+        raise UsageError(f"{where} has negative labels ({least}): number classes from 0")
+    if most >= model.num_classes:
+        raise UsageError(
+            f"{where} has labels from {least} to {most}, outside "
+            f"0 .. {model.num_classes - 1}: set model.num_classes to {most + 1}"
+        )
+    return labels
+
+
 def absolute(source: str) -> str:
     """Return the same source with an absolute path, so that it is found from any folder."""
+    if not source:
+        return source
     reader = registry.by_text(source)
     if reader is not None and reader.absolute is not None:
         return reader.absolute(source)
@@ -195,7 +226,7 @@ def count(data: DataConfig) -> int | None:
     source = data.source
     wanted = Wanted(1, resize=True, folders=data.labels, skip_bad=data.skip_bad)
     try:
-        reader = registry.reader_of(source)
+        reader = registry.reader_of(source) if source else None
         if reader is None or (reader.downloads is not None and reader.downloads(source)):
             return None
         if reader.count is not None:
@@ -220,13 +251,15 @@ def seconds(data: DataConfig, model: NetConfig, arrays: bool = True) -> float | 
         Seconds; None for a source of arrays unless `arrays` is set.
 
     Raises:
-        UsageError: The source cannot be used.
+        UsageError: The source cannot be used, or its labels are not the model's classes.
     """
     source, asked = data.source, wanted(data, model)
     start = time.perf_counter()
     if not (arrays or resizes(source)):
         return None
     found = opened(source, asked)
+    if model.num_classes:
+        checked_labels(data, model, found.labels)
     if not isinstance(found, Pictures):
         return time.perf_counter() - start
     order = Order(source, asked)
@@ -242,8 +275,11 @@ def opened(source: str, wanted: Wanted) -> Arrays | Pictures:
     """Open a source with its reader.
 
     Raises:
-        UsageError: No reader recognizes the source, it does not exist, or it cannot be read.
+        UsageError: The source is empty, no reader recognizes it, it does not exist, or it cannot be
+            read.
     """
+    if not source:
+        raise UsageError(NONE)
     path = Path(source)
     try:
         reader = registry.reader_of(source)
@@ -254,4 +290,33 @@ def opened(source: str, wanted: Wanted) -> Arrays | Pictures:
         raise UsageError(f"data source {path} cannot be read: {error.strerror}") from None
     if there:
         raise UsageError(f"{path} is neither {registry.kinds()}")
-    raise UsageError(f"data source {path} does not exist")
+    raise UsageError(missing(source))
+
+
+def exists(source: str) -> bool:
+    """Return whether there is such a source on this machine, or one that is named by a keyword."""
+    return bool(source) and (registry.by_text(source) is not None or Path(source).exists())
+
+
+def trouble(data: DataConfig) -> str:
+    """Return why `count` does not find the set; "" for one that is downloaded when it is read."""
+    source = data.source
+    if not exists(source):
+        return missing(source)
+    try:
+        reader = registry.reader_of(source)
+        if reader is None or reader.downloads is None or not reader.downloads(source):
+            opened(source, Wanted(1, resize=True, folders=data.labels, skip_bad=data.skip_bad))
+    except (UsageError, OSError) as error:
+        return str(error)
+    return ""
+
+
+def missing(source: str) -> str:
+    """Return a message on a source that does not exist, with the fix."""
+    if not source:
+        return NONE
+    if source == EXAMPLE or Path(source).name == EXAMPLE:
+        return f"data.source is still {EXAMPLE}: replace it by your folder of images or .npz"
+    looked = "" if Path(source).is_absolute() else f" (looked in {Path.cwd()})"
+    return f"data source {source} does not exist{looked}"

@@ -13,6 +13,7 @@ from pdfast.config.schema import Config, NetConfig, check_own_teacher, load_conf
 from pdfast.config.serialization import from_table, to_table
 from pdfast.console.progress import Screen
 from pdfast.data import digest
+from pdfast.data.classes import unused
 from pdfast.data.dataset import Dataset, described, load_dataset
 from pdfast.distillation import custom
 from pdfast.distillation.rounds import check_network, load_teacher, with_fit
@@ -167,4 +168,11 @@ def opened_run(
         num_classes = config.model.num_classes if own_network is None else own_network.num_classes
         for line in same_classes.described(placed, num_classes, names):
             run.screen.say(line)
+        for line in same_classes.unnamed(given, placed):
+            run.screen.say(line)
+        for line in same_classes.missing(placed, num_classes, names):
+            run.screen.warn(f"{line}, and this run does not train them")
+        fix = f"set model.num_classes to {len(placed.unused)} for a model with these classes"
+        if own_network is None and (said := unused(placed.unused, fix)):
+            run.screen.say(said)
         yield run, placed

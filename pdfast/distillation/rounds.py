@@ -27,12 +27,14 @@ from pdfast.distributed.signals import poll
 from pdfast.errors import UsageError
 from pdfast.evaluation.detectors.opening import without_network
 from pdfast.evaluation.evaluator import Evaluator
+from pdfast.evaluation.floor import far_above
 from pdfast.evaluation.report.plots import drawable, picture, sample_row
 from pdfast.models import backends, checkpoint
 from pdfast.models.guidance import guided
 from pdfast.models.model import Model
 from pdfast.models.unet import UNet
 from pdfast.storage import files, model_dir
+from pdfast.training import warmup
 from pdfast.training.batch import open_batch
 from pdfast.training.loop import Kept, fit
 from pdfast.training.model_run import ModelRun
@@ -66,12 +68,15 @@ def distill_rounds(run: ModelRun, data: Dataset, device: torch.device) -> Model:
         UsageError: The teacher does not have the steps that the config asks for.
     """
     config = run.config
+    for note in warmup.distill_notes(config):
+        run.screen.warn(note)
     student = train_teacher(run, data, device)
     check_start(student, config)
     start, timesteps = config.distill.start_steps, student.schedule.most_steps
     if not student.steps and (said := between(start, timesteps)):
         run.screen.say(f"distill.start_steps: {said}")
     evaluator = _monitor(data, config, student)
+    trained = not config.distill.teacher and run.networks.teacher is None
     if student.parameterization != run.student_parameterization:
         alpha = float(student.schedule.phi(torch.ones(())).cos())
         run.screen.say(
@@ -95,7 +100,10 @@ def distill_rounds(run: ModelRun, data: Dataset, device: torch.device) -> Model:
         student = backends.select(run.load(run.round_dir(made), device), config.backends)
         low = cast_to_precision(student, precision)
     steps = config.distill.steps_after(made) if made else config.distill.start_steps
+    known = _logged(run, made, evaluator) is not None
     before = _distance(run, made, guided(low, guidance), steps, evaluator)
+    if trained and not made and not known:
+        _judge_teacher(run, before, min(steps, MONITOR_STEPS), evaluator)
     with closing(Kept()) as kept:
         for round_ in range(made + 1, config.distill.num_rounds + 1):
             steps, path = config.distill.steps_after(round_), run.round_dir(round_)
@@ -171,9 +179,9 @@ def _distill_round(
     cfg = config.distill.loop_of(steps)
     title = f"round {round_}/{config.distill.num_rounds} ({steps} steps)"
     objective: Objective
-    keep = False
+    keep, rate = False, "distill.lr"
     if steps == config.distill.start_steps:
-        title = f"{title[:-1]}, the first fit)"
+        title, rate = f"{title[:-1]}, the first fit)", "distill.fit_lr"
         signal = {}
         student = first_student(run, teacher)
         guides = bool(student.guidance) and not low.guidance
@@ -205,7 +213,7 @@ def _distill_round(
     run.save_model(student, path, round=round_, seed=config.seed, **facts)
     run.clear_states(round_)
     run.screen.say(
-        f"{title}: {result.text()}, {cfg.updates} updates in {result.seconds:.1f} s, "
+        f"{title}: {result.text(rate)}, {cfg.updates} updates in {result.seconds:.1f} s, "
         f"{said}saved to {path}"
     )
     return student
@@ -268,6 +276,13 @@ def _distance(run: ModelRun, round_: int, model: Model, steps: int, evaluator: E
     distance, _ = evaluator.evaluate(model, min(steps, MONITOR_STEPS), poll)
     run.log(round=round_, steps=steps, distance=distance, **_sampled_as(run, evaluator))
     return distance
+
+
+def _judge_teacher(run: ModelRun, distance: float, steps: int, evaluator: Evaluator) -> None:
+    """Warn of a teacher that the run trained, and whose quick distance is far above the floor."""
+    floor = collectives.from_first(evaluator.resampled)
+    if said := far_above(distance, floor, "quick distance", steps):
+        run.screen.warn(said)
 
 
 def _logged(run: ModelRun, round_: int, evaluator: Evaluator) -> float | None:

@@ -4,12 +4,14 @@ import dataclasses
 
 import torch
 
+from pdfast.config.model import attention_note
 from pdfast.config.schema import Config
 from pdfast.data.dataset import Dataset
 from pdfast.diffusion.rng import Draws, Stream
 from pdfast.distillation.objectives import DataObjective
 from pdfast.models import backends
 from pdfast.models.model import Model
+from pdfast.training import warmup
 from pdfast.training.loop import fit
 from pdfast.training.model_run import ModelRun
 
@@ -49,6 +51,9 @@ def train_teacher(run: ModelRun, data: Dataset, device: torch.device) -> Model:
         f"teacher: {num_params:,} parameters, {run.config.train.updates} updates, "
         f"{data.num_trained} images"
     )
+    shape = "" if run.networks.teacher is not None else attention_note(run.config.model)
+    for note in filter(None, (warmup.train_note(run.config), shape)):
+        run.screen.warn(f"teacher: {note}")
     cfg = run.config.train
     objective = DataObjective(cfg.loss_weight)
     result = fit(model, objective, cfg, data, run, ROUND, "teacher")
@@ -56,5 +61,5 @@ def train_teacher(run: ModelRun, data: Dataset, device: torch.device) -> Model:
     run.log(round=ROUND, **result.as_metrics())
     run.save_model(model, run.teacher_dir, seed=run.config.seed)
     run.clear_states(ROUND)
-    run.screen.say(f"teacher: {result.text()}, saved to {run.teacher_dir}")
+    run.screen.say(f"teacher: {result.text('train.lr')}, saved to {run.teacher_dir}")
     return model

@@ -13,6 +13,7 @@ from pdfast.config.schema import ClassShares, Config
 from pdfast.console.progress import Screen
 from pdfast.data.classes import Classes
 from pdfast.data.dataset import Dataset
+from pdfast.diffusion.rng import Draws, Stream, index_below
 from pdfast.distributed import collectives
 from pdfast.evaluation.class_draw import ClassDraw, evenly
 from pdfast.evaluation.collected import Collected
@@ -179,6 +180,15 @@ class Evaluator:
         Called by all processes.
         """
         return self.reference.floor(self.num, self.seed)
+
+    def resampled(self) -> float:
+        """Return the distance of one resample of the data, an estimate of the floor.
+
+        It is of `num` images, drawn with replacement. For the first process.
+        """
+        draws = Draws(self.seed, Stream.BOOTSTRAP, device=self.data.images.device)
+        chosen = index_below(draws.words(0, 0, self.num)[:, 0], len(self.data))
+        return self.distance(self.data.images[chosen])
 
     def distance(self, images: Tensor) -> float:
         """Return the distance of images (N, H, W, C), of the set's dtype, from the set."""

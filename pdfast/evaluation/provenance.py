@@ -97,13 +97,14 @@ class Facts:
     @property
     def rank_note(self) -> str:
         """A note that samples or images are too few for the covariance, or ""."""
-        least = min(self.samples, self.reference_images)
-        if least > self.features:
+        least, needed = min(self.samples, self.reference_images), self.features + 1
+        if least >= needed:
             return ""
+        what = "samples" if least == self.samples else "images"
         return (
-            f" {least:,} are too few for a covariance of {self.features:,} features to have full "
-            f"rank, which takes {self.features + 1:,}: such distances are only for comparing "
-            "models at this number of samples."
+            f" {least:,} {what} are few ({needed:,} would be needed, for a covariance of "
+            f"{self.features:,} features): compare these distances only with others of {least:,} "
+            f"{what}."
         )
 
 

@@ -6,9 +6,9 @@ wrong labels. If one side has no names, nothing is compared.
 
 from pathlib import Path
 
-from pdfast.config.class_names import difference
+from pdfast.config.class_names import difference, shown
 from pdfast.console.progress import Screen
-from pdfast.data.classes import Classes
+from pdfast.data.classes import FEW, Classes
 from pdfast.data.dataset import Dataset
 from pdfast.distributed import collectives
 from pdfast.errors import UsageError
@@ -76,10 +76,25 @@ def missing(data: Dataset, num_classes: int, names: tuple[str, ...] = ()) -> lis
     found = Classes.of(data, num_classes, names)
     if found is None or not found.absent:
         return []
-    return [f"the data have no images of {found.missing}: no sample of them is judged or shown"]
+    return [
+        f"the model has {num_classes:,} classes, but the data have no images of {found.missing}: "
+        "no sample of them is judged or shown"
+    ]
 
 
 def described(data: Dataset, num_classes: int, names: tuple[str, ...]) -> list[str]:
-    """Return lines on all classes of the data; those without a name get the model's name."""
+    """Return lines on the classes of the data; those without a name get the model's name."""
     found = Classes.of(data, num_classes, names)
-    return [] if found is None else [*found.lines(), *missing(data, num_classes, names)]
+    return [] if found is None else found.lines()
+
+
+def unnamed(given: Model | None, data: Dataset) -> list[str]:
+    """Return a line on classes of the data that a given teacher has no names to compare with."""
+    if given is None or not given.num_classes or any(given.class_names) or not any(data.names):
+        return []
+    few = [shown(k, data.names) for k in range(min(FEW, len(data.names)))]
+    more = ", ..." if len(data.names) > FEW else ""
+    return [
+        f"the teacher's classes have no names; the data's are {', '.join(few)}{more}: make sure "
+        "that the numbers mean the same"
+    ]

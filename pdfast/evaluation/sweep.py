@@ -68,8 +68,8 @@ class StepSweep:
         )
         if left_out:
             run.screen.say(
-                f"no distance for {left_out} of the classes: each has fewer images or samples than "
-                f"the {least:,} that {evaluator.metric} takes"
+                f"distances of {left_out} single class{'es' * (left_out > 1)} are left out: each "
+                f"needs {least:,} images and as many samples for {evaluator.metric}"
             )
 
     def __call__(self, name: str, model: Model, steps: Iterable[int]) -> dict[int, Measured]:

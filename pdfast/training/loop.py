@@ -57,9 +57,17 @@ class FitResult:
             "evaluations": self.evaluations,
         }
 
-    def text(self) -> str:
-        """Return the watched loss, before and after, in words."""
-        return f"{WORDS[self.watched]} {self.loss_start:.4g} -> {self.loss_end:.4g}"
+    def text(self, rate: str) -> str:
+        """Return the watched loss, before and after, in words; if it rose, with the fix.
+
+        Args:
+            rate: The key of the phase's learning rate.
+        """
+        table = rate.partition(".")[0]
+        rose = f" (it rose: a smaller {rate}, or a longer {table}.warmup, keeps it lower)"
+        return f"{WORDS[self.watched]} {self.loss_start:.4g} -> {self.loss_end:.4g}" + rose * (
+            self.loss_end > self.loss_start
+        )
 
 
 def check(config: Config, device: torch.device) -> None:

@@ -119,9 +119,7 @@ class Optimizer:
 
     def lr(self, update: int) -> float:
         """Return the learning rate of update 0, 1, ..."""
-        rise = min(1.0, (update + 1) / self.cfg.warmup) if self.cfg.warmup else 1.0
-        fall = 1.0 - update / self.cfg.updates if self.cfg.anneal == "linear" else 1.0
-        return self.cfg.lr * rise * fall
+        return self.cfg.rate(update)
 
     def backward(self, out: Tensor, grad_out: Tensor, loss: Tensor, first: bool) -> None:
         """Differentiate one part of a batch, and add up gradient and loss.

@@ -5,6 +5,7 @@ import threading
 import time
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from PIL import Image
 
 import pdfast
 from pdfast.cli.main import main
-from pdfast.config.schema import DataConfig, load_config
+from pdfast.config.schema import DataConfig, dump_config, load_config
 from pdfast.cost import plan, timing
 from pdfast.cost.counting import Count, Memory
 from pdfast.cost.forecast import explained, memory_line, num_images, table
@@ -62,11 +63,11 @@ def test_a_set_that_is_not_there_is_said_to_come_on_top(config, tmp_path):
         assert num_images(with_source(config, tmp_path / name)) is None
     count = Count({}, Memory({"weights": 3_000_000, "data set": 1_000_000}, 7_000_000), 1)
     known = memory_line("training", count, 8, torch.device("cpu"), data=True)
-    assert known.startswith("memory, training: 11 MB in an update of batch 8 = 3.0 weights + 1.0 d")
-    assert known.endswith("+ 7.0 activations and temporaries; on top of that: the process itself")
+    assert known.startswith("memory, training: 11 MB for batch 8 = 3.0 weights + 1.0 data set + ")
+    assert known.endswith("+ 7.0 activations, and the process itself")
     unknown = memory_line("training", count, 8, torch.device("cuda"), data=False)
-    assert unknown.startswith("memory, training: 10 MB in an update of batch 8 = 3.0 weights + 7.0")
-    assert "on top of that: the data set (not found here) and cuDNN's workspace" in unknown
+    assert unknown.startswith("memory, training: 10 MB for batch 8 = 3.0 weights + 7.0 activations")
+    assert ", and the data set (not found here) and cuDNN's workspace" in unknown
 
 
 # ------------------------------------------------------------------------------------------
@@ -119,10 +120,11 @@ def test_the_plan_is_what_a_run_does(tiny, tmp_path, done, monkeypatch):
     found = stages(config, 1797, distill=True)
     assert [s.name for s in found] == ["teacher", "round 1", "round 2", "report"]
     assert {"train": 12, "distill": 6, "tabulated": 9}.items() <= done.items()
+    # The teacher's distance has that of a resample beside it.
     # The teacher: a sample row and a distance in 8 steps, and 70 samples (two batches) in 2, 4 and
     # 8 steps. Each student: a row and a distance, and 70 samples in 2 and 4 steps.
     assert (done["teacher"], done["student"]) == (8 + 8 + 28, 4 + 4 + 2 + 2 + 12)
-    assert done["distances"] == 3 + 5 + 10
+    assert done["distances"] == 4 + 5 + 10
     assert planned(found) == done
 
 
@@ -167,14 +169,14 @@ def test_the_sum(tiny):
         feature=0.125,
     )
     found = stages(tiny, 1797, distill=True)
-    of_teacher = 12 * 2.0 + 0.5 + (8 + 8) * 7.0 + 13.0 + 64 * 0.125
+    of_teacher = 12 * 2.0 + 0.5 + (8 + 8) * 7.0 + 2 * (13.0 + 64 * 0.125)
     of_round = 6 * 3.0 + 0.25 + (4 + 4) * 11.0 + 13.0 + 64 * 0.125
     of_report = 14 * 7.0 + 6 * 11.0 + 15 * 13.0 + 15 * 64 * 0.125
     assert [costs.of(stage) for stage in found[:2]] == [of_teacher, of_round]
     assert costs.of(found[-1]) == of_report
     lines = table(found, costs, 1000.0)
     assert lines[1].split() == ["set-up", "16.7", "min"]
-    assert lines[2].split() == ["teacher", "12", "1.0e-03", "48", "2.62", "min"]
+    assert lines[2].split() == ["teacher", "12", "1.0e-03", "48", "2.98", "min"]
     assert lines[3].split()[:-2] == ["round", "1", "4", "6", "1.0e-03", "24"]
     total = 1000.0 + sum(costs.of(stage) for stage in found)
     assert lines[-1].split() == ["total", f"{total / 60:.3g}", "min"]
@@ -274,9 +276,9 @@ def test_what_there_is_no_time_for_is_counted_by_what_was_timed(tiny, monkeypatc
     assert distill == Timed(52.0, 1, (1, 4))
     assert train == Timed(52.0)
     assert costs.rate == 1e9 / 52
-    text = explained(found, costs, True)
-    assert "18 updates of rounds at 52 s (1 timed on 1 of 4 images); " in text
-    assert "12 updates of the teacher at 52 s (counted, at 0.0192 GFLOP/s)" in text
+    lines = explained(found, costs, torch.device("cpu"), True)
+    assert "  18 updates of rounds at 52 s (1 timed, on 1 of its 4 images)" in lines
+    assert "  12 updates of the teacher at 52 s (counted, at 0.0192 GFLOP/s)" in lines
     assert machine.now < 2 * timing.LIMIT
 
 
@@ -291,8 +293,8 @@ def test_what_cannot_be_timed_is_counted(tiny, monkeypatch, flops, memory, timed
     assert machine.sizes == []
     assert {t.seconds for t in costs.updates.values()} == {flops / 1e9}
     assert {t.num for t in costs.updates.values()} == {0}
-    text = explained(found, costs, timed)
-    assert text.startswith(": the figures below are lower bounds. No update was timed, since ")
+    text = explained(found, costs, torch.device("cpu"), timed)[0]
+    assert text.startswith("time on cpu: the figures below are lower bounds. No update was timed, ")
     assert ("since the data are not found here" in text) == (not timed)
 
 
@@ -346,3 +348,43 @@ def test_pictures_are_read_in_part(tmp_path, monkeypatch):
     assert sources.seconds(DataConfig(source=str(tmp_path / "set.npz")), net) > 0
     with pytest.raises(UsageError, match="has images of 8x8x1, but the config asks for 16x16x1"):
         sources.seconds(DataConfig(source=str(tmp_path / "set.npz")), replace(net, image_size=16))
+
+
+def forecast_of(tiny, source, capsys, **model):
+    """Return exit code, output and errors of a dry run on a source."""
+    config = changed(tiny, data={"source": str(source)}, model=model)
+    path = Path("c.toml")
+    path.write_text(dump_config(config))
+    code = main(["train", "--config", str(path), "--dry-run", "--threads", "1"])
+    return code, *capsys.readouterr()
+
+
+@pytest.mark.usefixtures("handlers")
+def test_a_dry_run_ends_with_what_the_run_would_refuse(tiny, tmp_path, monkeypatch, capsys):
+    """Data that are not here are no error; data that the run would refuse are."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.npz").write_bytes(b"PK")
+    told = {
+        "birds": f"data source birds does not exist (looked in {tmp_path})",
+        "": "no data: pass --data.source FOLDER_OR_NPZ",
+        "YOUR_IMAGES": "data.source is still YOUR_IMAGES: replace it by your folder of images or",
+        "broken.npz": "broken.npz is not a readable",
+    }
+    for source, why in told.items():
+        code, said, _ = forecast_of(tiny, source, capsys)
+        assert (code, why in said.splitlines()[-1]) == (0, True), said
+        assert said.splitlines()[-1].startswith("warning: the run itself would be refused: ")
+        assert re.search(
+            r"\nin all: at least [\d.]+ m?s on cpu, \d+ MB of memory and the data set", said
+        )
+    arrays = {"images": np.zeros((9, 8, 8, 1), np.uint8), "labels": np.arange(9) % 3}
+    np.savez(tmp_path / "set.npz", **arrays)
+    code, said, error = forecast_of(tiny, "set.npz", capsys, num_classes=2)
+    assert code == 2
+    assert "in all: " in said
+    assert error.endswith(
+        "pdfast: set.npz has labels from 0 to 2, outside 0 .. 1: set model.num_classes to 3\n"
+    )
+    code, said, error = forecast_of(tiny, "set.npz", capsys, num_classes=3)
+    assert code == 0
+    assert error.startswith("timing some updates, for up to 30 s ...")

@@ -207,6 +207,10 @@ def test_classes_without_images_are_said_and_never_drawn(config, named, asked, t
         pdfast.distill(changed(config, eval={"classes": how}), out=run, threads=1)
         said = capsys.readouterr().out
         assert said.count("the data have no images of classes 1 dog, 3: no sample of them is") == 1
+        assert (
+            "\nwarning: the model has 4 classes, but the data have no images of classes 1" in said
+        )
+        assert "judged or shown, and this run does not train them\n" in said
         assert said.count("classes (images of each): 0 cat (40), 2 'sea otter' (60)\n") == 1
         assert len(asked) == 6  # teacher and student, in a picture, after the rounds, in the report
         assert all(set(label.tolist()) <= {0, 2} for label in asked)
@@ -377,8 +381,11 @@ def test_names_stay_with_the_models_of_a_run(config, named, tmp_path, monkeypatc
     assert not (tmp_path / "more").exists()
 
 
-def test_a_teacher_whose_classes_are_others_is_refused(config, named, tmp_path):
-    """It is refused before the run is created; if either side has no names, it is accepted."""
+def test_a_teacher_whose_classes_are_others_is_refused(config, named, tmp_path, capsys):
+    """It is refused before the run is created; if either side has no names, it is accepted.
+
+    If only the data have names, a line asks whether the numbers mean the same.
+    """
     model = random_model(config.model, 0, torch.float32)
     model.class_names = ("dog", "cat", "owl")
     pdfast.save(model, tmp_path / "teacher")
@@ -405,8 +412,13 @@ def test_a_teacher_whose_classes_are_others_is_refused(config, named, tmp_path):
     model.class_names = ()
     pdfast.save(model, tmp_path / "teacher")
     named(NAMES)
-    student = pdfast.distill(config, teacher=tmp_path / "teacher", out=tmp_path / "b", quiet=True)
+    capsys.readouterr()
+    student = pdfast.distill(config, teacher=tmp_path / "teacher", out=tmp_path / "b")
     assert student.class_names == NAMES[:3]
+    assert (
+        "the teacher's classes have no names; the data's are 0 cat, 1 dog, 2 'sea otter', 3: make "
+        "sure that the numbers mean the same\n"
+    ) in capsys.readouterr().out
 
 
 def test_a_run_whose_classes_were_renamed_is_refused(config, named, tmp_path):

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from pdfast.config.schema import DataConfig, NetConfig
+from pdfast.data import sources
 from pdfast.data.dataset import load_dataset
 from pdfast.errors import UsageError
 from pdfast.kernels.add_noise import to_float
@@ -34,6 +35,18 @@ def test_digits():
     assert data.labels is None
     labelled = load("digits", NetConfig(image_size=8, channels=1, num_classes=10))
     assert torch.bincount(labelled.labels).tolist()[:3] == [178, 182, 177]
+
+
+def test_an_empty_source_is_refused_where_data_are_needed():
+    none = DataConfig(source="")
+    assert sources.absolute("") == ""
+    assert sources.count(none) is None
+    with pytest.raises(UsageError, match=r"^no data: pass --data\.source FOLDER_OR_NPZ"):
+        load_dataset(none, GREY)
+    with pytest.raises(UsageError, match=r"data\.source must name a folder or a file, or be empty"):
+        DataConfig(source=" ")
+    with pytest.raises(UsageError, match="is still YOUR_IMAGES: replace it by your folder"):
+        load("YOUR_IMAGES")
 
 
 def test_float_and_back():
@@ -111,7 +124,7 @@ CLASSES = NetConfig(image_size=8, channels=1, num_classes=3)
         ),
         ({"images": zeros(size=9)}, GREY, "images of 9x9x1, but the config asks for 8x8x1"),
         ({"images": zeros()}, COLOUR, "images of 8x8x1, but the config asks for 8x8x3"),
-        ({"images": zeros(1)}, GREY, "has 1 images; at least 2 are needed"),
+        ({"images": zeros(1)}, GREY, "has 1 image; at least 2 are needed"),
         ({"images": zeros()}, CLASSES, "has no labels, but model.num_classes is 3"),
         (
             {"images": zeros(), "labels": np.arange(4)},
@@ -188,10 +201,10 @@ def test_bad_folders(tmp_path):
     with pytest.raises(UsageError, match="holds no images"):
         load(tmp_path)
     save_images(tmp_path, 1)
-    with pytest.raises(UsageError, match="has 1 images; at least 2"):
+    with pytest.raises(UsageError, match="has 1 image; at least 2"):
         load(tmp_path)
     save_images(tmp_path, 3)
-    with pytest.raises(UsageError, match="is in no class sub-folder"):
+    with pytest.raises(UsageError, match="has no class sub-folders, but labels are asked for: mak"):
         load(tmp_path, CLASSES)
     (tmp_path / "2.png").write_bytes((tmp_path / "2.png").read_bytes()[:40])
     with pytest.raises(UsageError, match=r"2\.png is not a readable image: repair or remove it"):

@@ -181,7 +181,7 @@ def test_what_is_wrong_is_one_sentence(capsys, tmp_path):
     fails("missing from pdfast data: --size", "digits", "--out", out)
     fails("invalid choice '2' for argument '--channels'", "digits", "--channels", 2)
     fails("must be an .npz", "digits", "--size", 8, "--out", tmp_path / "a.zip")
-    fails("data.source must name a folder or a file", "", "--size", 8, "--out", out)
+    fails("no data: name a folder of images, or a file of them", "", "--size", 8, "--out", out)
     fails("nowhere does not exist", tmp_path / "nowhere", "--size", 8, "--out", out)
     fails("has no labels: omit --labels", tmp_path / "a.npz", "--size", 8, "--labels", "--out", out)
     fails("labels from -1 to 4", tmp_path / "below.npz", "--size", 8, "--labels", "--out", out)

@@ -128,12 +128,12 @@ def test_what_changes_no_image_is_no_reason_to_prepare_anew(folder, cache):
     """Another file in the folder is reported as skipped; unusable images are too, or refused."""
     (one,) = damage(folder, 1)
     assert load(folder, skip_bad=True).left_out == (
-        f"images that cannot be used: 1 ({one} is not a readable image: repair or remove it)"
+        f"images that cannot be used: 1 ({one} is not a readable image)"
     )
     (folder / "notes.dat").write_bytes(b"")
     said = load(folder, skip_bad=True).left_out
     assert said.startswith("files of kinds that are not read: 1 (notes.dat); images that cannot")
-    with pytest.raises(UsageError, match=f"^1 images cannot be used, {one} is not a readable"):
+    with pytest.raises(UsageError, match=f"^1 image cannot be used, {one} is not a readable"):
         load(folder)
     assert len(list(cache.iterdir())) == 1
 
@@ -316,14 +316,24 @@ def test_unreadable_pictures_are_refused_by_their_names(folder, cache):
     with pytest.raises(UsageError) as error:
         load(folder)
     assert str(error.value) == f"{one} is not a readable image: repair or remove it, or {fix}"
+    other = sorted(folder.rglob("*.png"))[5]
+    Image.new("I;16", (8, 8)).save(other)
+    with pytest.raises(UsageError) as error:
+        load(folder)
+    names = [path.relative_to(folder) for path in (one, other)]
+    assert str(error.value) == (
+        f"2 of the first 24 images of {folder} cannot be used: {names[0]} (is not a readable "
+        f"image), {names[1]} (has more than 8 bits per channel: save it with 8); repair or remove "
+        "them, or skip them with --skip-bad (data.skip_bad)"
+    )
     paths = damage(folder, 12)
     with pytest.raises(UsageError) as error:
         load(folder)
     said = str(error.value)
     names = ", ".join(str(path.relative_to(folder)) for path in paths[:10])
     assert said == (
-        f"10 of the first 12 images of {folder} cannot be used, {names}; {paths[0]} is not a "
-        f"readable image: repair or remove it, or {fix}"
+        f"10 of the first 12 images of {folder} cannot be used: {names} (each is not a readable "
+        "image); repair or remove them, or skip them with --skip-bad (data.skip_bad)"
     )
     assert not any(cache.iterdir())
 
@@ -528,6 +538,38 @@ def test_a_dry_run_says_what_the_prepared_set_takes(folder, cache, tmp_path, cap
     assert main(["train", "--config", str(tmp_path / "a.toml"), "--dry-run"]) == 0
     assert f"disk, once: 0 MB of prepared images in {cache}\n" in capsys.readouterr().out
     assert not cache.exists()
+
+
+@pytest.mark.parametrize(("size", "told"), [(12, False), (13, True)])
+def test_pictures_that_are_enlarged_are_told_of(folder, cache, size, told, capsys):
+    net = NetConfig(image_size=size, channels=3, ch_mult=(1,))
+    load_dataset(DataConfig(source=str(folder)), net, Screen())
+    text = (
+        f"warning: 24 of the first 24 images of {folder} are smaller than 13x13, and are enlarged"
+    )
+    assert (text in capsys.readouterr().out) == told
+
+
+def test_sub_folders_that_could_be_classes_are_told_of(folder, cache, tmp_path, capsys):
+    """By a run, also where the set was prepared before, and by `pdfast data`."""
+    told = "classes: 3 sub-folders (class0, class1, class2) are not used: "
+    text = (
+        f'[data]\nsource = "{folder}"\nhorizontal_flip = true\n[model]\nimage_size = 8\nch = 8\n'
+        "emb_ch = 8\nch_mult = [1]\nnum_res_blocks = 1\nattn_resolutions = []\ngroups = 4\n"
+        "[train]\nupdates = 2\nbatch = 2\nwarmup = 0\n[eval]\nsteps = [2]\nbaseline_steps = 2\n"
+    )
+    (tmp_path / "a.toml").write_text(text)
+    for out in ("a", "b"):
+        args = ["--config", str(tmp_path / "a.toml"), "--out", str(tmp_path / out)]
+        assert main(["train", *args, "--threads", "1"]) == 0
+        said = capsys.readouterr().out
+        assert f"{told}set model.num_classes to 3 for a model with these classes\n" in said
+        assert "as 8x8 colour, none held out, without classes, mirrored at random\n" in said
+    args = ["data", str(folder), "--size", "8", "--out"]
+    assert main([*args, str(tmp_path / "a.npz")]) == 0
+    assert f"{told}add --labels to keep them\n" in capsys.readouterr().out
+    assert main([*args, str(tmp_path / "b.npz"), "--labels"]) == 0
+    assert told not in capsys.readouterr().out
 
 
 def test_runs_within_a_source_are_no_pictures_of_it(folder):

@@ -82,7 +82,8 @@ def test_distances_by_class(labelled, monkeypatch, capsys):
     assert set(found["model"]) == {"1", "2"}
     output = capsys.readouterr().out
     assert (
-        "no distance for 1 of the classes: each has fewer images or samples than the 17" in output
+        "distances of 1 single class are left out: each needs 17 images and as many samples"
+        in output
     )
     model = pdfast.load("model")
     numbers = index_below(Draws(0, Stream.SAMPLE).class_words(0, 309), 309)

@@ -498,7 +498,9 @@ def test_a_schedule_by_betas_is_not_trained_with(tmp_path, data, capsys):
     for command in (["train"], ["train", "--dry-run"], ["distill", "--distill.start-steps=64"]):
         args_now = [*command, *args, *(["--rounds", "2"] if command[0] == "distill" else [])]
         assert main(args_now) == 2
-        assert "no teacher can be trained with model.schedule linear" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert "model.schedule linear is only for distilling a teacher that has it: pass" in said
+        assert "with --teacher" in said
     assert not (tmp_path / "run").exists()
 
 

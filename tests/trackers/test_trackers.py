@@ -214,7 +214,9 @@ def test_a_signal_ends_a_tracked_run_as_any_other(tiny_toml, tmp_path):
     )
     begun, data, board, wandb, *rest = ended.stdout.splitlines()
     assert begun.startswith("pdfast ")
-    assert data == "data: 1,797 images of digits, as 8x8 grey"
+    assert data == (
+        "data: 1,797 images of digits, as 8x8 grey, none held out, without classes, not mirrored"
+    )
     assert board == f"tracking: tensorboard --logdir {tmp_path}/run/tensorboard"
     assert wandb.startswith(f"tracking: wandb sync {tmp_path}/run/wandb/offline-run-")
     assert len(rest) == 1, rest

@@ -48,7 +48,14 @@ def find(path: Path, wanted: Wanted) -> Pictures:
         names,
         str(found.left_out),
         lambda: (path / name for name in found.pictures),
+        () if wanted.labels else _unused(found),
     )
+
+
+def _unused(found: Tree) -> tuple[str, ...]:
+    """Return the folders directly below that hold pictures; () for fewer than two."""
+    names = _ordered(_tops(found, empty=False))
+    return tuple(map(shown, names)) if names[1:] else ()
 
 
 def _files(path: Path, pictures: list[str], start: int) -> Iterator[tuple[str, Path]]:
@@ -101,11 +108,17 @@ def _labels(
     if auto:
         _check_tables(path, found)
     stray = [name for name in found.pictures if "/" not in name]
+    fix = "set model.num_classes to 0 (for pdfast data: omit --labels)"
+    if len(stray) == len(found.pictures):
+        raise UsageError(
+            f"{shown(str(path))} has no class sub-folders, but labels are asked for: make a "
+            f"sub-folder for each class, or {fix}"
+        )
     if stray:
         others = f", as are {len(stray) - 1:,} others" if stray[1:] else ""
         raise UsageError(
             f"{shown(str(path / stray[0]))} is in no class sub-folder{others}, but labels are "
-            "asked for: move it into one, or elsewhere"
+            f"asked for: move it into one, or elsewhere, or {fix}"
         )
     if auto:
         _check_depth(path, found)

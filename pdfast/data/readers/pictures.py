@@ -21,6 +21,7 @@ from pdfast.errors import UsageError
 MAX_PIXELS = 2**26  # of one image, before it is scaled down
 MAX_BYTES = 2**28  # of one image's file, in an archive
 MAX_LABEL = 2**31
+REPAIR = "repair or remove it"  # ends messages on one picture
 EXIF = b"Exif\0\0"  # how the EXIF segment of a JPEG begins
 MAX_HEAD = 2**20  # bytes of a JPEG in which its EXIF begins
 _TURNS: dict[
@@ -55,6 +56,8 @@ class Pictures:
     """Files that were skipped, and why, as a phrase; see LeftOut."""
     paths: Callable[[], Iterable[Path]] = lambda: ()
     """All files that are read; none if they are not known."""
+    unused: tuple[str, ...] = ()
+    """Sub-folders that could be classes, where no labels are wanted; () for fewer than two."""
 
 
 def pixels(name: str, file: Held, wanted: Wanted, channels: int) -> NDArray[np.uint8]:
@@ -136,7 +139,7 @@ def _open(name: str, file: Path | BinaryIO, mode: str) -> Image.Image:
             raise UsageError(
                 f"{name} cannot be read by this Pillow, which lacks {lacking}: install a newer one"
             ) from None
-        raise UsageError(f"{name} is not a readable image: repair or remove it") from None
+        raise UsageError(f"{name} is not a readable image: {REPAIR}") from None
 
 
 def _decoded(name: str, file: Path | BinaryIO, mode: str) -> Image.Image:

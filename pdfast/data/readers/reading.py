@@ -105,6 +105,8 @@ class Arrays(NamedTuple):
     unknown."""
     checksum: "Checksum | None" = None
     """Checksum, not yet compared, of images that lie in a file mapped into memory."""
+    unused: tuple[str, ...] = ()
+    """See `pictures.Pictures`."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,8 @@ def check_number(where: str, num: int) -> None:
         UsageError: There are fewer than MIN_IMAGES.
     """
     if num < MIN_IMAGES:
-        raise UsageError(f"{where} has {num} images; at least {MIN_IMAGES} are needed")
+        has = "1 image" if num == 1 else f"{num} images"
+        raise UsageError(f"{where} has {has}; at least {MIN_IMAGES} are needed")
 
 
 def check_shape(where: str, shape: tuple[int, ...], wanted: Wanted) -> None:
@@ -171,8 +174,9 @@ def check_shape(where: str, shape: tuple[int, ...], wanted: Wanted) -> None:
     if (height, channels) != (size, asked):
         raise UsageError(
             f"{where} has images of {height}x{width}x{channels}, but the config asks for "
-            f"{size}x{size}x{asked}: set model.image_size and model.channels to fit, or resize "
-            "them with pdfast data"
+            f"{size}x{size}x{asked}: fit the images by pdfast data (pdfast data SOURCE --size "
+            f"{size} --channels {asked} --out NEW.npz), or, where no teacher is given, set "
+            "model.image_size and model.channels to theirs"
         )
 
 

@@ -12,6 +12,7 @@ from pdfast.data.image_grid import Row
 from pdfast.errors import printable
 from pdfast.evaluation.detectors.opening import without_network
 from pdfast.evaluation.evaluator import SampleMetrics
+from pdfast.evaluation.floor import far_above
 from pdfast.evaluation.provenance import Facts
 from pdfast.evaluation.report.html import Table, View
 from pdfast.evaluation.report.plots import NUM_SHOWN, gallery
@@ -24,11 +25,12 @@ from pdfast.runs.spent import Account, Spent
 from pdfast.runs.watched_loss import MEANING, WORDS
 
 QUICK = (
-    "Round 0 is the teacher's training; the distance is a quick one, 256 images in at most 16 "
-    "steps, for comparing rounds only. {loss} Signal / rounding: the difference of target and "
-    "student at the start of a round, in v, over its error from the networks' rounding (medians "
-    "over a fixed batch of training images). If it is not well above 1, a round learns little at "
-    "this precision."
+    "Round 0 is the teacher's training. The quick distance is of 256 images in at most 16 steps, "
+    "for comparing rounds only. {loss} It may rise in rounds of many steps, whose students start "
+    "close to their teachers; a smaller distill.lr keeps it lower. Signal / rounding: the "
+    "difference of target and student at the start of a round, in v, over its error from the "
+    "networks' rounding (medians over a fixed batch of training images). If it is not well above "
+    "1, a round learns little at this precision."
 )
 
 EVALUATIONS = (
@@ -140,7 +142,15 @@ class Report:
             f"Resampled data scores {sweep.floor:.3f} +- {sweep.floor_std:.3f}, the floor."
             + self.facts.rank_note
             + self._guidance_note
+            + (f" {said[0].upper()}{said[1:]}." if (said := self.far_above) else "")
         )
+
+    @property
+    def far_above(self) -> str:
+        """Sentence on a teacher that is far above the floor at its baseline; "" if it is not."""
+        steps, metric = self.run.config.eval.baseline_steps, self.sweep.evaluator.metric
+        distance = self.teacher[steps].distance
+        return far_above(distance, self.sweep.floor, f"{metric} at {counted(steps)}", steps)
 
     @property
     def _guidance_note(self) -> str:
@@ -246,8 +256,8 @@ class Report:
         if not evaluator.num_left_out:
             return ""
         return (
-            f"Left out: {evaluator.num_left_out} of the classes, each of which has fewer "
-            f"images or samples than the {evaluator.width + 1:,} that {evaluator.metric} needs."
+            f"Left out: {evaluator.num_left_out} of the classes, each of which has fewer than the "
+            f"{evaluator.width + 1:,} images, or samples, that {evaluator.metric} needs."
         )
 
     def measured(self) -> Table:
@@ -259,8 +269,8 @@ class Report:
         logged, config = self.run.metrics(), self.run.config
         quick = {m["round"]: m["distance"] for m in logged if "distance" in m}
         name = watched_loss.logged(logged)
-        header = ["round", "steps", "updates", f"{WORDS[name]}, start", "end", "distance"]
-        header += ["updates/s", "signal / rounding"]
+        header = ["round", "steps", "updates", f"{WORDS[name]}, start", "end"]
+        header += ["quick distance", "updates/s", "signal / rounding"]
         chosen = any("chosen" in m for m in logged)  # among averages and raw weights
         header += ["student"] if chosen else []
         lines = []

@@ -35,7 +35,7 @@ from pdfast.training.precision import cast_to_precision, precision_of
 from pdfast.version import __version__
 
 TABLE, PICTURE = "eval.json", "eval.png"  # the report of one model
-FORMAT = "3"  # of the report's files; a report of another format is made again
+FORMAT = "4"  # of the report's files; a report of another format is made again
 NO_PICTURES = "no pictures: the samples are neither images of 1 or 3 channels nor signals"
 
 
@@ -120,7 +120,7 @@ def report_run(run: ModelRun, data: Dataset, steps: Sequence[int], device: torch
         if k in wanted.student:
             of_students |= sweep("student", load(path), [k])
 
-    def write() -> str:
+    def write() -> list[str]:
         weights = {"teacher": averaging(run.teacher_dir, config, student=False)}
         of = {k: averaging(path, config, student=True) for k, path in students.items()}
         alike = len(set(of.values())) == 1
@@ -129,15 +129,18 @@ def report_run(run: ModelRun, data: Dataset, steps: Sequence[int], device: torch
         facts = facts_of(evaluator, config, teacher, weights)
         shown = data.images[:NUM_KEPT].cpu()
         record.forget()
-        record.keep(_write(Report(run, sweep, teacher, shown, facts, of_teacher, of_students)))
-        return facts.text()
+        report = Report(run, sweep, teacher, shown, facts, of_teacher, of_students)
+        record.keep(_write(report))
+        return [facts.text(), report.far_above]
 
-    line = collectives.from_first(write)
+    line, warning = collectives.from_first(write)
     sweep.clear()
     shown = run.path / "samples" / "compare.png"
     seen = f", {shown}" if drawable(teacher) else f"; {NO_PICTURES}"
     run.screen.say(f"report: {run.path / 'report.html'}, {run.path / 'report.md'}{seen}")
     run.screen.say(line)
+    if warning:
+        run.screen.warn(warning)
 
 
 def check_out(folder: Path) -> None:

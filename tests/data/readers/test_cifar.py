@@ -272,7 +272,7 @@ def test_cifar_100(tmp_path, kind):
     assert load(path, NetConfig()).labels is None
     assert count(DataConfig(source=str(path))) == 7
     path.write_bytes(packed(tar(of_100(kind, 1)[0])))
-    refused(path, "has 1 images; at least 2 are needed", CIFAR_100)
+    refused(path, "has 1 image; at least 2 are needed", CIFAR_100)
     path.write_bytes(packed(tar([m for m in members if "train" not in m[0]])))
     refused(path, f"has no cifar-100-{kind}/train", CIFAR_100)
 

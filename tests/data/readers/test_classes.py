@@ -31,6 +31,9 @@ def test_classes_are_the_folders_one_level_below(tmp_path):
     without = find(tmp_path, labels=False)
     assert without.labels is None
     assert without.names == ()
+    assert (without.unused, found.unused) == (("cat", "dog"), ())
+    plain = NetConfig(image_size=8, channels=1)
+    assert load_dataset(DataConfig(source=str(tmp_path)), plain).unused == ("cat", "dog")
     assert sources.count(DataConfig(source=str(tmp_path))) == 3
 
 
@@ -100,6 +103,9 @@ def test_a_picture_in_no_class(tmp_path):
         refused(tmp_path, "sheet.png is in no class sub-folder, but labels", folders=folders)
     put(tmp_path, "b.png", "a.png")
     refused(tmp_path, "a.png is in no class sub-folder, as are 2 others, but labels are asked for")
+    flat = put(tmp_path / "flat", "a.png", "b.png")
+    fix = "set model.num_classes to 0 (for pdfast data: omit --labels)"
+    refused(flat, "flat has no class sub-folders, but labels are asked for: make a sub-folder", fix)
 
 
 def test_empty_classes_keep_their_numbers(tmp_path):

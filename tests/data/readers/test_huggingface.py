@@ -171,14 +171,14 @@ BAD = {
     "a picture missing": (
         TYPES,
         {"image": [picture(IMAGES[0])] * 4 + [None] * 2},
-        "row 4 holds no picture: store the picture itself in it",
+        "row 4, row 5 (each holds no picture: store the picture itself in it)",
     ),
     "no picture": (
         TYPES,
         {"image": [{"bytes": b"no picture", "path": None}] * 6},
-        "row 0 is not a readable image: repair or remove it",
+        "row 5 (each is not a readable image); repair or remove them, or",
     ),
-    "one": ({"image": Image()}, {"image": [picture(IMAGES[0])]}, "has 1 images; at least 2"),
+    "one": ({"image": Image()}, {"image": [picture(IMAGES[0])]}, "has 1 image; at least 2"),
 }
 
 
@@ -200,7 +200,7 @@ def test_a_path_in_a_foreign_file_is_not_opened(tmp_path):
     table = pyarrow.Table.from_pylist([{"image": row} for row in rows])
     schema = Features({"image": Image()}).arrow_schema
     pyarrow.parquet.write_table(table.cast(schema), tmp_path / "a.parquet")
-    refused(tmp_path / "a.parquet", "row 0 holds no picture", GREY)
+    refused(tmp_path / "a.parquet", "row 2 (each holds no picture", GREY)
 
 
 def test_files_that_are_none(tmp_path):
@@ -247,7 +247,7 @@ def test_a_name_on_the_hub(monkeypatch, tmp_path):
     path.rename(tmp_path / "elsewhere.png")
     for row in rows:
         row["path"] = str(tmp_path / "elsewhere.png")
-    refused("some/set:test", "row 0 holds no picture: store the picture itself in it")
+    refused("some/set:test", "row 1 (each holds no picture: store the picture itself in it)")
 
 
 def test_without_the_package_it_is_named(monkeypatch, tmp_path):

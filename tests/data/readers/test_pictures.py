@@ -159,7 +159,7 @@ def test_bad_labels_of_a_zip(tmp_path, case):
 def test_bad_zips(tmp_path, monkeypatch):
     path = write_zip(tmp_path, [*MEMBERS, ("b.png", b"no picture")])
     refused(path, f"{path}: b.png is not a readable image", GREY)
-    refused(write_zip(tmp_path, MEMBERS[:1]), "has 1 images; at least 2", GREY)
+    refused(write_zip(tmp_path, MEMBERS[:1]), "has 1 image; at least 2", GREY)
     refused(write_zip(tmp_path, [("a.txt", b"x")]), "holds no images (.png, ", GREY)
     for text, message in {
         b"{": "is not a readable zip of images",

@@ -307,7 +307,7 @@ def test_whatever_a_decoder_raises_names_the_file(tmp_path, monkeypatch):
         raise KeyError(7)
 
     monkeypatch.setattr(decoders.Image, "open", fail)
-    with pytest.raises(UsageError, match=r"a\.png is not a readable image"):
+    with pytest.raises(UsageError, match=r"a\.png, b\.png \(each is not a readable image\)"):
         load(tmp_path)
 
 
