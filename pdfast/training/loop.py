@@ -265,7 +265,7 @@ def fit(
             if (stopping or due) and (log.settled(done) or stopping):
                 saved, due = log.save(), False
             if stopping:
-                raise signals.stop(f"{title} is saved at update {saved}; run it again to resume")
+                raise signals.stop(f"{title} is saved at update {saved}; {signals.AGAIN}")
         if keep and engine.may_stay():
             kept.engine = engine
     if optimizer.earlier is not None:

@@ -61,7 +61,7 @@ def test_quiet_runs_and_resumptions(straight, tiny, tmp_path, monkeypatch, capsy
     before = lines(run)
     assert before[0].startswith("pdfast 0.")
     assert before[-1] == (
-        "pdfast: stopped by SIGTERM; teacher is saved at update 7; run it again to resume"
+        "pdfast: stopped by SIGTERM; teacher is saved at update 7; the same command resumes from there"
     )
     pdfast.distill(tiny, out=run, quiet=True)
     assert capsys.readouterr() == ("", "")
