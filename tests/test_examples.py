@@ -159,7 +159,7 @@ def test_own_pictures(folder, tiny, monkeypatch, handlers):
         (["empty", "--num", "0"], 2, "--num must be at least 1, not 0"),
         (["empty"], 2, "pdfast: empty holds no images"),
         (["empty", "--updates", "0"], "own_pictures: train.updates must be at least 1", ""),
-        (["empty", "--config", "no.toml"], "own_pictures: no config 'no.toml'", ""),
+        (["empty", "--config", "no.toml"], "own_pictures: no.toml does not exist (in ", ""),
     ],
 )
 def test_own_pictures_says_what_is_wrong(folder, monkeypatch, capfd, arguments, code, message):

@@ -156,6 +156,7 @@ def load_model(
     pretrained.check_steps(path, steps)
     path = pretrained.find(path, steps)
     if not (path / CONFIG).is_file() and not (path / MANIFEST).is_file():
+        _refuse_run(path)
         inside = sorted(p.parent.name for p in path.glob(f"*/{CONFIG}")) if path.is_dir() else []
         hint = f" (models inside it: {', '.join(inside)})" if inside else ""
         raise UsageError(
@@ -187,6 +188,23 @@ def load_model(
     model.net.load_state_dict(weights, assign=True)
     model.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model.to(device).eval()
+
+
+def _refuse_run(path: Path) -> None:
+    """Raise UsageError if the folder is a run, whose models are the folders in it."""
+    if not (path / "config.toml").is_file():
+        return
+    found = [p.parent.name for p in path.glob(f"*/{CONFIG}")]
+    students = sorted(name for name in found if name.startswith("round-"))
+    names = [name for name in found if name == "teacher"] + students
+    check(
+        bool(names),
+        f"{path} is a run without a finished model yet: continue it with the command that began it",
+    )
+    raise UsageError(
+        f"{path} is a run, not a model: name one of its models, such as {path / names[-1]} "
+        f"(finished: {', '.join(names)})"
+    )
 
 
 def _load_own(

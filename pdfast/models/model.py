@@ -355,8 +355,7 @@ class Model(FormerNames, nn.Module):
             raise UsageError(f"seed must be in 0 .. 4294967295, not {seed}")
         if self.guidance:
             raise UsageError(
-                "this model is a guided student: pass --guidance, in Python sample of "
-                "pdfast.guided(model, w)"
+                "this model is a guided student: sample pdfast.guided(model, w), with a weight w"
             )
         asked = None if label is None else self._asked_labels(label, num)
         chosen = range(-(-num // SAMPLE_BATCH)) if batches is None else batches

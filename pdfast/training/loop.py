@@ -30,6 +30,8 @@ from pdfast.training.phase_log import PhaseLog, begin, check_watched
 from pdfast.training.update import Objective, evaluations, update
 from pdfast.training.validation import loss_of
 
+GLANCE = 10  # updates after which a new bar shows the loss
+
 
 @dataclass(frozen=True)
 class FitResult:
@@ -259,6 +261,8 @@ def fit(
             done, stopping = k + 1, signals.requested()
             if done % config.log_every == 0 or done == cfg.updates:
                 log.take(done)
+            elif done == first + GLANCE:
+                log.glance()
             log.write(done, wait=done == cfg.updates)
             due = (due or done % config.save_every == 0) and done < cfg.updates
             # Save only after an update that is made: a failure needs the state before skipped ones.

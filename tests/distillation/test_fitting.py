@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 import typing
 
 import pytest
@@ -173,6 +174,10 @@ def test_refusals(tiny, straight, eps_teacher, tmp_path):
     other = changed(tiny, model={"logsnr_max": 15.0}, distill={"fit_updates": 5})
     refused("has model.logsnr_max 20.0, but the config asks for 15.0: pass the config that the "
             "teacher was trained with$", other, teacher=teacher, out=out)  # fmt: skip
+    imported = shutil.copytree(teacher, tmp_path / "imported")
+    (tmp_path / "imported.toml").write_text("")
+    refused(f"asks for 15.0: pass {imported}.toml, which was made for it$", other,
+            teacher=imported, out=out)  # fmt: skip
     refused("has model.parameterization 'eps', but the config asks for 'x'",
             changed(tiny, model={"parameterization": "x"}),
             teacher=eps_teacher, out=out)  # fmt: skip
@@ -238,7 +243,7 @@ def test_a_teacher_has_no_more_steps_than_its_schedule(tiny):
     model.schedule = linear()
     with pytest.raises(UsageError, match=r"steps must be in 1 \.\. 1000, not 1024"):
         model.sample(1, 1024)
-    with pytest.raises(UsageError, match=r"the 1000 timesteps .* --distill.start-steps 512"):
+    with pytest.raises(UsageError, match=r"the 1000 timesteps .* distill.start_steps 512"):
         rounds.check_start(model, changed(tiny, distill={"start_steps": 1024}))
     with pytest.raises(UsageError, match=r"eval.steps or eval.baseline_steps 2000 is more than"):
         rounds.check_start(model, changed(tiny, eval={"steps": (2000,)}))
