@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
+AGAIN = "the same command resumes from there"  # ends the message of work that was saved
 MAX_TEXT = 1000  # characters of a message
 # A flag; or a command with its flags, which a message to a caller from Python names as it is.
 FLAG = re.compile(r"(?:pdfast|pip|torchrun) [a-z-][^,;:)]*|(?<![\w-])--([a-z][a-z.-]*[a-z])")

@@ -32,8 +32,7 @@ import torch.distributed as dist
 from pdfast.console import messages
 from pdfast.console.log import last_words
 from pdfast.distributed.board import first_to_say
-from pdfast.distributed.signals import AGAIN
-from pdfast.errors import PdfastError
+from pdfast.errors import AGAIN, PdfastError
 from pdfast.launch import TIMEOUT
 from pdfast.storage.processes import Process
 

@@ -17,13 +17,12 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-from pdfast.errors import Stopped, UsageError
+from pdfast.errors import AGAIN, Stopped, UsageError
 from pdfast.launch import launched, speaks
 
 CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 MAY_BE_TAKEN = (signal.SIGINT, signal.SIGTERM)  # even if the caller has a handler for them
 TOGETHER = 1.0  # seconds: GNU timeout signals its child and then its group, which are one request
-AGAIN = "the same command resumes from there"  # ends the message of work that was saved
 ASKED = 2**16  # instead of a signal: the caller's function asks the work to stop
 
 _requested = 0  # the signal that this process received; only its handler sets it
@@ -64,7 +63,7 @@ def _tell(text: str) -> None:
     if speaks():
         begin = "\n" if sys.stderr is not None and sys.stderr.isatty() else ""  # after ^C or a bar
         with contextlib.suppress(OSError):
-            os.write(2, f"{begin}pdfast: {text}\n".encode())
+            os.write(2, f"{begin}{text}\n".encode())
 
 
 def install() -> None:

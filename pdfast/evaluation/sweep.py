@@ -11,7 +11,8 @@ from torch import Tensor
 
 from pdfast.console.messages import counted
 from pdfast.distributed import collectives
-from pdfast.distributed.signals import AGAIN, poll
+from pdfast.distributed.signals import poll
+from pdfast.errors import AGAIN
 from pdfast.evaluation import resume
 from pdfast.evaluation.evaluator import Evaluator, SampleMetrics
 from pdfast.evaluation.resume import EvalState, Finished, Part

@@ -18,7 +18,7 @@ from torch import Tensor
 from pdfast.config.schema import Config, LoopConfig
 from pdfast.data.dataset import Dataset
 from pdfast.distributed import collectives, signals
-from pdfast.errors import UsageError
+from pdfast.errors import AGAIN, UsageError
 from pdfast.models.cuda_graph import Replay
 from pdfast.models.model import Model
 from pdfast.runs.run import Run
@@ -269,7 +269,7 @@ def fit(
             if (stopping or due) and (log.settled(done) or stopping):
                 saved, due = log.save(), False
             if stopping:
-                raise signals.stop(f"{title} is saved at update {saved}; {signals.AGAIN}")
+                raise signals.stop(f"{title} is saved at update {saved}; {AGAIN}")
         if keep and engine.may_stay():
             kept.engine = engine
     if optimizer.earlier is not None:

@@ -372,7 +372,7 @@ def test_a_signal_while_torch_is_being_imported(tiny_toml, tmp_path):
         [*command, "--out", str(tmp_path / "run")], capture_output=True, text=True, check=False
     )
     assert done.returncode == 143
-    assert re.fullmatch(r"pdfast: stopped by SIGTERM; .*\n", done.stderr)
+    assert re.fullmatch(r"SIGTERM: .*\npdfast: stopped by SIGTERM; .*\n", done.stderr)
     assert not (tmp_path / "run").exists()
 
 

@@ -169,7 +169,7 @@ def refused(message, config, **given):
 def test_refusals(tiny, straight, eps_teacher, tmp_path):
     teacher, out = straight / "teacher", tmp_path / "run"
     other = changed(tiny, model={"ch": 16})
-    refused("has model.ch 8, but the config asks for 16.*or --distill.fit-updates 20000", other,
+    refused("has model.ch 8, but the config asks for 16.*or distill.fit_updates 20000", other,
             teacher=teacher, out=out)  # fmt: skip
     other = changed(tiny, model={"logsnr_max": 15.0}, distill={"fit_updates": 5})
     refused("has model.logsnr_max 20.0, but the config asks for 15.0: pass the config that the "
@@ -195,7 +195,7 @@ def test_a_run_that_has_another_networks_teacher_needs_the_fit(tiny, straight, t
     half = changed(tiny, model={"ch": 4})
     checkpoint.save_model(checkpoint.load_model(straight / "teacher"), tmp_path / "run" / "teacher")
     (tmp_path / "run" / "config.toml").write_text(dump_config(half))
-    refused("run/teacher has model.ch 8, but the config asks for 4.*--distill.fit-updates", half,
+    refused("run/teacher has model.ch 8, but the config asks for 4.*distill.fit_updates", half,
             out=tmp_path / "run")  # fmt: skip
 
 
@@ -243,7 +243,7 @@ def test_a_teacher_has_no_more_steps_than_its_schedule(tiny):
     model.schedule = linear()
     with pytest.raises(UsageError, match=r"steps must be in 1 \.\. 1000, not 1024"):
         model.sample(1, 1024)
-    with pytest.raises(UsageError, match=r"the 1000 timesteps .* distill.start_steps 512"):
+    with pytest.raises(UsageError, match=r"the 1000 timesteps .* --distill.start-steps 512"):
         rounds.check_start(model, changed(tiny, distill={"start_steps": 1024}))
     with pytest.raises(UsageError, match=r"eval.steps or eval.baseline_steps 2000 is more than"):
         rounds.check_start(model, changed(tiny, eval={"steps": (2000,)}))

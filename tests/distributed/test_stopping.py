@@ -138,8 +138,7 @@ def test_a_signal_that_comes_twice_at_once_is_one(tiny, tmp_path, monkeypatch, c
         pdfast.train(tiny, out=tmp_path / "run", quiet=True)
     assert update_saved(tmp_path / "run") == "round-00-update-000000007"
     assert capfd.readouterr().err == (
-        "pdfast: SIGINT: stopping after the current step (a second signal or Ctrl-C ends it at "
-        "once)\n"
+        "SIGINT: stopping after the current step (a second signal or Ctrl-C ends it at once)\n"
     )
 
 
@@ -150,7 +149,7 @@ def test_the_second_ctrl_c_is_not_waited_for(tiny, tmp_path, monkeypatch, capfd)
     with pytest.raises(KeyboardInterrupt) as interrupt:
         pdfast.train(tiny, out=tmp_path / "run", quiet=True)
     assert str(interrupt.value) == ""  # Python's own
-    assert capfd.readouterr().err.endswith("pdfast: second signal: ended at once\n")
+    assert capfd.readouterr().err.endswith("second signal: ended at once\n")
     assert update_saved(tmp_path / "run") == "round-00-update-000000005"
     assert not (tmp_path / "run" / ".lock").exists()
 
