@@ -12,7 +12,11 @@ from typing import Any
 AGAIN = "the same command resumes from there"  # ends the message of work that was saved
 MAX_TEXT = 1000  # characters of a message
 # A flag; or a command with its flags, which a message to a caller from Python names as it is.
-FLAG = re.compile(r"(?:pdfast|pip|torchrun) [a-z-][^,;:)]*|(?<![\w-])--([a-z][a-z.-]*[a-z])")
+WORDS = "auto|cpu|diffusers|fp32|onnx"  # values of flags in messages
+FLAG = re.compile(
+    r"(?:pdfast|pip|torchrun) [a-z-][^,;:)]*"
+    rf"|(?<![\w-])--([a-z][a-z.-]*[a-z])(?: ({WORDS})\b)?"
+)
 ARGUMENTS = {"force": "force=True", "other-data": "other_data=True", "data.source": "data"}
 
 
@@ -20,8 +24,9 @@ def as_arguments(text: str) -> str:
     """Return a message with the arguments of Python's functions in place of flags."""
 
     def named(match: re.Match[str]) -> str:
-        flag = match[1]
-        return ARGUMENTS.get(flag, flag.replace("-", "_")) if flag else match[0]
+        flag, value = match.groups()
+        name = ARGUMENTS.get(flag, flag.replace("-", "_")) if flag else match[0]
+        return f"{name}='{value}'" if value else name
 
     return FLAG.sub(named, text)
 
