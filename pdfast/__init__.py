@@ -9,7 +9,9 @@ Example:
 `pdfast.reference` states the published algorithms in plain PyTorch.
 """
 
+import functools
 import importlib
+import inspect
 import pathlib
 import sys
 import warnings
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pdfast import former
 from pdfast.checkout import why_not
-from pdfast.errors import PdfastError, Stopped, UsageError
+from pdfast.errors import PdfastError, Stopped, UsageError, for_python
 from pdfast.version import __version__
 
 if TYPE_CHECKING:
@@ -90,9 +92,15 @@ def __getattr__(name: str) -> Any:
         return getattr(sys.modules[__name__], now)
     if name not in _LAZY:
         raise AttributeError(f"module 'pdfast' has no attribute '{name}'")
+    return _loaded(name)
+
+
+@functools.cache
+def _loaded(name: str) -> Any:
     module, attribute = _LAZY[name]
     loaded = importlib.import_module(module)
-    return getattr(loaded, attribute) if attribute else loaded
+    found = getattr(loaded, attribute) if attribute else loaded
+    return for_python(found, name) if inspect.isfunction(found) else found
 
 
 def __dir__() -> list[str]:

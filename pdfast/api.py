@@ -81,16 +81,17 @@ def train(
         network: A custom network to train: a `pdfast.Network`, or an `nn.Module` that predicts v in
             the shape of `data`. It must be on the cosine schedule. A copy of it is trained; the
             module itself is not changed. The config's [model] is then ignored.
-        data: Samples for `network`: a tensor (M, *shape), or a pair (samples, labels) with whole
-            numbers as labels. Without it, images are read as the config says.
+        data: The path of images, which replaces the config's `data.source`; or, for `network`,
+            samples: a tensor (M, *shape), or a pair (samples, labels) with whole numbers as
+            labels. By default images are read as the config says.
         out: The run directory; by default `runs/<name of the config>`.
         device: "auto" (the first GPU, else the CPU; under torchrun, each process's own GPU), "cpu"
             or "cuda:k".
         threads: Number of CPU threads; 0 keeps torch's choice.
         quiet: Print warnings only, on stderr.
-        resume: How to treat a run that `out` already holds. "auto" resumes it, and sets damaged
-            files aside and makes them again, unless that would mean starting over; "strict" refuses
-            damaged files; "never" refuses the run.
+        resume: How to treat a run that `out` already holds. "auto" continues it: a damaged student
+            or state is set aside and made again from what was before it, and a damaged teacher is
+            refused; "strict" refuses any damage; "never" refuses the run.
         track: Trackers that follow the run: "tensorboard", "wandb". Each needs the extra of its
             name.
         stop: A function without arguments that is polled at every update and every sampling step.
@@ -108,10 +109,11 @@ def train(
         Stopped: A signal or `stop` ended the run, whose state is saved.
         KeyboardInterrupt: Ctrl-C ended the run, whose state is saved.
     """
+    changes, data = _named(data)
     if network is not None or data is not None:
-        settings, given = custom.asked_to_train(_custom_config(config, {}), network, data)
+        settings, given = custom.asked_to_train(_custom_config(config, changes), network, data)
     else:
-        settings, given = absolute_config("digits" if config is None else config), None
+        settings, given = _own_config(config, changes), None
     trackers.check(track)
     with _call(device, threads, stop, timeout) as where:
         screen = Screen(quiet)
@@ -167,6 +169,12 @@ def distill(
         images = student.sample(16, steps=4)  # (16, 1, 8, 8) in [-1, 1]
         ```
 
+        An imported teacher, distilled on pictures:
+
+        ```python
+        student = pdfast.distill("ddpm.toml", teacher="ddpm", data="cifar10.npz")
+        ```
+
         A custom network, distilled on tensors:
 
         ```python
@@ -177,16 +185,17 @@ def distill(
     Args:
         config: A `Config`, the name of a config that comes with pdfast, or the path of a TOML file.
             By default "digits"; with a custom network, 8 rounds from 1024 steps.
-        teacher: The teacher of the first round: a model directory, a `pdfast.Network`, or an
-            `nn.Module` that predicts v in the shape of `data`. By default it is the teacher in the
-            run directory or, if that has no teacher yet, the config's own, which is trained first.
-            With a custom network, the config's [model] and [train] are ignored, and the module is
-            not changed.
+        teacher: The teacher of the first round: the path of a model directory (not a loaded
+            model), a `pdfast.Network`, or an `nn.Module` that predicts v in the shape of `data`. By
+            default it is the teacher in the run directory or, if that has no teacher yet, the
+            config's own, which is trained first. With a custom network, the config's [model] and
+            [train] are ignored, and the module is not changed.
         student: A network of another architecture, for a custom `teacher`: a `pdfast.Network` or an
             `nn.Module`. An additional first round fits it to the teacher (`distill.fit_updates`).
             By default the student starts as a copy of the teacher.
-        data: Samples for a custom network: a tensor (M, *shape), or a pair (samples, labels) with
-            whole numbers as labels. Without it, images are read as the config says.
+        data: The path of images, which replaces the config's `data.source`; or, for a custom
+            network, samples: a tensor (M, *shape), or a pair (samples, labels) with whole numbers
+            as labels. By default images are read as the config says.
         rounds: The config's `distill.rounds`: the number of halvings, or the steps of each round's
             student, such as "64,16,4,1".
         out: The run directory; by default `runs/<name of the config>`.
@@ -207,15 +216,14 @@ def distill(
         Stopped: A signal or `stop` ended the run, whose state is saved.
         KeyboardInterrupt: Ctrl-C ended the run, whose state is saved.
     """
-    changes: dict[str, Any] = {} if rounds is None else {"rounds": rounds}
+    changes, data = _named(data)
+    loop: dict[str, Any] = {} if rounds is None else {"rounds": rounds}
     if isinstance(teacher, nn.Module) or student is not None or data is not None:
-        settings = _custom_config(config, {"distill": changes})
+        settings = _custom_config(config, changes | {"distill": loop})
         settings, networks = custom.asked_to_distill(settings, teacher, student, data)
     else:
-        changes |= {} if teacher is None else {"teacher": str(teacher)}
-        settings = absolute_config(
-            changed_config("digits" if config is None else config, {"distill": changes})
-        )
+        loop |= {} if teacher is None else {"teacher": str(teacher)}
+        settings = _own_config(config, changes | {"distill": loop})
         check_distillable(settings)
         networks = BUILT_IN
     trackers.check(track)
@@ -243,6 +251,18 @@ def _track(run: Run, names: Sequence[str]) -> None:
         run.track(lambda: Tracking(run.path, names, run.screen))
 
 
+def _named(data: Any) -> tuple[dict[str, Any], Any]:
+    """Return the changes of the config by a call's `data`, and its samples or None."""
+    if isinstance(data, str | Path):
+        return {"data": {"source": str(data)}}, None
+    return {}, data
+
+
+def _own_config(config: Config | str | Path | None, changes: dict[str, Any]) -> Config:
+    """Return the config of a run of pdfast's own network."""
+    return absolute_config(changed_config("digits" if config is None else config, changes))
+
+
 def _custom_config(config: Config | str | Path | None, changes: dict[str, Any]) -> Config:
     """Return the config of a run of a custom network."""
     return absolute_config(changed_config(custom.DEFAULT if config is None else config, changes))
@@ -252,6 +272,7 @@ def evaluate(
     model: str | Path,
     *,
     config: Config | str | Path | None = None,
+    data: str | Path | None = None,
     steps: tuple[int, ...] | None = None,
     num: int | None = None,
     out: str | Path | None = None,
@@ -279,12 +300,16 @@ def evaluate(
         ```python
         pdfast.evaluate("runs/digits")  # writes the run's report anew
         pdfast.evaluate("runs/digits/teacher", steps=(4, 64), num=1000)
+        pdfast.evaluate("ddpm", data="cifar10.npz", steps=(64,))  # a model outside a run
         ```
 
     Args:
         model: A model directory or a run directory.
-        config: The config that names the data: a `Config`, a name or the path of a TOML file. By
-            default it is the config of the run directory; a model outside a run directory needs it.
+        config: The config with the data and the settings: a `Config`, a name or the path of a TOML
+            file. By default it is the config of the run directory, or, for a model outside a run
+            directory whose `data` are given, pdfast's defaults.
+        data: The path of the images to compare with; it replaces the config's `data.source`. A
+            model outside a run directory needs `data` or `config`.
         steps: Sampling steps to measure at. This argument and `num`, `precision`, `detector`,
             `classes` and `guidance` replace the config's values.
         num: Number of samples per distance; 0 for as many as the data set has images.
@@ -317,6 +342,7 @@ def evaluate(
     judged |= {"classes": classes} if classes is not None else {}
     judged |= {"guidance": guidance} if guidance is not None else {}
     asked: dict[str, Any] = {"eval": judged}
+    asked |= {"data": {"source": str(data)}} if data is not None else {}
     asked |= {"precision": precision} if precision else {}
     with _call(device, threads, stop, timeout) as where:
         collectives.together(lambda: custom.refuse_run(Path(model).resolve()))

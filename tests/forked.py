@@ -54,12 +54,12 @@ class Server:
         self._process.stdin.close()
         self._process.wait()
 
-    def call(self, folder, *args, signum=0, kinds=(), number=0, then=0, snapshots=""):
+    def call(self, folder, *args, signum=0, kinds=(), number=0, then=0, apart=0, snapshots=""):
         """Run `pdfast *args` in a folder, with a signal at event `number` (from 1) of `kinds`.
 
-        `then`: another signal right after the first. `snapshots`, instead of a signal: a folder
-        outside this one, which receives a copy of it at each event of `kinds`, named by the event's
-        number.
+        `then`: another signal, as if it came `apart` seconds after the first. `snapshots`, instead
+        of a signal: a folder outside this one, which receives a copy of it at each event of
+        `kinds`, named by the event's number.
         """
         asked = {
             "folder": str(folder),
@@ -68,6 +68,7 @@ class Server:
             "kinds": list(kinds),
             "number": number,
             "then": then,
+            "apart": apart,
             "snapshots": str(snapshots),
         }
         self._process.stdin.write(json.dumps(asked) + "\n")
@@ -80,9 +81,9 @@ class Server:
 class Events:
     """Counts events, and sends the signal at the chosen one."""
 
-    def __init__(self, folder, signum, kinds, number, then, snapshots):
+    def __init__(self, folder, signum, kinds, number, then, apart, snapshots):
         self.root, self.signum, self.kinds, self.number = folder, signum, kinds, number
-        self.then, self.snapshots = then, snapshots
+        self.then, self.apart, self.snapshots = then, apart, snapshots
         self.counts = {"write": 0, "torn": 0, "update": 0, "poll": 0, "heard": 0}
 
     def happens(self, kind, path=None, tear=None):
@@ -100,8 +101,11 @@ class Events:
         elif number == self.number:
             if tear:
                 tear(path)
+            from pdfast.distributed import signals
+
             for signum in filter(None, (self.signum, self.then)):
                 signal.raise_signal(signum)
+                signals._since -= self.apart
 
     def _inside(self, path):
         return isinstance(path, str | os.PathLike) and str(Path(path).absolute()).startswith(

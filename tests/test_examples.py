@@ -173,7 +173,7 @@ def test_own_pictures_is_the_config_of_small_pictures(photos, monkeypatch):
         (["empty", "--num", "0"], 2, "--num must be at least 1, not 0"),
         (["empty"], "own_pictures: ", "empty holds no images"),
         (["empty", "--updates", "0"], "own_pictures: train.updates must be at least 1", ""),
-        (["empty", "--config", "no.toml"], "own_pictures: no config 'no.toml'", ""),
+        (["empty", "--config", "no.toml"], "own_pictures: no.toml does not exist (in ", ""),
     ],
 )
 def test_own_pictures_says_what_is_wrong(folder, monkeypatch, capfd, arguments, code, message):

@@ -56,3 +56,11 @@ def doctor(device_name: str, threads: int, screen: Screen) -> None:
         "measured by pdfast's developers: an earlier commit of this version on one NVIDIA H200 "
         "(torch 2.11, triton 3.6); several GPUs and the paper's configs have not been run"
     )
+    screen.say(f"verdict: pdfast can train, distil and sample here, on {device}{_limit(device)}")
+
+
+def _limit(device: torch.device) -> str:
+    """Return what the device is too slow for, as the end of a sentence."""
+    if device.type == "cuda":
+        return ""
+    return "; without a GPU, use small networks (such as 16x16 images and model.ch 32)"

@@ -14,6 +14,7 @@ from tyro.conf import FlagCreatePairsOff, Positional
 from pdfast.cli.commands import COMMANDS
 from pdfast.config import formats
 from pdfast.config.formats import FIRST
+from pdfast.config.schema import config_names
 
 GLOBAL = ("--help", "--version", "--debug")  # they need no command
 LIKENESS = 0.6  # least similarity of a suggested name, from 0 to 1
@@ -110,7 +111,8 @@ def explain(box: str, args: Sequence[str], prog: str) -> str:
     if word not in COMMANDS:
         return _no_command(args)
     flags = flags_of(COMMANDS[word])
-    return _value_of_bool(flags, args) or _unknown(flags, args, word) or _one_line(box)
+    said = _value_of_bool(flags, args) or _unknown(flags, args, word) or _one_line(box)
+    return said + _config_without_flag(said, flags)
 
 
 def _no_command(args: Sequence[str]) -> str:
@@ -202,6 +204,15 @@ def _parts(name: str) -> tuple[str, str]:
     """Return (prefix, rest) of `--prefix.rest`."""
     prefix, _, last = name.removeprefix("--").rpartition(".")
     return prefix, last
+
+
+def _config_without_flag(said: str, flags: list[Flag]) -> str:
+    """Suggest --config for a config that was given without it; "" for anything else."""
+    stray = said.removeprefix("unrecognized options: ")
+    if stray == said or "--config" not in (flag.name for flag in flags):
+        return ""
+    is_config = stray.endswith(".toml") or stray in config_names()
+    return f"; did you mean --config {stray}?" if is_config else ""
 
 
 def _one_line(box: str) -> str:

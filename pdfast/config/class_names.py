@@ -7,6 +7,7 @@ from pdfast.config.serialization import check, nearest
 from pdfast.errors import UsageError, printable
 
 PLAIN = re.compile(r"[^\W\d][\w.-]*")  # a name that needs no quotes
+SHOWN = 10  # classes that a message lists
 NAME, NUMBER = "name:", "number:"  # prefixes for a --label that could be either
 
 
@@ -117,9 +118,11 @@ def number_of(text: str, names: Sequence[str], num_classes: int) -> int:
         f"--label {text} is no number, and this model has no class names: pass a number in "
         f"{within}",
     )
+    known = [shown(label, names) for label in range(min(num_classes, SHOWN))]
+    more = f" and {num_classes - SHOWN:,} more" if num_classes > SHOWN else ""
     raise UsageError(
-        f"--label {text} names no class of this model{nearest(text, filter(None, names))} (or pass "
-        f"a number in {within})"
+        f"--label {text} names no class of this model{nearest(text, filter(None, names))}"
+        f" (classes: {', '.join(known)}{more})"
     )
 
 

@@ -103,6 +103,9 @@ class TrainConfig(LoopConfig):
 class DistillConfig(LoopConfig):
     """[distill]: rounds that merge sampling steps: progressive distillation, TRACT, consistency."""
 
+    updates: int = 50_000
+    """Updates of each round. The rounds to 2 steps and to 1 step get twice as many, unless
+    `round_updates` says otherwise."""
     start_steps: int = 8192
     """Sampling steps of the first round's teacher."""
     rounds: Annotated[

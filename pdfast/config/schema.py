@@ -314,11 +314,7 @@ def load_config(name_or_path: str | Path) -> Config:
     text = str(name_or_path)
     path = Path(text) if text.endswith(".toml") else CONFIG_DIR / f"{text}.toml"
     if not path.is_file():
-        names = config_names()
-        raise UsageError(
-            f"no config '{text}'{nearest(text, names)} "
-            f"(known names: {', '.join(names)}; or give the path of a .toml file)"
-        )
+        raise UsageError(_no_config(text))
     table = read_toml(path)
     try:
         by, _ = written(path, table)
@@ -331,6 +327,22 @@ def load_config(name_or_path: str | Path) -> Config:
         return from_table(Config, {"name": path.stem, **table})
     except ValueError as error:
         raise UsageError(f"{path}: {error}") from None
+
+
+def _no_config(text: str) -> str:
+    """Return the message for a config that does not exist, with what was probably meant."""
+    if text.endswith(".toml"):
+        folder = Path(text).parent
+        there = [str(folder / path.name) for path in folder.glob("*.toml")]
+        return f"{text} does not exist (in {Path.cwd()}){nearest(text, there)}"
+    names = config_names()
+    if Path(f"{text}.toml").is_file():
+        return f"no config comes with pdfast as '{text}'; did you mean '{text}.toml'?"
+    known = ", ".join(names)
+    return (
+        f"no config '{text}'{nearest(text, names)} (known names: {known}; or give the path of a "
+        ".toml file)"
+    )
 
 
 def written(path: Path, table: dict[str, Any]) -> tuple[Written | None, dict[str, Any]]:

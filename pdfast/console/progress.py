@@ -4,7 +4,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -22,6 +22,7 @@ from rich.progress import (
 from pdfast.console.log import Log
 from pdfast.launch import speaks
 
+SILENT = 30.0  # seconds without a line after which work in progress prints one, if no bar is shown
 EARLY = 1000  # lines printed before there is a log that are kept for it, at most
 
 
@@ -33,9 +34,17 @@ def short(value: float, digits: int) -> str:
 class Task:
     """A stretch of work with a known number of steps."""
 
-    def __init__(self, bar: Progress | None, title: str, total: int, done: int = 0) -> None:
+    def __init__(
+        self,
+        bar: Progress | None,
+        title: str,
+        total: int,
+        done: int = 0,
+        advanced: Callable[["Task"], None] | None = None,
+    ) -> None:
+        self.title, self.total = title, total
         self.done, self.start, self._first = done, time.perf_counter(), done
-        self._bar = bar
+        self._bar, self._advanced = bar, advanced
         self._id = bar.add_task(title, total=total, completed=done, note="") if bar else None
 
     def advance(self) -> None:
@@ -43,6 +52,13 @@ class Task:
         self.done += 1
         if self._bar is not None and self._id is not None:
             self._bar.update(self._id, advance=1)
+        if self._advanced is not None:
+            self._advanced(self)
+
+    @property
+    def has_bar(self) -> bool:
+        """Whether the work is shown as a bar."""
+        return self._bar is not None
 
     def note(self, text: str) -> None:
         """Show a text after the bar."""
@@ -82,24 +98,37 @@ class Screen:
             _Console(stderr=True, quiet=not speaks(), **options) if quiet else self.console
         )
         self.plain = quiet or not self.console.is_terminal
+        self._printed = time.perf_counter()  # when the last line was
         self._log: Log | None = None
         self._early: deque[tuple[datetime, str]] = deque(maxlen=EARLY)
 
     def say(self, text: str) -> None:
         """Print one line."""
         self.console.print(text)
+        self._printed = time.perf_counter()
         self.note(text)
 
     def progress(self, text: str) -> None:
         """Print one line about progress, unless a bar shows it already."""
         if self.plain:
             self.console.print(text)
+            self._printed = time.perf_counter()
         self.note(text)
 
     def warn(self, text: str) -> None:
         """Print a warning on one line; on stderr if other output is suppressed."""
         self._alarm.print(f"warning: {text}", style="yellow")
         self.note(f"warning: {text}")
+
+    def _break_silence(self, task: Task) -> None:
+        """Print where a task is, if nothing was printed for long."""
+        if time.perf_counter() - self._printed < SILENT:
+            return
+        rate = task.rate()
+        self.say(
+            f"{task.title}: {task.done:,}/{task.total:,}  {short(rate, 3)}/s  "
+            f"ETA {(task.total - task.done) / rate:.0f} s"
+        )
 
     # -- the log ---------------------------------------------------------------------------
 
@@ -138,10 +167,10 @@ class Screen:
     def task(self, title: str, total: int, done: int = 0) -> Iterator[Task]:
         """Show a bar for `total` steps, `done` of which are done, while the block runs.
 
-        Nothing is shown without a terminal.
+        Without a terminal there is no bar, but a line after every SILENT seconds without another.
         """
         if self.plain:
-            yield Task(None, title, total, done)
+            yield Task(None, title, total, done, self._break_silence)
             return
         columns = (
             TextColumn("{task.description}"),

@@ -46,7 +46,8 @@ def as_network(module: nn.Module, data: Any) -> Network:
         return module
     check(
         not isinstance(module, Model),
-        "the model is one of pdfast's own network: pass its directory as teacher",
+        "the model is one of pdfast's own network: pass the path of its directory, such as "
+        "teacher='runs/digits/teacher', and pictures as data='FOLDER'",
     )
     samples, labels = data if isinstance(data, tuple) and len(data) == 2 else (data, None)
     shape = tuple(getattr(samples, "shape", ()))[1:]
@@ -119,8 +120,9 @@ def asked_to_distill(
     """
     if not isinstance(teacher, nn.Module):
         raise UsageError(
-            "student and data need a custom network as teacher: pass "
-            "teacher=pdfast.Network(module, shape=...)"
+            "a student, and samples as data, need a custom network as teacher: pass "
+            "teacher=pdfast.Network(module, shape=...); for a teacher of pdfast's own network, "
+            "data is the path of pictures"
         )
     check(
         not config.distill.teacher,
@@ -159,7 +161,10 @@ def asked_to_train(config: Config, network: nn.Module | None, data: Any) -> tupl
         UsageError: An argument is wrong, or conflicts with the config.
     """
     if network is None:
-        raise UsageError("data needs a custom network: pass network")
+        raise UsageError(
+            "samples as data need a custom network: pass network, or, for pdfast's own network, "
+            "the path of pictures as data"
+        )
     mine = as_network(network, data)
     check(
         isinstance(mine.schedule, CosineSchedule),

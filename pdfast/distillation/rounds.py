@@ -357,10 +357,12 @@ def check_network(config: Config, teacher: NetConfig, path: Path) -> None:
                 ", or --distill.fit-updates 20000 to fit a student of the config's network to it "
                 "first"
             )
+            beside = Path(f"{path}.toml")  # where an import writes it
+            named = "the config that the teacher was trained with"
+            named = f"{beside}, which was made for it" if beside.is_file() else named
             raise UsageError(
                 f"the teacher {path} has model.{key} {found[key]!r}, but the config asks for "
-                f"{asked[key]!r}: pass the config that the teacher was trained with"
-                + ("" if kept else fit)
+                f"{asked[key]!r}: pass {named}" + ("" if kept else fit)
             )
 
 

@@ -54,7 +54,8 @@ def _own(name: str) -> str:
     if 0 < gpus < processes:
         raise UsageError(
             f"{processes} processes on this machine, but torch sees {gpus} "
-            f"GPU{'s' if gpus > 1 else ''}: start {gpus} (--nproc-per-node), or pass --device cpu"
+            f"GPU{'s' if gpus > 1 else ''}: start torchrun --nproc-per-node {gpus}, or pass "
+            "--device cpu"
         )
     return f"cuda:{os.environ['LOCAL_RANK']}" if gpus else name
 

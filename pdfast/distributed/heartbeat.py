@@ -32,7 +32,7 @@ import torch.distributed as dist
 from pdfast.console import messages
 from pdfast.console.log import last_words
 from pdfast.distributed.board import first_to_say
-from pdfast.errors import PdfastError
+from pdfast.errors import AGAIN, PdfastError
 from pdfast.launch import TIMEOUT
 from pdfast.storage.processes import Process
 
@@ -42,7 +42,7 @@ MISSED = 15  # beats without a message after which a process is given up; the re
 WORD_TAG, CUT_TAG = 1, 2  # tags of gloo's messages; no other message has a tag
 CLOSED, BEAT, GOODBYE, FAILED = range(4)  # the messages; the last two are sent on leaving
 WORD_LIMIT = timedelta(seconds=5)  # for the last message to be sent
-ON = "the last saved state is whole, and the same command resumes from there"
+ON = f"the last saved state is whole, and {AGAIN}"
 
 
 class ProcessLost(PdfastError):  # noqa: N818  # the error is the other process's

@@ -8,20 +8,25 @@ equally often. Imports no torch, so that a signal is heard while torch is being 
 """
 
 import contextlib
+import os
 import signal
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-from pdfast.errors import Stopped, UsageError
-from pdfast.launch import launched
+from pdfast.errors import AGAIN, Stopped, UsageError
+from pdfast.launch import launched, speaks
 
 CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 MAY_BE_TAKEN = (signal.SIGINT, signal.SIGTERM)  # even if the caller has a handler for them
+TOGETHER = 1.0  # seconds: GNU timeout signals its child and then its group, which are one request
 ASKED = 2**16  # instead of a signal: the caller's function asks the work to stop
 
 _requested = 0  # the signal that this process received; only its handler sets it
+_since = 0.0  # when that signal came, by time.monotonic
 _replaced: dict[int, Any] = {}  # the handlers that a call from Python restores
 
 
@@ -38,20 +43,31 @@ _here = _Here()
 
 
 def _on_signal(signum: int, frame: FrameType | None) -> None:
-    global _requested
-    if _requested:  # a second signal ends the process at once
-        # torchrun repeats signals, and kills slow processes by itself; the end of a session sends
-        # SIGHUP right after SIGTERM.
-        if launched() or signum == signal.SIGHUP:
-            return
-        signal.signal(signum, _replaced.get(signum, signal.SIG_DFL))
-        signal.raise_signal(signum)
+    global _requested, _since
+    if not _requested:
+        _requested, _since = signum, time.monotonic()
+        again = "" if launched() else " (a second signal or Ctrl-C ends it at once)"
+        _tell(f"{signal.Signals(signum).name}: stopping after the current step{again}")
         return
-    _requested = signum
+    # torchrun repeats signals, and kills slow processes by itself; the end of a session sends
+    # SIGHUP right after SIGTERM.
+    if launched() or signum == signal.SIGHUP or time.monotonic() - _since < TOGETHER:
+        return
+    _tell("second signal: ended at once")
+    signal.signal(signum, _replaced.get(signum, signal.SIG_DFL))
+    signal.raise_signal(signum)
+
+
+def _tell(text: str) -> None:
+    """Print a line on stderr from a signal handler, where Python's own streams may be in use."""
+    if speaks():
+        begin = "\n" if sys.stderr is not None and sys.stderr.isatty() else ""  # after ^C or a bar
+        with contextlib.suppress(OSError):
+            os.write(2, f"{begin}{text}\n".encode())
 
 
 def install() -> None:
-    """Catch the signals for the rest of the process; a second one ends it at once."""
+    """Catch the signals for the rest of the process; a second one later ends it at once."""
     global _requested
     _requested = _here.agreed = 0
     for signum in CAUGHT:
@@ -144,7 +160,7 @@ def stop(saved: str) -> Stopped:
     return Stopped(0 if _here.agreed == ASKED else _here.agreed, saved)
 
 
-def poll(saved: str = "finished models are whole; the same command resumes from there") -> None:
+def poll(saved: str = f"finished models are whole; {AGAIN}") -> None:
     """Raise `Stopped` if asked to stop; for work that has no state of its own to save."""
     if requested():
         raise stop(saved)

@@ -43,7 +43,8 @@ def evaluate_path(
 
     Args:
         model: The run directory, or a model directory.
-        config: The config with the data to compare with; None for the config of the run.
+        config: The config with the data to compare with; None for the config of the run, or for
+            the defaults, if there is no run.
         asked: Settings that replace those of the config.
         out: Folder of the report of one model; None for eval-<model> beside it. A run's report goes
             into the run.
@@ -70,10 +71,14 @@ def evaluate_path(
         )
     if not is_dir:
         raise UsageError(f"there is no model or run directory {model}")
-    if config is None and not (is_run or lies_in_run):
+    if is_run and not collectives.from_first((path / "teacher").is_dir):
         raise UsageError(
-            f"{model} is not in a run directory: name the data to compare with by --config, or, "
-            "if it holds samples, by --against"
+            f"the run {model} has no teacher yet: continue it with the command that began it"
+        )
+    if config is None and "data" not in asked and not (is_run or lies_in_run):
+        raise UsageError(
+            f"{model} is in no run directory, so its data are not known: pass --data.source, or "
+            "--config (samples of other tools are compared by pdfast eval --against)"
         )
     begun, resolved = collectives.together(lambda: _asked_of(path, is_run, config, asked))
     found = set_precision(resolved.precision, where, resolved.deterministic)
@@ -121,14 +126,14 @@ def _asked_of(
     path: Path, is_run: bool, config: Config | str | Path | None, asked: dict[str, Any]
 ) -> tuple[Record | None, Config]:
     """Return the record of the run whose data are used, if there is one, and the config."""
-    saved, begun = None, None
+    saved, begun = Config(), None
     if is_run:
         saved, begun = record.read(path / "config.toml")
-    elif config is None:
+    elif config is None and (path.parent / "config.toml").is_file():
         saved, begun = record.find(path.parent / "config.toml")
-    named = saved if config is None else config
-    assert named is not None
-    return begun, absolute_config(changed_config(named, asked))
+    if not is_run and "data" in asked:
+        begun = None  # of a single model, the data that the call names need not be the run's
+    return begun, absolute_config(changed_config(saved if config is None else config, asked))
 
 
 def _check_data(path: Path, begun: Record, data: Digest, screen: Screen) -> None:
@@ -141,7 +146,7 @@ def _check_data(path: Path, begun: Record, data: Digest, screen: Screen) -> None
     elif begun.data.differ(data):
         raise UsageError(
             f"{path} is of a run of other data ({begun.data}) than these ({data}): put back the "
-            "run's data, or pass --other-data (in Python other_data=True) to use these"
+            "run's data, or pass --other-data to use these"
         )
 
 

@@ -66,8 +66,8 @@ def check_judged(
         screen.warn(f"{differ}: figures compare classes of the same number")
     elif differ:
         raise UsageError(
-            f"{differ}: number the data's classes as the model has them, or pass --other-data (in "
-            "Python other_data=True) to use these"
+            f"{differ}: number the data's classes as the model has them, or pass --other-data to "
+            "use these"
         )
 
 

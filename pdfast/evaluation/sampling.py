@@ -77,6 +77,12 @@ def sample_to(
         path = pretrained.find(model_dir, steps)
         model, digest = collectives.together(lambda: _load(path, where))
         model = cast_to_precision(model, found)
+        if guidance is None and model.guidance:
+            least, most = model.guidance
+            raise UsageError(
+                f"{model_dir} is a guided student: pass --guidance, a weight in {least:g} .. "
+                f"{most:g}"
+            )
         if guidance is not None:
             model = guided(model, guidance)
         steps = steps or model.steps
@@ -118,7 +124,8 @@ def sample_to(
         }
         collectives.from_first(lambda: _write(images.cpu(), about, out, force))
         of = "" if number is None else f", class {shown(number, model.class_names)}"
-        screen.say(f"{num} images in {counted(steps)} (seed {seed}{of}): {out}")
+        where_to = f"{out}{'' if out.suffix else os.sep}"
+        screen.say(f"{num} images in {counted(steps)} (seed {seed}{of}): {where_to}")
 
 
 def _check(model: Model, out: Path, num: int, seed: int, label: str | None) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from pdfast.console.messages import counted
 from pdfast.distributed import collectives
 from pdfast.distributed.signals import poll
+from pdfast.errors import AGAIN
 from pdfast.evaluation import resume
 from pdfast.evaluation.evaluator import Evaluator, SampleMetrics
 from pdfast.evaluation.resume import EvalState, Finished, Part
@@ -20,7 +21,7 @@ from pdfast.runs.run import Run
 from pdfast.storage import staging
 
 NUM_KEPT = 64  # samples shown in the report
-STOPPED = "finished models are whole, samples are saved; the same command resumes from there"
+STOPPED = f"finished models are whole, samples are saved; {AGAIN}"
 PART = 4  # batches of each process between two saves
 
 

@@ -194,10 +194,28 @@ def _check_is_model(path: Path) -> None:
             f"import {whole} --from diffusers{beside} --out NEW"
         )
     if not (path / CONFIG).is_file() and not (path / MANIFEST).is_file():
+        _refuse_run(path)
         folders = sorted(file.parent for file in path.glob(f"*/{CONFIG}"))
         inside = ", ".join(folder.name for folder in folders if not of_diffusers(folder))
         hint = f" (models inside it: {inside})" if inside else ""
         raise UsageError(f"{path} is not a model directory: it has no {CONFIG}{hint}")
+
+
+def _refuse_run(path: Path) -> None:
+    """Raise UsageError if the folder is a run, whose models are the folders in it."""
+    if not (path / "config.toml").is_file():
+        return
+    found = [p.parent.name for p in path.glob(f"*/{CONFIG}")]
+    students = sorted(name for name in found if name.startswith("round-"))
+    names = [name for name in found if name == "teacher"] + students
+    check(
+        bool(names),
+        f"{path} is a run without a finished model yet: continue it with the command that began it",
+    )
+    raise UsageError(
+        f"{path} is a run, not a model: name one of its models, such as {path / names[-1]} "
+        f"(finished: {', '.join(names)})"
+    )
 
 
 def _load_own(

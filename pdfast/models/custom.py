@@ -359,6 +359,12 @@ def kind_of(module: object) -> dict[str, Any]:
     """
     if not isinstance(module, nn.Module) or isinstance(module, Model):
         raise UsageError(f"a custom network is an nn.Module, not {type(module).__name__}")
+    if type(module).__module__.startswith("diffusers."):
+        raise UsageError(
+            f"{type(module).__name__} is a model of diffusers, whose output is no tensor: import "
+            "its pipeline (pdfast import FOLDER --from diffusers), or wrap it in an nn.Module that "
+            "returns its .sample"
+        )
     params = dict(module.named_parameters())
     floats = [t for t in (*params.values(), *module.buffers()) if t.is_floating_point()]
     first = floats[0] if floats else torch.empty(0)

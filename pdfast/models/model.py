@@ -28,7 +28,7 @@ from pdfast.models.captured import denoiser_of
 from pdfast.models.former_names import FormerNames
 from pdfast.models.images import to_uint8
 from pdfast.models.lanes import Lanes
-from pdfast.models.outputs import Output, SampleArguments, SamplingStep
+from pdfast.models.outputs import Labels, Output, SampleArguments, SamplingStep
 from pdfast.models.unet import UNet
 
 # Images per network call while sampling. Every call has this size; the last one is padded, so that
@@ -167,13 +167,14 @@ class Model(FormerNames, nn.Module):
         """Return the FiLM parameters of all residual blocks at angle phi (B,), without classes."""
         return self.net.films(logsnr_of(phi))
 
-    def predict_x(self, z: Tensor, logsnr: Tensor | float, label: Tensor | None = None) -> Tensor:
+    def predict_x(self, z: Tensor, logsnr: Tensor | float, label: Labels | None = None) -> Tensor:
         """Return the prediction x-hat of the clean images, unclipped.
 
         Args:
             z: Noisy images (B, C, H, W).
             logsnr: Noise levels log(alpha^2 / sigma^2), (B,), or one number for all images.
-            label: Classes, int64 (B,), of a class-conditional model.
+            label: Classes of a class-conditional model: B whole numbers, as a tensor, an array or a
+                list.
 
         Returns:
             x-hat (B, C, H, W), of z's dtype.
@@ -181,6 +182,8 @@ class Model(FormerNames, nn.Module):
         Raises:
             ValueError: A shape is wrong, or `label` is missing.
         """
+        if label is not None and not isinstance(label, Tensor):
+            label = self._asked_labels(label, len(z)).to(z.device)
         if not isinstance(logsnr, Tensor):
             logsnr = torch.full((len(z),), logsnr, dtype=z.dtype, device=z.device)
         return angles.predict_x(
@@ -212,8 +215,8 @@ class Model(FormerNames, nn.Module):
         num: int,
         steps: int = 0,
         seed: int = 0,
-        label: Tensor | None = None,
-        noise: Tensor | None = None,
+        label: Labels | None = None,
+        noise: Tensor | NDArray[Any] | None = None,
         clip: bool = True,
         sampler: Sampler = "ddim",
         variance: float = 1.0,
@@ -237,8 +240,8 @@ class Model(FormerNames, nn.Module):
         num: int,
         steps: int = 0,
         seed: int = 0,
-        label: Tensor | None = None,
-        noise: Tensor | None = None,
+        label: Labels | None = None,
+        noise: Tensor | NDArray[Any] | None = None,
         clip: bool = True,
         sampler: Sampler = "ddim",
         variance: float = 1.0,
@@ -248,14 +251,17 @@ class Model(FormerNames, nn.Module):
     ) -> Tensor | NDArray[Any] | list[Image.Image]:
         """Draw samples, from pure noise in `steps` sampling steps.
 
-        Sample k depends on (seed, k) alone, not on `num`.
+        Sample k depends on (seed, k) alone, not on `num`. For classifier-free guidance of weight w,
+        sample `pdfast.guided(model, w)`.
 
         Args:
             num: Number of samples.
-            steps: Number of sampling steps; 0 for the number that the model was distilled to.
+            steps: Number of sampling steps; 0 for the number that the model was distilled to. A
+                teacher needs it.
             seed: Seed, 0 to 2^32 - 1.
-            label: Classes, int64 (num,), of a class-conditional model; None draws them.
-            noise: Initial noise (num, *shape); None draws it.
+            label: Classes of a class-conditional model: `num` whole numbers, as a tensor, an array
+                or a list; None draws them.
+            noise: Initial noise (num, *shape), a tensor or an array; None draws it.
             clip: Clip x-hat at every step, to [-1, 1] or a custom network's own interval.
             sampler: "ddim" (deterministic) or "ancestral".
             variance: Variance of the ancestral sampler, from 0 (small) to 1 (large); see
@@ -275,12 +281,17 @@ class Model(FormerNames, nn.Module):
         """
         outputs.check(output, self.pictures, self.shape)
         if noise is not None:
+            noise = torch.as_tensor(noise)
             if noise.shape != (num, *self.shape):
                 raise UsageError(
                     f"noise must have shape {(num, *self.shape)}, not {tuple(noise.shape)}"
                 )
             noise = noise.reshape(num, *self.image_shape)
         steps = steps or self.steps
+        if not steps:
+            raise UsageError(
+                "this model is a teacher, made for any number of steps: pass steps, such as 64"
+            )
         total, done = steps * -(-num // SAMPLE_BATCH), itertools.count(1)
 
         def report(first: int, left: int, x_hat: Tensor) -> None:
@@ -305,7 +316,7 @@ class Model(FormerNames, nn.Module):
         num: int,
         steps: int,
         seed: int = 0,
-        label: Tensor | None = None,
+        label: Labels | None = None,
         noise: Tensor | None = None,
         clip: bool = True,
         sampler: Sampler = "ddim",
@@ -344,11 +355,9 @@ class Model(FormerNames, nn.Module):
             raise UsageError(f"seed must be in 0 .. 4294967295, not {seed}")
         if self.guidance:
             raise UsageError(
-                "this model is a guided student: pass --guidance, in Python sample of "
-                "pdfast.guided(model, w)"
+                "this model is a guided student: sample pdfast.guided(model, w), with a weight w"
             )
-        if label is not None:
-            self._check_label(label, num)
+        asked = None if label is None else self._asked_labels(label, num)
         chosen = range(-(-num // SAMPLE_BATCH)) if batches is None else batches
         draws = Draws(seed, Stream.SAMPLE, device=self.device)
 
@@ -362,8 +371,8 @@ class Model(FormerNames, nn.Module):
             z, labels = normal(0), self._labels(draws, start)
             if noise is not None:
                 z[:used] = noise[start : start + used].to(z)
-            if label is not None and labels is not None:
-                labels[:used] = label[start : start + used].to(labels)
+            if asked is not None and labels is not None:
+                labels[:used] = asked[start : start + used].to(labels)
             yield from denoised(
                 denoiser,
                 z,
@@ -401,7 +410,7 @@ class Model(FormerNames, nn.Module):
         num: int,
         steps: int,
         seed: int = 0,
-        label: Tensor | None = None,
+        label: Labels | None = None,
         *,
         sampler: Sampler = "ddim",
         variance: float = 1.0,
@@ -430,7 +439,7 @@ class Model(FormerNames, nn.Module):
             PdfastError: The samples are not finite.
         """
         if label is not None and first:
-            self._check_label(label, num)
+            label = self._asked_labels(label, num)
             label = torch.cat([label.new_zeros(first), label])  # for the images before `first`
         mine, before = collectives.dealt(-(-num // SAMPLE_BATCH)), first // SAMPLE_BATCH
         batches = range(before + mine.start, before + mine.stop, mine.step)
@@ -492,12 +501,19 @@ class Model(FormerNames, nn.Module):
         """Return the contents of model.safetensors: the tensors, by name."""
         return self.net.state_dict()
 
-    def _check_label(self, label: Tensor, num: int) -> None:
+    def _asked_labels(self, label: Labels, num: int) -> Tensor:
+        """Return the classes of a call as a tensor (num,); raise UsageError for wrong ones."""
         if not self.num_classes:
             raise UsageError("this model is unconditional: omit label")
-        ok = label.shape == (num,) and not label.is_floating_point()
-        if not ok or label.min() < 0 or label.max() >= self.num_classes:
-            raise UsageError(f"label must hold {num} whole numbers in 0 .. {self.num_classes - 1}")
+        wrong = UsageError(f"label must hold {num} whole numbers in 0 .. {self.num_classes - 1}")
+        try:
+            asked = torch.as_tensor(label)
+        except (TypeError, ValueError, RuntimeError):  # such as names, and lists of lists
+            raise wrong from None
+        ok = asked.shape == (num,) and not asked.is_floating_point()
+        if not ok or asked.min() < 0 or asked.max() >= self.num_classes:
+            raise wrong
+        return asked
 
     def _labels(self, draws: Draws, first: int) -> Tensor | None:
         if not self.num_classes:

@@ -1,6 +1,6 @@
 """Outputs of `Model.sample`: tensors, arrays or pictures, and x-hat of each step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, TypedDict
 
 from numpy.typing import NDArray
@@ -12,6 +12,8 @@ from pdfast.errors import UsageError
 from pdfast.models.images import to_uint8
 
 Output = Literal["pt", "np", "pil"]
+Labels = Tensor | NDArray[Any] | Sequence[int]
+"""Classes of samples, by number, as a call may give them."""
 OUTPUTS = ("pt", "np", "pil")
 
 
@@ -35,8 +37,8 @@ class SampleArguments(TypedDict, total=False):
     """Keyword arguments of `Model.sample`."""
 
     seed: int
-    label: Tensor | None
-    noise: Tensor | None
+    label: Labels | None
+    noise: Tensor | NDArray[Any] | None
     clip: bool
     sampler: Sampler
     variance: float

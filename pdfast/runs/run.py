@@ -186,6 +186,12 @@ class Run:
         broken = recovery.of_states(self._states, self.config, self._is_finished, self.data)
         self._put_aside(broken, resume)
         self._metrics.drop_partial_line()
+        for path, match in self._round_dirs().items():
+            if int(match[2]) < self.config.distill.plan[-1]:
+                self.screen.say(
+                    f"round {int(match[1])} is no longer in the plan (distill.rounds), and is not "
+                    f"used; its model is kept in {path}"
+                )
         now = (Record() if begun is None else begun[1]).now(self.data)
         text, path = record.dump(self.config, now), self.path / "config.toml"
         if not path.is_file() or path.read_bytes() != text.encode():
@@ -219,15 +225,28 @@ class Run:
         both = begun.data.known and self.data.known
         changed = training_state.differences(saved, self.config, list(steps), by_digest=both)
         if changed:
+            config = self.path / "config.toml"
+            of_rounds = self.teacher_dir.is_dir() and not training_state.differences(
+                saved, self.config, [], by_digest=both
+            )
+            keep = ""
+            if of_rounds:
+                keep = f" ({self.path}/round-* and {self._states} alone, to keep the teacher)"
             raise UsageError(
-                f"{self.path} was started with {', '.join(changed)}: choose another --out, or "
-                "remove what was made with the old value"
+                f"{self.path} was started with {', '.join(changed)}: to continue it as it was, "
+                f"pass --config {config} and --out {self.path}; to use the new value, choose "
+                f"another --out, or delete {self.path}{keep} and start over"
             )
         if both and begun.data != self.data:
             named = self.config.data.source
             fix = "pass the former data" if named.startswith(GIVEN) else (
                 "restore the former data, or name their new place with --data.source"
             )  # fmt: skip
+            if named == saved.data.source and not named.startswith(GIVEN):
+                raise UsageError(
+                    f"the data of {named} have changed since {self.path} was begun (from "
+                    f"{begun.data} to {self.data}): {fix}, or choose another --out"
+                )
             raise UsageError(
                 f"{self.path} was begun with other data ({begun.data}) than "
                 f"{'the call gives' if named.startswith(GIVEN) else f'{named} has'} now "

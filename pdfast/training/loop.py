@@ -18,7 +18,7 @@ from torch import Tensor
 from pdfast.config.schema import Config, LoopConfig
 from pdfast.data.dataset import Dataset
 from pdfast.distributed import collectives, signals
-from pdfast.errors import UsageError
+from pdfast.errors import AGAIN, UsageError
 from pdfast.models.cuda_graph import Replay
 from pdfast.models.model import Model
 from pdfast.runs.run import Run
@@ -29,6 +29,8 @@ from pdfast.training.optimizer import Optimizer
 from pdfast.training.phase_log import PhaseLog, begin, check_watched
 from pdfast.training.update import Objective, evaluations, update
 from pdfast.training.validation import loss_of
+
+GLANCE = 10  # updates after which a new bar shows the loss
 
 
 @dataclass(frozen=True)
@@ -267,13 +269,15 @@ def fit(
             done, stopping = k + 1, signals.requested()
             if done % config.log_every == 0 or done == cfg.updates:
                 log.take(done)
+            elif done == first + GLANCE:
+                log.glance()
             log.write(done, wait=done == cfg.updates)
             due = (due or done % config.save_every == 0) and done < cfg.updates
             # Save only after an update that is made: a failure needs the state before skipped ones.
             if (stopping or due) and (log.settled(done) or stopping):
                 saved, due = log.save(), False
             if stopping:
-                raise signals.stop(f"{title} is saved at update {saved}; run it again to resume")
+                raise signals.stop(f"{title} is saved at update {saved}; {AGAIN}")
         if keep and engine.may_stay():
             kept.engine = engine
     if optimizer.earlier is not None:

@@ -134,6 +134,11 @@ class PhaseLog:
             Reading(done, count, optimizer.lr(done - 1), here / seconds, values, arrived)
         )
 
+    def glance(self) -> None:
+        """Show the last update's loss beside a new bar, which has no line to show yet."""
+        if self.task.has_bar and not self._waiting and self._last <= self._first:
+            self.task.note(f"loss {float(self.optimizer.loss):.4g}")
+
     def write(self, done: int, wait: bool = False) -> None:
         """Log the readings taken at least LAG updates ago; with `wait`, all of them.
 

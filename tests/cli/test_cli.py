@@ -45,7 +45,7 @@ def fails(capsys, expected_code, message, *args):
         ),
         (["distill", "--config"], "--config"),
         (["distill", "--config", "cifar"], "no config 'cifar'; did you mean 'cifar10'?"),
-        (["distill", "--config", "absent.toml"], "no config 'absent.toml'"),
+        (["distill", "--config", "absent.toml"], "absent.toml does not exist (in "),
         (["distill", "--rounds", "14"], "14 rounds cannot halve 8192 steps exactly"),
         (["distill", "--distill.start-steps", "100"], "11 rounds cannot halve 100 steps"),
         (["distill", "--model.groups", "7"], "model.groups 7 does not divide a width of 32"),
@@ -87,6 +87,24 @@ def test_usage_errors(capsys, tmp_path, monkeypatch, args, message):
     monkeypatch.chdir(tmp_path)
     fails(capsys, 2, message, *args)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--config", "mine"], "no config comes with pdfast as 'mine'; did you mean 'mine.toml'?"),
+        (["--config", "mnie.toml"], "; did you mean 'mine.toml'?"),
+        (["--config", "sub/bird.toml"], "; did you mean 'sub/birds.toml'?"),
+        (["mine.toml"], "unrecognized options: mine.toml; did you mean --config mine.toml?"),
+        (["cifar10"], "unrecognized options: cifar10; did you mean --config cifar10?"),
+    ],
+)
+def test_the_config_that_was_meant(capsys, tmp_path, monkeypatch, args, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    for name in ("mine.toml", "sub/birds.toml"):
+        (tmp_path / name).write_text("")
+    fails(capsys, 2, message, "distill", *args)
 
 
 @pytest.mark.parametrize(
@@ -307,6 +325,10 @@ def test_doctor_says_what_is_so(capsys):
     for op in ops.split():
         assert op in output
     assert "one NVIDIA H200" in output
+    last = output.splitlines()[-1]
+    assert last.startswith(
+        "verdict: pdfast can train, distil and sample here, on cpu; without a GPU"
+    )
 
 
 def test_version_and_help():
@@ -321,6 +343,9 @@ def test_version_and_help():
     assert "--rounds" in helped.stdout
     assert "--distill.updates" in helped.stdout
     assert "noqa" not in helped.stdout
+    first = "The defaults shown are those of --config (digits, if none is named)."
+    assert first in helped.stdout
+    assert first not in call("--help").stdout
     print(f"help took {time.perf_counter() - start:.2f} s")
     lazy = "import sys, pdfast.cli.main; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", lazy], check=False).returncode == 0
@@ -347,7 +372,7 @@ def test_a_signal_while_torch_is_being_imported(tiny_toml, tmp_path):
         [*command, "--out", str(tmp_path / "run")], capture_output=True, text=True, check=False
     )
     assert done.returncode == 143
-    assert re.fullmatch(r"pdfast: stopped by SIGTERM; .*\n", done.stderr)
+    assert re.fullmatch(r"SIGTERM: .*\npdfast: stopped by SIGTERM; .*\n", done.stderr)
     assert not (tmp_path / "run").exists()
 
 

@@ -1,14 +1,16 @@
 """Flags: the list of them, suggestions for wrong ones, and switches that were given a value."""
 
 import operator
+import pickle
 import re
 
 import pytest
 
+import pdfast
 from pdfast.cli.commands import COMMANDS
 from pdfast.cli.flags import flags_of, suggestion
 from pdfast.cli.main import main, parse
-from pdfast.errors import UsageError
+from pdfast.errors import UsageError, as_arguments
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -111,3 +113,24 @@ def test_a_former_name_of_a_flag_works_with_one_warning(flag, message, field, va
     assert operator.attrgetter(field)(command.fields) == value
     (warning,) = said
     assert str(warning.message) == message
+
+
+@pytest.mark.parametrize(
+    ("said", "in_python"),
+    [
+        (
+            "choose another --out, or pass --force, which",
+            "choose another out, or pass force=True, ",
+        ),
+        ("(--device cpu), or --distill.start-steps 4", "(device='cpu'), or distill.start_steps 4"),
+        ("use pdfast eval --against, or --data.source", "use pdfast eval --against, or data"),
+        ("pip install --no-deps; a--b", "pip install --no-deps; a--b"),
+    ],
+)
+def test_messages_to_python_name_arguments(said, in_python):
+    assert as_arguments(said).startswith(in_python)
+
+
+def test_the_functions_of_the_package_can_be_pickled():
+    for name in ("train", "distill", "evaluate", "load"):
+        assert pickle.loads(pickle.dumps(getattr(pdfast, name))) is getattr(pdfast, name)

@@ -391,7 +391,9 @@ def test_a_new_field_means_what_was_done_before_it(old, newer_field, monkeypatch
     assert tomllib.loads((run / "config.toml").read_text())["train"]["grad_clip"] == 0.0
     loud = load_config(old / "config.toml")
     loud = dataclasses.replace(loud, train=dataclasses.replace(loud.train, grad_clip=2.0, lr=1.0))
-    with pytest.raises(UsageError, match=r"was started with train\.lr 0\.004 \(now 1\.0\): choose"):
+    with pytest.raises(
+        UsageError, match=r"was started with train\.lr 0\.004 \(now 1\.0\): to continue"
+    ):
         distill(loud, run)
     shutil.rmtree(run)
     with monkeypatch.context() as patch:

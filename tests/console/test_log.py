@@ -1,5 +1,6 @@
 """log.txt: every printed line, plain, with its time, over resumptions; it never stops the run."""
 
+import dataclasses
 import errno
 import io
 import os
@@ -15,6 +16,7 @@ from run_cases import assert_same_run, stop_after
 
 import pdfast
 from pdfast.cli.main import main
+from pdfast.console import progress
 from pdfast.console.log import Log
 from pdfast.console.progress import Screen
 from pdfast.errors import PdfastError, Stopped
@@ -61,7 +63,8 @@ def test_quiet_runs_and_resumptions(straight, tiny, tmp_path, monkeypatch, capsy
     before = lines(run)
     assert before[0].startswith("pdfast 0.")
     assert before[-1] == (
-        "pdfast: stopped by SIGTERM; teacher is saved at update 7; run it again to resume"
+        "pdfast: stopped by SIGTERM; teacher is saved at update 7; the same command resumes from "
+        "there"
     )
     pdfast.distill(tiny, out=run, quiet=True)
     said = capsys.readouterr()
@@ -96,6 +99,45 @@ def test_a_progress_bar_is_plain_lines_in_the_log(tiny, straight, tmp_path, monk
     # Others may have evaluated that run since, or been refused.
     assert without_times(found) == without_times(expected)[: len(found)]
     assert found[-1].endswith(f"precision: float32, PyTorch {torch.__version__}")
+
+
+def test_work_that_prints_nothing_else_says_how_far_it_is(tiny, tmp_path, monkeypatch, capsys):
+    """Every 30 s, here 0 s, without a terminal."""
+    monkeypatch.setattr(progress, "SILENT", 0.0)
+    with Screen().task("sampling", 4) as task:
+        for _ in range(3):
+            task.advance()
+    said = capsys.readouterr().out.splitlines()
+    assert [re.sub(r"  .*/s  ETA \d+ s$", "", line) for line in said] == [
+        f"sampling: {k}/4" for k in (1, 2, 3)
+    ]
+    monkeypatch.setattr(progress, "SILENT", 60.0)
+    screen = Screen()
+    with screen.task("sampling", 4) as task:
+        monkeypatch.setattr(screen, "_printed", screen._printed - 61)
+        task.advance()
+        task.advance()  # the first broke the silence
+        screen.say("another line")
+        task.advance()
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    monkeypatch.setattr(progress, "SILENT", 0.0)
+    with Screen(quiet=True).task("sampling", 4) as task:
+        task.advance()
+    assert capsys.readouterr().out == ""
+    pdfast.train(tiny, out=tmp_path / "run")
+    assert "teacher: 1/" in capsys.readouterr().out
+    assert any(line.startswith("teacher: 1/") for line in lines(tmp_path / "run"))
+
+
+def test_a_new_bar_soon_shows_a_loss(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    monkeypatch.setattr(loop, "GLANCE", 2)
+    notes = []
+    monkeypatch.setattr(progress.Task, "note", lambda task, text: notes.append(text))
+    pdfast.train(dataclasses.replace(tiny, log_every=5), out=tmp_path / "run")
+    assert re.fullmatch(r"loss \d\S*", notes[0])
+    assert len([note for note in notes if "updates/s" not in note]) == 1
 
 
 def test_a_disk_without_room_for_the_log_does_not_end_the_run(straight, tiny, tmp_path, capfd):

@@ -85,22 +85,26 @@ def test_other_data_are_refused(made, run, tmp_path, other, place, monkeypatch):
         shutil.copy(path, tmp_path / "kept.npz")
         try:
             write(path, **other)
-            check_refused(path, run)
+            check_refused(
+                path, run, f"the data of {path} have changed since {run} was begun (from "
+            )
         finally:
             shutil.copy(tmp_path / "kept.npz", path)
     else:
-        check_refused(write(tmp_path / "other.npz", **other), run)
+        path = write(tmp_path / "other.npz", **other)
+        check_refused(path, run, f"{run} was begun with other data (")
     assert contents(run) == before
 
 
-def check_refused(path, run):
+def check_refused(path, run, begin):
     with pytest.raises(UsageError) as error:
         distill(path, run)
     said = str(error.value)
-    assert said.startswith(f"{run} was begun with other data (70 images, SHA-256 ")
-    assert f") than {path} has now (70 images, SHA-256 " in said
-    fix = "restore the former data, or name their new place with --data.source"
-    assert f"{fix}, or choose another --out" in said
+    assert said.startswith(f"{begin}70 images, SHA-256 ")
+    assert str(path) in said
+    assert said.count("70 images, SHA-256 ") == 2
+    fix = "restore the former data, or name their new place with data"
+    assert f"{fix}, or choose another out" in said
 
 
 def test_the_same_data_may_lie_elsewhere(made, run, tmp_path):
@@ -174,10 +178,11 @@ def test_an_evaluation_is_of_the_runs_data(ended, model, tmp_path, capsys):
         pdfast.evaluate(path, quiet=True)
     said = str(error.value)
     assert said.startswith(f"{path} is of a run of other data (70 images, SHA-256 ")
-    assert "or pass --other-data (in Python other_data=True) to use these" in said
+    assert "or pass other_data=True to use these" in said
     assert contents(ended) == before
     assert main(["eval", str(path)]) == 2
-    assert capsys.readouterr().err == f"pdfast: {said}\n"
+    by_flag = said.replace("other_data=True", "--other-data")
+    assert capsys.readouterr().err == f"pdfast: {by_flag}\n"
     assert main(["eval", str(path), "--other-data", "--threads", "1"]) == 0
     name = "report.json" if not model else "../eval-teacher/eval.json"
     report = json.loads((path / name).read_text())
@@ -195,8 +200,41 @@ def test_an_evaluation_by_another_config_says_which_data_it_means(ended, tmp_pat
     config = config_of(tmp_path / "other.npz")
     with pytest.raises(UsageError, match="is of a run of other data"):
         pdfast.evaluate(ended, config=config, quiet=True)
-    pdfast.evaluate(ended / "teacher", config=config, out=tmp_path / "eval", quiet=True)
-    assert (tmp_path / "eval" / "eval.json").is_file()
+    with pytest.raises(UsageError, match="is of a run of other data"):
+        pdfast.evaluate(ended, data=tmp_path / "other.npz", quiet=True)
+    for named in ({"config": config}, {"data": tmp_path / "other.npz"}):
+        out = tmp_path / next(iter(named))
+        pdfast.evaluate(ended / "teacher", **named, out=out, quiet=True)
+        facts = json.loads((out / "eval.json").read_text())["facts"]
+        read = dataset.load_dataset(config.data, config.model)
+        assert facts["reference_sha256"] == digests.digest({"images": read.images})
+
+
+def test_a_model_outside_a_run_is_judged_by_data_alone(made, ended, tmp_path, capsys):
+    """With the settings of the flags, as with those of a config."""
+    model = shutil.copytree(ended / "teacher", tmp_path / "elsewhere" / "model")
+    args = ["eval", str(model), "--steps", "2", "--num", "66"]
+    assert main(args) == 2
+    assert capsys.readouterr().err == (
+        f"pdfast: {model} is in no run directory, so its data are not known: pass --data.source, "
+        "or --config (samples of other tools are compared by pdfast eval --against)\n"
+    )
+    assert main([*args, "--data.source", str(made / "set.npz"), "--out", str(tmp_path / "a")]) == 0
+    config = config_of(made / "set.npz")
+    pdfast.evaluate(model, config=config, steps=(2,), out=tmp_path / "b", quiet=True)
+    a, b = (json.loads((tmp_path / name / "eval.json").read_text()) for name in "ab")
+    assert a["model"] == b["model"]
+    assert a["floor"] == b["floor"]
+
+
+def test_a_run_without_a_teacher_has_nothing_to_judge(made, tmp_path, capsys):
+    run = shutil.copytree(made / "stopped", tmp_path / "run")
+    assert main(["eval", str(run)]) == 2
+    said = "has no teacher yet: continue it with the command that began it"
+    assert capsys.readouterr().err == f"pdfast: the run {run} {said}\n"
+    assert main(["sample", str(run)]) == 2
+    said = "is a run without a finished model yet: continue it with the command that began it"
+    assert capsys.readouterr().err == f"pdfast: {run} {said}\n"
 
 
 def test_an_evaluation_of_the_same_data_elsewhere(made, ended, tmp_path):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 import typing
 
 import pytest
@@ -168,11 +169,15 @@ def refused(message, config, **given):
 def test_refusals(tiny, straight, eps_teacher, tmp_path):
     teacher, out = straight / "teacher", tmp_path / "run"
     other = changed(tiny, model={"ch": 16})
-    refused("has model.ch 8, but the config asks for 16.*or --distill.fit-updates 20000", other,
+    refused("has model.ch 8, but the config asks for 16.*or distill.fit_updates 20000", other,
             teacher=teacher, out=out)  # fmt: skip
     other = changed(tiny, model={"logsnr_max": 15.0}, distill={"fit_updates": 5})
     refused("has model.logsnr_max 20.0, but the config asks for 15.0: pass the config that the "
             "teacher was trained with$", other, teacher=teacher, out=out)  # fmt: skip
+    imported = shutil.copytree(teacher, tmp_path / "imported")
+    (tmp_path / "imported.toml").write_text("")
+    refused(f"asks for 15.0: pass {imported}.toml, which was made for it$", other,
+            teacher=imported, out=out)  # fmt: skip
     refused("has model.parameterization 'eps', but the config asks for 'x'",
             changed(tiny, model={"parameterization": "x"}),
             teacher=eps_teacher, out=out)  # fmt: skip
@@ -190,7 +195,7 @@ def test_a_run_that_has_another_networks_teacher_needs_the_fit(tiny, straight, t
     half = changed(tiny, model={"ch": 4})
     checkpoint.save_model(checkpoint.load_model(straight / "teacher"), tmp_path / "run" / "teacher")
     (tmp_path / "run" / "config.toml").write_text(dump_config(half))
-    refused("run/teacher has model.ch 8, but the config asks for 4.*--distill.fit-updates", half,
+    refused("run/teacher has model.ch 8, but the config asks for 4.*distill.fit_updates", half,
             out=tmp_path / "run")  # fmt: skip
 
 

@@ -50,7 +50,7 @@ def test_a_run_with_guided_students(guides, tmp_path, capsys, monkeypatch):
         folder = tmp_path / f"samples{code}"
         found = main(["sample", str(last), "--num", "4", "--out", str(folder), *args])
         assert (found, said in "".join(capsys.readouterr())) == (code, True), args
-    with pytest.raises(UsageError, match=r"guided student: pass --guidance, one of its weights 0"):
+    with pytest.raises(UsageError, match=r"guided student: pass guidance, one of its weights 0"):
         pdfast.export(last, tmp_path / "export", quiet=True)
     with pytest.raises(
         UsageError, match="a guided teacher runs its network with the class and without"

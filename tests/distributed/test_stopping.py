@@ -81,7 +81,7 @@ def test_ctrl_c_in_training_and_in_a_round(straight, tiny, tmp_path, monkeypatch
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         at_update(patch, 7, lambda: sent(signal.SIGINT))
-        with pytest.raises(KeyboardInterrupt, match="by SIGINT; teacher is saved at update 7; run"):
+        with pytest.raises(KeyboardInterrupt, match="by SIGINT; teacher is saved at update 7; the"):
             pdfast.train(tiny, out=run, quiet=True)
     assert update_saved(run) == "round-00-update-000000007"
     with monkeypatch.context() as patch:
@@ -131,18 +131,32 @@ def test_in_an_evaluation(straight, tmp_path, monkeypatch, signum, kind):
     assert not list(run.glob("eval-state/*/samples-*"))
 
 
-def test_the_second_ctrl_c_is_not_waited_for(tiny, tmp_path, monkeypatch):
+def test_a_signal_that_comes_twice_at_once_is_one(tiny, tmp_path, monkeypatch, capfd):
+    """As from GNU timeout, which signals its child and then its group."""
+    at_update(monkeypatch, 7, lambda: sent(signal.SIGINT) or sent(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt, match="by SIGINT; teacher is saved at update 7"):
+        pdfast.train(tiny, out=tmp_path / "run", quiet=True)
+    assert update_saved(tmp_path / "run") == "round-00-update-000000007"
+    assert capfd.readouterr().err == (
+        "SIGINT: stopping after the current step (a second signal or Ctrl-C ends it at once)\n"
+    )
+
+
+def test_the_second_ctrl_c_is_not_waited_for(tiny, tmp_path, monkeypatch, capfd):
     """Both arrive within one update, after which the first would be heard."""
+    monkeypatch.setattr(signals, "TOGETHER", 0.0)  # as if the second came later
     at_update(monkeypatch, 7, lambda: sent(signal.SIGINT) or sent(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt) as interrupt:
         pdfast.train(tiny, out=tmp_path / "run", quiet=True)
     assert str(interrupt.value) == ""  # Python's own
+    assert capfd.readouterr().err.endswith("second signal: ended at once\n")
     assert update_saved(tmp_path / "run") == "round-00-update-000000005"
     assert not (tmp_path / "run" / ".lock").exists()
 
 
 def test_the_second_sigterm_goes_to_the_callers_handler(tiny, tmp_path, monkeypatch):
     """At once; a default handler would end the process, as in a command."""
+    monkeypatch.setattr(signals, "TOGETHER", 0.0)
     at_update(monkeypatch, 7, lambda: sent(signal.SIGTERM) or sent(signal.SIGTERM))
     with pytest.raises(AssertionError, match="signal 15 came to the caller's handler"):
         pdfast.train(tiny, out=tmp_path / "run", quiet=True)
@@ -247,7 +261,7 @@ def test_stop_from_another_thread(straight, tiny, tmp_path, monkeypatch, handler
     monkeypatch.setattr(signals, "_requested", 0)
     assert type(stopped) is pdfast.Stopped
     assert str(stopped) == (
-        "stopped as stop() asked; teacher is saved at update 7; run it again to resume"
+        "stopped as stop() asked; teacher is saved at update 7; the same command resumes from there"
     )
     assert (stopped.signum, stopped.exit_code) == (0, 1)
     assert update_saved(run) == "round-00-update-000000007"

@@ -396,7 +396,10 @@ def test_the_command(capsys, straight, tmp_path):
 
 def test_usage(capsys, straight, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    inside = "models inside it: round-01-steps-0004, round-02-steps-0002, teacher"
+    inside = (
+        f"{straight} is a run, not a model: name one of its models, such as {straight}/"
+        "round-02-steps-0002 (finished: teacher, round-01-steps-0004, round-02-steps-0002)"
+    )
     to = ["--to", "diffusers", "--out", "out"]
     fails(capsys, 2, inside, "export", straight, *to)
     fails(capsys, 2, "there is no model directory nowhere", "export", "nowhere", *to)

@@ -191,5 +191,5 @@ def test_the_network_goes_to_onnx(tmp_path, monkeypatch, name, kind):
 
 def test_diffusers_has_not_what_it_is(tmp_path):
     model = load_edm(ef.write(tmp_path / "a.pkl", ef.network("tiny")))
-    with pytest.raises(UsageError, match=r"model\.edm: diffusers' .*; .* export with --to onnx"):
+    with pytest.raises(UsageError, match=r"model\.edm: diffusers' .*; .* export with to='onnx'"):
         pdfast.export(model, tmp_path / "out", to="diffusers")

@@ -237,7 +237,7 @@ def test_options_of_the_engine_teach_the_same(finished, option, tmp_path):
     [
         (Dense(width=9), r"its inner.bias is float32 \(8,\), the module's float32 \(9,\)"),
         (Odd(), r"its first.bias is missing, the module's float32 \(12,\)"),
-        (Dense(seed=5), "already has another teacher: choose another --out"),
+        (Dense(seed=5), "already has another teacher: choose another out"),
         (
             pdfast.Network(Dense(copies=2), SIGNAL, parameterization="x_eps"),
             "has parameterization 'v', but .* has 'x_eps'",

@@ -142,7 +142,7 @@ def test_wrong_labels(data, message, tmp_path):
         (CONFIG, {"student": Dense().double()}, "has dtype torch.float64, where torch.float32"),
         (None, {"rounds": 11}, "11 rounds cannot halve 1024 steps exactly: use at most 10"),
         (CONFIG, {"data": ()}, "shape of a sample is not known"),
-        (CONFIG, {"teacher": "runs/there"}, "student and data need a custom network as teacher"),
+        (CONFIG, {"teacher": "runs/there"}, "a student, and samples as data, need a custom"),
         (CONFIG, {"teacher": pdfast.Network(Dense(), SIGNAL, steps=4)}, "distilled to 4 steps"),
     ],
 )  # fmt: skip
@@ -153,6 +153,31 @@ def test_wrong_calls(config, given, message, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_network_of_diffusers_is_named_before_anything_is_made():
+    kind = type("UNet2DModel", (Dense,), {"__module__": "diffusers.models.unets.unet_2d"})
+    said = (
+        r"^UNet2DModel is a model of diffusers.*\(pdfast import FOLDER --from diffusers\), or wrap"
+    )
+    with pytest.raises(UsageError, match=said):
+        pdfast.Network(kind(), SIGNAL)
+    wrapped = Wrong(lambda module, z: z)
+    wrapped.inside = kind()
+    assert pdfast.Network(wrapped, SIGNAL).shape == SIGNAL
+
+
+def test_pictures_may_be_named_for_any_network(tiny, tmp_path):
+    """As --data.source does; the images are the data set's own, by their digest."""
+    path = tmp_path / "pictures.npz"
+    np.savez(path, images=np.random.default_rng(0).integers(0, 256, (70, 8, 8, 1), np.uint8))
+    pdfast.train(tiny, data=path, out=tmp_path / "a", quiet=True)
+    pdfast.distill(tiny, data=str(path), out=tmp_path / "a", quiet=True)
+    source = pdfast.load_config(tmp_path / "a" / "config.toml").data.source
+    assert source == str(path)
+    own = pdfast.Network(Dense((1, 8, 8)), (1, 8, 8), clip=(-1, 1))
+    pdfast.distill(tiny, teacher=own, data=path, rounds=1, out=tmp_path / "b", quiet=True)
+    assert pdfast.load_config(tmp_path / "b" / "config.toml").data.source == source
+
+
 def test_more_wrong_calls(tiny, tmp_path):
     volume = pdfast.Network(Dense((1, 2, 2, 2)), (1, 2, 2, 2))
     with pytest.raises(
@@ -160,9 +185,9 @@ def test_more_wrong_calls(tiny, tmp_path):
     ):
         pdfast.distill(CONFIG, teacher=volume, out=tmp_path / "run")
     model = random_model(tiny.model, 0, torch.float32)
-    with pytest.raises(UsageError, match="of pdfast's own network: pass its directory"):
+    with pytest.raises(UsageError, match="of pdfast's own network: pass the path of its directory"):
         pdfast.distill(CONFIG, teacher=model, data=numbers(), out=tmp_path / "run")
-    with pytest.raises(UsageError, match="data needs a custom network: pass network"):
+    with pytest.raises(UsageError, match="samples as data need a custom network: pass network"):
         pdfast.train(CONFIG, data=numbers(), out=tmp_path / "run")
     flow = pdfast.Network(Dense(), SIGNAL, schedule=pdfast.wrappers.FlowMatching())
     with pytest.raises(UsageError, match="continuous time on the cosine schedule"):

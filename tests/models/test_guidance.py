@@ -263,7 +263,7 @@ def test_what_cannot_be_guided(tiny, classes, guides):
     ):
         with pytest.raises(UsageError, match=message):
             guided(random_model(config.model, 0, torch.float32), weight)
-    with pytest.raises(UsageError, match="is a guided student: pass --guidance"):
+    with pytest.raises(UsageError, match=r"is a guided student: sample pdfast\.guided"):
         random_model(guides.model, 0, torch.float32).sample(1, 1)
     network = pdfast.Network(torch.nn.Linear(3, 3), (3,), num_classes=2)
     with pytest.raises(UsageError, match="was always given the class"):

@@ -140,3 +140,33 @@ def test_a_guided_teacher_reports_each_step_once():
     images = model.sample(2, 3, label=label, callback=told.append)
     assert [step.done for step in told] == [1, 2, 3]
     assert torch.equal(told[-1].x_hat, images)
+
+
+def test_classes_and_noise_are_taken_as_lists_and_arrays():
+    model, noise = make(num_classes=3), torch.randn(2, 3, 4, 4)
+    for parameter in model.parameters():  # so that the class has an effect
+        torch.nn.init.normal_(parameter, std=0.3)
+    expected = model.sample(2, 2, label=torch.tensor([2, 0]), noise=noise)
+    assert not torch.equal(expected, model.sample(2, 2, label=torch.tensor([0, 2]), noise=noise))
+    for label in ([2, 0], (2, 0), np.array([2, 0])):
+        assert torch.equal(model.sample(2, 2, label=label, noise=noise.numpy()), expected)
+    z = torch.randn(2, 3, 4, 4)
+    x_hat = model.predict_x(z, 0.5, torch.tensor([2, 0]))
+    assert torch.equal(model.predict_x(z, 0.5, [2, 0]), x_hat)
+
+
+@pytest.mark.parametrize(
+    "label", [["a", "b"], [0, 3], [-1, 0], [0.0, 1.0], [0], 0, [[0], [1, 2]], "ab"]
+)
+def test_wrong_classes_are_a_sentence(label):
+    for call in (
+        lambda model: model.sample(2, 2, label=label),
+        lambda model: model.predict_x(torch.randn(2, 3, 4, 4), 0.5, label),
+    ):
+        with pytest.raises(UsageError, match=r"label must hold 2 whole numbers in 0 \.\. 2"):
+            call(make(num_classes=3))
+
+
+def test_a_teacher_needs_the_number_of_steps():
+    with pytest.raises(UsageError, match="is a teacher, made for any number of steps: pass steps"):
+        make().sample(2)

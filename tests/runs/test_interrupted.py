@@ -68,7 +68,7 @@ class Runs:
     def stopped(self, out, **event):
         ended = self.distill(out, signum=signal.SIGTERM, **event)
         assert ended.code == 128 + signal.SIGTERM, ended
-        assert ended.errors.count("\n") == 1
+        assert ended.errors.count("\n") == 2  # that it was heard, and what was saved
         return ended
 
     def straight(self):
@@ -318,6 +318,8 @@ def test_the_second_signal_ends_it_at_once(short):
     ended = short.server.call(
         short.folder, "distill", "--config", "tiny.toml", "--out", "run", "--threads", 1,
         signum=signal.SIGTERM, kinds=["update"], number=3, then=int(signal.SIGTERM),
+        apart=2,
     )  # fmt: skip
     assert ended.code == -signal.SIGTERM
+    assert ended.errors.endswith("second signal: ended at once\n")
     assert json.loads((state_of(short.folder / "run") / "state.json").read_text())["update"] == 2

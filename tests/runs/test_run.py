@@ -131,9 +131,46 @@ def test_another_config_is_refused(straight, tiny, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(straight, copy)
     other = dataclasses.replace(tiny, train=dataclasses.replace(tiny.train, lr=0.5))
-    with pytest.raises(UsageError, match=r"was started with train\.lr 0\.001 \(now 0\.5\): choose"):
+    with pytest.raises(
+        UsageError, match=r"was started with train\.lr 0\.001 \(now 0\.5\): "
+    ) as error:
         pdfast.distill(other, out=copy, quiet=True)
+    assert str(error.value).endswith(
+        f": to continue it as it was, pass config {copy}/config.toml and out {copy}; to use the "
+        f"new value, choose another out, or delete {copy} and start over"
+    )
     assert_same_run(straight, copy)
+
+
+def test_another_value_of_the_rounds_may_keep_the_teacher(straight, tiny, tmp_path):
+    """What the message says works: the config continues the run, or new rounds begin."""
+    copy = shutil.copytree(straight, tmp_path / "run")
+    shutil.rmtree(copy / "round-02-steps-0002")
+    other = dataclasses.replace(tiny, distill=dataclasses.replace(tiny.distill, lr=0.5))
+    with pytest.raises(UsageError, match=r"was started with distill\.lr .*") as error:
+        pdfast.distill(other, out=copy, quiet=True)
+    assert str(error.value).endswith(
+        f"or delete {copy} ({copy}/round-* and {copy}/state alone, to keep the teacher) and start "
+        "over"
+    )
+    pdfast.distill(copy / "config.toml", out=copy, quiet=True)
+    assert_same_run(straight, copy)
+    for path in copy.glob("round-*"):
+        shutil.rmtree(path)
+    before = (copy / "teacher" / "model.safetensors").read_bytes()
+    pdfast.distill(other, out=copy, quiet=True)
+    assert (copy / "teacher" / "model.safetensors").read_bytes() == before
+
+
+def test_a_round_that_is_no_longer_in_the_plan_is_named(straight, tiny, tmp_path, capsys):
+    copy = shutil.copytree(straight, tmp_path / "run")
+    pdfast.distill(tiny, rounds=1, out=copy)
+    last = copy / "round-02-steps-0002"
+    assert (
+        "round 2 is no longer in the plan (distill.rounds), and is not used; its model is kept in "
+        f"{last}\n"
+    ) in capsys.readouterr().out
+    assert last.is_dir()
 
 
 def test_a_teacher_stored_as_float16_is_the_same_on_resume(straight, tiny, tmp_path):
@@ -162,7 +199,7 @@ def test_a_teacher_from_elsewhere(straight, tiny, tmp_path):
             out=make_run_with_teacher(straight, tmp_path / "other"),
             quiet=True,
         )
-    with pytest.raises(UsageError, match=r"distilled to 4 steps: pass --distill\.start-steps 4"):
+    with pytest.raises(UsageError, match=r"distilled to 4 steps: pass distill\.start_steps 4"):
         pdfast.distill(
             tiny, teacher=straight / "round-01-steps-0004", out=tmp_path / "third", quiet=True
         )
@@ -250,7 +287,7 @@ def test_a_folder_with_other_things_is_not_touched(tiny, tmp_path):
     mine = tmp_path / "project" / "teacher" / "mine.txt"
     mine.parent.mkdir(parents=True)
     mine.write_text("precious")
-    with pytest.raises(UsageError, match="is not empty and holds no run: choose another --out"):
+    with pytest.raises(UsageError, match=r"is not empty and holds no run: choose another out$"):
         pdfast.distill(tiny, out=tmp_path / "project", quiet=True)
     assert [p for p in (tmp_path / "project").rglob("*") if p.is_file()] == [mine]
 
@@ -338,7 +375,7 @@ def test_a_real_signal_saves_and_exits(tiny_toml, tmp_path):
         finally:
             run.kill()
     assert run.returncode == 128 + signal.SIGTERM
-    assert errors.count("\n") == 1
+    assert errors.count("\n") == 2  # that it was heard, and what was saved
     assert "pdfast: stopped by SIGTERM; teacher is saved at update" in errors
     (newest, *_) = sorted((tmp_path / "run" / "state").iterdir(), reverse=True)
     tensors, tables, _ = files.read(newest)
@@ -380,7 +417,7 @@ def test_the_types_of_arguments_are_checked_before_anything_is_made(tiny, straig
 def test_a_teacher_does_not_come_into_a_run_that_another_one_began(
     tiny, straight, tmp_path, monkeypatch
 ):
-    message = "has rounds or saved states, but not of .*: omit --teacher and put back"
+    message = "has rounds or saved states, but not of .*: omit teacher and put back"
     begun = tmp_path / "begun"
     with monkeypatch.context() as patch:
         stop_after(patch, 5)

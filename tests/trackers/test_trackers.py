@@ -210,7 +210,7 @@ def test_a_signal_ends_a_tracked_run_as_any_other(tiny_toml, tmp_path):
     )
     assert ended.returncode == 128 + signal.SIGTERM, ended.stderr
     assert re.fullmatch(
-        r"pdfast: stopped by SIGTERM; teacher is saved at update 3.*\n", ended.stderr
+        r"SIGTERM: .*\npdfast: stopped by SIGTERM; teacher is saved at update 3.*\n", ended.stderr
     )
     begun, data, board, wandb, *rest = ended.stdout.splitlines()
     assert begun.startswith("pdfast ")

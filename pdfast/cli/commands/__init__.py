@@ -33,5 +33,12 @@ COMMANDS: dict[str, type[Command]] = {
     "stats": Stats,
     "doctor": Doctor,
 }
-PARSED: Any = reduce(or_, (Annotated[kind, subcommand(name)] for name, kind in COMMANDS.items()))
+
+
+def _subcommand(name: str, kind: type[Command]) -> Any:
+    """Return the command as tyro takes it, described by the first line of its docstring."""
+    return Annotated[kind, subcommand(name, description=(kind.__doc__ or "").partition("\n")[0])]
+
+
+PARSED: Any = reduce(or_, (_subcommand(name, kind) for name, kind in COMMANDS.items()))
 """Union of the commands, as tyro takes it."""

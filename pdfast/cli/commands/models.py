@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from tyro.conf import FlagCreatePairsOff, Positional
+from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from pdfast.cli.commands.shared import Common, Force, Machines, check_alone, check_resize
 from pdfast.config.names import Sampler
@@ -86,7 +87,10 @@ class Eval(Machines):
     num: int | None = None
     """Samples per distance, 0 for as many as the data set has images; by default the config's."""
     config: str | None = None
-    """Config that names the data, for a model outside a run directory."""
+    """Config with the data and the settings; by default that of the run directory."""
+    data: Annotated[str | None, arg(name="data.source")] = None
+    """Images to compare with, as data.source; by default the config's. A model outside a run
+    directory needs --data.source or --config."""
     out: Path | None = None
     """Folder for the numbers of a single model or of samples; by default eval-<its name> beside
     it."""
@@ -124,6 +128,7 @@ class Eval(Machines):
         evaluate(
             self.model,
             config=self.config,
+            data=self.data,
             steps=self.steps,
             num=self.num,
             out=self.out,
@@ -143,6 +148,7 @@ class Eval(Machines):
             "--steps": self.steps,
             "--num": self.num is not None,
             "--config": self.config,
+            "--data.source": self.data,
             "--precision": self.precision,
             "--classes": self.classes,
             "--guidance": self.guidance is not None,

@@ -21,9 +21,9 @@ class RunCommand(Machines):
     out: Path | None = None
     """Run directory; by default runs/<name of the config>. A run in it is resumed."""
     resume: Resume = "auto"
-    """How to treat a run that --out already holds. auto: resume it; set damaged files aside and
-    make them again, unless that would mean starting over. strict: refuse damaged files. never:
-    refuse the run."""
+    """How to treat a run that --out already holds. auto: continue it; a damaged student or state is
+    set aside and made again from what was before it; a damaged teacher is refused. strict: refuse
+    any damage. never: refuse the run."""
     track: tuple[TrackerName, ...] = ()
     """Trackers that follow the run: tensorboard (files in the run directory), wandb (Weights &
     Biases, configured by its environment variables). Each needs the extra of its name."""
@@ -68,7 +68,11 @@ class RunCommand(Machines):
 
 @dataclass(frozen=True, kw_only=True)
 class Train(RunCommand):
-    """Train a teacher in continuous time."""
+    """Train a teacher in continuous time.
+
+    The defaults shown are those of --config (digits, if none is named).
+    A key that a TOML file leaves out has pdfast's own default.
+    """
 
     def run(self) -> None:
         """Run the command."""
@@ -81,7 +85,11 @@ class Train(RunCommand):
 
 @dataclass(frozen=True, kw_only=True)
 class Distill(RunCommand):
-    """Halve a teacher's sampling steps, round by round; without --teacher, train it first."""
+    """Halve a teacher's sampling steps, round by round; without --teacher, train it first.
+
+    The defaults shown are those of --config (digits, if none is named).
+    A key that a TOML file leaves out has pdfast's own default.
+    """
 
     def run(self) -> None:
         """Run the command."""
