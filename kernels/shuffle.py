@@ -54,7 +54,6 @@ def shuffled(draw: Tensor, num: int, key: tuple[int, int | Tensor]) -> Tensor:
     """
     # In-place ops, and numbers as tensors (on the CPU for any device), save calls of PyTorch, which
     # take most of a CPU's time on small batches.
-
     seed, low = key
     root = (seed << 32 | (0 if isinstance(low, Tensor) else low)) * _MULTIPLIER
     root = (root + 2**63) % 2**64 - 2**63  # wrap into the range of an int64

@@ -18,6 +18,7 @@ FLAG = re.compile(
     rf"|(?<![\w-])--([a-z][a-z.-]*[a-z])(?: ({WORDS})\b)?"
 )
 ARGUMENTS = {"force": "force=True", "other-data": "other_data=True", "data.source": "data"}
+ARGUMENTS |= {"from": "origin"}
 
 
 def as_arguments(text: str) -> str:

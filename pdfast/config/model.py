@@ -26,15 +26,14 @@ def attention_note(net: "NetConfig") -> str:
 
     A list may serve networks of several sizes, so that some of its sizes may not occur.
     """
-    sizes, asked = (
-        [net.image_size >> level for level in range(len(net.ch_mult))],
-        net.attn_resolutions,
-    )
+    sizes = [net.image_size >> level for level in range(len(net.ch_mult))]
+    asked = net.attn_resolutions
     if not asked or set(asked) & set(sizes):
         return ""
     return (
-        f"the network has no attention, since none of model.attn_resolutions {list(asked)} occurs: "
-        f"its sizes are {sizes}; write [] to do without"
+        f"none of model.attn_resolutions {list(asked)} occurs (the network's sizes are {sizes}), "
+        "so only the middle of the network has attention: name one of these sizes, or write [] "
+        "for that"
     )
 
 

@@ -334,7 +334,8 @@ def _no_config(text: str) -> str:
     if text.endswith(".toml"):
         folder = Path(text).parent
         there = [str(folder / path.name) for path in folder.glob("*.toml")]
-        return f"{text} does not exist (in {Path.cwd()}){nearest(text, there)}"
+        looked = "" if Path(text).is_absolute() else f" (in {Path.cwd()})"
+        return f"{text} does not exist{looked}{nearest(text, there)}"
     names = config_names()
     if Path(f"{text}.toml").is_file():
         return f"no config comes with pdfast as '{text}'; did you mean '{text}.toml'?"

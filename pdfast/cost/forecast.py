@@ -90,7 +90,7 @@ def _sizes(count: Count, data: bool) -> dict[str, int]:
 def _on_top(device: torch.device, data: bool) -> str:
     """Return what takes memory and is not counted, as a phrase."""
     own = "cuDNN's workspace and CUDA's context" if device.type == "cuda" else "the process itself"
-    return own if data else f"the data set (not found here) and {own}"
+    return own if data else f"the data set (unknown here), {own}"
 
 
 def forecast(
@@ -145,7 +145,7 @@ def forecast(
     )
     for line in explained(plan, costs, device, images is not None):
         screen.say(line)
-    screen.say(f"not in it: {', '.join(_left_out(config, device, images, reading))}")
+    screen.say(f"not included: {', '.join(_left_out(config, device, images, reading))}")
     screen.say("")
     set_up = imports + counting + (reading or 0.0)
     for line in table(plan, costs, set_up):
@@ -153,11 +153,13 @@ def forecast(
     lasts = _lasts(set_up + sum(costs.of(stage) for stage in plan))
     least = "" if images is not None else "at least "
     screen.say("")
-    screen.say(f"in all: {least}{lasts} on {device}, {sizes}")
+    screen.say(f"in all, on {device}: {least}{lasts}; {sizes}")
     _warn(config, plan, distill, teacher, screen)
     if refused is not None:
         raise refused
     if images is None and (why := sources.trouble(config.data)):
+        if sources.exists(config.data.source):
+            raise UsageError(why)
         screen.warn(f"the run itself would be refused: {why}")
 
 
@@ -242,7 +244,7 @@ def _say_sizes(
         size = images * net.image_size**2 * net.channels
         screen.say(f"disk, once: {size / MB:,.0f} MB of prepared images in {cache_folder()}")
     most = max(sum(_sizes(count, there).values()) for count in phases.values()) / MB
-    return f"{most:,.0f} MB of memory and {_on_top(device, there)}, at most {disk:,.0f} MB of disk"
+    return f"memory {most:,.0f} MB, plus {_on_top(device, there)}; disk at most {disk:,.0f} MB"
 
 
 def explained(plan: list[Stage], costs: Costs, device: torch.device, data: bool) -> list[str]:
@@ -305,8 +307,8 @@ def _left_out(
     if config.engine.compile == "on" or (config.engine.compile == "auto" and device.type == "cuda"):
         left.append("torch.compile, where engine.compile uses it")
     if launched():
-        left.append(f"that {os.environ['WORLD_SIZE']} processes share the work")
-    return [*left, "other work on this machine, which changes all of these times"]
+        left.append(f"the time saved by {os.environ['WORLD_SIZE']} processes")
+    return [*left, "other work on this machine, which would slow all of this down"]
 
 
 def table(plan: list[Stage], costs: Costs, set_up: float) -> list[str]:

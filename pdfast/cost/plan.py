@@ -63,7 +63,9 @@ def stages(
         return [Stage("teacher", loop=loop), _report(config, images, [])]
     cfg = config.distill
     first = _quick(config, images, "teacher", cfg.start_steps, config.eval.baseline_steps)
-    if teacher is None:  # a teacher of its own is also compared with a resample of the data
+    if (
+        teacher is None and not config.eval.guidance
+    ):  # its own teacher is also compared with a resample of the data
         first = (first[0], first[1] + 1, 2 * first[2])
     found, made = [Stage("teacher", *first, loop=loop)], []
     for round_ in range(1, cfg.num_rounds + 1):

@@ -53,9 +53,9 @@ def between(start: int, timesteps: int) -> str:
         return ""
     near = min(divisors(timesteps), key=lambda n: (max(n, start) / min(n, start), -n))
     ends = near >> halvings(near)
-    other = f", by rounds that do not all halve (it halves to {ends})" if ends > FEW else ""
+    other = ", with rounds of other ratios" if ends > FEW else ""
     return (
-        f"{start} does not divide the teacher's {timesteps} timesteps, so the noise levels in "
-        f"between are interpolated, which is normal; to use its own timesteps alone, start from "
-        f"{near}{other}: docs/teachers.md has the command"
+        f"{start} does not divide the teacher's {timesteps} timesteps, so some noise levels are "
+        f"interpolated, which is normal; to visit the teacher's own timesteps only, start from "
+        f"{near}{other} (docs/teachers.md)"
     )

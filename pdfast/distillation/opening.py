@@ -22,6 +22,7 @@ from pdfast.errors import UsageError
 from pdfast.evaluation import same_classes
 from pdfast.evaluation.evaluator import Evaluator
 from pdfast.kernels import group_norm_silu, runtime
+from pdfast.models import captured
 from pdfast.models.checkpoint import network_of
 from pdfast.models.model import Model
 from pdfast.runs.run import Run
@@ -173,6 +174,7 @@ def opened_run(
         for line in same_classes.missing(placed, num_classes, names):
             run.screen.warn(f"{line}, and this run does not train them")
         fix = f"set model.num_classes to {len(placed.unused)} for a model with these classes"
-        if own_network is None and (said := unused(placed.unused, fix)):
+        if own_network is None and given is None and (said := unused(placed.unused, fix)):
             run.screen.say(said)
-        yield run, placed
+        with captured.permitted(config.engine.graph):
+            yield run, placed

@@ -102,7 +102,7 @@ def distill_rounds(run: ModelRun, data: Dataset, device: torch.device) -> Model:
     steps = config.distill.steps_after(made) if made else config.distill.start_steps
     known = _logged(run, made, evaluator) is not None
     before = _distance(run, made, guided(low, guidance), steps, evaluator)
-    if trained and not made and not known:
+    if trained and not (made or known or guidance):
         _judge_teacher(run, before, min(steps, MONITOR_STEPS), evaluator)
     with closing(Kept()) as kept:
         for round_ in range(made + 1, config.distill.num_rounds + 1):

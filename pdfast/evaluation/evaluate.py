@@ -16,6 +16,7 @@ from pdfast.evaluation import same_classes
 from pdfast.evaluation.evaluator import Evaluator
 from pdfast.evaluation.provenance import AS_GIVEN, averaging
 from pdfast.evaluation.report.write import check_out, report_model, report_run
+from pdfast.models import captured
 from pdfast.models.checkpoint import class_names_of, load_model
 from pdfast.models.guidance import guided
 from pdfast.models.model import Model
@@ -82,7 +83,7 @@ def evaluate_path(
         )
     begun, resolved = collectives.together(lambda: _asked_of(path, is_run, config, asked))
     found = set_precision(resolved.precision, where, resolved.deterministic)
-    source = resolved.data.source
+    source, graph = resolved.data.source, resolved.engine.graph
 
     def placed(read: Dataset) -> Dataset:
         """Return the set on the device, after checking that it is the run's."""
@@ -104,7 +105,7 @@ def evaluate_path(
         )
         names = tuple(collectives.from_first(lambda: list(class_names_of(path / "teacher"))))
         classes_checked(data, names, resolved.model.num_classes)
-        with ModelRun(path, resolved, screen).open() as run:
+        with captured.permitted(graph), ModelRun(path, resolved, screen).open() as run:
             report_run(run, data, resolved.eval.steps, where)
         return
     loaded = cast_to_precision(collectives.together(lambda: load_model(path, where)), found)
@@ -119,7 +120,10 @@ def evaluate_path(
     weights = AS_GIVEN
     if inside:
         weights = collectives.from_first(lambda: averaging(path, resolved, bool(loaded.steps)))
-    report_model(path.name, loaded, Run(folder, resolved, screen), evaluator, {"model": weights})
+    with captured.permitted(graph):
+        report_model(
+            path.name, loaded, Run(folder, resolved, screen), evaluator, {"model": weights}
+        )
 
 
 def _asked_of(

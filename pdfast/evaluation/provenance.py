@@ -14,7 +14,7 @@ from pdfast.models.model import Model
 from pdfast.storage import files
 from pdfast.training.precision import PRECISION_NAMES, precision_of
 
-AS_GIVEN = "as they were given"  # weights of a model from elsewhere
+AS_GIVEN = "as given (EMA or raw is not known)"  # weights of a model from elsewhere
 SHOWN = 16  # digits of a SHA-256 to show
 DRAWN = {"data": "drawn by the class shares", "even": "drawn evenly among the classes"}
 

@@ -125,7 +125,8 @@ def sample_to(
         collectives.from_first(lambda: _write(images.cpu(), about, out, force))
         of = "" if number is None else f", class {shown(number, model.class_names)}"
         where_to = f"{out}{'' if out.suffix else os.sep}"
-        screen.say(f"{num} images in {counted(steps)} (seed {seed}{of}): {where_to}")
+        images_ = "1 image" if num == 1 else f"{num:,} images"
+        screen.say(f"{images_} in {counted(steps)} (seed {seed}{of}): {where_to}")
 
 
 def _check(model: Model, out: Path, num: int, seed: int, label: str | None) -> None:

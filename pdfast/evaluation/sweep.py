@@ -69,8 +69,8 @@ class StepSweep:
         )
         if left_out:
             run.screen.say(
-                f"distances of {left_out} single class{'es' * (left_out > 1)} are left out: each "
-                f"needs {least:,} images and as many samples for {evaluator.metric}"
+                f"no distance for {left_out} class{'es' * (left_out > 1)}: {evaluator.metric} of a "
+                f"class needs at least {least:,} images and {least:,} samples"
             )
 
     def __call__(self, name: str, model: Model, steps: Iterable[int]) -> dict[int, Measured]:

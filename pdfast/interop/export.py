@@ -51,7 +51,8 @@ def export(
         model: A model or a model directory.
         out: The folder to write.
         to: "diffusers" for the folder of a `DDIMPipeline` with a model card; "onnx" for the network
-            as one graph, and a JSON file that describes its inputs, output and noise schedule.
+            as one graph, a JSON file that describes its inputs, output and noise schedule, and a
+            README.md with the loop that samples.
         guidance: Guidance weight at which a guided student is written; such a student needs it.
         force: Replace a folder that holds exactly what an earlier export wrote.
         quiet: Print nothing.

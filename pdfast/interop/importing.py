@@ -84,7 +84,7 @@ def import_model(
     )
     check(
         origin == "edm" or parameterization is None,
-        "parameterization is for --from edm, or with --config for --from google",
+        "parameterization is for --from edm; for google set model.parameterization in the config",
     )
     if str(out) == "":
         raise UsageError("out is empty: name a folder")
@@ -132,6 +132,5 @@ def _origin(source: str | Path, origin: Origin | None) -> Origin:
     if Path(source).suffix == ".pkl":
         return "edm"
     raise UsageError(
-        f"--from is missing (in Python origin), and {source} does not tell it: pass --from "
-        "diffusers, edm or google"
+        f"cannot tell which library wrote {source}: pass --from diffusers, edm or google"
     )

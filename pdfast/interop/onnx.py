@@ -75,8 +75,9 @@ X_HAT: dict[Parameterization, str] = {
 CARD = """\
 # {title}
 
-`{graph}` maps noisy images z, their logSNR{label_input}, float32, to the network's output, which is
-{predicts}. `{meaning}` says the rest. Exported by pdfast {version}.
+`{graph}` takes noisy images z and their logSNR (float32){label_input}, and returns
+{predicts}. `{meaning}` describes its inputs, output, noise
+schedule and sampler. Exported by pdfast {version}.
 
 This samples as pdfast does, in the folder that holds `{folder}`:
 
@@ -171,7 +172,7 @@ def card(model: Model, folder: str) -> str:
         steps=steps or min(TEACHER_STEPS, model.schedule.most_steps),
         phi=PHI[model.schedule.describe()["kind"]],
         x_hat=X_HAT[cfg.parameterization],
-        label_input=" and int64 classes" if classes else "",
+        label_input=", and classes (int64)" if classes else "",
         labels=f"label = np.arange(num) % {classes}  # classes 0 .. {classes - 1}\n"
         * bool(classes),
         label=', "label": label' if classes else "",

@@ -7,6 +7,7 @@ the next one. Captured, they are one launch.
 import contextlib
 import warnings
 from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Protocol
 
 import torch
@@ -17,6 +18,7 @@ from pdfast.diffusion.samplers import Denoiser
 from pdfast.errors import PdfastError
 from pdfast.models.cuda_graph import Replay
 
+_permitted: ContextVar[bool] = ContextVar("permitted", default=True)
 FEWEST = 16  # calls that pay for warming up and capturing, about five calls
 
 
@@ -60,7 +62,12 @@ class Captured:
         self._label = self._phi.new_zeros(batch, dtype=torch.int64) if model.num_classes else None
         with self._here():
             self._replay = Replay(
-                self._call, [], model.device, what="a sampling step", fix="it is called instead"
+                self._call,
+                [],
+                model.device,
+                what="a sampling step",
+                fix="it is called; in a run set engine.graph to false, since PyTorch may now "
+                "capture nothing more",
             )
 
     def predict_x_at_angle(self, z: Tensor, phi: Tensor, conditioning: Conditioning) -> Tensor:
@@ -89,6 +96,16 @@ class Captured:
 
 
 @contextlib.contextmanager
+def permitted(graph: bool) -> Iterator[None]:
+    """Set whether samplers may capture their calls while the block runs (`engine.graph`)."""
+    before = _permitted.set(graph)
+    try:
+        yield
+    finally:
+        _permitted.reset(before)
+
+
+@contextlib.contextmanager
 def denoiser_of(model: Capturable, batch: int, calls: int) -> Iterator[Denoiser]:
     """Provide what a model's sampler calls: a captured call on a GPU, else the model.
 
@@ -101,15 +118,15 @@ def denoiser_of(model: Capturable, batch: int, calls: int) -> Iterator[Denoiser]
         A denoiser for batches of that size.
 
     Warns:
-        UserWarning: The call cannot be captured.
+        UserWarning: The call cannot be captured, or there is too little memory for a graph.
     """
-    if model.device.type != "cuda" or calls < FEWEST:
+    if model.device.type != "cuda" or calls < FEWEST or not _permitted.get():
         yield model
         return
     try:
         captured = Captured(model, batch)
-    except PdfastError as error:
-        warnings.warn(str(error), stacklevel=2)
+    except (PdfastError, torch.OutOfMemoryError) as error:
+        warnings.warn(str(error).splitlines()[0], stacklevel=2)
         yield model
         return
     with contextlib.closing(captured):

@@ -30,6 +30,7 @@ from pdfast.training.phase_log import PhaseLog, begin, check_watched
 from pdfast.training.update import Objective, evaluations, update
 from pdfast.training.validation import loss_of
 
+ROSE = 1.01  # ratio of losses from which one has risen
 GLANCE = 10  # updates after which a new bar shows the loss
 
 
@@ -68,7 +69,7 @@ class FitResult:
         table = rate.partition(".")[0]
         rose = f" (it rose: a smaller {rate}, or a longer {table}.warmup, keeps it lower)"
         return f"{WORDS[self.watched]} {self.loss_start:.4g} -> {self.loss_end:.4g}" + rose * (
-            self.loss_end > self.loss_start
+            self.loss_end > ROSE * self.loss_start
         )
 
 

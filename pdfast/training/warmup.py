@@ -1,4 +1,4 @@
-"""Warm-ups that are as long as the phase, so that it never reaches its learning rate.
+"""Warm-ups so long that the phase never reaches its learning rate.
 
 The networks of a teacher and of a first fit begin untrained: at such rates they stay noise. The
 student of a round begins as its teacher. In a round of many steps, where the two hardly differ, the
@@ -29,13 +29,13 @@ def distill_notes(config: Config) -> list[str]:
 
 def _note(cfg: LoopConfig, rate: str) -> str:
     """Return a note on a phase's warm-up, with the fix; "" if it is shorter than the phase."""
-    if cfg.warmup < cfg.updates:
-        return ""
     table = "distill" if isinstance(cfg, DistillConfig) else "train"
     # The rate rises to the last update, or, where it is annealed too, to the middle.
     reached = max(cfg.rate(k) for k in ((cfg.updates - 1) // 2, cfg.updates - 1))
+    if cfg.warmup < cfg.updates or reached >= cfg.lr:
+        return ""
     return (
-        f"{table}.warmup {cfg.warmup:,} is not shorter than the {cfg.updates:,} updates, so that "
-        f"the rate only reaches {reached:.2g} of {rate} {cfg.lr:g}: set {table}.warmup to about "
-        f"{cfg.updates // 10}"
+        f"{table}.warmup {cfg.warmup:,} is not shorter than the {cfg.updates:,} updates, so the "
+        f"learning rate reaches at most {reached:.2g} instead of {rate} {cfg.lr:g}: set "
+        f"{table}.warmup to about {max(1, cfg.updates // 10)}"
     )

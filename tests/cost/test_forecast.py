@@ -67,7 +67,7 @@ def test_a_set_that_is_not_there_is_said_to_come_on_top(config, tmp_path):
     assert known.endswith("+ 7.0 activations, and the process itself")
     unknown = memory_line("training", count, 8, torch.device("cuda"), data=False)
     assert unknown.startswith("memory, training: 10 MB for batch 8 = 3.0 weights + 7.0 activations")
-    assert ", and the data set (not found here) and cuDNN's workspace" in unknown
+    assert ", and the data set (unknown here), cuDNN's workspace" in unknown
 
 
 # ------------------------------------------------------------------------------------------
@@ -316,7 +316,7 @@ def test_a_dry_run_times_real_updates_and_leaves_nothing(tiny_toml, tmp_path, mo
     assert re.search(r"12 updates of the teacher at [\d.]+ m?s \(\d+ timed", output)
     assert re.search(r"18 updates of rounds with tab.* at [\d.]+ m?s \(\d+ timed", output)
     assert re.search(r"48 network calls for 64 samples at [\d.]+ m?s \(\d+ timed", output)
-    assert "not in it: saving, other work on this machine" in output
+    assert "not included: saving, other work on this machine" in output
     rows = re.findall(r"^ *(\S.*?) +.* ([\d.]+) (m?s|min)$", output.split("time\n")[1], re.M)
     unit = {"ms": 1e-3, "s": 1.0, "min": 60.0}
     *parts, total = [float(number) * unit[name] for _, number, name in rows]
@@ -368,20 +368,27 @@ def test_a_dry_run_ends_with_what_the_run_would_refuse(tiny, tmp_path, monkeypat
         "birds": f"data source birds does not exist (looked in {tmp_path})",
         "": "no data: pass --data.source FOLDER_OR_NPZ",
         "YOUR_IMAGES": "data.source is still YOUR_IMAGES: replace it by your folder of images or",
-        "broken.npz": "broken.npz is not a readable",
     }
     for source, why in told.items():
         code, said, _ = forecast_of(tiny, source, capsys)
         assert (code, why in said.splitlines()[-1]) == (0, True), said
         assert said.splitlines()[-1].startswith("warning: the run itself would be refused: ")
         assert re.search(
-            r"\nin all: at least [\d.]+ m?s on cpu, \d+ MB of memory and the data set", said
+            r"\nin all, on cpu: at least [\d.]+ m?s; memory \d+ MB, plus the data set", said
         )
+    (tmp_path / "empty").mkdir()
+    for source, why in (
+        ("broken.npz", "broken.npz is not a readable"),
+        ("empty", "empty holds no images"),
+    ):
+        code, said, error = forecast_of(tiny, source, capsys)
+        assert (code, "in all, on cpu: " in said) == (2, True)
+        assert error.splitlines()[-1].startswith(f"pdfast: {why}")
     arrays = {"images": np.zeros((9, 8, 8, 1), np.uint8), "labels": np.arange(9) % 3}
     np.savez(tmp_path / "set.npz", **arrays)
     code, said, error = forecast_of(tiny, "set.npz", capsys, num_classes=2)
     assert code == 2
-    assert "in all: " in said
+    assert "in all, on cpu: " in said
     assert error.endswith(
         "pdfast: set.npz has labels from 0 to 2, outside 0 .. 1: set model.num_classes to 3\n"
     )

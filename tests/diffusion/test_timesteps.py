@@ -39,11 +39,11 @@ def test_divisors():
         (250, 1000, ""),
         (8192, MAX_STEPS, ""),
         (48, MAX_STEPS, ""),
-        (512, 1000, "start from 500, by rounds that do not all halve (it halves to 125): docs"),
-        (64, 1000, "start from 50, by rounds that do not all halve (it halves to 25): docs"),
-        (16, 1000, "start from 20, by rounds that do not all halve (it halves to 5): docs"),
-        (7, 1000, "start from 8: docs/teachers.md has the command"),
-        (64, 101, "start from 101, by rounds that do not all halve (it halves to 101): docs"),
+        (512, 1000, "start from 500, with rounds of other ratios (docs/teachers.md)"),
+        (64, 1000, "start from 50, with rounds of other ratios (docs/teachers.md)"),
+        (16, 1000, "start from 20, with rounds of other ratios (docs/teachers.md)"),
+        (7, 1000, "start from 8 (docs/teachers.md)"),
+        (64, 101, "start from 101, with rounds of other ratios (docs/teachers.md)"),
     ],
 )
 def test_what_is_said_of_a_start_that_does_not_divide(start, timesteps, said):

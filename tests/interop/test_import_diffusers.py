@@ -450,24 +450,24 @@ def test_import_in_python_is_the_command(tmp_path, capsys):
     a, b = (load_config(tmp_path / f"{out}.toml") for out in "ab")
     assert dataclasses.replace(a, name="b") == b
     for origin, said in (
-        ("google", "p is a diffusers pipeline: pass --from diffusers"),
-        ("edm", "p is a diffusers pipeline: pass --from diffusers"),
+        ("google", "p is a diffusers pipeline: pass origin='diffusers'"),
+        ("edm", "p is a diffusers pipeline: pass origin='diffusers'"),
         ("diffuser", "no import from 'diffuser'; did you mean 'diffusers'"),
     ):
         with pytest.raises(UsageError, match=said):
             pdfast.import_model(tmp_path / "p", tmp_path / "c", origin)
-    with pytest.raises(UsageError, match="--from is missing"):
+    with pytest.raises(UsageError, match=r"which library wrote .*: pass origin='diffusers', edm"):
         pdfast.import_model(tmp_path, tmp_path / "c")
     with pytest.raises(UsageError, match="out is empty"):
         pdfast.import_model(tmp_path / "p", "")
-    with pytest.raises(UsageError, match="parameterization is for --from edm"):
+    with pytest.raises(UsageError, match="parameterization is for origin edm"):
         pdfast.import_model(tmp_path / "p", tmp_path / "c", parameterization="x")
 
 
 def test_classes_are_told(tmp_path, capsys):
     """Classes are counted, and a label for no class is asked for unless it was given."""
     df.save(tmp_path / "p", df.unet(num_class_embeds=5))
-    asks = "if one of its 5 labels means no class, pass --null-class N"
+    asks = "if one of its 5 labels means 'no class', import it again with --null-class LABEL"
     pdfast.import_model(tmp_path / "p", tmp_path / "a")
     said = capsys.readouterr().out
     assert "schedule linear of 1000 timesteps, 5 classes, " in said

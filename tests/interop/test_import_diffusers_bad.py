@@ -74,7 +74,11 @@ UNET_FIELDS = {
     "no middle": ({"mid_block_type": None}, "mid_block_type is null"),
     "no attention": ({"add_attention": False}, "add_attention is false"),
     "classes": ({"class_embed_type": "timestep"}, 'class_embed_type is "timestep"'),
-    "widths": ({"block_out_channels": [16, 24]}, "block_out_channels is [16, 24]", "cannot hold"),
+    "widths": (
+        {"block_out_channels": [16, 24]},
+        "block_out_channels is [16, 24]",
+        "but in pdfast's",
+    ),
     "no widths": ({"block_out_channels": []}, "block_out_channels is []"),
     "null widths": ({"block_out_channels": [0, 0]}, "block_out_channels is [0, 0]"),
     "blocks": (
@@ -191,6 +195,8 @@ def test_networks_of_latents_and_of_text(folder, part):
     refused(folder, "", said)
     with pytest.raises(UsageError, match=said):
         load_diffusers(str(folder / "unet"), scheduler=folder)
+    (folder / INDEX).rename(folder / "renamed.json")  # a folder of models that are no pipeline
+    load_diffusers(str(folder / "unet"), scheduler=folder)
 
 
 # ------------------------------------------------------------------------------------------

@@ -262,7 +262,7 @@ def test_command_line(write_state, tmp_path, capsys, monkeypatch):
         assert message in error
 
     fails("--config is missing: the file does not describe its network", config=None)
-    fails("--from is missing (in Python origin)", **{"from": None})
+    fails("cannot tell which library wrote", **{"from": None})
     fails("invalid choice 'x' for argument '--from'", **{"from": "x"})
     fails("missing from pdfast import: --out", out=None)
     fails("does not exist", source=tmp_path / "absent")

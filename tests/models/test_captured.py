@@ -1,12 +1,14 @@
 """Sampling by a captured network call: on a CPU the call's buffers, by a stand-in its launches."""
 
 import contextlib
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import pdfast
 from pdfast.config.schema import NetConfig
 from pdfast.diffusion.conditioning import Conditioning
 from pdfast.diffusion.samplers import denoised
@@ -149,14 +151,39 @@ def test_the_memory_of_a_capture_is_freed(monkeypatch):
     assert calls == [(model, 4), "closed"]
 
 
-def test_a_call_that_cannot_be_captured_is_called_with_a_warning(monkeypatch):
+@pytest.mark.parametrize("error", [PdfastError, torch.OutOfMemoryError])
+def test_a_call_that_cannot_be_captured_is_called_with_a_warning(error, monkeypatch):
     def refuse(model, batch):
-        raise PdfastError("a sampling step cannot be captured")
+        raise error("it cannot be captured")
 
     monkeypatch.setattr(captured, "Captured", refuse)
     model = SimpleNamespace(device=torch.device("cuda"))
-    with pytest.warns(UserWarning, match="cannot be captured"), denoiser_of(model, 4, 64) as made:
+    with pytest.warns(UserWarning, match="captured$"), denoiser_of(model, 4, 64) as made:
         assert made is model
+
+
+def test_a_run_without_graphs_samples_without_them(monkeypatch, tiny, tmp_path):
+    """`engine.graph` holds for the samples of a run, and for no others."""
+    allowed = []
+
+    def noted(model, batch, calls):
+        allowed.append(captured._permitted.get())
+        return contextlib.nullcontext(model)
+
+    monkeypatch.setattr("pdfast.models.model.denoiser_of", noted)
+    for graph in (False, True):
+        engine = dataclasses.replace(tiny.engine, graph=graph)
+        config = dataclasses.replace(tiny, engine=engine)
+        pdfast.train(config, out=tmp_path / str(graph), quiet=True)
+        pdfast.evaluate(tmp_path / str(graph) / "teacher", steps=(3,), quiet=True)
+        assert set(allowed) == {graph}
+        allowed.clear()
+    make().sample(1, 2)
+    assert allowed == [True]
+    monkeypatch.delattr(captured, "Captured")
+    model = SimpleNamespace(device=torch.device("cuda"))
+    with captured.permitted(False), denoiser_of(model, 4, 1000) as denoiser:
+        assert denoiser is model
 
 
 def test_custom_networks_are_called():

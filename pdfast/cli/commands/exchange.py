@@ -79,7 +79,7 @@ class Export(Common):
     """Model directory, such as runs/digits/round-11-steps-0004."""
     to: ExportTarget
     """diffusers: a DDIMPipeline, with a model card that has the call. onnx: the network as one
-    graph, and a JSON file that describes its inputs and output."""
+    graph, a JSON file that describes it, and a README.md with the loop that samples."""
     out: Path
     """Folder to write."""
     force: Force = False

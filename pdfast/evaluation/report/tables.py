@@ -26,11 +26,11 @@ from pdfast.runs.watched_loss import MEANING, WORDS
 
 QUICK = (
     "Round 0 is the teacher's training. The quick distance is of 256 images in at most 16 steps, "
-    "for comparing rounds only. {loss} It may rise in rounds of many steps, whose students start "
-    "close to their teachers; a smaller distill.lr keeps it lower. Signal / rounding: the "
-    "difference of target and student at the start of a round, in v, over its error from the "
-    "networks' rounding (medians over a fixed batch of training images). If it is not well above "
-    "1, a round learns little at this precision."
+    "for comparing rounds only. {loss} This loss may rise in rounds of many steps, whose students "
+    "start close to their teachers; a smaller distill.lr keeps it lower. Signal / rounding: at the "
+    "start of a round, the distance between target and student in v, divided by the error that the "
+    "networks' rounding adds to it (medians over a fixed batch of training images). If it is not "
+    "well above 1, a round learns little at this precision."
 )
 
 EVALUATIONS = (
@@ -147,7 +147,12 @@ class Report:
 
     @property
     def far_above(self) -> str:
-        """Sentence on a teacher that is far above the floor at its baseline; "" if it is not."""
+        """Sentence on a teacher that this run trained, far above the floor; "" for any other.
+
+        Guidance moves samples away from the data, so that it says nothing of a guided teacher.
+        """
+        if self.account().teacher.seconds is None or self.run.config.eval.guidance:
+            return ""
         steps, metric = self.run.config.eval.baseline_steps, self.sweep.evaluator.metric
         distance = self.teacher[steps].distance
         return far_above(distance, self.sweep.floor, f"{metric} at {counted(steps)}", steps)

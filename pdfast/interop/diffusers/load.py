@@ -129,8 +129,8 @@ def import_diffusers(
         )
     elif model.num_classes and pipeline.own is None:
         screen.say(
-            f"if one of its {model.num_classes} labels means no class, pass --null-class N: a "
-            "teacher is guided by that label (--guidance)"
+            f"if one of its {model.num_classes} labels means 'no class', import it again with "
+            "--null-class LABEL, so that it can be guided (--guidance)"
         )
     if not found.clips:
         screen.say(

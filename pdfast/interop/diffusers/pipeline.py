@@ -178,7 +178,9 @@ def _alone(folder: Path, variant: str | None, scheduler: Path | None) -> Pipelin
     if not (folder / UNET).is_file():
         raise UsageError(f"{folder} is no diffusers pipeline: it has no {INDEX}{_inside(folder)}")
     unet = _part(folder, "", UNET, (NETWORK,))
-    _check_pixels(Path(os.path.abspath(folder)).parent, None)
+    above = Path(os.path.abspath(folder)).parent
+    if (above / INDEX).is_file():
+        _check_pixels(above, None)
     if scheduler is None:
         near = (folder, folder / "../scheduler", folder / "../../scheduler")  # of a checkpoint
         found = next((place.resolve() for place in near if (place / SCHEDULER).is_file()), None)

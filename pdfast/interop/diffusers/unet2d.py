@@ -161,7 +161,7 @@ def network(pipeline: Pipeline) -> dict[str, Any]:
     if any(width == 0 or width % widths[0] for width in widths):
         raise fields.refuse(
             "block_out_channels",
-            "where each must be a multiple of the first in pdfast's network, which cannot hold it",
+            "but in pdfast's network each width must be a multiple of the first",
         )
     film = fields.one("resnet_time_scale_shift", ("default", "scale_shift")) == "scale_shift"
     groups = fields.whole("norm_num_groups")
