@@ -72,10 +72,6 @@ def evaluate_path(
         )
     if not is_dir:
         raise UsageError(f"there is no model or run directory {model}")
-    if is_run and not collectives.from_first((path / "teacher").is_dir):
-        raise UsageError(
-            f"the run {model} has no teacher yet: continue it with the command that began it"
-        )
     if config is None and "data" not in asked and not (is_run or lies_in_run):
         raise UsageError(
             f"{model} is in no run directory, so its data are not known: pass --data.source, or "
@@ -106,6 +102,11 @@ def evaluate_path(
         names = tuple(collectives.from_first(lambda: list(class_names_of(path / "teacher"))))
         classes_checked(data, names, resolved.model.num_classes)
         with captured.permitted(graph), ModelRun(path, resolved, screen).open() as run:
+            if not collectives.from_first((path / "teacher").is_dir):
+                raise UsageError(
+                    f"the run {model} has no teacher yet: continue it with the command that began "
+                    "it"
+                )
             report_run(run, data, resolved.eval.steps, where)
         return
     loaded = cast_to_precision(collectives.together(lambda: load_model(path, where)), found)

@@ -476,7 +476,7 @@ def test_exports_tell_the_names(tmp_path):
     model = random_model(cfg, 0, torch.float32)
     model.class_names = ("cat", "<b> & | dog\n")
     pdfast.export(model, tmp_path / "d", quiet=True)
-    card = (tmp_path / "d" / "README.md").read_text()
+    card = " ".join((tmp_path / "d" / "README.md").read_text().split())
     assert "Its classes: 0 cat; 1 &lt;b&gt; &amp; | dog\\n." in card
     from pdfast.interop.diffusers.load import load_diffusers
 

@@ -185,7 +185,8 @@ def test_refusals(tiny, straight, eps_teacher, tmp_path):
             changed(tiny, distill={"fit_updates": 5}), out=out)  # fmt: skip
     refused("teacher has the config's own network: leave it at 0",
             changed(tiny, distill={"fit_updates": 5}), teacher=teacher, out=out)  # fmt: skip
-    refused("whose first round fits v to it", changed(tiny, model={"parameterization": "eps"}),
+    refused("so that the first round converts",
+            changed(tiny, model={"parameterization": "eps"}),
             teacher=eps_teacher, out=out)  # fmt: skip
     assert not out.exists()
 

@@ -115,14 +115,14 @@ def spread(low, high):
 @pytest.mark.parametrize(
     ("data", "clip", "message"),
     [
-        (spread(0.5, 254), (-1, 1), r"from 0\.5 to 254, outside the n"),
+        (spread(0.5, 254), (-1, 1), r"range from 0\.5 to 254, but"),
         (spread(-2, -1.5), (-1, 1), r"range from -2 to -1\.5, but"),
-        (spread(0, 1.01), (0, 1), r"from 0 to 1\.01, outside .* clip \(0, 1\)"),
+        (spread(0, 1.01), (0, 1), r"range from 0 to 1\.01, but .* clipped to \(0, 1\)"),
     ],
 )  # fmt: skip
 def test_data_outside_the_clip(data, clip, message, tmp_path):
     network = pdfast.Network(Dense(), SIGNAL, clip=clip)
-    fix = r": scale them into it \(x / 127\.5 - 1, of pictures .*\), or pass another clip, or None"
+    fix = r": scale the data .* x / 127\.5 - 1\), or pass a wider clip, or clip=None"
     with pytest.raises(UsageError, match=message + ".*" + fix):
         distill(tmp_path / "run", network, data=data)
     with pytest.raises(UsageError, match=message):
@@ -192,7 +192,7 @@ VP = "LinearVP(beta_min=0.1, beta_max=20.0)"
         (lambda net: wrappers.from_edm(net), None,
          f"{COSINE}sigma 2.203e+04, outside 0.002 .. 80 of from_edm: pass schedule=EDM(sigma_min="
          "0.002, sigma_max=80) to pdfast.Network, or, if the network was trained for more, sigma"),
-        (lambda net: wrappers.from_edm(net), FlowMatching(), "at u = 1, for sigma 1.633e+16, out"),
+        (lambda net: wrappers.from_edm(net), FlowMatching(), "visits sigma 1.633e+16, out"),
         (lambda net: wrappers.from_edm(net, 0.01, 50.0), EDM(), "sigma 80, outside 0.01 .. 50 of "),
     ],
 )  # fmt: skip
@@ -244,7 +244,9 @@ def test_more_steps_than_the_range_allows(tmp_path):
             pdfast.distill(config, teacher=network, data=data, out=tmp_path / "run", quiet=True)
     student = network_of(wrappers.from_edm(Asked(), 0.5), schedule)
     wider = network_of(wrappers.from_flow(Asked()), schedule)
-    with pytest.raises(UsageError, match=r"at u = 0\.125, for sigma .* outside 0\.5 \.\. 80"):
+    with pytest.raises(
+        UsageError, match=r"at u = 0\.125 the sched.* visits sigma .* outside 0\.5 \.\. 80"
+    ):
         distill(tmp_path / "run", wider, data=data, student=student)
     with pytest.raises(
         UsageError, match=r"at u = 0 the schedule .* visits sigma 4\.54e-05, outside"
@@ -289,7 +291,9 @@ def test_a_model_that_was_saved_out_of_range(tmp_path):
     """As written before ranges existed: refused with the reason, and loaded with a range given."""
     module = wrappers.from_edm(Asked(), 0.0, math.inf)
     checkpoint.save_model(network_of(module), tmp_path / "model")
-    with pytest.raises(UsageError, match=r"model: the schedule CosineSchedule.* for sigma 2\.203e"):
+    with pytest.raises(
+        UsageError, match=r"model: at u = 1 the schedule CosineS.* visits sigma 2\.203e"
+    ):
         pdfast.load(tmp_path / "model", network=wrappers.from_edm(Asked()))
     assert pdfast.load(tmp_path / "model", network=module).sample(2, 2).shape == (2, 1, 8)
     assert json.loads((tmp_path / "model" / "config.json").read_text())["network"] == "own"

@@ -343,7 +343,7 @@ def test_a_signal_among_skipped_updates_saves_what_was_before_them(
             return real(*args)
 
         patch.setattr(loop, "update", counted)
-        with pytest.raises(Stopped, match=f"train is saved at update {FIRST}; run it again"):
+        with pytest.raises(Stopped, match=f"train is saved at update {FIRST}; the same command"):
             fit(config, "train", tmp_path)
     assert states(tmp_path) == [5, FIRST]
     assert torch.equal(fit(config, "train", tmp_path), weights)
