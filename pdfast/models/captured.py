@@ -42,6 +42,14 @@ class Capturable(Denoiser, Protocol):
         """Number of classes; 0 for an unconditional model."""
 
 
+class CallReplay(Replay):
+    """The network's call, whose memory is not that of an update."""
+
+    WHAT = "a sampling step"
+    FIX = "it is called; in a run set engine.graph to false, since PyTorch may capture nothing more"
+    NEW_PEAK = False
+
+
 class Captured:
     """A model as a `Denoiser` whose calls replay one CUDA graph; on a CPU they are called."""
 
@@ -61,14 +69,7 @@ class Captured:
         self._phi = torch.ones(batch, dtype=torch.float64, device=model.device)
         self._label = self._phi.new_zeros(batch, dtype=torch.int64) if model.num_classes else None
         with self._here():
-            self._replay = Replay(
-                self._call,
-                [],
-                model.device,
-                what="a sampling step",
-                fix="it is called; in a run set engine.graph to false, since PyTorch may now "
-                "capture nothing more",
-            )
+            self._replay = CallReplay(self._call, [], model.device)
 
     def predict_x_at_angle(self, z: Tensor, phi: Tensor, conditioning: Conditioning) -> Tensor:
         """Return x-hat (B, C, H, W), unclipped, at z (B, C, H, W) and angle phi (B,) in radians."""

@@ -61,6 +61,8 @@ def rehearse(work: Callable[[], object], state: Iterable[Tensor], times: int = 1
 class Replay:
     """Work to repeat: called on a CPU, replayed as a CUDA graph on a GPU."""
 
+    WHAT, FIX = "the update", "set engine.graph to false"  # for the error
+    NEW_PEAK = True  # whether the peak of memory is counted anew
     WARM_UPS = 3  # cuDNN chooses algorithms, Triton compiles
     AHEAD = 2  # replays that may wait in the stream, so that the host hears of a signal in time
 
@@ -70,9 +72,6 @@ class Replay:
         state: Iterable[Tensor],
         device: torch.device,
         graph: bool = True,
-        *,
-        what: str = "the update",
-        fix: str = "set engine.graph to false",
     ) -> None:
         """Capture the work on a GPU.
 
@@ -81,8 +80,6 @@ class Replay:
             state: Tensors that `work` changes and reads again; they are restored.
             device: Device of the work.
             graph: Whether to capture; otherwise `work` is called on a GPU too.
-            what: Name of the work, for the error.
-            fix: What to do if it cannot be captured, for the error.
 
         Raises:
             PdfastError: The work cannot be captured.
@@ -98,8 +95,8 @@ class Replay:
         with torch.cuda.stream(side):
             rehearse(work, state, self.WARM_UPS)
         here.wait_stream(side)
-        # A replay allocates nothing: the peak is that of the capture.
-        torch.cuda.reset_peak_memory_stats(device)
+        if self.NEW_PEAK:  # a replay allocates nothing: the peak is that of the capture
+            torch.cuda.reset_peak_memory_stats(device)
         try:
             self._graph = capture(work, side)
         except RuntimeError as error:
@@ -107,7 +104,8 @@ class Replay:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             raise PdfastError(
-                f"{what} cannot be captured as a CUDA graph ({str(error).splitlines()[0]}): {fix}"
+                f"{self.WHAT} cannot be captured as a CUDA graph ({str(error).splitlines()[0]}): "
+                f"{self.FIX}"
             ) from error
         self._waiting: deque[torch.cuda.Event] = deque()
 

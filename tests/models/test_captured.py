@@ -91,10 +91,10 @@ class Launches(TorchDispatchMode):
 
 
 class Counted:
-    """A stand-in for Replay that counts its calls and computes nothing."""
+    """A stand-in for CallReplay that counts its calls and computes nothing."""
 
-    def __init__(self, work, state, device, **texts):
-        self.texts, self.calls = texts, 0
+    def __init__(self, work, state, device):
+        self.calls = 0
 
     def __call__(self):
         self.calls += 1
@@ -106,7 +106,7 @@ class Counted:
 @pytest.mark.parametrize(("sampler", "most"), [("ddim", 16), ("ancestral", 40)])
 def test_a_step_outside_the_graph_is_a_few_launches(sampler, most, monkeypatch):
     """A replay is one launch; around it are the buffers' copies and the sampler's formula."""
-    monkeypatch.setattr(captured, "Replay", Counted)
+    monkeypatch.setattr(captured, "CallReplay", Counted)
     model, z = make(num_classes=3), torch.zeros(4, 1, 4, 4)
     whole, around = Launches(), Launches()
     denoiser, arguments = Captured(model, 4), {"sampler": sampler, "noise": lambda step: z}

@@ -8,6 +8,7 @@ import torch
 
 from pdfast.errors import PdfastError
 from pdfast.models import cuda_graph
+from pdfast.models.captured import CallReplay
 from pdfast.models.cuda_graph import Replay
 
 CUDA = torch.device("cuda", 0)
@@ -93,6 +94,15 @@ def test_a_capture_that_fails_leaves_no_workspace(recorded):
     with pytest.raises(PdfastError, match=r"captured .* \(operation not permitted .*\): set engin"):
         Replay(recorded.note("work"), [], CUDA)
     assert recorded.calls == [*WARM_UP, *BEFORE, "clear", "set stream"]
+
+
+def test_a_sampling_step_keeps_the_peak_of_memory(recorded):
+    """The peak that a run logs is that of its update, which may have been captured before."""
+    CallReplay(recorded.note("work"), [], CUDA)
+    assert recorded.calls == [*WARM_UP[:-1], *BEFORE, "work", "captured", "clear"]
+    recorded.refuse = RuntimeError("no")
+    with pytest.raises(PdfastError, match=r"a sampling step cannot .* \(no\): it is called; in a"):
+        CallReplay(recorded.note("work"), [], CUDA)
 
 
 def test_a_pytorch_that_cannot_clear_them_is_refused(recorded, monkeypatch):
