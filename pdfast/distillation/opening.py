@@ -173,7 +173,10 @@ def opened_run(
             run.screen.say(line)
         for line in same_classes.missing(placed, num_classes, names):
             run.screen.warn(f"{line}, and this run does not train them")
-        fix = f"set model.num_classes to {len(placed.unused)} for a model with these classes"
+        fix = (
+            f"pass --model.num-classes {len(placed.unused)} and a new --out for a model with these "
+            "classes"
+        )
         if own_network is None and given is None and (said := unused(placed.unused, fix)):
             run.screen.say(said)
         with captured.permitted(config.engine.graph):
