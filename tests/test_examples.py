@@ -142,7 +142,7 @@ def photos(folder, tiny):
 
 
 def test_own_pictures(photos, monkeypatch, handlers):
-    """What it writes, by a command with small settings; the same again trains nothing."""
+    """A small run writes its pictures and models; the same command again trains nothing."""
     flags = "--config tiny.toml --size 8 --updates 4 --rounds 5 --round-updates 2 --num 16"
     flags += " --skip-bad"
     said = run(PICTURES, *shlex.split(flags))

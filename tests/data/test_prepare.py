@@ -551,7 +551,7 @@ def test_pictures_that_are_enlarged_are_told_of(folder, cache, size, told, capsy
 
 
 def test_sub_folders_that_could_be_classes_are_told_of(folder, cache, tmp_path, capsys):
-    """By a run, also where the set was prepared before, and by `pdfast data`."""
+    """A run says it, also of a set that was prepared before, and so does `pdfast data`."""
     told = "classes: 3 sub-folders (class0, class1, class2) are not used: "
     text = (
         f'[data]\nsource = "{folder}"\nhorizontal_flip = true\n[model]\nimage_size = 8\nch = 8\n'

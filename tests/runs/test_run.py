@@ -143,7 +143,7 @@ def test_another_config_is_refused(straight, tiny, tmp_path):
 
 
 def test_another_value_of_the_rounds_may_keep_the_teacher(straight, tiny, tmp_path):
-    """What the message says works: the config continues the run, or new rounds begin."""
+    """The advice of the message works: the config continues the run, or new rounds begin."""
     copy = shutil.copytree(straight, tmp_path / "run")
     shutil.rmtree(copy / "round-02-steps-0002")
     other = dataclasses.replace(tiny, distill=dataclasses.replace(tiny.distill, lr=0.5))

@@ -17,9 +17,10 @@ class Import(Common):
     """Import a model of another library as a model directory."""
 
     source: Positional[Path]
-    """What to import, by --from. diffusers: a pipeline's folder, its id on the hub (needs the extra
-    diffusers), or the folder of a UNet2DModel (with --scheduler). edm: a network pickle, .pkl; no
-    code in it is run. google: a flax checkpoint of the authors' released code (needs --config)."""
+    """Files of the model, by --from. diffusers: a pipeline's folder, its id on the hub (needs the
+    extra diffusers), or the folder of a UNet2DModel (with --scheduler). edm: a network pickle,
+    .pkl; no code in it is run. google: a flax checkpoint of the authors' released code (needs
+    --config)."""
     from_: Annotated[Origin | None, arg(name="from")] = None
     """Origin of the model; by default diffusers for a folder of diffusers, and edm for a .pkl."""
     out: Path
