@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -12,6 +13,9 @@ import pytest
 EXAMPLES = 20_000
 MB = 100  # the most that an example may take
 PICTURE_MB = 800  # the same for a picture: it may have 2^26 pixels of 4 bytes, and a copy
+ENLARGED = re.compile(
+    r"warning: \d+ of the first \d+ images of \S+ are smaller than 8x8, and are enlarged"
+)
 
 
 def test_a_few_mutated_files():
@@ -43,7 +47,7 @@ def test_mutated_files(capsys):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-5000:]
-    assert done.stderr == ""
+    assert [line for line in done.stderr.splitlines() if not ENLARGED.fullmatch(line)] == []
     found = json.loads(done.stdout)
     table = defaultdict(dict)
     for kind, word, number in found["counts"]:
