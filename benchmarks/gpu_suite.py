@@ -43,7 +43,8 @@ DRY_LIMIT = 300
 WORKERS = 8  # for tests that spend most of their time in compilers
 LAUNCHES, SOAK = "tests/gpu/test_launches.py", "tests/gpu/test_soak.py"
 NORM = "benchmarks/bench_group_norm_silu.py"
-WHOLE = ("bench_update", "bench_options", "bench_sampling")  # the others time single ops
+# Benchmarks of more than single ops.
+WHOLE = ("bench_update", "bench_options", "bench_sampling", "bench_features")
 OPTIONS = ("pipeline_teacher", "teacher_stream", "pipeline_teacher, teacher_stream")
 OPTIONS += ("tabulate_film", "checkpoint", "accumulate 2")
 SANITIZER, CHECKS = "compute-sanitizer", ("memcheck", "racecheck")
@@ -115,7 +116,9 @@ def commands(work: Work) -> dict[str, list[str]]:
         "update": bench("update", "--kernels", str(work.out), *updates(*of_time)),
         "norm": bench("norm", "-k", "not compile", NORM),
         "fashion": fashion(work, device),
-        "sampling": bench("sampling", "benchmarks/bench_sampling.py"),
+        "sampling": bench(
+            "sampling", "benchmarks/bench_sampling.py", "benchmarks/bench_features.py"
+        ),
         "options": bench("options", *options),
         "kernels": bench("kernels", "-k", "not group_norm or compile or residual", *ops),
         "sanitize": ["bash", "-c", " && ".join(checks)],

@@ -80,7 +80,7 @@ def test_fid_of_a_model_by_the_command_line(
 ):
     """A few small images, random weights and few features; then the distance by hand."""
     monkeypatch.setattr(inception, "NEEDED", 2)
-    monkeypatch.setattr(network, "BATCH", 5)
+    monkeypatch.setitem(network.BATCH, "cpu", 5)
     monkeypatch.setattr(inception, "_module", lambda: module)
     monkeypatch.setattr(inception, "WIDTH", 64)  # features of an early layer, of which there are
     monkeypatch.setattr(net, "features_list", ["64"])
@@ -113,7 +113,7 @@ def test_fid_of_a_model_by_the_command_line(
 
 
 def test_features_do_not_depend_on_what_else_is_in_the_batch(weights, pictures, monkeypatch):
-    monkeypatch.setattr(network, "BATCH", 3)
+    monkeypatch.setitem(network.BATCH, "cpu", 3)
     extract = open_detector(f"inception:{weights}", Dataset(pictures, None), CPU).extract
     two, one = extract(pictures[:2]), extract(pictures[1:2])
     assert two.values.shape == (2, 2048)
@@ -125,7 +125,7 @@ def test_features_do_not_depend_on_what_else_is_in_the_batch(weights, pictures, 
 def test_fd_lite0_grows_with_noise(monkeypatch):
     """With the real weights, which the package includes."""
     monkeypatch.setattr(lite0, "NEEDED", 2)
-    monkeypatch.setattr(network, "BATCH", 24)
+    monkeypatch.setitem(network.BATCH, "cpu", 24)
     digits = load_dataset(DataConfig(), NetConfig(image_size=8, channels=1)).images
     data = Dataset(digits[:24], None)
     evaluator = Evaluator(data, 24, 0, open_detector("lite0", data, CPU))

@@ -70,9 +70,9 @@ def _opened(module: Any, file: Path, device: torch.device) -> Detector:
     return Detector(
         name="inception",
         metric="FID",
-        extract=network.batches(net, _call, device),
+        extract=network.batches(net, features, device),
         resize="299x299, bilinear as TensorFlow 1 has it",
-        batch=network.BATCH,
+        batch=network.BATCH[device.type],
         weights=weights,
         needed=NEEDED,
         width=WIDTH,
@@ -81,7 +81,8 @@ def _opened(module: Any, file: Path, device: torch.device) -> Detector:
     )
 
 
-def _call(net: Any, x: Tensor) -> Features:
+def features(net: Any, x: Tensor) -> Features:
+    """Return the features (B, 2048) and logits (B, 1008) of uint8 images (B, 3, H, W)."""
     values, logits = net(x)
     return Features(values, logits)
 

@@ -47,9 +47,9 @@ def _opened(device: torch.device) -> Detector:
     return Detector(
         name="lite0",
         metric="FD-Lite0",
-        extract=network.batches(net, _call, device),
+        extract=network.batches(net, features, device),
         resize=f"{SIZE}x{SIZE}, bicubic",
-        batch=network.BATCH,
+        batch=network.BATCH[device.type],
         weights=files.sha256(file),
         needed=NEEDED,
         width=WIDTH,
@@ -57,6 +57,7 @@ def _opened(device: torch.device) -> Detector:
     )
 
 
-def _call(net: Any, x: Tensor) -> Features:
+def features(net: Any, x: Tensor) -> Features:
+    """Return the network's pooled features (B, 1280) of uint8 images (B, 3, H, W)."""
     resized = interpolate(x.float() / 127.5 - 1.0, size=(SIZE, SIZE), mode="bicubic")
     return Features(net.extract_features(resized).mean((2, 3)))
