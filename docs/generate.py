@@ -11,16 +11,11 @@ Text between <!-- github: --> and <!-- /github --> is for readers of the source,
 `python docs/generate.py` writes architecture.svg, the picture of the packages.
 """
 
-import ast
 import dataclasses
-import functools
 import html
-import inspect
-import itertools
 import os
 import posixpath
 import re
-import textwrap
 import tomllib
 import types
 import typing
@@ -28,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pdfast.cli.commands import COMMANDS
-from pdfast.cli.flags import flags_of
+from pdfast.cli.flags import flags_of, help_text
 from pdfast.config.schema import Config
 from pdfast.config.serialization import to_table
 
@@ -231,30 +226,13 @@ def _said(kind: type, name: str, hint: Any) -> str:
     for mark in getattr(hint, "__metadata__", ()):
         if text := getattr(mark, "help", None):
             return str(text)
-    for cls in kind.__mro__:
-        if text := _docstrings(cls).get(name):
-            return text
-    return ""
+    return help_text(kind, name)
 
 
 def _doc(kind: type) -> str:
     """Return a class's docstring in one line, without the name of its table."""
     text = re.sub(r"^\[[\w.]+\]( of a config)?: ", "", " ".join((kind.__doc__ or "").split()))
     return text[:1].upper() + text[1:]
-
-
-@functools.cache
-def _docstrings(cls: type) -> dict[str, str]:
-    """Return the text below each field of a class."""
-    if cls is object or not dataclasses.is_dataclass(cls):
-        return {}
-    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body  # type: ignore[attr-defined]
-    found = {}
-    for field, below in itertools.pairwise(body):
-        match field, below:
-            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=text)):
-                found[name] = " ".join(str(text).split())
-    return found
 
 
 def escaped(text: str) -> str:

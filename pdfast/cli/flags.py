@@ -1,25 +1,24 @@
-"""The commands' flags, and messages about wrong ones. The parser is tyro's; see main.py."""
+"""The commands' flags and their help texts. The parser is tyro's; see main.py."""
 
+import ast
 import dataclasses
 import difflib
+import functools
+import inspect
 import itertools
-import re
+import textwrap
+import types
 import typing
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from tyro.conf import FlagCreatePairsOff, Positional
 
-from pdfast.cli.commands import COMMANDS
 from pdfast.config import formats
 from pdfast.config.formats import FIRST
-from pdfast.config.schema import config_names
 
-GLOBAL = ("--help", "--version", "--debug")  # they need no command
 LIKENESS = 0.6  # least similarity of a suggested name, from 0 to 1
-TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
-HINTS = "Arguments? similar to|Similar arg|Perhaps you meant|Available subc|For full"  # tyro's own
 
 
 class Flag(NamedTuple):
@@ -96,61 +95,42 @@ def with_new_names(args: Sequence[str]) -> list[str]:
 
 
 # ------------------------------------------------------------------------------------------
-# Messages
+# Help texts
 
 
-def explain(box: str, args: Sequence[str], prog: str) -> str:
-    """Return one sentence on arguments that tyro refused.
+def join_help(kind: type) -> None:
+    """Give tyro the docstrings below a dataclass's fields, each as one paragraph.
 
-    Args:
-        box: tyro's framed error, used where nothing more specific is known.
-        args: The arguments.
-        prog: The name of the program for usage messages, "pdfast" or "pdfast COMMAND".
+    By itself tyro (1.0.17) keeps the line breaks of an indented docstring, and wraps each of its
+    lines again.
     """
-    word = prog.removeprefix("pdfast").strip() or (args[0] if args else "")
-    if word not in COMMANDS:
-        return _no_command(args)
-    flags = flags_of(COMMANDS[word])
-    said = _value_of_bool(flags, args) or _unknown(flags, args, word) or _one_line(box)
-    return said + _config_without_flag(said, flags)
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        field.metadata = types.MappingProxyType({"help": help_text(kind, field.name)})
+        if dataclasses.is_dataclass(hints[field.name]):
+            join_help(hints[field.name])
 
 
-def _no_command(args: Sequence[str]) -> str:
-    wrong = [argument for argument in args if argument.partition("=")[0] not in GLOBAL]
-    meant = difflib.get_close_matches(wrong[0] if wrong else "", GLOBAL, 1, LIKENESS)
-    guess = f"; did you mean {meant[0]}?" if meant else ""
-    return f"no command before {' '.join(wrong)[:200]}{guess} (commands: {', '.join(COMMANDS)})"
+def help_text(kind: type, name: str) -> str:
+    """Return the docstring below a field, of the class or of its bases, in one line."""
+    texts = (_docstrings(cls).get(name) for cls in kind.__mro__ if dataclasses.is_dataclass(cls))
+    return next(filter(None, texts), "")
 
 
-def _value_of_bool(flags: list[Flag], args: Sequence[str]) -> str:
-    """Explain a switch that was given a value; "" if there is no such switch."""
-    switches = {name: flag for flag in flags if flag.is_bool for name in flag.names()}
-    for argument, following in itertools.pairwise([*args, ""]):
-        name, equals, value = argument.partition("=")
-        flag = switches.get(name.replace("_", "-"))
-        value = value if equals else following
-        if flag is None or value.lower() not in TRUE + FALSE:
-            continue
-        fix = f"omit {value}"
-        if value.lower() in FALSE and not flag.negative:
-            fix = f"omit {name}, too"
-        elif value.lower() in FALSE:
-            fix = f"write {flag.name if name == flag.negative else flag.negative} instead"
-        return f"{name} is a switch, which takes no value such as {value}: {fix}"
-    return ""
+@functools.cache
+def _docstrings(cls: type) -> Mapping[str, str]:
+    """Return the docstrings below the fields of a class, without those of its bases."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body  # type: ignore[attr-defined]
+    found = {}
+    for field, below in itertools.pairwise(body):
+        match field, below:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=text)):
+                found[name] = " ".join(str(text).split())
+    return found
 
 
-def _unknown(flags: list[Flag], args: Sequence[str], word: str) -> str:
-    """Explain flags that the command does not have; "" if it has all of them."""
-    known = {name for flag in flags for name in flag.names()}
-    names = [a.partition("=")[0] for a in args if a.startswith("--") and len(a) > 2]
-    wrong = [name for name in dict.fromkeys(names) if name.replace("_", "-") not in known]
-    if not wrong:
-        return ""
-    meant = dict.fromkeys(filter(None, (suggestion(name, flags, word) for name in wrong)))
-    guess = f"; did you mean {' and '.join(meant)}?" if meant else ""
-    are = "is no option" if len(wrong) == 1 else "are no options"
-    return f"{' and '.join(wrong)} {are} of pdfast {word}{guess}"
+# ------------------------------------------------------------------------------------------
+# Suggestions
 
 
 def suggestion(wrong: str, flags: Iterable[Flag], word: str) -> str:
@@ -204,22 +184,3 @@ def _parts(name: str) -> tuple[str, str]:
     """Return (prefix, rest) of `--prefix.rest`."""
     prefix, _, last = name.removeprefix("--").rpartition(".")
     return prefix, last
-
-
-def _config_without_flag(said: str, flags: list[Flag]) -> str:
-    """Suggest --config for a config that was given without it; "" for anything else."""
-    stray = said.removeprefix("unrecognized options: ")
-    if stray == said or "--config" not in (flag.name for flag in flags):
-        return ""
-    is_config = stray.endswith(".toml") or stray in config_names()
-    return f"; did you mean --config {stray}?" if is_config else ""
-
-
-def _one_line(box: str) -> str:
-    """Return tyro's framed error as one sentence, without its hints."""
-    lines = [line.strip("\u2502| ") for line in box.splitlines()[1:]]
-    text = " ".join(line for line in lines if re.search(r"[\w)]", line))
-    text = re.split(HINTS, text)[0].strip()
-    text = re.sub(r" Argument helptext.*| \(required\)$|^Error parsing fields[\w.]*: ", "", text)
-    text = re.sub(r" \(applied to [^)]*\)| Arguments are applied to .* can matter\.", "", text)
-    return f"{text[0].lower()}{text[1:]}" if text else "the arguments cannot be read; see --help"

@@ -15,9 +15,10 @@ from typing import Any, cast
 import tyro
 
 from pdfast.cli.commands import COMMANDS, DEFAULT_CONFIG, PARSED, Command
-from pdfast.cli.commands.exchange import Import
+from pdfast.cli.commands.exchange import Import, ImportInShort
 from pdfast.cli.commands.runs import Distill, Train
-from pdfast.cli.flags import explain, with_new_names
+from pdfast.cli.flags import join_help, with_new_names
+from pdfast.cli.mistakes import explain
 from pdfast.config.schema import load_config
 from pdfast.config.serialization import nearest
 from pdfast.console import messages
@@ -27,6 +28,7 @@ from pdfast.launch import launched, speaks
 from pdfast.version import __version__
 
 DEBUG = "--debug"
+HELP = {"-h", "--help"}
 
 
 def parse(args: Sequence[str]) -> Command:
@@ -51,13 +53,17 @@ def parse(args: Sequence[str]) -> Command:
             raise UsageError("--out is empty: give it a path, or omit it")
     args = with_new_names(args)
     kind: Any = COMMANDS.get(word)
+    asked = kind is not None and not HELP.isdisjoint(args)
+    if asked:
+        join_help(kind)
     if kind not in (Train, Distill, Import):
         return cast(Command, _tyro(PARSED, args, "pdfast"))
     name = _config_argument(args)  # its values are the flags' defaults
     fields = load_config(name or DEFAULT_CONFIG)
     if kind is Import:
         required = dict.fromkeys(("source", "out"), tyro.MISSING)
-        default = Import(config=name or "", model=fields.model, **required)
+        kind = ImportInShort if asked and "google" not in args else Import
+        default = kind(config=name or "", model=fields.model, **required)
     else:
         default = kind(config=name or DEFAULT_CONFIG, fields=fields)
     return cast(Command, _tyro(kind, args[1:], f"pdfast {word}", default))

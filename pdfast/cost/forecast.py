@@ -5,6 +5,7 @@ samples, which are timed on this device where possible and estimated from counte
 Nothing is written.
 """
 
+import math
 import os
 import sys
 import time
@@ -242,7 +243,9 @@ def _say_sizes(
     if images is not None and sources.resizes(config.data.source):
         net = config.model
         size = images * net.image_size**2 * net.channels
-        screen.say(f"disk, once: {size / MB:,.0f} MB of prepared images in {cache_folder()}")
+        screen.say(
+            f"disk, once: {math.ceil(size / MB):,} MB of prepared images in {cache_folder()}"
+        )
     most = max(sum(_sizes(count, there).values()) for count in phases.values()) / MB
     return f"memory {most:,.0f} MB, plus {_on_top(device, there)}; disk at most {disk:,.0f} MB"
 

@@ -258,8 +258,7 @@ def _make(
     work = _Work(order, found, file, part.with_name(f"{part.name}.json"), key)
     try:
         made = work.run(screen)
-        if not json.loads(key)["files"].startswith(_stamp_now(found)):
-            raise UsageError(f"{order.source} was changed while it was read: run it again")
+        _check_unchanged(order, found, key)
         check()
         part.replace(out)
         files.fsync(out.parent)
@@ -271,6 +270,11 @@ def _make(
             part.unlink(missing_ok=True)
             work.forget()
         raise
+
+
+def _check_unchanged(order: Order, found: Pictures, key: str) -> None:
+    if not json.loads(key)["files"].startswith(_stamp_now(found)):
+        raise UsageError(f"{order.source} was changed while it was read: run it again")
 
 
 def _warn_of_small(order: Order, found: Pictures, screen: Screen) -> None:
@@ -410,6 +414,7 @@ class _Work:
                     )
                     said = now
         if self._bad and not self._order.wanted.skip_bad:
+            _check_unchanged(self._order, self._found, self._key)
             raise self._refused()
         if self._done < num:
             raise UsageError(f"{self._order.source} was changed while it was read: run it again")

@@ -72,10 +72,11 @@ def teacher_for(
     network = given.cfg if given else _network_in(config, out)
     if trains:
         network = config.model.unguided()
-    begun = collectives.from_first(lambda: _fit_of(config, out))
+    begun, other_network = collectives.from_first(lambda: _begun(config, out))
     if network is not None:
         if had:
-            check_network(config, network, run_dir(config, out) / "teacher")
+            run = run_dir(config, out)
+            check_network(config, network, run / "teacher", run if other_network else None)
         config = with_fit(config, network, begun=begun)
     elif begun:  # a damaged teacher is trained again, with the fit that the run began with
         config = dataclasses.replace(config, distill=config.distill.with_fit(begun))
@@ -83,12 +84,16 @@ def teacher_for(
     return config, given
 
 
-def _fit_of(config: Config, out: str | Path | None) -> int:
-    """Return the updates of an existing run's first fit; 0 without a run or a fit."""
+def _begun(config: Config, out: str | Path | None) -> tuple[int, bool]:
+    """Return the updates of an existing run's first fit, and whether its network is another one.
+
+    The number is 0 without a run or a fit.
+    """
     try:
-        return load_config(run_dir(config, out) / "config.toml").distill.fit_updates
+        saved = load_config(run_dir(config, out) / "config.toml")
     except UsageError:
-        return 0
+        return 0, False
+    return saved.distill.fit_updates, saved.model != config.model
 
 
 def _network_in(config: Config, out: str | Path | None) -> NetConfig | None:

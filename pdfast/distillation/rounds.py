@@ -316,13 +316,14 @@ def load_teacher(config: Config, device: torch.device) -> Model:
     return model
 
 
-def check_network(config: Config, teacher: NetConfig, path: Path) -> None:
+def check_network(config: Config, teacher: NetConfig, path: Path, run: Path | None = None) -> None:
     """Check that the config's students can start as the teacher, or be fitted to it.
 
     Args:
         config: The run's config.
         teacher: The teacher's network.
         path: The teacher's model directory, for messages.
+        run: The run directory, if the teacher is in a run that was begun with another network.
 
     Raises:
         UsageError: They can do neither.
@@ -353,17 +354,31 @@ def check_network(config: Config, teacher: NetConfig, path: Path) -> None:
             continue
         kept = key in KEPT or (key == "guidance" and bool(teacher.guidance))
         if kept or not config.distill.fit_updates:
-            fit = (
-                ", or --distill.fit-updates 20000 to fit a student of the config's network to it "
-                "first"
-            )
-            beside = Path(f"{path}.toml")  # where an import writes it
-            named = "the config that the teacher was trained with"
-            named = f"{beside}, which was made for it" if beside.is_file() else named
             raise UsageError(
                 f"the teacher {path} has model.{key} {found[key]!r}, but the config asks for "
-                f"{asked[key]!r}: pass {named}" + ("" if kept else fit)
+                f"{asked[key]!r}: {_other_config(path, run, fits=not kept)}"
             )
+
+
+def _other_config(teacher: Path, run: Path | None, fits: bool) -> str:
+    """Return what to do about a teacher that the config does not suit.
+
+    Args:
+        teacher: The teacher's model directory.
+        run: The run directory, if the teacher is in a run that was begun with another network.
+        fits: Whether a student of the config could be fitted to it.
+    """
+    if run is not None:
+        return f"pass --config {run / 'config.toml'} to resume the run, or choose another --out"
+    beside = Path(f"{teacher}.toml")  # where an import writes it
+    fix = "pass the config that the teacher was trained with"
+    if beside.is_file():
+        fix = f"pass {beside}, which was made for it"
+    if fits:
+        fix += (
+            ", or --distill.fit-updates 20000 to fit a student of the config's network to it first"
+        )
+    return fix
 
 
 def with_fit(config: Config, teacher: NetConfig, begun: int = 0) -> Config:

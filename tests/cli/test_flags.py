@@ -1,5 +1,6 @@
 """Flags: the list of them, suggestions for wrong ones, and switches that were given a value."""
 
+import dataclasses
 import operator
 import pickle
 import re
@@ -8,20 +9,42 @@ import pytest
 
 import pdfast
 from pdfast.cli.commands import COMMANDS
-from pdfast.cli.flags import flags_of, suggestion
+from pdfast.cli.flags import flags_of, help_text, suggestion
 from pdfast.cli.main import main, parse
 from pdfast.errors import UsageError, as_arguments
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_flags_are_those_that_the_help_lists(capsys, command):
-    assert main([command, "--help"]) == 0
+    every = ["--from", "google"] if command == "import" else []
+    assert main([command, *every, "--help"]) == 0
     lines = re.findall(r"^\W*((?:-h, )?--[^\u2502]*)", capsys.readouterr().out, re.MULTILINE)
     listed = {name for line in lines for name in re.findall(r"--[a-z][\w.-]*", line)}
     known = {name for flag in flags_of(COMMANDS[command]) for name in flag.names()}
     assert {"--help", "--debug"} < known
     assert listed >= known  # help texts name further flags
     assert {name for line in lines for name in re.findall(r"^(?:-h, )?(--[\w.-]+)", line)} <= known
+
+
+def test_the_help_of_an_import_is_short(capsys):
+    """The 40 flags of [model] are for google alone."""
+    assert main(["import", "--help"]) == 0
+    short = capsys.readouterr().out
+    assert "--model.ch" not in short
+    assert "pdfast import --from google --help" in " ".join(re.sub("\u2502", "", short).split())
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "import"])
+def test_a_help_text_is_one_paragraph(capsys, monkeypatch, command):
+    """The docstring's line breaks are gone."""
+    monkeypatch.setenv("COLUMNS", "1000")
+    assert main([command, "--help"]) == 0
+    shown = capsys.readouterr().out
+    kind = COMMANDS[command]
+    texts = {field.name: help_text(kind, field.name) for field in dataclasses.fields(kind)}
+    texts.pop("fields", None)  # those of the config, which have texts of their own
+    assert all(texts.values())
+    assert [text for text in texts.values() if text not in shown] == []
 
 
 @pytest.mark.parametrize(
@@ -77,7 +100,23 @@ def test_which_flag_is_meant(command, wrong, meant):
         ("train --deterministic true", "takes no value such as true: omit true"),
         ("distill --dry-run no", "takes no value such as no: omit --dry-run, too"),
         ("sample --force False model", "takes no value such as False: omit --force, too"),
-        ("train extra", "unrecognized options: extra"),
+        ("train extra", "extra is no argument of pdfast train"),
+        ("sample m --num 3 4", "4 is no argument of pdfast sample"),
+        ("train --train.lr x", "--train.lr must be a number, not 'x'"),
+        ("train --seed 1.5", "--seed must be a whole number, not '1.5'"),
+        (
+            "eval m --steps 4,8",
+            "--steps cannot be '4,8': several values are separated by spaces (see --help)",
+        ),
+        (
+            "import m --from difusers --out o",
+            "--from cannot be 'difusers'; did you mean 'diffusers'? (choices: diffusers, edm, "
+            "google)",
+        ),
+        ("sample m --steps", "--steps needs a value"),
+        ("stats --out o", "pdfast stats needs SOURCE (see --help)"),
+        ("data photos", "pdfast data needs --out PATH and --size INT (see --help)"),
+        ("export", "pdfast export needs MODEL, --to {diffusers,onnx} and --out PATH (see --help)"),
     ],
 )
 def test_what_is_wrong_in_one_sentence(args, message):

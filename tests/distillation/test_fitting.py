@@ -192,12 +192,15 @@ def test_refusals(tiny, straight, eps_teacher, tmp_path):
 
 
 def test_a_run_that_has_another_networks_teacher_needs_the_fit(tiny, straight, tmp_path):
-    """Also after the teacher was copied into the run."""
+    """Also after the teacher was copied into the run, whose own config is the way back."""
     half = changed(tiny, model={"ch": 4})
     checkpoint.save_model(checkpoint.load_model(straight / "teacher"), tmp_path / "run" / "teacher")
     (tmp_path / "run" / "config.toml").write_text(dump_config(half))
     refused("run/teacher has model.ch 8, but the config asks for 4.*distill.fit_updates", half,
             out=tmp_path / "run")  # fmt: skip
+    (tmp_path / "run" / "config.toml").write_text(dump_config(tiny))
+    refused("run/teacher has model.ch 8, but the config asks for 4: pass .*run/config.toml to "
+            "resume the run, or choose another out$", half, out=tmp_path / "run")  # fmt: skip
 
 
 def test_an_eps_run_keeps_the_fit_that_it_began_with(tiny, eps_teacher, tmp_path, monkeypatch):

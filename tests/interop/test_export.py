@@ -405,7 +405,17 @@ def test_usage(capsys, straight, tmp_path, monkeypatch):
     fails(capsys, 2, "there is no model directory nowhere", "export", "nowhere", *to)
     fails(capsys, 2, "--to", "export", straight / "teacher", "--out", "out")
     fails(capsys, 2, "--out", "export", straight / "teacher", "--to", "onnx")
-    fails(capsys, 2, "invalid choice", "export", straight, "--to", "onn", "--out", "out")
+    fails(
+        capsys,
+        2,
+        "--to cannot be 'onn'; did you mean 'onnx'?",
+        "export",
+        straight,
+        "--to",
+        "onn",
+        "--out",
+        "out",
+    )
     with pytest.raises(UsageError, match="no export to 'onn'; did you mean 'onnx'"):
         pdfast.export(straight / "teacher", "out", "onn")
     assert not list(tmp_path.iterdir())

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, Suppress, arg
 
 from pdfast.cli.commands.shared import DEFAULT_CONFIG, Common, Force, check_alone
 from pdfast.config.names import ExportTarget, Origin
@@ -16,7 +16,7 @@ from pdfast.config.schema import NetConfig, load_config
 class Import(Common):
     """Import a model of another library as a model directory."""
 
-    source: Positional[Path]
+    source: Annotated[Positional[Path], arg(metavar="SOURCE")]
     """Files of the model, by --from. diffusers: a pipeline's folder, its id on the hub (needs the
     extra diffusers), or the folder of a UNet2DModel (with --scheduler). edm: a network pickle,
     .pkl; no code in it is run. google: a flax checkpoint of the authors' released code (needs
@@ -30,7 +30,8 @@ class Import(Common):
     """Replace --out, if pdfast wrote it and nothing was changed or added since."""
     config: str = ""
     """google: config whose [model] describes the network, since the file does not; the fields of
-    [model] are flags."""
+    [model] are flags, which `pdfast import --from google --help` lists. edm: of these
+    --model.parameterization alone, v or x, for a network with EDM's preconditioning."""
     steps: int | None = None
     """Sampling steps that the model was distilled to, 0 for a teacher. Default for google: the
     file's num_sample_steps, or 0 where that is absent, 0 or the config's distill.start_steps. For
@@ -73,10 +74,18 @@ class Import(Common):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImportInShort(Import):
+    """Import a model of another library as a model directory."""
+
+    model: Suppress[NetConfig] = NetConfig()  # noqa: RUF009
+    """Not in the help, since only files of the authors' code need its 40 flags."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Export(Common):
     """Write a model as a folder that diffusers or an ONNX runtime loads."""
 
-    model: Positional[Path]
+    model: Annotated[Positional[Path], arg(metavar="MODEL")]
     """Model directory, such as runs/digits/round-11-steps-0004."""
     to: ExportTarget
     """diffusers: a DDIMPipeline, with a model card that has the call. onnx: the network as one

@@ -17,7 +17,7 @@ from pdfast.config.serialization import check
 class Sample(Machines):
     """Sample images from a model directory."""
 
-    model: Positional[Path]
+    model: Annotated[Positional[Path], arg(metavar="MODEL")]
     """Model directory, such as runs/digits/round-11-steps-0004. Or digits, whose models come with
     pdfast: for --steps 8, 4, 2 or 1 the student, for other numbers the teacher."""
     steps: int = 0
@@ -76,7 +76,7 @@ class Sample(Machines):
 class Eval(Machines):
     """Measure Frechet distances of a model, a run (for its report) or samples (--against)."""
 
-    model: Positional[Path]
+    model: Annotated[Positional[Path], arg(metavar="MODEL")]
     """Model directory or run directory. With --against, samples: a folder of images, an .npz with
     arr_0, a zip of images, or another data source."""
     against: str | None = None
@@ -184,7 +184,7 @@ def _check_none(given: Mapping[str, object], why: str) -> None:
 class Compare(Common):
     """Compare the reports of runs on one page: distances, evaluations, settings."""
 
-    runs: Positional[tuple[Path, ...]]
+    runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN [RUN ...]")]
     """Run directories that have a report, and folders that eval wrote for a single model."""
     out: Path = Path("compare")
     """Folder to write; an earlier comparison in it is replaced."""

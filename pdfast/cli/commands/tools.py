@@ -14,7 +14,7 @@ from pdfast.config.schema import DataConfig, LabelFolders, Resize
 class Data(Common):
     """Write the images of any source as one .npz, cropped, resized and checked."""
 
-    source: Positional[str]
+    source: Annotated[Positional[str], arg(metavar="SOURCE")]
     """A folder of images, a .zip, .tar or .tgz shards, an .npz, IDX files, CIFAR's .tar.gz,
     emoji:FONT, hf:NAME[:SPLIT[:COLUMN]], or digits; see data.source. Images may have any size."""
     out: Path
@@ -65,7 +65,7 @@ class Data(Common):
 class Stats(Machine):
     """Write a data set's statistics (mu, sigma) for FID and similar, as pytorch-fid and EDM do."""
 
-    source: Positional[str]
+    source: Annotated[Positional[str], arg(metavar="SOURCE")]
     """The data set: any source that data.source can name."""
     out: Path
     """The .npz to write."""
