@@ -3,12 +3,15 @@
 import dataclasses
 import json
 import math
+import signal
+from pathlib import Path
 
 import edm_files as ef
 import numpy as np
 import pytest
 import torch
 from onnx_readme import by_readme
+from run_cases import assert_same_run, stop_after
 
 import pdfast
 from pdfast.cli.main import main
@@ -142,6 +145,20 @@ def test_torch_s_storage_loader_is_not_called(tmp_path, monkeypatch):
 # What may be done with it
 
 
+def imported(capsys, kind, *flags):
+    """Import a small network into t; return the arguments that the import prints, shortened."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (8, 8, 8, 3), dtype=np.uint8)
+    np.savez("data.npz", images=images, labels=np.arange(8) % 3)
+    ef.write(Path("a.pkl"), ef.network("tiny", kind, 3))
+    assert main(["import", "a.pkl", "--from", "edm", "--out", "t", *flags]) == 0
+    said = capsys.readouterr().out.splitlines()
+    command = next(line for line in said if line.startswith("pdfast distill ")).split()[1:]
+    command[command.index("YOUR_IMAGES")] = "data.npz"
+    command += ["--distill.start-steps", "4", "--distill.updates", "3", "--distill.batch", "2"]
+    return [*command, "--eval.steps", "2", "--eval.baseline-steps", "4"]
+
+
 @pytest.mark.parametrize(("kind", "flags", "first"), [
     ("edm", [], "v"),
     ("edm", ["--model.parameterization", "x"], "x"),
@@ -150,16 +167,7 @@ def test_torch_s_storage_loader_is_not_called(tmp_path, monkeypatch):
 def test_it_is_distilled_and_sampled(tmp_path, monkeypatch, capsys, kind, flags, first):
     """Run the command that the import prints, with few updates, and then more rounds."""
     monkeypatch.chdir(tmp_path)
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (8, 8, 8, 3), dtype=np.uint8)
-    np.savez("data.npz", images=images, labels=np.arange(8) % 3)
-    ef.write(tmp_path / "a.pkl", ef.network("tiny", kind, 3))
-    assert main(["import", "a.pkl", "--from", "edm", "--out", "t", *flags]) == 0
-    said = capsys.readouterr().out.splitlines()
-    command = next(line for line in said if line.startswith("pdfast distill ")).split()[1:]
-    command[command.index("YOUR_IMAGES")] = "data.npz"
-    command += ["--distill.start-steps", "4", "--distill.updates", "3", "--distill.batch", "2"]
-    command += ["--eval.steps", "2", "--eval.baseline-steps", "4", "--rounds", "1", "--out", "run"]
+    command = [*imported(capsys, kind, *flags), "--rounds", "1", "--out", "run"]
     fits = first == "eps"
     command += ["--distill.fit-updates", "3"] if fits else []
     assert main(command) == 0
@@ -176,6 +184,19 @@ def test_it_is_distilled_and_sampled(tmp_path, monkeypatch, capsys, kind, flags,
     assert sum(changed) > len(changed) / 2
     assert main([*command, "--rounds", "2"]) == 0  # resumes
     assert load_model(f"run/round-0{2 + fits}-steps-0001").steps == 1
+
+
+@pytest.mark.parametrize("updates", [2, 3, 5])
+def test_a_stopped_run_of_it_resumes_with_the_same_bits(tmp_path, monkeypatch, capsys, updates):
+    """Stopped within a round, at its end, and within the next one."""
+    monkeypatch.chdir(tmp_path)
+    command = [*imported(capsys, "edm"), "--rounds", "2"]
+    assert main([*command, "--out", "whole"]) == 0
+    with monkeypatch.context() as patch:
+        stop_after(patch, updates)
+        assert main([*command, "--out", "parts"]) == 128 + signal.SIGTERM
+    assert main([*command, "--out", "parts"]) == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
 @pytest.mark.slow
