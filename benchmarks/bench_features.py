@@ -8,7 +8,6 @@ import importlib
 
 import pytest
 import torch
-from harness import ROWS
 from torch import Tensor
 
 from pdfast.distributed import memory
@@ -37,12 +36,8 @@ def plain_loop(device: torch.device):
 
 
 @pytest.mark.parametrize("who", [PDFAST, PLAIN])
-def test_features(case, who, benchmark, device, request):
-    """Record the median of a few repeats, and images/s, in the row and in pytest-benchmark."""
-    quick = request.config.getoption("--quick")
-    row = {"op": "features", "shape": f"lite0, {case} images", "who": who, "seconds": None}
-    row["bytes"] = 0
-    request.config.stash[ROWS].append(row)
+def test_features(case, who, measure_images, device):
+    """Extract the features of `case` images of 32x32."""
     memory.keep_freed()  # as the command line does
     images = torch.randint(0, 256, (case, 32, 32, 3), dtype=torch.uint8)
     if who == PDFAST:
@@ -50,15 +45,7 @@ def test_features(case, who, benchmark, device, request):
         extract, batch = detector.extract, detector.batch
     else:
         extract, batch = plain_loop(device), PLAIN_BATCH
-
-    def features() -> None:
-        for part in images.split(batch):
-            extract(part)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    features()
-    benchmark.group = f"features, lite0, {case} images"
-    benchmark.pedantic(features, rounds=1 if quick else 5)
-    row["seconds"] = benchmark.stats.stats.median
-    row["images_per_s"] = benchmark.extra_info["images_per_s"] = case / row["seconds"]
+    measure_images(
+        lambda: [extract(part) for part in images.split(batch)],
+        op="features", shape=f"lite0, {case} images", who=who, num=case,
+    )  # fmt: skip

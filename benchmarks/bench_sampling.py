@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from harness import ROWS
 
 from pdfast.config.schema import load_config
 from pdfast.diffusion.samplers import Denoiser
@@ -53,24 +52,14 @@ class Plain(Model):
 
 
 @pytest.mark.parametrize("who", [PDFAST, PLAIN])
-def test_sampling(case, who, benchmark, device, request):
-    """Record the median of a few repeats, and images/s, in the row and in pytest-benchmark."""
+def test_sampling(case, who, measure_images, device, request):
+    """Draw the images of a case; with --quick two batches in one step."""
     quick = request.config.getoption("--quick")
-    num = 2 * SAMPLE_BATCH if quick else case.num
-    row = {"op": "sampling", "shape": str(case), "who": who, "seconds": None, "bytes": 0}
-    request.config.stash[ROWS].append(row)
+    num, steps = (2 * SAMPLE_BATCH, 1) if quick else (case.num, case.steps)
     kind = Model if who == PDFAST else Plain
     model = kind(load_config(case.config).model).to(device)
     if device.type == "cuda":
         model = cast_to_precision(model, "bf16")
-
-    def sample() -> None:
-        model.sample_images(num, 1 if quick else case.steps)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    sample()
-    benchmark.group = f"sampling {case}"
-    benchmark.pedantic(sample, rounds=1 if quick else 5)
-    row["seconds"] = benchmark.stats.stats.median
-    row["images_per_s"] = benchmark.extra_info["images_per_s"] = num / row["seconds"]
+    measure_images(
+        lambda: model.sample_images(num, steps), op="sampling", shape=str(case), who=who, num=num
+    )

@@ -89,6 +89,34 @@ def measure(benchmark: Any, device: torch.device, request: pytest.FixtureRequest
     return run
 
 
+@pytest.fixture
+def measure_images(
+    benchmark: Any, device: torch.device, request: pytest.FixtureRequest
+) -> Callable:
+    """measure_images(function, op=, shape=, who=, num=): time a call that handles `num` images.
+
+    The row has the median of a few calls, and images/s.
+    """
+    quick = request.config.getoption("--quick")
+
+    def run(function: Callable[[], object], *, op: str, shape: str, who: str, num: int) -> None:
+        row = {"op": op, "shape": shape, "who": who, "seconds": None, "bytes": 0}
+        request.config.stash[ROWS].append(row)
+
+        def target() -> None:
+            function()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+
+        target()
+        benchmark.group = f"{op} {shape}"
+        benchmark.pedantic(target, rounds=1 if quick else 5)
+        row["seconds"] = benchmark.stats.stats.median
+        row["images_per_s"] = benchmark.extra_info["images_per_s"] = num / row["seconds"]
+
+    return run
+
+
 def pytest_runtest_teardown(item: pytest.Item) -> None:
     """Write the rows so far, in case the run is killed."""
     if path := item.config.getoption("--rows"):
