@@ -56,7 +56,7 @@ def asked(query: str) -> tuple[int, int]:
 
 
 class Sampler:
-    """The pipeline of an exported folder, called as pdfast's sampler steps."""
+    """An exported DDIMPipeline, called so that its steps are those of pdfast's sampler."""
 
     def __init__(self, folder: Path) -> None:
         """Read the folder. Raises ValueError with a sentence for one that cannot be served."""
