@@ -75,7 +75,7 @@ def kind_of(name: str) -> str:
     for kind, pattern in PATTERNS.items():
         if re.search(pattern, name, re.IGNORECASE):
             return kind
-    raise ValueError(f"this kernel is of no known kind: {name}")
+    raise ValueError(f"no kind matches the kernel {name}: add its pattern to PATTERNS")
 
 
 def measured(phase: Phase) -> dict[str, Measured]:

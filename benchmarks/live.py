@@ -41,5 +41,5 @@ def check(gradients: Mapping[str, Tensor]) -> None:
         raise ValueError(
             f"{len(dead)} of {len(norms)} parameters have a gradient below {LEAST:g} of the "
             f"largest ({', '.join(dead[:3])}{', ...' if len(dead) > 3 else ''}): what is timed is "
-            "not what users train"
+            "not what users train; call live.enliven on the model first"
         )

@@ -207,7 +207,7 @@ def name_of(device: torch.device) -> str:
 
 
 def in_a_process(job: Job) -> Outcome:
-    """Time a job in a new interpreter; if that dies, its end is the reason of what failed."""
+    """Time a job in a new interpreter; if that dies, the failure's reason is how it ended."""
     with tempfile.TemporaryDirectory() as folder:
         asked, told = Path(folder, "job.json"), Path(folder, "result.json")
         asked.write_text(json.dumps(job._asdict()))

@@ -55,7 +55,10 @@ def evaluations(distill: DistillConfig, steps: int) -> int:
     They follow from the config. The quick distances that rounds are watched by do not count.
     """
     if distill.ema_decays:
-        raise ValueError("what the choice among averages takes is in no config")
+        raise ValueError(
+            "the evaluations of a choice among averages do not follow from a config: "
+            "read metrics.jsonl"
+        )
     first = FORWARD if distill.first == "teacher" else 0  # the data's first step needs no network
     second, student = FORWARD, FORWARD + BACKWARD
     rounds = distill.plan[: distill.plan.index(steps) + 1]
@@ -94,7 +97,10 @@ class Study:
                 if not flags:
                     self.left.append((name, seed))
                 elif flags != {ROWS[name].flags}:
-                    raise ValueError(f"{self.table} has row {name} of other flags: {flags}")
+                    raise ValueError(
+                        f"{self.table} has lines of row {name} made with other flags ({flags}): "
+                        "remove them"
+                    )
 
     def text(self) -> str:
         """Return the present table, or an empty one."""

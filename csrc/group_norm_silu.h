@@ -77,7 +77,7 @@ struct Backward {
   void *dx, *dskip, *dweight, *dbias;
   void *dfilm, *daddend;  // outputs (n, 2c), and (n, first) or (first); null where not wanted
   // Scratch, (n, 3, c): each image's terms of dbias, dweight and daddend, to be summed in the
-  // images' order.
+  // images' order. The CPU's kernel has no daddend, and uses (n, 2, c).
   void* sums;
   int32_t daddend_rows;  // n, or 1: summed over the images
   int32_t silu;

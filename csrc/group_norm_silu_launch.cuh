@@ -24,7 +24,7 @@ constexpr int kMaxDevices = 64;
 inline int current_device() {
   int device = 0;
   check(cudaGetDevice(&device), "cudaGetDevice");
-  if (device >= kMaxDevices) refuse("more than 64 devices are not expected.");
+  if (device >= kMaxDevices) refuse("at most 64 devices are supported: limit CUDA_VISIBLE_DEVICES.");
   return device;
 }
 

@@ -185,7 +185,7 @@ inline Geometry choose(const Sizes& s, const Types& t, const Layout& at, Kept ke
     if (other != t.x && other != Dtype::f32) refuse("weights are of the input's type or float32.");
   }
   if (s.n < 0 || s.hw < 0 || s.c < 1 || s.groups < 1 || s.c % s.groups) {
-    refuse("groups must divide the channels, and no size be negative.");
+    refuse("groups must divide the channels, and sizes must not be negative.");
   }
   const int64_t max_int = 0x7fffffff;
   if (s.c > max_int / 2) refuse("too many channels.");

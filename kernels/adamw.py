@@ -56,7 +56,7 @@ class AdamWHyperparameters:
     weight_decay: float = 0.0
     """Decoupled weight decay: an update subtracts lr * weight_decay times the weight."""
     ema_decays: tuple[float, ...] = ()
-    """Decays of the averaged weights, one for each average, at most 4."""
+    """Decays of the averaged weights, in [0, 1): one for each average, at most 4."""
     max_skipped: int
     """Updates that may be skipped in a row, at least 1; all updates after these are skipped."""
     ema_warmup: bool = False
@@ -71,11 +71,11 @@ class AdamWHyperparameters:
                 value = getattr(self, name)
                 raise ValueError(f"{name} must be finite and at least 0, not {value}")
         for decay in self.ema_decays:
-            if not 0.0 <= decay < math.inf:
-                raise ValueError(f"ema_decays must be finite and at least 0, not {decay}")
+            if not 0.0 <= decay < 1.0:
+                raise ValueError(f"ema_decays must be in [0, 1), not {decay}")
         if len(self.ema_decays) > MAX_AVERAGES:
             raise ValueError(
-                f"ema_decays must be at most {MAX_AVERAGES}, not {len(self.ema_decays)}"
+                f"ema_decays must hold at most {MAX_AVERAGES} decays, not {len(self.ema_decays)}"
             )
         if self.max_skipped < 1:
             raise ValueError(f"max_skipped must be at least 1, not {self.max_skipped}")
@@ -142,14 +142,14 @@ def adamw(
         shape = (len(decays), size) if name == "ema" else params.shape
         runtime.check_tensor(name, buffer, dtypes, shape, params)
         if not buffer.is_contiguous():
-            raise ValueError(f"{name} must be contiguous")
+            raise ValueError(f"{name} must be contiguous: pass {name}.contiguous()")
     runtime.check_tensor("lr", lr, runtime.STATES, (1,), params)
     runtime.check_tensor("step", step, (torch.int64,), (1,), params)
     one = () if isinstance(loss, Tensor) and loss.ndim == 0 else (1,)
     runtime.check_tensor("loss", loss, runtime.STATES, one, params)
     runtime.check_tensor("skipped", skipped, (torch.int64,), (2,), params)
     if not skipped.is_contiguous():
-        raise ValueError("skipped must be contiguous")
+        raise ValueError("skipped must be contiguous: pass skipped.contiguous()")
     if earlier is not None:
         runtime.check_tensor("earlier", earlier, (torch.int64,), (1,), params)
     h, buffers = hyperparameters, (params.detach(), grads, exp_avg, exp_avg_sq, ema, copy)

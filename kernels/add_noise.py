@@ -127,7 +127,7 @@ def add_noise(
     rows: Tensor | None = None,
     phase: Tensor | None = None,
 ) -> Noised:
-    """Draw images and times as `options` say, and diffuse: z_t = alpha x + sigma eps (section 2).
+    """Draw images and times as `options` say, and diffuse: z_t = alpha x + sigma eps.
 
     Args:
         images: The set (M, C, H, W): uint8, scaled here to [-1, 1], or float32, taken as it is.
@@ -194,10 +194,16 @@ def draw_indices(options: NoiseOptions, update: int, rows: Tensor | None = None)
 
     Returns:
         Numbers in 0 .. population - 1, int64 (num,) on the CPU.
+
+    Raises:
+        ValueError: There are no images to draw from.
     """
     o = options
     key, _ = _keys(o.seed, o.round_, o.fixed)
     number, of = torch.tensor(update), o.population if rows is None else len(rows)
+    if of < 1:
+        raise ValueError("there are no images to draw from: set population, or pass rows")
+
     if o.shuffled_by:
         drawn = _shuffled(number, o.shuffled_by, o.first, o.num, of, key)
     else:
@@ -215,7 +221,7 @@ def to_float(images: Tensor) -> Tensor:
 
 
 def diffuse(x: Tensor, eps: Tensor, phi: Tensor) -> Tensor:
-    """Return z_t = alpha x + sigma eps (section 2), for phi (B,) in radians."""
+    """Return z_t = alpha x + sigma eps, for phi (B,) in radians."""
     return combine((phi.cos(), x), (phi.sin(), eps))
 
 

@@ -45,7 +45,7 @@ def ddim_step(
     parameterization: Parameterization,
     net_dtype: torch.dtype | None = None,
 ) -> Step:
-    """Take a DDIM step from angle `phi` to `phi_next` along the network's prediction (section 2).
+    """Take a DDIM step from angle `phi` to `phi_next` along the network's prediction (DDIM).
 
     Args:
         z: State (B, C, H, W), float32 or float64.
@@ -55,6 +55,9 @@ def ddim_step(
         phi_next: Angles where the step ends, float64 (B,), below `phi`.
         parameterization: What the network predicts.
         net_dtype: Dtype of the next network's input; None: the dtype of z.
+
+    Returns:
+        The state at `phi_next`, of z's dtype, and the same in `net_dtype`.
 
     Raises:
         TypeError: An argument has the wrong type or dtype.

@@ -225,6 +225,14 @@ def loss_weight(phi: Tensor, parameterization: Parameterization, weight: LossWei
 
     The published weights are of ||x - x_target||^2. LOSS_WEIGHTS expresses them as weights of
     ||v - v_target||^2 = ||x - x_target||^2 / sigma^2 = ||eps - eps_target||^2 / alpha^2.
+
+    Args:
+        phi: Angles in radians, (B,).
+        parameterization: What the networks predict, y.
+        weight: Name of the published weight (paper, section 4).
+
+    Returns:
+        The weights, (B,), of phi's dtype.
     """
     sigma2, alpha2 = phi.sin().square(), phi.cos().square()
     a, b, combined = LOSS_WEIGHTS[weight]

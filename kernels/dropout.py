@@ -55,7 +55,7 @@ def dropout(
         first: Position of the first image in the global batch, 0 .. 2^31 - 1.
 
     Returns:
-        A tensor like x, channels-last.
+        A tensor like x, channels-last; x itself if p rounds to 0.
 
     Raises:
         TypeError: A tensor has the wrong type or dtype.

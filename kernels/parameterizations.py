@@ -37,11 +37,11 @@ class Prediction(ABC):
 
     @abstractmethod
     def x(self, z: Tensor, y: Tensor, phi: Tensor) -> Tensor:
-        """Return the x-hat of a prediction y at z (section 4)."""
+        """Return the x-hat of a prediction y at z (paper, section 4)."""
 
     @abstractmethod
     def step_coefficients(self, phi: Tensor, phi_next: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the coefficients of z and y in a DDIM step from phi to phi_next (section 2)."""
+        """Return the coefficients of z and y in a DDIM step from phi to phi_next."""
 
     @abstractmethod
     def target_coefficients(
@@ -160,7 +160,7 @@ class V(Prediction):
 
 
 class XEps(V):
-    """y = v of two predictions, x-hat and eps-hat: alpha eps-hat - sigma x-hat (section 4)."""
+    """y = v of x-hat and eps-hat: alpha eps-hat - sigma x-hat (paper, section 4)."""
 
     def of(self, out: Tensor, phi: Tensor) -> Tensor:
         """Return alpha eps-hat - sigma x-hat of the two halves of `out`."""

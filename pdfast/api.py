@@ -82,8 +82,9 @@ def train(
             the shape of `data`. It must be on the cosine schedule. A copy of it is trained; the
             module itself is not changed. The config's [model] is then ignored.
         data: The path of images, which replaces the config's `data.source`; or, for `network`,
-            samples: a tensor (M, *shape), or a pair (samples, labels) with whole numbers as
-            labels. By default images are read as the config says.
+            samples: a tensor or array (M, *shape) of floats, M at least 2, of about the scale of
+            the noise (pictures: -1 to 1); or a tuple (samples, labels) with whole numbers (M,). By
+            default images are read as the config says.
         out: The run directory; by default `runs/<name of the config>`.
         device: "auto" (the first GPU, else the CPU; under torchrun, each process's own GPU), "cpu"
             or "cuda:k".
@@ -194,8 +195,7 @@ def distill(
             `nn.Module`. An additional first round fits it to the teacher (`distill.fit_updates`).
             By default the student starts as a copy of the teacher.
         data: The path of images, which replaces the config's `data.source`; or, for a custom
-            network, samples: a tensor (M, *shape), or a pair (samples, labels) with whole numbers
-            as labels. By default images are read as the config says.
+            network, samples, as in `pdfast.train`. By default images are read as the config says.
         rounds: The config's `distill.rounds`: the number of halvings, or the steps of each round's
             student, such as "64,16,4,1".
         out: The run directory; by default `runs/<name of the config>`.

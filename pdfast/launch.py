@@ -4,7 +4,7 @@ import os
 
 from pdfast.errors import UsageError
 
-TIMEOUT = 600  # seconds without an answer after which a process is given up
+TIMEOUT = 600  # seconds without an answer after which a process counts as lost
 MOST = 10**6  # seconds
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 

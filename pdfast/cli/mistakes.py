@@ -70,7 +70,7 @@ def _unknown(flags: list[Flag], args: Sequence[str], word: str) -> str:
     if not wrong:
         return ""
     meant = dict.fromkeys(filter(None, (suggestion(name, flags, word) for name in wrong)))
-    guess = f"; did you mean {' and '.join(meant)}?" if meant else ""
+    guess = f"; did you mean {' and '.join(meant)}?" if meant else " (see --help)"
     are = "is no option" if len(wrong) == 1 else "are no options"
     return f"{' and '.join(wrong)} {are} of pdfast {word}{guess}"
 
@@ -99,7 +99,7 @@ def _of_tyro(said: str, flags: list[Flag], word: str) -> str:
         return said
     is_config = stray.endswith(".toml") or stray in config_names()
     meant = is_config and any(flag.name == "--config" for flag in flags)
-    guess = f"; did you mean --config {stray}?" if meant else ""
+    guess = f"; did you mean --config {stray}?" if meant else " (see --help)"
     return f"{stray} is no argument of pdfast {word}{guess}"
 
 

@@ -73,7 +73,7 @@ class EDMNetConfig:
             check(max(self.constants[:2]) < 1, "model.edm.constants: C_1 and C_2 must be below 1")
         check(
             0 <= self.noise_ch <= 2**16 and self.noise_ch % 2 == 0 and self.noise_ch != 2,
-            "model.edm.noise_ch must be even, 0 (that of model.ch) or in 4 .. 65536",
+            "model.edm.noise_ch must be 0 (for model.ch) or an even number in 4 .. 65536",
         )
         check(1 <= self.group_ch <= 2**16, "model.edm.group_ch must be in 1 .. 65536")
         check(0 < self.residual_scale <= 1, "model.edm.residual_scale must be above 0, at most 1")

@@ -51,7 +51,8 @@ class LoopConfig:
     grad_clip: float = 1.0
     """Largest norm of the whole gradient; 0: no clipping."""
     max_skipped: int = 10
-    """Updates with a loss or gradient that is not finite to skip in a row before the run stops."""
+    """Number of updates in a row with a non-finite loss or gradient after which the run stops. Each
+    such update is skipped."""
     loss_weight: Annotated[LossWeight, tyro.conf.arg(help=_WEIGHTS)] = "snr_trunc"
     """Weight of the loss by noise level; see `LOSS_WEIGHTS` in names.py."""
     accumulate: int = 1

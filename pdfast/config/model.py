@@ -22,7 +22,7 @@ MAX_LIST = 64  # entries of a list, more than any sensible config has
 
 
 def attention_note(net: "NetConfig") -> str:
-    """Return a note on `attn_resolutions` of which none occurs; "" if one does, or if it is empty.
+    """Return a note if no size in `attn_resolutions` occurs; "" if one does, or if it is empty.
 
     A list may serve networks of several sizes, so that some of its sizes may not occur.
     """
@@ -165,14 +165,15 @@ class NetConfig:
                 f"model.groups {self.groups} does not divide a width of {width} channels: "
                 f"choose a divisor of {math.gcd(*self.norm_widths())}"
                 if groups == self.groups
-                else f"model.edm.group_ch {self.edm.group_ch} makes {groups} groups of a width of "
-                f"{width} channels, which is no divisor of it",
+                else f"model.edm.group_ch {self.edm.group_ch} gives {groups} groups for a width of "
+                f"{width} channels, which they do not divide: choose another group_ch",
             )
         for width in {self.ch * mult for mult in self.ch_mult}:
             check(
                 width % (self.num_heads or self.head_dim) == 0,
-                f"model.{'num_heads' if self.num_heads else 'head_dim'} does not divide a width "
-                f"of {width} channels",
+                f"model.{'num_heads' if self.num_heads else 'head_dim'} "
+                f"{self.num_heads or self.head_dim} does not divide a width of {width} channels: "
+                f"choose a divisor of {self.ch}",
             )
 
     def _check_guidance(self) -> None:

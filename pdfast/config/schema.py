@@ -360,7 +360,10 @@ def written(path: Path, table: dict[str, Any]) -> tuple[Written | None, dict[str
     run = table.pop(RUN, None)
     if run is None:
         return FIRST if formats.is_first(Config, table) else None, {}
-    check(isinstance(run, dict) and "format" in run, f"[{RUN}] is for the runs that pdfast writes")
+    check(
+        isinstance(run, dict) and "format" in run,
+        f"[{RUN}] is for the runs that pdfast writes: remove it",
+    )
     return formats.written(path, run["format"], run.get("pdfast")), run
 
 

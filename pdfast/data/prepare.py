@@ -39,7 +39,7 @@ from pdfast.storage.lock import NO_LOCKS, names
 FORMAT = 1  # of parts; a part of another format is made again from the start
 MAX_BAD = 10  # unusable images that an error names
 LOOKED_AT = 64  # pictures whose own size is looked at
-SHORT = 40  # characters of such a name
+SHORT = 40  # characters of a name in such an error
 SAVED_EVERY, SAID_EVERY, ASKED_EVERY = 10.0, 60.0, 0.1  # seconds
 SPARE = 2**20  # bytes of disk for everything after the images except the labels
 DIGITS = 64  # of a SHA-256

@@ -173,7 +173,7 @@ def absolute(source: str) -> str:
 def resizes(source: str) -> bool:
     """Return whether `read` crops and resizes the source's images.
 
-    It does not where all images have one size: that must be the model's.
+    A source of arrays of one size is not resized: that size must be the model's.
     """
     try:
         return registry.reader_of_arrays(source) is None
@@ -319,4 +319,4 @@ def missing(source: str) -> str:
     if source == EXAMPLE or Path(source).name == EXAMPLE:
         return f"data.source is still {EXAMPLE}: replace it by your folder of images or .npz"
     looked = "" if Path(source).is_absolute() else f" (looked in {Path.cwd()})"
-    return f"data source {source} does not exist{looked}"
+    return f"data source {source} does not exist{looked}: correct the path"

@@ -41,7 +41,7 @@ class Conditioning:
     parameters computed from the noise level, the label and the guidance weight."""
 
     def tensors(self) -> list[Tensor]:
-        """Return the given ones of label and guidance weights, in this order."""
+        """Return the labels and the guidance weights, in this order, where they are not None."""
         return [tensor for tensor in (self.label, self.guidance) if tensor is not None]
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> "Conditioning":

@@ -31,7 +31,7 @@ class Denoiser(Protocol):
 
 
 def ddim_to(z: Tensor, x_hat: Tensor, phi: Tensor, phi_next: Tensor) -> Tensor:
-    """Take one DDIM step from angle `phi` to `phi_next` (Song et al. 2021, eq. 12).
+    """Take one DDIM step from angle `phi` to `phi_next` (DDIM, Song et al. 2021, eq. 12).
 
     z_s = alpha_s x-hat + sigma_s eps-hat, with eps-hat = (z - alpha x-hat) / sigma.
 

@@ -91,10 +91,16 @@ class Schedule(Protocol):
 
 @dataclass(frozen=True)
 class CosineSchedule:
-    """phi = a u + b, from `logsnr_max` at u = 0 to `logsnr_min` at u = 1."""
+    """phi = a u + b, from `logsnr_max` at u = 0 to `logsnr_min` at u = 1.
+
+    Raises:
+        UsageError: Not `logsnr_min` < `logsnr_max`, or one is out of bounds.
+    """
 
     logsnr_min: float = -20.0
+    """logSNR at u = 1, pure noise."""
     logsnr_max: float = 20.0
+    """logSNR at u = 0, the data."""
     most_steps: ClassVar[int] = MAX_STEPS
 
     def __post_init__(self) -> None:
@@ -135,7 +141,7 @@ class FormulaSchedule(ABC):
     """A schedule given by a formula: subclasses implement `phi` and `u`.
 
     Distillation uses a table of the angles that a round visits. A teacher cannot be trained on it:
-    training is in continuous time, which only the cosine schedule has.
+    pdfast trains teachers on the cosine schedule alone.
     """
 
     @property
@@ -165,7 +171,9 @@ class FormulaSchedule(ABC):
             ValueError: `num_steps` is 0.
         """
         if not num_steps:
-            raise ValueError("this schedule has no continuous time: num_steps must be at least 1")
+            raise ValueError(
+                "training in continuous time needs the cosine schedule: pass num_steps of 1 or more"
+            )
         k = torch.arange(2 * num_steps + 1, dtype=torch.float64, device=device)
         return self.phi(divide(k, 2 * num_steps))
 
@@ -187,7 +195,7 @@ class TableSchedule(FormulaSchedule):
             logsnr: logSNR (T,), T at least 2, finite and strictly falling.
 
         Raises:
-            ValueError: `logsnr` is not so.
+            ValueError: `logsnr` has another shape, is not finite, or does not fall strictly.
         """
         logsnr = torch.as_tensor(logsnr, dtype=torch.float64, device="cpu").detach()
         if logsnr.ndim != 1 or len(logsnr) < 2 or not logsnr.isfinite().all():

@@ -34,14 +34,19 @@ from pdfast.errors import UsageError
 
 @dataclass(frozen=True)
 class LinearVP(FormulaSchedule):
-    """The variance-preserving SDE with a linear noise rate (Song et al. 2021, eq. 32).
+    """The variance-preserving SDE with a linear noise rate (score SDEs, Song et al. 2021, eq. 32).
 
     alpha^2 = exp(-B) with B(u) = beta_min u + (beta_max - beta_min) u^2 / 2, so that
     sigma^2 / alpha^2 = e^B - 1. DDPM's linear betas are its discretisation.
+
+    Raises:
+        UsageError: Not 0 < beta_min <= beta_max.
     """
 
     beta_min: float = 0.1
+    """Noise rate at u = 0."""
     beta_max: float = 20.0
+    """Noise rate at u = 1."""
 
     def __post_init__(self) -> None:
         check(
@@ -72,11 +77,17 @@ class EDM(FormulaSchedule):
 
     sigma_edm(u) = (sigma_min^(1/rho) + u (sigma_max^(1/rho) - sigma_min^(1/rho)))^rho is the ratio
     sigma / alpha. N steps visit u = 1, ..., 1/N; the last one returns x-hat.
+
+    Raises:
+        UsageError: Not 0 < sigma_min < sigma_max, or rho is not above 0.
     """
 
     sigma_min: float = 0.002
+    """sigma / alpha at u = 0."""
     sigma_max: float = 80.0
+    """sigma / alpha at u = 1."""
     rho: float = 7.0
+    """Exponent of the spacing; larger values have more steps at little noise."""
 
     def __post_init__(self) -> None:
         check(
@@ -265,10 +276,14 @@ def from_edm(denoiser: nn.Module, sigma_min: float = 0.002, sigma_max: float = 8
     z_edm = z sqrt(1 + sigma_edm^2), and x-hat needs no conversion.
 
     Args:
-        denoiser: D, called with z_edm (B, ...), sigma_edm (B,) and the label; returns x-hat.
+        denoiser: D, called with z_edm (B, ...), sigma_edm (B,) of z's dtype, and the label, int64
+            (B,) or None; returns x-hat (B, ...).
         sigma_min: Least sigma_edm that the denoiser was trained for.
         sigma_max: Largest sigma_edm that the denoiser was trained for. A schedule that leaves this
             range, as the cosine schedule does, is refused.
+
+    Returns:
+        A module of z, logsnr and label that predicts x, for `pdfast.Network(..., parameterization="x")`.
 
     Raises:
         UsageError: Not 0 <= sigma_min < sigma_max.
@@ -284,9 +299,13 @@ def from_flow(velocity: nn.Module) -> nn.Module:
     (alpha + sigma), hence v = alpha eps - sigma x = ((alpha - sigma) z + w) / (alpha + sigma).
 
     Args:
-        velocity: w, called with the path's point (B, ...), t (B,) and the label. Time runs from
-            data at t = 0 to noise at t = 1. Liu et al. 2023 and Lipman et al. 2023 run it the other
-            way: pass a module that calls theirs with 1 - t and negates its output.
+        velocity: w, called with the path's point (B, ...), t (B,) of its dtype, and the label,
+            int64 (B,) or None; returns w (B, ...). Time runs from data at t = 0 to noise at t = 1.
+            Liu et al. 2023 and Lipman et al. 2023 run it the other way: pass a module that calls
+            theirs with 1 - t and negates its output.
+
+    Returns:
+        A module of z, logsnr and label that predicts v.
     """
     return FromFlow(velocity)
 
@@ -298,8 +317,12 @@ def from_time(network: nn.Module, schedule: Schedule) -> nn.Module:
     et al. 2021).
 
     Args:
-        network: f, called with z (B, ...), t (B,) in (0, 1], where 1 is noise, and the label.
+        network: f, called with z (B, ...), t (B,) of z's dtype in (0, 1], where 1 is noise, and the
+            label, int64 (B,) or None.
         schedule: The schedule of the training; t is its u at a logSNR. Sampling at noise levels
             that it does not have, for which t would leave (0, 1], is refused.
+
+    Returns:
+        A module of z, logsnr and label with the output of `network`.
     """
     return FromTime(network, schedule)

@@ -100,7 +100,10 @@ def as_student(module: nn.Module, teacher: Model) -> Network:
         "dtype": (module.dtype, teacher.dtype),
     }
     for name, (its, needed) in pairs.items():
-        check(its == needed, f"the student has {name} {its}, where {needed} is needed")
+        check(
+            its == needed,
+            f"the student has {name} {its}, but the teacher's is {needed}: make it equal",
+        )
     return module
 
 

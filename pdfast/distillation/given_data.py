@@ -32,17 +32,17 @@ def from_numbers(
     if not samples.is_floating_point():
         raise UsageError(
             f"data holds {str(samples.dtype).removeprefix('torch.')}, where floats are needed, of "
-            "about the scale of the noise (pictures: from -1 to 1)"
+            "about the scale of the noise: convert it (pictures: data.float() / 127.5 - 1)"
         )
     if samples.ndim != len(wanted) or samples.shape[1:] != shape:
-        raise UsageError(f"data has shape {tuple(samples.shape)}, where {wanted_text} is needed")
+        raise UsageError(f"data must have shape {wanted_text}, not {tuple(samples.shape)}")
     if len(samples) < MIN_SAMPLES:
-        raise UsageError(f"data has {len(samples)} samples, fewer than the least, {MIN_SAMPLES}")
+        raise UsageError(f"data must hold at least {MIN_SAMPLES} samples, not {len(samples)}")
     samples = samples.detach().float()
     if not samples.isfinite().all():
         bad = (~samples.flatten(1).isfinite().all(1)).nonzero()
         raise UsageError(
-            f"data holds numbers that are not finite in float32, in sample {int(bad[0])}"
+            f"data holds numbers that are not finite in float32, in sample {int(bad[0])}: remove it"
         )
     images = to_floats(samples.reshape(len(samples), *image_shape))
     if not num_classes:
@@ -60,7 +60,8 @@ def from_numbers(
     least, most = int(classes.min()), int(classes.max())
     if least < 0 or most >= num_classes:
         raise UsageError(
-            f"the labels of data are from {least} to {most}, outside 0 .. {num_classes - 1}"
+            f"the labels of data are from {least} to {most}, outside 0 .. {num_classes - 1}: "
+            "number them from 0, or set num_classes"
         )
     return Dataset(images, classes.long(), shape)
 

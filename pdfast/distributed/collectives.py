@@ -200,10 +200,11 @@ def gather(mine: Sequence[Tensor], num: int, batch: int) -> Tensor:
 def to_first(mine: Sequence[Tensor], lengths: Sequence[int]) -> Iterator[list[Tensor]]:
     """Yield the tensors of each process, in order of ranks, on process 0; nothing on the others.
 
-    The tensors travel through the CPU, and arrive on the device of process 0's own.
+    The tensors are sent through the CPU, and arrive on the device of process 0's tensors.
 
     Args:
-        mine: This process's tensors. Their other sizes and their dtypes are those of process 0.
+        mine: This process's tensors. Their dtypes, and all their sizes but the first, are the same
+            in every process.
         lengths: Rows of the tensors of processes 0 .. len(lengths) - 1; later processes send
             nothing.
     """

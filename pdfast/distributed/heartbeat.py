@@ -7,7 +7,7 @@ seconds. Through process 0 the loss of any process reaches all.
   at once. A process that is busy elsewhere, with its GPU for example, is ended by its thread after
   `GRACE` seconds, with the same message.
 - A process that is stopped, or whose machine is down or disconnected, is silent. Within `timeout`
-  it is given up: its connections are closed, with the same effect. On this machine it is also
+  it counts as lost: its connections are closed, with the same effect. On this machine it is also
   killed, because a stopped process would keep its GPU memory and the run's lock.
 
 A busy process beats too: its thread needs Python's interpreter only now and then. But extension
@@ -38,7 +38,7 @@ from pdfast.storage.processes import Process
 
 GRACE = 10.0  # seconds for a process to notice, in its own work, that another is lost
 BEATS = 20  # in a timeout
-MISSED = 15  # beats without a message after which a process is given up; the rest is for the end
+MISSED = 15  # beats without a message after which a process is lost; the rest is for the end
 WORD_TAG, CUT_TAG = 1, 2  # tags of gloo's messages; no other message has a tag
 CLOSED, BEAT, GOODBYE, FAILED = range(4)  # the messages; the last two are sent on leaving
 WORD_LIMIT = timedelta(seconds=5)  # for the last message to be sent
@@ -134,7 +134,7 @@ class Heartbeat:
 
         Args:
             peers: Processes to send to and to hear, by their ranks in gloo's default group.
-            timeout: Seconds after which a silent process is given up.
+            timeout: Seconds after which a silent process counts as lost.
         """
         self.lost: ProcessLost | None = None
         """Reason why this process has closed its connections; None until it does."""

@@ -48,7 +48,7 @@ def join(device: torch.device, poll: Callable[[], None], timeout: float) -> Sess
     Args:
         device: This process's device.
         poll: Called while the others are waited for.
-        timeout: Seconds after which a silent process is given up, as for `Heartbeat`.
+        timeout: Seconds after which a silent process counts as lost, as for `Heartbeat`.
 
     Raises:
         ProcessLost: Not all processes arrive.

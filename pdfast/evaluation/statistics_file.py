@@ -195,7 +195,7 @@ def _made(path: Path, archive: zipfile.ZipFile) -> Made:
     if type(format_) is int and format_ > FORMAT:
         raise UsageError(
             f"{path} was written by a newer version of pdfast, in format {format_}: this one reads "
-            f"up to {FORMAT}"
+            f"up to {FORMAT}; upgrade pdfast"
         )
     with contextlib.suppress(UsageError, TypeError):  # unknown or missing keys, wrong types
         made = _printable(from_table(Made, table))

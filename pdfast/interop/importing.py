@@ -54,9 +54,9 @@ def import_model(
         out: The model directory to write.
         origin: "diffusers", "edm" or "google". By default "diffusers" for a folder of diffusers
             and "edm" for a .pkl file.
-        steps: Sampling steps that the model was distilled to, 0 for a teacher. By default as in
-            the files, or else 0.
-        variant: For "diffusers", the word in the names of the weights' files, such as "fp16".
+        steps: Sampling steps that the model was distilled to, 0 for a teacher. By default 0, or
+            what the files say; see --steps of `pdfast import`.
+        variant: For "diffusers", the variant of the weights' files, such as "fp16".
         scheduler: For a `UNet2DModel` alone, its scheduler_config.json or the folder that holds it.
         null_class: For "diffusers", the label that stands for no class, for guidance.
         config: For "google", a config whose [model] describes the network.
@@ -76,11 +76,12 @@ def import_model(
     origin = _origin(source, origin)
     check(
         origin == "diffusers" or (variant, scheduler, null_class) == (None, None, None),
-        "--variant, --scheduler and --null-class are for --from diffusers",
+        "--variant, --scheduler and --null-class are for --from diffusers: omit them",
     )
     check(
         origin == "google" or config is None,
-        f"--config and its fields are for --from google: {SOURCES[origin]} describes its network",
+        f"--config and its fields are for --from google: omit them, since {SOURCES[origin]} "
+        "describes its network",
     )
     check(
         origin == "edm" or parameterization is None,

@@ -5,4 +5,7 @@
 - `guidance.py`: classifier-free guidance; `backends.py`: other libraries' kernels in the U-Net
 - `checkpoint.py`, `pretrained.py`: model directories; `trial.py`: the trial of a custom network
 - `outputs.py`, `images.py`: samples as tensors, arrays and pictures
+- `cuda_graph.py`, `captured.py`: CUDA graphs; `lanes.py`: batches sampled in parallel
+- `former_names.py`: names of version 0.1
+
 """

@@ -46,7 +46,10 @@ class CallReplay(Replay):
     """The network's call, whose memory is not that of an update."""
 
     WHAT = "a sampling step"
-    FIX = "it is called; in a run set engine.graph to false, since PyTorch may capture nothing more"
+    FIX = (
+        "sampling continues without a graph, more slowly; in a run set engine.graph to false, "
+        "since PyTorch may refuse every later capture"
+    )
     NEW_PEAK = False
 
 

@@ -148,8 +148,13 @@ def load_model(
         steps: With a name, the sampling steps of the student to load; without such a student the
             teacher is loaded.
 
+    Returns:
+        The model on `device`, in evaluation mode. Its weights are float32, also where they are
+        stored as float16, or float64 where they are stored so.
+
     Raises:
-        UsageError: `path` is not a model directory, or is of another network.
+        UsageError: `path` is not a model directory, or is of another network; `steps` is given with
+            a path; or `network` is missing, or not needed.
         PdfastError: The directory is damaged, holds numbers that are not finite, or was written by
             a version of pdfast that this one cannot read.
     """
@@ -169,10 +174,13 @@ def load_model(
     for name in sorted(weights.keys() | expected.keys()):
         both = name in weights and name in expected
         if not both or weights[name].shape != expected[name].shape:
-            raise PdfastError(f"{path / WEIGHTS} does not fit {CONFIG}: tensor {name}")
+            raise PdfastError(
+                f"{path / WEIGHTS} does not fit {CONFIG}: tensor {name}; put a whole copy of "
+                f"{path} in its place"
+            )
         dtype = weights[name].dtype
         if dtype not in stored or dtype != weights[min(weights)].dtype:
-            asked = HALF if described.half else "float32"
+            asked = HALF if described.half else "float32 or float64"
             raise PdfastError(f"{path / WEIGHTS} must hold {asked}, not {dtype}: tensor {name}")
     if described.half:
         weights = {name: tensor.float() for name, tensor in weights.items()}

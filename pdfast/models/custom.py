@@ -89,7 +89,8 @@ class Network(Model):
 
         Args:
             module: Maps z (B, *shape), logsnr (B,) and label to a raw output of z's shape; for
-                x_eps the first axis has twice the size: x-hat, then eps-hat.
+                x_eps the first axis has twice the size: x-hat, then eps-hat. z and logsnr have the
+                dtype of the module's parameters; label is int64 (B,), or None without classes.
             shape: Shape of one sample. The first axis holds channels; a single axis holds D
                 numbers.
             parameterization: What the module predicts.

@@ -23,7 +23,7 @@ class SamplingStep(NamedTuple):
     done: int
     """Steps done, of all batches."""
     total: int
-    """Steps to do, of all batches."""
+    """Number of steps, of all batches."""
     first: int
     """Number of the batch's first sample, which is the first in `x_hat`."""
     u: float

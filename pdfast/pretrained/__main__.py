@@ -63,7 +63,10 @@ def pack(run: Path, out: Path, command: str) -> None:
             models[path] = (str(steps), "student", str(steps))
     for path, (name, role, steps_text) in models.items():
         if steps_text not in report[role]:
-            raise PdfastError(f"{run}'s report has no {role} at {steps_text} steps: pdfast eval it")
+            raise PdfastError(
+                f"{run}'s report has no {role} at {steps_text} steps: run pdfast eval {run} "
+                f"--steps {steps_text}"
+            )
         facts = {**made, "metric": report["metric"], "distance": report[role][steps_text]}
         save_model(load_model(path), out / f"{config.name}-{name}", half=True, **facts)
     paragraphs = (run / "report.md").read_text("utf-8").split("\n\n")

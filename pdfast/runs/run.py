@@ -381,7 +381,7 @@ class Run:
         if self._lock is not None and not self._lock.is_ours():
             raise PdfastError(
                 f"{self.path} is gone: it, or the {LOCK} in it, was removed or replaced while this "
-                "process was using it; the process ends"
+                "process was using it: put it back, or choose another --out, and start again"
             )
 
     # -- metrics ---------------------------------------------------------------------------

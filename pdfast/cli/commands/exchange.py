@@ -30,14 +30,14 @@ class Import(Common):
     """Replace --out, if pdfast wrote it and nothing was changed or added since."""
     config: str = ""
     """google: config whose [model] describes the network, since the file does not; the fields of
-    [model] are flags, which `pdfast import --from google --help` lists. edm: of these
-    --model.parameterization alone, v or x, for a network with EDM's preconditioning."""
+    [model] are flags, which `pdfast import --from google --help` lists. edm: the
+    only such flag is --model.parameterization, v or x, for a network with EDM's preconditioning."""
     steps: int | None = None
     """Sampling steps that the model was distilled to, 0 for a teacher. Default for google: the
-    file's num_sample_steps, or 0 where that is absent, 0 or the config's distill.start_steps. For
-    diffusers: 0, or the steps of a model that pdfast exported. For edm: 0."""
+    file's num_sample_steps, or 0 if it has none or as many as the config's distill.start_steps.
+    For diffusers: 0, or the steps of a model that pdfast exported. For edm: 0."""
     variant: str | None = None
-    """diffusers: the word in the names of the weights' files, such as fp16."""
+    """diffusers: variant of the weights' files, such as fp16, as in from_pretrained."""
     scheduler: Path | None = None
     """diffusers: for a UNet2DModel alone, such as an EMAModel's unet_ema, the scheduler_config.json
     that it was trained with, or its folder."""

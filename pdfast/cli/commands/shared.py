@@ -37,8 +37,8 @@ class Machines(Machine):
     """The flags of commands that may run in several processes."""
 
     timeout: float = TIMEOUT
-    """For several processes (torchrun): seconds without an answer after which a process is given up
-    and the run ends; at least 60 while they start. A busy process answers too."""
+    """With several processes (torchrun): seconds without an answer after which a process counts as
+    lost and the run ends; at least 60 are allowed for the start. A busy process answers too."""
 
 
 def check_alone(command: str) -> None:

@@ -119,7 +119,9 @@ def read(path: Path, wanted: Wanted) -> Arrays:
     except UsageError:
         raise
     except UNREADABLE as error:
-        raise UsageError(f"{path} is not a readable CIFAR archive ({error})") from None
+        raise UsageError(
+            f"{path} is not a readable CIFAR archive ({error}): download it again"
+        ) from None
     for k, name in enumerate(layout.names):
         if k not in labels:
             raise UsageError(f"{path} has no {name}: download it again")

@@ -53,7 +53,9 @@ def find(source: str) -> Pictures:
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from None
     except UNREADABLE as error:
-        raise UsageError(f"{path} is not a readable emoji font ({error})") from None
+        raise UsageError(
+            f"{path} is not a readable emoji font ({error}): name another font"
+        ) from None
     return Pictures(len(found), lambda start: _files(path, found[start:]), paths=lambda: [path])
 
 

@@ -86,7 +86,10 @@ def read(path: Path, wanted: Wanted) -> Arrays:
         )
     with _open(beside, 1) as (shape, load):
         if shape != images.shape[:1]:
-            raise UsageError(f"{beside} has {shape[0]} labels for {len(images)} images of {path}")
+            raise UsageError(
+                f"{beside} has {shape[0]} labels for {len(images)} images of {path}: put the files "
+                "of one set beside each other"
+            )
         labels = allocate(str(beside), shape)
         fill(labels, load)
     return Arrays(images, labels)
@@ -144,7 +147,9 @@ def _open(path: Path, ndim: int) -> Iterator[tuple[tuple[int, ...], Callable[[in
     except UsageError:
         raise
     except UNREADABLE as error:
-        raise UsageError(f"{path} is not a readable IDX file ({error})") from None
+        raise UsageError(
+            f"{path} is not a readable IDX file ({error}): download it again"
+        ) from None
 
 
 def _images(source: str) -> Path:

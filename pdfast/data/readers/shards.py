@@ -66,11 +66,15 @@ def named(source: str) -> list[Path] | None:
         return None
     before, first, last, after = match.groups()
     if not 0 <= int(last) - int(first) < MAX_SHARDS:
-        raise UsageError(f"{source} names no shards, or more than {MAX_SHARDS:,}")
+        raise UsageError(
+            f"{source} names no shards, or more than {MAX_SHARDS:,}: write FIRST..LAST"
+        )
     paths = [Path(f"{before}{k:0{len(first)}}{after}") for k in range(int(first), int(last) + 1)]
     for path in paths:
         if not path.is_file():
-            raise UsageError(f"{path}, of {source}, does not exist")
+            raise UsageError(
+                f"{path}, of {source}, does not exist: correct the numbers or the path"
+            )
     return paths
 
 
@@ -207,7 +211,9 @@ def _end(
         labels.add(said)
     for key in found["cls"]:
         if key not in used:
-            raise UsageError(f"{shard.path}: {key}.cls has no picture beside it")
+            raise UsageError(
+                f"{shard.path}: {key}.cls has no picture beside it: make the shard again"
+            )
     for of_kind in found.values():
         of_kind.clear()
 
@@ -283,7 +289,7 @@ def _reading(path: Path) -> Iterator[Stream]:
     except UsageError:
         raise
     except UNREADABLE as error:
-        raise UsageError(f"{path} is not a readable tar shard ({error})") from None
+        raise UsageError(f"{path} is not a readable tar shard ({error}): make it again") from None
 
 
 # ------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from pdfast.errors import UsageError
 
 
 class _Bounded(io.BufferedReader):
-    """A file that refuses to read more than `most` bytes at once, so a longer list of members."""
+    """A file that refuses unbounded reads of more than `most` bytes: a list of too many members."""
 
     def __init__(self, path: Path, most: int) -> None:
         super().__init__(io.FileIO(path))
@@ -53,7 +53,7 @@ def open_zip(path: Path, kind: str, most: int) -> Iterator[zipfile.ZipFile]:
     except UsageError:
         raise
     except (*UNREADABLE, zipfile.BadZipFile) as error:
-        raise UsageError(f"{path} is not a readable {kind} ({error})") from None
+        raise UsageError(f"{path} is not a readable {kind} ({error}): make it again") from None
 
 
 def open_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, called: str) -> IO[bytes]:

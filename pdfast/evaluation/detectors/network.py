@@ -39,7 +39,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise UsageError(f"eval.detector: {path} cannot be read: {files.reason(error)}") from None
     if not there:
-        raise UsageError(f"eval.detector: there is no weights file {path}")
+        raise UsageError(
+            f"eval.detector: there is no weights file {path}: correct the path, or pass inception"
+        )
     try:
         with warnings.catch_warnings(action="ignore"):  # the error below says more
             state = torch.load(path, map_location="cpu", weights_only=True)
@@ -49,7 +51,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             "put a whole copy in its place"
         ) from None
     if not isinstance(state, Mapping) or not all(map(_is_plain, state.values())):
-        raise UsageError(f"eval.detector: {path} is not a state dict of names and tensors")
+        raise UsageError(
+            f"eval.detector: {path} is not a state dict of names and tensors: name another file"
+        )
     for name, tensor in state.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise UsageError(
@@ -89,7 +93,8 @@ def fill(net: nn.Module, state: Mapping[str, Tensor], path: Path, what: str) -> 
         if shapes[0] != shapes[1]:
             raise UsageError(
                 f"eval.detector: {path} holds the weights of another network than {what}: its "
-                f"{name[:100]} is {shapes[0] or 'missing'}, not {shapes[1] or 'one of them'}"
+                f"{name[:100]} is {shapes[0] or 'missing'}, not {shapes[1] or 'known'}: name the "
+                f"file of {what}"
             )
     nn.Module.load_state_dict(net, given, strict=False)
 

@@ -42,7 +42,7 @@ OLD = re.compile(r"(.*attentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bia
 NEW = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 ALPHA_BAR = 1e-6  # largest difference of alpha-bar between equal schedules
 NULL_SHARE = 0.1  # label_dropout of an import with a label for no class; the true one is not known
-SINUSOID = 1e-3  # the same of tables of sinusoids, whose float32 angles reach 1000
+SINUSOID = 1e-3  # largest difference of equal tables of sinusoids, whose float32 angles reach 1000
 
 
 class Imported(NamedTuple):
@@ -77,7 +77,7 @@ def import_diffusers(
         out: The model directory to write.
         steps: Sampling steps that the model was distilled to; 0 for a teacher. By default 0, or the
             model's own where pdfast exported it.
-        variant: diffusers' word in the names of the weights' files, such as "fp16".
+        variant: diffusers' variant of the weights' files, such as "fp16".
         scheduler: For a network alone, its scheduler_config.json or the folder that holds it.
         null_class: Label that stands for no class, where the network was trained with one.
         force: Replace `out` and `out`.toml if pdfast wrote them and nothing was changed since.
@@ -194,7 +194,8 @@ def _without(pipeline: Pipeline, null_class: int, rows: int) -> dict[str, Any]:
     if not 0 <= null_class < rows or rows < 2:
         has = f"labels 0 .. {rows - 1}" if rows > 1 else "no label beside it"
         raise UsageError(
-            f"--null-class {null_class}: {pipeline.unet.file} has {has if rows else 'no classes'}"
+            f"--null-class {null_class}: {pipeline.unet.file} has {has if rows else 'no classes'}: "
+            f"{'pass one of these, or ' if rows > 1 else ''}omit --null-class"
         )
     return {"num_classes": rows - 1, "label_dropout": NULL_SHARE}
 
@@ -208,8 +209,8 @@ def _names(pipeline: Pipeline) -> Iterator[None]:
         if not str(error).startswith("model."):
             raise
         raise UsageError(
-            f"{pipeline.unet.file} and {pipeline.scheduler.file.name} make no config of pdfast's: "
-            f"{error}"
+            f"{pipeline.unet.file} and {pipeline.scheduler.file.name} describe a network that "
+            f"pdfast cannot represent: {error}"
         ) from None
 
 
@@ -224,20 +225,25 @@ def _own(pipeline: Pipeline, found: NetConfig, table: Tensor | None) -> checkpoi
     said = checkpoint.parse_config(file, values, by)
     cfg = said.cfg
     differs = (
-        f"{file} does not belong to {{}}: if the pipeline was changed since, remove {file.name}"
+        f"{file} does not describe {{}}: if the pipeline was changed after its export, remove "
+        f"{file.name}"
     )
     try:
         check_expressible(cfg)
     except UsageError:
-        raise UsageError(differs.format("any pipeline of ours")) from None
+        raise UsageError(differs.format("any pipeline that pdfast exports")) from None
     for key, value in arguments(cfg, found.timesteps).items():
         here = pipeline.unet.values.get(key, unet2d.UNET.get(key))
         if here != (list(value) if isinstance(value, tuple) else value):
-            raise UsageError(differs.format(f"{pipeline.unet.file}, whose {key} is another"))
+            raise UsageError(differs.format(f"{pipeline.unet.file}, which has another {key}"))
     if cfg.parameterization != found.parameterization or not _is_schedule(cfg, found):
-        raise UsageError(differs.format(f"{pipeline.scheduler.file}, which is of another model"))
+        raise UsageError(
+            differs.format(
+                f"{pipeline.scheduler.file}, which has another schedule or prediction type"
+            )
+        )
     if not _is_table(cfg, found, table):
-        raise UsageError(differs.format(f"{pipeline.weights.file}, whose {TABLE} is another"))
+        raise UsageError(differs.format(f"{pipeline.weights.file}, which has another {TABLE}"))
     return said
 
 
@@ -321,7 +327,8 @@ def _filled(
             wrong = "which must hold finite floats"
         if wrong:
             raise PdfastError(
-                f"{pipeline.weights.file} does not fit {pipeline.unet.file}: tensor {name}, {wrong}"
+                f"{pipeline.weights.file} does not fit {pipeline.unet.file}: tensor {name}, "
+                f"{wrong}; put a whole copy of the folder in its place"
             )
     net = model.net
     state = {name: torch.empty_like(v, device="cpu") for name, v in net.state_dict().items()}

@@ -65,15 +65,15 @@ def names(variant: str | None) -> tuple[str, ...]:
     """Return the file names that weights may have: of a single file, then of an index.
 
     Args:
-        variant: diffusers' word for the variant, such as "fp16"; None for no variant.
+        variant: diffusers' variant, such as "fp16"; None for no variant.
 
     Raises:
-        UsageError: `variant` is not such a word.
+        UsageError: `variant` is no name of a variant.
     """
     if variant is None:
         return WEIGHTS, INDEX
     if not VARIANT.fullmatch(variant):
-        raise UsageError(f"--variant {variant[:40]!r} is no word such as fp16")
+        raise UsageError(f"--variant {variant[:40]!r} is no variant of weights, such as fp16")
     # Earlier versions of diffusers used the last form.
     return (
         f"{STEM}.{variant}.safetensors",
@@ -94,7 +94,7 @@ def find(folder: Path, variant: str | None = None) -> Weights:
 
     Args:
         folder: The folder.
-        variant: diffusers' word for the variant, such as "fp16"; None for no variant.
+        variant: diffusers' variant, such as "fp16"; None for no variant.
 
     Raises:
         UsageError: The weights are missing, pickled, or there both as a file and with an index.

@@ -175,7 +175,7 @@ def described(path: Path, found: Any, parameterization: Parameterization) -> Des
         )
     except UsageError as error:
         raise UsageError(
-            f"{path}: its {record.class_name} makes no config of pdfast's: {error}"
+            f"{path}: its {record.class_name} is a network that pdfast cannot represent: {error}"
         ) from None
     return Described(cfg, record, own)
 

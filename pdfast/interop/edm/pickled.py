@@ -182,7 +182,7 @@ class _Machine:
         elif name == "INST":
             raise Asked(str(argument).replace(" ", "."))
         elif name in ("PERSID", "BINPERSID", "EXT1", "EXT2", "EXT4"):
-            raise Asked(f"what its opcode {name} stands for elsewhere")
+            raise Asked(f"an object from outside the file (opcode {name})")
         elif name not in IGNORED:
             raise ValueError(f"it uses the opcode {name}")
 

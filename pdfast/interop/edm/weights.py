@@ -283,7 +283,8 @@ def _check_filters(path: Path, cfg: NetConfig, filters: dict[str, Tensor]) -> No
     for name, tensor in filters.items():
         if tensor.shape != wanted.shape or not torch.allclose(tensor.double(), wanted, atol=1e-6):
             raise PdfastError(
-                f"{path} does not fit its own arguments: {name[:200]} is another filter"
+                f"{path} does not fit its own arguments: {name[:200]} is not the filter that they "
+                "describe; download the file again"
             )
 
 

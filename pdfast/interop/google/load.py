@@ -103,7 +103,7 @@ def load_google(path: Path, config: Config, steps: int | None = None) -> Importe
         path: The checkpoint.
         config: A config of the network, as in `import_google`.
         steps: Sampling steps that the model was distilled to; 0 for a teacher. By default the
-            file's `num_sample_steps`, or 0 where that is absent, 0 or the config's
+            file's `num_sample_steps`, or 0 if it has none or as many as the config's
             `distill.start_steps`.
 
     Returns:
@@ -163,7 +163,8 @@ def _read(path: Path, views: dict[str, Tensor]) -> tuple[dict[str, int | None], 
         if name in views and views[name].numel() == leaf.numel():
             views[name].copy_(leaf.reshape(views[name].shape))
     if len(set(file.keys)) < len(file.keys):
-        raise PdfastError(f"{path} has one of its keys twice: {', '.join(file.keys[:10])}")
+        twice = next(key for key in file.keys if file.keys.count(key) > 1)
+        raise PdfastError(f"{path} has its key {twice} twice: put a whole copy in its place")
     if PARAMS not in file.keys:
         raise PdfastError(
             f"{path} has no {PARAMS}, so it is no training state of the authors' code "
