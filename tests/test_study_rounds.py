@@ -178,5 +178,5 @@ def test_rows_run_once(commands, tmp_path, capsys):
     assert commands == []
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(ROWS, "wide-4", ROWS["wide-16-4"])
-        with pytest.raises(ValueError, match="row wide-4 of other flags"):
+        with pytest.raises(ValueError, match="row wide-4 made with other flags"):
             Study(tmp_path, tmp_path, tmp_path, ["wide-4"])

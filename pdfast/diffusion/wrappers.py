@@ -283,7 +283,7 @@ def from_edm(denoiser: nn.Module, sigma_min: float = 0.002, sigma_max: float = 8
             range, as the cosine schedule does, is refused.
 
     Returns:
-        A module of z, logsnr and label that predicts x, for `pdfast.Network(..., parameterization="x")`.
+        A module of z, logsnr and label that predicts x: pass `pdfast.Network` parameterization="x".
 
     Raises:
         UsageError: Not 0 <= sigma_min < sigma_max.

@@ -116,7 +116,10 @@ LINEAR = {"schedule": "linear", "timesteps": 9, "betas": [0.1, 0.2]}
         ({"model": 3}, "model must be a table"),
         ({"model": {"groups": 7}}, "model.groups 7 does not divide a width of 256 channels"),
         ({"model": {"image_size": 30}}, "cannot be halved 2 times"),
-        ({"model": {"num_heads": 3}}, "model.num_heads does not divide a width of 256"),
+        (
+            {"model": {"num_heads": 3}},
+            "model.num_heads 3 does not divide a width of 256 channels: choose a divisor of 256",
+        ),
         ({"model": {"num_heads": 0}}, "set one of model.num_heads and model.head_dim"),
         ({"model": {"dropout": 1.0}}, "model.dropout must be in [0, 1)"),
         ({"model": {"channels": 2}}, "model.channels must be 1 (grey) or 3 (colour)"),

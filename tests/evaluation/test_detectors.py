@@ -192,7 +192,7 @@ class _Harmful:
         ({"weight": torch.ones(2, 2)}, "another network than torch-fidelity's InceptionV3: its "
          r"Conv2d_1a_3x3.bn.bias is missing, not \(32,\)"),
         ("fc", r"its fc.weight is \(1000, 2048\), not \(1008, 2048\)"),
-        ("more", r"its aux is \(1,\), not one of them"),
+        ("more", r"its aux is \(1,\), not known: name the file of"),
         ("nan", "holds numbers that are not finite, in fc.bias"),
         ("cut", "cannot be read as weights"),
     ],

@@ -135,7 +135,7 @@ def test_a_variant(shards, good, net, tmp_path, capsys):
     assert torch.equal(model.net.conv_out.weight, half.conv_out.weight.float())
     assert not torch.equal(model.net.conv_out.weight, net.conv_out.weight)
     refused("but variants: pass --variant fp16", tmp_path / "p", "bf16", kind=UsageError)
-    refused("--variant '../x' is no word", tmp_path / "p", "../x", kind=UsageError)
+    refused("--variant '../x' is no variant", tmp_path / "p", "../x", kind=UsageError)
     refused("weights without a variant: omit --variant", good, "fp16", kind=UsageError)
 
 

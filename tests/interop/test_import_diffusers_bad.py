@@ -102,7 +102,10 @@ UNET_FIELDS = {
     "shift of scale": ({"resnet_time_scale_shift": "ada_group"}, 'is "ada_group"'),
     "groups": ({"norm_num_groups": 7}, "model.groups 7 does not divide a width of 16"),
     "eps": ({"norm_eps": "x"}, 'norm_eps is "x", not a number in 0 .. 1'),
-    "heads": ({"attention_head_dim": 5}, "model.head_dim does not divide a width"),
+    "heads": (
+        {"attention_head_dim": 5},
+        "model.head_dim 5 does not divide a width of 16 channels: choose a divisor of 16",
+    ),
     "layers": ({"layers_per_block": 1.5}, "layers_per_block is 1.5, not a whole number"),
     "padding": ({"downsample_padding": 2}, "downsample_padding is 2"),
     "unknown": ({"timestep_scale": 3}, "timestep_scale is 3, a field that pdfast does not know"),
@@ -160,7 +163,9 @@ def test_fields_of_the_scheduler(folder, case):
 )
 def test_betas_that_are_no_schedule(folder, values, said):
     change(folder / SCHEDULER, **values)
-    refused(folder, UNET, "scheduler_config.json make no config of pdfast's", said)
+    refused(
+        folder, UNET, "scheduler_config.json describe a network that pdfast cannot represent", said
+    )
 
 
 @pytest.mark.parametrize(
@@ -305,10 +310,16 @@ def test_our_own_file_beside_another_model(tmp_path):
     pdfast.export(Model(cfg, 4), out, quiet=True)
     own = json.loads((out / "pdfast.json").read_text())
     for changes, said in (
-        ({"groups": 4}, "unet/config.json, whose norm_num_groups is another"),
-        ({"parameterization": "x"}, "scheduler_config.json, which is of another model"),
-        ({"logsnr_min": -10.0}, "scheduler_config.json, which is of another model"),
-        ({"parameterization": "x_eps"}, "does not belong to any pipeline of ours"),
+        ({"groups": 4}, "unet/config.json, which has another norm_num_groups"),
+        (
+            {"parameterization": "x"},
+            "scheduler_config.json, which has another schedule or prediction type",
+        ),
+        (
+            {"logsnr_min": -10.0},
+            "scheduler_config.json, which has another schedule or prediction type",
+        ),
+        ({"parameterization": "x_eps"}, "does not describe any pipeline that pdfast exports"),
         ({"groups": 0}, "is not a model's configuration: model.groups must be in 1 .. 65536"),
     ):
         table = own | {"model": own["model"] | changes}
@@ -320,7 +331,9 @@ def test_our_own_file_beside_another_model(tmp_path):
     weights = load_file(out / WEIGHTS)
     weights["time_proj.weight"] *= 0.9
     save_file(weights, out / WEIGHTS)
-    with pytest.raises(UsageError, match=r"whose time_proj.weight is another: if the pipeline was"):
+    with pytest.raises(
+        UsageError, match=r"which has another time_proj.weight: if the pipeline was changed after"
+    ):
         load_diffusers(str(out))
     (out / "pdfast.json").unlink()
     refused(out, UNET, 'time_embedding_type is "learned"', "are not pdfast's embedding of the")

@@ -51,9 +51,9 @@ def test_other_names_are_refused(tmp_path, name):
 @pytest.mark.parametrize(("content", "message"), [
     (b"(ios\ngetpid\n.", r"asks for os\.getpid"),
     (b"cos\nget\\qpid\n.", r"asks for os\.get\\qpid"),
-    (b"\x80\x02X\x01\x00\x00\x00aQ.", "asks for what its opcode BINPERSID stands for"),
-    (b"Pa\n.", "asks for what its opcode PERSID stands for"),
-    (b"\x80\x02\x82\x01.", "asks for what its opcode EXT1 stands for"),
+    (b"\x80\x02X\x01\x00\x00\x00aQ.", r"an object from outside the file \(opcode BINPERSID\)"),
+    (b"Pa\n.", r"asks for an object from outside the file \(opcode PERSID\)"),
+    (b"\x80\x02\x82\x01.", r"asks for an object from outside the file \(opcode EXT1\)"),
     (b"\x80\x04\x8c\x02os\x8c\x06getpid\x93.", r"asks for os\.getpid"),
     (b"\x80\x04]\x8c\x06getpid\x93.", "a module or class name in it is not text"),
     (b"\x80\x02]}b.", "gives a state to list"),
@@ -224,7 +224,7 @@ def _meta(**values):
     (_argument(encoder_type="skip"), UsageError, "encoder_type 'skip': pdfast's network has stand"),
     (_argument(model_channels="8"), UsageError, "model_channels '8': a whole number of at least 1"),
     (_argument(model_channels=10**9), UsageError, "model_channels 1000000000: a whole number"),
-    (_argument(channel_mult=[]), UsageError, r"makes no config of pdfast's: model\.ch_mult"),
+    (_argument(channel_mult=[]), UsageError, r"that pdfast cannot represent: model\.ch_mult"),
     (_argument(channel_mult=[1, 2]), PdfastError, "does not fit its own arguments: tensor dec"),
     (_argument(out_channels=6), UsageError, "out_channels 6: with EDMPrecond 3 are expected"),
     (_argument(in_channels=4, out_channels=4), UsageError, r"model\.channels must be 1"),
@@ -252,7 +252,7 @@ def test_another_filter_or_table_than_the_arguments(tmp_path):
     down = ef.inner(persisted)["state"]["_modules"]["enc"]._modules["4x4_down"].meta["state"]
     conv = down["_modules"]["conv0"].meta["state"]["_buffers"]
     conv["resample_filter"] = conv["resample_filter"].roll(1, 2)
-    with pytest.raises(PdfastError, match=r"enc\.4x4_down\.conv0\.resample_filter is another"):
+    with pytest.raises(PdfastError, match=r"enc\.4x4_down\.conv0\.resample_filter is not the"):
         load_edm(ef.write(tmp_path / "a.pkl", persisted))
     persisted = ef.network("tiny", "iddpm")
     persisted.meta["state"]["_buffers"]["u"] = ef.levels(0.002)
@@ -264,8 +264,14 @@ def test_other_flags_and_files(tmp_path, capsys):
     file = ef.write(tmp_path / "a.pkl", ef.network("tiny", "vp"))
     command = ["import", str(file), "--from", "edm", "--out", str(tmp_path / "model")]
     for flags, message in (
-        (["--config", "digits"], "are for --from google: a network pickle describes its network"),
-        (["--model.ch", "8"], "are for --from google: a network pickle describes its network"),
+        (
+            ["--config", "digits"],
+            "are for --from google: omit them, since a network pickle describes its network",
+        ),
+        (
+            ["--model.ch", "8"],
+            "are for --from google: omit them, since a network pickle describes its network",
+        ),
         (["--model.parameterization", "x_eps"], "a network of NVlabs/edm takes v or x"),
         (["--model.parameterization", "x"], "VPPrecond predicts eps, and its first student is"),
         (["--steps", "-1"], "--steps must be in 0 .. "),

@@ -174,7 +174,7 @@ def test_numbers_of_another_type_are_refused(saved, dtypes):
     cast = {name: weights[name].to(dtypes[n % 2]) for n, name in enumerate(weights)}
     files.write(path, {"model.safetensors": cast}, tables)
     with pytest.raises(
-        PdfastError, match=r"model\.safetensors must hold float32, not torch\.float"
+        PdfastError, match=r"model\.safetensors must hold float32 or float64, not torch\.float"
     ):
         checkpoint.load_model(path)
 

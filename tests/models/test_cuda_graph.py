@@ -101,7 +101,7 @@ def test_a_sampling_step_keeps_the_peak_of_memory(recorded):
     CallReplay(recorded.note("work"), [], CUDA)
     assert recorded.calls == [*WARM_UP[:-1], *BEFORE, "work", "captured", "clear"]
     recorded.refuse = RuntimeError("no")
-    with pytest.raises(PdfastError, match=r"a sampling step cannot .* \(no\): it is called; in a"):
+    with pytest.raises(PdfastError, match=r"a sampling step cannot .* \(no\): sampling continues"):
         CallReplay(recorded.note("work"), [], CUDA)
 
 

@@ -86,7 +86,7 @@ def test_a_dtype_that_is_not_that_of_the_weights(model, tmp_path, dtype, says):
 def test_float16_weights_without_the_word_are_refused(model, tmp_path):
     halved = {name: tensor.half() for name, tensor in model.weights().items()}
     files.write(tmp_path / "bad", {model_dir.WEIGHTS: halved}, {model_dir.CONFIG: model.describe()})
-    with pytest.raises(PdfastError, match=r"must hold float32, not torch\.float16"):
+    with pytest.raises(PdfastError, match=r"must hold float32 or float64, not torch\.float16"):
         checkpoint.load_model(tmp_path / "bad")
 
 
