@@ -16,9 +16,9 @@ from pdfast.distillation.objectives import DataObjective
 from pdfast.distillation.pipelined_teacher import rollout
 from pdfast.distillation.rounds import remove_dropout
 from pdfast.distillation.teacher import new_model
+from pdfast.models.blocks import GroupNormSiLU
 from pdfast.models.cuda_graph import Replay
 from pdfast.models.model import Model
-from pdfast.models.unet import GroupNormSiLU
 from pdfast.training.batch import open_batch
 from pdfast.training.op_counter import OPTIMIZER
 from pdfast.training.optimizer import Optimizer

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from pdfast.config.schema import Config
 from pdfast.distillation.rounds import remove_dropout
 from pdfast.distillation.teacher import new_model
+from pdfast.models.blocks import GroupNormSiLU
 from pdfast.models.model import Model
-from pdfast.models.unet import GroupNormSiLU
 from pdfast.reference import distillation_loss, training_loss
 
 Phase = Literal["train", "distill"]

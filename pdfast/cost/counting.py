@@ -24,8 +24,8 @@ from pdfast.distillation.objectives import DataObjective, Fit
 from pdfast.distillation.pipelined_teacher import rollout
 from pdfast.distillation.rounds import remove_dropout
 from pdfast.kernels import runtime
+from pdfast.models.blocks import defers_sums
 from pdfast.models.model import Model
-from pdfast.models.unet import defers_sums
 from pdfast.training.batch import open_batch
 from pdfast.training.cuda_launches import NOT_COUNTED
 from pdfast.training.op_counter import OPTIMIZER, Amount, Counter
@@ -108,7 +108,7 @@ def count_update(
             counted, and the ops of kernels/ by their references. None: as they run on `device`.
         precision: Precision of the networks; None for the config's on `device`.
         teacher: The teacher's network in phase "fit", if it is not the config's.
-        defer: Whether the networks defer sums to the op that reads them (see `unet.Pending`); None:
+        defer: Whether the networks defer sums to the op that reads them (`blocks.Pending`); None:
             as they do where `kernels` says that they run.
 
     Returns:

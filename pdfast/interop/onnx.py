@@ -28,8 +28,9 @@ from pdfast.diffusion.schedules import logsnr_of
 from pdfast.errors import UsageError
 from pdfast.interop.common import Prepared, Probe, agreed, probe
 from pdfast.kernels import group_norm_silu
+from pdfast.models.blocks import GroupNormSiLU
 from pdfast.models.model import Model
-from pdfast.models.unet import GroupNormSiLU, UNet
+from pdfast.models.unet import UNet
 from pdfast.version import __version__
 
 GRAPH, MEANING, README = "network.onnx", "network.json", "README.md"

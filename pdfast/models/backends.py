@@ -15,8 +15,8 @@ from torch import Tensor
 from pdfast.config.schema import BackendsConfig, Config
 from pdfast.errors import UsageError
 from pdfast.kernels.adamw import AdamWHyperparameters, count_skipped, newest_share
+from pdfast.models.blocks import Attention, GroupNormSiLU
 from pdfast.models.model import Model
-from pdfast.models.unet import Attention, GroupNormSiLU
 
 APEX_GROUPS = (16, 32)
 APEX_CHANNELS = {128, 256, 320, 448, 512, 640, 768, 896, 960, 1024, 1280, 1344, 1536, 1792, 1920}

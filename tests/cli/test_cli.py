@@ -81,7 +81,7 @@ def fails(capsys, expected_code, message, *args):
         ),
         (
             ["import", "x", "--from=google", "--out=y", "--train.lr=1"],
-            "--train.lr is no option of pdfast import\n",
+            "--train.lr is no option of pdfast import (see --help)\n",
         ),
         (["--frobnicate"], "--frobnicate"),
     ],

@@ -140,7 +140,7 @@ LINEAR = {"schedule": "linear", "timesteps": 9, "betas": [0.1, 0.2]}
         ({"model": {"edm": {"filter": [1, 2, 1]}}}, "model.edm.filter must hold an even number"),
         (
             {"model": {"groups": 32, "edm": {"group_ch": 100}}},
-            "model.edm.group_ch 100 makes 5 groups of a width of 512 channels",
+            "model.edm.group_ch 100 gives 5 groups for a width of 512 channels",
         ),
         ({"model": {"embedding": "timestep"}}, "model.embedding timestep is for a schedule by"),
         ({"model": {"schedule": "linear"}}, "model.timesteps must be in 2 .. 8192 with"),
@@ -359,7 +359,8 @@ def test_the_snr_weight_is_fine_before_the_one_step_round():
 
 
 def test_norm_widths_are_those_of_the_net():
-    from pdfast.models.unet import GroupNormSiLU, UNet
+    from pdfast.models.blocks import GroupNormSiLU
+    from pdfast.models.unet import UNet
 
     for name in config_names():
         cfg = load_config(name).model

@@ -203,7 +203,7 @@ def zipped():
         (b"\x81\xa1x" + b"\x91" * 5000, "is not what flax writes in x: StackError"),
         (b"\x81\xaaema_params\xdd\x7f\xff\xff\xff", "exceeds max_array_len"),
         (2 * (b"\x82\xa4step\x01\xa4step\x01",)[0], "has 13 more bytes after its end"),
-        (b"\x82\xa4step\x01\xa4step\x01", "has one of its keys twice: step, step"),
+        (b"\x82\xa4step\x01\xa4step\x01", "has its key step twice: put a whole copy in its place"),
         (b"\x81\xaaema_params\x82\xa1a\x81\xa1b\x01\xa1a\x01", "a/b is int, where an array"),
     ],
 )

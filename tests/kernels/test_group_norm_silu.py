@@ -25,7 +25,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pdfast.config.schema import NetConfig
 from pdfast.kernels import group_norm_silu as module
 from pdfast.kernels.group_norm_silu import group_norm_silu, reference
-from pdfast.models.unet import GroupNormSiLU, UNet
+from pdfast.models.blocks import GroupNormSiLU
+from pdfast.models.unet import UNet
 
 ROOT = pathlib.Path(__file__).parents[2]
 NONE = None, None, None  # no addend, no residual, no skip

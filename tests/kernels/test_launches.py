@@ -12,8 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pdfast.data.dataset import Dataset
 from pdfast.distillation.objectives import DataObjective, Rollout
+from pdfast.models.blocks import GroupNormSiLU, ResBlock
 from pdfast.models.model import Model
-from pdfast.models.unet import GroupNormSiLU, ResBlock
 from pdfast.training.batch import open_batch
 from pdfast.training.optimizer import Optimizer
 from pdfast.training.update import update

@@ -10,16 +10,9 @@ from pdfast.config.edm import EDMNetConfig
 from pdfast.config.schema import NetConfig
 from pdfast.diffusion.conditioning import Conditioning, DropoutRng
 from pdfast.kernels import group_norm_silu as op
+from pdfast.models.blocks import Attention, Conv, GroupNormSiLU, Pending, ResBlock, defers_sums
 from pdfast.models.model import Model
-from pdfast.models.unet import (
-    Attention,
-    Conv,
-    GroupNormSiLU,
-    Pending,
-    ResBlock,
-    UNet,
-    defers_sums,
-)
+from pdfast.models.unet import UNet
 
 BASE = NetConfig(
     image_size=8, channels=1, ch=8, emb_ch=16, ch_mult=(1, 2), groups=4, num_res_blocks=2,

@@ -6,7 +6,8 @@ import torch.nn.functional as F  # noqa: N812
 
 from pdfast.kernels import runtime
 from pdfast.kernels.resample import avg_pool2x2, upsample2x
-from pdfast.models.unet import ResBlock, UNet
+from pdfast.models.blocks import ResBlock
+from pdfast.models.unet import UNet
 
 PAIRS = {
     "avg_pool2x2": (avg_pool2x2, lambda x: F.avg_pool2d(x, 2)),

@@ -9,15 +9,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pdfast.config.schema import NetConfig, load_config
 from pdfast.diffusion.conditioning import Conditioning, DropoutRng
 from pdfast.kernels.calls import tensors_of
+from pdfast.models.blocks import Attention, GroupNormSiLU, Pending, ResBlock
 from pdfast.models.embeddings import logsnr_embedding
 from pdfast.models.model import Model
-from pdfast.models.unet import (
-    Attention,
-    GroupNormSiLU,
-    Pending,
-    ResBlock,
-    UNet,
-)
+from pdfast.models.unet import UNet
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from pdfast.distillation.pipelined_teacher import rollout
 from pdfast.distillation.rounds import remove_dropout
 from pdfast.distillation.teacher import new_model
 from pdfast.kernels import calls
-from pdfast.models.unet import Attention, GroupNormSiLU
+from pdfast.models.blocks import Attention, GroupNormSiLU
 from pdfast.training import compilation, cuda_launches, op_counter
 from pdfast.training.batch import open_batch
 from pdfast.training.op_counter import Amount, Counter
@@ -240,7 +240,7 @@ def test_kernels_are_those_measured_on_a_gpu(cifar10, phase):
 
 
 def test_a_kernel_of_no_kind_is_refused():
-    with pytest.raises(ValueError, match="no known kind: void mystery"):
+    with pytest.raises(ValueError, match="no kind matches the kernel void mystery"):
         kind_of("void mystery<float>()")
 
 

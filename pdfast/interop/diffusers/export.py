@@ -30,8 +30,8 @@ from pdfast.diffusion.timesteps import divisors
 from pdfast.errors import PdfastError, UsageError
 from pdfast.interop.common import Prepared, agreed, probe
 from pdfast.interop.diffusers.card import card
+from pdfast.models.blocks import Attention, Downsample, ResBlock, Upsample
 from pdfast.models.model import Model
-from pdfast.models.unet import Attention, Downsample, ResBlock, Upsample
 from pdfast.version import __version__
 
 MIN_GRID = 1024  # timesteps

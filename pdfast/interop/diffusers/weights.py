@@ -68,7 +68,7 @@ def names(variant: str | None) -> tuple[str, ...]:
         variant: diffusers' variant, such as "fp16"; None for no variant.
 
     Raises:
-        UsageError: `variant` is no name of a variant.
+        UsageError: `variant` cannot be part of a file name.
     """
     if variant is None:
         return WEIGHTS, INDEX

@@ -23,9 +23,9 @@ from pdfast.diffusion.preconditioning import iddpm_levels
 from pdfast.errors import PdfastError
 from pdfast.interop.edm.network import Described
 from pdfast.interop.edm.pickled import Record
+from pdfast.models.blocks import Attention, Conv, ResBlock
 from pdfast.models.model import Model
 from pdfast.models.resampling import Filter, Pyramid
-from pdfast.models.unet import Attention, Conv, ResBlock
 
 MOST_TENSORS = 100_000
 MOST_DEPTH = 8
