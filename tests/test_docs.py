@@ -331,7 +331,7 @@ def test_the_snippets_of_custom_networks(tmp_path, monkeypatch):
     names = {"module": Mean(), "velocity": Mean(), "signals": torch.randn(16, 1, 64)}
     first, second = (b for b in fenced(ROOT / "docs" / "networks.md") if b.language == "python")
     exec(first.text, names)
-    assert names["signals"].shape == (16, 1, 64)
+    assert names["samples"].shape == (16, 1, 64)
     assert torch.equal(names["again"].net.scale, names["student"].net.scale)
     exec(second.text, names)
     assert names["teacher"].schedule == pdfast.wrappers.FlowMatching()
