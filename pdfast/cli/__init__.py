@@ -1,1 +1,5 @@
-"""The command line: `main.py` parses the arguments, `commands/` has the commands."""
+"""The command line.
+
+- `main.py`: parses the arguments; `commands/`: the commands
+- `flags.py`: the flags and their help; `mistakes.py`: messages about wrong arguments
+"""

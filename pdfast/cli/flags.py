@@ -106,7 +106,8 @@ def join_help(kind: type) -> None:
     """
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
-        field.metadata = types.MappingProxyType({"help": help_text(kind, field.name)})
+        if text := help_text(kind, field.name):
+            field.metadata = types.MappingProxyType({**field.metadata, "help": text})
         if dataclasses.is_dataclass(hints[field.name]):
             join_help(hints[field.name])
 
@@ -119,8 +120,15 @@ def help_text(kind: type, name: str) -> str:
 
 @functools.cache
 def _docstrings(cls: type) -> Mapping[str, str]:
-    """Return the docstrings below the fields of a class, without those of its bases."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body  # type: ignore[attr-defined]
+    """Return the docstrings below the fields of a class, without those of its bases.
+
+    There are none where the source is not installed.
+    """
+    try:
+        source = inspect.getsource(cls)
+    except OSError:
+        return {}
+    body = ast.parse(textwrap.dedent(source)).body[0].body  # type: ignore[attr-defined]
     found = {}
     for field, below in itertools.pairwise(body):
         match field, below:

@@ -9,7 +9,7 @@ import io
 import itertools
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import tyro
@@ -58,24 +58,24 @@ def parse(args: Sequence[str]) -> Command:
         join_help(kind)
     if kind not in (Train, Distill, Import):
         return cast(Command, _tyro(PARSED, args, "pdfast"))
-    name = _config_argument(args)  # its values are the flags' defaults
+    name = _last("--config", args)  # its values are the flags' defaults
     fields = load_config(name or DEFAULT_CONFIG)
     if kind is Import:
         required = dict.fromkeys(("source", "out"), tyro.MISSING)
-        kind = ImportInShort if asked and "google" not in args else Import
+        kind = ImportInShort if asked and _last("--from", args) != "google" else Import
         default = kind(config=name or "", model=fields.model, **required)
     else:
         default = kind(config=name or DEFAULT_CONFIG, fields=fields)
     return cast(Command, _tyro(kind, args[1:], f"pdfast {word}", default))
 
 
-def _config_argument(args: Sequence[str]) -> str | None:
-    """Return the last value of --config, which the parser's defaults depend on."""
+def _last(flag: str, args: Sequence[str]) -> str | None:
+    """Return the last value of a flag, before tyro parses it; None without the flag."""
     found = None
     for n, argument in enumerate(args):
-        if argument.startswith("--config="):
-            found = argument.removeprefix("--config=")
-        elif argument == "--config" and n + 1 < len(args):
+        if argument.startswith(f"{flag}="):
+            found = argument.removeprefix(f"{flag}=")
+        elif argument == flag and n + 1 < len(args):
             found = args[n + 1]
     return found
 
@@ -85,7 +85,10 @@ def _tyro(kind: object, args: Sequence[str], prog: str, default: object = None) 
     keywords = {} if default is None else {"default": default}
     errors = io.StringIO()
     try:
-        with contextlib.redirect_stderr(errors):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(contextlib.redirect_stderr(errors))
+            if HELP.isdisjoint(args):
+                stack.enter_context(_plain())
             return tyro.cli(kind, args=list(args), prog=prog, **keywords)  # type: ignore[call-overload]
     except SystemExit as exit_:
         if exit_.code == 0:  # --help
@@ -93,6 +96,20 @@ def _tyro(kind: object, args: Sequence[str], prog: str, default: object = None) 
         mistake = UsageError(explain(errors.getvalue(), args, prog))
         mistake.add_note(errors.getvalue())
         raise mistake from None
+
+
+@contextlib.contextmanager
+def _plain() -> Iterator[None]:
+    """Have tyro write errors without colours, frames and line breaks, as on no terminal at all."""
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = str(2**20)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        os.environ.pop("COLUMNS")
+        if before is not None:
+            os.environ["COLUMNS"] = before
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -12,16 +12,15 @@ from pdfast.config.serialization import NAMES, nearest
 
 GLOBAL = ("--help", "--version", "--debug")  # they need no command
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
-HINTS = "Arguments? similar to|Similar arg|Perhaps you meant|Available subc|For full"  # tyro's own
-# In tyro's box, by indentation; without a terminal it has no frame.
-MISSING = re.compile(r"^[\u2502 ] {5}(\S.*?)[\u2502 ]*$", re.MULTILINE)
+RULE = re.compile(r"^ *-{3,} *$", re.MULTILINE)  # between the parts of tyro's text
+INDENT = 6  # spaces before an argument that tyro names as missing
 
 
-def explain(box: str, args: Sequence[str], prog: str) -> str:
+def explain(text: str, args: Sequence[str], prog: str) -> str:
     """Return one sentence on arguments that tyro refused.
 
     Args:
-        box: tyro's framed error, used where nothing more specific is known.
+        text: tyro's error, written where it has neither frames nor colours, in one line a sentence.
         args: The arguments.
         prog: The name of the program for usage messages, "pdfast" or "pdfast COMMAND".
     """
@@ -32,8 +31,7 @@ def explain(box: str, args: Sequence[str], prog: str) -> str:
     return (
         _value_of_bool(flags, args)
         or _unknown(flags, args, word)
-        or _missing(box, word)
-        or _of_tyro(_one_line(box), flags, word)
+        or _of_tyro(text, args, flags, word)
     )
 
 
@@ -75,63 +73,83 @@ def _unknown(flags: list[Flag], args: Sequence[str], word: str) -> str:
     return f"{' and '.join(wrong)} {are} of pdfast {word}{guess}"
 
 
-def _missing(box: str, word: str) -> str:
-    """Name the required arguments that are missing; "" if none is."""
-    names = MISSING.findall(box.partition("For full helptext")[0])
-    if "Missing from" not in box or not names:
-        return ""
-    *most, last = names
-    needed = f"{', '.join(most)} and {last}" if most else last
-    return f"pdfast {word} needs {needed} (see --help)"
-
-
 # ------------------------------------------------------------------------------------------
 # tyro's sentences
 
 
-def _of_tyro(said: str, flags: list[Flag], word: str) -> str:
-    """Return a sentence of tyro's in pdfast's words; any other as it is."""
-    for pattern, words in SENTENCES.items():
-        if found := re.fullmatch(pattern, said):
-            return words(found)
-    stray = said.removeprefix("unrecognized options: ")
-    if stray == said:
-        return said
-    is_config = stray.endswith(".toml") or stray in config_names()
-    meant = is_config and any(flag.name == "--config" for flag in flags)
-    guess = f"; did you mean --config {stray}?" if meant else " (see --help)"
-    return f"{stray} is no argument of pdfast {word}{guess}"
+def _of_tyro(text: str, args: Sequence[str], flags: list[Flag], word: str) -> str:
+    """Return tyro's error in pdfast's words, as far as it is known."""
+    title, said, *more = [*RULE.split(text), ""]
+    lines = said.splitlines()
+    if title.strip() == "Required options":
+        return _missing([line for line in lines if len(line) - len(line.lstrip()) == INDENT], word)
+    said = " ".join(line.strip() for line in lines if line.strip())
+    said = re.sub(r"^Error parsing fields[\w.]*: | \(applied to [^)]*\)", "", said)
+    for pattern, explained in SENTENCES.items():
+        if found := re.fullmatch(pattern, said, re.DOTALL):
+            of = _typed(found["flag"], args)
+            return f"{of} {explained(found, ' '.join(more))}"
+    if said.startswith(STRAY):
+        return _stray(said.removeprefix(STRAY).split(", "), flags, word)
+    return f"{said[0].lower()}{said[1:]}" if said else "the arguments cannot be read; see --help"
 
 
-def _no_choice(found: re.Match[str]) -> str:
-    value, name, listed = found.groups()
-    choices = sorted({*re.findall(r"'([^']*)'", listed)} - {"None"})
-    return f"{name} cannot be '{value}'{nearest(value, choices)} (choices: {', '.join(choices)})"
+def _missing(lines: list[str], word: str) -> str:
+    """Name the required arguments that are missing."""
+    *most, last = [line.strip() for line in lines]
+    needed = f"{', '.join(most)} and {last}" if most else last
+    return f"pdfast {word} needs {needed} (see --help)"
 
 
-SENTENCES: dict[str, Callable[[re.Match[str]], str]] = {
-    r"invalid choice '(.*)' for argument '(\S+)'\. Expected one of \((.*)\)\.": _no_choice,
-    r"error parsing (\S+): invalid literal for int\(\) with base 10: (.*)": lambda found: (
-        f"{found[1]} must be {NAMES[int]}, not {found[2]}"
-    ),
-    r"error parsing (\S+): could not convert string to float: (.*)": lambda found: (
-        f"{found[1]} must be {NAMES[float]}, not {found[2]}"
-    ),
-    r"error parsing (\S+): Could not find valid parse for arguments: \[(.*)\]": lambda found: (
-        f"{found[1]} cannot be {found[2]}: several values are separated by spaces (see --help)"
-    ),
-    r"missing value for argument '(\S+)'\. Expected 1 values\.": lambda found: (
-        f"{found[1]} needs a value"
-    ),
+def _typed(names: str, args: Sequence[str]) -> str:
+    """Return the one of a flag's forms, `--a/--b`, that was typed."""
+    forms, typed = names.split("/"), {a.partition("=")[0].replace("_", "-") for a in args}
+    return next((form for form in forms if form in typed), forms[-1])
+
+
+def _stray(stray: list[str], flags: list[Flag], word: str) -> str:
+    """Explain arguments that belong to no flag."""
+    has_config = any(flag.name == "--config" for flag in flags)
+    named = [s for s in stray if has_config and (s.endswith(".toml") or s in config_names())]
+    guess = f"; did you mean --config {named[0]}?" if named else " (see --help)"
+    are = "is no argument" if len(stray) == 1 else "are no arguments"
+    return f"{' and '.join(stray)} {are} of pdfast {word}{guess}"
+
+
+def _no_choice(found: re.Match[str], more: str) -> str:
+    choices = sorted({*re.findall(r"'([^']*)'", found["listed"])} - {"None"})
+    guess = nearest(found["given"], choices)
+    return f"cannot be '{found['given']}'{guess} (choices: {', '.join(choices)})"
+
+
+def _no_whole_number(found: re.Match[str], more: str) -> str:
+    return f"must be {NAMES[int]}, not {found['given']}"
+
+
+def _no_number(found: re.Match[str], more: str) -> str:
+    return f"must be {NAMES[float]}, not {found['given']}"
+
+
+def _no_list(found: re.Match[str], more: str) -> str:
+    kind = "whole numbers" if "[INT" in more else "numbers"
+    return f"must be {kind} separated by spaces, not {found['given']}"
+
+
+def _no_value(found: re.Match[str], more: str) -> str:
+    return "needs a value"
+
+
+STRAY = "Unrecognized options: "
+OF_FLAG = r"Error parsing (?P<flag>\S+): "
+NO_TYPE = r"could be instantiated from \[(?P<given>.*)\]\. Got errors: .*"
+SENTENCES: dict[str, Callable[[re.Match[str], str], str]] = {
+    r"invalid choice '(?P<given>.*)' for argument '(?P<flag>\S+)'\. "
+    r"Expected one of \((?P<listed>.*)\)\.": _no_choice,
+    OF_FLAG + r"invalid literal for int\(\) with base 10: (?P<given>.*)": _no_whole_number,
+    OF_FLAG + r"no type matching \{None\}\|INT " + NO_TYPE: _no_whole_number,
+    OF_FLAG + r"could not convert string to float: (?P<given>.*)": _no_number,
+    OF_FLAG + r"no type matching \{None\}\|FLOAT " + NO_TYPE: _no_number,
+    OF_FLAG + r"Could not find valid parse for arguments: \[(?P<given>.*)\]": _no_list,
+    r"Missing value for argument '(?P<flag>\S+)'\. Expected 1 values\.": _no_value,
 }
-"""Messages, by the pattern of tyro's sentence."""
-
-
-def _one_line(box: str) -> str:
-    """Return tyro's framed error as one sentence, without its hints."""
-    lines = [line.strip("\u2502| ") for line in box.splitlines()[1:]]
-    text = " ".join(line for line in lines if re.search(r"[\w)]", line))
-    text = re.split(HINTS, text)[0].strip()
-    text = re.sub(r" Argument helptext.*|^Error parsing fields[\w.]*: ", "", text)
-    text = re.sub(r" \(applied to [^)]*\)| Arguments are applied to .* can matter\.", "", text)
-    return f"{text[0].lower()}{text[1:]}" if text else "the arguments cannot be read; see --help"
+"""What to say of a flag, by the pattern of a sentence of tyro's (1.0.17); `more` is its help."""

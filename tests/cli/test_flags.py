@@ -2,8 +2,12 @@
 
 import dataclasses
 import operator
+import os
 import pickle
+import pty
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -32,6 +36,11 @@ def test_the_help_of_an_import_is_short(capsys):
     short = capsys.readouterr().out
     assert "--model.ch" not in short
     assert "pdfast import --from google --help" in " ".join(re.sub("\u2502", "", short).split())
+    for google in (["--from=google"], ["--from", "edm", "--from", "google"]):
+        assert main(["import", *google, "--help"]) == 0
+        assert "--model.ch " in capsys.readouterr().out
+    assert main(["import", "google", "--help"]) == 0
+    assert "--model.ch " not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name != "import"])
@@ -106,7 +115,7 @@ def test_which_flag_is_meant(command, wrong, meant):
         ("train --seed 1.5", "--seed must be a whole number, not '1.5'"),
         (
             "eval m --steps 4,8",
-            "--steps cannot be '4,8': several values are separated by spaces (see --help)",
+            "--steps must be whole numbers separated by spaces, not '4,8'",
         ),
         (
             "import m --from difusers --out o",
@@ -114,6 +123,18 @@ def test_which_flag_is_meant(command, wrong, meant):
             "google)",
         ),
         ("sample m --steps", "--steps needs a value"),
+        ("train --config", "--config needs a value"),
+        ("sample m --guidance x", "--guidance must be a number, not 'x'"),
+        ("eval m --num=x", "--num must be a whole number, not 'x'"),
+        (
+            "train --model.edm.constants 1 2 x",
+            "--model.edm.constants must be numbers separated by spaces, not '1', '2', 'x'",
+        ),
+        ("data p --size 8 --out o --data.resize foo", "--data.resize cannot be 'foo' (choices: "),
+        ("data p --size 8 --out o --resize foo", "--resize cannot be 'foo' (choices: "),
+        ("train a b c", "a and b and c are no arguments of pdfast train (see --help)"),
+        ("train extra a.toml", "of pdfast train; did you mean --config a.toml?"),
+        ("data photos extra", "pdfast data needs --out PATH and --size INT (see --help)"),
         ("stats --out o", "pdfast stats needs SOURCE (see --help)"),
         ("data photos", "pdfast data needs --out PATH and --size INT (see --help)"),
         ("export", "pdfast export needs MODEL, --to {diffusers,onnx} and --out PATH (see --help)"),
@@ -123,6 +144,38 @@ def test_what_is_wrong_in_one_sentence(args, message):
     with pytest.raises(UsageError) as error:
         parse(args.split())
     assert str(error.value).startswith(message) or str(error.value).endswith(message)
+
+
+@pytest.mark.parametrize("columns", ["40", "200"])
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["sample"], "pdfast: pdfast sample needs MODEL (see --help)\n"),
+        (
+            ["train", "--seed", "long " * 30],
+            f"pdfast: --seed must be a whole number, not '{'long ' * 30}'\n",
+        ),
+        (
+            ["train", f"/{'folder/' * 30}a.toml"],
+            f"; did you mean --config /{'folder/' * 30}a.toml?\n",
+        ),
+    ],
+)
+def test_messages_are_the_same_on_a_terminal(columns, args, message):
+    """tyro writes for the terminal that stdout is: in colours, in frames, in its width."""
+    master, terminal = pty.openpty()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "pdfast", *args],
+            stdout=terminal, stderr=subprocess.PIPE, text=True, check=False,
+            env={**os.environ, "TERM": "xterm", "COLUMNS": columns},
+        )  # fmt: skip
+    finally:
+        os.close(terminal)
+        os.close(master)
+    assert done.returncode == 2
+    assert done.stderr.endswith(message)
+    assert done.stderr.startswith("pdfast: ")
 
 
 def test_switches_that_are_right_pass():

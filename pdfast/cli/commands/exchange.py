@@ -78,7 +78,7 @@ class ImportInShort(Import):
     """Import a model of another library as a model directory."""
 
     model: Suppress[NetConfig] = NetConfig()  # noqa: RUF009
-    """Not in the help, since only files of the authors' code need its 40 flags."""
+    """Not in the help, since its 40 flags are for files of the authors' code."""
 
 
 @dataclass(frozen=True, kw_only=True)
