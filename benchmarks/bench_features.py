@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from pdfast.distributed import memory
 from pdfast.evaluation.detectors import lite0
 from pdfast.training import precision
 
@@ -38,7 +37,6 @@ def plain_loop(device: torch.device):
 @pytest.mark.parametrize("who", [PDFAST, PLAIN])
 def test_features(case, who, measure_images, device):
     """Extract the features of `case` images of 32x32."""
-    memory.keep_freed()  # as the command line does
     images = torch.randint(0, 256, (case, 32, 32, 3), dtype=torch.uint8)
     if who == PDFAST:
         detector = lite0.open_lite0(device)

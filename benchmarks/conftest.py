@@ -16,6 +16,8 @@ import pytest
 import torch
 from harness import PER_GRAPH, ROWS, capture, table
 
+from pdfast.distributed import memory
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="one round of the smallest shapes")
@@ -26,6 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[ROWS] = []
+    memory.keep_freed()  # as the command line does
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

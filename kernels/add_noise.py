@@ -202,7 +202,7 @@ def draw_indices(options: NoiseOptions, update: int, rows: Tensor | None = None)
     key, _ = _keys(o.seed, o.round_, o.fixed)
     number, of = torch.tensor(update), o.population if rows is None else len(rows)
     if of < 1:
-        raise ValueError("there are no images to draw from: set population, or pass rows")
+        raise ValueError("there are no images to draw from: population is 0, or rows is empty")
 
     if o.shuffled_by:
         drawn = _shuffled(number, o.shuffled_by, o.first, o.num, of, key)

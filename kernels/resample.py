@@ -35,7 +35,7 @@ def avg_pool2x2(x: Tensor) -> Tensor:
     Sums are float32 (float64 where x is float64) and rounded once. Differentiable at any order.
     PyTorch's own op runs where Triton does not, and where torch.compile or torch.export traces:
     torch.compile fuses it with its neighbours, and the programs that read exported graphs do not
-    know pdfast. Nothing is checked there.
+    know pdfast. Where they trace, nothing is checked.
 
     Args:
         x: Images (B, C, H, W), of any floating dtype; H and W are even.

@@ -81,8 +81,9 @@ def _of_tyro(text: str, args: Sequence[str], flags: list[Flag], word: str) -> st
     """Return tyro's error in pdfast's words, as far as it is known."""
     title, said, *more = [*RULE.split(text), ""]
     lines = said.splitlines()
-    if title.strip() == "Required options":
-        return _missing([line for line in lines if len(line) - len(line.lstrip()) == INDENT], word)
+    missing = [line for line in lines if len(line) - len(line.lstrip()) == INDENT]
+    if title.strip() == "Required options" and missing:
+        return _missing(missing, word)
     said = " ".join(line.strip() for line in lines if line.strip())
     said = re.sub(r"^Error parsing fields[\w.]*: | \(applied to [^)]*\)", "", said)
     for pattern, explained in SENTENCES.items():

@@ -102,7 +102,7 @@ def as_student(module: nn.Module, teacher: Model) -> Network:
     for name, (its, needed) in pairs.items():
         check(
             its == needed,
-            f"the student has {name} {its}, but the teacher's is {needed}: make it equal",
+            f"the student has {name} {its}, but must have {needed}, as the teacher's students do",
         )
     return module
 

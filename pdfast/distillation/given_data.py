@@ -32,7 +32,7 @@ def from_numbers(
     if not samples.is_floating_point():
         raise UsageError(
             f"data holds {str(samples.dtype).removeprefix('torch.')}, where floats are needed, of "
-            "about the scale of the noise: convert it (pictures: data.float() / 127.5 - 1)"
+            "about the scale of the noise: convert it (pictures: data / 127.5 - 1, as float32)"
         )
     if samples.ndim != len(wanted) or samples.shape[1:] != shape:
         raise UsageError(f"data must have shape {wanted_text}, not {tuple(samples.shape)}")
@@ -42,7 +42,8 @@ def from_numbers(
     if not samples.isfinite().all():
         bad = (~samples.flatten(1).isfinite().all(1)).nonzero()
         raise UsageError(
-            f"data holds numbers that are not finite in float32, in sample {int(bad[0])}: remove it"
+            f"data holds numbers that are not finite in float32, in sample {int(bad[0])}: "
+            "remove such samples"
         )
     images = to_floats(samples.reshape(len(samples), *image_shape))
     if not num_classes:

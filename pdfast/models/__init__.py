@@ -8,5 +8,4 @@
 - `outputs.py`, `images.py`: samples as tensors, arrays and pictures
 - `cuda_graph.py`, `captured.py`: CUDA graphs; `lanes.py`: batches sampled in parallel
 - `former_names.py`: names of version 0.1
-
 """

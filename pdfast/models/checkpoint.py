@@ -175,13 +175,16 @@ def load_model(
         both = name in weights and name in expected
         if not both or weights[name].shape != expected[name].shape:
             raise PdfastError(
-                f"{path / WEIGHTS} does not fit {CONFIG}: tensor {name}; put a whole copy of "
-                f"{path} in its place"
+                f"{path / WEIGHTS} does not fit {CONFIG}: tensor {name}; put a whole "
+                f"copy of {path} in its place"
             )
         dtype = weights[name].dtype
         if dtype not in stored or dtype != weights[min(weights)].dtype:
             asked = HALF if described.half else "float32 or float64"
-            raise PdfastError(f"{path / WEIGHTS} must hold {asked}, not {dtype}: tensor {name}")
+            raise PdfastError(
+                f"{path / WEIGHTS} must hold {asked}, not {dtype}: tensor {name}; put a whole "
+                f"copy of {path} in its place"
+            )
     if described.half:
         weights = {name: tensor.float() for name, tensor in weights.items()}
     _check_finite(path, weights)

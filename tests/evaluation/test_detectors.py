@@ -1,6 +1,7 @@
 """Detectors with a network: their features, and one-sentence errors."""
 
 import dataclasses
+import importlib
 import io
 import json
 import os
@@ -122,6 +123,19 @@ def test_features_do_not_depend_on_what_else_is_in_the_batch(weights, pictures, 
     assert torch.equal(two.logits[1:], one.logits)
 
 
+def test_features_are_those_of_a_plain_call():
+    """Calls of 16 channels-last images on a CPU change rounding alone."""
+    networks = importlib.import_module("efficientnet_lite_pytorch")
+    net = networks.EfficientNet.from_name(lite0.NAME, image_size=lite0.SIZE).eval()
+    images = torch.randint(0, 256, (20, 32, 32, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        plain = lite0.features(net, images.permute(0, 3, 1, 2).contiguous()).values
+    extract = network.batches(net, lite0.features, CPU)
+    found = torch.cat([extract(part).values for part in images.split(network.BATCH["cpu"])])
+    torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-5)
+    assert not torch.equal(found, plain)  # the layout differs
+
+
 def test_fd_lite0_grows_with_noise(monkeypatch):
     """With the real weights, which the package includes."""
     monkeypatch.setattr(lite0, "NEEDED", 2)
@@ -192,7 +206,7 @@ class _Harmful:
         ({"weight": torch.ones(2, 2)}, "another network than torch-fidelity's InceptionV3: its "
          r"Conv2d_1a_3x3.bn.bias is missing, not \(32,\)"),
         ("fc", r"its fc.weight is \(1000, 2048\), not \(1008, 2048\)"),
-        ("more", r"its aux is \(1,\), not known: name the file of"),
+        ("more", "it holds aux, which torch-fidelity's InceptionV3 does not have"),
         ("nan", "holds numbers that are not finite, in fc.bias"),
         ("cut", "cannot be read as weights"),
     ],

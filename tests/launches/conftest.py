@@ -17,11 +17,14 @@ OWN_PROCESS = os.environ.get("CUDA_VISIBLE_DEVICES") == "" and not runtime.INTER
 
 def pytest_ignore_collect(config: pytest.Config) -> bool | None:
     """Leave these tests out unless they alone are named."""
-    paths = [Path(argument.partition("::")[0]).resolve() for argument in config.args]
-    if not all(path.is_relative_to(Path(__file__).parent) for path in paths):
+    start, here = config.invocation_params.dir, Path(__file__).resolve().parent
+    paths = [(start / argument.partition("::")[0]).resolve() for argument in config.args]
+    if not all(path.is_relative_to(here) for path in paths):
         return True
     if not OWN_PROCESS:
-        raise pytest.UsageError("tests/launches need a process without GPUs: CUDA_VISIBLE_DEVICES=")
+        raise pytest.UsageError(
+            "tests/launches need CUDA_VISIBLE_DEVICES to be empty, and TRITON_INTERPRET not to be 1"
+        )
     return None if runtime.HAVE_TRITON else True
 
 

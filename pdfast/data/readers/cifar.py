@@ -23,6 +23,7 @@ from pdfast.data.readers.reading import (
     allocate,
     check_number,
     check_shape,
+    unreadable,
 )
 from pdfast.data.readers.registry import Reader, register
 from pdfast.data.readers.tars import Member, Stream, exactly, members, opened
@@ -119,9 +120,7 @@ def read(path: Path, wanted: Wanted) -> Arrays:
     except UsageError:
         raise
     except UNREADABLE as error:
-        raise UsageError(
-            f"{path} is not a readable CIFAR archive ({error}): download it again"
-        ) from None
+        raise unreadable(path, "CIFAR archive", error, "download it again") from None
     for k, name in enumerate(layout.names):
         if k not in labels:
             raise UsageError(f"{path} has no {name}: download it again")

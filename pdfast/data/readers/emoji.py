@@ -17,9 +17,8 @@ from typing import BinaryIO
 import numpy as np
 
 from pdfast.data.readers.pictures import Pictures
-from pdfast.data.readers.reading import UNREADABLE, listen
+from pdfast.data.readers.reading import UNREADABLE, listen, unreadable
 from pdfast.data.readers.registry import Reader, register
-from pdfast.errors import UsageError
 
 PREFIX = "emoji:"
 MAX_FILE = 2**26  # bytes; Noto Color Emoji has 11 million
@@ -50,12 +49,8 @@ def find(source: str) -> Pictures:
                 raise ValueError(f"it has no table {tag}, which holds the pictures of a font")
         toned = _toned(tables)
         found = [(k, png) for k, png in _glyphs(tables["CBLC"], tables["CBDT"]) if k not in toned]
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
     except UNREADABLE as error:
-        raise UsageError(
-            f"{path} is not a readable emoji font ({error}): name another font"
-        ) from None
+        raise unreadable(path, "emoji font", error, "name another font") from None
     return Pictures(len(found), lambda start: _files(path, found[start:]), paths=lambda: [path])
 
 

@@ -21,6 +21,7 @@ from pdfast.data.readers.reading import (
     allocate,
     check_shape,
     fill,
+    unreadable,
 )
 from pdfast.data.readers.registry import Reader, register
 from pdfast.errors import UsageError
@@ -147,9 +148,7 @@ def _open(path: Path, ndim: int) -> Iterator[tuple[tuple[int, ...], Callable[[in
     except UsageError:
         raise
     except UNREADABLE as error:
-        raise UsageError(
-            f"{path} is not a readable IDX file ({error}): download it again"
-        ) from None
+        raise unreadable(path, "IDX file", error, "download it again") from None
 
 
 def _images(source: str) -> Path:

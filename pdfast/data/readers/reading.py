@@ -4,6 +4,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -30,6 +31,20 @@ UNREADABLE = (
     struct.error,
     zlib.error,
 )
+
+
+def unreadable(path: Path, kind: str, error: Exception, fix: str) -> UsageError:
+    """Return the error for a file that cannot be read, or is not what it claims to be.
+
+    Args:
+        path: The file.
+        kind: What it claims to be, such as "IDX file".
+        error: One of `UNREADABLE`, or zipfile.BadZipFile.
+        fix: What to do about a damaged file.
+    """
+    if isinstance(error, OSError) and error.strerror:  # of the file system
+        return UsageError(f"{path} cannot be read: {error.strerror}")
+    return UsageError(f"{path} is not a readable {kind} ({error}): {fix}")
 
 
 class LeftOut:

@@ -25,7 +25,7 @@ from typing import BinaryIO, NamedTuple
 from pdfast.data.readers import cifar, shard_labels, tree
 from pdfast.data.readers.members import is_picture
 from pdfast.data.readers.pictures import MAX_BYTES, SUFFIXES, Pictures
-from pdfast.data.readers.reading import UNREADABLE, LeftOut, Wanted
+from pdfast.data.readers.reading import UNREADABLE, LeftOut, Wanted, unreadable
 from pdfast.data.readers.registry import Reader, register
 from pdfast.data.readers.shard_labels import Labels, Said
 from pdfast.data.readers.tars import Stream, exactly, members, opened
@@ -65,10 +65,10 @@ def named(source: str) -> list[Path] | None:
     if match is None:
         return None
     before, first, last, after = match.groups()
-    if not 0 <= int(last) - int(first) < MAX_SHARDS:
-        raise UsageError(
-            f"{source} names no shards, or more than {MAX_SHARDS:,}: write FIRST..LAST"
-        )
+    if int(last) < int(first):
+        raise UsageError(f"{source} names no shards: write the smaller number first")
+    if int(last) - int(first) >= MAX_SHARDS:
+        raise UsageError(f"{source} names more than {MAX_SHARDS:,} shards: name fewer")
     paths = [Path(f"{before}{k:0{len(first)}}{after}") for k in range(int(first), int(last) + 1)]
     for path in paths:
         if not path.is_file():
@@ -289,7 +289,7 @@ def _reading(path: Path) -> Iterator[Stream]:
     except UsageError:
         raise
     except UNREADABLE as error:
-        raise UsageError(f"{path} is not a readable tar shard ({error}): make it again") from None
+        raise unreadable(path, "tar shard", error, "make or download it again") from None
 
 
 # ------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from pdfast.data.readers.reading import MAX_RATIO, UNREADABLE
+from pdfast.data.readers.reading import MAX_RATIO, UNREADABLE, unreadable
 from pdfast.errors import UsageError
 
 
@@ -53,7 +53,7 @@ def open_zip(path: Path, kind: str, most: int) -> Iterator[zipfile.ZipFile]:
     except UsageError:
         raise
     except (*UNREADABLE, zipfile.BadZipFile) as error:
-        raise UsageError(f"{path} is not a readable {kind} ({error}): make it again") from None
+        raise unreadable(path, kind, error, "make or download it again") from None
 
 
 def open_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, called: str) -> IO[bytes]:

@@ -39,9 +39,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise UsageError(f"eval.detector: {path} cannot be read: {files.reason(error)}") from None
     if not there:
-        raise UsageError(
-            f"eval.detector: there is no weights file {path}: correct the path, or pass inception"
-        )
+        raise UsageError(f"eval.detector: there is no weights file {path}: correct the path")
     try:
         with warnings.catch_warnings(action="ignore"):  # the error below says more
             state = torch.load(path, map_location="cpu", weights_only=True)
@@ -91,10 +89,11 @@ def fill(net: nn.Module, state: Mapping[str, Tensor], path: Path, what: str) -> 
     for name in sorted(expected.keys() | given.keys()):
         shapes = [str(tuple(t[name].shape)) if name in t else "" for t in (given, expected)]
         if shapes[0] != shapes[1]:
+            its = f"its {name[:100]} is {shapes[0] or 'missing'}, not {shapes[1]}"
+            its = its if shapes[1] else f"it holds {name[:100]}, which {what} does not have"
             raise UsageError(
-                f"eval.detector: {path} holds the weights of another network than {what}: its "
-                f"{name[:100]} is {shapes[0] or 'missing'}, not {shapes[1] or 'known'}: name the "
-                f"file of {what}"
+                f"eval.detector: {path} holds the weights of another network than {what} ({its}): "
+                "put the right file in its place"
             )
     nn.Module.load_state_dict(net, given, strict=False)
 

@@ -310,7 +310,10 @@ def _filled(
         match = OLD.fullmatch(name)
         new = f"{match[1]}.{NEW[match[2]]}.{match[3]}" if match else name
         if new in weights:
-            raise PdfastError(f"{pipeline.weights.file} holds {new} twice, by its old name too")
+            raise PdfastError(
+                f"{pipeline.weights.file} holds {new} twice, by its old name too: save the "
+                "pipeline with the present diffusers"
+            )
         weights[new] = value
     shapes = {name: value.shape for name, value in _named(model)}
     if cfg.num_classes:

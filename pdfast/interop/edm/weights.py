@@ -94,7 +94,8 @@ def _check_shapes(path: Path, given: dict[str, Tensor], layers: dict[str, Layer]
             wrong = "which must hold finite floats"
         if wrong:
             raise PdfastError(
-                f"{path} does not fit its own arguments: tensor {name[:200]}, {wrong}"
+                f"{path} does not fit its own arguments: tensor {name[:200]}, {wrong}; download "
+                "the file again"
             )
 
 

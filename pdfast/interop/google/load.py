@@ -155,7 +155,9 @@ def _read(path: Path, views: dict[str, Tensor]) -> tuple[dict[str, int | None], 
             continue
         name = name.removeprefix(f"{PARAMS}/")
         if name in shapes:
-            raise PdfastError(f"{path} holds the parameter {name} twice")
+            raise PdfastError(
+                f"{path} holds the parameter {name} twice: put a whole copy in its place"
+            )
         if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
             kind = leaf.dtype if isinstance(leaf, Tensor) else type(leaf).__name__
             raise PdfastError(f"{path}: {name} is {kind}, where an array of floats is expected")

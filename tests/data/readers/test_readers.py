@@ -1,9 +1,11 @@
 """Readers of data sets: each published layout is read, and harmful files are refused."""
 
+import gzip
 import io
 import struct
 import warnings
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +19,15 @@ from pdfast.data.readers import pictures as decoders
 from pdfast.data.sources import count
 from pdfast.distributed import memory, signals
 from pdfast.errors import Stopped, UsageError
+
+
+def test_errors_of_the_file_system_are_not_called_damage():
+    path, fix = Path("a.gz"), "make it again"
+    said = reading.unreadable(path, "IDX file", PermissionError(13, "Permission denied"), fix)
+    assert str(said) == "a.gz cannot be read: Permission denied"
+    said = reading.unreadable(path, "IDX file", gzip.BadGzipFile("Not a gzipped file"), fix)
+    assert str(said) == "a.gz is not a readable IDX file (Not a gzipped file): make it again"
+
 
 # ------------------------------------------------------------------------------------------
 # npz
