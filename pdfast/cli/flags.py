@@ -122,7 +122,7 @@ def help_text(kind: type, name: str) -> str:
 def _docstrings(cls: type) -> Mapping[str, str]:
     """Return the docstrings below the fields of a class, without those of its bases.
 
-    There are none where the source is not installed.
+    Without the installed source there is no docstring to return.
     """
     try:
         source = inspect.getsource(cls)

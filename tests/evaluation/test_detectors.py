@@ -203,7 +203,7 @@ class _Harmful:
         ([torch.ones(2)], "is not a state dict"),
         ({"a": 3}, "is not a state dict"),
         (_Harmful(), "cannot be read as weights"),
-        ({"weight": torch.ones(2, 2)}, "another network than torch-fidelity's InceptionV3: its "
+        ({"weight": torch.ones(2, 2)}, "another network than torch-fidelity's InceptionV3 .its "
          r"Conv2d_1a_3x3.bn.bias is missing, not \(32,\)"),
         ("fc", r"its fc.weight is \(1000, 2048\), not \(1008, 2048\)"),
         ("more", "it holds aux, which torch-fidelity's InceptionV3 does not have"),

@@ -291,7 +291,7 @@ def test_some_images_are_drawn_as_a_set_of_them_alone_would_be():
 
 @pytest.mark.parametrize("rows", [None, torch.tensor([], dtype=torch.int64)])
 def test_nothing_is_drawn_from_nothing(rows):
-    options = NoiseOptions(seed=7, num=4, population=9 if rows is not None else 0)
+    options = NoiseOptions(seed=7, round_=3, num=4, population=9 if rows is not None else 0)
     with pytest.raises(ValueError, match="there are no images to draw from"):
         draw_indices(options, 1, rows)
 

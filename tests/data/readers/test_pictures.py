@@ -213,7 +213,8 @@ def test_shards(tmp_path):
     assert len(load(train, GREY)) == 9
     refused(train, "a.jpg has no label (.cls), as others have: label all or none", name="010.tar")
     refused(train / "{008..011}.tar", "011.tar, of ", name="{008..011}.tar, does not exist")
-    refused(train / "{3..2}.tar", "names no shards, or more than 100,000")
+    refused(train / "{3..2}.tar", "names no shards: write the smaller number first")
+    refused(train / "{000000..100000}.tar", "names more than 100,000 shards: name fewer")
     (train / "birds").mkdir()
     (train / "birds" / "a.png").write_bytes(PNGS[0])
     refused(train, "holds both images and tar shards, such as 008.tar: keep them apart", GREY)
