@@ -1,5 +1,6 @@
 """The examples, run as a user would: by the commands of examples/README.md."""
 
+import dataclasses
 import importlib.util
 import io
 import json
@@ -163,7 +164,10 @@ def test_own_pictures(photos, monkeypatch, handlers):
 def test_own_pictures_is_the_config_of_small_pictures(photos, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["own_pictures.py", "photos"])
     module = imported("own_pictures")
-    assert module.settings(module.parsed()) == pdfast.load_config("pictures16")
+    config = pdfast.load_config("pictures16")
+    assert config.data.source == ""  # a forgotten --data.source is refused
+    named = dataclasses.replace(config.data, source="photos")
+    assert module.settings(module.parsed()) == dataclasses.replace(config, data=named)
 
 
 @pytest.mark.parametrize(

@@ -155,6 +155,8 @@ def suggestion(wrong: str, flags: Iterable[Flag], word: str) -> str:
     shown: dict[str, str] = {}  # the form to suggest, by each form
     for flag in flags:
         shown |= {name: name if name == flag.negative else flag.name for name in flag.names()}
+    if wrong == "--data" and "--data.source" in shown:
+        return "--data.source"
     prefix, _, last = wrong.removeprefix("--").replace("_", "-").rpartition(".")
     prefixes = {_parts(name)[0] for name in shown} - {""}
     if prefix and prefix not in prefixes:

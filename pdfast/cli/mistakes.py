@@ -67,10 +67,26 @@ def _unknown(flags: list[Flag], args: Sequence[str], word: str) -> str:
     wrong = [name for name in dict.fromkeys(names) if name.replace("_", "-") not in known]
     if not wrong:
         return ""
-    meant = dict.fromkeys(filter(None, (suggestion(name, flags, word) for name in wrong)))
+    meant = dict.fromkeys(filter(None, (_meant(name, flags, word) for name in wrong)))
     guess = f"; did you mean {' and '.join(meant)}?" if meant else " (see --help)"
     are = "is no option" if len(wrong) == 1 else "are no options"
     return f"{' and '.join(wrong)} {are} of pdfast {word}{guess}"
+
+
+def _meant(wrong: str, flags: list[Flag], word: str) -> str:
+    """Return the flags that a wrong one may mean, joined by "or": one, or the same key's of others.
+
+    `--lr` may be that of the teacher, `--train.lr`, or that of the rounds, `--distill.lr`.
+    """
+    first = suggestion(wrong, flags, word)
+    table, _, key = first.removeprefix("--").rpartition(".")
+    same = [f"--{other}.{key}" for other in ("train", "distill") if other != table]
+    found = [name for name in same if any(flag.name == name for flag in flags)]
+    return (
+        " or ".join([first, *found])
+        if table in ("train", "distill") and "." not in wrong
+        else first
+    )
 
 
 # ------------------------------------------------------------------------------------------
@@ -99,7 +115,7 @@ def _missing(lines: list[str], word: str) -> str:
     """Name the required arguments that are missing."""
     *most, last = [line.strip() for line in lines]
     needed = f"{', '.join(most)} and {last}" if most else last
-    return f"pdfast {word} needs {needed} (see --help)"
+    return f"{word} needs {needed} (see pdfast {word} --help)"
 
 
 def _typed(names: str, args: Sequence[str]) -> str:

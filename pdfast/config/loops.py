@@ -12,8 +12,8 @@ from pdfast.config.formats import Since
 from pdfast.config.names import LOSS_WEIGHTS, First, LossKind, LossWeight, Second
 from pdfast.config.serialization import check
 
-_WEIGHTS = "Weight of the loss by noise level: on ||x - x-hat||^2 it is {}.".format(
-    ", ".join(terms.on_x() for terms in LOSS_WEIGHTS.values())
+_WEIGHTS = "Weight of the loss by noise level, on ||x - x-hat||^2: {}.".format(
+    ", ".join(f"{name} {terms.on_x()}" for name, terms in LOSS_WEIGHTS.items())
 )
 
 # Bounds beyond any sensible config, so that no config can make pdfast hang or overflow.

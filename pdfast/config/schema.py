@@ -270,7 +270,7 @@ def check_trainable(config: Config) -> None:
     check(
         config.model.schedule == "cosine",
         f"model.schedule {config.model.schedule} is only for distilling a teacher that has it: "
-        "pass that to pdfast distill with --teacher (to train a teacher here, set it to cosine)",
+        "pass that teacher by --teacher (to train one here, set model.schedule to cosine)",
     )
 
 

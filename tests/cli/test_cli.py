@@ -69,7 +69,7 @@ def fails(capsys, expected_code, message, *args):
         ),
         (["distill", "--teacher", "nowhere"], "there is no model directory"),
         (["distill", "--teacher", "nowhere", "--dry-run"], "there is no model directory"),
-        (["sample"], "pdfast sample needs MODEL (see --help)"),
+        (["sample"], "sample needs MODEL (see pdfast sample --help)"),
         (["sample", "nowhere"], "there is no model directory nowhere"),
         (["eval", "nowhere"], "there is no model or run directory nowhere"),
         (["compare", "nowhere", "elsewhere"], "nowhere"),

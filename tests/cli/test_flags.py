@@ -64,6 +64,8 @@ def test_a_help_text_is_one_paragraph(capsys, monkeypatch, command):
         ("train", "--distill.lrr", "--distill.lr"),
         ("distill", "--distill.update", "--distill.updates"),
         ("train", "--lr", "--train.lr"),
+        ("distill", "--data", "--data.source"),
+        ("eval", "--data", "--data.source"),
         ("distill", "--lr", "--distill.lr"),
         ("train", "--batch", "--train.batch"),
         ("distill", "--batch", "--distill.batch"),
@@ -95,6 +97,14 @@ def test_which_flag_is_meant(command, wrong, meant):
             "train --train.lrr 3 --model.chh=4",
             "--train.lrr and --model.chh are no options of pdfast train; did you mean --train.lr "
             "and --model.ch?",
+        ),
+        (
+            "distill --lr 1",
+            "--lr is no option of pdfast distill; did you mean --distill.lr or --train.lr?",
+        ),
+        (
+            "distill --train.lrr 1",
+            "--train.lrr is no option of pdfast distill; did you mean --train.lr?",
         ),
         ("distill --frobnicate", "--frobnicate is no option of pdfast distill"),
         ("--verison", "no command before --verison; did you mean --version? (commands: train, "),
@@ -134,10 +144,13 @@ def test_which_flag_is_meant(command, wrong, meant):
         ("data p --size 8 --out o --resize foo", "--resize cannot be 'foo' (choices: "),
         ("train a b c", "a and b and c are no arguments of pdfast train (see --help)"),
         ("train extra a.toml", "of pdfast train; did you mean --config a.toml?"),
-        ("data photos extra", "pdfast data needs --out PATH and --size INT (see --help)"),
-        ("stats --out o", "pdfast stats needs SOURCE (see --help)"),
-        ("data photos", "pdfast data needs --out PATH and --size INT (see --help)"),
-        ("export", "pdfast export needs MODEL, --to {diffusers,onnx} and --out PATH (see --help)"),
+        ("data photos extra", "data needs --out PATH and --size INT (see pdfast data --help)"),
+        ("stats --out o", "stats needs SOURCE (see pdfast stats --help)"),
+        ("data photos", "data needs --out PATH and --size INT (see pdfast data --help)"),
+        (
+            "export",
+            "export needs MODEL, --to {diffusers,onnx} and --out PATH (see pdfast export --help)",
+        ),
     ],
 )
 def test_what_is_wrong_in_one_sentence(args, message):
@@ -150,7 +163,7 @@ def test_what_is_wrong_in_one_sentence(args, message):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["sample"], "pdfast: pdfast sample needs MODEL (see --help)\n"),
+        (["sample"], "pdfast: sample needs MODEL (see pdfast sample --help)\n"),
         (
             ["train", "--seed", "long " * 30],
             f"pdfast: --seed must be a whole number, not '{'long ' * 30}'\n",

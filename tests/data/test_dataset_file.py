@@ -178,7 +178,7 @@ def test_what_is_wrong_is_one_sentence(capsys, tmp_path):
     np.savez(tmp_path / "flat.npz", images=images[:, :0])
     np.savez(tmp_path / "four.npz", images=np.repeat(images, 4, 3))
     fails("--size must be in 1 .. 65536", "digits", "--size", 0, "--out", out)
-    fails("pdfast data needs --size INT", "digits", "--out", out)
+    fails("data needs --size INT", "digits", "--out", out)
     fails("--channels cannot be '2' (choices: 0, 1, 3)", "digits", "--channels", 2)
     fails("must be an .npz", "digits", "--size", 8, "--out", tmp_path / "a.zip")
     fails("no data: name a folder of images, or a file of them", "", "--size", 8, "--out", out)

@@ -500,7 +500,7 @@ def test_a_schedule_by_betas_is_not_trained_with(tmp_path, data, capsys):
         assert main(args_now) == 2
         said = capsys.readouterr().err
         assert "model.schedule linear is only for distilling a teacher that has it: pass" in said
-        assert "with --teacher" in said
+        assert "pass that teacher by --teacher (to train one here, set" in said
     assert not (tmp_path / "run").exists()
 
 

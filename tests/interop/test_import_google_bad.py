@@ -264,7 +264,7 @@ def test_command_line(write_state, tmp_path, capsys, monkeypatch):
     fails("--config is missing: the file does not describe its network", config=None)
     fails("cannot tell which library wrote", **{"from": None})
     fails("--from cannot be 'x' (choices: diffusers, edm, google)", **{"from": "x"})
-    fails("pdfast import needs --out PATH", out=None)
+    fails("import needs --out PATH", out=None)
     fails("does not exist", source=tmp_path / "absent")
     fails("is a folder, not a file", source=tmp_path)
     fails("copy it here first, with gsutil cp", source="gs://bucket/x")
