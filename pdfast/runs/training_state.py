@@ -216,6 +216,9 @@ def _check(
         )
 
 
+UPDATES = "updates "  # begins the phrase for a round's updates
+
+
 def differences(
     before: Config, now: Config, begun: Sequence[int], by_digest: bool = False
 ) -> list[str]:
@@ -241,8 +244,15 @@ def differences(
         then = _of_round(before.distill, steps)
         old |= then
         new |= then | _of_round(now.distill, steps)
-    if begun:  # compared per round above
-        del old["distill.updates"], new["distill.updates"]
+    if begun:
+        counts = [key for key in old if key.startswith(UPDATES)]
+        one_key = before.distill.round_updates == now.distill.round_updates
+        one_key &= before.distill.updates != now.distill.updates
+        if one_key and any(old[key] != new[key] for key in counts):
+            for key in counts:  # all of them follow from the one key that was changed
+                del old[key], new[key]
+        else:  # compared per round
+            del old["distill.updates"], new["distill.updates"]
     return [
         f"{key} {_shown(value)} (now {_shown(new[key])})"
         for key, value in old.items()
@@ -255,7 +265,7 @@ def _of_round(distill: DistillConfig, steps: int) -> dict[str, Any]:
     if steps < distill.plan[-1]:
         return {}
     of = f"of the {steps}-step round"
-    found: dict[str, Any] = {f"updates {of}": distill.updates_of(steps)}
+    found: dict[str, Any] = {f"{UPDATES}{of}": distill.updates_of(steps)}
     if steps == distill.start_steps:
         return found
     begins = steps * distill.merged(steps) if steps in distill.plan else 0

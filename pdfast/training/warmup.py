@@ -21,9 +21,14 @@ def distill_notes(config: Config) -> list[str]:
     if cfg.fit_updates and (note := _note(cfg.loop_of(cfg.start_steps), "distill.fit_lr")):
         notes.append(f"the first fit: {note}")
     rounds = [cfg.loop_of(steps) for steps in cfg.plan if steps <= FEW_STEPS]
+    which = (
+        "all rounds"
+        if len(rounds) == len(cfg.plan)
+        else f"all rounds to {FEW_STEPS} steps or fewer"
+    )
     longest = max(rounds, key=lambda loop: loop.updates, default=None)
     if longest is not None and (note := _note(longest, "distill.lr")):
-        notes.append(f"all rounds to {FEW_STEPS} steps or fewer: {note}")
+        notes.append(f"{which}: {note}")
     return notes
 
 

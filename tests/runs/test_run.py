@@ -263,6 +263,9 @@ def test_updates_of_rounds_not_begun_may_change(straight, tiny, tmp_path):
 
     with pytest.raises(UsageError, match=r"updates of the 4-step round 6 \(now 9\)"):
         pdfast.distill(with_updates((4, 9)), out=copy, quiet=True)
+    more = dataclasses.replace(tiny, distill=dataclasses.replace(tiny.distill, updates=9))
+    with pytest.raises(UsageError, match=r"was started with distill\.updates 6 \(now 9\): to"):
+        pdfast.distill(more, out=copy, quiet=True)
     assert pdfast.distill(with_updates((1, 3)), out=copy, quiet=True).steps == 1
 
 

@@ -35,6 +35,9 @@ def test_rounds_to_few_steps_are_told_of_where_none_is_longer_than_the_warmup(ti
     config = changed(tiny, distill={"warmup": 6})  # 6 updates to 4 steps, 12 to 2 steps
     assert warmup.distill_notes(config) == []
     (note,) = warmup.distill_notes(changed(config, distill={"warmup": 13}))
+    assert note.startswith("all rounds: distill.warmup 13 is not shorter than")
+    some = changed(config, distill={"warmup": 13, "start_steps": 64})  # to 32 and 16 steps
+    (note,) = warmup.distill_notes(some)
     assert note.startswith("all rounds to 16 steps or fewer: distill.warmup 13 is not shorter than")
     many = changed(config, distill={"warmup": 13, "start_steps": 8192})
     assert warmup.distill_notes(many) == []  # to 4096 and 2048 steps
