@@ -133,6 +133,7 @@ def _stray(stray: list[str], flags: list[Flag], word: str) -> str:
     return f"{' and '.join(stray)} {are} of pdfast {word}{guess}"
 
 
+# Each takes the match of a pattern below, and tyro's help of the flag.
 def _no_choice(found: re.Match[str], more: str) -> str:
     choices = sorted({*re.findall(r"'([^']*)'", found["listed"])} - {"None"})
     guess = nearest(found["given"], choices)
@@ -169,4 +170,4 @@ SENTENCES: dict[str, Callable[[re.Match[str], str], str]] = {
     OF_FLAG + r"Could not find valid parse for arguments: \[(?P<given>.*)\]": _no_list,
     r"Missing value for argument '(?P<flag>\S+)'\. Expected 1 values\.": _no_value,
 }
-"""What to say of a flag, by the pattern of a sentence of tyro's (1.0.17); `more` is its help."""
+"""Messages about a flag, by the pattern of tyro's sentence (tyro 1.0.17)."""
