@@ -6,6 +6,7 @@ hold the network's configuration, so a config's [model] must give it.
 """
 
 import dataclasses
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -165,8 +166,8 @@ def _read(path: Path, views: dict[str, Tensor]) -> tuple[dict[str, int | None], 
         if name in views and views[name].numel() == leaf.numel():
             views[name].copy_(leaf.reshape(views[name].shape))
     if len(set(file.keys)) < len(file.keys):
-        twice = next(key for key in file.keys if file.keys.count(key) > 1)
-        raise PdfastError(f"{path} has its key {twice} twice: put a whole copy in its place")
+        twice, _ = Counter(file.keys).most_common(1)[0]
+        raise PdfastError(f"{path} has its key {twice[:100]} twice: put a whole copy in its place")
     if PARAMS not in file.keys:
         raise PdfastError(
             f"{path} has no {PARAMS}, so it is no training state of the authors' code "
